@@ -1,0 +1,1 @@
+"""Everything Reprise does without ComfyUI. Never imports `comfy` or `nodes/`."""

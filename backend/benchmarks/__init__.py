@@ -1,0 +1,1 @@
+"""Evaluations with confidence intervals, and performance ratios."""

@@ -1,0 +1,234 @@
+"""How much better the chain makes pictures on ShapeWorld's held-out prompts, step by step.
+
+Rows, each the share of strictly right pictures by the detector:
+terse; template; rewriter (one sample); + best of N, full; + best of N, pruned; + reflection; and the
+oracle, whose prompt spells out a layout drawn from the metadata.
+
+Rows from "best of N" on select with the same detector that measures: they are labelled "oracle judge".
+The full and the pruned row come from one rendering of all candidates, previews included: the pruned
+row applies the schedule to the previews' scores. That survivors are the same pictures either way is
+an invariant with its own tests; `reprise bench parm` times the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput
+from ..interfaces import Renderer, Reward, Rewriter
+from ..judging import image_scores
+from ..search.best_of_n import SearchResult, best_of, search
+from ..search.parm import Halving, Schedule, schedule_from
+from ..search.reflection import reflect
+from ..shapeworld.captions import spelled_out
+from ..shapeworld.prompts import TASKS, PromptCase, layout, sample_prompts
+from ..types import Candidate, Job
+from .statistics import task_intervals
+
+SEED_STRIDE = 100_000  # between repetitions; far more than one search can use
+BATCH = 32  # (prompt, seed) pairs drawn at once where nothing is searched
+
+Result = dict[str, Any]  # {"method", "prompt", "seed", "right", "rows", "calls"}
+
+
+class Recording:
+    """A schedule that looks when `schedule` looks and lets every candidate go on."""
+
+    def __init__(self, schedule: Schedule):
+        self.looks = schedule.looks
+
+    def keep(self, step: int, scores: dict[int, float]) -> list[int]:
+        return list(scores)
+
+
+def replay(candidates: Sequence[Candidate], schedule: Schedule) -> list[int | None]:
+    """What `schedule` would have pruned, from recorded preview scores: the step per candidate, or None."""
+    pruned: list[int | None] = [None] * len(candidates)
+    for step in sorted(schedule.looks):
+        alive = {i: candidates[i].preview_scores[step] for i, at in enumerate(pruned) if at is None}
+        kept = set(schedule.keep(step, alive))
+        for i in alive:
+            if i not in kept:
+                pruned[i] = step
+    return pruned
+
+
+def replayed_rows(pruned: Sequence[int | None], steps: int, rows_each: float) -> float:
+    """Denoiser rows of a search with these prune steps; `rows_each` is rows per candidate and step."""
+    return rows_each * sum(steps if at is None else at for at in pruned)
+
+
+class Evaluation:
+    """One run: the roles, the settings, and the results so far, kept in `partial.jsonl`."""
+
+    def __init__(self, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judge: Reward, *,
+                 best_of: int, prune: str, rounds: int, variants: int, seed: int,
+                 kept: Path | None = None, tell: Callable[[str, int, int], None] | None = None):
+        self.rewriter, self.template, self.renderer, self.judge = rewriter, template, renderer, judge
+        self.best_of, self.prune, self.rounds = best_of, prune, rounds
+        self.variants, self.seed, self.tell = variants, seed, tell
+        self.kept = kept
+        self.results: list[Result] = []
+        if kept and kept.exists():
+            self.results = [json.loads(line) for line in kept.read_text().splitlines()]
+        self.done = {(r["method"], r["prompt"], r["seed"]) for r in self.results}
+
+    def run(self, cases: Sequence[PromptCase], seeds: int) -> list[Result]:
+        bases = [self.seed + repetition * SEED_STRIDE for repetition in range(seeds)]
+        pairs = [(case, base) for base in bases for case in cases]
+        self.singles("terse", pairs, lambda case, base: case.prompt)
+        self.singles("template", pairs, lambda case, base: self.template.rewrite([case.prompt])[0][0].prompt)
+        self.singles("spelled-out oracle", pairs, _spelled)
+        self.chain(pairs)
+        return self.results
+
+    def singles(self, method: str, pairs: Sequence[tuple[PromptCase, int]], text) -> None:
+        """One picture per prompt and seed, many drawn at once."""
+        import torch
+
+        todo = [(c, base) for c, base in pairs if (method, c.prompt, base) not in self.done]
+        for start in range(0, len(todo), BATCH):
+            part = todo[start : start + BATCH]
+            drawn = self.renderer.render([Job(text(case, base), base) for case, base in part])
+            images = torch.stack([image for image in drawn.images if image is not None])
+            scores = image_scores(self.judge, images, [case.prompt for case, _ in part])
+            rows = drawn.denoiser_rows_full / len(part)
+            self.keep(_result(method, case, base, score, rows, 0)
+                      for (case, base), score in zip(part, scores, strict=True))  # fmt: skip
+            self._progress(method, start + len(part), len(todo))
+
+    def chain(self, pairs: Sequence[tuple[PromptCase, int]]) -> None:
+        """Rewriter, best of N full and pruned, reflection: from one search per prompt and seed."""
+        names = self.chain_methods()
+        todo = [(c, base) for c, base in pairs if (names[-1], c.prompt, base) not in self.done]
+        schedule = schedule_from(self.prune, self.best_of, self.renderer.steps)
+        for number, (case, base) in enumerate(todo, start=1):
+            rewrites = self.rewriter.rewrite([case.prompt], self.variants, seed=base)[0]
+            full = search(self.renderer, self.judge, case.prompt, [r.prompt for r in rewrites],
+                          n=self.best_of, seed=base, schedule=Recording(schedule))  # fmt: skip
+            steps, n = self.renderer.steps, self.best_of
+            rows_each = full.cost.denoiser_rows_full / (steps * n)
+            pruned_at = replay(full.candidates, schedule)
+            # What a pruned run would leave: nothing of a candidate after its last look.
+            left = [c if at is None else replace(c, image=None, score=None, pruned_at=at)
+                    for c, at in zip(full.candidates, pruned_at, strict=True)]  # fmt: skip
+            looked = sum(at is None or step <= at for c, at in zip(left, pruned_at, strict=True)
+                         for step in c.preview_scores)  # fmt: skip
+            calls_pruned = looked + pruned_at.count(None)
+            pruned = SearchResult(left, best_of(left, self.judge), full.cost)
+            pruned_rows = replayed_rows(pruned_at, steps, rows_each)
+            mended = reflect(
+                pruned, case.prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
+                rounds=self.rounds, n=n, seed=base, variants=self.variants,
+                schedule=lambda n: schedule_from(self.prune, n, steps),
+            )  # fmt: skip
+            score = [full.candidates[0].score, full.candidates[full.best].score,
+                     full.candidates[pruned.best].score, mended.candidates[mended.best].score]  # fmt: skip
+            rows = [rows_each * steps, rows_each * steps * n, pruned_rows, pruned_rows + mended.cost.denoiser_rows]
+            calls = [0, n, calls_pruned, calls_pruned + mended.cost.judge_calls]
+            self.keep(_result(name, case, base, s, r, c)
+                      for name, s, r, c in zip(names, score, rows, calls, strict=True))  # fmt: skip
+            self._progress("chain", number, len(todo))
+
+    def chain_methods(self) -> list[str]:
+        return ["rewriter", f"+ best of {self.best_of}, full", f"+ best of {self.best_of}, pruned", "+ reflection"]
+
+    def keep(self, results: Iterable[Result]) -> None:
+        """Remember results; on disk at once, one line each, so that a stopped run goes on."""
+        fresh = list(results)
+        self.results += fresh
+        if self.kept:
+            with self.kept.open("a") as lines:
+                lines.write("".join(json.dumps(r) + "\n" for r in fresh))
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        if self.tell:
+            self.tell(stage, done, total)
+
+
+def _spelled(case: PromptCase, base: int) -> str:
+    return spelled_out(layout(case, random.Random(f"{case.prompt} {base}")))
+
+
+def _result(method: str, case: PromptCase, seed: int, score: float | None, rows: float, calls: int) -> Result:
+    assert score is not None
+    # ShapeWorldSoft is above .5 exactly where the strict verdict is "right".
+    return {"method": method, "prompt": case.prompt, "task": case.task, "seed": seed,
+            "right": score > 0.5, "rows": rows, "calls": calls}  # fmt: skip
+
+
+def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judge: Reward,
+             per_task: int = 66, seeds: int = 4, best_of: int = 8, prune: str = "halving",
+             rounds: int = 2, variants: int = 4, seed: int = 0, split: str = "held-out",
+             kept: Path | None = None, tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+    """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
+
+    `per_task` prompts of each task (fewer where a task has fewer), `seeds` repetitions each. `judge`
+    must be a ShapeWorld reward. `kept` holds results between a stop and the next call.
+    """
+    for name, value in (("per-task", per_task), ("seeds", seeds), ("best-of", best_of), ("variants", variants)):
+        if value < 1:
+            raise BadInput(f"--{name} must be at least 1, got {value}")
+    cases = sample_prompts(split, per_task, seed)
+    settings = {
+        "split": split, "prompts": len(cases), "seeds": seeds, "best_of": best_of, "prune": prune,
+        "rounds": rounds, "variants": min(variants, best_of), "seed": seed, "steps": renderer.steps,
+        "renderer": renderer.fingerprint, "rewriter": rewriter.name, "judge": judge.spec.name,
+    }  # fmt: skip
+    schedule = schedule_from(prune, best_of, renderer.steps)
+    if isinstance(schedule, Halving):
+        settings["cuts"] = {str(step): kept for step, kept in schedule.cuts.items()}
+    if kept:
+        kept = _partial(kept, settings)
+    run = Evaluation(rewriter, template, renderer, judge, best_of=best_of, prune=prune, rounds=rounds,
+                     variants=min(variants, best_of), seed=seed, kept=kept, tell=tell)  # fmt: skip
+    results = run.run(cases, seeds)
+    order = ["terse", "template", *run.chain_methods(), "spelled-out oracle"]
+    rows = [_row(method, [r for r in results if r["method"] == method]) for method in order]
+    for row in rows:
+        row["judge"] = "oracle judge" if row["name"].startswith("+") else None
+    baselines = {order[1]: order[0], order[2]: order[0], order[3]: order[2], order[4]: order[2], order[5]: order[2]}
+    for row in rows:
+        if row["name"] in baselines:
+            row["gain"] = {"over": baselines[row["name"]], "interval": _gain(results, row["name"], baselines[row["name"]])}
+    return {"name": "shapeworld", "rows": rows, "settings": settings}
+
+
+def _partial(folder: Path, settings: dict[str, Any]) -> Path:
+    """The file of results so far in `folder`; results of other settings are not gone on with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, lines = folder / "partial-settings.json", folder / "partial.jsonl"
+    text = json.dumps(settings, sort_keys=True)
+    if not stamp.exists() or stamp.read_text() != text:
+        lines.unlink(missing_ok=True)
+        stamp.write_text(text)
+    return lines
+
+
+def _by_prompt(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Task -> prompt -> share right over its seeds."""
+    shares: dict[str, dict[str, list[bool]]] = {task: defaultdict(list) for task in TASKS}
+    for r in results:
+        shares[r["task"]][r["prompt"]].append(r["right"])
+    return {task: {p: sum(v) / len(v) for p, v in by.items()} for task, by in shares.items() if by}
+
+
+def _row(method: str, results: Sequence[Result]) -> dict[str, Any]:
+    shares = _by_prompt(results)
+    overall, tasks = task_intervals({task: list(by.values()) for task, by in shares.items()})
+    cost = {"denoiser_rows": round(sum(r["rows"] for r in results) / len(results), 1),
+            "judge_calls": round(sum(r["calls"] for r in results) / len(results), 1)}  # fmt: skip
+    return {"name": method, "overall": overall, "tasks": tasks, "cost": cost}
+
+
+def _gain(results: Sequence[Result], method: str, baseline: str) -> list[float]:
+    """Paired difference of two rows, prompt by prompt: [mean, low, high]."""
+    mine, base = (_by_prompt([r for r in results if r["method"] == name]) for name in (method, baseline))
+    paired = {task: [mine[task][p] - base[task][p] for p in mine[task]] for task in mine}
+    return task_intervals(paired)[0]

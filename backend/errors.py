@@ -1,0 +1,67 @@
+"""The error tree. Every error a user can cause says what was expected, what came, and what to do.
+
+RepriseError                 exit code 1 unless a subclass says otherwise
+├── BadInput                 2: the user's words, files or options
+│   └── UnknownName          2: a name no registry knows, with the near match
+├── CheckpointError          2: a folder or file of weights that is not what it should be
+├── Unsupported              2: asked of a model, renderer or reward that cannot do it
+├── RewardFailed             1: a reward raised or returned something that is no score
+├── RenderFailed             1: a renderer broke
+└── Interrupted              1: the user or the host stopped the work
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RepriseError(Exception):
+    """Base of all errors of this package. The message is one line for the user."""
+
+    exit_code = 1
+
+
+class BadInput(RepriseError):
+    """The input is not usable; nothing was written."""
+
+    exit_code = 2
+
+
+class UnknownName(BadInput):
+    """A name that no registry knows."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        self.kind, self.name, self.near = kind, name, near[0] if near else None
+
+
+class CheckpointError(RepriseError):
+    """Weights or their folder are missing, truncated, tampered with or of another kind."""
+
+    exit_code = 2
+
+
+class Unsupported(RepriseError):
+    """Asked for something that this model, renderer or reward cannot do."""
+
+    exit_code = 2
+
+
+class RewardFailed(RepriseError):
+    """A reward raised, or returned no finite score. Names the reward and the cause."""
+
+    def __init__(self, reward: str, cause: object):
+        super().__init__(f"reward {reward!r} failed: {cause}; no score was recorded")
+        self.reward, self.cause = reward, cause
+
+
+class RenderFailed(RepriseError):
+    """A renderer broke while drawing."""
+
+
+class Interrupted(RepriseError):
+    """The work was stopped on request; what was finished is kept."""

@@ -1,0 +1,76 @@
+"""The four roles as Protocols. `search/` and the trainers know these and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from .types import Job, Rendered, RewardSpec, Rewrite, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Rewriter(Protocol):
+    """User prompts -> rewrites."""
+
+    name: str
+
+    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
+                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
+        """`variants` rewrites of each prompt; `critiques[i]` says what was wrong with an earlier picture.
+
+        The same call gives the same rewrites; a prompt's rewrites do not depend on its neighbours.
+        Output that cannot be parsed becomes the user's prompt with `fallback` set.
+        """
+        ...
+
+
+class Watcher(Protocol):
+    """Looks at x0 previews while rendering and says which rows go on."""
+
+    steps: frozenset[int]  # the 1-based steps after which it wants to look
+
+    def look(self, step: int, rows: list[int], previews: Tensor) -> list[int]:
+        """`previews` (len(rows), H, W, 3) in 0..1 of the rows alive -> the rows (of `rows`) to keep."""
+        ...
+
+
+class Renderer(Protocol):
+    """(prompt, seed) jobs -> images, each from its own noise, whatever it is batched with."""
+
+    name: str
+    steps: int
+    fingerprint: str  # changes when the same job would give other pixels
+
+    def render(self, jobs: Sequence[Job], watcher: Watcher | None = None,
+               progress: Callable[[int, int], None] | None = None) -> Rendered:
+        """Draw all jobs as one search: a watcher sees all rows alive at once, also where they are
+        evaluated in chunks. `progress(step, steps)` is called after each step and may raise
+        `Interrupted`."""
+        ...
+
+
+class Reward(Protocol):
+    """Images and the users' ORIGINAL prompts -> one score per image, independent of the batch."""
+
+    spec: RewardSpec
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        """`images` (B, H, W, 3) in 0..1, `prompts` of length B -> B finite scores. Raises, never 0."""
+        ...
+
+
+class TextReward(Protocol):
+    """Rewrites and the users' prompts -> one score per rewrite."""
+
+    spec: RewardSpec
+
+    def score_text(self, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]: ...
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """A reward that can also say in words what is wrong."""
+
+    def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]: ...

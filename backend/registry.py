@@ -1,0 +1,41 @@
+"""Names of the four roles' implementations, resolved lazily.
+
+To add one: write its file in the role's folder and one line here, name -> "module:Class". The
+command line, the nodes' drop-downs and the contract tests then have it. Nothing is imported before
+it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from .errors import UnknownName
+
+REWRITERS: dict[str, str] = {
+    "none": ".rewriters.template:KeepPrompt",
+    "template": ".rewriters.template:TemplateRewriter",
+    "reprompt": ".rewriters.reprompt:RePromptRewriter",
+}
+RENDERERS: dict[str, str] = {
+    "shapeworld": ".renderers.shapeworld:ShapeWorldRenderer",
+    "diffusers": ".renderers.diffusers:DiffusersRenderer",
+    "fake": ".renderers.fake:FakeRenderer",
+}
+REWARDS: dict[str, str] = {
+    "shapeworld": ".rewards.shapeworld:ShapeWorldSoft",
+    "shapeworld-strict": ".rewards.shapeworld:ShapeWorldStrict",
+    "structure": ".rewards.text:Structure",
+    "length": ".rewards.text:Length",
+}
+TRAINERS: dict[str, str] = {
+    "sft": ".trainers.sft:train",
+}
+
+
+def resolve(kind: str, table: dict[str, str], name: str) -> Any:
+    """The class (or function) behind `name`; `kind` is the word for it in the error."""
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    module, attribute = table[name].split(":")
+    return getattr(import_module(module, __package__), attribute)

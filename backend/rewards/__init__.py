@@ -1,0 +1,1 @@
+"""Images or rewrites to scores. Must not import renderers, rewriters or search."""

@@ -1,0 +1,138 @@
+"""The ShapeWorld detector as a reward: GenEval's verdict, strict and soft, and its critique in words.
+
+Source: GenEval (arXiv 2310.11513) and its evaluation script's rules, as in its paper: every included
+object present, colours right, the position's unit-vector component > .5 after a margin of .1 x the
+sum of sizes, exact counts for the counting task. Departs from it: an asked-for ground is verified too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..shapeworld.detector import Detection, Reading, read
+from ..shapeworld.captions import noun_phrase, plural
+from ..shapeworld.prompts import RELATIONS, PromptCase, Requirement, parse_prompt
+from ..types import RewardSpec, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MARGIN = 0.1  # of the two boxes' summed sizes; offsets within it count as none
+COMPONENT = 0.5  # what the wanted component of the offset's unit vector must exceed
+WRONG_COLOR = 0.35  # credit for the right shape in the wrong colour
+
+
+class ShapeWorldSoft:
+    """0..1, higher is better. Right pictures score .5-1, wrong ones 0-.5, graded by what is there."""
+
+    spec = RewardSpec("shapeworld", 0.0, 1.0)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        """Images (B, H, W, 3) in 0..1 and GenEval-style prompts -> B scores."""
+        return [soft_score(case, reading) for case, reading in _readings(images, prompts)]
+
+    def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
+        """What is wrong with each picture; satisfied where nothing is."""
+        verdicts = []
+        for case, reading in _readings(images, prompts):
+            wrong = faults(case, reading)
+            verdicts.append(Verdict(not wrong, "; ".join(wrong), tuple(wrong)))
+        return verdicts
+
+
+class ShapeWorldStrict(ShapeWorldSoft):
+    """1 where all that was asked for holds, else 0."""
+
+    spec = RewardSpec("shapeworld-strict", 0.0, 1.0)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        return [float(is_right(case, reading)) for case, reading in _readings(images, prompts)]
+
+
+def _readings(images: Tensor, prompts: Sequence[str]) -> list[tuple[PromptCase, Reading]]:
+    pictures = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return [(parse_prompt(prompt), read(np.ascontiguousarray(p))) for p, prompt in zip(pictures, prompts, strict=True)]
+
+
+def is_right(case: PromptCase, reading: Reading) -> bool:
+    """GenEval's strict verdict."""
+    return not faults(case, reading)
+
+
+def component(a: Detection, b: Detection, relation: str) -> float:
+    """How far `a` lies in the direction `relation` from `b`: -1..1, after the margin; 0 for none."""
+    offsets = []
+    for axis, size in ((0, "width"), (1, "height")):
+        offset = a.center[axis] - b.center[axis]
+        sizes = (a.right - a.left + b.right - b.left) if size == "width" else (a.bottom - a.top + b.bottom - b.top)
+        offsets.append(math.copysign(max(abs(offset) - MARGIN * sizes, 0.0), offset))
+    length = math.hypot(*offsets)
+    if length == 0:
+        return 0.0
+    right, down = RELATIONS[relation]
+    return (offsets[0] * right + offsets[1] * down) / length
+
+
+def _found(need: Requirement, reading: Reading) -> list[Detection]:
+    """Detections that are what is needed, surest first."""
+    same = [d for d in reading.detections if d.shape == need.shape and need.color in (None, d.color)]
+    return sorted(same, key=lambda d: -d.confidence)
+
+
+def faults(case: PromptCase, reading: Reading) -> list[str]:
+    """Short phrases, one per thing that is wrong; empty where the picture is right."""
+    wrong = []
+    exact = len(case.include) == 1 and case.include[0].count > 1
+    for need in case.include:
+        found = _found(need, reading)
+        if len(found) < need.count or (exact and len(found) > need.count):
+            wrong.append(_missing(need, found, reading))
+        elif need.position:
+            relation, index = need.position
+            others = _found(case.include[index], reading)
+            held = any(component(a, b, relation) > COMPONENT for a in found for b in others if a is not b)
+            if others and not held:
+                wrong.append(f"the {_name(need)} is not {relation} the {_name(case.include[index])}")
+    if case.ground and reading.ground != case.ground:
+        wrong.append(f"the background is {reading.ground}, not {case.ground}")
+    return wrong
+
+
+def _name(need: Requirement) -> str:
+    return f"{need.color} {need.shape}" if need.color else need.shape
+
+
+def _missing(need: Requirement, found: list[Detection], reading: Reading) -> str:
+    if need.count > 1:
+        noun = need.shape if len(found) == 1 else plural(need.shape)
+        color = f"{need.color} " if need.color else ""
+        return f"I see {len(found) or 'no'} {color}{noun}, {need.count} were asked for"
+    other = [d for d in reading.detections if d.shape == need.shape]
+    if need.color and other:
+        return f"the {need.shape} is {other[0].color}, not {need.color}"
+    return f"there is no {noun_phrase(*_name(need).split()).split(' ', 1)[1]}"
+
+
+def soft_score(case: PromptCase, reading: Reading) -> float:
+    """Half the strict verdict, half the mean credit of all that was asked for."""
+    credits = []
+    exact = len(case.include) == 1 and case.include[0].count > 1
+    for need in case.include:
+        same = [d for d in reading.detections if d.shape == need.shape]
+        worth = sorted((d.confidence * (1.0 if need.color in (None, d.color) else WRONG_COLOR) for d in same), reverse=True)
+        credit = sum(worth[: need.count]) / need.count
+        if exact and len(same) > need.count:
+            credit /= 1 + 0.5 * (len(same) - need.count)
+        credits.append(credit)
+        if need.position:
+            relation, index = need.position
+            pairs = [component(a, b, relation) for a in _found(need, reading)
+                     for b in _found(case.include[index], reading) if a is not b]  # fmt: skip
+            credits.append(min(1.0, (max(pairs) + 1) / (1 + COMPONENT)) if pairs else 0.0)
+    if case.ground:
+        credits.append(reading.ground_confidence * (reading.ground == case.ground))
+    return 0.5 * (not faults(case, reading)) + 0.5 * sum(credits) / len(credits)

@@ -1,0 +1,59 @@
+"""Text rewards of RePrompt: the form of the answer, and the length of the new prompt.
+
+Source: RePrompt (arXiv 2505.17540), structure and length rewards.
+Departs from its code: a missing prompt scores below a wrong length, which scores below a right one
+(there a missing one got 0 and beat a long one's -1); lengths are inclusive, 15 to 77 words; writing
+without spaces counts one word a character.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..errors import RewardFailed
+from ..types import RewardSpec, Rewrite
+
+# Han, kana, Thai, Lao, Khmer, Burmese: written without spaces.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+
+class Structure:
+    """+1 where the answer could be read and holds reasoning and a prompt, -1 otherwise."""
+
+    spec = RewardSpec("structure", -1.0, 1.0, reads="rewrites")
+
+    def score_text(self, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]:
+        """One score per rewrite, in -1 or 1. `prompts` are the users' own, one per rewrite."""
+        _check(self.spec.name, rewrites, prompts)
+        return [1.0 if not _missing(r) and r.reason.strip() else -1.0 for r in rewrites]
+
+
+class Length:
+    """+1 for a prompt of `low` to `high` words, 0 for a shorter or longer one, -1 for none."""
+
+    spec = RewardSpec("length", -1.0, 1.0, reads="rewrites")
+
+    def __init__(self, low: int = 15, high: int = 77):
+        if not 0 < low <= high:
+            raise ValueError(f"expected 0 < low <= high words, got low={low}, high={high}")
+        self.low, self.high = low, high
+
+    def score_text(self, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]:
+        """One score per rewrite, in -1, 0 or 1. `prompts` are the users' own, one per rewrite."""
+        _check(self.spec.name, rewrites, prompts)
+        return [-1.0 if _missing(r) else float(self.low <= words(r.prompt) <= self.high) for r in rewrites]
+
+
+def words(text: str) -> int:
+    """Words between spaces; a character each in scripts that write none."""
+    return len(_UNSPACED.sub(" x ", text).split())
+
+
+def _missing(rewrite: Rewrite) -> bool:
+    return rewrite.fallback is not None or not rewrite.prompt.strip()
+
+
+def _check(name: str, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> None:
+    if len(rewrites) != len(prompts):
+        raise RewardFailed(name, f"expected one user prompt per rewrite, got {len(prompts)} for {len(rewrites)}")

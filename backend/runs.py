@@ -1,0 +1,261 @@
+"""Run folders: files written whole, and `record.json`, from which a picture can be made again.
+
+A prompt's folder holds `candidates/NN-SEED.png`, `best.png` and `record.json`. The record is written
+last, so a folder with a record is finished; one without is done again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from .config import one_line
+from .errors import BadInput, RepriseError
+from .types import Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD = "record.json"
+BEST = "best.png"
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy")  # what decides the pixels
+
+
+class _Part(BaseModel):
+    # Records of newer versions may carry more; what is there must be right.
+    model_config = ConfigDict(extra="ignore")
+
+
+class RewriteRecord(_Part):
+    reason: str
+    prompt: str
+    rewriter: str
+    fallback: str | None = None
+
+
+class CandidateRecord(_Part):
+    """`image` is relative to the record's folder, with "/"; None where the candidate was pruned."""
+
+    index: int
+    seed: int
+    prompt: str
+    scores: dict[str, FiniteFloat] = {}
+    score: FiniteFloat | None = None
+    pruned_at: int | None = None
+    image: str | None = None
+    round: int = 0
+    preview_scores: dict[int, FiniteFloat] = {}  # step -> score of the x0 preview
+
+
+class ReflectionRecord(_Part):
+    round: int
+    verdict: str
+    critique: str
+    prompt: str
+    score: FiniteFloat
+    candidate: int | None = None
+
+
+class CostRecord(_Part):
+    denoiser_rows: int
+    denoiser_rows_full: int
+    judge_calls: int
+    seconds: dict[str, float]
+
+
+class Record(_Part):
+    """All of one prompt, as in design.md 5."""
+
+    prompt: str
+    rewrites: list[RewriteRecord]
+    candidates: list[CandidateRecord]
+    best: int
+    reflection: list[ReflectionRecord]
+    cost: CostRecord
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def winner(self) -> CandidateRecord:
+        return next(c for c in self.candidates if c.index == self.best)
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def versions() -> dict[str, str]:
+    """Version of this package, of Python and of the libraries that decide the pixels."""
+    import platform
+
+    from .. import __version__
+
+    found = {"reprise": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file so that it is either the old one or all of the new one, never a part.
+
+    Raises BadInput where the path cannot be written, RepriseError where the disk is full.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(part, 0o666 & ~_umask())  # mkstemp's own mode is 0600
+            os.replace(part, path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def prepare_folder(path: Path) -> Path:
+    """Make `path` a folder that can be written to, before any work is spent. Raises BadInput."""
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is a file; expected a folder to write to: give another --out")
+    write_whole(path / ".probe", b"")
+    (path / ".probe").unlink(missing_ok=True)
+    return path
+
+
+def record_from(outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]) -> Record:
+    """The record of an outcome. Raises RepriseError on a number that is none (NaN, infinite)."""
+    cost = outcome.cost
+    try:
+        return Record.model_validate({
+            "prompt": outcome.prompt,
+            "rewrites": [vars(r) for r in outcome.rewrites],
+            "candidates": [{**_fields(c), "image": c.path} for c in outcome.candidates],
+            "best": outcome.best,
+            "reflection": [vars(r) for r in outcome.reflection],
+            "cost": vars(cost),
+            "settings": settings,
+            "versions": versions,
+        })
+    except ValidationError as error:
+        raise RepriseError(f"this run's record is not sound: {one_line(error)}") from error
+
+
+def save_outcome(folder: Path, outcome: Outcome, settings: dict[str, Any],
+                 versions: dict[str, str]) -> Record:
+    """Write the pictures, then the record. Sets `path` of the outcome's candidates."""
+    clear(folder)
+    for candidate in outcome.candidates:
+        candidate.path = None
+        if candidate.image is None:
+            continue
+        name = f"candidates/{candidate.index:02d}-{candidate.seed}.png"
+        data = png_bytes(candidate.image, {
+            "prompt": candidate.prompt, "user_prompt": outcome.prompt,
+            "seed": candidate.seed, "scores": candidate.scores, "settings": settings,
+        })
+        write_whole(folder / name, data)
+        candidate.path = name
+        if candidate.index == outcome.best:
+            write_whole(folder / BEST, data)
+    record = record_from(outcome, settings, versions)
+    write_whole(folder / RECORD, record.to_json() + "\n")
+    return record
+
+
+def load_record(path: Path) -> Record:
+    """Raises BadInput where the file is no record."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise BadInput(f"{path} is no record of this program: {one_line(error)}") from error
+
+
+def finished(folder: Path, prompt: str, settings: dict[str, Any]) -> Record | None:
+    """The record in `folder` if it is whole and of the same prompt and settings, else None."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = load_record(path)
+    except BadInput:
+        return None
+    same = record.prompt == prompt and record.settings == json.loads(json.dumps(settings))
+    whole = all((folder / c.image).is_file() for c in record.candidates if c.image)
+    return record if same and whole else None
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier record and the pictures that it names, and nothing else."""
+    path = folder / RECORD
+    if not path.is_file():
+        return
+    try:
+        named = [c.image for c in load_record(path).candidates if c.image]
+    except BadInput:
+        named = []
+    path.unlink()
+    for name in named:
+        # A record is a file that anyone may have edited: stay inside the folder.
+        if PurePosixPath(name).parts[:1] == ("candidates",) and ".." not in PurePosixPath(name).parts:
+            (folder / name).unlink(missing_ok=True)
+
+
+def slug(text: str, salt: str = "", length: int = 40) -> str:
+    """A name for a folder: the text's words, and 6 hex digits of it (and of `salt`), so that two
+    prompts do not share one."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
+    digest = hashlib.sha256((text + salt).encode("utf-8")).hexdigest()[:6]
+    return f"{words}-{digest}" if words else digest
+
+
+def png_bytes(image: Tensor, info: dict[str, Any] | None = None) -> bytes:
+    """A picture (H, W, 3) in 0..1 as a PNG; `info` goes into its text field "reprise" as JSON."""
+    import io
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    text = PngInfo()
+    if info is not None:
+        text.add_itxt("reprise", json.dumps(info, ensure_ascii=False))
+    out = io.BytesIO()
+    Image.fromarray(pixels, "RGB").save(out, "PNG", pnginfo=text)
+    return out.getvalue()
+
+
+def _fields(candidate: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(candidate).items() if key not in ("image", "path")}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> RepriseError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RepriseError(f"the disk is full: {path} was not written; finished prompts are kept, "
+                            "make room and run the same command again")
+    return BadInput(f"cannot write {path}: {error.strerror or error}; give another --out")

@@ -1,0 +1,78 @@
+"""The main job: rewrite, search with pruning, judge, reflect. One prompt in, one Outcome out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import BadInput
+from ..interfaces import Renderer, Reward, Rewriter
+from ..types import Outcome
+from .best_of_n import check_search, search
+from .parm import Schedule, schedule_from
+from .reflection import reflect
+
+Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Interrupted
+
+
+@dataclass
+class Chain:
+    """Rewriter, renderer and judge with the settings of a search.
+
+    `best_of` candidates share `variants` rewrites in turn; `prune` names a schedule; `reflect` is the
+    most rounds of reflection, each drawing `best_of` more candidates at most.
+    """
+
+    rewriter: Rewriter
+    renderer: Renderer
+    judge: Reward
+    best_of: int = 8
+    prune: str = "halving"
+    reflect: int = 1
+    seed: int = 0
+    variants: int = 4
+
+    def __post_init__(self):
+        # All candidates of all rounds must have a seed, so the range is checked for all of them.
+        check_search(self.best_of, self.seed)
+        check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
+        self.schedule(self.best_of)
+        if self.reflect < 0:
+            raise BadInput(f"reflect must be 0 or more rounds, got {self.reflect}")
+        if self.variants < 1:
+            raise BadInput(f"variants must be at least 1, got {self.variants}")
+
+    def schedule(self, n: int) -> Schedule:
+        return schedule_from(self.prune, n, self.renderer.steps)
+
+    def run(self, prompt: str, progress: Progress | None = None) -> Outcome:
+        """Draw `prompt`. Stages in `progress`: rewrite, render, judge, reflect."""
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if progress:
+                progress(stage, done, total)
+
+        started = time.perf_counter()
+        tell("rewrite", 0, 1)
+        rewrites = self.rewriter.rewrite([prompt], min(self.variants, self.best_of), seed=self.seed)[0]
+        rewriting = time.perf_counter() - started
+        tell("rewrite", 1, 1)
+        found = search(
+            self.renderer, self.judge, prompt, [r.prompt for r in rewrites], n=self.best_of, seed=self.seed,
+            schedule=self.schedule(self.best_of), progress=lambda done, total: tell("render", done, total),
+        )  # fmt: skip
+        tell("judge", 1, 1)
+        outcome = Outcome(prompt, list(rewrites), found.candidates, found.best, [], found.cost)
+        if self.reflect:
+            mended = reflect(
+                found, prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
+                rounds=self.reflect, n=self.best_of, seed=self.seed, variants=self.variants,
+                schedule=self.schedule, progress=lambda done, total: tell("reflect", done, total),
+            )  # fmt: skip
+            outcome.candidates, outcome.best = mended.candidates, mended.best
+            outcome.reflection, outcome.rewrites = mended.rounds, [*rewrites, *mended.rewrites]
+            outcome.cost += mended.cost
+        outcome.cost.add_seconds("rewrite", rewriting)
+        outcome.cost.add_seconds("total", time.perf_counter() - started)
+        return outcome

@@ -1,0 +1,82 @@
+"""Reflection: the judge says what is wrong, the rewriter corrects, the picture is drawn again.
+
+Source: PARM++ (arXiv 2501.13926, section 3.4): verdict, textual reason, at most three rounds. Departs
+from it: the critique goes to the rewriter and a small search, not to a self-correcting generator; the
+best picture so far is never lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import BadInput
+from ..interfaces import Critic, Renderer, Reward, Rewriter
+from ..types import Candidate, Cost, Rewrite, Round, Verdict
+from .best_of_n import SearchResult, best_of, search
+from .parm import Schedule
+
+
+@dataclass
+class Reflection:
+    """All candidates, the search's own first; the best of all; the rounds and what they cost."""
+
+    candidates: list[Candidate]
+    best: int
+    rounds: list[Round]
+    rewrites: list[Rewrite]  # the corrected ones
+    cost: Cost
+
+
+def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: Renderer, judge: Reward,
+            rounds: int, n: int, seed: int, variants: int, schedule: Callable[[int], Schedule],
+            progress: Callable[[int, int], None] | None = None) -> Reflection:
+    """Up to `rounds` rounds over the result of a search; stops as soon as the judge is satisfied.
+
+    Each round draws `n` candidates with new seeds, from `variants` corrected rewrites. `schedule(n)`
+    gives the pruning. Raises BadInput where the judge cannot say what is wrong.
+    """
+    if not isinstance(judge, Critic):
+        raise BadInput(f"reflection needs a judge that can say what is wrong; {judge.spec.name!r} only scores")
+    state = Reflection(list(first.candidates), first.best, [], [], Cost())
+    shown = state.candidates[state.best]
+    verdict = _record(state, 0, shown, judge, prompt)
+    for number in range(1, rounds + 1):
+        if verdict.satisfied:
+            break
+        started = time.perf_counter()
+        corrected = rewriter.rewrite([prompt], variants, seed=seed + number, critiques=[verdict.critique])[0]
+        state.cost.add_seconds("rewrite", time.perf_counter() - started)
+        state.rewrites += corrected
+        base = seed + len(state.candidates)  # seeds no earlier round has used
+        again = search(renderer, judge, prompt, [r.prompt for r in corrected], n=n, seed=base,
+                       schedule=schedule(n), progress=progress)  # fmt: skip
+        state.cost += again.cost
+        for candidate in again.candidates:
+            candidate.index += len(first.candidates) + n * (number - 1)
+            candidate.round = number
+        drawn = again.candidates[again.best]
+        state.candidates += again.candidates
+        drawn_verdict = _record(state, number, drawn, judge, prompt)
+        state.best = best_of(state.candidates, judge)
+        # What is still to be mended is the best picture so far, not always the last one drawn.
+        if state.best == drawn.index:
+            verdict = drawn_verdict
+    return state
+
+
+def _record(state: Reflection, number: int, candidate: Candidate, judge: Critic, prompt: str) -> Verdict:
+    """Ask for the verdict on a finished candidate and note the round."""
+    import torch
+
+    assert candidate.image is not None and candidate.score is not None
+    started = time.perf_counter()
+    verdict = judge.criticize(torch.stack([candidate.image]), [prompt])[0]
+    state.cost.judge_calls += 1
+    state.cost.add_seconds("judge", time.perf_counter() - started)
+    answer = "yes" if verdict.satisfied else "no"
+    state.rounds.append(
+        Round(number, answer, verdict.critique, candidate.prompt, candidate.score, candidate.index)
+    )
+    return verdict

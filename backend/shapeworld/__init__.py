@@ -1,0 +1,1 @@
+"""The embedded world: scenes, drawing, captions, prompts, detector, build recipe, weights."""

@@ -1,0 +1,187 @@
+"""The exact detector: reads a picture back into things, by colour segmentation and outline matching.
+
+Every pixel goes to the nearest colour of the world; connected patches of one colour become things;
+a patch's outline is compared (intersection over union) with each shape's own. The picture is
+smoothed a little first, so noise and blur do not break patches up. Accuracy is measured by
+`reprise shapeworld detect --measure` and in the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, SIZE_BOUNDARY, Thing
+
+GRID = 24  # side of the normalised outlines
+MIN_AREA = 70  # pixels; the smallest thing of the world has about 110
+MAX_SIDE = 60  # pixels; the largest thing is 32 wide, so anything bigger is a flood of colour
+MIN_MATCH = 0.72  # outline IoU below which a patch is no shape of the world
+_PALETTE = np.array([*COLORS.values(), *GROUNDS.values()], dtype=np.float32)
+_NAMES = (*COLORS, *GROUNDS)
+# What half of a shape's box is of its radius; a star's tips are too thin to be seen whole.
+_EXTENT = {"square": 0.9, "star": 0.86} | dict.fromkeys(set(SHAPES) - {"square", "star"}, 1.0)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One thing seen. Box edges and `area` in pixels; `confidence` in 0..1.
+
+    `confidence` is the outline's IoU with the shape's own, times how pure the colour is.
+    """
+
+    shape: str
+    color: str
+    confidence: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+    area: int
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+
+    @property
+    def size(self) -> str:
+        half = max(self.right - self.left, self.bottom - self.top) / 2
+        return "small" if half / _EXTENT[self.shape] < SIZE_BOUNDARY else "large"
+
+    @property
+    def place(self) -> str:
+        x, y = self.center
+        return PLACES[min(2, int(y * 3 // SIZE)) * 3 + min(2, int(x * 3 // SIZE))]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "size": self.size, "place": self.place}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows. `ground_confidence` is the share of the border that is `ground`."""
+
+    ground: str
+    ground_confidence: float
+    detections: tuple[Detection, ...]
+
+
+def detect(picture: NDArray[np.uint8]) -> list[Detection]:
+    """Things in a picture (H, W, 3) uint8, from top left to bottom right."""
+    return list(read(picture).detections)
+
+
+def read(picture: NDArray[np.uint8]) -> Reading:
+    """Ground and things of a picture (H, W, 3) uint8; other sizes than 128 x 128 are resampled."""
+    from scipy import ndimage
+
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"expected a picture (H, W, 3), got shape {picture.shape}")
+    if picture.shape[:2] != (SIZE, SIZE):
+        from PIL import Image
+
+        picture = np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    smooth = ndimage.gaussian_filter(picture.astype(np.float32), sigma=(0.7, 0.7, 0))
+    # Nearest palette colour: |p - c|^2 = |p|^2 - 2 p.c + |c|^2, and |p|^2 is the same for every c.
+    labels = (np.square(_PALETTE).sum(-1) - 2 * smooth @ _PALETTE.T).argmin(-1)
+    ground, share = _ground(labels)
+    found = []
+    for index, color in enumerate(COLORS):
+        mask = labels == index
+        if mask.sum() < MIN_AREA:
+            continue
+        # Edges are mixtures, and a rim between two colours may be nearest to a third. Opening cuts
+        # such one-pixel rims off; the patches that remain then get their own corners and tips back.
+        rows, columns = _extent(mask)
+        window = mask[rows, columns]
+        patches, _ = ndimage.label(ndimage.binary_opening(np.pad(window, 2)))
+        patches = patches[2:-2, 2:-2]
+        for number in range(1, patches.max() + 1):
+            core = patches == number
+            if core.sum() >= MIN_AREA * 0.6:
+                patch = np.zeros_like(mask)
+                patch[rows, columns] = ndimage.binary_dilation(core, iterations=2, mask=window)
+                found += _classify(patch, color, smooth)
+    found.sort(key=lambda d: (round(d.center[1] / SIZE * 3), d.center[0]))
+    return Reading(ground, share, tuple(found))
+
+
+def _ground(labels: NDArray) -> tuple[str, float]:
+    """The commonest ground colour, and the share of all ground-coloured pixels that it holds."""
+    counts = np.bincount(labels.ravel(), minlength=len(_NAMES))[len(COLORS) :]
+    if not counts.sum():
+        return "white", 0.0
+    best = int(counts.argmax())
+    return _NAMES[len(COLORS) + best], float(counts[best] / counts.sum())
+
+
+def _extent(mask: NDArray) -> tuple[slice, slice]:
+    """The rows and columns that a mask (with at least one pixel set) spans."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _classify(patch: NDArray, color: str, smooth: NDArray) -> list[Detection]:
+    """The patch as a detection, or nothing where its outline is no shape of the world."""
+    area = int(patch.sum())
+    if area < MIN_AREA:
+        return []
+    rows, columns = _extent(patch)
+    if max(rows.stop - rows.start, columns.stop - columns.start) > MAX_SIDE:
+        return []
+    outline = _normalise(patch[rows, columns])
+    shapes, outlines, aspects = _templates()
+    fit = np.minimum(outline, outlines).sum((1, 2)) / np.maximum(outline, outlines).sum((1, 2))
+    # Outlines are stretched to a square; a shape of another proportion is another shape.
+    aspect = (columns.stop - columns.start) / (rows.stop - rows.start)
+    fit *= np.minimum(1, 1.12 * np.minimum(aspect / aspects, aspects / aspect))
+    best = int(fit.argmax())
+    if fit[best] < MIN_MATCH:
+        return []
+    distance = np.sqrt(np.square(smooth[patch] - np.float32(COLORS[color])).sum(-1))
+    purity = float(np.clip(1.25 - np.median(distance) / 160, 0, 1))
+    confidence = min(1.0, float(fit[best]) * 1.08) * purity
+    edges = (columns.start, rows.start, columns.stop, rows.stop)
+    return [Detection(shapes[best], color, confidence, *map(float, edges), area)]
+
+
+def _normalise(mask: NDArray) -> NDArray[np.float32]:
+    """A cut-out mask as a GRID x GRID coverage map in 0..1."""
+    from PIL import Image
+
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+@cache
+def _templates() -> tuple[list[str], NDArray, NDArray]:
+    """(shapes, outlines (T, GRID, GRID), widths over heights (T,)), each shape small and large."""
+    from PIL import Image, ImageDraw
+    from scipy import ndimage
+
+    from .drawing import SUPERSAMPLE, draw_thing
+
+    shapes, outlines, aspects = [], [], []
+    side = 48
+    for shape in SHAPES:
+        for radius in (10.0, 14.5):
+            image = Image.new("L", (side * SUPERSAMPLE,) * 2, 0)
+            thing = Thing(shape, "black", side / 2, side / 2, radius)
+            draw_thing(ImageDraw.Draw(image), thing, 255, 0, SUPERSAMPLE)
+            seen = ndimage.gaussian_filter(np.asarray(image.reduce(SUPERSAMPLE), dtype=np.float32), 0.7)
+            cut = (seen > 127)[_extent(seen > 127)]
+            shapes.append(shape)
+            outlines.append(_normalise(cut))
+            aspects.append(cut.shape[1] / cut.shape[0])
+    return shapes, np.stack(outlines), np.array(aspects)
+
+
+def matches(thing: Thing, detection: Detection) -> bool:
+    """Whether a detection is this true thing: same shape and colour, centre within 4 pixels."""
+    x, y = detection.center
+    near = abs(x - thing.x) < 4 and abs(y - thing.y) < 4
+    return near and (detection.shape, detection.color) == (thing.shape, thing.color)

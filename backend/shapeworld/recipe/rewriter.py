@@ -1,0 +1,135 @@
+"""The tiny rewriter from nothing: a Qwen2 model with a byte-level BPE tokenizer and a chat template.
+
+Stages, each leaving a folder or file in the work folder: an untrained model, its SFT data, the SFT run
+(`trainers/sft.py`, the same as for any model), the final folder in half precision. The classes and
+files are Qwen2's own; only the sizes and the vocabulary are small.
+
+Run: `python -m reprise.backend.shapeworld.recipe.rewriter WORK_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ..prompts import sample_prompts
+from ..rewrites import satisfies, triples
+from .tokenizers import words
+
+SEED = 7
+VOCABULARY = 2048
+CONTEXT = 1024
+EXAMPLES = 30_000
+_CHAT_WORDS = "system user assistant rewrite prompt last was wrong write answer again so this mended".split()
+TAGS = ("<reason>", "</reason>", "<prompt>", "</prompt>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer():
+    """Qwen2Tokenizer whose merges make every word of the world one token, with and without a space.
+
+    Any text round-trips, byte by byte where no merge fits.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 16, min_frequency=1, show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    # Each known word counts as often as any other, after the words that the examples use.
+    text = [" ".join(example.row().values()) for example in triples(2000, SEED)]
+    known = [form for word in (*words(), *_CHAT_WORDS) for form in (f" {word}", word, word.capitalize())]
+    bpe.train_from_iterator([*text, *known * 5], trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    made = Qwen2Tokenizer(
+        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        model_max_length=CONTEXT, padding_side="left",
+    )  # fmt: skip
+    made.add_tokens([AddedToken("<|im_start|>", special=True, normalized=False)], special_tokens=True)
+    # Not special: the parser has to see them.
+    made.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def untrained(folder: Path) -> None:
+    """Save the model with random weights, and its tokenizer."""
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    made = tokenizer()
+    torch.manual_seed(SEED)
+    model = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=-(-len(made) // 64) * 64, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True, use_sliding_window=False, bos_token_id=None,
+        eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
+    ))  # fmt: skip
+    model.generation_config = GenerationConfig(eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id)
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+
+
+def data(path: Path, count: int = EXAMPLES, seed: int = SEED) -> None:
+    """Write `count` SFT examples as JSON lines."""
+    beside = path.with_suffix(".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        for example in triples(count, seed):
+            file.write(json.dumps(example.row(), ensure_ascii=False) + "\n")
+    beside.replace(path)
+
+
+def build(work: Path, log: Callable[[str], None] = print) -> Path:
+    """All stages; a stage that is done is not done again. Returns the final folder."""
+    from ...config import load_config
+    from ...trainers import sft
+
+    work.mkdir(parents=True, exist_ok=True)
+    start, examples, run = work / "untrained", work / "sft.jsonl", work / "sft"
+    if not (start / "reprise-done").exists():
+        shutil.rmtree(start, ignore_errors=True)
+        untrained(start)
+        (start / "reprise-done").touch()
+    if not examples.exists():
+        data(examples)
+    settings = Path(sft.__file__).parent / "configs" / "sft_shapeworld.yaml"
+    config = load_config(sft.SftConfig, settings).model_copy(update={"model": str(start), "data": examples})
+    return sft.train(config, run, resume=run.exists(), log=log)
+
+
+def measure(rewriter, per_task: int = 50, seed: int = 0, split: str = "held-out") -> dict[str, dict[str, float]]:
+    """Task -> share of parsable rewrites, share that satisfy their prompt, prompts measured.
+
+    `rewriter` is asked for one sampled variant of two for each of `per_task` prompts.
+    """
+    cases = sample_prompts(split, per_task, seed)
+    random.Random(seed).shuffle(cases)
+    answers = rewriter.rewrite([case.prompt for case in cases], variants=2, seed=seed)
+    found: dict[str, list[tuple[bool, bool]]] = {}
+    for case, variants in zip(cases, answers, strict=True):
+        for one in variants:
+            found.setdefault(case.task, []).append((one.fallback is None, satisfies(case, one.prompt)))
+    return {
+        task: {
+            "parsed": sum(parsed for parsed, _ in rows) / len(rows),
+            "satisfied": sum(ok for _, ok in rows) / len(rows),
+            "rewrites": len(rows),
+        }
+        for task, rows in sorted(found.items())
+    }
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(build(Path(sys.argv[1])))

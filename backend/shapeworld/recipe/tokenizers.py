@@ -1,0 +1,65 @@
+"""Word-level tokenizers for the tiny text encoders, in the real classes and file formats.
+
+Every word that a caption or prompt of ShapeWorld can hold is one token; other words fall apart into
+letters. A small vocabulary keeps the embeddings few; the tokenizer classes are FLUX's own.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+
+from ..captions import NUMBERS, plural
+from ..scenes import COLORS, GROUNDS, PLACES, SHAPES
+
+CLIP_LENGTH = 77
+# Words of prompts and rewrites beyond scenes' own names.
+_WORDS = """
+a an the of and on in at to with one is are two photo picture image several some few background
+above below left right small large side by next between over under beneath top bottom center
+middle corner each other apart single shape shapes object objects plain simple clean sharp clear
+detailed highly high quality beautiful professional photography realistic masterpiece focus
+colour color colored solid bright only no other nothing else evenly spaced row column
+""".split()
+
+
+def words() -> list[str]:
+    """All whole-word tokens, sorted, without repeats."""
+    named = [*COLORS, *GROUNDS, *SHAPES, *map(plural, SHAPES), *NUMBERS.values()]
+    named += [part for place in PLACES for part in place.split()]
+    return sorted({*_WORDS, *named})
+
+
+def t5_tokenizer():
+    """T5Tokenizer (Unigram). Ids: <pad> 0, </s> 1, <unk> 2, then words, then letters."""
+    from transformers import T5Tokenizer
+
+    letters = string.ascii_lowercase + string.ascii_uppercase + string.digits
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
+    vocab += [("\u2581" + word, -2.0) for word in words() if len(word) > 1]
+    vocab += [(mark, -2.0) for mark in ",.:;!?'\"()-"]
+    # Letters cost enough that a known word is always taken whole.
+    vocab += [("\u2581a", -2.0), ("\u2581", -4.0)] + [(letter, -8.0) for letter in letters]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
+
+
+def clip_tokenizer():
+    """CLIPTokenizer (byte-level BPE), its merges learned until every word is one token."""
+    from tokenizers import Tokenizer, models, trainers
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>",
+        show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator(words(), trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    vocab = dict(learned["vocab"])
+    for token in [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]:
+        vocab.setdefault(token, len(vocab))
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)

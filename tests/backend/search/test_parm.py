@@ -1,0 +1,71 @@
+"""Schedules by hand; pruning is exact: survivors and the winner do not change."""
+
+import pytest
+
+from reprise.backend.errors import BadInput
+from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.search.best_of_n import search
+from reprise.backend.search.parm import Full, Halving, Potential, halving, schedule_from
+
+
+def test_halving_keeps_the_best_by_rank_with_ties_to_the_earlier():
+    schedule = Halving({2: 2, 4: 1})
+    assert schedule.looks == {2, 4}
+    assert schedule.keep(2, {0: 0.1, 3: 0.9, 5: 0.9, 7: 0.2}) == [3, 5]
+    assert schedule.keep(4, {3: 0.5, 5: 0.5}) == [3]
+
+
+def test_halving_counts_rows_as_by_hand():
+    # 28 steps, 16 seeds to step 8, 4 to step 16, 2 to the end: 128 + 32 + 24 = 184 of 448 (parm.md)
+    assert Halving({8: 4, 16: 2}).rows(16, 28) == 184
+    assert Halving({}).rows(16, 28) == 448
+
+
+@pytest.mark.parametrize("cuts", [{4: 2, 2: 4}, {2: 2, 4: 3}, {2: 0}])
+def test_impossible_cuts_are_refused(cuts):
+    with pytest.raises(BadInput, match="cuts must keep ever fewer"):
+        Halving(cuts)
+
+
+def test_potential_stops_what_is_far_below_the_best_and_never_all():
+    schedule = Potential(frozenset({2}), margin=1.0)
+    # mean .5, standard deviation .4: the bar is .9 - .4
+    assert schedule.keep(2, {0: 0.9, 1: 0.9, 2: 0.1, 3: 0.1}) == [0, 1]
+    assert schedule.keep(2, {4: 0.0}) == [4]
+    assert sorted(schedule.keep(2, {0: 0.3, 1: 0.3, 2: 0.3})) == [0, 1, 2]  # no spread, no cut
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 16, 64])
+@pytest.mark.parametrize("steps", [1, 2, 4, 16, 50])
+def test_default_cuts_fit_every_size(n, steps):
+    schedule = halving(n, steps)
+    assert all(1 <= step < steps and 1 <= kept < n for step, kept in schedule.cuts.items())
+
+
+def test_names_of_schedules():
+    assert schedule_from("none", 8, 16) == Full()
+    assert schedule_from("halving", 1, 16) == Full()
+    assert isinstance(schedule_from("potential", 8, 16), Potential)
+    with pytest.raises(BadInput, match="none, halving, potential"):
+        schedule_from("third", 8, 16)
+
+
+@pytest.mark.parametrize("schedule", [Halving({2: 4, 4: 2}), Potential(frozenset({3}), 0.5)])
+def test_survivors_are_the_same_pictures_and_rows_are_saved(brightness, schedule):
+    full = search(FakeRenderer(), brightness, "p", ["p"], n=8, seed=5)
+    pruned = search(FakeRenderer(), brightness, "p", ["p"], n=8, seed=5, schedule=schedule)
+    survivors = [c for c in pruned.candidates if c.image is not None]
+    assert survivors and len(survivors) < 8
+    for candidate in survivors:
+        assert candidate.image.equal(full.candidates[candidate.index].image)
+        assert candidate.score == full.candidates[candidate.index].score
+    rows = sum(c.pruned_at or 8 for c in pruned.candidates)
+    assert pruned.cost.denoiser_rows == rows < pruned.cost.denoiser_rows_full == full.cost.denoiser_rows == 64
+
+
+def test_record_of_a_pruned_candidate(brightness):
+    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, schedule=Halving({3: 1}))
+    pruned = [c for c in found.candidates if c.pruned_at is not None]
+    assert [c.pruned_at for c in pruned] == [3, 3, 3]
+    assert all(c.image is None and c.score is None and list(c.preview_scores) == [3] for c in pruned)
+    assert found.cost.judge_calls == 4 + 1

@@ -1,0 +1,103 @@
+"""Reflection and the whole chain: critique in, best so far kept, stops when satisfied."""
+
+import pytest
+import torch
+
+from reprise.backend.errors import BadInput, Interrupted
+from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.search.chain import Chain
+from reprise.backend.types import RewardSpec
+
+
+def grey(values):
+    """A renderer whose brightness is looked up by a piece of the prompt."""
+
+    def draw(prompt, seed):
+        value = next(v for piece, v in values.items() if piece in prompt)
+        return torch.full((8, 8, 3), value)
+
+    return FakeRenderer(draw=draw)
+
+
+def chain(renderer, judge, rewriter, **settings):
+    return Chain(rewriter, renderer, judge, **{"best_of": 2, "prune": "none", "reflect": 3, "variants": 1, **settings})
+
+
+def test_stops_at_once_when_satisfied(brightness, echo):
+    outcome = chain(grey({"": 0.9}), brightness, echo).run("p")
+    assert [(r.round, r.verdict, r.critique) for r in outcome.reflection] == [(0, "yes", "")]
+    assert len(outcome.candidates) == 2 and echo.critiques == [None]
+
+
+def test_the_critique_reaches_the_rewriter_and_the_mended_picture_wins(brightness, echo):
+    outcome = chain(grey({"too dark": 0.8, "": 0.2}), brightness, echo).run("p")
+    assert echo.critiques == [None, ["too dark"]]
+    assert [(r.verdict, r.candidate) for r in outcome.reflection] == [("no", 0), ("yes", 2)]
+    assert outcome.best == 2 and outcome.candidates[2].round == 1
+    assert outcome.rewrites[-1].prompt == outcome.reflection[-1].prompt
+
+
+def test_the_best_so_far_is_never_lost(brightness, echo):
+    outcome = chain(grey({"too dark": 0.1, "": 0.4}), brightness, echo).run("p")
+    assert outcome.best == 0
+    assert [r.verdict for r in outcome.reflection] == ["no"] * 4  # the search, then all three rounds
+    assert [r.score for r in outcome.reflection] == pytest.approx([0.4, 0.1, 0.1, 0.1], abs=0.01)
+
+
+def test_indices_seeds_and_costs_go_on_across_rounds(brightness, echo):
+    outcome = chain(grey({"": 0.1}), brightness, echo, seed=10).run("p")
+    assert [c.index for c in outcome.candidates] == list(range(8))
+    assert [c.seed for c in outcome.candidates] == list(range(10, 18))
+    assert [c.round for c in outcome.candidates] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert outcome.cost.denoiser_rows == outcome.cost.denoiser_rows_full == 8 * 8
+    assert {"rewrite", "render", "judge", "total"} <= set(outcome.cost.seconds)
+
+
+def test_same_call_same_outcome(brightness, echo):
+    one, two = (chain(FakeRenderer(), brightness, echo, prune="halving", best_of=8).run("p") for _ in range(2))
+    assert [(c.seed, c.prompt, c.score, c.pruned_at, c.preview_scores) for c in one.candidates] == [
+        (c.seed, c.prompt, c.score, c.pruned_at, c.preview_scores) for c in two.candidates
+    ]
+    assert one.best == two.best and one.reflection == two.reflection
+
+
+def test_a_judge_that_cannot_say_what_is_wrong_is_refused(brightness, echo):
+    class Mute:
+        spec = RewardSpec("mute", 0, 1)
+
+        def score(self, images, prompts):
+            return [0.0] * len(prompts)
+
+    with pytest.raises(BadInput, match="'mute' only scores"):
+        chain(FakeRenderer(), Mute(), echo).run("p")
+
+
+def test_an_interrupt_stops_within_a_step(brightness, echo):
+    seen = []
+
+    def progress(stage, done, total):
+        seen.append((stage, done))
+        if (stage, done) == ("render", 3):
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        chain(FakeRenderer(), brightness, echo).run("p", progress)
+    assert seen[-1] == ("render", 3)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"best_of": 0}, "best-of must be at least 1"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**63 - 3}, "seed must be"),  # the reflection rounds need seeds too
+        ({"reflect": -1}, "reflect must be 0"),
+        ({"variants": 0}, "variants must be"),
+        ({"prune": "half"}, "unknown pruning 'half'"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(brightness, echo, settings, message):
+    renderer = FakeRenderer()
+    with pytest.raises(BadInput, match=message):
+        chain(renderer, brightness, echo, **settings)
+    assert not renderer.calls
