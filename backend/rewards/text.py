@@ -56,4 +56,4 @@ def _missing(rewrite: Rewrite) -> bool:
 
 def _check(name: str, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> None:
     if len(rewrites) != len(prompts):
-        raise RewardFailed(name, f"expected one user prompt per rewrite, got {len(prompts)} for {len(rewrites)}")
+        raise RewardFailed(name, f"expected one prompt per rewrite, got {len(prompts)} for {len(rewrites)}")

@@ -1,7 +1,7 @@
 """The tiny FLUX: rectified-flow training of a FluxTransformer2DModel on captioned scenes.
 
 Source: Esser et al. 2024 (arXiv 2403.03206), eq. 13: x_t = (1 - s) x_0 + s e, target e - x_0,
-with s logit-normal, a little towards the noisy end, where the layout is decided. Captions are empty
+with s logit-normal. Captions are empty
 once in twelve for classifier-free guidance. The text encoders go on training at a tenth of the rate.
 Weights are averaged (EMA) for the committed model.
 """
@@ -20,10 +20,11 @@ from ..captions import training_caption
 from ..drawing import draw
 from ..scenes import SIZE, random_scene
 from .autoencoder import encode
+from .muon import Muon
 from .text_encoders import CLIP_WIDTH, T5_WIDTH, tokenize
 from .training import StepLoop
 
-STEPS, BATCH, SCENES, RATE, EMA = 10000, 32, 24576, 1.2e-3, 0.9995
+STEPS, BATCH, SCENES, RATE, EMA = 6500, 32, 24576, 1.2e-3, 0.9995
 LATENT_CHANNELS, LATENT_SIZE = 16, SIZE // 8
 
 
@@ -99,6 +100,17 @@ def encoded_scenes(work: Path, seed: int, count: int, log=print):
     return scenes, load_file(kept)["latents"]
 
 
+def optimizers_for(model: Renderer) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformer's blocks, AdamW for everything else."""
+    matrices, others = [], []
+    for name, p in model.transformer.named_parameters():
+        (matrices if p.ndim == 2 and "blocks." in name else others).append(p)
+    text = [*model.clip.parameters(), *model.t5.parameters()]
+    adam = torch.optim.AdamW([{"params": others, "lr": RATE}, {"params": text, "lr": RATE / 10}],
+                             betas=(0.9, 0.98), weight_decay=0.01)  # fmt: skip
+    return [Muon(matrices, lr=RATE), adam]
+
+
 def train_renderer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES,
                    compiled: bool = True, log=print) -> Path:
     """Train on the other stages' models in `work`; saves `work/transformer` and both text encoders."""
@@ -118,12 +130,7 @@ def train_renderer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = 
     if compiled:
         model.compile_transformer()
     both = nn.ModuleDict({"model": model, "average": average})
-    optimizer = torch.optim.AdamW(
-        [{"params": model.transformer.parameters(), "lr": RATE},
-         {"params": [*clip.parameters(), *t5.parameters()], "lr": RATE / 10}],
-        betas=(0.9, 0.98), weight_decay=0.01,
-    )  # fmt: skip
-    loop = StepLoop(both, [optimizer], work / "renderer.ckpt", steps, seed, log=log)
+    loop = StepLoop(both, optimizers_for(model), work / "renderer.ckpt", steps, seed, log=log)
     clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
 
     def take_step(rng: random.Random, step: int) -> float:
@@ -131,7 +138,7 @@ def train_renderer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = 
         ids = tokenize([training_caption(known[i], rng) for i in chosen], clip_tok, t5_tok)
         clean = pack(latents[chosen].float())
         noise = torch.randn_like(clean)
-        sigma = torch.sigmoid(torch.randn(BATCH) * 1.2 + 0.4)
+        sigma = torch.sigmoid(torch.randn(BATCH) * 1.2)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         loss = F.mse_loss(model(noisy, sigma, *ids), noise - clean)
         loss.backward()

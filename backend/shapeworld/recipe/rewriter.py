@@ -22,7 +22,7 @@ from .tokenizers import words
 SEED = 7
 VOCABULARY = 2048
 CONTEXT = 1024
-EXAMPLES = 30_000
+EXAMPLES = 20_000
 _CHAT_WORDS = "system user assistant rewrite prompt last was wrong write answer again so this mended".split()
 TAGS = ("<reason>", "</reason>", "<prompt>", "</prompt>")
 CHAT_TEMPLATE = (
@@ -73,6 +73,8 @@ def untrained(folder: Path) -> None:
         vocab_size=-(-len(made) // 64) * 64, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
         tie_word_embeddings=True, use_sliding_window=False, bos_token_id=None,
+        # 0.02 is for large widths: here attention starts flat, and copying from the prompt comes late.
+        initializer_range=0.06,
         eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
     ))  # fmt: skip
     model.generation_config = GenerationConfig(eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id)
@@ -107,7 +109,8 @@ def build(work: Path, log: Callable[[str], None] = print) -> Path:
     return sft.train(config, run, resume=run.exists(), log=log)
 
 
-def measure(rewriter, per_task: int = 50, seed: int = 0, split: str = "held-out") -> dict[str, dict[str, float]]:
+def measure(rewriter, per_task: int = 50, seed: int = 0,
+            split: str = "held-out") -> dict[str, dict[str, float]]:
     """Task -> share of parsable rewrites, share that satisfy their prompt, prompts measured.
 
     `rewriter` is asked for one sampled variant of two for each of `per_task` prompts.

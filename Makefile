@@ -1,0 +1,62 @@
+# Every target first makes .venv from the lock, once; a second call does no set-up.
+#   make demo        a prompt rewritten, drawn, judged, mended; the page is out/demo/index.html
+#   make test        check, then the tests
+#   make check       ruff, pyright, import rules
+# and the long ones: evaluate, bench, shapeworld, test-long.
+
+SHELL  := bash
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+
+# Small models on a busy machine: OpenMP's spinning threads cost far more than they bring.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: demo test check evaluate bench shapeworld test-long clean
+
+demo: $(READY)
+	$(BIN)/reprise render "three red circles" "a photo of a blue star left of a green heart" \
+	  --best-of 8 --reflect 2 --seed 7 --out out/demo
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest -q
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -q -m long
+
+evaluate: $(READY)
+	$(BIN)/reprise evaluate shapeworld --out out/evaluate-shapeworld
+
+bench: $(READY)
+	$(BIN)/reprise bench parm --out out/bench-parm
+
+shapeworld: $(READY)
+	$(BIN)/reprise shapeworld build
+
+# uv where it is there, else pip. uv does not read pip's find-links by itself, so it is passed on.
+# setuptools comes with the lock: the editable install needs no build environment of its own.
+$(READY): requirements-dev.lock pyproject.toml
+	@if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then \
+	  set -e; \
+	  [ -x $(BIN)/python ] || uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
+	  install="uv pip install --quiet --python $(BIN)/python"; \
+	  $$install $(foreach link,$(PIP_FIND_LINKS),--find-links $(link)) -r requirements-dev.lock; \
+	else \
+	  set -e; \
+	  [ -x $(BIN)/python ] || $(PYTHON) -m venv .venv; \
+	  install="$(BIN)/python -m pip install --quiet"; \
+	  $$install -r requirements-dev.lock; \
+	fi; \
+	$$install --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

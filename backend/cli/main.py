@@ -1,0 +1,89 @@
+"""The command `reprise`: one line per command here, one file per command beside it.
+
+Exit codes: 0 done; 2 bad input, one line on stderr says what and what to do; 1 failure; 130 stopped
+with Ctrl-C, what was finished is kept. REPRISE_DEBUG=1 shows the traceback behind an error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from io import TextIOWrapper
+
+import typer
+
+from ..errors import Interrupted, RepriseError
+from . import bench, evaluate, models, render, rewrite, score, shapeworld, train
+
+STOPPED = 130  # what shells report for a program that Ctrl-C stopped
+
+app = typer.Typer(
+    name="reprise", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="A short prompt becomes a better picture: rehearse it, try many seeds, keep and mend the best.",
+)  # fmt: skip
+app.command("render")(render.render)
+app.command("rewrite")(rewrite.rewrite)
+app.command("score")(score.score)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("bench")(bench.bench)
+app.command("models")(models.models)
+app.add_typer(shapeworld.app, name="shapeworld")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from ... import __version__
+
+        print(f"reprise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True,
+                                 help="Show the version and leave."),
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (None: the process's own) and give its exit code."""
+    # Before torch is imported. Spinning OpenMP threads cost small models more than they bring.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # prompts are in any language, also on a Windows pipe
+            stream.reconfigure(encoding="utf-8")
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(None if arguments is None else list(arguments), prog_name="reprise",
+                            standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped", STOPPED)
+    except Interrupted as error:
+        return _fail(error, STOPPED)
+    except RepriseError as error:
+        return _fail(error, error.exit_code)
+    except BrokenPipeError:  # `reprise … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it complains again
+        return 1
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's own: a wrong option or value
+        if usage is not None:
+            return _fail(usage() or "see reprise --help", getattr(error, "exit_code", 2))
+        return _fail(f"{type(error).__name__}: {error} (REPRISE_DEBUG=1 shows where)", 1)
+
+
+def _fail(error: object, code: int) -> int:
+    if os.environ.get("REPRISE_DEBUG"):
+        traceback.print_exc()
+    print("reprise: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    sys.exit(run())

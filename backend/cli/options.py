@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share, so that they read and behave alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import BadInput, UnknownName
+from ..types import SEED_RANGE
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PROMPT…", show_default=False, help="What the picture shows, in quotes."),
+]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="A UTF-8 text file with one prompt a line.")
+]
+Rewriter = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="reprompt (embedded), template, none, or a folder of weights."),
+]
+Renderer = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="shapeworld (embedded), or a diffusers folder or Hugging Face name."),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
+Steps = Annotated[int | None, typer.Option(show_default="the renderer's own", help="Denoising steps.")]
+
+PRUNING = ("none", "halving", "potential")
+
+
+def check_seed(seed: int, candidates: int = 1) -> None:
+    """Raises BadInput where one of `candidates` seeds from `seed` on is out of range."""
+    last = SEED_RANGE - candidates
+    if not 0 <= seed <= last:
+        drawn = f" for {candidates} candidates" if candidates > 1 else ""
+        raise BadInput(f"--seed must be 0 to {last}{drawn}, got {seed}")
+
+
+def check_prune(prune: str) -> None:
+    if prune not in PRUNING:
+        raise UnknownName("pruning", prune, PRUNING)
+
+
+def check_reflect(rounds: int) -> None:
+    if not 0 <= rounds <= 100:
+        raise BadInput(f"--reflect must be 0 to 100 rounds, got {rounds}")

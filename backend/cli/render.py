@@ -1,0 +1,205 @@
+"""`reprise render`: the main job. Rewrite, search, judge, reflect; pictures, records and a page.
+
+One prompt's files lie right in the output folder; several prompts get a folder each, named by their
+words, so that adding prompts to a file redoes nothing. A prompt with a finished record of the same
+settings is kept as it is.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import BadInput, Interrupted, RepriseError
+from . import options
+
+if TYPE_CHECKING:
+    from ..runs import Record
+    from ..search.chain import Chain
+
+MOST = 4096  # candidates; a slip of the keyboard should not take a week
+
+
+@dataclass
+class Entry:
+    """One finished prompt: its folder and record."""
+
+    folder: Path
+    record: Record
+
+
+def render(
+    prompts: options.Prompts = None,
+    file: options.PromptFile = None,
+    renderer: options.Renderer = "shapeworld",
+    rewriter: options.Rewriter = "reprompt",
+    best_of: Annotated[
+        int, typer.Option("--best-of", metavar="N", help="Candidates, each from its own seed.")
+    ] = 8,
+    variants: Annotated[
+        int, typer.Option(metavar="K", help="Rewrites that the candidates share in turn.")
+    ] = 4,
+    prune: Annotated[
+        str, typer.Option(metavar="|".join(options.PRUNING), help="How hopeless candidates stop early.")
+    ] = "halving",
+    reflect: Annotated[
+        int, typer.Option(metavar="ROUNDS", help="Rounds of mending at most; it stops once all is right.")
+    ] = 1,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="shapeworld", help="Selects, and says what is wrong."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WEIGHT", help="Select by a weighted mix; may be given several times."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Candidate i is drawn from seed + i.")] = 0,
+    steps: options.Steps = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", show_default="a new one in out/", help="Where to write."),
+    ] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Draw again what is finished already.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="The record on stdout, nothing else: an object for one PROMPT, an array "
+                     "for several or for a file."),
+    ] = False,
+) -> None:
+    """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
+    from . import terminal
+    from .prompts import gather
+    from .roles import find_renderer, find_rewriter, make_judge, parse_weights
+
+    # All that can be wrong with the words is found before a model is loaded.
+    texts = gather(prompts or [], file, terminal.note)
+    _check(best_of, variants, reflect, seed, steps, prune)
+    weights = parse_weights(reward or [])
+    finding, writing = find_renderer(renderer, steps), find_rewriter(rewriter)
+    from ..runs import prepare_folder, slug, versions
+
+    several = len(texts) > 1
+    asked: dict[str, Any] = {
+        "renderer": renderer, "rewriter": rewriter, "best_of": best_of, "variants": variants, "prune": prune,
+        "reflect": reflect, "judge": judge, "rewards": weights, "seed": seed, "steps": steps,
+    }  # fmt: skip
+    # Named by prompts and options: another try of the same prompt never replaces an earlier one.
+    out = prepare_folder(out or Path("out") / slug("\n".join(texts), salt=repr(asked)))
+    with terminal.quiet_stdout(as_json):
+        judging = make_judge(judge, weights, renderer)
+        drawing, rewriting = finding(), writing()
+        from ..search.chain import Chain
+
+        chain = Chain(rewriting, drawing, judging, best_of=best_of, prune=prune, reflect=reflect, seed=seed,
+                      variants=variants)  # fmt: skip
+        settings = {**asked, "renderer_fingerprint": drawing.fingerprint, "steps": drawing.steps}
+        if getattr(rewriting, "fingerprint", None):
+            settings["rewriter_fingerprint"] = rewriting.fingerprint  # type: ignore[attr-defined]
+        folders = {text: out / slug(text) if several else out for text in texts}
+        entries = _run_all(chain, folders, settings, versions(), out, redo)
+    if as_json:
+        records = [entry.record.model_dump(mode="json") for entry in entries]
+        terminal.print_json(records if several or file else records[0])
+    else:
+        for entry in entries:
+            _print(entry)
+        terminal.out().print(f"open [bold]{out / 'index.html'}[/bold]", soft_wrap=True)
+
+
+def _check(best_of: int, variants: int, reflect: int, seed: int, steps: int | None, prune: str) -> None:
+    if not 1 <= best_of <= MOST:
+        raise BadInput(f"--best-of must be 1 to {MOST}, got {best_of}")
+    if not 1 <= variants <= MOST:
+        raise BadInput(f"--variants must be 1 to {MOST}, got {variants}")
+    options.check_reflect(reflect)
+    options.check_seed(seed, best_of * (1 + reflect))  # every candidate of every round needs a seed
+    options.check_prune(prune)
+    if steps is not None and not 1 <= steps <= 1000:
+        raise BadInput(f"--steps must be 1 to 1000, got {steps}")
+
+
+def _run_all(chain: Chain, folders: dict[str, Path], settings: dict[str, Any], found: dict[str, str],
+             out: Path, redo: bool) -> list[Entry]:
+    """Draw what is not finished. A prompt that cannot be judged is passed over where there are more.
+
+    Whatever happens, the page shows what is finished when this is left.
+    """
+    from ..page.build import write_page
+    from ..runs import finished, save_outcome
+    from . import terminal
+
+    entries: list[Entry] = []
+    refused: list[str] = []
+    try:
+        with terminal.stage_progress() as start:
+            for number, (prompt, folder) in enumerate(folders.items(), 1):
+                record = None if redo else finished(folder, prompt, settings)
+                if record is not None:
+                    terminal.note(f"kept: {prompt} ({folder})")
+                    entries.append(Entry(folder, record))
+                    continue
+                title = f"{number}/{len(folders)} {prompt}" if len(folders) > 1 else prompt
+                try:
+                    outcome = chain.run(prompt, start(title))
+                except BadInput as error:
+                    if len(folders) == 1:
+                        raise
+                    refused.append(prompt)
+                    terminal.note(f"passed over: {error}")
+                    continue
+                entries.append(Entry(folder, save_outcome(folder, outcome, settings, found)))
+    except (KeyboardInterrupt, Interrupted) as stop:
+        raise Interrupted(
+            f"stopped; {len(entries)} of {len(folders)} prompts are finished in {out}; "
+            f"the same command with --out {shlex.quote(str(out))} goes on with the rest"
+        ) from stop
+    finally:
+        if entries:
+            _page_or_note(write_page, out, entries)
+    if refused:
+        raise BadInput(f"{len(refused)} of {len(folders)} prompts could not be judged, the rest is in {out}; "
+                       f"the first was {refused[0][:80]!r}")
+    return entries
+
+
+def _page_or_note(write_page: Any, out: Path, entries: list[Entry]) -> None:
+    """The page is made of the records: where it cannot be written, the run itself is not lost."""
+    from . import terminal
+
+    try:
+        write_page(out, [(entry.folder, entry.record) for entry in entries])
+    except RepriseError as error:
+        terminal.note(f"no page: {error}")
+
+
+def _print(entry: Entry) -> None:
+    """What became of one prompt, in a few lines."""
+    from rich.markup import escape
+
+    from ..runs import BEST
+    from . import terminal
+
+    record, cost = entry.record, entry.record.cost
+    out = terminal.out()
+    out.print(f"[bold]{escape(record.prompt)}[/bold]", soft_wrap=True)
+    out.print(f"  drawn as  {escape(record.winner.prompt)}", soft_wrap=True)
+    finished = [c.score for c in record.candidates if c.score is not None and c.round == 0]
+    parts = [f"best [bold green]{record.winner.score or 0:.2f}[/bold green]"]
+    if finished:
+        stopped = sum(c.pruned_at is not None for c in record.candidates)
+        parts.append(f"{len(record.candidates)} candidates, {stopped} stopped early")
+    if record.reflection:
+        first, last = record.reflection[0], record.reflection[-1]
+        rounds = len(record.reflection) - 1
+        parts.append(f"{rounds} round{'s' if rounds != 1 else ''} of mending" if rounds else "right at once")
+        if rounds:
+            best = max(r.score for r in record.reflection)
+            parts[-1] += f" ({first.score:.2f} → {best:.2f}, right: {last.verdict})"
+    share = cost.denoiser_rows / max(1, cost.denoiser_rows_full)
+    parts.append(f"{share:.0%} of the full cost, {cost.seconds.get('total', 0):.1f} s")
+    out.print("  " + " · ".join(parts), soft_wrap=True)
+    out.print(f"  {entry.folder / BEST}", soft_wrap=True)

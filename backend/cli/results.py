@@ -1,0 +1,75 @@
+"""What `evaluate` and `bench` do with a result: one table or one JSON object, a file and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput, Interrupted, UnknownName
+from ..page.figures import interval_text, write_figures
+from ..runs import versions, write_whole
+from . import terminal
+
+RESULT = "result.json"
+
+
+def check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise UnknownName(kind, name, known)
+
+
+def check_at_least_one(**numbers: int) -> None:
+    """Raises BadInput naming the option of the first number below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise BadInput(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+@contextmanager
+def progress_bars(as_json: bool, out: Path) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress on stderr, library output too under --json; a stop says where to go on."""
+    with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
+        try:
+            yield start("")
+        except (KeyboardInterrupt, Interrupted) as stop:
+            raise Interrupted(f"stopped; what is done is kept in {out}, the same command goes on") from stop
+
+
+def finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Add versions, write `result.json` and the page, print the table or the object."""
+    result = {**result, "versions": versions()}
+    write_whole(out / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    page = write_figures(out, result)
+    if as_json:
+        terminal.print_json(result)
+        return
+    _print_rows(result["rows"])
+    terminal.out().print(f"open [bold]{page}[/bold]", soft_wrap=True)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
+    costs = list(dict.fromkeys(name for row in rows for name in row["cost"]))
+    gains = any(row.get("gain") for row in rows)
+    kept = any(row.get("gain_kept") for row in rows)
+    columns = ["", "overall [95 %]", *(name.replace("_", " ") for name in costs)]
+    columns += ["gain, paired"] * gains + ["over"] * gains + ["gain kept"] * kept
+    table = []
+    for row in rows:
+        name = row["name"] + (f" ({row['judge']})" if row.get("judge") else "")
+        cells = [name, interval_text(row["overall"], 3)]
+        cells += [f"{row['cost'][cost]:,g}" if cost in row["cost"] else "" for cost in costs]
+        if gains:
+            gain = row.get("gain") or {}
+            cells += [interval_text(gain.get("interval"), 3, "+"), gain.get("over", "")]
+        if kept:
+            cells.append(interval_text(row.get("gain_kept"), 3))
+        table.append(cells)
+    terminal.print_table(None, columns, table, numbers=columns[1:])
+    if tasks:
+        by_task = [(row["name"], *(interval_text(row["tasks"].get(task)) for task in tasks)) for row in rows]
+        columns = ["", *(task.replace("_", " ") for task in tasks)]
+        terminal.print_table("by task", columns, by_task, numbers=columns[1:])

@@ -1,0 +1,101 @@
+"""Names on the command line -> rewriters, renderers and judges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput, UnknownName, Unsupported
+from ..registry import RENDERERS, REWARDS, REWRITERS, resolve
+from .models import find_model, installed
+
+if TYPE_CHECKING:
+    from ..interfaces import Renderer, Reward, Rewriter
+
+DEFAULT_JUDGE = "shapeworld"
+# Renderers whose pictures the embedded judge can read.
+READABLE = ("shapeworld", "fake")
+
+
+def find_renderer(name: str, steps: int | None = None) -> Callable[[], Renderer]:
+    """What makes the renderer of a registry name, a folder in diffusers' layout, or a Hugging Face
+    name "owner/model". The name is checked here, the weights are read when it is called.
+
+    Raises UnknownName with the near match, Unsupported for a ComfyUI workflow.
+    """
+    if name.startswith("comfyui:"):
+        raise Unsupported(
+            "rendering by a ComfyUI server is not there yet, it comes with a later version; "
+            "take --renderer shapeworld, or a diffusers folder or Hugging Face name"
+        )
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if name in RENDERERS and name != "diffusers":
+        return lambda: resolve("renderer", RENDERERS, name)(**options)
+    if "/" in name or Path(name).is_dir():
+        return lambda: resolve("renderer", RENDERERS, "diffusers")(name, **options)
+    if name == "diffusers":
+        raise BadInput("--renderer diffusers names no model; give its folder or Hugging Face name instead")
+    raise UnknownName("renderer", name, [known for known in RENDERERS if known != "diffusers"])
+
+
+def find_rewriter(name: str) -> Callable[[], Rewriter]:
+    """What makes the rewriter of a registry name, a folder of weights, or the name of one under
+    models/reprise/rewriters. Raises UnknownName with the near match."""
+    if name in REWRITERS:
+        return lambda: resolve("rewriter", REWRITERS, name)()
+    folder = find_model("rewriters", name)
+    if folder is None and ("/" in name or Path(name).is_dir()):
+        folder = Path(name)
+    if folder is None:
+        raise UnknownName("rewriter", name, [*REWRITERS, *installed("rewriters")])
+    return lambda: resolve("rewriter", REWRITERS, "reprompt")(str(folder))
+
+
+def make_reward(name: str) -> Reward:
+    """A reward that reads pictures. Raises Unsupported for one that reads rewrites."""
+    reward = resolve("reward", REWARDS, name)()
+    if reward.spec.reads != "images":
+        raise Unsupported(f"reward {name!r} reads rewrites, not pictures; it belongs to training")
+    return reward
+
+
+def parse_weights(words: Sequence[str]) -> dict[str, float]:
+    """["NAME=WEIGHT", "NAME", …] -> {name: weight}; a weight left out is 1."""
+    weights: dict[str, float] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            weight = float(text) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if not (math.isfinite(weight) and weight > 0):
+            raise BadInput(f"--reward {word}: expected NAME=WEIGHT with a weight above 0")
+        if name not in REWARDS:
+            raise UnknownName("reward", name, REWARDS)
+        if name in weights:
+            raise BadInput(f"--reward {name} is given twice; name each reward once")
+        weights[name] = weight
+    return weights
+
+
+def make_judge(judge: str | None, rewards: dict[str, float], renderer: str = DEFAULT_JUDGE) -> Reward:
+    """What selects and criticises: `judge`, or the weighted mix of `rewards`, or both.
+
+    With both, the judge joins the mix with weight 1 and comes first, so that the critique is its.
+    With neither, the embedded judge, for a renderer whose pictures it can read.
+    """
+    weights = dict(rewards)
+    if judge is None and not weights:
+        if renderer not in READABLE:
+            raise BadInput(f"--renderer {renderer} needs a --judge or --reward: the embedded judge reads "
+                           "ShapeWorld pictures only")
+        judge = DEFAULT_JUDGE
+    if judge is not None:
+        weights = {judge: weights.pop(judge, 1.0), **weights}
+    if len(weights) == 1:  # a weight alone changes nothing
+        return make_reward(next(iter(weights)))
+    from ..rewards.mix import Mix
+
+    return Mix([(make_reward(name), weight) for name, weight in weights.items()])

@@ -1,0 +1,149 @@
+"""`reprise shapeworld`: the embedded world. Make its weights, draw its scenes, read pictures back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import BadInput, Interrupted
+from . import options
+
+app = typer.Typer(no_args_is_help=True, help="The embedded world: make its weights, draw, detect.")
+
+
+@app.command()
+def build(
+    work: Annotated[Path, typer.Option(metavar="DIR", help="Where training goes on and stops.")] = Path(
+        "work/shapeworld"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default="the package's own", help="Where weights go.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of data, initial weights and noise.")] = 0,
+) -> None:
+    """Train all embedded weights from nothing, about an hour on two cores. Called again, it goes on."""
+    from ..runs import prepare_folder
+    from ..shapeworld.recipe.build import build as make
+    from . import terminal
+    from .models import EMBEDDED
+
+    options.check_seed(seed)
+    try:
+        make(prepare_folder(work), prepare_folder(out or EMBEDDED), seed, terminal.note)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"stopped; the same command goes on from {work}") from stop
+
+
+@app.command()
+def draw(
+    count: Annotated[int, typer.Argument(metavar="N", help="How many scenes.")] = 8,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("out/shapeworld"),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Draw random scenes with their captions: NNN.png and scenes.json."""
+    import io
+    import json
+    import random
+
+    from PIL import Image
+
+    from ..runs import prepare_folder, write_whole
+    from ..shapeworld import captions, drawing, scenes
+    from . import terminal
+
+    if not 1 <= count <= 100_000:
+        raise BadInput(f"expected 1 to 100000 scenes, got {count}")
+    options.check_seed(seed)
+    prepare_folder(out)
+    rng, rows = random.Random(seed), []
+    for i in range(count):
+        scene = scenes.random_scene(rng)
+        png = io.BytesIO()
+        Image.fromarray(drawing.draw(scene)).save(png, "PNG")
+        name = f"{i:03d}.png"
+        write_whole(out / name, png.getvalue())
+        rows.append({"image": name, "caption": captions.spelled_out(scene), "scene": asdict(scene)})
+    write_whole(out / "scenes.json", json.dumps(rows, indent=1) + "\n")
+    if as_json:
+        terminal.print_json(rows)
+    else:
+        terminal.print_table(None, ("image", "caption"), [(r["image"], r["caption"]) for r in rows])
+        terminal.out().print(f"in [bold]{out}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def detect(
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGE…", show_default=False, help="Picture files.")
+    ] = None,
+    measure: Annotated[
+        int, typer.Option(metavar="N", help="Instead: the detector's accuracy on N random scenes.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of the scenes of --measure.")] = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Read pictures back into things, or measure how often that is right."""
+    from . import terminal
+
+    options.check_seed(seed)
+    if measure:
+        _measure(measure, seed, as_json)
+        return
+    if not images:
+        raise BadInput("no picture given; name picture files, or ask for --measure N")
+    from ..shapeworld.detector import read
+    from .score import read_picture
+
+    found = []
+    for path in images:
+        reading = read((read_picture(path) * 255).round().byte().numpy())
+        found.append((str(path), reading))
+    if as_json:
+        terminal.print_json([
+            {"image": path, "ground": reading.ground, "ground_confidence": float(reading.ground_confidence),
+             "detections": [d.as_dict() for d in reading.detections]}
+            for path, reading in found
+        ])  # fmt: skip
+        return
+    rows = []
+    for path, reading in found:
+        rows.append((path, f"{reading.ground} background", "", "", f"{reading.ground_confidence:.2f}"))
+        for d in reading.detections:
+            rows.append(("", f"{d.color} {d.shape}", d.size, d.place, f"{d.confidence:.2f}"))
+    terminal.print_table(None, ("image", "thing", "size", "place", "confidence"), rows, ("confidence",))
+
+
+def _measure(count: int, seed: int, as_json: bool) -> None:
+    """Share of scenes of which everything, and nothing else, is detected: clean, noisy, blurred."""
+    import random
+
+    import numpy as np
+    from scipy import ndimage
+
+    from ..shapeworld import detector, drawing, scenes
+    from . import terminal
+
+    if not 1 <= count <= 1_000_000:
+        raise BadInput(f"--measure must be 1 to 1000000 scenes, got {count}")
+    rng, dice = random.Random(seed), np.random.default_rng(seed)
+    right = {"clean": 0, "noise, sigma 12 of 255": 0, "blur, sigma 1 pixel": 0}
+    for _ in range(count):
+        scene = scenes.random_scene(rng)
+        clean = drawing.draw(scene)
+        noisy = np.clip(clean + dice.normal(0, 12, clean.shape), 0, 255).round().astype(np.uint8)
+        blurred = ndimage.gaussian_filter(clean, (1, 1, 0)).astype(np.uint8)
+        for name, picture in zip(right, (clean, noisy, blurred), strict=True):
+            reading = detector.read(np.ascontiguousarray(picture))
+            found = list(reading.detections)
+            same = len(found) == len(scene.things) and reading.ground == scene.ground
+            right[name] += same and all(any(detector.matches(t, d) for d in found) for t in scene.things)
+    shares = {name: number / count for name, number in right.items()}
+    if as_json:
+        terminal.print_json({"scenes": count, "seed": seed, "right": shares})
+    else:
+        rows = [(name, f"{share:.2%}") for name, share in shares.items()]
+        terminal.print_table(f"all of a scene right, {count} scenes", ("pictures", "right"), rows, ("right",))

@@ -1,0 +1,36 @@
+"""Which words of a rewrite are the user's own, and which were added."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+
+
+def marked(before: str, after: str) -> list[tuple[str, bool]]:
+    """`after` in runs of words, each with whether it was added: [("a red circle", False), …].
+
+    A word that only moved is no added one. Letter case and punctuation make no difference.
+    """
+    old, new = before.split(), after.split()
+    matcher = difflib.SequenceMatcher(None, [_bare(w) for w in old], [_bare(w) for w in new], autojunk=False)
+    added = [True] * len(new)
+    spare = Counter(_bare(w) for w in old)
+    for block in matcher.get_matching_blocks():
+        for i in range(block.b, block.b + block.size):
+            added[i] = False
+            spare[_bare(new[i])] -= 1
+    for i, word in enumerate(new):
+        if added[i] and spare[_bare(word)] > 0:
+            added[i] = False
+            spare[_bare(word)] -= 1
+    runs: list[tuple[str, bool]] = []
+    for word, is_added in zip(new, added, strict=True):
+        if runs and runs[-1][1] == is_added:
+            runs[-1] = (f"{runs[-1][0]} {word}", is_added)
+        else:
+            runs.append((word, is_added))
+    return runs
+
+
+def _bare(word: str) -> str:
+    return word.casefold().strip(".,;:!?\"'()[]“”‘’") or word

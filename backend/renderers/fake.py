@@ -1,0 +1,85 @@
+"""A renderer without a model: for tests of searches, nodes and pages, here and in others' projects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import BadInput, RenderFailed
+from ..types import Job, Rendered
+from .diffusers import check_jobs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..interfaces import Watcher
+
+
+class FakeRenderer:
+    """Pictures made of (prompt, seed) alone: the same job always gives the same 8 x 8 coloured squares.
+
+    `draw(prompt, seed)` may give other pictures, (H, W, 3) in 0..1. The preview after step k mixes noise
+    and picture, k / steps of it the picture, so that later previews say more. `rows_per_step` is 2 to
+    count like a pipeline with classifier-free guidance. Calls are kept in `calls`, for assertions.
+    """
+
+    name = "fake"
+
+    def __init__(self, steps: int = 8, size: int = 64, rows_per_step: int = 1,
+                 draw: Callable[[str, int], Tensor] | None = None):
+        for name, value in (("steps", steps), ("rows_per_step", rows_per_step)):
+            if value < 1:
+                raise BadInput(f"{name} is 1 or more; got {value}")
+        if size < 8 or size % 8:
+            raise BadInput(f"size is a multiple of 8 pixels; got {size}")
+        self.steps, self.size, self.rows_per_step = steps, size, rows_per_step
+        self._draw = draw or self._squares
+        self.fingerprint = f"fake-{steps}-{size}-{getattr(draw, '__qualname__', 'squares')}"
+        self.calls: list[list[Job]] = []
+
+    def render(self, jobs: Sequence[Job], watcher: Watcher | None = None,
+               progress: Callable[[int, int], None] | None = None) -> Rendered:
+        """Draw all jobs; looks, prunes, counts and reports as a real renderer does."""
+        import torch
+
+        check_jobs(jobs, watcher, self.steps)
+        self.calls.append(list(jobs))
+        finals = [self._draw(job.prompt, job.seed).mul(255).round() / 255 for job in jobs]
+        noise = [torch.rand(image.shape, generator=_generator("noise", job.prompt, job.seed))
+                 for job, image in zip(jobs, finals, strict=True)]  # fmt: skip
+        alive = list(range(len(jobs)))
+        pruned_at: list[int | None] = [None] * len(jobs)
+        rows = 0
+        for step in range(1, self.steps + 1):
+            if not alive:
+                break
+            rows += len(alive) * self.rows_per_step
+            if watcher is not None and step in watcher.steps:
+                part = step / self.steps
+                previews = torch.stack([torch.lerp(noise[row], finals[row], part) for row in alive])
+                kept = set(watcher.look(step, list(alive), previews))
+                if not kept <= set(alive):
+                    raise RenderFailed(f"the watcher kept rows {sorted(kept - set(alive))} not shown to it")
+                for row in alive:
+                    if row not in kept:
+                        pruned_at[row] = step
+                alive = [row for row in alive if row in kept]
+            if progress is not None:
+                progress(step, self.steps)
+        images = [image if row in alive else None for row, image in enumerate(finals)]
+        return Rendered(images, pruned_at, rows, len(jobs) * self.steps * self.rows_per_step)
+
+    def _squares(self, prompt: str, seed: int) -> Tensor:
+        import torch
+
+        squares = torch.rand(8, 8, 3, generator=_generator("picture", prompt, seed))
+        side = self.size // 8
+        return squares.repeat_interleave(side, 0).repeat_interleave(side, 1)
+
+
+def _generator(*parts: object):
+    import torch
+
+    digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

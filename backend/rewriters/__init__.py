@@ -1,0 +1,1 @@
+"""Prompts to rewrites. Must not import renderers, rewards or search."""

@@ -1,0 +1,154 @@
+"""The one prompt builder and the one parser: training, evaluation, the command line and the nodes.
+
+Source: RePrompt (arXiv 2505.17540): a policy writes its reasoning, then the enhanced prompt, as
+`<reason>…</reason><prompt>…</prompt>`; its code writes `<think>…</think><answer>…</answer>`.
+Departs from it: both pairs of tags are read, the paper's are written; what trains is built by the
+same functions as what is asked later; the parser says why it refuses, and what it refuses is never
+rendered. A critique of an earlier picture goes into the user's turn.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BadInput, CheckpointError
+
+FORM = "<reason>{reason}</reason><prompt>{prompt}</prompt>"
+SYSTEM = (
+    "You write prompts for a text-to-image model. The user gives a short prompt. First think the picture "
+    "through: what must be in it, how many of each thing, where each of them is, colours, sizes, background, "
+    "light and style, and what a model could get wrong. Then write one detailed prompt of 15 to 77 words in "
+    "which nothing that the user asked for is lost or changed. Answer in exactly this form, with nothing "
+    "before or after it:\n" + FORM.format(reason="your thoughts", prompt="the detailed prompt")
+)
+_CRITIQUE = (
+    "{prompt}\n\nThe last picture was wrong: {critique}\n"
+    "Write the answer again so that this is mended."
+)
+
+_TAG = re.compile(r"<\s*(?:(/)\s*)?(reason|prompt|think|answer)\s*>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rewriter wrote: one line each; `reason` is empty where the model gave none."""
+
+    reason: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Unparsable:
+    """Why an output cannot be used, as the end of a sentence: "the answer …"."""
+
+    why: str
+
+
+def build_messages(prompt: str, critique: str | None = None, system: str = SYSTEM) -> list[dict[str, str]]:
+    """Chat messages that ask for a rewrite of `prompt`, mending `critique` where there is one.
+
+    Raises BadInput for a blank prompt.
+    """
+    if not prompt.strip():
+        raise BadInput("the prompt is empty; write a few words that say what the picture shows")
+    if critique and critique.strip():
+        prompt = _CRITIQUE.format(prompt=prompt.strip(), critique=" ".join(critique.split()))
+    return [{"role": "system", "content": system}, {"role": "user", "content": prompt.strip()}]
+
+
+def render_prompt(tokenizer: Any, prompt: str, critique: str | None = None, system: str = SYSTEM) -> str:
+    """The text that the model continues: `build_messages` in the tokenizer's chat template.
+
+    The user's words cannot open or close a turn: control tokens in them become spaces. A template
+    that knows no system role gets the system text at the head of the user's turn.
+    Raises BadInput for a blank prompt, CheckpointError for a tokenizer without a chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise CheckpointError(
+            "the rewriter's tokenizer has no chat template; expected an instruct or chat model; "
+            "choose one, or add chat_template.jinja to its folder"
+        )
+    from jinja2.exceptions import TemplateError
+
+    for token in control_tokens(tokenizer):
+        prompt = prompt.replace(token, " ")
+        critique = critique and critique.replace(token, " ")
+    messages = build_messages(prompt, critique, system)
+    # enable_thinking: Qwen3's template then closes its own thoughts; ours go into <reason>.
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except TemplateError:
+        asked = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+        return tokenizer.apply_chat_template([{"role": "user", "content": asked}], **options)
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Tokens that structure a chat and are never text."""
+    added = tokenizer.added_tokens_decoder.values()
+    return sorted({*tokenizer.all_special_tokens, *(token.content for token in added if token.special)})
+
+
+def prompt_ids(tokenizer: Any, prompt: str, critique: str | None = None, system: str = SYSTEM) -> list[int]:
+    """Token ids of `render_prompt`; the template has written the control tokens already."""
+    text = render_prompt(tokenizer, prompt, critique, system)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def answer_ids(tokenizer: Any, answer: Answer) -> list[int]:
+    """Token ids of an answer as the model should write it, with the token that ends its turn."""
+    text = FORM.format(reason=answer.reason, prompt=answer.prompt)
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def parse(text: str) -> Answer | Unparsable:
+    """Read a model's output. It must hold exactly one prompt, closed, with a word in it.
+
+    - `<prompt>` or `<answer>` holds the prompt, `<reason>` or else `<think>` the reasoning, in any
+      case of letters. Text outside the tags is ignored, so a chat model may greet.
+    - What stands before the first `</think>` is thinking, also without its opening tag (some
+      templates write that one) and whatever tags are mentioned in it.
+    - Line breaks and runs of spaces become one space. Any language is kept as it is.
+    - No reasoning is no failure here; the structure reward counts it as one.
+    - Refused: no prompt or several, a tag inside a block, a block not closed (output cut off), a
+      prompt without a letter or digit (the form copied with its dots). Which of two prompts was
+      meant is not known, and taking one would teach a policy to write many.
+    """
+    thought, text = _split_thought(text)
+    blocks: dict[str, list[str]] = {}
+    opened: tuple[str, int] | None = None
+    for match in _TAG.finditer(text):
+        slash, name = match[1] or "", match[2].lower()
+        if opened is None:
+            if slash:
+                return Unparsable(f"closes <{name}> without opening it")
+            opened = (name, match.end())
+        elif slash and name == opened[0]:
+            blocks.setdefault(name, []).append(text[opened[1] : match.start()])
+            opened = None
+        else:
+            return Unparsable(f"has <{slash}{name}> inside <{opened[0]}>")
+    if opened is not None:
+        return Unparsable(f"ends before </{opened[0]}>")
+    prompts = blocks.get("prompt", []) + blocks.get("answer", [])
+    if len(prompts) != 1:
+        return Unparsable("has no <prompt>" if not prompts else f"has {len(prompts)} prompts, not one")
+    prompt = _one_line(prompts[0])
+    if not any(letter.isalnum() for letter in prompt):
+        return Unparsable("has a prompt without words")
+    reasons = blocks.get("reason") or blocks.get("think") or [thought]
+    return Answer(_one_line(" ".join(reasons)), prompt)
+
+
+def _split_thought(text: str) -> tuple[str, str]:
+    for match in _TAG.finditer(text):
+        if match[1] == "/" and match[2].lower() == "think":
+            # Tags mentioned while thinking are words, not structure.
+            return _TAG.sub(" ", text[: match.start()]), text[match.end() :]
+    return "", text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,49 @@
+"""Two rewriters that need no model: none at all, and the quality words that people paste.
+
+They are the rows that a trained rewriter must beat. The pasted words are the usual ones of prompt
+guides, and know nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import BadInput
+from ..types import Rewrite
+
+QUALITY_WORDS = "highly detailed, sharp focus, clean simple background"
+
+
+class KeepPrompt:
+    """The user's prompt as it is, to the letter."""
+
+    name = "none"
+
+    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
+                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
+        """`variants` times the prompt itself; `seed` and `critiques` change nothing."""
+        _check(prompts, variants)
+        return [[Rewrite("", prompt, self.name)] * variants for prompt in prompts]
+
+
+class TemplateRewriter:
+    """The zero-effort rewrite: the prompt, a comma, quality words."""
+
+    name = "template"
+
+    def __init__(self, words: str = QUALITY_WORDS):
+        self.words = words
+
+    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
+                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
+        """`variants` times the same text; `seed` and `critiques` change nothing."""
+        _check(prompts, variants)
+        texts = (" ".join(prompt.split()).rstrip(" .,;") for prompt in prompts)
+        return [[Rewrite("", f"{text}, {self.words}", self.name)] * variants for text in texts]
+
+
+def _check(prompts: Sequence[str], variants: int) -> None:
+    if variants < 1:
+        raise BadInput(f"expected at least 1 variant of a rewrite, got {variants}")
+    if not all(prompt.strip() for prompt in prompts):
+        raise BadInput("the prompt is empty; write a few words that say what the picture shows")

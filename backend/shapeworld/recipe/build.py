@@ -1,0 +1,30 @@
+"""`reprise shapeworld build`: all embedded weights from nothing, stage by stage, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .assemble import assemble_pipeline
+from .autoencoder import train_autoencoder
+from .renderer import train_renderer
+from .rewriter import build as build_rewriter
+from .text_encoders import train_text_encoders
+
+
+def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
+    """Train what `work` does not hold yet, and write `out/renderer` and `out/rewriter`.
+
+    A stopped build goes on from its last checkpoint, at most two minutes back.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    for name, stage in (
+        ("autoencoder", train_autoencoder),
+        ("text encoders", train_text_encoders),
+        ("renderer", train_renderer),
+    ):
+        log(f"stage: {name}")
+        stage(work, seed, log=log)
+    assemble_pipeline(work, out / "renderer")
+    log("stage: rewriter")
+    build_rewriter(work / "rewriter", out / "rewriter", log)

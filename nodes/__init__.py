@@ -1,0 +1,14 @@
+"""The ComfyUI nodes: schema, a short `execute`, a call into `backend/`. All of ComfyUI is met here."""
+
+from __future__ import annotations
+
+
+def extension():
+    """The pack's extension; its node list is the table of contents."""
+    from comfy_api.latest import ComfyExtension
+
+    class Reprise(ComfyExtension):
+        async def get_node_list(self):
+            return []
+
+    return Reprise()

@@ -1,0 +1,207 @@
+"""The other commands: rewrite, train, shapeworld, evaluate, bench; and Ctrl-C for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+def refused(result, part, code=2):
+    assert (result.code, result.out) == (code, ""), result.err
+    assert part in result.err and len(result.err.splitlines()) == 1, result.err
+
+
+def test_unknown_commands_get_the_near_match(reprise):
+    refused(reprise("rendr"), "Did you mean")
+    assert reprise("--version").out.startswith("reprise ")
+    assert "render" in reprise("--help").out
+
+
+def test_rewrite_as_json_and_as_a_table(reprise):
+    result = reprise(
+        "rewrite", "a red circle", "two stars", "--rewriter", "template", "--variants", 2, "--json"
+    )
+    rows = json.loads(result.out)
+    assert [row["prompt"] for row in rows] == ["a red circle", "two stars"]
+    assert len(rows[0]["rewrites"]) == 2 and rows[0]["rewrites"][0]["prompt"].startswith("a red circle, ")
+    assert "highly detailed" in reprise("rewrite", "a red circle", "--rewriter", "template").out
+
+
+@pytest.mark.parametrize("words,part", [
+    (["a", "--rewriter", "templat"], "did you mean 'template'"),
+    (["a", "--variants", "0"], "--variants"),
+    (["a", "--seed", "-1"], "--seed"),
+    (["  "], "empty"),
+    ([], "no prompt given"),
+])  # fmt: skip
+def test_rewrite_refuses(reprise, words, part):
+    refused(reprise("rewrite", *words), part)
+
+
+def test_shapeworld_draw_and_detect_agree(reprise, tmp_path):
+    drawn = json.loads(reprise("shapeworld", "draw", 4, "--seed", 3, "--out", "s", "--json").out)
+    again = json.loads(reprise("shapeworld", "draw", 4, "--seed", 3, "--out", "t", "--json").out)
+    assert drawn == again == json.loads((tmp_path / "s" / "scenes.json").read_text())
+    assert (tmp_path / "s" / "003.png").read_bytes() == (tmp_path / "t" / "003.png").read_bytes()
+    seen = json.loads(reprise("shapeworld", "detect", *(f"s/{r['image']}" for r in drawn), "--json").out)
+    for row, reading in zip(drawn, seen, strict=True):
+        assert reading["ground"] == row["scene"]["ground"]
+        found = sorted((d["color"], d["shape"]) for d in reading["detections"])
+        assert found == sorted((t["color"], t["shape"]) for t in row["scene"]["things"])
+    assert drawn[0]["caption"] in reprise("shapeworld", "draw", 1, "--seed", 3).out
+    assert "background" in reprise("shapeworld", "detect", "s/000.png").out
+
+
+def test_the_detector_is_measured(reprise):
+    result = json.loads(reprise("shapeworld", "detect", "--measure", 5, "--json").out)
+    assert result["scenes"] == 5 and all(share == 1 for share in result["right"].values())
+    assert "%" in reprise("shapeworld", "detect", "--measure", 1).out
+
+
+@pytest.mark.parametrize("words,part", [
+    (["draw", "0"], "expected 1 to"),
+    (["draw", "1", "--seed", "-1"], "--seed"),
+    (["draw", "1", "--out", "file"], "is a file"),
+    (["detect"], "no picture given"),
+    (["detect", "file"], "no picture that can be read"),
+    (["build", "--seed", "-1"], "--seed"),
+    (["drow"], "Did you mean"),
+])  # fmt: skip
+def test_shapeworld_refuses(reprise, tmp_path, words, part):
+    (tmp_path / "file").write_text("")
+    refused(reprise("shapeworld", *words), part)
+
+
+@pytest.mark.parametrize("words,part", [
+    (["sfft"], "unknown trainer 'sfft'; did you mean 'sft'"),
+    (["sft", "nowhere.yaml"], "cannot read nowhere.yaml"),
+    (["sft", "stepz=1"], "unknown setting"),
+    (["sft", "--resume", "nowhere"], "nowhere is no run folder"),
+    (["sft", "c.yaml", "--resume", "nowhere"], "takes the run's own config.yaml"),
+])  # fmt: skip
+def test_train_refuses(reprise, words, part):
+    refused(reprise("train", *words), part)
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """`train sft` without training: writes what it was called with, or is stopped."""
+    from reprise.backend.config import Config
+    from reprise.backend.trainers import sft
+
+    class Settings(Config):
+        steps: int = 3
+
+    state = {"stop": False}
+
+    def train(config, run, resume=False, log=print):
+        if state["stop"]:
+            raise KeyboardInterrupt
+        (run / "made").write_text(f"{config.steps} {resume}")
+        return run / "made"
+
+    train.__module__ = sft.__name__
+    monkeypatch.setattr(sft, "CONFIG", Settings)
+    monkeypatch.setattr(sft, "train", train)
+    return state
+
+
+def test_train_keeps_its_config_and_goes_on(reprise, trainer, tmp_path):
+    (tmp_path / "c.yaml").write_text("steps: 4\n")
+    trainer["stop"] = True
+    refused_words = reprise("train", "sft", "c.yaml", "steps=9", "--out", "run")
+    assert refused_words.code == 130 and "reprise train sft --resume run" in refused_words.err
+    trainer["stop"] = False
+    assert (tmp_path / "run" / "config.yaml").read_text() == "steps: 9\n"
+    refused(reprise("train", "sft", "c.yaml", "--out", "run"), "holds a run already; go on with --resume run")
+    assert reprise("train", "sft", "--resume", "run").out.strip() == os.path.join("run", "made")
+    assert (tmp_path / "run" / "made").read_text() == "9 True"
+    assert reprise("train", "sft", "steps=1").code == 0 and len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def a_result(name):
+    row = {"name": "terse", "overall": [0.4, 0.3, 0.5], "tasks": {"counting": [0.2, 0.1, 0.3]},
+           "cost": {"denoiser_rows": 32.0}, "judge": None}  # fmt: skip
+    better = {**row, "name": "+ best of 2, full", "judge": "oracle judge",
+              "gain": {"over": "terse", "interval": [0.1, 0.05, 0.15]}}  # fmt: skip
+    return {"name": name, "rows": [row, better], "settings": {"seeds": 1}}
+
+
+@pytest.mark.parametrize("command,name,function", [
+    ("evaluate", "shapeworld", "shapeworld.evaluate"), ("bench", "parm", "parm.bench"),
+])  # fmt: skip
+def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, command, name, function):
+    calls = []
+    module, attribute = function.split(".")
+    monkeypatch.setattr(f"reprise.backend.benchmarks.{module}.{attribute}",
+                        lambda **options: calls.append(options) or a_result(name))  # fmt: skip
+    words = (command, name, "--renderer", "fake", "--seed", 7, "--per-task", 2, "--out", "r")
+    words += ("--rewriter", "none") if command == "evaluate" else ("--timed", 0)
+    result = json.loads(reprise(*words, "--json").out)
+    assert (
+        result == json.loads((tmp_path / "r" / "result.json").read_text()) and result["versions"]["reprise"]
+    )
+    assert calls[0]["per_task"] == 2 and calls[0]["seed"] == 7 and calls[0]["renderer"].name == "fake"
+    text = reprise(*words).out
+    for part in (
+        "terse",
+        "0.400 [0.300, 0.500]",
+        "0.20 [0.10, 0.30]",
+        "oracle judge",
+        "+0.100",
+        "index.html",
+    ):
+        assert part in text, part
+    assert "oracle judge" in (tmp_path / "r" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("words,part", [
+    (["evaluate", "shapewold"], "unknown benchmark 'shapewold'; did you mean 'shapeworld'"),
+    (["evaluate", "shapeworld", "--seeds", "0"], "--seeds must be at least 1"),
+    (["evaluate", "shapeworld", "--per-task", "0"], "--per-task must be at least 1"),
+    (["evaluate", "shapeworld", "--best-of", "0"], "--best-of must be at least 1"),
+    (["evaluate", "shapeworld", "--prune", "x"], "unknown pruning"),
+    (["evaluate", "shapeworld", "--renderer", "fke"], "did you mean 'fake'"),
+    (["bench", "prm"], "unknown bench 'prm'; did you mean 'parm'"),
+    (["bench", "parm", "--seed", "-1"], "--seed"),
+    (["bench", "parm", "--timed", "-1"], "--timed"),
+    (["bench", "parm", "--renderer", "fake", "--best-of", "5", "--pool", "8"], "--pool must be a multiple"),
+])  # fmt: skip
+def test_evaluate_and_bench_refuse(reprise, words, part):
+    refused(reprise(*words), part)
+
+
+SLOW = """
+import sys, time
+from reprise.backend.renderers.fake import FakeRenderer
+plain = FakeRenderer.render
+def render(self, jobs, *rest, **more):
+    if jobs[0].prompt == "a blue star":
+        print("drawing", file=sys.stderr, flush=True)
+        time.sleep(120)
+    return plain(self, jobs, *rest, **more)
+FakeRenderer.render = render
+from reprise.backend.cli.main import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_for_real(tmp_path):
+    words = ["render", "a red circle", "a blue star", "--renderer", "fake", "--rewriter", "none"]
+    words += ["--best-of", "2", "--reflect", "0", "--out", "o"]
+    # A test run in the background ignores SIGINT, and so would its children.
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], cwd=tmp_path, text=True,
+                               stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    assert process.stderr.readline() == "drawing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)  # less than the renderer would sleep
+    assert process.returncode == 130
+    assert err.startswith("reprise: stopped; 1 of 2 prompts are finished in o") and len(err.splitlines()) == 1
+    assert (
+        len(list((tmp_path / "o").glob("*/record.json"))) == 1 and (tmp_path / "o" / "index.html").is_file()
+    )

@@ -1,0 +1,249 @@
+"""`reprise render`: pictures, records, the page; what is finished stays, what is wrong is one line."""
+
+import errno
+import json
+import math
+import os
+
+import pytest
+
+FAST = ("--renderer", "fake", "--rewriter", "none", "--best-of", "4")
+
+
+def one_line(result, code, *parts):
+    assert result.code == code, result.err
+    lines = result.err.strip().splitlines()
+    assert lines[-1].startswith("reprise: ") and result.out == ""
+    assert (
+        len([line for line in lines if line.startswith("reprise: ")]) == 1 and "Traceback" not in result.err
+    )
+    for part in parts:
+        assert part in lines[-1], lines[-1]
+
+
+def without_times(record):
+    return {**record, "cost": {**record["cost"], "seconds": None}}
+
+
+def test_one_prompt_lies_in_the_folder_itself(reprise, drawn, tmp_path):
+    result = reprise("render", "a red circle", *FAST, "--out", "o")
+    assert result.code == 0 and "a red circle" in result.out and "index.html" in result.out
+    record = json.loads((tmp_path / "o" / "record.json").read_text(encoding="utf-8"))
+    assert record["prompt"] == "a red circle" and record["candidates"][record["best"]]["score"] > 0.5
+    assert (tmp_path / "o" / "best.png").is_file() and (tmp_path / "o" / "index.html").is_file()
+    for candidate in record["candidates"]:
+        assert (candidate["image"] is None) == (candidate["pruned_at"] is not None)
+        assert candidate["image"] is None or (tmp_path / "o" / candidate["image"]).is_file()
+    assert record["settings"]["best_of"] == 4 and record["settings"]["renderer_fingerprint"]
+
+
+def test_json_is_the_record_and_nothing_else(reprise, drawn, tmp_path):
+    result = reprise("render", "a red circle", *FAST, "--out", "o", "--json")
+    assert json.loads(result.out) == json.loads((tmp_path / "o" / "record.json").read_text())
+
+
+def test_json_of_several_is_an_array_in_their_order(reprise, drawn, tmp_path):
+    result = reprise("render", "a red circle", "two blue squares", *FAST, "--out", "o", "--json")
+    assert [record["prompt"] for record in json.loads(result.out)] == ["a red circle", "two blue squares"]
+    assert len([p for p in (tmp_path / "o").iterdir() if (p / "record.json").is_file()]) == 2
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    assert isinstance(json.loads(reprise("render", "--prompts", "p.txt", *FAST, "--json").out), list)
+
+
+def test_libraries_that_print_do_not_spoil_json(reprise, drawn, monkeypatch):
+    plain = drawn.render
+    monkeypatch.setattr(drawn, "render", lambda *a, **k: (print("loading 100%"), plain(*a, **k))[1])
+    result = reprise("render", "a red circle", *FAST, "--json")
+    assert json.loads(result.out) and "loading 100%" in result.err
+
+
+def test_the_same_call_gives_the_same_record_and_pixels(reprise, drawn, tmp_path):
+    records = []
+    for out in ("o", "p"):
+        result = reprise("render", "a green heart", "--seed", 5, *FAST, "--out", out, "--json")
+        records.append(without_times(json.loads(result.out)))
+    assert records[0] == records[1]
+    for candidate in records[0]["candidates"]:
+        if candidate["image"]:
+            name = candidate["image"]
+            assert (tmp_path / "o" / name).read_bytes() == (tmp_path / "p" / name).read_bytes()
+
+
+def test_what_is_finished_is_kept_unless_the_settings_differ(reprise, drawn, tmp_path):
+    first = reprise("render", "a red circle", *FAST, "--out", "o", "--json")
+    again = reprise("render", "a red circle", *FAST, "--out", "o", "--json")
+    assert again.out == first.out and "kept: a red circle" in again.err  # seconds and all
+    other = reprise("render", "a red circle", *FAST, "--out", "o", "--json", "--seed", 2)
+    assert "kept" not in other.err and json.loads(other.out)["candidates"][0]["seed"] == 2
+    redone = reprise("render", "a red circle", *FAST, "--out", "o", "--json", "--seed", 2, "--redo")
+    assert "kept" not in redone.err
+    named = {c["image"] for c in json.loads(redone.out)["candidates"] if c["image"]}
+    assert {f"candidates/{p.name}" for p in (tmp_path / "o" / "candidates").iterdir()} == named
+
+
+def test_without_out_another_try_replaces_nothing(reprise, drawn, tmp_path):
+    for seed in (0, 2):
+        assert reprise("render", "a red circle", *FAST, "--seed", seed).code == 0
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_prompt_files_skip_empty_lines_and_draw_duplicates_once(reprise, drawn, tmp_path):
+    (tmp_path / "p.txt").write_bytes(
+        "\ufeffa red circle\r\n\r\n  \r\na blue star\r\na red circle\r\n".encode()
+    )
+    result = reprise("render", "--prompts", "p.txt", *FAST, "--out", "o", "--json")
+    assert [r["prompt"] for r in json.loads(result.out)] == ["a red circle", "a blue star"]
+    assert "2 empty lines skipped" in result.err and "1 duplicate prompt left out" in result.err
+
+
+def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, drawn, tmp_path):
+    result = reprise("render", "a red circle", "a cat", "a blue star", *FAST, "--out", "o")
+    one_line(result, 2, "1 of 3 prompts could not be judged", "'a cat'")
+    page = (tmp_path / "o" / "index.html").read_text(encoding="utf-8")
+    assert "a blue star" in page and "a cat" not in page
+    one_line(reprise("render", "a cat", *FAST, "--out", "q"), 2, "name one of its shapes")
+
+
+@pytest.mark.parametrize("words,parts", [
+    ([], ["no prompt given"]),
+    ([""], ["the prompt is empty"]),
+    (["   \t\n"], ["the prompt is empty"]),
+    (["word " * 10_000], ["10,000 words", "the limit is 512"]),
+    (["x" * 9000], ["9,000 characters", "the limit is 8,000"]),
+    (["a\udcffb"], ["not UTF-8"]),
+    (["--prompts", "nowhere.txt"], ["cannot read", "nowhere.txt"]),
+    (["a", "--best-of", "0"], ["--best-of must be 1 to", "got 0"]),
+    (["a", "--best-of", "-3"], ["--best-of", "got -3"]),
+    (["a", "--best-of", "many"], ["--best-of", "integer"]),
+    (["a", "--variants", "0"], ["--variants"]),
+    (["a", "--steps", "0"], ["--steps must be 1"]),
+    (["a", "--reflect", "-1"], ["--reflect must be 0"]),
+    (["a", "--seed", "-1"], ["--seed must be 0 to", "got -1"]),
+    (["a", "--seed", str(2**63)], ["--seed must be 0 to", "got 9223372036854775808"]),
+    (["a", "--seed", str(2**63 - 1)], ["--seed must be 0 to", "for 16 candidates"]),
+    (["a", "--seed", "1.5"], ["--seed"]),
+    (["a", "--prune", "halve"], ["unknown pruning 'halve'", "did you mean 'halving'"]),
+    (["a", "--renderer", "shapewrld"], ["unknown renderer 'shapewrld'", "did you mean 'shapeworld'"]),
+    (["a", "--renderer", "comfyui:w.json@http://localhost"], ["ComfyUI server", "later version"]),
+    (["a", "--renderer", "diffusers"], ["names no model"]),
+    (["a", "--rewriter", "repromt"], ["unknown rewriter 'repromt'", "did you mean 'reprompt'"]),
+    (["a", "--judge", "shapworld"], ["unknown reward 'shapworld'", "did you mean 'shapeworld'"]),
+    (["a", "--judge", "length"], ["'length' reads rewrites, not pictures"]),
+    (["a", "--reward", "shapworld=1"], ["unknown reward 'shapworld'", "did you mean"]),
+    (["a", "--reward", "shapeworld=much"], ["expected NAME=WEIGHT"]),
+    (["a", "--reward", "shapeworld=0"], ["a weight above 0"]),
+    (["a", "--reward", "shapeworld=nan"], ["a weight above 0"]),
+    (["a", "--reward", "shapeworld=1", "--reward", "shapeworld=2"], ["given twice"]),
+    (["a", "--out", "file"], ["is a file", "--out"]),
+    (["a", "--out", "file/below"], ["cannot write", "--out"]),
+    (["a", "--out", "/proc/nowhere"], ["cannot write", "--out"]),
+    (["a", "--seeed", "3"], ["--seeed", "--seed"]),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_2(reprise, tmp_path, words, parts):
+    (tmp_path / "file").write_text("")
+    words = words if "--renderer" in words or "--judge" in words else [*words, "--renderer", "fake"]
+    one_line(reprise("render", *words, "--rewriter", "none") if "--rewriter" not in words
+             else reprise("render", *words), 2, *parts)  # fmt: skip
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("record.json"))
+
+
+def test_a_model_of_ones_own_needs_a_judge(reprise, tmp_path):
+    one_line(reprise("render", "a", "--renderer", "some/model", "--rewriter", "none"), 2, "needs a --judge")
+
+
+@pytest.mark.parametrize(
+    "data,parts",
+    [
+        ("a red circle\nein grüner Stern\n".encode("latin-1"), ["p.txt, line 2", "UTF-8"]),
+        ("a\nb".encode("utf-16"), ["p.txt, line 1", "UTF-8"]),
+        (b"", ["holds no prompt"]),
+        (b"\n \n", ["holds no prompt"]),
+        (b"a\n" + b"word " * 600, ["p.txt, line 2", "600 words", "limit"]),
+    ],
+)
+def test_bad_prompt_files(reprise, tmp_path, data, parts):
+    (tmp_path / "p.txt").write_bytes(data)
+    one_line(reprise("render", "--prompts", "p.txt", *FAST), 2, *parts)
+
+
+def test_a_judge_that_raises_or_returns_no_number_is_named(reprise, drawn, monkeypatch, tmp_path):
+    from reprise.backend.rewards.shapeworld import ShapeWorldSoft
+
+    def raises(self, images, prompts):
+        raise ZeroDivisionError("no pixels")
+
+    for score, part in ((raises, "ZeroDivisionError: no pixels"), (lambda *a: [math.nan] * len(a[2]), "nan"),
+                        (lambda *a: [1.0], "expected")):  # fmt: skip
+        monkeypatch.setattr(ShapeWorldSoft, "score", score)
+        result = reprise("render", "a red circle", *FAST, "--out", "o")
+        one_line(result, 1, "reward 'shapeworld' failed", part)
+        assert not (tmp_path / "o" / "record.json").exists()
+
+
+def test_a_full_disk_keeps_what_is_finished(reprise, drawn, monkeypatch, tmp_path):
+    written, sync = [], os.fsync
+
+    def full(handle):
+        written.append(handle)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        result = reprise(
+            "render", "a red circle", "a blue star", *FAST, "--out", "o", "--prune", "none", "--reflect", 0
+        )
+        one_line(result, 1, "the disk is full")
+    again = reprise(
+        "render", "a red circle", "a blue star", *FAST, "--out", "o", "--prune", "none", "--reflect", 0
+    )
+    assert again.code == 0 and not list((tmp_path / "o").rglob("*.part"))
+
+
+def test_ctrl_c_keeps_finished_prompts_and_the_same_command_goes_on(reprise, drawn, monkeypatch, tmp_path):
+    prompts = ("a red circle", "a blue star", "a green heart")
+    plain, calls = drawn.render, []
+
+    def stops(self, jobs, *rest, **more):
+        calls.append(jobs[0].prompt)
+        if jobs[0].prompt == "a blue star":
+            raise KeyboardInterrupt
+        return plain(self, jobs, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drawn, "render", stops)
+        stopped = reprise("render", *prompts, *FAST, "--out", "o", "--reflect", 0)
+    one_line(stopped, 130, "1 of 3 prompts are finished in o", "--out o goes on")
+    assert "a red circle" in (tmp_path / "o" / "index.html").read_text(encoding="utf-8")
+    kept = next((tmp_path / "o").glob("a-red-circle-*/record.json"))
+    before = kept.stat().st_mtime_ns
+    finished = reprise("render", *prompts, *FAST, "--out", "o", "--reflect", 0, "--json")
+    assert [r["prompt"] for r in json.loads(finished.out)] == list(prompts)
+    assert kept.stat().st_mtime_ns == before and finished.err.count("kept: ") == 1
+
+
+def test_a_bug_is_one_line_too(reprise, drawn, monkeypatch):
+    def breaks(*a, **k):
+        raise RuntimeError("something\nodd")
+
+    monkeypatch.setattr(drawn, "render", breaks)
+    one_line(reprise("render", "a red circle", *FAST), 1, "RuntimeError: something odd", "REPRISE_DEBUG=1")
+
+
+def test_a_mix_of_rewards_is_recorded_by_its_parts(reprise, drawn):
+    result = reprise(
+        "render",
+        "a red circle",
+        *FAST,
+        "--reward",
+        "shapeworld=3",
+        "--reward",
+        "shapeworld-strict=1",
+        "--json",
+    )
+    record = json.loads(result.out)
+    best = record["candidates"][record["best"]]
+    assert set(best["scores"]) == {"shapeworld", "shapeworld-strict"}
+    expected = 0.75 * best["scores"]["shapeworld"] + 0.25 * best["scores"]["shapeworld-strict"]
+    assert best["score"] == pytest.approx(expected)

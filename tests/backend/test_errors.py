@@ -1,0 +1,26 @@
+"""The error tree: exit codes, and a near match for a slip of the keyboard."""
+
+import inspect
+
+from reprise.backend import errors
+
+
+def test_exit_codes():
+    codes = {name: cls.exit_code for name, cls in inspect.getmembers(errors, inspect.isclass)
+             if issubclass(cls, errors.RepriseError)}  # fmt: skip
+    assert codes == {
+        "RepriseError": 1, "BadInput": 2, "UnknownName": 2, "CheckpointError": 2, "Unsupported": 2,
+        "RewardFailed": 1, "RenderFailed": 1, "Interrupted": 1,
+    }  # fmt: skip
+
+
+def test_unknown_name_gives_the_near_match_or_all():
+    near = errors.UnknownName("reward", "shapewrld", ["shapeworld", "length"])
+    assert str(near) == "unknown reward 'shapewrld'; did you mean 'shapeworld'?"
+    far = errors.UnknownName("reward", "zzz", ["b", "a"])
+    assert str(far) == "unknown reward 'zzz'; known: a, b" and far.near is None
+
+
+def test_a_failed_reward_is_named():
+    error = errors.RewardFailed("clip", ValueError("no picture"))
+    assert "clip" in str(error) and "no picture" in str(error) and isinstance(error.cause, ValueError)

@@ -1,0 +1,142 @@
+"""Run folders: whole files, sound records, one clear line where something cannot be written."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from reprise.backend import runs
+from reprise.backend.errors import BadInput, RepriseError
+from reprise.backend.types import Candidate, Cost, Outcome, Rewrite, Round
+
+SETTINGS = {"renderer": "fake", "best_of": 3, "steps": 8, "rewards": {}}
+
+
+def an_outcome(score=0.9):
+    image = torch.linspace(0, 1, 8 * 8 * 3).reshape(8, 8, 3)
+    candidates = [
+        Candidate(0, 5, "one", {"shapeworld": 0.2}, 0.2, None, image.flip(0), {2: 0.1, 4: 0.3}),
+        Candidate(1, 6, "one", {"shapeworld": score}, score, None, image, {2: 0.4, 4: 0.5}),
+        Candidate(2, 7, "two", pruned_at=2, preview_scores={2: 0.05}, round=1),
+    ]
+    cost = Cost(20, 24, 6, {"render": 1.0, "total": 1.5})
+    rewrites = [Rewrite("because", "one", "test"), Rewrite("", "two", "test", "the answer has no <prompt>")]
+    return Outcome("a prompt", rewrites, candidates, 1, [Round(0, "no", "too red", "one", score, 1)], cost)
+
+
+def test_the_record_has_the_promised_form(tmp_path):
+    runs.save_outcome(tmp_path, an_outcome(), SETTINGS, {"reprise": "0"})
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert set(record) == {
+        "prompt",
+        "rewrites",
+        "candidates",
+        "best",
+        "reflection",
+        "cost",
+        "settings",
+        "versions",
+    }
+    assert record["rewrites"][1] == {"reason": "", "prompt": "two", "rewriter": "test",
+                                     "fallback": "the answer has no <prompt>"}  # fmt: skip
+    assert record["candidates"][1] == {
+        "index": 1, "seed": 6, "prompt": "one", "scores": {"shapeworld": 0.9}, "score": 0.9,
+        "pruned_at": None, "image": "candidates/01-6.png", "round": 0, "preview_scores": {"2": 0.4, "4": 0.5},
+    }  # fmt: skip
+    pruned = record["candidates"][2]
+    assert (pruned["image"], pruned["score"], pruned["pruned_at"], pruned["round"]) == (None, None, 2, 1)
+    assert record["best"] == 1 and record["reflection"][0]["critique"] == "too red"
+    assert record["cost"]["denoiser_rows"] == 20 and record["cost"]["seconds"]["total"] == 1.5
+
+
+def test_pictures_are_written_with_what_drew_them(tmp_path):
+    outcome = an_outcome()
+    runs.save_outcome(tmp_path, outcome, SETTINGS, {})
+    with Image.open(tmp_path / "candidates" / "01-6.png") as picture:
+        info = json.loads(picture.info["reprise"])
+        assert (info["prompt"], info["user_prompt"], info["seed"]) == ("one", "a prompt", 6)
+        wanted = outcome.candidates[1].image.mul(255).round().byte().flatten().tolist()
+        assert list(picture.tobytes()) == wanted
+    assert (tmp_path / "best.png").read_bytes() == (tmp_path / "candidates" / "01-6.png").read_bytes()
+
+
+def test_a_finished_record_is_known_by_prompt_settings_and_pictures(tmp_path):
+    runs.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    assert runs.finished(tmp_path, "a prompt", dict(SETTINGS)).winner.seed == 6
+    assert runs.finished(tmp_path, "another", SETTINGS) is None
+    assert runs.finished(tmp_path, "a prompt", {**SETTINGS, "best_of": 4}) is None
+    (tmp_path / "candidates" / "00-5.png").unlink()
+    assert runs.finished(tmp_path, "a prompt", SETTINGS) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"prompt": "a"}', '{"prompt": NaN}'])
+def test_a_damaged_record_is_no_record(tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    assert runs.finished(tmp_path, "a", {}) is None
+    with pytest.raises(BadInput, match="no record of this program"):
+        runs.load_record(tmp_path / "record.json")
+
+
+def test_drawing_again_leaves_no_stale_picture_and_touches_nothing_else(tmp_path):
+    runs.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    (tmp_path / "mine.txt").write_text("keep")
+    record = json.loads((tmp_path / "record.json").read_text())
+    record["candidates"][0]["image"] = "../outside.png"  # a record that someone edited
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    outside = tmp_path.parent / "outside.png"
+    outside.write_text("keep")
+    runs.clear(tmp_path)
+    assert outside.exists() and (tmp_path / "mine.txt").exists()
+    assert not (tmp_path / "record.json").exists() and not (tmp_path / "candidates" / "01-6.png").exists()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_none_makes_no_record(tmp_path, score):
+    with pytest.raises(RepriseError, match="not sound"):
+        runs.save_outcome(tmp_path, an_outcome(score), SETTINGS, {})
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_a_file_is_the_old_one_or_all_of_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "a.txt"
+    runs.write_whole(path, "old")
+
+    def fails(handle):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(RepriseError):
+        runs.write_whole(path, "new")
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_one_line_and_a_failure(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RepriseError, match="the disk is full.*finished prompts are kept") as caught:
+        runs.write_whole(tmp_path / "a", b"x")
+    assert caught.value.exit_code == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="--out"):
+        runs.prepare_folder(tmp_path / place)
+
+
+def test_slugs_are_names_of_folders_and_differ():
+    assert runs.slug("Three RED circles!").startswith("three-red-circles-")
+    assert runs.slug("a b") != runs.slug("a-b") and runs.slug("a", salt="1") != runs.slug("a", salt="2")
+    assert runs.slug("赤い円").isalnum() and len(runs.slug("x" * 500)) < 60
+    assert "/" not in runs.slug("../../etc/passwd")
+
+
+def test_versions_name_what_decides_the_pixels():
+    found = runs.versions()
+    assert found["torch"].startswith(torch.__version__.split("+")[0]) and {"reprise", "python"} <= set(found)
