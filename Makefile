@@ -47,7 +47,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	@if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then \
 	  set -e; \
 	  [ -x $(BIN)/python ] || uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
-	  install="uv pip install --quiet --python $(BIN)/python"; \
+	  install="uv pip install --quiet --compile-bytecode --python $(BIN)/python"; \
 	  $$install $(foreach link,$(PIP_FIND_LINKS),--find-links $(link)) -r requirements-dev.lock; \
 	else \
 	  set -e; \

@@ -120,7 +120,7 @@ def rank_correlations(pools: Sequence[Pool]) -> dict[str, list[float]]:
             previews = [c.preview_scores[step] for c in pool.candidates]
             finals = [c.score or 0.0 for c in pool.candidates]
             if len(set(previews)) > 1 and len(set(finals)) > 1:
-                values.append(float(np.asarray(spearmanr(previews, finals).statistic)))
+                values.append(float(np.asarray(spearmanr(previews, finals))[0]))
         out[str(step)] = mean_interval(values)
     return out
 
@@ -144,9 +144,11 @@ def timing(renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], n: in
             if b.image is not None and a.image is not None:
                 largest = max(largest, float((a.image - b.image).abs().max()))
     return {
-        "prompts": len(cases), "seconds_full": round(spent["full"], 2), "seconds_pruned": round(spent["pruned"], 2),
-        "wall_share": round(spent["pruned"] / spent["full"], 4), "rows_full": rows["full"],
-        "rows_pruned": rows["pruned"], "rows_share": round(rows["pruned"] / rows["full"], 4),
+        "prompts": len(cases), "seconds_full": round(spent["full"], 2),
+        "seconds_pruned": round(spent["pruned"], 2),
+        "wall_share": round(spent["pruned"] / spent["full"], 4),
+        "rows_full": rows["full"], "rows_pruned": rows["pruned"],
+        "rows_share": round(rows["pruned"] / rows["full"], 4),
         "survivors_max_difference": round(largest, 6),
     }  # fmt: skip
 
@@ -164,7 +166,8 @@ def bench(*, renderer: Renderer, judge: Reward, per_task: int = 8, n: int = 16, 
     steps = renderer.steps
     chosen, swept = halving(n, steps), []
     if sweep:
-        train = draw_pools(renderer, judge, sample_prompts("train", per_task, seed + 1), pool, seed + 10**6, tell)
+        cases = sample_prompts("train", per_task, seed + 1)
+        train = draw_pools(renderer, judge, cases, pool, seed + 10**6, tell)
         swept = [{"cuts": name, **measure(train, n, s)} for name, s in sweep_schedules(n, steps).items()]
         swept.sort(key=lambda row: (row["rows_share"] > 0.25, -row["kept"][0]))
         chosen = sweep_schedules(n, steps)[swept[0]["cuts"]]
@@ -176,10 +179,11 @@ def bench(*, renderer: Renderer, judge: Reward, per_task: int = 8, n: int = 16, 
     whole = measure(pools, n, Full())
     rows = [
         _row(f"best of {n}, full", whole["score"], whole["rows"], 1.0, [1.0, 1.0, 1.0], None),
-        _row(f"best of {n}, pruned", narrow["score"], narrow["rows"], narrow["rows_share"], narrow["kept"], chosen),
+        _row(f"best of {n}, pruned", narrow["score"], narrow["rows"], narrow["rows_share"], narrow["kept"],
+             chosen),
         _row(f"best of {pool}, full", wide["full"], pool * whole["rows"] / n, pool / n, None, None),
-        _row(f"best of {pool}, pruned", wide["score"], wide["rows"], wide["rows"] / whole["rows"], wide["kept"],
-             wide_cuts),
+        _row(f"best of {pool}, pruned", wide["score"], wide["rows"], wide["rows"] / whole["rows"],
+             wide["kept"], wide_cuts),
         _row("one candidate", whole["single"], whole["rows"] / n, 1 / n, None, None),
     ]  # fmt: skip
     timed_cases = cases[:: max(1, len(cases) // timed)][:timed] if timed else []

@@ -107,7 +107,7 @@ class Evaluation:
         """Rewriter, best of N full and pruned, reflection: from one search per prompt and seed."""
         names = self.chain_methods()
         todo = [(c, base) for c, base in pairs if (names[-1], c.prompt, base) not in self.done]
-        schedule = schedule_from(self.prune, self.best_of, self.renderer.steps)
+        schedule = self.schedule(self.best_of)
         for number, (case, base) in enumerate(todo, start=1):
             rewrites = self.rewriter.rewrite([case.prompt], self.variants, seed=base)[0]
             full = search(self.renderer, self.judge, case.prompt, [r.prompt for r in rewrites],
@@ -126,18 +126,23 @@ class Evaluation:
             mended = reflect(
                 pruned, case.prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
                 rounds=self.rounds, n=n, seed=base, variants=self.variants,
-                schedule=lambda n: schedule_from(self.prune, n, steps),
+                schedule=self.schedule,
             )  # fmt: skip
             score = [full.candidates[0].score, full.candidates[full.best].score,
                      full.candidates[pruned.best].score, mended.candidates[mended.best].score]  # fmt: skip
-            rows = [rows_each * steps, rows_each * steps * n, pruned_rows, pruned_rows + mended.cost.denoiser_rows]
+            rows = [rows_each * steps, rows_each * steps * n, pruned_rows,
+                    pruned_rows + mended.cost.denoiser_rows]  # fmt: skip
             calls = [0, n, calls_pruned, calls_pruned + mended.cost.judge_calls]
             self.keep(_result(name, case, base, s, r, c)
                       for name, s, r, c in zip(names, score, rows, calls, strict=True))  # fmt: skip
             self._progress("chain", number, len(todo))
 
+    def schedule(self, n: int) -> Schedule:
+        return schedule_from(self.prune, n, self.renderer.steps)
+
     def chain_methods(self) -> list[str]:
-        return ["rewriter", f"+ best of {self.best_of}, full", f"+ best of {self.best_of}, pruned", "+ reflection"]
+        best = f"+ best of {self.best_of}"
+        return ["rewriter", f"{best}, full", f"{best}, pruned", "+ reflection"]
 
     def keep(self, results: Iterable[Result]) -> None:
         """Remember results; on disk at once, one line each, so that a stopped run goes on."""
@@ -172,7 +177,8 @@ def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judg
     `per_task` prompts of each task (fewer where a task has fewer), `seeds` repetitions each. `judge`
     must be a ShapeWorld reward. `kept` holds results between a stop and the next call.
     """
-    for name, value in (("per-task", per_task), ("seeds", seeds), ("best-of", best_of), ("variants", variants)):
+    counts = {"per-task": per_task, "seeds": seeds, "best-of": best_of, "variants": variants}
+    for name, value in counts.items():
         if value < 1:
             raise BadInput(f"--{name} must be at least 1, got {value}")
     cases = sample_prompts(split, per_task, seed)
@@ -193,10 +199,12 @@ def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judg
     rows = [_row(method, [r for r in results if r["method"] == method]) for method in order]
     for row in rows:
         row["judge"] = "oracle judge" if row["name"].startswith("+") else None
-    baselines = {order[1]: order[0], order[2]: order[0], order[3]: order[2], order[4]: order[2], order[5]: order[2]}
+    plain, pasted, rewritten, *searched, _ = order
+    baselines = {pasted: plain, rewritten: plain, **dict.fromkeys(searched, rewritten)}
     for row in rows:
-        if row["name"] in baselines:
-            row["gain"] = {"over": baselines[row["name"]], "interval": _gain(results, row["name"], baselines[row["name"]])}
+        base = baselines.get(row["name"])
+        if base:
+            row["gain"] = {"over": base, "interval": _gain(results, row["name"], base)}
     return {"name": "shapeworld", "rows": rows, "settings": settings}
 
 

@@ -14,7 +14,8 @@ Interval = list[float]  # [mean, low, high]
 RESAMPLES = 4000
 
 
-def task_intervals(by_task: Mapping[str, Sequence[float]], seed: int = 0) -> tuple[Interval, dict[str, Interval]]:
+def task_intervals(by_task: Mapping[str, Sequence[float]],
+                   seed: int = 0) -> tuple[Interval, dict[str, Interval]]:
     """Per-prompt values of each task -> (overall, per task), each [mean, low, high]."""
     rng = np.random.default_rng(seed)
     draws, tasks, means = [], {}, []

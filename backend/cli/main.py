@@ -71,6 +71,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `reprise … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it complains again
         return 1
+    except ModuleNotFoundError as error:
+        # A host brings these itself; a bare installation of the base has none of them.
+        remedy = "pip install 'reprise-nodes[render]' brings what drawing needs, [train] what training needs"
+        return _fail(f"{error.name} is not installed; {remedy}", 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own: a wrong option or value
         if usage is not None:

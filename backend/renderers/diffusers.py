@@ -8,8 +8,9 @@ A candidate's noise is drawn alone, by the pipeline itself, from a CPU generator
 `pipeline(prompt, generator=torch.Generator().manual_seed(seed))` draws the same picture. Each prompt is
 encoded alone, too. What remains of the batch is the rounding of the matrix kernels, which depends on the
 number of rows: in float32 latents differ by at most 1e-5 of their spread (measured over all families and
-chunks of 1, 5 and 64; the tests hold 1e-4), and after rounding to 8 bits one value in 20,000 by 1/255. With `chunk=1` all evaluations have one shape, and
-pictures are equal to the bit in whatever batch, pruned or not.
+chunks of 1, 5 and 64; the tests hold 1e-4), and after rounding to 8 bits one value in 20,000 by 1/255.
+With `chunk=1` all evaluations have one shape, and pictures are equal to the bit in whatever batch,
+pruned or not.
 """
 
 from __future__ import annotations

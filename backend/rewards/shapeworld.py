@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..shapeworld.captions import plural
 from ..shapeworld.detector import Detection, Reading, read
-from ..shapeworld.captions import noun_phrase, plural
 from ..shapeworld.prompts import RELATIONS, PromptCase, Requirement, parse_prompt
 from ..types import RewardSpec, Verdict
 
@@ -55,7 +55,8 @@ class ShapeWorldStrict(ShapeWorldSoft):
 
 def _readings(images: Tensor, prompts: Sequence[str]) -> list[tuple[PromptCase, Reading]]:
     pictures = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    return [(parse_prompt(prompt), read(np.ascontiguousarray(p))) for p, prompt in zip(pictures, prompts, strict=True)]
+    pairs = zip(pictures, prompts, strict=True)
+    return [(parse_prompt(prompt), read(np.ascontiguousarray(picture))) for picture, prompt in pairs]
 
 
 def is_right(case: PromptCase, reading: Reading) -> bool:
@@ -65,10 +66,10 @@ def is_right(case: PromptCase, reading: Reading) -> bool:
 
 def component(a: Detection, b: Detection, relation: str) -> float:
     """How far `a` lies in the direction `relation` from `b`: -1..1, after the margin; 0 for none."""
+    widths, heights = a.right - a.left + b.right - b.left, a.bottom - a.top + b.bottom - b.top
     offsets = []
-    for axis, size in ((0, "width"), (1, "height")):
+    for axis, sizes in enumerate((widths, heights)):
         offset = a.center[axis] - b.center[axis]
-        sizes = (a.right - a.left + b.right - b.left) if size == "width" else (a.bottom - a.top + b.bottom - b.top)
         offsets.append(math.copysign(max(abs(offset) - MARGIN * sizes, 0.0), offset))
     length = math.hypot(*offsets)
     if length == 0:
@@ -114,7 +115,7 @@ def _missing(need: Requirement, found: list[Detection], reading: Reading) -> str
     other = [d for d in reading.detections if d.shape == need.shape]
     if need.color and other:
         return f"the {need.shape} is {other[0].color}, not {need.color}"
-    return f"there is no {noun_phrase(*_name(need).split()).split(' ', 1)[1]}"
+    return f"there is no {_name(need)}"
 
 
 def soft_score(case: PromptCase, reading: Reading) -> float:
@@ -123,7 +124,8 @@ def soft_score(case: PromptCase, reading: Reading) -> float:
     exact = len(case.include) == 1 and case.include[0].count > 1
     for need in case.include:
         same = [d for d in reading.detections if d.shape == need.shape]
-        worth = sorted((d.confidence * (1.0 if need.color in (None, d.color) else WRONG_COLOR) for d in same), reverse=True)
+        worth = [d.confidence * (1.0 if need.color in (None, d.color) else WRONG_COLOR) for d in same]
+        worth.sort(reverse=True)
         credit = sum(worth[: need.count]) / need.count
         if exact and len(same) > need.count:
             credit /= 1 + 0.5 * (len(same) - need.count)

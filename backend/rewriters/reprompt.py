@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,17 @@ class RePromptRewriter:
             if progress is not None:
                 progress(len(answers), len(rows))
         return [[answers[i, v] for v in range(variants)] for i in range(len(prompts))]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the weights (a sample of every tensor), the system text and the sampling."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+            digest.update(repr(tensor.flatten()[:64].float().tolist()).encode())
+        settings = [self.system, self.max_new_tokens, self.temperature, self.top_p]
+        digest.update(json.dumps(settings).encode())
+        return digest.hexdigest()[:16]
 
     def _read(self, prompt: str, text: str, cut: bool) -> Rewrite:
         answer = parse(text)
@@ -257,13 +269,14 @@ def load_checkpoint(where: str, device: str = "cpu",
         raise BadInput(f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where, use_safetensors=True, trust_remote_code=False, dtype=chosen, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds
         raise CheckpointError(
             f"cannot load the rewriter {where}: {_first_line(error)}; fetch or train it again"
         ) from error
+    model, info = loaded
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
         raise CheckpointError(

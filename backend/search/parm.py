@@ -131,7 +131,8 @@ def schedule_from(name: str, n: int, steps: int) -> Schedule:
 class PruningWatcher:
     """Judges previews and applies a schedule; remembers what it saw, for the record and the bench."""
 
-    def __init__(self, judge: Reward, prompt: str, candidates: list[Candidate], schedule: Schedule, cost: Cost):
+    def __init__(self, judge: Reward, prompt: str, candidates: list[Candidate], schedule: Schedule,
+                 cost: Cost):
         self.judge, self.prompt, self.candidates = judge, prompt, candidates
         self.schedule, self.cost = schedule, cost
         self.steps = schedule.looks

@@ -38,7 +38,8 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
     gives the pruning. Raises BadInput where the judge cannot say what is wrong.
     """
     if not isinstance(judge, Critic):
-        raise BadInput(f"reflection needs a judge that can say what is wrong; {judge.spec.name!r} only scores")
+        name = judge.spec.name
+        raise BadInput(f"reflection needs a judge that can say what is wrong; {name!r} only scores")
     state = Reflection(list(first.candidates), first.best, [], [], Cost())
     shown = state.candidates[state.best]
     verdict = _record(state, 0, shown, judge, prompt)

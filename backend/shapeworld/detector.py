@@ -98,8 +98,8 @@ def read(picture: NDArray[np.uint8]) -> Reading:
         # such one-pixel rims off; the patches that remain then get their own corners and tips back.
         rows, columns = _extent(mask)
         window = mask[rows, columns]
-        patches, _ = ndimage.label(ndimage.binary_opening(np.pad(window, 2)))
-        patches = patches[2:-2, 2:-2]
+        labelled: Any = ndimage.label(ndimage.binary_opening(np.pad(window, 2)))
+        patches = labelled[0][2:-2, 2:-2]
         for number in range(1, patches.max() + 1):
             core = patches == number
             if core.sum() >= MIN_AREA * 0.6:
@@ -142,11 +142,11 @@ def _classify(patch: NDArray, color: str, smooth: NDArray) -> list[Detection]:
     best = int(fit.argmax())
     if fit[best] < MIN_MATCH:
         return []
-    distance = np.sqrt(np.square(smooth[patch] - np.float32(COLORS[color])).sum(-1))
+    distance = np.sqrt(np.square(smooth[patch] - np.array(COLORS[color], dtype=np.float32)).sum(-1))
     purity = float(np.clip(1.25 - np.median(distance) / 160, 0, 1))
     confidence = min(1.0, float(fit[best]) * 1.08) * purity
-    edges = (columns.start, rows.start, columns.stop, rows.stop)
-    return [Detection(shapes[best], color, confidence, *map(float, edges), area)]
+    left, top, right, bottom = map(float, (columns.start, rows.start, columns.stop, rows.stop))
+    return [Detection(shapes[best], color, confidence, left, top, right, bottom, area)]
 
 
 def _normalise(mask: NDArray) -> NDArray[np.float32]:
@@ -154,7 +154,7 @@ def _normalise(mask: NDArray) -> NDArray[np.float32]:
     from PIL import Image
 
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32) / 255
+    return np.divide(picture.resize((GRID, GRID), Image.Resampling.BOX), 255, dtype=np.float32)
 
 
 @cache
@@ -169,7 +169,7 @@ def _templates() -> tuple[list[str], NDArray, NDArray]:
     side = 48
     for shape in SHAPES:
         for radius in (10.0, 14.5):
-            image = Image.new("L", (side * SUPERSAMPLE,) * 2, 0)
+            image = Image.new("L", (side * SUPERSAMPLE, side * SUPERSAMPLE), 0)
             thing = Thing(shape, "black", side / 2, side / 2, radius)
             draw_thing(ImageDraw.Draw(image), thing, 255, 0, SUPERSAMPLE)
             seen = ndimage.gaussian_filter(np.asarray(image.reduce(SUPERSAMPLE), dtype=np.float32), 0.7)

@@ -61,7 +61,7 @@ def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, fill, hole, scale: flo
 def draw(scene: Scene) -> np.ndarray:
     """The scene as a picture: (128, 128, 3) uint8."""
     ground = GROUNDS[scene.ground]
-    image = Image.new("RGB", (SIZE * SUPERSAMPLE,) * 2, ground)
+    image = Image.new("RGB", (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE), ground)
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
         draw_thing(canvas, thing, COLORS[thing.color], ground, SUPERSAMPLE)

@@ -180,7 +180,7 @@ def _related(case: PromptCase, places: list[str], index: int) -> bool:
     return along > 0 and abs(across) < along * 0.6  # clearly so, not diagonally
 
 
-_NUMBER_WORDS = {word: n for n, word in NUMBERS.items()} | {"a": 1, "an": 1, "two": 2, "2": 2, "3": 3, "4": 4, "1": 1}
+_NUMBER_WORDS = {word: n for n, word in NUMBERS.items()} | {str(n): n for n in NUMBERS} | {"a": 1, "an": 1}
 _SINGULAR = {plural(shape): shape for shape in SHAPES} | {shape: shape for shape in SHAPES}
 _THING = re.compile(
     r"\b(?:(?P<count>an?|one|two|three|four|[1-4])\s+)?(?:(?:small|large|big|tiny)\s+)?"

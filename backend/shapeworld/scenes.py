@@ -29,7 +29,7 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 200, 212),
 }
 # Place names of the 3 x 3 grid, row by row.
-PLACES = (
+PLACES: tuple[str, ...] = (
     "top left", "top", "top right",
     "left", "center", "right",
     "bottom left", "bottom", "bottom right",

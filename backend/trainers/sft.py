@@ -227,9 +227,11 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
 
 
 def _claim(run: Path, config: SftConfig, resume: bool) -> None:
-    """Make the run folder ours, or make sure that what is in it is this run."""
-    kept = run / "config.yaml"
-    text = save_config(config)
+    """Make the run folder ours, or make sure that what is in it is this run.
+
+    The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too.
+    """
+    kept, text = run / "checkpoints" / "config.yaml", save_config(config)
     if kept.exists():
         if not resume:
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or choose another folder")
@@ -237,9 +239,10 @@ def _claim(run: Path, config: SftConfig, resume: bool) -> None:
             raise BadInput(f"{run} was begun with other settings, see {kept}; resume with those")
         return
     if resume:
-        raise BadInput(f"{run} holds no run to go on with: it has no config.yaml")
+        raise BadInput(f"{run} holds no run to go on with: it has no checkpoints/config.yaml")
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(text, encoding="utf-8")
         kept.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write the run folder {run}: {error.strerror}; choose another") from error

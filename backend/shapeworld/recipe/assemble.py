@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 
 def assemble_pipeline(work: Path, out: Path) -> Path:
@@ -20,22 +21,31 @@ def assemble_pipeline(work: Path, out: Path) -> Path:
 
     from .tokenizers import clip_tokenizer, t5_tokenizer
 
+    vae: Any = AutoencoderTiny.from_pretrained(work / "vae")  # the pipeline takes it, its hints do not
     pipeline = FluxPipeline(
         # The sigmas of rectified flow as trained: no shift towards the noisy end at this size.
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
-        vae=AutoencoderTiny.from_pretrained(work / "vae"),
+        vae=vae,
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
         tokenizer=clip_tokenizer(),
         text_encoder_2=T5EncoderModel.from_pretrained(work / "text_encoder_2"),
         tokenizer_2=t5_tokenizer(),
         transformer=FluxTransformer2DModel.from_pretrained(work / "transformer"),
     )
+    made = work / "pipeline"
+    shutil.rmtree(made, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(made)
+    return replace_folder(made, out)
+
+
+def replace_folder(made: Path, out: Path) -> Path:
+    """Put a copy of `made` in the place of `out`; the model card there outlives a rebuild."""
     beside = out.with_name(out.name + ".new")
     shutil.rmtree(beside, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(beside)
-    for kept in ("README.md",):  # the model card outlives a rebuild of the weights
-        if (out / kept).exists():
-            shutil.copy2(out / kept, beside / kept)
+    shutil.copytree(made, beside)
+    if (out / "README.md").exists():
+        shutil.copy2(out / "README.md", beside / "README.md")
     shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     os.replace(beside, out)
     return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from .training import StepLoop
 STEPS, BATCH, CROP, LATENT_NOISE = 1800, 16, 64, 0.15
 
 
-def new_autoencoder():
+def new_autoencoder() -> Any:  # diffusers types its outputs as tuples too
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(

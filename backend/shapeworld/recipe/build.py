@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .assemble import assemble_pipeline
+from .assemble import assemble_pipeline, replace_folder
 from .autoencoder import train_autoencoder
 from .renderer import train_renderer
 from .rewriter import build as build_rewriter
@@ -27,4 +27,4 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
         stage(work, seed, log=log)
     assemble_pipeline(work, out / "renderer")
     log("stage: rewriter")
-    build_rewriter(work / "rewriter", out / "rewriter", log)
+    replace_folder(build_rewriter(work / "rewriter", log), out / "rewriter")

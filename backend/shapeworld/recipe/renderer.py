@@ -24,7 +24,7 @@ from .muon import Muon
 from .text_encoders import CLIP_WIDTH, T5_WIDTH, tokenize
 from .training import StepLoop
 
-STEPS, BATCH, SCENES, RATE, EMA = 6500, 32, 24576, 1.2e-3, 0.9995
+STEPS, BATCH, SCENES, RATE, EMA = 5200, 32, 24576, 1.2e-3, 0.9995
 LATENT_CHANNELS, LATENT_SIZE = 16, SIZE // 8
 
 
@@ -37,9 +37,10 @@ def new_transformer():
         attention_head_dim=32, num_attention_heads=4, joint_attention_dim=T5_WIDTH,
         pooled_projection_dim=CLIP_WIDTH, axes_dims_rope=(8, 12, 12),
     )  # fmt: skip
+    gates = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
     # adaLN-Zero (Peebles & Xie 2023): every block starts as the identity. diffusers leaves this out.
     for name, module in transformer.named_modules():
-        if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")) or name == "proj_out":
+        if name.endswith(gates) or name == "proj_out":
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     return transformer

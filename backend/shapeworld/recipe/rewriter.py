@@ -14,6 +14,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..prompts import sample_prompts
 from ..rewrites import satisfies, triples
@@ -22,22 +23,23 @@ from .tokenizers import words
 SEED = 7
 VOCABULARY = 2048
 CONTEXT = 1024
-EXAMPLES = 20_000
+EXAMPLES = 60_000
 _CHAT_WORDS = "system user assistant rewrite prompt last was wrong write answer again so this mended".split()
 TAGS = ("<reason>", "</reason>", "<prompt>", "</prompt>")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    # A space before the content: its first word is then the token that it is anywhere else.
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def tokenizer():
+def tokenizer() -> Any:
     """Qwen2Tokenizer whose merges make every word of the world one token, with and without a space.
 
     Any text round-trips, byte by byte where no merge fits.
     """
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AddedToken, Qwen2Tokenizer
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,8 +52,9 @@ def tokenizer():
     known = [form for word in (*words(), *_CHAT_WORDS) for form in (f" {word}", word, word.capitalize())]
     bpe.train_from_iterator([*text, *known * 5], trainer)
     learned = json.loads(bpe.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
     made = Qwen2Tokenizer(
-        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]],
+        vocab=learned["vocab"], merges=merges,
         unk_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>",
         model_max_length=CONTEXT, padding_side="left",
     )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ def new_text_encoders():
     """(CLIPTextModel, T5EncoderModel) at tiny size."""
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-    clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
+    clip_tok: Any = clip_tokenizer()
+    t5_tok: Any = t5_tokenizer()
     clip = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(clip_tok), hidden_size=CLIP_WIDTH, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=CLIP_LENGTH, projection_dim=CLIP_WIDTH,
@@ -38,7 +40,7 @@ def new_text_encoders():
     ))  # fmt: skip
     t5 = T5EncoderModel(T5Config(
         vocab_size=len(t5_tok), d_model=T5_WIDTH, d_kv=32, d_ff=256, num_layers=3, num_heads=4,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
+        feed_forward_proj="gated-gelu", dropout_rate=0.0,
         relative_attention_num_buckets=16, relative_attention_max_distance=48,
     ))  # fmt: skip
     return clip, t5

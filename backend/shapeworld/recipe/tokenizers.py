@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import string
+from typing import Any
 
 from ..captions import NUMBERS, plural
 from ..scenes import COLORS, GROUNDS, PLACES, SHAPES
@@ -61,5 +62,5 @@ def clip_tokenizer():
     vocab = dict(learned["vocab"])
     for token in [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]:
         vocab.setdefault(token, len(vocab))
-    merges = [tuple(pair) for pair in learned["merges"]]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]  # typed as text, but BPE takes pairs
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)

@@ -58,7 +58,8 @@ class StepLoop:
             self.step += 1
             if self.step % log_every == 0:
                 rate = log_every / (time.monotonic() - started)
-                self.log(f"step {self.step}/{self.total} loss {sum(losses) / len(losses):.4f} {rate:.2f} steps/s")
+                mean = sum(losses) / len(losses)
+                self.log(f"step {self.step}/{self.total} loss {mean:.4f} {rate:.2f} steps/s")
                 started, losses = time.monotonic(), []
             if time.monotonic() - saved > self.save_every:
                 self.save()

@@ -205,3 +205,13 @@ def test_ctrl_c_for_real(tmp_path):
     assert (
         len(list((tmp_path / "o").glob("*/record.json"))) == 1 and (tmp_path / "o" / "index.html").is_file()
     )
+
+
+def test_a_missing_library_is_named_with_its_remedy(reprise, monkeypatch):
+    from reprise.backend.cli import models
+
+    def missing():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(models, "device", missing)
+    refused(reprise("models"), "torch is not installed; pip install 'reprise-nodes[render]'", 1)

@@ -171,7 +171,8 @@ def pixart():
     transformer = PixArtTransformer2DModel(
         sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
         caption_channels=16, in_channels=4, cross_attention_dim=16, out_channels=8,
-        norm_type="ada_norm_single", attention_bias=True, norm_elementwise_affine=False, use_additional_conditions=False,
+        norm_type="ada_norm_single", attention_bias=True, norm_elementwise_affine=False,
+        use_additional_conditions=False,
     )  # fmt: skip
     return PixArtSigmaPipeline(
         transformer=lively(transformer, 2), vae=autoencoder(4), scheduler=DPMSolverMultistepScheduler(),

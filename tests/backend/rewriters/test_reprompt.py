@@ -207,6 +207,16 @@ def test_no_folder(tmp_path):
         RePromptRewriter(tmp_path / "file")
 
 
+def test_the_fingerprint_tells_weights_and_settings_apart(folder, rewriter):
+    same = RePromptRewriter(folder, device="cpu", max_new_tokens=12)
+    assert same.fingerprint == rewriter.fingerprint
+    assert RePromptRewriter(folder, device="cpu", max_new_tokens=13).fingerprint != same.fingerprint
+    other = RePromptRewriter(folder, device="cpu", max_new_tokens=12)
+    with torch.no_grad():
+        other.model.model.norm.weight[3] += 1
+    assert other.fingerprint != same.fingerprint
+
+
 def test_unknown_dtype(folder):
     with pytest.raises(BadInput, match="float23"):
         RePromptRewriter(folder, dtype="float23")

@@ -19,7 +19,8 @@ class Brightness:
         return images.mean((1, 2, 3)).tolist()
 
     def criticize(self, images, prompts):
-        return [Verdict(s >= self.enough, "" if s >= self.enough else "too dark") for s in self.score(images, prompts)]
+        bright = [score >= self.enough for score in self.score(images, prompts)]
+        return [Verdict(yes, "" if yes else "too dark") for yes in bright]
 
 
 class Echo:
@@ -33,7 +34,8 @@ class Echo:
     def rewrite(self, prompts, variants=1, seed=0, critiques=None):
         self.critiques.append(critiques)
         mark = f" after '{critiques[0]}'" if critiques else ""
-        return [[Rewrite("because", f"{p} v{i} s{seed}{mark}", self.name) for i in range(variants)] for p in prompts]
+        texts = [[f"{p} v{i} s{seed}{mark}" for i in range(variants)] for p in prompts]
+        return [[Rewrite("because", text, self.name) for text in of_prompt] for of_prompt in texts]
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ def grey(values):
 
 
 def chain(renderer, judge, rewriter, **settings):
-    return Chain(rewriter, renderer, judge, **{"best_of": 2, "prune": "none", "reflect": 3, "variants": 1, **settings})
+    defaults = {"best_of": 2, "prune": "none", "reflect": 3, "variants": 1}
+    return Chain(rewriter, renderer, judge, **{**defaults, **settings})
 
 
 def test_stops_at_once_when_satisfied(brightness, echo):
@@ -54,7 +55,8 @@ def test_indices_seeds_and_costs_go_on_across_rounds(brightness, echo):
 
 
 def test_same_call_same_outcome(brightness, echo):
-    one, two = (chain(FakeRenderer(), brightness, echo, prune="halving", best_of=8).run("p") for _ in range(2))
+    settings = {"prune": "halving", "best_of": 8}
+    one, two = (chain(FakeRenderer(), brightness, echo, **settings).run("p") for _ in range(2))
     assert [(c.seed, c.prompt, c.score, c.pruned_at, c.preview_scores) for c in one.candidates] == [
         (c.seed, c.prompt, c.score, c.pruned_at, c.preview_scores) for c in two.candidates
     ]

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from reprise.backend.config import load_config, parse_config
+from reprise.backend.config import load_config, parse_config, save_config
 from reprise.backend.errors import BadInput, CheckpointError, UnknownName
 from reprise.backend.registry import TRAINERS, resolve
 from reprise.backend.rewriters.prompting import prompt_ids
@@ -34,8 +34,8 @@ def model(tmp_path_factory):
     made = tokenizer()
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(made), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True,
+        vocab_size=len(made), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True,
         eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
     )).save_pretrained(where)  # fmt: skip
     made.save_pretrained(where)
@@ -149,6 +149,12 @@ def test_killed_and_resumed_is_never_killed(at, finished, model, data, tmp_path)
         return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
 
     assert losses(tmp_path) == losses(finished)
+
+
+def test_the_command_line_may_have_written_the_config(model, data, tmp_path):
+    settings = config(model, data, max_steps=1)
+    (tmp_path / "config.yaml").write_text(save_config(settings))
+    assert train(settings, tmp_path, log=lambda line: None).is_dir()
 
 
 def test_a_finished_run_is_returned(finished, model, data):

@@ -1,0 +1,100 @@
+"""The evaluation with a renderer that draws scenes by its prompt: table, gains, replay, resuming."""
+
+import random
+
+import pytest
+import torch
+
+from reprise.backend.benchmarks.shapeworld import evaluate, replay, replayed_rows
+from reprise.backend.errors import BadInput
+from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.shapeworld import ShapeWorldSoft
+from reprise.backend.search.best_of_n import search
+from reprise.backend.search.parm import Full, Halving
+from reprise.backend.shapeworld.drawing import draw
+from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.scenes import random_scene
+from reprise.backend.types import Rewrite
+
+
+def drawn(prompt, seed):
+    """Right where the prompt is marked as rewritten or spelled out, else right for one seed in four."""
+    rng = random.Random(f"{prompt} {seed}")
+    helped = "background" in prompt or "better" in prompt
+    right = rng.random() < (0.7 if helped else 0.25)
+    scene = layout(parse_prompt(prompt), rng) if right else random_scene(rng)
+    return torch.from_numpy(draw(scene).copy()).float() / 255
+
+
+class Better:
+    name = "better"
+
+    def rewrite(self, prompts, variants=1, seed=0, critiques=None):
+        return [[Rewrite("", f"{p} better", self.name) for _ in range(variants)] for p in prompts]
+
+
+class Same(Better):
+    def rewrite(self, prompts, variants=1, seed=0, critiques=None):
+        return [[Rewrite("", p, "none")] * variants for p in prompts]
+
+
+def run(tmp_path=None, **settings):
+    roles = {"rewriter": Better(), "template": Same(), "judge": ShapeWorldSoft(),
+             "renderer": FakeRenderer(steps=8, draw=drawn, rows_per_step=2)}  # fmt: skip
+    defaults = {"per_task": 3, "seeds": 2, "best_of": 4, "rounds": 1, "variants": 2}
+    return evaluate(**roles, **{**defaults, **settings}, kept=tmp_path)
+
+
+def test_table_has_every_row_with_intervals_and_costs():
+    result = run()
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == ["terse", "template", "rewriter", "+ best of 4, full", "+ best of 4, pruned",
+                          "+ reflection", "spelled-out oracle"]  # fmt: skip
+    for row in rows.values():
+        mean, low, high = row["overall"]
+        assert 0 <= low <= mean <= high <= 1 and len(row["tasks"]) == 6
+    assert rows["terse"]["cost"]["denoiser_rows"] == 16
+    assert rows["+ best of 4, full"]["cost"]["denoiser_rows"] == 64
+    assert 16 < rows["+ best of 4, pruned"]["cost"]["denoiser_rows"] < 64
+    assert rows["+ best of 4, full"]["overall"][0] > rows["rewriter"]["overall"][0] > rows["terse"]["overall"][0]
+    assert rows["+ reflection"]["overall"][0] >= rows["+ best of 4, pruned"]["overall"][0]
+    assert [name for name, row in rows.items() if row["judge"]] == [n for n in rows if n.startswith("+")]
+    assert rows["rewriter"]["gain"]["over"] == "terse"
+
+
+def test_a_stopped_run_goes_on_with_the_same_result(tmp_path):
+    whole = run()
+    run(tmp_path)
+    lines = (tmp_path / "partial.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "partial.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    assert run(tmp_path)["rows"] == whole["rows"]
+
+
+def test_results_of_other_settings_are_not_gone_on_with(tmp_path):
+    run(tmp_path)
+    other = run(tmp_path, seeds=1)
+    assert other["rows"] == run(seeds=1)["rows"]
+
+
+@pytest.mark.parametrize("name", ["per_task", "seeds", "best_of", "variants"])
+def test_impossible_sizes_are_refused(name):
+    with pytest.raises(BadInput, match="must be at least 1, got 0"):
+        run(**{name: 0})
+
+
+def test_replay_is_what_pruning_does():
+    prompt, judge = "a photo of a red circle", ShapeWorldSoft()
+    schedule = Halving({3: 4, 6: 1})
+
+    def go(plan):
+        return search(FakeRenderer(draw=drawn), judge, prompt, [prompt], n=8, seed=0, schedule=plan)
+
+    class Looking(Halving):
+        def keep(self, step, scores):
+            return list(scores)
+
+    recorded, real = go(Looking(schedule.cuts)), go(schedule)
+    pruned = replay(recorded.candidates, schedule)
+    assert pruned == [c.pruned_at for c in real.candidates]
+    assert replayed_rows(pruned, 8, 1) == real.cost.denoiser_rows
+    assert replay(recorded.candidates, Full()) == [None] * 8
