@@ -149,12 +149,12 @@ def _classify(patch: NDArray, color: str, smooth: NDArray) -> list[Detection]:
     return [Detection(shapes[best], color, confidence, left, top, right, bottom, area)]
 
 
-def _normalise(mask: NDArray) -> NDArray[np.float32]:
+def _normalise(mask: NDArray) -> NDArray:
     """A cut-out mask as a GRID x GRID coverage map in 0..1."""
     from PIL import Image
 
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.divide(picture.resize((GRID, GRID), Image.Resampling.BOX), 255, dtype=np.float32)
+    return np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
 @cache

@@ -18,7 +18,7 @@ from functools import cache
 
 from .captions import NUMBERS, article, join_list, place_phrase, plural, spelled_out
 from .prompts import RELATIONS, TASKS, PromptCase, Requirement, layout, prompts
-from .scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, Thing, place_center
+from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing, place_center
 
 CRITIQUE_SHARE = 0.2
 RICHER_SHARE = 0.15
@@ -72,14 +72,15 @@ def triple(case: PromptCase, rng: random.Random, mend: bool = False) -> Triple:
 
 
 def _as_said(case: PromptCase, scene: Scene) -> Scene:
-    """Things in the prompt's order and, unless a relation says otherwise, from top left to bottom right.
+    """Things in the prompt's order, like ones from top left to bottom right.
 
-    What is said first is seen first. A relation names its second requirement first.
+    A relation names its second requirement first.
     """
-    if case.include[-1].position:
-        return replace(scene, things=scene.things[::-1])
-    spots = sorted(((t.x, t.y) for t in scene.things), key=lambda spot: (spot[1] * 3 // SIZE, spot[0]))
-    things = (replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, spots, strict=True))
+    things: list[Thing] = []
+    for need in case.include[::-1] if case.include[-1].position else case.include:
+        like = [t for t in scene.things if t.shape == need.shape and need.color in (None, t.color)]
+        things += sorted(like, key=lambda t: PLACES.index(t.place))
+    assert len(things) == len(scene.things)
     return replace(scene, things=tuple(things))
 
 
@@ -164,7 +165,7 @@ def _position_keys(a: str, relation: str, b: str) -> tuple[str, str]:
 
 
 _FRAMES = (
-    "{}", "{}", "{}", "{}", "{}", "{}",
+    "{}", "{}", "{}",
     "a photo of {}", "a picture of {}", "an image of {}", "an image with {}",
     "a drawing of {}", "an illustration of {}", "draw {}", "please draw {}", "{} please", "show me {}",
     "paint {}", "make a picture of {}", "I want {}", "i would like {}", "photo of {}", "picture: {}",

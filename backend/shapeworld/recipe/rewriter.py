@@ -23,12 +23,11 @@ from .tokenizers import words
 SEED = 7
 VOCABULARY = 2048
 CONTEXT = 1024
-EXAMPLES = 60_000
+EXAMPLES = 40_000
 _CHAT_WORDS = "system user assistant rewrite prompt last was wrong write answer again so this mended".split()
 TAGS = ("<reason>", "</reason>", "<prompt>", "</prompt>")
 CHAT_TEMPLATE = (
-    # A space before the content: its first word is then the token that it is anywhere else.
-    "{% for message in messages %}<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>\n"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
