@@ -6,7 +6,6 @@ model is loaded with its loading report, and anything missing or of another shap
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, RepriseError, Unsupported
+from ..loading import quiet_loading
 from .devices import models_of, weight_bytes
 from .families import family_of
 
@@ -89,7 +89,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
 
     index = read_index(folder)
-    with _silence():
+    with quiet_loading():
         models = {
             part: _load_model(folder / part, source, dtype)
             for part, source in index.items()
@@ -207,26 +207,6 @@ def pipeline_fingerprint(pipeline: Any) -> str:
             vocabulary = sorted(tokenizer.get_vocab().items())
             digest.update(json.dumps([name, type(tokenizer).__name__, vocabulary]).encode())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _silence():
-    """No progress bars of the libraries' loaders, and no warnings about what is an error here."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = [diffusers_logging, transformers_logging]
-    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, (bars, verbosity) in zip(libraries, before, strict=True):
-            if bars:
-                library.enable_progress_bar()
-            library.set_verbosity(verbosity)
 
 
 def _line(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
 from ..config import one_line
 from ..errors import BadInput, CheckpointError, Interrupted
+from ..loading import quiet_loading
 from ..types import SEED_RANGE, Rewrite
 from .prompting import SYSTEM, Unparsable, parse, prompt_ids
 
@@ -268,10 +269,11 @@ def load_checkpoint(where: str, device: str = "cpu",
     except AttributeError as error:
         raise BadInput(f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, use_safetensors=True, trust_remote_code=False, dtype=chosen, output_loading_info=True,
-        )  # fmt: skip
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, use_safetensors=True, trust_remote_code=False, dtype=chosen, output_loading_info=True,
+            )  # fmt: skip
     except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds
         raise CheckpointError(
             f"cannot load the rewriter {where}: {_first_line(error)}; fetch or train it again"

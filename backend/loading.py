@@ -1,0 +1,34 @@
+"""Loading checkpoints without the libraries' own bars and notes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars, no warnings about what is an error here, no notes on renamed arguments."""
+    from transformers.utils import logging as transformers_logging
+
+    libraries = [transformers_logging]
+    if find_spec("diffusers"):
+        from diffusers.utils import logging as diffusers_logging
+
+        libraries.append(diffusers_logging)
+    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            # Old and new diffusers and transformers disagree on the name of `torch_dtype`.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for library, (bars, verbosity) in zip(libraries, before, strict=True):
+            if bars:
+                library.enable_progress_bar()
+            library.set_verbosity(verbosity)
