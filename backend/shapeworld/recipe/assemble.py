@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -35,6 +36,9 @@ def assemble_pipeline(work: Path, out: Path) -> Path:
     made = work / "pipeline"
     shutil.rmtree(made, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(made)
+    for file in made.glob("*/config.json"):  # where a part was loaded from is this machine's affair
+        settings = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
+        file.write_text(json.dumps(settings, indent=2) + "\n")
     return replace_folder(made, out)
 
 
