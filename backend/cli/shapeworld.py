@@ -24,7 +24,7 @@ def build(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of data, initial weights and noise.")] = 0,
 ) -> None:
-    """Train all embedded weights from nothing, about an hour on two cores. Called again, it goes on."""
+    """Train all embedded weights from nothing, hours on two cores. Called again, it goes on."""
     from ..runs import prepare_folder
     from ..shapeworld.recipe.build import build as make
     from . import terminal

@@ -87,10 +87,9 @@ def _found(need: Requirement, reading: Reading) -> list[Detection]:
 def faults(case: PromptCase, reading: Reading) -> list[str]:
     """Short phrases, one per thing that is wrong; empty where the picture is right."""
     wrong = []
-    exact = len(case.include) == 1 and case.include[0].count > 1
     for need in case.include:
         found = _found(need, reading)
-        if len(found) < need.count or (exact and len(found) > need.count):
+        if len(found) < need.count or (case.exact and len(found) > need.count):
             wrong.append(_missing(need, found, reading))
         elif need.position:
             relation, index = need.position
@@ -121,13 +120,12 @@ def _missing(need: Requirement, found: list[Detection], reading: Reading) -> str
 def soft_score(case: PromptCase, reading: Reading) -> float:
     """Half the strict verdict, half the mean credit of all that was asked for."""
     credits = []
-    exact = len(case.include) == 1 and case.include[0].count > 1
     for need in case.include:
         same = [d for d in reading.detections if d.shape == need.shape]
         worth = [d.confidence * (1.0 if need.color in (None, d.color) else WRONG_COLOR) for d in same]
         worth.sort(reverse=True)
         credit = sum(worth[: need.count]) / need.count
-        if exact and len(same) > need.count:
+        if case.exact and len(same) > need.count:
             credit /= 1 + 0.5 * (len(same) - need.count)
         credits.append(credit)
         if need.position:

@@ -68,10 +68,15 @@ class PromptCase:
     ground: str | None = None
     key: str = field(default="", compare=False)  # the combination that the split goes by
 
+    @property
+    def exact(self) -> bool:
+        """Whether one thing more than asked for is a fault: a single requirement with a number."""
+        return len(self.include) == 1 and self.include[0].count > 1
+
     def metadata(self) -> dict[str, Any]:
         """A GenEval metadata line, with `ground` added where one is asked for."""
         out: dict[str, Any] = {"tag": self.task, "include": [r.metadata() for r in self.include]}
-        if self.task == "counting":  # GenEval's exact counting: one more is too many
+        if self.exact:  # GenEval's exact counting: one more is too many
             first = self.include[0]
             out["exclude"] = [{"class": first.shape, "count": first.count + 1}]
         if self.ground:
