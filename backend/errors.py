@@ -15,6 +15,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FEW = 8  # names that a message lists even where one of them is near
+
 
 class RepriseError(Exception):
     """Base of all errors of this package. The message is one line for the user."""
@@ -29,13 +31,15 @@ class BadInput(RepriseError):
 
 
 class UnknownName(BadInput):
-    """A name that no registry knows."""
+    """A name that no registry knows: the near match is given, and all names where they are few."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        hints = [f"did you mean {near[0]!r}?"] if near else []
+        if not near or len(known) <= FEW:
+            hints.append(f"expected one of {', '.join(known)}")
+        super().__init__(f"unknown {kind} {name!r}; {' '.join(hints)}")
         self.kind, self.name, self.near = kind, name, near[0] if near else None
 
 

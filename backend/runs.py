@@ -1,7 +1,8 @@
 """Run folders: files written whole, and `record.json`, from which a picture can be made again.
 
-A prompt's folder holds `candidates/NN-SEED.png`, `best.png` and `record.json`. The record is written
-last, so a folder with a record is finished; one without is done again.
+A prompt's folder holds `candidates/NN-SEED.png`, `previews/NN-SEED.png` of those that were pruned (the
+last preview that the judge saw), `best.png` and `record.json`. The record is written last, so a folder
+with a record is finished; one without is done again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 BEST = "best.png"
+FOLDERS = ("candidates", "previews")  # of pictures that a record names
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")  # what decides the pixels
 
 
@@ -43,7 +46,8 @@ class RewriteRecord(_Part):
 
 
 class CandidateRecord(_Part):
-    """`image` is relative to the record's folder, with "/"; None where the candidate was pruned."""
+    """`image` is relative to the record's folder, with "/"; None where the candidate was pruned.
+    `preview` is then the last x0 preview."""
 
     index: int
     seed: int
@@ -52,6 +56,7 @@ class CandidateRecord(_Part):
     score: FiniteFloat | None = None
     pruned_at: int | None = None
     image: str | None = None
+    preview: str | None = None
     round: int = 0
     preview_scores: dict[int, FiniteFloat] = {}  # step -> score of the x0 preview
 
@@ -93,7 +98,11 @@ class Record(_Part):
 
 
 def versions() -> dict[str, str]:
-    """Version of this package, of Python and of the libraries that decide the pixels."""
+    """Version of this package, of Python and of the libraries that decide the pixels.
+
+    With them, where torch is in use, its number of CPU threads: sums are rounded in another order with
+    another number.
+    """
     import platform
 
     from .. import __version__
@@ -104,6 +113,8 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if "torch" in sys.modules:
+        found["threads"] = str(sys.modules["torch"].get_num_threads())
     return found
 
 
@@ -147,7 +158,9 @@ def record_from(outcome: Outcome, settings: dict[str, Any], versions: dict[str, 
         return Record.model_validate({
             "prompt": outcome.prompt,
             "rewrites": [vars(r) for r in outcome.rewrites],
-            "candidates": [{**_fields(c), "image": c.path} for c in outcome.candidates],
+            "candidates": [
+                {**_fields(c), "image": c.path, "preview": c.preview_path} for c in outcome.candidates
+            ],
             "best": outcome.best,
             "reflection": [vars(r) for r in outcome.reflection],
             "cost": vars(cost),
@@ -160,21 +173,23 @@ def record_from(outcome: Outcome, settings: dict[str, Any], versions: dict[str, 
 
 def save_outcome(folder: Path, outcome: Outcome, settings: dict[str, Any],
                  versions: dict[str, str]) -> Record:
-    """Write the pictures, then the record. Sets `path` of the outcome's candidates."""
+    """Write the pictures, then the record. Sets `path` and `preview_path` of the outcome's candidates."""
     clear(folder)
     for candidate in outcome.candidates:
-        candidate.path = None
-        if candidate.image is None:
-            continue
-        name = f"candidates/{candidate.index:02d}-{candidate.seed}.png"
-        data = png_bytes(candidate.image, {
-            "prompt": candidate.prompt, "user_prompt": outcome.prompt,
-            "seed": candidate.seed, "scores": candidate.scores, "settings": settings,
-        })
-        write_whole(folder / name, data)
-        candidate.path = name
-        if candidate.index == outcome.best:
-            write_whole(folder / BEST, data)
+        candidate.path = candidate.preview_path = None
+        name = f"{candidate.index:02d}-{candidate.seed}.png"
+        drawn = {"prompt": candidate.prompt, "user_prompt": outcome.prompt, "seed": candidate.seed,
+                 "settings": settings}  # fmt: skip
+        if candidate.image is not None:
+            candidate.path = f"candidates/{name}"
+            data = png_bytes(candidate.image, {**drawn, "scores": candidate.scores})
+            write_whole(folder / candidate.path, data)
+            if candidate.index == outcome.best:
+                write_whole(folder / BEST, data)
+        elif candidate.preview is not None:
+            candidate.preview_path = f"previews/{name}"
+            data = png_bytes(candidate.preview, {**drawn, "pruned_at": candidate.pruned_at})
+            write_whole(folder / candidate.preview_path, data)
     record = record_from(outcome, settings, versions)
     write_whole(folder / RECORD, record.to_json() + "\n")
     return record
@@ -191,7 +206,10 @@ def load_record(path: Path) -> Record:
 
 
 def finished(folder: Path, prompt: str, settings: dict[str, Any]) -> Record | None:
-    """The record in `folder` if it is whole and of the same prompt and settings, else None."""
+    """The record in `folder` if it is whole and of the same prompt and settings, else None.
+
+    Previews may be missing: nobody would have a search drawn again for those.
+    """
     path = folder / RECORD
     if not path.is_file():
         return None
@@ -210,13 +228,14 @@ def clear(folder: Path) -> None:
     if not path.is_file():
         return
     try:
-        named = [c.image for c in load_record(path).candidates if c.image]
+        named = [name for c in load_record(path).candidates for name in (c.image, c.preview) if name]
     except BadInput:
         named = []
     path.unlink()
     for name in named:
         # A record is a file that anyone may have edited: stay inside the folder.
-        if PurePosixPath(name).parts[:1] == ("candidates",) and ".." not in PurePosixPath(name).parts:
+        parts = PurePosixPath(name).parts
+        if len(parts) == 2 and parts[0] in FOLDERS and parts[1] != "..":
             (folder / name).unlink(missing_ok=True)
 
 
@@ -245,7 +264,8 @@ def png_bytes(image: Tensor, info: dict[str, Any] | None = None) -> bytes:
 
 
 def _fields(candidate: Any) -> dict[str, Any]:
-    return {key: value for key, value in vars(candidate).items() if key not in ("image", "path")}
+    pictures = ("image", "path", "preview", "preview_path")
+    return {key: value for key, value in vars(candidate).items() if key not in pictures}
 
 
 def _umask() -> int:

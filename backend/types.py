@@ -84,6 +84,8 @@ class Candidate:
     image: Tensor | None = None  # (H, W, 3) in 0..1
     preview_scores: dict[int, float] = field(default_factory=dict)  # step -> score of its x0 preview
     path: str | None = None
+    preview: Tensor | None = None  # where it was pruned: the x0 preview that the judge saw last
+    preview_path: str | None = None
     round: int = 0  # 0: the search; 1, 2, …: the reflection round that drew it
 
 

@@ -109,7 +109,10 @@ def ratio_interval(tops: Sequence[float], bottoms: Sequence[float], seed: int = 
 
 
 def rank_correlations(pools: Sequence[Pool]) -> dict[str, list[float]]:
-    """Spearman's rank correlation of preview and final scores, per step, over prompts with a spread."""
+    """Spearman's rank correlation of preview and final scores, per step, over prompts with a spread.
+
+    A step at which no prompt has one is left out.
+    """
     import numpy as np
     from scipy.stats import spearmanr
 
@@ -121,7 +124,8 @@ def rank_correlations(pools: Sequence[Pool]) -> dict[str, list[float]]:
             finals = [c.score or 0.0 for c in pool.candidates]
             if len(set(previews)) > 1 and len(set(finals)) > 1:
                 values.append(float(np.asarray(spearmanr(previews, finals))[0]))
-        out[str(step)] = mean_interval(values)
+        if values:
+            out[str(step)] = mean_interval(values)
     return out
 
 
@@ -156,7 +160,7 @@ def timing(renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], n: in
 def bench(*, renderer: Renderer, judge: Reward, per_task: int = 8, n: int = 16, pool: int = 64, seed: int = 0,
           sweep: bool = False, timed: int = 6,
           tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
-    """Best of `n`, full and pruned, and best of `pool` pruned to best-of-`n`'s row budget.
+    """Best of `n`, full and pruned, and, of a larger `pool`, the best pruned to best-of-`n`'s row budget.
 
     With `sweep`, schedules are first compared on train prompts and the best one within a quarter of the
     rows is taken; it is always reported on held-out prompts.
@@ -164,6 +168,7 @@ def bench(*, renderer: Renderer, judge: Reward, per_task: int = 8, n: int = 16, 
     if pool % n or pool < n:
         raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {n}")
     steps = renderer.steps
+    wide_cuts = within_budget(pool, steps, n * steps) if pool > n else None
     chosen, swept = halving(n, steps), []
     if sweep:
         cases = sample_prompts("train", per_task, seed + 1)
@@ -174,18 +179,20 @@ def bench(*, renderer: Renderer, judge: Reward, per_task: int = 8, n: int = 16, 
     cases = sample_prompts("held-out", per_task, seed)
     pools = draw_pools(renderer, judge, cases, pool, seed, tell)
     narrow = measure(pools, n, chosen)
-    wide_cuts = within_budget(pool, steps, n * steps)
-    wide = measure(pools, pool, wide_cuts)
     whole = measure(pools, n, Full())
     rows = [
         _row(f"best of {n}, full", whole["score"], whole["rows"], 1.0, [1.0, 1.0, 1.0], None),
         _row(f"best of {n}, pruned", narrow["score"], narrow["rows"], narrow["rows_share"], narrow["kept"],
              chosen),
-        _row(f"best of {pool}, full", wide["full"], pool * whole["rows"] / n, pool / n, None, None),
-        _row(f"best of {pool}, pruned", wide["score"], wide["rows"], wide["rows"] / whole["rows"],
-             wide["kept"], wide_cuts),
-        _row("one candidate", whole["single"], whole["rows"] / n, 1 / n, None, None),
     ]  # fmt: skip
+    if wide_cuts:
+        wide = measure(pools, pool, wide_cuts)
+        rows += [
+            _row(f"best of {pool}, full", wide["full"], pool * whole["rows"] / n, pool / n, None, None),
+            _row(f"best of {pool}, pruned", wide["score"], wide["rows"], wide["rows"] / whole["rows"],
+                 wide["kept"], wide_cuts),
+        ]  # fmt: skip
+    rows.append(_row("one candidate", whole["single"], whole["rows"] / n, 1 / n, None, None))
     timed_cases = cases[:: max(1, len(cases) // timed)][:timed] if timed else []
     return {
         "name": "parm", "rows": rows, "rank_correlation": rank_correlations(pools),

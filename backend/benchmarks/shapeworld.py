@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
+from ..errors import BadInput, UnknownName
 from ..interfaces import Renderer, Reward, Rewriter
 from ..judging import image_scores
 from ..search.best_of_n import SearchResult, best_of, search
@@ -168,23 +168,36 @@ def _result(method: str, case: PromptCase, seed: int, score: float | None, rows:
             "right": score > 0.5, "rows": rows, "calls": calls}  # fmt: skip
 
 
+def chosen_tasks(names: Sequence[str]) -> list[str]:
+    """The tasks behind `names`, hyphens or underscores, in the table's order; all of them for none."""
+    asked = {name.replace("-", "_") for name in names}
+    for name in names:
+        if name.replace("-", "_") not in TASKS:
+            raise UnknownName("task", name, TASKS)
+    return [task for task in TASKS if task in asked or not asked]
+
+
 def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judge: Reward,
              per_task: int = 66, seeds: int = 4, best_of: int = 8, prune: str = "halving",
              rounds: int = 2, variants: int = 4, seed: int = 0, split: str = "held-out",
-             kept: Path | None = None, tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+             tasks: Sequence[str] = (), kept: Path | None = None,
+             tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
     """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
 
-    `per_task` prompts of each task (fewer where a task has fewer), `seeds` repetitions each. `judge`
-    must be a ShapeWorld reward. `kept` holds results between a stop and the next call.
+    `per_task` prompts of each task (fewer where a task has fewer), `seeds` repetitions each; `tasks`
+    limits it to some of the tasks, with the same prompts. `judge` must be a ShapeWorld reward. `kept`
+    holds results between a stop and the next call.
     """
     counts = {"per-task": per_task, "seeds": seeds, "best-of": best_of, "variants": variants}
     for name, value in counts.items():
         if value < 1:
             raise BadInput(f"--{name} must be at least 1, got {value}")
-    cases = sample_prompts(split, per_task, seed)
+    tasks = chosen_tasks(tasks)
+    cases = [case for case in sample_prompts(split, per_task, seed) if case.task in tasks]
     settings = {
-        "split": split, "prompts": len(cases), "seeds": seeds, "best_of": best_of, "prune": prune,
-        "rounds": rounds, "variants": min(variants, best_of), "seed": seed, "steps": renderer.steps,
+        "split": split, "tasks": tasks, "prompts": len(cases), "seeds": seeds, "best_of": best_of,
+        "prune": prune, "rounds": rounds, "variants": min(variants, best_of), "seed": seed,
+        "steps": renderer.steps,
         "renderer": renderer.fingerprint, "rewriter": rewriter.name, "judge": judge.spec.name,
     }  # fmt: skip
     schedule = schedule_from(prune, best_of, renderer.steps)

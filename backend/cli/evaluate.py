@@ -16,6 +16,15 @@ def evaluate(
     name: Annotated[
         str, typer.Argument(metavar="BENCHMARK", show_default=False, help=", ".join(NAMES) + ".")
     ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="all",
+            help="Only this task, may be given several times: "
+            "single-object, two-object, counting, colors, position, color-attribution.",
+        ),
+    ] = None,
     per_task: Annotated[int, typer.Option(metavar="N", help="Held-out prompts of each task.")] = 66,
     seeds: Annotated[int, typer.Option(metavar="N", help="Repetitions of each prompt.")] = 4,
     best_of: Annotated[int, typer.Option("--best-of", metavar="N", help="Candidates of a search.")] = 8,
@@ -40,6 +49,9 @@ def evaluate(
     from .roles import find_renderer, find_rewriter, make_reward
 
     results.check_name("benchmark", name, NAMES)
+    from ..benchmarks.shapeworld import chosen_tasks
+
+    tasks = chosen_tasks(task or [])
     results.check_at_least_one(per_task=per_task, seeds=seeds, best_of=best_of, variants=variants)
     options.check_seed(seed)
     options.check_prune(prune)
@@ -52,6 +64,6 @@ def evaluate(
         result = measure(
             rewriter=rewriting(), template=find_rewriter("template")(), renderer=drawing(),
             judge=make_reward("shapeworld"), per_task=per_task, seeds=seeds, best_of=best_of, prune=prune,
-            rounds=reflect, variants=variants, seed=seed, kept=out, tell=tell,
+            rounds=reflect, variants=variants, seed=seed, tasks=tasks, kept=out, tell=tell,
         )  # fmt: skip
     results.finish(result, out, as_json)

@@ -47,7 +47,7 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
     winner = record.winner
     letters = {r.prompt: chr(ord("A") + i % 26) for i, r in reversed(list(enumerate(record.rewrites)))}
     drawn = next((r for r in record.rewrites if r.prompt == winner.prompt), None)
-    by_index: dict[int | None, CandidateRecord] = {c.index: c for c in record.candidates}
+    images: dict[int | None, str | None] = {c.index: c.image for c in record.candidates}
     scale = _Scale(record)
     return {
         "id": f"prompt-{number + 1}",
@@ -66,7 +66,7 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
         "rounds": [
             {"round": r.round, "right": r.verdict == "yes", "critique": r.critique,
              "kept": r.candidate == record.best, "score": number_text(r.score),
-             "picture": _inline(folder, by_index.get(r.candidate), WALL_SIDE)}
+             "picture": _inline(folder, images.get(r.candidate), WALL_SIDE)}
             for r in record.reflection
         ],
         "cost": _cost(record),
@@ -162,7 +162,7 @@ def _candidate(folder: Path, c: CandidateRecord, scale: _Scale, letters: dict[st
         "percent": scale.percent(shown), "pruned_at": c.pruned_at,
         "scores": {name: number_text(value) for name, value in c.scores.items()},
         "previews": {step: number_text(value) for step, value in sorted(c.preview_scores.items())},
-        "picture": _inline(folder, c, side),
+        "picture": _inline(folder, c.image or c.preview, side),
     }  # fmt: skip
 
 
@@ -181,14 +181,14 @@ def _cost(record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _inline(folder: Path, candidate: CandidateRecord | None, side: int) -> str | None:
-    """The candidate's picture as a data URI, shrunk to `side` pixels where it is larger."""
-    if candidate is None or candidate.image is None:
+def _inline(folder: Path, name: str | None, side: int) -> str | None:
+    """A picture file as a data URI, shrunk to `side` pixels where it is larger."""
+    if name is None:
         return None
     from PIL import Image
 
     try:
-        data = (folder / candidate.image).read_bytes()
+        data = (folder / name).read_bytes()
         picture = Image.open(io.BytesIO(data))
         kind = "png"
         if max(picture.size) > side:

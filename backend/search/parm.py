@@ -146,4 +146,8 @@ class PruningWatcher:
         for row, score in zip(rows, scores, strict=True):
             self.candidates[row].preview_scores[step] = score
         signed = {row: s if higher else -s for row, s in zip(rows, scores, strict=True)}
-        return sorted(self.schedule.keep(step, signed))
+        kept = sorted(self.schedule.keep(step, signed))
+        for row, preview in zip(rows, previews, strict=True):
+            if row not in kept:
+                self.candidates[row].preview = preview.clone()  # a view would hold all rows in memory
+        return kept

@@ -14,11 +14,15 @@ def test_exit_codes():
     }  # fmt: skip
 
 
-def test_unknown_name_gives_the_near_match_or_all():
+def test_unknown_name_gives_the_near_match_and_all_where_they_are_few():
     near = errors.UnknownName("reward", "shapewrld", ["shapeworld", "length"])
-    assert str(near) == "unknown reward 'shapewrld'; did you mean 'shapeworld'?"
+    assert str(near) == (
+        "unknown reward 'shapewrld'; did you mean 'shapeworld'? expected one of length, shapeworld"
+    )
     far = errors.UnknownName("reward", "zzz", ["b", "a"])
-    assert str(far) == "unknown reward 'zzz'; known: a, b" and far.near is None
+    assert str(far) == "unknown reward 'zzz'; expected one of a, b" and far.near is None
+    many = errors.UnknownName("setting", "stepz", ["steps", *(f"other{i}" for i in range(20))])
+    assert str(many) == "unknown setting 'stepz'; did you mean 'steps'?"
 
 
 def test_a_failed_reward_is_named():

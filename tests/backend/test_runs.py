@@ -44,10 +44,12 @@ def test_the_record_has_the_promised_form(tmp_path):
                                      "fallback": "the answer has no <prompt>"}  # fmt: skip
     assert record["candidates"][1] == {
         "index": 1, "seed": 6, "prompt": "one", "scores": {"shapeworld": 0.9}, "score": 0.9,
-        "pruned_at": None, "image": "candidates/01-6.png", "round": 0, "preview_scores": {"2": 0.4, "4": 0.5},
+        "pruned_at": None, "image": "candidates/01-6.png", "preview": None, "round": 0,
+        "preview_scores": {"2": 0.4, "4": 0.5},
     }  # fmt: skip
     pruned = record["candidates"][2]
     assert (pruned["image"], pruned["score"], pruned["pruned_at"], pruned["round"]) == (None, None, 2, 1)
+    assert pruned["preview"] is None, "nobody looked"
     assert record["best"] == 1 and record["reflection"][0]["critique"] == "too red"
     assert record["cost"]["denoiser_rows"] == 20 and record["cost"]["seconds"]["total"] == 1.5
 
@@ -61,6 +63,30 @@ def test_pictures_are_written_with_what_drew_them(tmp_path):
         wanted = outcome.candidates[1].image.mul(255).round().byte().flatten().tolist()
         assert list(picture.tobytes()) == wanted
     assert (tmp_path / "best.png").read_bytes() == (tmp_path / "candidates" / "01-6.png").read_bytes()
+
+
+def test_the_last_preview_of_a_pruned_candidate_is_a_picture_beside_the_others(tmp_path):
+    outcome = an_outcome()
+    outcome.candidates[2].preview = torch.rand(8, 8, 3)
+    record = runs.save_outcome(tmp_path, outcome, SETTINGS, {})
+    assert record.candidates[2].preview == "previews/02-7.png" and record.candidates[2].image is None
+    assert sorted(p.name for p in (tmp_path / "candidates").iterdir()) == ["00-5.png", "01-6.png"]
+    with Image.open(tmp_path / "previews" / "02-7.png") as picture:
+        info = json.loads(picture.info["reprise"])
+        assert (info["prompt"], info["seed"], info["pruned_at"]) == ("two", 7, 2)
+        wanted = outcome.candidates[2].preview.mul(255).round().byte().flatten().tolist()
+        assert list(picture.tobytes()) == wanted
+    assert runs.load_record(tmp_path / "record.json") == record
+    runs.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    assert not list((tmp_path / "previews").iterdir()), "none is left of an earlier run"
+
+
+def test_a_run_is_finished_without_its_previews(tmp_path):
+    outcome = an_outcome()
+    outcome.candidates[2].preview = torch.rand(8, 8, 3)
+    runs.save_outcome(tmp_path, outcome, SETTINGS, {})
+    (tmp_path / "previews" / "02-7.png").unlink()
+    assert runs.finished(tmp_path, "a prompt", SETTINGS) is not None
 
 
 def test_a_finished_record_is_known_by_prompt_settings_and_pictures(tmp_path):
@@ -85,6 +111,8 @@ def test_drawing_again_leaves_no_stale_picture_and_touches_nothing_else(tmp_path
     (tmp_path / "mine.txt").write_text("keep")
     record = json.loads((tmp_path / "record.json").read_text())
     record["candidates"][0]["image"] = "../outside.png"  # a record that someone edited
+    record["candidates"][0]["preview"] = "previews/../mine.txt"
+    record["candidates"][2]["preview"] = "."
     (tmp_path / "record.json").write_text(json.dumps(record))
     outside = tmp_path.parent / "outside.png"
     outside.write_text("keep")
@@ -139,4 +167,5 @@ def test_slugs_are_names_of_folders_and_differ():
 
 def test_versions_name_what_decides_the_pixels():
     found = runs.versions()
+    assert found["threads"] == str(torch.get_num_threads())
     assert found["torch"].startswith(torch.__version__.split("+")[0]) and {"reprise", "python"} <= set(found)

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from reprise.backend.benchmarks.parm import Pool, bench, measure, ratio_interval, within_budget
+from reprise.backend.benchmarks.parm import (
+    Pool,
+    bench,
+    measure,
+    rank_correlations,
+    ratio_interval,
+    within_budget,
+)
 from reprise.backend.errors import BadInput
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.parm import Full, Halving
@@ -36,6 +43,28 @@ def test_gain_kept_and_rows_by_hand():
 
 def test_ratio_is_of_sums_not_a_mean_of_ratios():
     assert ratio_interval([1.0, 0.0], [1.0, 1.0])[0] == 0.5
+
+
+def test_a_step_without_a_spread_has_no_correlation():
+    ranked, flat = pool([0.2, 0.4, 0.6], [0.1, 0.5, 0.9]), pool([0.2, 0.4, 0.6], [0.5, 0.5, 0.5])
+    for candidates in (ranked.candidates, flat.candidates):
+        for candidate in candidates:
+            candidate.preview_scores[1] = 0.0  # nothing is told apart yet
+    assert rank_correlations([ranked, flat]) == {"2": [1.0, 1.0, 1.0]}
+    assert rank_correlations([flat]) == {}
+
+
+def test_a_pool_of_one_search_has_each_row_once():
+    result = bench(renderer=FakeRenderer(steps=8), judge=Brightness(), per_task=1, n=4, pool=4, timed=0)
+    names = [row["name"] for row in result["rows"]]
+    assert names == ["best of 4, full", "best of 4, pruned", "one candidate"]
+
+
+def test_a_pool_beyond_the_budget_is_refused_before_anything_is_drawn():
+    renderer = FakeRenderer(steps=8)
+    with pytest.raises(BadInput, match="no schedule for 64 candidates fits 8 rows"):
+        bench(renderer=renderer, judge=Brightness(), n=1, pool=64)
+    assert renderer.calls == []
 
 
 @pytest.mark.parametrize("n", [32, 64])

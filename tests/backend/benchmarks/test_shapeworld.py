@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reprise.backend.benchmarks.shapeworld import evaluate, replay, replayed_rows
-from reprise.backend.errors import BadInput
+from reprise.backend.errors import BadInput, UnknownName
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 from reprise.backend.search.best_of_n import search
@@ -75,6 +75,22 @@ def test_results_of_other_settings_are_not_gone_on_with(tmp_path):
     run(tmp_path)
     other = run(tmp_path, seeds=1)
     assert other["rows"] == run(seeds=1)["rows"]
+
+
+def test_some_tasks_have_the_prompts_and_pictures_of_the_whole_table(tmp_path):
+    whole = run(tmp_path)
+    some = run(tmp_path, tasks=["position", "two-object"])
+    assert some["settings"]["tasks"] == ["two_object", "position"] and some["settings"]["prompts"] == 6
+    for row, full in zip(some["rows"], whole["rows"], strict=True):
+        assert list(row["tasks"]) == ["two_object", "position"]
+        for task, interval in row["tasks"].items():
+            assert interval[0] == full["tasks"][task][0]
+    assert len((tmp_path / "partial.jsonl").read_text().splitlines()) == 7 * 6 * 2, "other tasks' are dropped"
+
+
+def test_an_unknown_task_is_refused_with_the_near_match():
+    with pytest.raises(UnknownName, match="unknown task 'colour'; did you mean 'colors'. expected one of"):
+        run(tasks=["counting", "colour"])
 
 
 @pytest.mark.parametrize("name", ["per_task", "seeds", "best_of", "variants"])

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from reprise.backend.shapeworld.prompts import TASKS
+
 
 def refused(result, part, code=2):
     assert (result.code, result.out) == (code, ""), result.err
@@ -160,6 +162,10 @@ def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, c
 
 @pytest.mark.parametrize("words,part", [
     (["evaluate", "shapewold"], "unknown benchmark 'shapewold'; did you mean 'shapeworld'"),
+    (["evaluate", "shapeworld", "--task", "colour"],
+     "unknown task 'colour'; did you mean 'colors'? expected one of color_attribution, colors, counting, "
+     "position, single_object, two_object"),
+    (["evaluate", "shapeworld", "--task", "counting", "--task", ""], "unknown task ''; expected one of"),
     (["evaluate", "shapeworld", "--seeds", "0"], "--seeds must be at least 1"),
     (["evaluate", "shapeworld", "--per-task", "0"], "--per-task must be at least 1"),
     (["evaluate", "shapeworld", "--best-of", "0"], "--best-of must be at least 1"),
@@ -172,6 +178,20 @@ def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, c
 ])  # fmt: skip
 def test_evaluate_and_bench_refuse(reprise, words, part):
     refused(reprise(*words), part)
+
+
+def test_tasks_are_handed_on_and_nothing_is_written_for_an_unknown_one(reprise, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr("reprise.backend.benchmarks.shapeworld.evaluate",
+                        lambda **options: calls.append(options) or a_result("shapeworld"))  # fmt: skip
+    words = ("evaluate", "shapeworld", "--renderer", "fake", "--rewriter", "none", "--out", "r")
+    refused(reprise(*words, "--task", "colours"), "did you mean 'colors'?")
+    assert not (tmp_path / "r").exists()
+    assert reprise(*words, "--task", "color-attribution", "--task", "colors").code == 0
+    assert reprise(*words).code == 0
+    assert [call["tasks"] for call in calls] == [["colors", "color_attribution"], list(TASKS)]
+    shown = "".join(reprise("evaluate", "--help").out.split())  # folded to the terminal's width
+    assert all(task.replace("_", "-") in shown.replace("│", "") for task in TASKS)
 
 
 SLOW = """

@@ -33,7 +33,9 @@ def test_one_prompt_lies_in_the_folder_itself(reprise, drawn, tmp_path):
     assert (tmp_path / "o" / "best.png").is_file() and (tmp_path / "o" / "index.html").is_file()
     for candidate in record["candidates"]:
         assert (candidate["image"] is None) == (candidate["pruned_at"] is not None)
-        assert candidate["image"] is None or (tmp_path / "o" / candidate["image"]).is_file()
+        shown = candidate["image"] or candidate["preview"]
+        assert (tmp_path / "o" / shown).is_file()
+        assert (candidate["preview"] is None) == (candidate["pruned_at"] is None)
     assert record["settings"]["best_of"] == 4 and record["settings"]["renderer_fingerprint"]
 
 

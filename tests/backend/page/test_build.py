@@ -1,5 +1,6 @@
 """The page: one file without requests, everything escaped, everything shown."""
 
+import base64
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -122,6 +123,22 @@ def test_a_picture_that_was_moved_away_leaves_a_gap(tmp_path):
     record = runs.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
     (tmp_path / record.winner.image).unlink()
     assert "picture moved away" in write_page(tmp_path, [(tmp_path, record)]).read_text()
+
+
+def test_a_stopped_candidate_shows_its_last_preview(tmp_path):
+    outcome = an_outcome()
+    outcome.candidates[1].preview = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(3))
+    record = runs.save_outcome(tmp_path, outcome, SETTINGS, {})
+    html = write_page(tmp_path, [(tmp_path, record)]).read_text()
+    (card,) = [tag.attrs for tag in Tags(html).tags if tag.attrs.get("class") == "card stopped seen"]
+    assert "after step 2: 0.12" in card["title"]
+    (shown,) = [tag.attrs["src"] for tag in Tags(html).tags if "last preview" in tag.attrs.get("alt", "")]
+    data = (tmp_path / record.candidates[1].preview).read_bytes()
+    assert shown == f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    assert "≈ 0.12" in html and "<b>step 2</b> of 8" in html
+    (tmp_path / record.candidates[1].preview).unlink()
+    without = write_page(tmp_path, [(tmp_path, record)]).read_text()
+    assert "of 8, stopped" in without and "picture moved away" not in without
 
 
 def test_large_pictures_are_shrunk(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -93,6 +94,32 @@ def test_survivors_are_exact_with_every_scheduler(family, name, renderer, cuts):
     before = {9: 4, 6: 3, 5: 2}[calls]
     assert pruned.denoiser_rows == (3 * before + (calls - before)) * ROWS[family]
     assert pruned.denoiser_rows_full == full.denoiser_rows
+
+
+# Every family with every scheduler that its pipeline takes.
+EVERY = [
+    *itertools.product(("sd1", "sdxl", "pixart"), DIFFUSION),
+    *itertools.product(("sd3",), FLOWS),
+    *itertools.product(("flux", "flux_true_cfg"), ON_FLUX),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family, name", EVERY)
+def test_survivors_are_exact_whatever_is_cut_and_when(family, name, renderer, cuts):
+    """A cut after each step but the last, to one row and to the two others, and one cut after another."""
+    draw = renderer(family, scheduler=new(name)[0], steps=STEPS, chunk=1)
+    full = draw.render(JOBS)
+    plans = [{step: kept} for step in range(1, STEPS) for kept in ([1], [0, 2])]
+    plans += [{first: [0, 2], second: [2]} for first, second in ((1, 2), (1, 4), (3, 4))]
+    for plan in plans:
+        pruned = draw.render(JOBS, cuts(plan))
+        cut = {row: step for step, kept in reversed(plan.items()) for row in range(3) if row not in kept}
+        assert pruned.pruned_at == [cut.get(row) for row in range(3)], plan
+        for row in range(3):
+            if row not in cut:
+                assert torch.equal(pruned.images[row], full.images[row]), plan
+        assert pruned.denoiser_rows < pruned.denoiser_rows_full == full.denoiser_rows
 
 
 @pytest.mark.parametrize("family, name", [("sd3", "flow_heun"), ("sd1", "heun"), ("sd1", "kdpm2")])

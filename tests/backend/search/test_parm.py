@@ -69,3 +69,21 @@ def test_record_of_a_pruned_candidate(brightness):
     assert [c.pruned_at for c in pruned] == [3, 3, 3]
     assert all(c.image is None and c.score is None and list(c.preview_scores) == [3] for c in pruned)
     assert found.cost.judge_calls == 4 + 1
+
+
+def test_a_pruned_candidate_keeps_the_preview_that_it_was_cut_on(brightness):
+    shown = {}
+
+    class Seen(Halving):
+        def keep(self, step, scores):
+            shown.update({row: (step, score) for row, score in scores.items()})
+            return super().keep(step, scores)
+
+    found = search(FakeRenderer(), brightness, "p", ["p"], n=6, seed=0, schedule=Seen({2: 4, 4: 1}))
+    for candidate in found.candidates:
+        if candidate.pruned_at is None:
+            assert candidate.preview is None
+            continue
+        step, score = shown[candidate.index]
+        assert step == candidate.pruned_at and candidate.preview.mean().item() == pytest.approx(score)
+    assert sorted(c.pruned_at or 0 for c in found.candidates) == [0, 2, 2, 4, 4, 4]

@@ -74,6 +74,17 @@ def test_layouts_satisfy_their_case_when_drawn():
         assert is_right(case, reading), (case.prompt, faults(case, reading))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_the_judge_accepts_a_drawing_of_every_prompt(split, task):
+    """What the judge's own mistakes cost the benchmark: at most one right picture in 200 of any task."""
+    rng = random.Random(11)
+    cases = [case for case in prompts(split) if case.task == task]
+    refused = [case.prompt for case in cases if not is_right(case, read(draw(layout(case, rng))))]
+    assert len(refused) <= 0.005 * len(cases), (len(refused), len(cases), refused[:5])
+
+
 def test_metadata_has_genevals_form():
     case = next(c for c in prompts("train") if c.task == "counting" and c.ground)
     data = case.metadata()
