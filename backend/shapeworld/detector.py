@@ -21,6 +21,7 @@ GRID = 24  # side of the normalised outlines
 MIN_AREA = 70  # pixels; the smallest thing of the world has about 110
 MAX_SIDE = 60  # pixels; the largest thing is 32 wide, so anything bigger is a flood of colour
 MIN_MATCH = 0.72  # outline IoU below which a patch is no shape of the world
+MIN_MARGIN = 0.05  # over the IoU with the next shape; a square with round corners is neither of two
 _PALETTE = np.array([*COLORS.values(), *GROUNDS.values()], dtype=np.float32)
 _NAMES = (*COLORS, *GROUNDS)
 # What half of a shape's box is of its radius; a star's tips are too thin to be seen whole.
@@ -140,7 +141,8 @@ def _classify(patch: NDArray, color: str, smooth: NDArray) -> list[Detection]:
     aspect = (columns.stop - columns.start) / (rows.stop - rows.start)
     fit *= np.minimum(1, 1.12 * np.minimum(aspect / aspects, aspects / aspect))
     best = int(fit.argmax())
-    if fit[best] < MIN_MATCH:
+    others = fit[[shape != shapes[best] for shape in shapes]]
+    if fit[best] < MIN_MATCH or fit[best] - others.max() < MIN_MARGIN:
         return []
     distance = np.sqrt(np.square(smooth[patch] - np.array(COLORS[color], dtype=np.float32)).sum(-1))
     purity = float(np.clip(1.25 - np.median(distance) / 160, 0, 1))

@@ -24,7 +24,7 @@ from .muon import Muon
 from .text_encoders import CLIP_WIDTH, T5_WIDTH, tokenize
 from .training import StepLoop
 
-STEPS, BATCH, SCENES, RATE, EMA = 16000, 32, 24576, 1.2e-3, 0.9995
+STEPS, BATCH, SCENES, RATE, EMA = 13000, 32, 24576, 1.2e-3, 0.9995
 LATENT_CHANNELS, LATENT_SIZE = 16, SIZE // 8
 
 

@@ -1,9 +1,10 @@
 """The tiny text encoders, pre-trained to ground captions: CLIP's pooled vector, T5's token features.
 
-Real text encoders come pre-trained; these learn from captions alone which colour and shape lies in
-each of the 8 x 8 cells the renderer draws in (cross-entropy over ground, colour and shape per cell,
-from queries that attend to the T5 features; CLIP's pooled vector predicts the counts of colours and
-shapes). The renderer then trains on with them.
+Real text encoders come pre-trained; these learn from captions alone which colour, shape and size lies
+in each of the nine places (cross-entropy, from one query a place that attends to the T5 features;
+CLIP's pooled vector predicts the counts of colours and shapes). Binding a colour to its shape and both to a
+place is learned here in a tenth of the time that it takes through the pictures. The renderer then trains
+on with them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..captions import training_caption
-from ..scenes import COLORS, GROUNDS, SHAPES, SIZE, Scene, random_scene
+from ..captions import spelled_out, training_caption
+from ..scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, random_scene
+from .muon import Muon
 from .tokenizers import CLIP_LENGTH, clip_tokenizer, t5_tokenizer
 from .training import StepLoop
 
-STEPS, BATCH, GRID = 1200, 48, 8
+STEPS, BATCH, RATE = 1500, 32, 3e-3
 TEXT_LENGTH = 48  # T5 tokens; four things spelled out take up to 46
 T5_WIDTH, CLIP_WIDTH = 128, 64
+ANSWERS = [len(COLORS) + 1, len(SHAPES) + 1, 3]  # what may lie in a place
 
 
 def new_text_encoders():
@@ -59,33 +62,64 @@ class Grounding(nn.Module):
     def __init__(self):
         super().__init__()
         self.clip, self.t5 = new_text_encoders()
-        self.queries = nn.Parameter(torch.randn(GRID * GRID, T5_WIDTH) * 0.1)
+        self.queries = nn.Parameter(torch.randn(len(PLACES), T5_WIDTH) * 0.1)
         self.attention = nn.MultiheadAttention(T5_WIDTH, 4, batch_first=True)
-        self.cells = nn.Sequential(nn.LayerNorm(T5_WIDTH), nn.Linear(T5_WIDTH, 256), nn.GELU(),
-                                   nn.Linear(256, len(COLORS) + len(SHAPES) + 2))  # fmt: skip
+        self.places = nn.Sequential(nn.LayerNorm(T5_WIDTH), nn.Linear(T5_WIDTH, 256), nn.GELU(),
+                                    nn.Linear(256, sum(ANSWERS)))  # fmt: skip
         self.counts = nn.Linear(CLIP_WIDTH, len(COLORS) + len(SHAPES) + len(GROUNDS))
 
     def forward(self, clip_ids, t5_ids):
+        """Logits per place (B, 9, colours + shapes + sizes, each with "nothing" first), counts (B, N)."""
         features = self.t5(input_ids=t5_ids).last_hidden_state  # (B, T, D)
         queries = self.queries.expand(len(features), -1, -1)
         read = queries + self.attention(queries, features, features, need_weights=False)[0]
-        return self.cells(read), self.counts(self.clip(input_ids=clip_ids).pooler_output)
+        return self.places(read), self.counts(self.clip(input_ids=clip_ids).pooler_output)
+
+    def loss(self, scenes: list[Scene], clip_ids, t5_ids) -> torch.Tensor:
+        """Mean cross-entropy of colour, shape and size per place, and a little of the counts' error."""
+        answers, counts = (torch.tensor(part) for part in zip(*map(_targets, scenes)))
+        places, pooled = self(clip_ids, t5_ids)
+        loss = 0.1 * F.mse_loss(pooled, counts)
+        for logits, answer in zip(places.split(ANSWERS, -1), answers.unbind(-1)):
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), answer.flatten())
+        return loss
 
 
-def _targets(scene: Scene) -> tuple[list[int], list[int], list[float]]:
-    """Per cell the colour and shape (0 = ground), and what the pooled vector should count."""
-    colors, shapes = [0] * GRID**2, [0] * GRID**2
+def _targets(scene: Scene) -> tuple[list[list[int]], list[float]]:
+    """Per place its colour, shape and size (0 = nothing), and what the pooled vector should count."""
+    answers = [[0, 0, 0] for _ in PLACES]
     counts = [0.0] * (len(COLORS) + len(SHAPES)) + [float(g == scene.ground) for g in GROUNDS]
-    cell = SIZE / GRID
     for thing in scene.things:
         color, shape = list(COLORS).index(thing.color), SHAPES.index(thing.shape)
         counts[color] += 1
         counts[len(COLORS) + shape] += 1
-        for i in range(GRID**2):
-            x, y = (i % GRID + 0.5) * cell, (i // GRID + 0.5) * cell
-            if abs(x - thing.x) < thing.radius and abs(y - thing.y) < thing.radius:
-                colors[i], shapes[i] = color + 1, shape + 1
-    return colors, shapes, counts
+        answers[PLACES.index(thing.place)] = [color + 1, shape + 1, 1 + (thing.size == "large")]
+    return answers, counts
+
+
+def _scene(rng: random.Random) -> Scene:
+    """Mostly of unlike things: where all are alike there is nothing to bind."""
+    scene = random_scene(rng)
+    wanted = rng.random() < 0.8
+    while wanted and len({(t.color, t.shape) for t in scene.things}) == 1:
+        scene = random_scene(rng)
+    return scene
+
+
+def optimizers_for(model: Grounding) -> list[torch.optim.Optimizer]:
+    """Muon for the T5's matrices, AdamW for everything else; the bias by distance ten times faster.
+
+    That bias starts near 0 and has to grow by several units before a word can look at its neighbours.
+    """
+    matrices, distance, others = [], [], []
+    for name, p in model.named_parameters():
+        if "relative_attention_bias" in name:
+            distance.append(p)
+        else:
+            (matrices if name.startswith("t5.encoder.block") and p.ndim == 2 else others).append(p)
+    adam = torch.optim.AdamW([{"params": others}, {"params": distance, "lr": RATE * 10, "weight_decay": 0.0}],
+                             lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))  # fmt: skip
+    return [Muon(matrices, lr=RATE), adam]
 
 
 def train_text_encoders(work: Path, seed: int = 0, steps: int = STEPS, log=print) -> Path:
@@ -96,18 +130,12 @@ def train_text_encoders(work: Path, seed: int = 0, steps: int = STEPS, log=print
     torch.manual_seed(seed)
     model = Grounding()
     clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
-    loop = StepLoop(model, [optimizer], work / "text.ckpt", steps, seed, log=log)
-    split = len(COLORS) + 1
+    loop = StepLoop(model, optimizers_for(model), work / "text.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
-        scenes = [random_scene(rng) for _ in range(BATCH)]
-        ids = tokenize([training_caption(scene, rng) for scene in scenes], clip_tok, t5_tok)
-        colors, shapes, counts = (torch.tensor(part) for part in zip(*map(_targets, scenes)))
-        cells, pooled = model(*ids)
-        loss = F.cross_entropy(cells[..., :split].flatten(0, 1), colors.flatten())
-        loss = loss + F.cross_entropy(cells[..., split:].flatten(0, 1), shapes.flatten())
-        loss = loss + 0.1 * F.mse_loss(pooled, counts)
+        scenes = [_scene(rng) for _ in range(BATCH)]
+        captions = [spelled_out(s, rng) if rng.random() < 0.9 else training_caption(s, rng) for s in scenes]
+        loss = model.loss(scenes, *tokenize(captions, clip_tok, t5_tok))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         return loss.item()

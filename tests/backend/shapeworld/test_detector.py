@@ -67,3 +67,14 @@ def test_other_sizes_are_resampled_and_other_forms_refused():
     assert [(d.shape, d.color) for d in detect(big)] == [("cross", "green")]
     with pytest.raises(ValueError, match="expected a picture"):
         detect(np.zeros((SIZE, SIZE), np.uint8))
+
+
+def test_a_square_with_round_corners_is_neither_square_nor_circle():
+    y, x = np.mgrid[:SIZE, :SIZE] - 63.5
+    picture = np.empty((SIZE, SIZE, 3), np.uint8)
+    picture[:] = GROUNDS["white"]
+    # |x|^p + |y|^p: p = 2 is a circle, p = infinity a square.
+    for power, expected in ((2, ["circle"]), (4, []), (12, ["square"])):
+        seen = picture.copy()
+        seen[np.abs(x) ** power + np.abs(y) ** power < 14.0**power] = COLORS["red"]
+        assert [d.shape for d in detect(seen)] == expected, power
