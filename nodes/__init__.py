@@ -7,8 +7,21 @@ def extension():
     """The pack's extension; its node list is the table of contents."""
     from comfy_api.latest import ComfyExtension
 
+    from .loaders import LoadJudge, LoadRewriter, LoadShapeWorld
+    from .parm import ParmBestOfN, ParmBestOfNAdvanced
+    from .rewriter import RePromptRewriterNode
+    from .scorer import RewardScorer
+
     class Reprise(ComfyExtension):
         async def get_node_list(self):
-            return []
+            return [
+                RePromptRewriterNode,
+                RewardScorer,
+                ParmBestOfN,
+                ParmBestOfNAdvanced,
+                LoadRewriter,
+                LoadJudge,
+                LoadShapeWorld,
+            ]
 
     return Reprise()

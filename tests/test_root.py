@@ -41,20 +41,6 @@ assert callable(module.comfy_entrypoint) and not hasattr(module, "NODE_CLASS_MAP
     assert not {name.split(".")[0] for name in loaded_by(code, tmp_path)} & HEAVY
 
 
-def test_the_entry_point_gives_the_extension(tmp_path):
-    code = """
-import asyncio, types
-api = types.ModuleType("comfy_api"); latest = types.ModuleType("comfy_api.latest")
-latest.ComfyExtension = type("ComfyExtension", (), {})
-sys.modules["comfy_api"], sys.modules["comfy_api.latest"] = api, latest
-import reprise
-extension = asyncio.run(reprise.comfy_entrypoint())
-assert isinstance(extension, latest.ComfyExtension)
-assert isinstance(asyncio.run(extension.get_node_list()), list)
-"""
-    loaded_by(code, tmp_path)
-
-
 def test_the_command_line_loads_no_model_library_for_its_help(tmp_path):
     code = "from reprise.backend.cli.main import run; import contextlib, io\n"
     code += "with contextlib.redirect_stdout(io.StringIO()): assert run(['render', '--help']) == 0"

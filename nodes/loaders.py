@@ -1,0 +1,140 @@
+"""Loader nodes: rewriter, judge and the embedded renderer. Drop-downs list `models/reprise/…`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..backend.errors import BadInput, CheckpointError
+from . import sockets
+from .sockets import CATEGORY, EMBEDDED
+
+LOADERS = f"{CATEGORY}/loaders"
+KINDS = ("rewriters", "refiners", "judges")
+
+
+def _root(kind: str) -> str:
+    """The folder of a kind, known to ComfyUI under `reprise_<kind>`; extra_model_paths may add more."""
+    name = f"reprise_{kind}"
+    if name not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / "reprise" / kind))
+    return name
+
+
+def installed(kind: str) -> dict[str, Path]:
+    """Name, with "/", -> folder of each model of a kind: a folder with a config.json in it."""
+    found: dict[str, Path] = {}
+    for root in folder_paths.get_folder_paths(_root(kind)):
+        for config in sorted(Path(root).rglob("config.json")):
+            found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    found.pop(".", None)
+    return found
+
+
+def _folder(kind: str, name: str) -> Path:
+    known = installed(kind)
+    if name not in known:
+        raise CheckpointError(
+            f"no {kind[:-1]} {name!r} in models/reprise/{kind}; put its folder back or choose "
+            "another in the drop-down"
+        )
+    return known[name]
+
+
+class LoadRewriter(io.ComfyNode):
+    """A causal language model that rewrites prompts."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseLoadRewriter",
+            display_name="Load Rewriter",
+            category=LOADERS,
+            description="Loads a prompt rewriter: the embedded one, or a folder of models/reprise/rewriters.",
+            search_aliases=["reprompt", "prompt model", "LLM loader"],
+            inputs=[
+                io.Combo.Input(
+                    "rewriter", options=[EMBEDDED, *installed("rewriters")], default=EMBEDDED,
+                    tooltip="Folders in models/reprise/rewriters: any chat model in the Hugging Face layout, "
+                            "or one trained by `reprise train`. The embedded one knows coloured shapes only.",
+                ),
+            ],
+            outputs=[sockets.Rewriter.Output("rewriter", tooltip="For RePrompt Rewriter.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, rewriter: str) -> io.NodeOutput:
+        from ..backend.rewriters.reprompt import EMBEDDED as WEIGHTS
+        from ..backend.rewriters.reprompt import RePromptRewriter
+        from .memory import managed
+
+        folder = WEIGHTS if rewriter == EMBEDDED else _folder("rewriters", rewriter)
+        made = RePromptRewriter(folder, device="cpu")
+        made.patcher = managed(made.model)  # type: ignore[attr-defined]
+        return io.NodeOutput(made)
+
+
+class LoadJudge(io.ComfyNode):
+    """A reward that scores pictures."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseLoadJudge",
+            display_name="Load Judge",
+            category=LOADERS,
+            description="Loads what scores pictures against a prompt.",
+            search_aliases=["reward", "scorer", "ImageReward", "HPSv2", "PickScore", "aesthetic"],
+            inputs=[
+                io.Combo.Input(
+                    "judge", options=list(image_rewards()), default="shapeworld",
+                    tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right.",
+                ),
+            ],
+            outputs=[sockets.Judge.Output("judge", tooltip="For Reward Scorer, PARM and Reflection Loop.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, judge: str) -> io.NodeOutput:
+        from ..backend.registry import REWARDS, resolve
+
+        return io.NodeOutput(resolve("judge", REWARDS, judge)())
+
+
+def image_rewards() -> tuple[str, ...]:
+    """Names of the rewards that look at pictures; the text rewards score rewrites."""
+    from ..backend.registry import REWARDS
+
+    return tuple(name for name, where in REWARDS.items() if not where.startswith(".rewards.text:"))
+
+
+class LoadShapeWorld(io.ComfyNode):
+    """The embedded tiny FLUX: nothing to download, draws in seconds on a CPU."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseLoadShapeWorld",
+            display_name="Load ShapeWorld",
+            category=LOADERS,
+            description="The embedded tiny FLUX that draws coloured shapes at 128 x 128: MODEL, CLIP and VAE "
+                        "for stock nodes. Use 16 steps, euler, simple, CFG 3.",
+            search_aliases=["tiny flux", "demo model", "test model"],
+            inputs=[],
+            outputs=[io.Model.Output("model"), io.Clip.Output("clip"), io.Vae.Output("vae")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from . import shapeworld
+
+        return io.NodeOutput(*shapeworld.load())
+
+
+def check_prompt(prompt: str) -> str:
+    """The user's prompt without blanks around it. Raises BadInput where nothing is left."""
+    if not prompt.strip():
+        raise BadInput("the prompt is empty; write a few words that say what the picture shows")
+    return prompt.strip()

@@ -1,0 +1,212 @@
+"""PARM Best-of-N: many seeds in one sampler, hopeless ones pruned while denoising, the best kept."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import comfy.model_management as management
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+from ..backend.errors import BadInput
+from ..backend.search.best_of_n import best_of, check_search, judge_candidates
+from ..backend.search.parm import SCHEDULES, PruningWatcher, schedule_from
+from ..backend.types import Candidate, Cost
+from . import sockets
+from .loaders import check_prompt
+from .memory import ready
+from .previews import METHODS, Previewer, Wall
+from .row_mask import RowMask
+from .seeds import SeededSampler, first_noise
+
+MAX_CANDIDATES = 256
+
+
+def _search_inputs() -> list:
+    return [
+        io.Vae.Input("vae", tooltip="Decodes the finished candidates; must belong to the model."),
+        sockets.Judge.Input("judge", tooltip="From Load Judge: looks at previews and at finished pictures."),
+        io.String.Input("prompt", multiline=True, default="",
+                        tooltip="Your ORIGINAL prompt, for the judge: what the picture should show."),
+        io.Int.Input("candidates", default=8, min=1, max=MAX_CANDIDATES,
+                     tooltip="How many seeds start: seed, seed + 1, …"),
+        io.Combo.Input("prune", options=list(SCHEDULES), default="halving",
+                       tooltip="halving: the better part goes on at each look. potential: those far below "
+                               "the best stop. none: all are finished."),
+        io.Combo.Input("preview", options=list(METHODS), default="auto", advanced=True,
+                       tooltip="How x0 previews are decoded for the judge. auto: TAESD where its file is, "
+                               "else latent to RGB, else the VAE."),
+        io.Int.Input("chunk", default=0, min=0, max=MAX_CANDIDATES, advanced=True,
+                     tooltip="Most candidates evaluated at once; 0: all. Falls if memory runs out."),
+    ]  # fmt: skip
+
+
+def _outputs() -> list:
+    return [
+        io.Image.Output("best_image"),
+        io.Latent.Output("best_latent"),
+        io.Image.Output("images", tooltip="All finished candidates, best first."),
+        io.Float.Output("scores", is_output_list=True, tooltip="Their scores, best first."),
+        io.Int.Output("seed", tooltip="The winner's seed: a plain KSampler with it draws the same picture."),
+        io.String.Output("report", tooltip="Seeds, scores, prune steps and costs as JSON."),
+    ]
+
+
+class ParmBestOfN(io.ComfyNode):
+    """The KSampler's inputs and a judge."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseParmBestOfN",
+            display_name="PARM Best-of-N",
+            category=sockets.CATEGORY,
+            description="Starts many seeds, stops hopeless ones early, keeps the best (PARM, 2501.13926).",
+            search_aliases=["best of n", "seed search", "cherry pick", "inference time scaling", "KSampler"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
+                             tooltip="The first candidate's seed; candidate i has seed + i."),
+                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Float.Input("cfg", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01),
+                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
+                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image",
+                                tooltip="Batch of 1: each candidate starts from it. Its noise mask is kept."),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                *_search_inputs(),
+            ],
+            outputs=_outputs(),
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
+                denoise, **search) -> io.NodeOutput:  # fmt: skip
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        # KSampler knows which samplers leave out the last but one sigma.
+        plan = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise)
+        sampler = comfy.samplers.sampler_object(sampler_name)
+        return search_in_graph(guider, sampler, plan.sigmas, latent_image, seed, **search)
+
+
+class ParmBestOfNAdvanced(io.ComfyNode):
+    """NOISE, GUIDER, SAMPLER, SIGMAS: plugs into every graph that SamplerCustomAdvanced does."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseParmBestOfNAdvanced",
+            display_name="PARM Best-of-N (Advanced)",
+            category=sockets.CATEGORY,
+            description="PARM Best-of-N in the place of SamplerCustomAdvanced.",
+            search_aliases=["best of n", "SamplerCustomAdvanced", "seed search"],
+            inputs=[
+                io.Noise.Input("noise", tooltip="RandomNoise: its seed is the first candidate's."),
+                io.Guider.Input("guider"),
+                io.Sampler.Input("sampler"),
+                io.Sigmas.Input("sigmas"),
+                io.Latent.Input("latent_image"),
+                *_search_inputs(),
+            ],
+            outputs=_outputs(),
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, noise, guider, sampler, sigmas, latent_image, **search) -> io.NodeOutput:
+        seed = getattr(noise, "seed", None)
+        if seed is None or type(noise).__name__ == "Noise_EmptyNoise":
+            raise BadInput("the noise has no seed, so all candidates would be alike; connect RandomNoise")
+        return search_in_graph(guider, sampler, sigmas, latent_image, seed, **search)
+
+
+def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_image: dict, seed: int, *,
+                    vae: Any, judge: Any, prompt: str, candidates: int, prune: str, preview: str,
+                    chunk: int) -> io.NodeOutput:  # fmt: skip
+    """Best of `candidates` seeds in one run of the sampler; see `backend/search` for what is chosen."""
+    asked = check_prompt(prompt)
+    check_search(candidates, seed)
+    steps = len(sigmas) - 1
+    if steps < 1:
+        raise BadInput("there is no step to sample; use at least 1 step and denoise above 0")
+    latents, mask = _latents(guider.model_patcher, latent_image, candidates)
+    found = [Candidate(i, seed + i, asked) for i in range(candidates)]
+    schedule, cost = schedule_from(prune, candidates, steps), Cost()
+    row_mask = RowMask(candidates, chunk or None)
+    wall, decode = Wall(candidates, steps), Previewer(guider.model_patcher, vae, preview)
+    watcher = PruningWatcher(judge, asked, found, schedule, cost)
+    ready(judge)
+
+    def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        alive, done = row_mask.alive, step + 1
+        if done not in schedule.looks or done >= steps:
+            wall.show(done)
+            return
+        pictures = decode(x0[alive])
+        kept = watcher.look(done, alive, pictures)
+        for row in set(alive) - set(kept):
+            found[row].pruned_at = done
+        wall.dead |= set(alive) - set(kept)
+        wall.show(done, alive, pictures)
+        row_mask.alive = kept
+
+    masked = copy.copy(guider)  # the user's guider stays as it is
+    masked.model_options = copy.copy(guider.model_options)
+    masked.model_patcher = guider.model_patcher.clone()
+    masked.model_options = masked.model_patcher.model_options
+    row_mask.attach(masked.model_options)
+    samples = masked.sample(
+        first_noise(latents, seed, candidates), latents,
+        SeededSampler(sampler, [c.seed for c in found]), sigmas,
+        denoise_mask=mask, callback=callback, disable_pbar=False, seed=seed,
+    )  # fmt: skip
+    samples = samples.to(management.intermediate_device())
+    cost.denoiser_rows, cost.denoiser_rows_full = row_mask.rows, row_mask.rows_full
+    finished = [c for c in found if c.pruned_at is None]
+    images = vae.decode(samples[[c.index for c in finished]])[..., :3]
+    for candidate, image in zip(finished, images, strict=True):
+        candidate.image = image.float().cpu()
+    judge_candidates(judge, asked, finished, cost)
+    return _result(found, best_of(found, judge), samples, judge, latent_image, cost)
+
+
+def _latents(model: Any, latent_image: dict, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(count, …) latents to start from, and the noise mask where the latent has one."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+    if len(samples) not in (1, count):
+        raise BadInput(
+            f"expected a latent batch of 1, or one for each of the {count} candidates, got {len(samples)}; "
+            "set batch_size to 1"
+        )
+    repeats = count if len(samples) == 1 else 1
+    return samples.repeat(repeats, *[1] * (samples.ndim - 1)), latent_image.get("noise_mask")
+
+
+def _result(found: list[Candidate], best: int, samples: torch.Tensor, judge: Any, latent_image: dict,
+            cost: Cost) -> io.NodeOutput:  # fmt: skip
+    sign = 1 if judge.spec.higher_is_better else -1
+    ranked = sorted((c for c in found if c.image is not None),
+                    key=lambda c: (-sign * (c.score or 0.0), c.index))  # fmt: skip
+    images = torch.stack([c.image for c in ranked if c.image is not None])
+    report = {
+        "judge": judge.spec.name, "best": best, "seed": found[best].seed,
+        "candidates": [
+            {"index": c.index, "seed": c.seed, "score": c.score, "pruned_at": c.pruned_at,
+             "preview_scores": c.preview_scores} for c in found
+        ],
+        "cost": vars(cost),
+    }  # fmt: skip
+    latent = {**latent_image, "samples": samples[best : best + 1]}
+    return io.NodeOutput(
+        images[:1], latent, images, [c.score for c in ranked], found[best].seed, json.dumps(report, indent=2),
+        ui={"reprise_parm": [report]},
+    )  # fmt: skip

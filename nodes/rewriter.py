@@ -1,0 +1,79 @@
+"""RePrompt Rewriter: a short prompt becomes a reasoned, detailed one."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import sockets
+from .loaders import check_prompt
+
+
+class RePromptRewriterNode(io.ComfyNode):
+    """Rewrites in `backend/rewriters`; here are the schema, the lock and the memory."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseRewriter",
+            display_name="RePrompt Rewriter",
+            category=sockets.CATEGORY,
+            description="A language model thinks the scene through, then rewrites the prompt (RePrompt, "
+                        "arXiv 2505.17540). Lock the text to edit it and keep it.",
+            search_aliases=["prompt enhancer", "prompt upsampler", "reprompt", "LLM prompt", "magic prompt"],
+            inputs=[
+                io.String.Input("prompt", multiline=True, default="", dynamic_prompts=True,
+                                tooltip="What the picture shows, in your own few words."),
+                sockets.Rewriter.Input("rewriter", optional=True,
+                                       tooltip="From Load Rewriter. Not needed while the text is locked."),
+                io.Int.Input("variants", default=1, min=1, max=64,
+                             tooltip="1: the model's best single rewrite. More: that many different ones, as "
+                                     "a list; what follows in the graph runs once for each."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
+                             tooltip="The same seed gives the same rewrites. No effect with one variant."),
+                io.Boolean.Input("locked", default=False,
+                                 tooltip="Use the text below instead of rewriting again."),
+                io.String.Input("locked_prompt", multiline=True, default="", optional=True,
+                                tooltip="The rewrite, to edit. Used while locked."),
+                io.String.Input("critique", multiline=True, default="", optional=True, advanced=True,
+                                tooltip="What was wrong with the last picture; the rewrite mends it."),
+            ],
+            outputs=[
+                io.String.Output("prompt", display_name="prompt", is_output_list=True,
+                                 tooltip="The rewritten prompts, for CLIP Text Encode."),
+                io.String.Output("reason", display_name="reason", is_output_list=True,
+                                 tooltip="What the model thought, one for each prompt."),
+            ],
+            has_intermediate_output=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, prompt: str, variants: int, seed: int, locked: bool, rewriter=None,
+                locked_prompt: str = "", critique: str = "") -> io.NodeOutput:  # fmt: skip
+        import comfy.model_management as management
+
+        from ..backend.errors import BadInput
+        from .memory import ready
+
+        if locked:
+            text = check_prompt(locked_prompt)
+            return _output(prompt, [text], ["(locked: your own text)"], [None])
+        asked = check_prompt(prompt)
+        if rewriter is None:
+            raise BadInput("no rewriter is connected; add Load Rewriter, or lock a text of your own")
+        ready(rewriter)
+        # ComfyUI's interrupt is raised here, between two tokens.
+        answers = rewriter.rewrite(
+            [asked], variants, seed, [critique or None],
+            should_stop=lambda: bool(management.throw_exception_if_processing_interrupted()),
+        )[0]  # fmt: skip
+        return _output(
+            prompt, [a.prompt for a in answers], [a.reason for a in answers], [a.fallback for a in answers]
+        )
+
+
+def _output(
+    prompt: str, prompts: list[str], reasons: list[str], fallbacks: list[str | None]
+) -> io.NodeOutput:
+    """`ui` is what the node's view shows: the user's words, the rewrites, the reasons, what went wrong."""
+    shown = {"prompt": prompt, "prompts": prompts, "reasons": reasons, "fallbacks": fallbacks}
+    return io.NodeOutput(prompts, reasons, ui={"reprise_rewrite": [shown]})

@@ -1,0 +1,58 @@
+"""Reward Scorer: one score per image, the best one, all of them ranked."""
+
+from __future__ import annotations
+
+import json
+
+from comfy_api.latest import io
+
+from . import sockets
+from .loaders import check_prompt
+
+
+class RewardScorer(io.ComfyNode):
+    """Scores in `backend/judging.py`; an image's score does not depend on its batch."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseRewardScorer",
+            display_name="Reward Scorer",
+            category=sockets.CATEGORY,
+            description="Scores each image against your prompt and ranks them.",
+            search_aliases=["ImageReward", "HPSv2", "PickScore", "CLIP score", "aesthetic", "rank images"],
+            inputs=[
+                io.Image.Input("images", tooltip="A batch of any size; each image gets a score of its own."),
+                io.String.Input("prompt", multiline=True, default="",
+                                tooltip="Your ORIGINAL prompt, not the rewrite: what should be seen."),
+                sockets.Judge.Input("judge", tooltip="From Load Judge."),
+            ],
+            outputs=[
+                io.Image.Output("best_image", tooltip="The image with the best score."),
+                io.Image.Output("ranked_images", tooltip="All images, best first."),
+                io.Float.Output("scores", is_output_list=True, tooltip="One per image, in input order."),
+                io.Int.Output("best_index", tooltip="Index of the best image in the batch, from 0."),
+                io.String.Output("report", tooltip="Scores and verdicts as JSON."),
+            ],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, images, prompt: str, judge) -> io.NodeOutput:
+        from ..backend.interfaces import Critic
+        from ..backend.judging import image_scores
+        from .memory import ready
+
+        asked = [check_prompt(prompt)] * len(images)
+        ready(judge)
+        pictures = images[..., :3].float().cpu()
+        scores = image_scores(judge, pictures, asked)
+        sign = 1 if judge.spec.higher_is_better else -1
+        order = sorted(range(len(scores)), key=lambda i: (-sign * scores[i], i))
+        report = {"judge": judge.spec.name, "prompt": prompt, "scores": scores, "ranking": order}
+        if isinstance(judge, Critic):
+            report["critiques"] = [verdict.critique for verdict in judge.criticize(pictures, asked)]
+        return io.NodeOutput(
+            images[order[:1]], images[order], scores, order[0], json.dumps(report, indent=2),
+            ui={"reprise_scores": [report]},
+        )  # fmt: skip

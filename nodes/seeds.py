@@ -1,0 +1,74 @@
+"""Each candidate draws its noise alone: the first, and what stochastic samplers add on the way.
+
+A stock sampler draws one noise for the whole batch, so a candidate would depend on its place in it. Here
+row i gets what a plain KSampler with batch 1 and seed + i would draw.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import comfy.k_diffusion.sampling as k_diffusion
+import comfy.sample
+import comfy.samplers
+import torch
+
+from ..backend.errors import BadInput
+
+# Their step size looks at the whole batch, so candidates would change each other.
+COUPLED = frozenset({"dpm_adaptive"})
+_BROWNIAN = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+
+
+def first_noise(latent: torch.Tensor, seed: int, count: int) -> torch.Tensor:
+    """(count, …) noise; row i is a plain KSampler's for seed + i at batch 1. `latent` has `count` rows."""
+    return torch.cat([comfy.sample.prepare_noise(latent[i : i + 1], seed + i) for i in range(count)])
+
+
+class SeededSampler(comfy.samplers.KSAMPLER):
+    """A KSAMPLER whose added noise is drawn per row; another kind of SAMPLER passes through unchanged."""
+
+    def __init__(self, sampler: Any, seeds: list[int]):
+        self.inner, self.seeds = sampler, seeds
+        name = sampler_name(sampler)
+        if len(seeds) > 1 and any(one in name for one in COUPLED):
+            raise BadInput(
+                f"the sampler {name!r} takes its step size from the whole batch, so candidates would change "
+                "each other; choose another sampler"
+            )
+
+    def max_denoise(self, model_wrap, sigmas):
+        return self.inner.max_denoise(model_wrap, sigmas)
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+               disable_pbar=False):  # fmt: skip
+        sampler = self.inner
+        function = getattr(sampler, "sampler_function", None)
+        options = dict(getattr(sampler, "extra_options", {}))
+        if (
+            function
+            and "noise_sampler" in inspect.signature(function).parameters
+            and not options.get("noise_sampler")
+        ):
+            options["noise_sampler"] = self._noise_sampler(sampler_name(sampler), noise, sigmas)
+            sampler = type(sampler)(function, options, sampler.inpaint_options)
+        return sampler.sample(
+            model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+        )
+
+    def _noise_sampler(self, name: str, noise: torch.Tensor, sigmas: torch.Tensor):
+        if any(kind in name for kind in _BROWNIAN):
+            positive = sigmas[sigmas > 0]
+            return k_diffusion.BrownianTreeNoiseSampler(
+                noise, positive.min(), sigmas.max(), seed=self.seeds, cpu="gpu" not in name
+            )
+        parts = [k_diffusion.default_noise_sampler(noise[:1], seed=seed) for seed in self.seeds]
+        return lambda sigma, sigma_next: torch.cat([part(sigma, sigma_next) for part in parts])
+
+
+def sampler_name(sampler: Any) -> str:
+    """The function's name without "sample_"; the class's for samplers that are no functions."""
+    function = getattr(sampler, "sampler_function", None)
+    name = getattr(function, "__name__", None) or type(sampler).__name__
+    return name.removeprefix("sample_").removesuffix("_function")

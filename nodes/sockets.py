@@ -1,0 +1,10 @@
+"""The pack's own socket types and what its nodes share in their schemas."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "Reprise"
+Rewriter = io.Custom("REPRISE_REWRITER")
+Judge = io.Custom("REPRISE_JUDGE")
+EMBEDDED = "shapeworld (embedded)"

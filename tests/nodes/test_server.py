@@ -1,0 +1,130 @@
+"""The pack in a real ComfyUI server, through its HTTP API."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from reprise.backend.shapeworld.detector import read
+
+from .conftest import error_of
+
+pytestmark = pytest.mark.comfyui
+IDS = {
+    "RepriseRewriter", "RepriseRewardScorer", "RepriseParmBestOfN", "RepriseParmBestOfNAdvanced",
+    "RepriseLoadRewriter", "RepriseLoadJudge", "RepriseLoadShapeWorld",
+}  # fmt: skip
+
+
+def test_the_pack_loads_fast_and_without_a_warning(server):
+    log = server.log.read_text(errors="replace")
+    assert "IMPORT FAILED" not in log
+    lines = [line for line in log.splitlines() if "reprise" in line.lower()]
+    assert not [line for line in lines if re.search(r"warn|error|traceback", line, re.IGNORECASE)], lines
+    (seconds,) = [float(found[1]) for line in lines if (found := re.search(r"([\d.]+) seconds", line))]
+    assert seconds <= 0.5  # the goal is .15 on a free machine; CI's is not
+
+
+def test_node_ids_and_help_texts(server):
+    known = server.http.get("/object_info").json()
+    ours = {name: info for name, info in known.items() if name.startswith("Reprise")}
+    assert set(ours) == IDS  # saved workflows name them: they never change
+    for name, info in ours.items():
+        assert info["category"].startswith("Reprise") and info["display_name"] and info["description"], name
+
+
+def test_the_quick_start_draws_scores_and_reports(server, graph):
+    entry = server.run(graph("shapeworld_quick_start"))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (picture,) = server.images(entry, "9")
+    assert picture.shape == (128, 128, 3)
+    reading = read(picture)
+    assert reading.detections and all(d.color == "red" for d in reading.detections)
+    (report,) = entry["outputs"]["8"]["reprise_parm"]
+    assert len(report["candidates"]) == 8
+    assert report["cost"]["denoiser_rows"] < report["cost"]["denoiser_rows_full"]
+    (rewrite,) = entry["outputs"]["4"]["reprise_rewrite"]
+    assert rewrite["fallbacks"] == [None] and rewrite["reasons"][0] and "red" in rewrite["prompts"][0]
+    (scores,) = entry["outputs"]["10"]["reprise_scores"]
+    finished = [c["score"] for c in report["candidates"] if c["score"] is not None]
+    assert scores["scores"] == pytest.approx(sorted(finished, reverse=True))
+
+
+def test_the_winners_seed_in_a_plain_ksampler_draws_the_same_picture(server, graph):
+    nodes = graph("shapeworld_quick_start")
+    del nodes["10"]
+    entry = server.run(nodes)
+    (best,) = server.images(entry, "9")
+    (report,) = entry["outputs"]["8"]["reprise_parm"]
+    plain = {key: nodes[key] for key in ("1", "2", "4", "5", "6", "7")}
+    kept = "model steps cfg sampler_name scheduler positive negative latent_image denoise".split()
+    inputs = {key: nodes["8"]["inputs"][key] for key in kept}
+    plain["8"] = {"class_type": "KSampler", "inputs": {**inputs, "seed": report["seed"]}}
+    plain["20"] = {"class_type": "VAEDecode", "inputs": {"samples": ["8", 0], "vae": ["1", 2]}}
+    plain["9"] = {"class_type": "SaveImage", "inputs": {"images": ["20", 0], "filename_prefix": "plain"}}
+    (alone,) = server.images(server.run(plain), "9")
+    assert np.abs(best.astype(int) - alone).max() <= 1  # another batch shape rounds another way
+
+
+def test_locked_text_needs_no_model_and_is_kept(server):
+    nodes = {
+        "1": {"class_type": "RepriseRewriter", "inputs": {
+            "prompt": "x", "variants": 1, "seed": 0, "locked": True, "locked_prompt": "my own words",
+            "critique": ""}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }  # fmt: skip
+    entry = server.run(nodes)
+    assert entry["outputs"]["2"]["text"] == ["my own words"]
+
+
+def _with(nodes: dict, node: str, **inputs) -> dict:
+    changed = json.loads(json.dumps(nodes))
+    changed[node]["inputs"].update(inputs)
+    return changed
+
+
+@pytest.mark.parametrize("node, inputs, says", [
+    ("8", {"prompt": "  "}, "the prompt is empty"),
+    ("4", {"prompt": ""}, "the prompt is empty"),
+    ("4", {"locked": True}, "the prompt is empty"),
+    ("8", {"sampler_name": "dpm_adaptive"}, "choose another sampler"),
+    ("8", {"preview": "TAESD"}, "vae_approx"),
+    ("7", {"batch_size": 3}, "expected a latent batch of 1"),
+    ("8", {"denoise": 0.0}, "there is no step to sample"),
+])  # fmt: skip
+def test_bad_input_is_said_on_the_node_and_the_server_lives(server, graph, node, inputs, says):
+    entry = server.run(_with(graph("shapeworld_quick_start"), node, **inputs))
+    error = error_of(entry)
+    assert says in error["exception_message"], error["exception_message"]
+    assert error["node_id"] == ("8" if node == "7" else node)
+    assert server.http.get("/system_stats").status_code == 200
+
+
+@pytest.mark.parametrize("node, inputs", [("8", {"candidates": 0}), ("3", {"judge": "nobody"})])
+def test_impossible_values_are_refused_before_the_run(server, graph, node, inputs):
+    answer = server.queue(_with(graph("shapeworld_quick_start"), node, **inputs))
+    assert answer.status_code == 400 and node in answer.json()["node_errors"]
+
+
+def test_a_missing_judge_is_refused_before_the_run(server, graph):
+    nodes = graph("shapeworld_quick_start")
+    del nodes["8"]["inputs"]["judge"]
+    answer = server.queue(nodes)
+    assert answer.status_code == 400 and "judge" in json.dumps(answer.json()["node_errors"]["8"])
+
+
+def test_an_interrupt_stops_within_a_step(server, graph):
+    import time
+
+    nodes = _with(graph("shapeworld_quick_start"), "8", steps=400, seed=11, prune="none")
+    prompt_id = server.queue(nodes).json()["prompt_id"]
+    while not server.http.get("/queue").json()["queue_running"]:
+        time.sleep(0.05)
+    time.sleep(4)
+    server.http.post("/interrupt")
+    started = time.monotonic()
+    entry = server.result(prompt_id, 60)
+    assert entry["status"]["status_str"] == "error"
+    assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
+    assert time.monotonic() - started < 5
