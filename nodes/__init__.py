@@ -9,6 +9,7 @@ def extension():
 
     from .loaders import LoadJudge, LoadRewriter, LoadShapeWorld
     from .parm import ParmBestOfN, ParmBestOfNAdvanced
+    from .reflection import ReflectionLoop, ReflectionStep
     from .rewriter import RePromptRewriterNode
     from .scorer import RewardScorer
 
@@ -19,6 +20,8 @@ def extension():
                 RewardScorer,
                 ParmBestOfN,
                 ParmBestOfNAdvanced,
+                ReflectionLoop,
+                ReflectionStep,
                 LoadRewriter,
                 LoadJudge,
                 LoadShapeWorld,

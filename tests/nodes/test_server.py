@@ -14,6 +14,7 @@ pytestmark = pytest.mark.comfyui
 IDS = {
     "RepriseRewriter", "RepriseRewardScorer", "RepriseParmBestOfN", "RepriseParmBestOfNAdvanced",
     "RepriseLoadRewriter", "RepriseLoadJudge", "RepriseLoadShapeWorld",
+    "RepriseReflectionLoop", "RepriseReflectionStep",
 }  # fmt: skip
 
 
@@ -76,6 +77,30 @@ def test_locked_text_needs_no_model_and_is_kept(server):
     }  # fmt: skip
     entry = server.run(nodes)
     assert entry["outputs"]["2"]["text"] == ["my own words"]
+
+
+@pytest.mark.parametrize("correction", ["draw again", "image to image"])
+def test_the_reflection_loop_mends_and_keeps_the_best(server, graph, correction):
+    nodes = _with(graph("reflection_loop"), "8", correction=correction)
+    entry = server.run(nodes)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    history = json.loads(entry["outputs"]["10"]["text"][0])
+    assert 1 <= len(history) <= 4 and [r["round"] for r in history] == list(range(len(history)))
+    assert [r["seed"] for r in history] == [7 + r["round"] for r in history]
+    # It stops at the first satisfied verdict, and each "no" says what is wrong.
+    assert all(r["verdict"] == "no" and r["critique"] for r in history[:-1])
+    assert history[-1]["verdict"] == "yes" or len(history) == 4
+    assert len(server.images(entry, "11")) == len(history)
+    best = max(history, key=lambda r: (r["score"], -r["round"]))
+    assert entry["outputs"]["12"]["text"] == [best["prompt"]]
+    (picture,) = server.images(entry, "9")
+    assert np.array_equal(picture, server.images(entry, "11")[best["round"]])
+
+
+def test_reflection_refuses_a_batch_and_needs_words(server, graph):
+    nodes = graph("reflection_loop")
+    assert "batch of 1" in error_of(server.run(_with(nodes, "7", batch_size=2)))["exception_message"]
+    assert "is empty" in error_of(server.run(_with(nodes, "8", prompt=" ")))["exception_message"]
 
 
 def _with(nodes: dict, node: str, **inputs) -> dict:

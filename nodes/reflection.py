@@ -1,0 +1,195 @@
+"""Reflection Loop: draw, judge, say what is wrong, rewrite, draw again, over the user's own sampler.
+
+Source: PARM++ (arXiv 2501.13926, section 3.4), as in `backend/search/reflection.py`. The rounds are node
+expansion: each round is stock nodes (CLIPTextEncode, KSampler, VAEDecode) and one judging node, which ends
+the loop or expands into the next round. So LoRAs, progress, interrupts and memory are ComfyUI's own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import comfy.model_management as management
+import comfy.samplers
+from comfy_api.latest import io
+from comfy_execution.graph_utils import GraphBuilder
+
+from ..backend.errors import BadInput
+from ..backend.interfaces import Critic
+from ..backend.judging import image_scores
+from . import sockets
+from .loaders import check_prompt
+from .memory import ready
+
+STEP = "RepriseReflectionStep"
+CORRECTIONS = ("draw again", "image to image")
+
+
+def _inputs() -> list:
+    """What every round needs; the judging node has them too and hands their links on."""
+    return [
+        io.Model.Input("model"),
+        io.Clip.Input("clip"),
+        io.Vae.Input("vae"),
+        io.Conditioning.Input("negative"),
+        io.Latent.Input("latent_image", tooltip="Batch of 1: size of the picture, or what to start from."),
+        sockets.Rewriter.Input("rewriter", tooltip="From Load Rewriter: mends the prompt."),
+        sockets.Judge.Input("judge", tooltip="From Load Judge: must be able to say what is wrong."),
+        io.String.Input("prompt", multiline=True, default="",
+                        tooltip="Your ORIGINAL prompt: what the picture should show."),
+        io.Int.Input("rounds", default=3, min=0, max=16,
+                     tooltip="Most corrections; the loop stops as soon as the judge is satisfied."),
+        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
+                     tooltip="Round r draws with seed + r."),
+        io.Int.Input("steps", default=20, min=1, max=10000),
+        io.Float.Input("cfg", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01),
+        io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
+        io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple"),
+        io.Combo.Input("correction", options=list(CORRECTIONS), default=CORRECTIONS[0],
+                       tooltip="draw again: a new picture from the mended prompt. image to image: the best "
+                               "picture so far is drawn over."),
+        io.Float.Input("strength", default=0.75, min=0.01, max=1.0, step=0.01, advanced=True,
+                       tooltip="Denoise of image to image; 1 keeps nothing."),
+    ]  # fmt: skip
+
+
+def _outputs() -> list:
+    return [
+        io.Image.Output("image", tooltip="The best picture of all rounds."),
+        io.String.Output("prompt", tooltip="The prompt that drew it."),
+        io.Image.Output("images", tooltip="The picture of each round, in order."),
+        io.String.Output("history", tooltip="Rounds, prompts, scores, verdicts and critiques as JSON."),
+    ]
+
+
+class ReflectionLoop(io.ComfyNode):
+    """Draws once, then mends until the judge is satisfied or the rounds are spent."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseReflectionLoop",
+            display_name="Reflection Loop",
+            category=sockets.CATEGORY,
+            description="Draws, asks the judge what is wrong, rewrites the prompt and draws again (PARM++).",
+            search_aliases=["critique", "self correct", "fix prompt", "refine image", "retry"],
+            inputs=[
+                *_inputs(),
+                io.String.Input("first_prompt", optional=True, force_input=True,
+                                tooltip="Drawn first, for example from RePrompt Rewriter. Without it the "
+                                        "rewriter's own first rewrite is."),
+            ],
+            outputs=_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            enable_expand=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, prompt, rewriter, judge, latent_image, rounds, seed, first_prompt=None,
+                **settings) -> io.NodeOutput:  # fmt: skip
+        asked = check_prompt(prompt)
+        if not isinstance(judge, Critic):
+            raise BadInput(
+                f"reflection needs a judge that can say what is wrong; {judge.spec.name!r} only scores: "
+                "choose another in Load Judge"
+            )
+        if len(latent_image["samples"]) != 1:
+            raise BadInput(
+                f"expected a latent batch of 1, got {len(latent_image['samples'])}; set batch_size to 1"
+            )
+        first = first_prompt or _rewrite(rewriter, asked, None, seed)
+        links = _links(cls.hidden)
+        links.pop("first_prompt", None)
+        return _expand(links, first, seed, latent_image=links["latent_image"], denoise=1.0, history=[])
+
+
+class ReflectionStep(io.ComfyNode):
+    """One round's verdict; only the loop makes it."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=STEP,
+            display_name="Reflection Step",
+            category=f"{sockets.CATEGORY}/internal",
+            description="One round of a Reflection Loop, which makes this node by itself.",
+            inputs=[
+                *_inputs(),
+                io.Image.Input("image"),
+                io.Image.Input("images", optional=True),
+                io.String.Input("history", default="[]"),
+            ],
+            outputs=_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            enable_expand=True,
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def execute(cls, prompt, rewriter, judge, vae, rounds, seed, image, history, correction, strength,
+                images=None, **settings) -> io.NodeOutput:  # fmt: skip
+        import torch
+
+        past = json.loads(history)
+        picture = image[:1, ..., :3].float().cpu()
+        ready(judge)
+        score = image_scores(judge, picture, [prompt])[0]
+        verdict = judge.criticize(picture, [prompt])[0]
+        past[-1] |= {"score": score, "verdict": "yes" if verdict.satisfied else "no",
+                     "critique": verdict.critique}  # fmt: skip
+        every = picture if images is None else torch.cat([images.float().cpu(), picture])
+        sign = 1 if judge.spec.higher_is_better else -1
+        best = max(range(len(past)), key=lambda i: (sign * past[i]["score"], -i))
+        if past[best]["verdict"] == "yes" or len(past) > rounds:
+            report = json.dumps(past, indent=2)
+            return io.NodeOutput(
+                every[best : best + 1], past[best]["prompt"], every, report,
+                ui={"reprise_reflection": [{"prompt": prompt, "best": best, "rounds": past}]},
+            )  # fmt: skip
+        number = len(past)
+        mended = _rewrite(rewriter, prompt, past[best]["critique"], seed + number)
+        links = _links(cls.hidden)
+        graph = GraphBuilder()
+        # What is kept of the rounds so far travels as a batch of pictures.
+        kept = links["image"]
+        if images is not None:
+            kept = graph.node("ImageBatch", image1=links["images"], image2=kept).out(0)
+        links["images"] = kept
+        start, denoise = links["latent_image"], 1.0
+        if correction == CORRECTIONS[1]:
+            shown = graph.node("ImageFromBatch", image=kept, batch_index=best, length=1)
+            start, denoise = graph.node("VAEEncode", pixels=shown.out(0), vae=links["vae"]).out(0), strength
+        return _expand(links, mended, seed, latent_image=start, denoise=denoise, history=past, graph=graph)
+
+
+def _links(hidden: Any) -> dict[str, Any]:
+    """The node's inputs as they stand in the graph: links stay links."""
+    return dict(hidden.dynprompt.get_node(hidden.unique_id)["inputs"])
+
+
+def _rewrite(rewriter: Any, prompt: str, critique: str | None, seed: int) -> str:
+    """One rewrite; of several sampled ones with a critique, so that rounds differ."""
+    ready(rewriter)
+    variants = 1 if critique is None else 2
+    return rewriter.rewrite(
+        [prompt], variants, seed, [critique],
+        should_stop=lambda: bool(management.throw_exception_if_processing_interrupted()),
+    )[0][0].prompt  # fmt: skip
+
+
+def _expand(links: dict[str, Any], text: str, seed: int, *, latent_image: Any, denoise: float,
+            history: list[dict], graph: GraphBuilder | None = None) -> io.NodeOutput:  # fmt: skip
+    """One round as nodes: encode, sample, decode, judge."""
+    graph = graph or GraphBuilder()
+    number = len(history)
+    positive = graph.node("CLIPTextEncode", text=text, clip=links["clip"])
+    sampled = graph.node(
+        "KSampler", model=links["model"], seed=seed + number, steps=links["steps"], cfg=links["cfg"],
+        sampler_name=links["sampler_name"], scheduler=links["scheduler"], positive=positive.out(0),
+        negative=links["negative"], latent_image=latent_image, denoise=denoise,
+    )  # fmt: skip
+    picture = graph.node("VAEDecode", samples=sampled.out(0), vae=links["vae"])
+    past = [*history, {"round": number, "seed": seed + number, "prompt": text}]
+    step = graph.node(STEP, **{**links, "image": picture.out(0), "history": json.dumps(past)})
+    return io.NodeOutput(*(step.out(i) for i in range(4)), expand=graph.finalize())
