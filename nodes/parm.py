@@ -19,7 +19,7 @@ from ..backend.types import Candidate, Cost
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
-from .previews import METHODS, Previewer, Wall
+from .previews import METHODS, Previewer, Wall, check_vae, decoded
 from .row_mask import RowMask
 from .seeds import SeededSampler, first_noise
 
@@ -138,6 +138,7 @@ def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_imag
     steps = len(sigmas) - 1
     if steps < 1:
         raise BadInput("there is no step to sample; use at least 1 step and denoise above 0")
+    check_vae(guider.model_patcher, vae)
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
     schedule, cost = schedule_from(prune, candidates, steps), Cost()
@@ -172,9 +173,9 @@ def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_imag
     samples = samples.to(management.intermediate_device())
     cost.denoiser_rows, cost.denoiser_rows_full = row_mask.rows, row_mask.rows_full
     finished = [c for c in found if c.pruned_at is None]
-    images = vae.decode(samples[[c.index for c in finished]])[..., :3]
+    images = decoded(vae, samples[[c.index for c in finished]])
     for candidate, image in zip(finished, images, strict=True):
-        candidate.image = image.float().cpu()
+        candidate.image = image
     judge_candidates(judge, asked, finished, cost)
     return _result(found, best_of(found, judge), samples, judge, latent_image, cost)
 

@@ -10,6 +10,8 @@ import folder_paths
 import torch
 from comfy.taesd.taesd import TAESD
 
+from ..backend.errors import BadInput
+
 METHODS = ("auto", "TAESD", "latent to RGB", "VAE")
 WALL = 768  # pixels on the longer side of the live preview
 
@@ -23,8 +25,6 @@ class Previewer:
         if self.method == "TAESD":
             found = _taesd_file(self.latent_format)
             if found is None:
-                from ..backend.errors import BadInput
-
                 raise BadInput(
                     f"no TAESD decoder for this model in models/vae_approx; expected "
                     f"{self.latent_format.taesd_decoder_name}.safetensors; put it there or take another"
@@ -39,15 +39,36 @@ class Previewer:
 
     def __call__(self, x0: torch.Tensor) -> torch.Tensor:
         if self.method == "TAESD":
-            decoded = self.taesd.decode(x0.to(self.device, torch.float32)).movedim(1, -1)
-            return ((decoded + 1) / 2).clamp(0, 1).cpu()
+            pictures = self.taesd.decode(x0.to(self.device, torch.float32)).movedim(1, -1)
+            return ((pictures + 1) / 2).clamp(0, 1).cpu()
         if self.method == "latent to RGB":
             factors = torch.tensor(self.latent_format.latent_rgb_factors, dtype=torch.float32)
             bias = self.latent_format.latent_rgb_factors_bias
             picture = x0.float().cpu().movedim(1, -1) @ factors  # (B, h, w, 3) in -1..1
             picture = picture if bias is None else picture + torch.tensor(bias)
             return ((picture + 1) / 2).clamp(0, 1)
-        return self.vae.decode(self.latent_format.process_out(x0.float()))[..., :3].float().cpu().clamp(0, 1)
+        return decoded(self.vae, self.latent_format.process_out(x0.float()))
+
+
+def decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, H, W, 3) in 0..1 of latents in the VAE's own space, one for each."""
+    pictures = vae.decode(latents)
+    if pictures.ndim == 5:  # the VAEs of image models that came from video ones: one frame
+        pictures = pictures.flatten(0, 1)
+    if len(pictures) != len(latents):
+        raise BadInput(
+            f"expected one picture for each latent, got {len(pictures)} for {len(latents)}: no videos"
+        )
+    return pictures[..., :3].float().cpu().clamp(0, 1)
+
+
+def check_vae(model: Any, vae: Any) -> None:
+    """Raises BadInput where the VAE is plainly another model's."""
+    made, taken = model.model.latent_format.latent_channels, getattr(vae, "latent_channels", None)
+    if taken is not None and made != taken:
+        raise BadInput(
+            f"the model makes latents of {made} channels, this VAE takes {taken}; connect the model's own VAE"
+        )
 
 
 def _taesd_file(latent_format: Any) -> str | None:

@@ -179,7 +179,7 @@ def _rewrite(rewriter: Any, prompt: str, critique: str | None, seed: int) -> str
 
 
 def _expand(links: dict[str, Any], text: str, seed: int, *, latent_image: Any, denoise: float,
-            history: list[dict], graph: GraphBuilder | None = None) -> io.NodeOutput:  # fmt: skip
+            history: list[dict], graph: Any = None) -> io.NodeOutput:  # fmt: skip
     """One round as nodes: encode, sample, decode, judge."""
     graph = graph or GraphBuilder()
     number = len(history)

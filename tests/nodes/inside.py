@@ -112,6 +112,17 @@ def settings() -> dict:
             for name, changed in cases.items() for sampler in ("dpmpp_2m", "dpmpp_2m_sde")}  # fmt: skip
 
 
+def refusals() -> dict:
+    """What the node says to a VAE of another model."""
+    graph = Graph()
+    graph.vae.latent_channels = 4
+    try:
+        graph.parm()
+    except Exception as error:
+        return {"vae": f"{type(error).__name__}: {error}"}
+    return {}
+
+
 def embedded() -> dict:
     """Largest differences between ComfyUI's classes and transformers' and diffusers' on the same weights."""
     from diffusers import FluxPipeline
@@ -134,4 +145,5 @@ def embedded() -> dict:
     }
 
 
-print(json.dumps({"samplers": samplers, "settings": settings, "embedded": embedded}[TASK]()))
+TASKS = {"samplers": samplers, "settings": settings, "embedded": embedded, "refusals": refusals}
+print(json.dumps(TASKS[TASK]()))

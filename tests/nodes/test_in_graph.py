@@ -24,6 +24,10 @@ def test_image_to_image_inpainting_and_chunks_are_exact(in_comfyui):
         assert row["survivors"] <= ROUNDING and row["winner"] <= ROUNDING, (name, row)
 
 
+def test_a_vae_of_another_model_is_refused(in_comfyui):
+    assert "connect the model's own VAE" in in_comfyui("inside.py", "refusals")["vae"]
+
+
 def test_comfyui_draws_what_diffusers_draws_from_the_embedded_weights(in_comfyui):
     pytest.importorskip("diffusers")
     found = in_comfyui("inside.py", "embedded")
