@@ -52,6 +52,9 @@ class Browser:
             if answer.get("method") == "Runtime.exceptionThrown":
                 details = answer["params"]["exceptionDetails"]
                 self.errors.append(details.get("exception", {}).get("description") or details["text"])
+            if answer.get("method") == "Page.javascriptDialogOpening":  # "leave the page?"
+                yes = {"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                self.socket.send(json.dumps(yes | {"sessionId": self.session}))
             if answer.get("id") == self.count:
                 assert "error" not in answer, answer
                 return answer["result"]
@@ -63,10 +66,11 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, expression: str, seconds: float = 120):
-        """Waits for `expression` to be true; the value it then has."""
+        """Waits for `expression` to be true; the value it then has, true for an object."""
         end, found = time.monotonic() + seconds, None
         while time.monotonic() < end:
-            found = self.js(f"(() => {{ try {{ return {expression} }} catch (e) {{ return null }} }})()")
+            value = f"(() => {{ try {{ return {expression} }} catch (e) {{ return null }} }})()"
+            found = self.js(f"(found => found instanceof Object || found)({value})")
             if found:
                 return found
             time.sleep(0.25)
@@ -75,8 +79,10 @@ class Browser:
     def open(self, url: str) -> None:
         """Opens ComfyUI and waits until it has its nodes and its first graph."""
         self.call("Page.navigate", url=url)
-        self.until("location.href.startsWith('http') && document.readyState === 'complete' && "
-                   "window.app?.graph && window.LiteGraph?.registered_node_types?.RepriseRewriter")  # fmt: skip
+        self.until(
+            "location.href.startsWith('http') && document.readyState === 'complete' && "
+            "window.app?.graph && window.LiteGraph?.registered_node_types?.RepriseRewriter"
+        )
         time.sleep(2)
 
     def screenshot(self, path: Path, clip: dict | None = None) -> None:

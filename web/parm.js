@@ -1,0 +1,80 @@
+// PARM Best-of-N: seeds, scores, who was stopped when, what that saved; and the winner's seed.
+
+import { addView, button, el, number, pager, remember, setWidget } from "./view.js";
+
+export const KEY = "reprise_parm";
+
+/** Finished candidates, best first, then the stopped ones, latest first. */
+export function ranked({ candidates, best }) {
+  const finished = candidates.filter((c) => c.score !== null);
+  const top = candidates.find((c) => c.index === best)?.score ?? 0;
+  const sign = finished.some((c) => c.score > top) ? -1 : 1; // the best one tells which way the judge counts
+  finished.sort((a, b) => sign * (b.score - a.score) || a.index - b.index);
+  const stopped = candidates.filter((c) => c.score === null);
+  stopped.sort((a, b) => (b.pruned_at ?? 0) - (a.pruned_at ?? 0) || a.index - b.index);
+  return [...finished, ...stopped];
+}
+
+function table(report) {
+  const rows = ranked(report).map((c) => {
+    const winner = c.index === report.best;
+    const row = el("tr", c.score === null ? "reprise-stopped" : winner ? "reprise-winner" : "", [
+      el("td", "", winner ? "★" : ""),
+      el("td", "", String(c.seed)),
+      el("td", "", number(c.score)),
+      el("td", "", c.pruned_at === null ? "" : `stopped after step ${c.pruned_at}`),
+    ]);
+    const looks = Object.entries(c.preview_scores ?? {});
+    row.title = looks.map(([step, score]) => `preview at step ${step}: ${number(score)}`).join("\n");
+    return row;
+  });
+  const head = el("tr", "", ["", "seed", report.judge, ""].map((text) => el("th", "", text)));
+  return el("table", "reprise-table", [el("thead", "", head), el("tbody", "", rows)]);
+}
+
+function saved({ denoiser_rows: rows, denoiser_rows_full: full }) {
+  const percent = full ? Math.round(100 * (1 - rows / full)) : 0;
+  const made = el("span", "reprise-state", `${percent} % of the denoiser's rows saved`);
+  made.title = `${rows} of ${full} rows evaluated`;
+  return made;
+}
+
+/** Who holds the seed: this node, or the noise node of the advanced form; null behind other links. */
+function seedHolder(node) {
+  const linked = (name) => node.inputs?.find((input) => input.name === name && input.link != null);
+  if (node.widgets?.some((widget) => widget.name === "seed")) return linked("seed") ? null : [node, "seed"];
+  const noise = node.inputs?.findIndex((input) => input.name === "noise") ?? -1;
+  const origin = noise < 0 ? null : node.getInputNode?.(noise);
+  for (const name of ["noise_seed", "seed"]) {
+    if (origin?.widgets?.some((widget) => widget.name === name)) return [origin, name];
+  }
+  return null;
+}
+
+function keepSeed(node, seed) {
+  const found = seedHolder(node);
+  if (!found) return;
+  setWidget(...found, seed);
+  setWidget(found[0], "control_after_generate", "fixed");
+  remember();
+}
+
+export function extend(node) {
+  addView(node, KEY, {
+    take: (_, reports) => ({ reports, shown: 0 }),
+    height: ({ reports, shown }) => Math.min(60 + 19 * reports[shown].candidates.length, 232),
+    draw(state, save) {
+      const report = state?.reports?.[state.shown];
+      if (!report) return [el("div", "reprise-hint", "Seeds and scores appear here after a run.")];
+      return [
+        el("div", "reprise-bar", [
+          button("Use winner's seed", `Set the seed to ${report.seed} and keep it there`,
+                 () => keepSeed(node, report.seed)),
+          saved(report.cost),
+          pager(state.reports.length, state.shown, (shown) => save({ shown }), "prompt"),
+        ]),
+        table(report),
+      ];
+    },
+  });
+}

@@ -1,0 +1,20 @@
+// Reprise in ComfyUI's frontend: a view on each node that has something to tell.
+
+import { app } from "../../scripts/app.js";
+import * as parm from "./parm.js";
+import * as rewriter from "./rewriter.js";
+import * as scorer from "./scorer.js";
+
+const VIEWS = {
+  RepriseRewriter: rewriter,
+  RepriseParmBestOfN: parm,
+  RepriseParmBestOfNAdvanced: parm,
+  RepriseRewardScorer: scorer,
+};
+
+app.registerExtension({
+  name: "reprise",
+  nodeCreated(node) {
+    VIEWS[node.comfyClass]?.extend(node);
+  },
+});

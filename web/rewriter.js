@@ -1,0 +1,126 @@
+// RePrompt Rewriter: the reason, the rewrite with its added words marked, the lock, and earlier rewrites.
+
+import { addView, after, button, el, pager, setWidget, widgetOf } from "./view.js";
+
+export const KEY = "reprise_rewrite";
+const KEPT = 30; // rewrites in a workflow file
+
+/** Pieces of a text, [piece, is a word]; by the browser's segmenter, so also where no spaces are written. */
+function pieces(text) {
+  if (typeof Intl.Segmenter === "function") {
+    const segmenter = new Intl.Segmenter(undefined, { granularity: "word" });
+    return [...segmenter.segment(text)].map((part) => [part.segment, Boolean(part.isWordLike)]);
+  }
+  return text.split(/([\p{L}\p{N}]+)/u).map((part, i) => [part, i % 2 === 1]);
+}
+
+/** Pieces of `text` as [piece, added]: words that are not in the longest run of words kept from `asked`. */
+export function marked(asked, text) {
+  const all = pieces(text);
+  const places = all.flatMap(([, word], i) => (word ? [i] : []));
+  const now = places.map((i) => all[i][0].toLowerCase());
+  const old = pieces(asked).filter(([, word]) => word).map(([piece]) => piece.toLowerCase());
+  // length[i][j]: of the longest common subsequence of old[i:] and now[j:]
+  const length = Array.from({ length: old.length + 1 }, () => new Uint16Array(now.length + 1));
+  for (let i = old.length - 1; i >= 0; i--) {
+    for (let j = now.length - 1; j >= 0; j--) {
+      length[i][j] = old[i] === now[j]
+        ? length[i + 1][j + 1] + 1
+        : Math.max(length[i + 1][j], length[i][j + 1]);
+    }
+  }
+  const added = new Set(places);
+  for (let i = 0, j = 0; i < old.length && j < now.length; ) {
+    if (old[i] === now[j]) {
+      added.delete(places[j]);
+      i++;
+      j++;
+    } else if (length[i + 1][j] >= length[i][j + 1]) i++;
+    else j++;
+  }
+  return all.map(([piece], i) => [piece, added.has(i)]);
+}
+
+/** Neighbouring added words become one mark, with the spaces between them. */
+function rewriteText(asked, text) {
+  const parts = marked(asked, text);
+  const shown = el("div", "reprise-rewrite");
+  let mark = null;
+  parts.forEach(([piece, added], i) => {
+    const between = mark && !piece.trim() && parts[i + 1]?.[1];
+    if (added || between) {
+      if (!mark) shown.append((mark = el("mark")));
+      mark.append(piece);
+    } else {
+      mark = null;
+      shown.append(piece);
+    }
+  });
+  return shown;
+}
+
+const same = (one, other) => one.prompt === other.prompt && one.rewrite === other.rewrite;
+
+/** The history with what a run said: each rewrite once, the newest last. */
+function take(state, outputs) {
+  const found = outputs.flatMap(({ prompt, prompts, reasons, fallbacks }) =>
+    prompts.map((rewrite, i) => ({
+      prompt, rewrite, reason: reasons[i] ?? "", fallback: fallbacks[i] ?? null,
+    })));
+  const old = state?.history ?? [];
+  const history = [...old];
+  for (const one of found) {
+    // A locked run only repeats a text: its reason is not the model's.
+    if (!history.some((other) => other.rewrite === one.rewrite && (same(one, other) || locks(one)))) {
+      history.push(one);
+    }
+  }
+  const kept = history.slice(-KEPT);
+  const shown = kept.findIndex((one) => found.length && one.rewrite === found[0].rewrite);
+  return { history: kept, shown: shown < 0 ? kept.length - 1 : shown };
+}
+
+const locks = (one) => one.reason.startsWith("(locked");
+
+export function extend(node) {
+  const lock = (one, save, state) => {
+    const text = widgetOf(node, "locked_prompt")?.value ?? "";
+    const history = [...state.history];
+    // An edit that was never run is not lost.
+    if (text.trim() && !history.some((other) => other.rewrite === text)) {
+      history.push({ prompt: one.prompt, rewrite: text, reason: "(your own text)", fallback: null });
+    }
+    setWidget(node, "locked_prompt", one.rewrite);
+    setWidget(node, "locked", true);
+    const kept = history.slice(-KEPT);
+    save({ history: kept, shown: Math.max(0, kept.findIndex((other) => same(one, other))) });
+    widgetOf(node, "locked_prompt")?.element?.focus?.({ preventScroll: true });
+  };
+
+  const view = addView(node, KEY, {
+    take,
+    height: () => 170,
+    draw(state, save) {
+      const one = state?.history?.[state.shown];
+      if (!one) return [el("div", "reprise-hint", "The rewrite and its reason appear here after a run.")];
+      const locked = Boolean(widgetOf(node, "locked")?.value);
+      return [
+        el("div", "reprise-bar", [
+          button("Lock and edit", "Copy this rewrite below locked_prompt, and use that text from now on",
+                 () => lock(one, save, state)),
+          button("Unlock", "Rewrite again at the next run", () => {
+            setWidget(node, "locked", false);
+            save({});
+          }, locked),
+          el("span", "reprise-state", locked ? "locked" : ""),
+          pager(state.history.length, state.shown, (shown) => save({ shown }), "rewrite"),
+        ]),
+        one.fallback && el("div", "reprise-warning", `Your own prompt was kept: ${one.fallback}`),
+        rewriteText(one.prompt, one.rewrite),
+        one.reason && el("div", "reprise-reason", one.reason),
+      ];
+    },
+  });
+  const toggle = widgetOf(node, "locked");
+  if (toggle) after(toggle, "callback", () => view.show());
+}
