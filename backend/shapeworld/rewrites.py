@@ -20,7 +20,7 @@ from .captions import NUMBERS, article, join_list, place_phrase, plural, spelled
 from .prompts import RELATIONS, TASKS, PromptCase, Requirement, layout, prompts
 from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing, place_center
 
-CRITIQUE_SHARE = 0.2
+CRITIQUE_SHARE = 0.3
 RICHER_SHARE = 0.15
 FOREIGN_SHARE = 0.05
 # Things that are no shapes: a rewriter must keep words that it has never drawn.
@@ -55,10 +55,17 @@ def triples(count: int, seed: int = 0) -> Iterator[Triple]:
         if kind < FOREIGN_SHARE:
             yield _foreign(rng)
             continue
-        case = _richer_case(rng) if kind < FOREIGN_SHARE + RICHER_SHARE else _train_case(rng)
+        mend = rng.random() < CRITIQUE_SHARE
+        if kind < FOREIGN_SHARE + RICHER_SHARE:
+            case = _richer_case(rng)
+        elif mend and rng.random() < 0.4:
+            # A critique may name a third colour: to keep three apart is what is hard here.
+            case = _train_case(rng, "color_attribution")
+        else:
+            case = _train_case(rng)
         if rng.random() < 0.5:
             case = replace(case, prompt=paraphrase(case, rng))
-        yield triple(case, rng, mend=rng.random() < CRITIQUE_SHARE)
+        yield triple(case, rng, mend)
 
 
 def triple(case: PromptCase, rng: random.Random, mend: bool = False) -> Triple:
@@ -116,8 +123,8 @@ def _keys(task: str) -> tuple[str, ...]:
     return tuple(_train_cases()[task])
 
 
-def _train_case(rng: random.Random) -> PromptCase:
-    task = rng.choice(TASKS)
+def _train_case(rng: random.Random, task: str | None = None) -> PromptCase:
+    task = task or rng.choice(TASKS)
     cases = _train_cases()[task][rng.choice(_keys(task))]
     plain = [case for case in cases if case.ground is None]
     return plain[0] if plain and rng.random() < 0.4 else rng.choice(cases)
@@ -165,7 +172,7 @@ def _position_keys(a: str, relation: str, b: str) -> tuple[str, str]:
 
 
 _FRAMES = (
-    "{}", "{}", "{}",
+    "{}", "{}", "{}", "{}", "{}", "{}",
     "a photo of {}", "a picture of {}", "an image of {}", "an image with {}",
     "a drawing of {}", "an illustration of {}", "draw {}", "please draw {}", "{} please", "show me {}",
     "paint {}", "make a picture of {}", "I want {}", "i would like {}", "photo of {}", "picture: {}",
@@ -185,7 +192,7 @@ _SAID = {
 def paraphrase(case: PromptCase, rng: random.Random) -> str:
     """What `case` asks for as a user might type it: shorter, ruder, politer."""
     text = _words(case.include, rng)
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         text = re.sub(r"\b(a|an) ", "", text)
     text = rng.choice(_FRAMES).format(text)
     if case.ground:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .assemble import assemble_pipeline, replace_folder
-from .autoencoder import train_autoencoder
+from .autoencoder import train_autoencoder, train_decoder
 from .renderer import train_renderer
 from .rewriter import build as build_rewriter
 from .text_encoders import train_text_encoders
@@ -20,6 +20,7 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
     work.mkdir(parents=True, exist_ok=True)
     for name, stage in (
         ("autoencoder", train_autoencoder),
+        ("decoder", train_decoder),
         ("text encoders", train_text_encoders),
         ("renderer", train_renderer),
     ):

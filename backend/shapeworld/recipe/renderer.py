@@ -3,7 +3,9 @@
 Source: Esser et al. 2024 (arXiv 2403.03206), eq. 13: x_t = (1 - s) x_0 + s e, target e - x_0,
 with s logit-normal. Captions are empty
 once in twelve for classifier-free guidance. The text encoders go on training at a tenth of the rate.
-Weights are averaged (EMA) for the committed model.
+Beside the velocity, the middle of the transformer is asked what lies under each image token, as in
+representation alignment (Yu et al. 2024, arXiv 2410.06940), with the scene itself in place of another
+network's features. Weights are averaged (EMA) for the committed model.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..captions import training_caption
-from ..drawing import draw
-from ..scenes import SIZE, random_scene
-from .autoencoder import encode
+from ..scenes import COLORS, SHAPES, SIZE, Scene
+from .autoencoder import SCENES, encoded_scenes
 from .muon import Muon
 from .text_encoders import CLIP_WIDTH, T5_WIDTH, tokenize
 from .training import StepLoop
 
-STEPS, BATCH, SCENES, RATE, EMA = 13000, 32, 24576, 1.2e-3, 0.9995
+STEPS, BATCH, RATE, EMA = 13000, 32, 1.2e-3, 0.9995
 LATENT_CHANNELS, LATENT_SIZE = 16, SIZE // 8
+LAYOUT_WEIGHT = 0.1  # of the layout's cross-entropy (nats a token) beside the velocity's squared error
 
 
 def new_transformer():
@@ -59,18 +61,50 @@ def image_ids() -> torch.Tensor:
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).float()
 
 
+def layout(scene: Scene) -> list[list[int]]:
+    """What lies under each of the 64 image tokens: (colour, shape), from 1; 0 is the ground."""
+    side = LATENT_SIZE // 2
+    cells = [[0, 0] for _ in range(side * side)]
+    for thing in scene.things:
+        answer = [1 + list(COLORS).index(thing.color), 1 + SHAPES.index(thing.shape)]
+        for i in range(side * side):
+            y, x = ((v + 0.5) * SIZE / side for v in divmod(i, side))
+            if max(abs(x - thing.x), abs(y - thing.y)) < thing.radius:
+                cells[i] = answer
+    return cells
+
+
 class Renderer(nn.Module):
-    """Text encoders and transformer, from token ids and noisy tokens to the velocity."""
+    """Text encoders and transformer, from token ids and noisy tokens to the velocity.
+
+    `layout` reads (colour, shape) logits of every image token off the features in the transformer's
+    middle; only training has a use for it.
+    """
 
     def __init__(self, clip, t5, transformer):
         super().__init__()
         self.clip, self.t5, self.transformer = clip, t5, transformer
+        width = transformer.inner_dim
+        self.layout = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(),
+                                    nn.Linear(width, len(COLORS) + len(SHAPES) + 2))  # fmt: skip
         self.register_buffer("img_ids", image_ids(), persistent=False)
+        self.features: torch.Tensor | None = None
+        transformer.single_transformer_blocks[1].register_forward_hook(self._keep_features)
         self.denoise = [transformer]  # a list, so that a compiled twin adds no parameters
 
     def compile_transformer(self) -> None:
         """Fuse the transformer's small operations: a third less time a step on a CPU."""
         self.denoise = [torch.compile(self.transformer)]
+
+    def _keep_features(self, _block, _inputs, output) -> None:
+        self.features = output[1]  # (text, image)
+
+    def layout_loss(self, layouts: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy, nats a token, of the last forward's features against `layouts` (B, 64, 2)."""
+        logits = self.layout(self.features).flatten(0, 1)
+        colors, shapes = logits.split([len(COLORS) + 1, len(SHAPES) + 1], -1)
+        answers = layouts.flatten(0, 1)
+        return F.cross_entropy(colors, answers[:, 0]) + F.cross_entropy(shapes, answers[:, 1])
 
     def forward(self, noisy, sigma, clip_ids, t5_ids):
         features = self.t5(input_ids=t5_ids).last_hidden_state
@@ -81,31 +115,12 @@ class Renderer(nn.Module):
         )[0]  # fmt: skip
 
 
-def encoded_scenes(work: Path, seed: int, count: int, log=print):
-    """(scenes, latents (count, 16, 16, 16) in half precision); latents are kept in `work`."""
-    from diffusers import AutoencoderTiny
-    from safetensors.torch import load_file, save_file
-
-    rng = random.Random(seed)
-    scenes = [random_scene(rng) for _ in range(count)]
-    kept = work / f"latents-{count}-{seed}.safetensors"
-    if not kept.exists():
-        vae = AutoencoderTiny.from_pretrained(work / "vae").eval()
-        parts = []
-        for start in range(0, count, 64):
-            parts.append(encode(vae, [draw(scene) for scene in scenes[start : start + 64]]).half())
-            if start % 6400 == 0:
-                log(f"encoded {start}/{count} scenes")
-        save_file({"latents": torch.cat(parts).contiguous()}, kept.with_suffix(".tmp"))
-        kept.with_suffix(".tmp").replace(kept)
-    return scenes, load_file(kept)["latents"]
-
-
 def optimizers_for(model: Renderer) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the transformer's blocks, AdamW for everything else."""
     matrices, others = [], []
     for name, p in model.transformer.named_parameters():
         (matrices if p.ndim == 2 and "blocks." in name else others).append(p)
+    others += model.layout.parameters()
     text = [*model.clip.parameters(), *model.t5.parameters()]
     adam = torch.optim.AdamW([{"params": others, "lr": RATE}, {"params": text, "lr": RATE / 10}],
                              betas=(0.9, 0.98), weight_decay=0.01)  # fmt: skip
@@ -123,6 +138,7 @@ def train_renderer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = 
     if done.exists():
         return done
     known, latents = encoded_scenes(work, seed, scenes, log)
+    layouts = torch.tensor([layout(scene) for scene in known])
     torch.manual_seed(seed)
     clip = CLIPTextModel.from_pretrained(work / "text_encoder")
     t5 = T5EncoderModel.from_pretrained(work / "text_encoder_2")
@@ -142,7 +158,7 @@ def train_renderer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = 
         sigma = torch.sigmoid(torch.randn(BATCH) * 1.2)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         loss = F.mse_loss(model(noisy, sigma, *ids), noise - clean)
-        loss.backward()
+        (loss + LAYOUT_WEIGHT * model.layout_loss(layouts[chosen])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         decay = min(EMA, (step + 1) / (step + 10))
         with torch.no_grad():

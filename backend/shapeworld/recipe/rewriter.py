@@ -23,11 +23,12 @@ from .tokenizers import words
 SEED = 7
 VOCABULARY = 2048
 CONTEXT = 1024
-EXAMPLES = 40_000
+EXAMPLES = 60_000
 _CHAT_WORDS = "system user assistant rewrite prompt last was wrong write answer again so this mended".split()
 TAGS = ("<reason>", "</reason>", "<prompt>", "</prompt>")
+# A space before the content: a word is one token, the same one, also where it comes first.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n {{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -111,8 +112,9 @@ def build(work: Path, log: Callable[[str], None] = print) -> Path:
     return sft.train(config, run, resume=run.exists(), log=log)
 
 
-def measure(rewriter, per_task: int = 50, seed: int = 0,
-            split: str = "held-out") -> dict[str, dict[str, float]]:
+def measure(
+    rewriter, per_task: int = 50, seed: int = 0, split: str = "held-out"
+) -> dict[str, dict[str, float]]:
     """Task -> share of parsable rewrites, share that satisfy their prompt, prompts measured.
 
     `rewriter` is asked for one sampled variant of two for each of `per_task` prompts.

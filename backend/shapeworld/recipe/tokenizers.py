@@ -51,16 +51,18 @@ def clip_tokenizer():
     from transformers import CLIPTokenizer
 
     letters = sorted(ByteLevel.alphabet())
+    last = [letter + "</w>" for letter in letters]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=4000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>",
-        show_progress=False,
+        # Named here, or last letters get their ids, and ties their order, from a randomly seeded hash map.
+        special_tokens=last, show_progress=False,
     )  # fmt: skip
     bpe.train_from_iterator(words(), trainer)
     learned = json.loads(bpe.to_str())["model"]
     vocab = dict(learned["vocab"])
-    for token in [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]:
+    for token in [*last, "<|startoftext|>", "<|endoftext|>"]:
         vocab.setdefault(token, len(vocab))
     merges: Any = [tuple(pair) for pair in learned["merges"]]  # typed as text, but BPE takes pairs
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)

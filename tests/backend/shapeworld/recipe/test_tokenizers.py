@@ -30,3 +30,8 @@ def test_saved_and_loaded_is_the_same(make, tmp_path):
     again = type(tokenizer).from_pretrained(tmp_path)
     text = "four large blue stars: one at the top left and one on the right"
     assert again(text).input_ids == tokenizer(text).input_ids
+
+
+def test_clip_ids_are_the_same_in_every_process():
+    """Weights of one process are for the ids of all: the learner's own hash maps are seeded at random."""
+    assert clip_tokenizer()("a large red circle").input_ids == [805, 64, 776, 583, 758, 806]
