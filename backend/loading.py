@@ -1,11 +1,26 @@
-"""Loading checkpoints without the libraries' own bars and notes."""
+"""Where models are looked for; loading them without the libraries' own bars and notes."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+
+
+def model_folders() -> list[Path]:
+    """Where `{renderers,rewriters,refiners,judges}` are looked for: $REPRISE_MODELS, the models
+    folder of the ComfyUI that this pack lies in, `models/reprise` here."""
+    folders = []
+    if os.environ.get("REPRISE_MODELS"):
+        folders.append(Path(os.environ["REPRISE_MODELS"]))
+    pack = Path(__file__).resolve().parent.parent
+    if pack.parent.name == "custom_nodes":
+        folders.append(pack.parent.parent / "models" / "reprise")
+    folders.append(Path("models") / "reprise")
+    return folders
 
 
 @contextlib.contextmanager

@@ -24,6 +24,11 @@ def managed(model: nn.Module) -> ModelPatcher:
     )
 
 
+def precision() -> str:
+    """The dtype to load a judge in: as published, but float32 where it will compute on a CPU."""
+    return "float32" if management.is_device_cpu(management.text_encoder_device()) else "auto"
+
+
 def ready(holder: Any) -> None:
     """Bring what `holder` (a rewriter or judge of a loader node) needs onto its device."""
     patchers = [patcher for patcher in (getattr(holder, "patcher", None),) if patcher is not None]

@@ -1,4 +1,4 @@
-"""`reprise models`: what is installed, where it is looked for, and what fits the device."""
+"""`reprise models`: what is installed, what could be, where it is looked for, and what fits the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from ..errors import CheckpointError
+from ..loading import model_folders
 from ..registry import RENDERERS, REWARDS, REWRITERS
+from ..rewards import files
 
 KINDS = ("renderers", "rewriters", "refiners", "judges")
 EMBEDDED = Path(__file__).parent.parent / "shapeworld" / "weights"
@@ -32,17 +34,31 @@ class Found:
     fits: bool | None = None
 
 
-def model_folders() -> list[Path]:
-    """Where `{renderers,rewriters,refiners,judges}` are looked for: $REPRISE_MODELS, the models
-    folder of the ComfyUI that this pack lies in, `models/reprise` here."""
-    folders = []
-    if os.environ.get("REPRISE_MODELS"):
-        folders.append(Path(os.environ["REPRISE_MODELS"]))
-    pack = Path(__file__).resolve().parent.parent.parent
-    if pack.parent.name == "custom_nodes":
-        folders.append(pack.parent.parent / "models" / "reprise")
-    folders.append(Path("models") / "reprise")
-    return folders
+@dataclass
+class Judge:
+    """One judge with files of its own. `parameters` it computes with, float32 on a CPU; `files` with the
+    path of each, None where it is not there; `advice` says what to put where, None for an installed one."""
+
+    name: str
+    parameters: int
+    bytes: int
+    files: list[dict[str, str | int | None]]
+    advice: str | None
+    fits: bool | None = None
+
+
+def find_judges() -> list[Judge]:
+    """All judges with published files, installed or not."""
+    found = []
+    for name, needs in files.JUDGES.items():
+        paths = [files.find(wanted) for wanted in needs.files]
+        lost = [wanted for wanted, path in zip(needs.files, paths) if path is None]
+        parts = [{"name": wanted.name, "bytes": path.stat().st_size if path else wanted.bytes,
+                  "from": wanted.page, "path": str(path) if path else None}
+                 for wanted, path in zip(needs.files, paths)]  # fmt: skip
+        size = sum(part["bytes"] for part in parts)
+        found.append(Judge(name, needs.parameters, size, parts, files.advice(lost) if lost else None))
+    return found
 
 
 def find_model(kind: str, name: str) -> Path | None:
@@ -95,8 +111,10 @@ def look_at(kind: str, name: str, folder: Path) -> Found:
 
 
 def find_all() -> list[Found]:
-    """Everything installed: the embedded weights first."""
+    """Everything installed that is a folder of safetensors: the embedded weights first. Judges with
+    published files of their own are `find_judges`'s."""
     found = []
+    known = {wanted.folder for needs in files.JUDGES.values() for wanted in needs.files}
     if EMBEDDED.is_dir():
         for folder in sorted(p for p in EMBEDDED.iterdir() if p.is_dir()):
             kind = folder.name if folder.name.endswith("s") else folder.name + "s"
@@ -104,7 +122,8 @@ def find_all() -> list[Found]:
     for root in model_folders():
         for kind in KINDS:
             if (root / kind).is_dir():
-                found += [look_at(kind, p.name, p) for p in sorted((root / kind).iterdir()) if p.is_dir()]
+                found += [look_at(kind, p.name, p) for p in sorted((root / kind).iterdir())
+                          if p.is_dir() and not (kind == "judges" and p.name in known)]  # fmt: skip
     return found
 
 
@@ -125,31 +144,50 @@ def device() -> tuple[str, int | None]:
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    get: Annotated[
+        str | None, typer.Option(metavar="JUDGE", help="First download this judge's files from Hugging Face.")
+    ] = None,
 ) -> None:
     """Show what is installed, where it is looked for, and what fits the device."""
     from . import terminal
 
+    if get is not None:
+        from ..rewards.fetch import fetch
+
+        fetch(get, terminal.note)
     name, free = device()
-    found = find_all()
-    for model in found:
-        if free is not None and model.fault is None:
-            model.fits = model.bytes * HEADROOM <= free
+    found, judges = find_all(), find_judges()
+    if free is not None:
+        for model in found:
+            if model.fault is None:
+                model.fits = model.bytes * HEADROOM <= free
+        for judge in judges:
+            weights = judge.parameters * 4 if name.startswith("CPU") else judge.bytes
+            judge.fits = weights * HEADROOM <= free
     names = {"rewriters": sorted(REWRITERS), "renderers": sorted(RENDERERS), "rewards": sorted(REWARDS)}
     if as_json:
         terminal.print_json({
             "device": {"name": name, "free_bytes": free},
             "folders": [str(folder) for folder in model_folders()],
             "models": [asdict(model) for model in found],
+            "judges": [asdict(judge) for judge in judges],
             "names": names,
         })
         return
     rows = []
     for m in found:
-        state = m.fault or ("fits" if m.fits else "does not fit" if m.fits is False else "not known")
-        rows.append((m.kind, m.name, _millions(m.parameters), f"{m.bytes / 2**20:,.1f} MiB", state, m.path))
+        rows.append((m.kind, m.name, _millions(m.parameters), _mebibytes(m.bytes), m.fault or _state(m.fits),
+                     m.path))
+    for j in judges:
+        if j.advice is None:
+            rows.append(("judges", j.name, _millions(j.parameters), _mebibytes(j.bytes), _state(j.fits),
+                         j.files[0]["path"]))
     terminal.print_table(None, ("kind", "name", "parameters", "size", "on this device", "path"), rows,
                          numbers=("parameters", "size"))
     out = terminal.out()
+    for j in judges:
+        if j.advice is not None:
+            out.print(f"[bold]not installed[/bold]: {j.name} ({_state(j.fits)}): {j.advice}", soft_wrap=True)
     for kind, known in names.items():
         out.print(f"[bold]{kind}[/bold]: {', '.join(known)}", soft_wrap=True)
     memory = f", {free / 2**30:.1f} GiB free" if free is not None else ""
@@ -163,6 +201,14 @@ def _product(shape: list[int]) -> int:
     for side in shape:
         total *= side
     return total
+
+
+def _state(fits: bool | None) -> str:
+    return "fits" if fits else "does not fit" if fits is False else "not known"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def _millions(count: int) -> str:

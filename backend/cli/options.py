@@ -19,7 +19,8 @@ PromptFile = Annotated[
 ]
 Rewriter = Annotated[
     str,
-    typer.Option(metavar="NAME", help="reprompt (embedded), template, none, or a folder of weights."),
+    typer.Option(metavar="NAME", help="reprompt (embedded), template, none, a folder of weights, or "
+                 "chat:MODEL@URL (OpenAI-compatible; a key comes from REPRISE_ENDPOINT_KEY)."),
 ]
 Renderer = Annotated[
     str,

@@ -41,8 +41,11 @@ def find_renderer(name: str, steps: int | None = None) -> Callable[[], Renderer]
 
 
 def find_rewriter(name: str) -> Callable[[], Rewriter]:
-    """What makes the rewriter of a registry name, a folder of weights, or the name of one under
-    models/reprise/rewriters. Raises UnknownName with the near match."""
+    """What makes the rewriter of a registry name, a folder of weights, the name of one under
+    models/reprise/rewriters, or chat:MODEL@URL. Raises UnknownName with the near match."""
+    kind, colon, rest = name.partition(":")
+    if name == "chat" or (colon and (kind == "chat" or "//" in rest)):
+        return _find_chat(kind, rest)
     if name in REWRITERS:
         return lambda: resolve("rewriter", REWRITERS, name)()
     folder = find_model("rewriters", name)
@@ -51,6 +54,19 @@ def find_rewriter(name: str) -> Callable[[], Rewriter]:
     if folder is None:
         raise UnknownName("rewriter", name, [*REWRITERS, *installed("rewriters")])
     return lambda: resolve("rewriter", REWRITERS, "reprompt")(str(folder))
+
+
+def _find_chat(kind: str, rest: str) -> Callable[[], Rewriter]:
+    """A model behind an endpoint: `rest` is MODEL@URL, where the model's name may hold a colon."""
+    if kind not in ("chat", "http", "https"):
+        raise UnknownName("kind of rewriter", kind, ["chat"])
+    model, at, url = rest.partition("@http")
+    if kind != "chat" or not (model.strip() and at):
+        raise BadInput("expected --rewriter chat:MODEL@URL, for example "
+                       f"chat:qwen3:8b@http://127.0.0.1:11434/v1, got {kind}:{rest[:80]}")
+    # Nothing is sent before it rewrites, so a wrong address is refused at once.
+    made = resolve("rewriter", REWRITERS, "chat")("http" + url, model)
+    return lambda: made
 
 
 def make_reward(name: str) -> Reward:

@@ -1,0 +1,164 @@
+"""CLIP for the judges built on it: tokens, the two towers, and open_clip's keys.
+
+Sources: openai/CLIP's tokenizer and its merges (`vocabularies/`, MIT); open_clip's names of the weights;
+the architecture is transformers' CLIPModel.
+Departs from the tokenizer: of ftfy's repairs only those that a typed prompt can need are done (curly
+quotes, ligatures, wide letters, control characters), not that of wrongly decoded text.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+from .checkpoint import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MERGES = Path(__file__).parent / "vocabularies" / "clip_merges.txt.gz"
+CONTEXT = 77
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_SINGLE, _DOUBLE = re.compile("[\u02bc\u2018-\u201b]"), re.compile("[\u201c-\u201f]")
+_COMPATIBLE = re.compile("[\ufb00-\ufb06\uff01-\uffef\u3000]+")  # ligatures; full and half width
+
+
+def tokens(prompts: Sequence[str], repaired: bool = True) -> Tensor:
+    """Ids (B, 77): start, words, end, then zeros. What is beyond 77 is cut off, the end stays.
+
+    `repaired`: with openai's cleaning of the text first, which transformers' tokenizer does not do.
+    """
+    import torch
+
+    codec, start = _codec()
+    rows = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
+    for row, prompt in zip(rows, prompts):
+        words = codec.encode(repair(prompt) if repaired else prompt).ids[: CONTEXT - 2]
+        row[: len(words) + 2] = torch.tensor([start, *words, start + 1])
+    return rows
+
+
+def repair(text: str) -> str:
+    """HTML's entities, curly quotes, ligatures, wide letters and control characters made plain."""
+    text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    text = _DOUBLE.sub('"', _SINGLE.sub("'", text))
+    text = "".join(c for c in text if c in "\t\n\r" or unicodedata.category(c) != "Cc")
+    return html.unescape(html.unescape(text)).strip()
+
+
+@lru_cache(1)
+def _codec() -> tuple[Any, int]:
+    """(byte-pair encoder, id of the start token); the end token's is one more."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    lines = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
+    merges = [(left, right) for left, right in map(str.split, lines)]
+    alphabet = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that are shown as themselves
+    hidden = [byte for byte in range(256) if byte not in alphabet]
+    letters = [chr(byte) for byte in alphabet] + [chr(256 + i) for i in range(len(hidden))]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    codec = Tokenizer(models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, end_of_word_suffix="</w>"
+    ))  # fmt: skip
+    codec.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    codec.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ])  # fmt: skip
+    return codec, len(pieces)
+
+
+def image_embeddings(model: Any, pixels: Tensor) -> Tensor:
+    """(B, 3, S, S) -> (B, D), of length 1, in float32."""
+    seen = model.vision_model(pixel_values=pixels).pooler_output
+    return _unit(model.visual_projection(seen))
+
+
+def text_embeddings(model: Any, prompts: Sequence[str], repaired: bool = True) -> Tensor:
+    """Prompts -> (B, D), of length 1, in float32. Each different prompt is read once."""
+    once = list(dict.fromkeys(prompts))
+    ids = tokens(once, repaired).to(model.text_projection.weight.device)
+    read = _unit(model.text_projection(model.text_model(input_ids=ids).pooler_output))
+    return read[[once.index(prompt) for prompt in prompts]]
+
+
+def cosines(model: Any, pixels: Tensor, prompts: Sequence[str], repaired: bool = True) -> Tensor:
+    """How near each picture is to its prompt: (B,) in -1..1."""
+    return (image_embeddings(model, pixels) * text_embeddings(model, prompts, repaired)).sum(-1)
+
+
+def _unit(features: Tensor) -> Tensor:
+    from torch.nn import functional
+
+    return functional.normalize(features.float(), dim=-1)
+
+
+def read_config(path: Path) -> Any:
+    """The CLIPConfig of a config.json in Hugging Face's layout. Raises CheckpointError for another's."""
+    from transformers import CLIPConfig
+
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind != "clip":
+        raise CheckpointError(f"{path} describes a model of type {kind!r}, expected 'clip'")
+    return CLIPConfig.from_dict(settings)
+
+
+def same_name(name: str) -> Source:
+    """Hugging Face's own layout: nothing is renamed."""
+    return name, lambda tensor: tensor
+
+
+def position_ids(key: str) -> bool:
+    """Numbers from 0 on that older files hold beside the weights."""
+    return key.endswith(".position_ids")
+
+
+def open_clip_source(name: str) -> Source:
+    """Where a weight of CLIPModel lies in open_clip's layout: q, k and v are thirds of one matrix, and
+    projections are stored the other way round."""
+    tower, _, rest = name.partition("_model.")
+    if not rest:
+        match name:
+            case "visual_projection.weight":
+                return "visual.proj", lambda t: t.T
+            case "text_projection.weight":
+                return "text_projection", lambda t: t.T
+        return same_name(name)  # logit_scale
+    prefix = "visual." if tower == "vision" else ""
+    for ours, theirs in _OPEN_CLIP_NAMES:
+        rest = rest.replace(ours, theirs)
+    found = re.fullmatch(r"(.+\.attn)\.([qkv])_proj\.(weight|bias)", rest)
+    if found is None:
+        return prefix + rest, lambda t: t
+    third = "qkv".index(found[2])
+    return f"{prefix}{found[1]}.in_proj_{found[3]}", lambda t: t.chunk(3)[third]
+
+
+_OPEN_CLIP_NAMES = (
+    ("embeddings.class_embedding", "class_embedding"),
+    ("embeddings.patch_embedding", "conv1"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("embeddings.token_embedding", "token_embedding"),
+    ("pre_layrnorm", "ln_pre"),
+    ("post_layernorm", "ln_post"),
+    ("final_layer_norm", "ln_final"),
+    ("encoder.layers.", "transformer.resblocks."),
+    ("self_attn", "attn"),
+    ("layer_norm", "ln_"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+)

@@ -1,0 +1,34 @@
+"""Judges with weights of their own inside ComfyUI: found in its folders, managed by it, or refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ..data.rewards import tiny
+
+pytestmark = pytest.mark.comfyui
+
+
+def test_a_judge_loads_is_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
+    from reprise.backend.rewards.pick_score import PickScore
+
+    folder = tmp_path / "reprise" / "judges" / "pick-score"
+    folder.mkdir(parents=True)
+    golden = json.loads((tiny.HERE / "golden.json").read_text(encoding="utf-8"))
+    values = tiny.weights(golden["pick_score"]["shapes"])
+    weights = {name: torch.from_numpy(value.copy()) for name, value in values.items()}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", **tiny.PICK}))
+    monkeypatch.delenv("REPRISE_MODELS", raising=False)
+
+    found = in_comfyui("inside_judges.py", str(tmp_path))
+    assert {"shapeworld", "image-reward", "hps-v2.1", "pick-score"} <= set(found["choices"])
+    assert found["managed"]
+    assert found["missing"].startswith("CheckpointError: image-reward is not installed: put ImageReward.pt")
+    monkeypatch.setattr(PickScore, "vision", (160, 2))
+    images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
+    alone = [PickScore(folder, device="cpu").score(image[None], ["a red circle"])[0] for image in images]
+    assert found["scores"] == pytest.approx(alone, abs=1e-4)
+    assert found["half"] == pytest.approx(alone, abs=0.1) and found["kept"] == "torch.float16"
