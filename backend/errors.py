@@ -7,6 +7,7 @@ RepriseError                 exit code 1 unless a subclass says otherwise
 ├── Unsupported              2: asked of a model, renderer or reward that cannot do it
 ├── RewardFailed             1: a reward raised or returned something that is no score
 ├── RenderFailed             1: a renderer broke
+├── EndpointError            1: a chat endpoint is down, slow, refuses or answers rubbish
 └── Interrupted              1: the user or the host stopped the work
 """
 
@@ -65,6 +66,10 @@ class RewardFailed(RepriseError):
 
 class RenderFailed(RepriseError):
     """A renderer broke while drawing."""
+
+
+class EndpointError(RepriseError):
+    """A chat endpoint cannot be reached, is slow, refuses the request or answers with no text."""
 
 
 class Interrupted(RepriseError):

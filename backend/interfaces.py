@@ -20,7 +20,8 @@ class Rewriter(Protocol):
                 critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; `critiques[i]` says what was wrong with an earlier picture.
 
-        The same call gives the same rewrites; a prompt's rewrites do not depend on its neighbours.
+        The first is the best single one, whatever the seed; the others are sampled. The same call gives
+        the same rewrites; a prompt's rewrites do not depend on its neighbours.
         Output that cannot be parsed becomes the user's prompt with `fallback` set.
         """
         ...
@@ -72,5 +73,7 @@ class TextReward(Protocol):
 @runtime_checkable
 class Critic(Protocol):
     """A reward that can also say in words what is wrong."""
+
+    spec: RewardSpec
 
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]: ...

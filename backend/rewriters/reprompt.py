@@ -2,11 +2,11 @@
 
 Source: RePrompt (arXiv 2505.17540). Departs from it: K variants a prompt, each with its own seed.
 
-Sampling is by Gumbel's trick: argmax(log p + g) with g from a generator of the row's own is an exact
-draw from p. The generator is seeded with (seed, prompt, critique, variant), so a rewrite does not
-depend on its neighbours in the batch, and variant 2 of 3 is variant 2 of 8. What is left is floating
-point: batch shape and padding move logits by about 1e-6 in float32 (1e-2 in bfloat16), which turns a
-token only where two are that close. `batch_size=1` removes that too.
+The first variant is greedy, the others are sampled, by Gumbel's trick: argmax(log p + g) with g from a
+generator of the row's own is an exact draw from p. The generator is seeded with (seed, prompt, critique,
+variant), so a rewrite does not depend on its neighbours in the batch, and variant 2 of 3 is variant 2 of
+8. What is left is floating point: batch shape and padding move logits by about 1e-6 in float32 (1e-2 in
+bfloat16), which turns a token only where two are that close. `batch_size=1` removes that too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 from ..config import one_line
 from ..errors import BadInput, CheckpointError, Interrupted
 from ..loading import quiet_loading
-from ..types import SEED_RANGE, Rewrite
-from .prompting import SYSTEM, Unparsable, parse, prompt_ids
+from ..types import Rewrite
+from .prompting import SYSTEM, prompt_ids
+from .rows import check_request, kept, read_answer, row_seed
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class CheckpointSettings(BaseModel):
 class RePromptRewriter:
     """A transformers causal LM behind the one prompt builder and parser.
 
-    A single variant is written greedily, and `seed` changes nothing; of several all are sampled at
+    The first variant is written greedily, and `seed` changes nothing in it; the others are sampled at
     `temperature`. Settings not given come from the checkpoint's `reprise.json`, then from the defaults: 512
     new tokens, temperature 0.9 (the paper's), top_p 1.
     """
@@ -94,15 +95,7 @@ class RePromptRewriter:
         rows)` is told after every batch. Raises BadInput for a blank prompt, a seed out of range, or
         critiques that are not one a prompt.
         """
-        if variants < 1:
-            raise BadInput(f"expected at least 1 variant of a rewrite, got {variants}")
-        if not 0 <= seed < SEED_RANGE:
-            raise BadInput(f"expected 0 <= seed < 2**63, got {seed}")
-        if critiques is not None and len(critiques) != len(prompts):
-            raise BadInput(
-                f"expected one critique (or None) per prompt, got {len(critiques)} for {len(prompts)}"
-            )
-        critiques = critiques or [None] * len(prompts)
+        critiques = check_request(prompts, variants, seed, critiques)
         asked = [prompt_ids(self.tokenizer, p, c, self.system) for p, c in zip(prompts, critiques)]
         rows = [(i, v) for i in range(len(prompts)) for v in range(variants)]
         longest = self._context() - self.max_new_tokens
@@ -112,13 +105,14 @@ class RePromptRewriter:
         for i, v in rows:
             if len(asked[i]) > longest:
                 why = f"the prompt is {len(asked[i])} tokens long, this rewriter reads {longest}"
-                answers[i, v] = self._keep(prompts[i], why)
+                answers[i, v] = kept(prompts[i], self.name, why)
         for start in range(0, len(short), self.batch_size):
             batch = short[start : start + self.batch_size]
-            keys = [row_seed(seed, prompts[i], critiques[i], v) for i, v in batch] if variants > 1 else None
+            keys = [row_seed(seed, prompts[i], critiques[i], v) if v else None for i, v in batch]
             texts = self._generate([asked[i] for i, _ in batch], keys, should_stop)
-            for (i, v), text in zip(batch, texts, strict=True):
-                answers[i, v] = self._read(prompts[i], *text)
+            for (i, v), (text, cut) in zip(batch, texts, strict=True):
+                limit = f"{self.max_new_tokens} tokens" if cut else ""
+                answers[i, v] = read_answer(text, prompts[i], self.name, limit)
             if progress is not None:
                 progress(len(answers), len(rows))
         return [[answers[i, v] for v in range(variants)] for i in range(len(prompts))]
@@ -134,22 +128,12 @@ class RePromptRewriter:
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()[:16]
 
-    def _read(self, prompt: str, text: str, cut: bool) -> Rewrite:
-        answer = parse(text)
-        if isinstance(answer, Unparsable):
-            limit = f" (it reached the limit of {self.max_new_tokens} tokens)" if cut else ""
-            return self._keep(prompt, f"the answer {answer.why}{limit}")
-        return Rewrite(answer.reason, answer.prompt, self.name)
-
-    def _keep(self, prompt: str, why: str) -> Rewrite:
-        return Rewrite("", prompt, self.name, fallback=why)
-
     def _context(self) -> int:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
-    def _generate(self, asked: list[list[int]], keys: list[int] | None,
+    def _generate(self, asked: list[list[int]], keys: Sequence[int | None],
                   should_stop: Callable[[], bool] | None) -> list[tuple[str, bool]]:
-        """(text, was cut off by the token limit) of each row; greedy where `keys` is None."""
+        """(text, was cut off by the token limit) of each row; greedy where its key is None."""
         import torch
         from transformers import (
             GenerationConfig,
@@ -166,7 +150,7 @@ class RePromptRewriter:
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=device)
         processors = LogitsProcessorList()
-        if keys is not None:
+        if any(key is not None for key in keys):
             processors.append(TemperatureLogitsWarper(float(self.temperature)))
             if self.top_p < 1:
                 processors.append(TopPLogitsWarper(self.top_p))
@@ -203,19 +187,16 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def row_seed(seed: int, prompt: str, critique: str | None, variant: int) -> int:
-    """The seed of one row's noise, from what is asked alone."""
-    asked = json.dumps([seed, prompt, critique, variant])
-    return int.from_bytes(hashlib.sha256(asked.encode()).digest()[:8], "big") % SEED_RANGE
-
-
 class GumbelNoise:
-    """A logits processor that makes greedy decoding an exact draw from softmax(scores), row by row."""
+    """A logits processor that makes greedy decoding an exact draw from softmax(scores), row by row.
 
-    def __init__(self, keys: Sequence[int], device: torch.device | str):
+    A row whose key is None stays greedy.
+    """
+
+    def __init__(self, keys: Sequence[int | None], device: torch.device | str):
         import torch
 
-        self.generators = [torch.Generator(device).manual_seed(key) for key in keys]
+        self.generators = [None if key is None else torch.Generator(device).manual_seed(key) for key in keys]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """scores (B, V) -> float32 scores + noise (B, V); impossible tokens stay impossible."""
@@ -225,7 +206,7 @@ class GumbelNoise:
         assert rows == len(self.generators), "one generator per row"
         uniform = torch.empty((rows, vocabulary), dtype=torch.float32, device=scores.device)
         for row, generator in zip(uniform, self.generators):
-            row.uniform_(generator=generator)
+            row.uniform_(generator=generator) if generator else row.fill_(0.5)  # the same for every token
         tiny = torch.finfo(torch.float32).tiny
         exponential = -(uniform.clamp_min(tiny).log())  # 0 where uniform rounds to 1
         return scores.float() - exponential.clamp_min(tiny).log()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from reprise.backend.errors import BadInput, CheckpointError, Interrupted
-from reprise.backend.rewriters.reprompt import GumbelNoise, RePromptRewriter, load_checkpoint, row_seed
+from reprise.backend.rewriters.reprompt import GumbelNoise, RePromptRewriter, load_checkpoint
+from reprise.backend.rewriters.rows import row_seed
 
 PROMPTS = ["a cat", "a photo of a red circle above a blue square on a grey background", "three stars"]
 
@@ -15,9 +16,10 @@ def rewriter(folder):
     made = RePromptRewriter(folder, device="cpu", max_new_tokens=12, batch_size=5)
     written = made._generate
 
-    # Random weights write no tags. These are put around what they write, so that it is seen.
+    # Tags are put around what random weights write, so that it is seen, in place of any that they write.
     def framed(*arguments):
-        return [(f"<reason>r</reason><prompt>x {text!r}</prompt>", cut) for text, cut in written(*arguments)]
+        plain = [(text.replace("<", "("), cut) for text, cut in written(*arguments)]
+        return [(f"<reason>r</reason><prompt>x {text!r}</prompt>", cut) for text, cut in plain]
 
     made._generate = framed
     return made
@@ -62,11 +64,12 @@ def test_variants_seeds_and_critiques_differ(rewriter):
     assert texts(rewriter, ["a cat"], variants=4, seed=5, critiques=[None]) == [variants]
 
 
-def test_a_single_variant_is_the_likeliest(rewriter):
+def test_the_first_variant_is_the_likeliest(rewriter):
     assert texts(rewriter, ["a cat"], seed=1) == texts(rewriter, ["a cat"], seed=2)
+    assert texts(rewriter, ["a cat"], variants=3, seed=5)[0][0] == texts(rewriter, ["a cat"])[0][0]
     asked = [rewriter.tokenizer("a cat")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), temperature=1e-5, max_new_tokens=12)
-    assert plain._generate(asked, [7], None) == plain._generate(asked, None, None)
+    assert plain._generate(asked, [7], None) == plain._generate(asked, [None], None)
 
 
 def test_row_seeds_tell_all_parts_apart():
@@ -98,7 +101,7 @@ def test_checkpoint_sampling_settings_have_no_say(rewriter, folder, tmp_path):
     asked = [tuned.tokenizer("three stars")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), max_new_tokens=12)
     assert tuned._generate(asked, [7], None) == plain._generate(asked, [7], None)
-    assert tuned._generate(asked, None, None) == plain._generate(asked, None, None)
+    assert tuned._generate(asked, [None], None) == plain._generate(asked, [None], None)
     assert tuned.model.generation_config.top_k == 1  # the caller's model is left as it was
 
 

@@ -1,0 +1,74 @@
+"""Any chat model behind an OpenAI-compatible endpoint, zero-shot: the same messages and parser as RePrompt.
+
+Equal calls send equal requests, seeds included. Whether equal requests get equal answers is the server's
+affair: Ollama and llama.cpp hold it, hosted services mostly do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+from ..endpoint import Ask, Endpoint
+from ..errors import BadInput
+from ..types import Rewrite
+from .prompting import SYSTEM, build_messages
+from .rows import check_request, read_answer, row_seed
+
+SEEDS = 2**31  # servers read seeds into 32 signed bits, or lose digits above 2**53
+
+
+class ChatRewriter:
+    """A single variant is asked for at temperature 0, several at `temperature`, each with its own seed.
+
+    A setting that the server refuses by name (hosted reasoning models take no temperature) is left out.
+    """
+
+    name = "chat"
+    remote = True  # `rewrite` waits for a server: nothing of this machine's GPU or weights is needed
+
+    def __init__(self, url: str, model: str, *, temperature: float = 0.9, max_new_tokens: int = 2048,
+                 timeout: float = 120.0, system: str = SYSTEM):  # fmt: skip
+        """`url` such as http://127.0.0.1:11434/v1; `timeout` in seconds for one answer.
+
+        Nothing is sent yet. Raises BadInput.
+        """
+        self.endpoint = Endpoint(url, model, timeout=timeout)
+        if temperature <= 0 or max_new_tokens < 1:
+            raise BadInput(
+                f"expected temperature > 0 and max_new_tokens >= 1, got {temperature}, {max_new_tokens}"
+            )
+        self.temperature, self.max_new_tokens, self.system = temperature, max_new_tokens, system
+
+    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
+                critiques: Sequence[str | None] | None = None, *,
+                should_stop: Callable[[], bool] | None = None,
+                progress: Callable[[int, int], None] | None = None) -> list[list[Rewrite]]:  # fmt: skip
+        """`variants` rewrites of each prompt; see `interfaces.Rewriter`.
+
+        `should_stop` is asked ten times a second and ends the work with Interrupted; `progress(done,
+        rows)` is told of answers. Raises BadInput as RePrompt does, and EndpointError: a server that
+        fails is no reason to draw the user's plain prompt.
+        """
+        critiques = check_request(prompts, variants, seed, critiques)
+        asks = []
+        for prompt, critique in zip(prompts, critiques, strict=True):
+            messages = build_messages(prompt, critique, self.system)
+            for variant in range(variants):
+                asks.append(Ask(messages, {
+                    "temperature": self.temperature if variant else 0,
+                    "seed": row_seed(seed, prompt, critique, variant) % SEEDS,
+                    "max_tokens": self.max_new_tokens,
+                }))  # fmt: skip
+        replies = iter(self.endpoint.complete(asks, should_stop, progress))
+        limit = f"{self.max_new_tokens} tokens"
+        return [[read_answer(reply.text, prompt, self.name, limit if reply.cut else "")
+                 for reply in (next(replies) for _ in range(variants))] for prompt in prompts]  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with address, name and settings; which weights the name stands for is not seen."""
+        settings = [self.system, self.max_new_tokens, self.temperature]
+        asked = json.dumps([self.endpoint.url, self.endpoint.model, settings])
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
