@@ -16,6 +16,7 @@ REWRITERS: dict[str, str] = {
     "none": ".rewriters.template:KeepPrompt",
     "template": ".rewriters.template:TemplateRewriter",
     "reprompt": ".rewriters.reprompt:RePromptRewriter",
+    "chat": ".rewriters.chat:ChatRewriter",
 }
 RENDERERS: dict[str, str] = {
     "shapeworld": ".renderers.shapeworld:ShapeWorldRenderer",
@@ -25,6 +26,12 @@ RENDERERS: dict[str, str] = {
 REWARDS: dict[str, str] = {
     "shapeworld": ".rewards.shapeworld:ShapeWorldSoft",
     "shapeworld-strict": ".rewards.shapeworld:ShapeWorldStrict",
+    "image-reward": ".rewards.image_reward:ImageReward",
+    "hps-v2.1": ".rewards.hps:HPSv21",
+    "hps-v2": ".rewards.hps:HPSv2",
+    "pick-score": ".rewards.pick_score:PickScore",
+    "clip-score": ".rewards.clip_score:ClipScore",
+    "aesthetic": ".rewards.aesthetic:Aesthetic",
     "structure": ".rewards.text:Structure",
     "length": ".rewards.text:Length",
 }

@@ -7,8 +7,10 @@ def extension():
     """The pack's extension; its node list is the table of contents."""
     from comfy_api.latest import ComfyExtension
 
-    from .loaders import LoadJudge, LoadRewriter, LoadShapeWorld
+    from .chat import EndpointRewriter, RewriterFromClip
+    from .loaders import LoadJudge, LoadRefiner, LoadRewriter, LoadShapeWorld
     from .parm import ParmBestOfN, ParmBestOfNAdvanced
+    from .refiner import PripRefiner
     from .reflection import ReflectionLoop, ReflectionStep
     from .rewriter import RePromptRewriterNode
     from .scorer import RewardScorer
@@ -17,12 +19,16 @@ def extension():
         async def get_node_list(self):
             return [
                 RePromptRewriterNode,
+                PripRefiner,
                 RewardScorer,
                 ParmBestOfN,
                 ParmBestOfNAdvanced,
                 ReflectionLoop,
                 ReflectionStep,
                 LoadRewriter,
+                EndpointRewriter,
+                RewriterFromClip,
+                LoadRefiner,
                 LoadJudge,
                 LoadShapeWorld,
             ]

@@ -13,6 +13,7 @@ from .sockets import CATEGORY, EMBEDDED
 
 LOADERS = f"{CATEGORY}/loaders"
 KINDS = ("rewriters", "refiners", "judges")
+NONE_INSTALLED = "(none installed)"
 
 
 def _root(kind: str) -> str:
@@ -76,6 +77,41 @@ class LoadRewriter(io.ComfyNode):
         return io.NodeOutput(made)
 
 
+class LoadRefiner(io.ComfyNode):
+    """A PRIP model: prompt to imagined picture to prompt."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="RepriseLoadRefiner",
+            display_name="Load Refiner",
+            category=LOADERS,
+            description="Loads a prompt refiner (PRIP): a folder of models/reprise/refiners.",
+            search_aliases=["PRIP", "prompt model"],
+            inputs=[
+                io.Combo.Input(
+                    "refiner", options=[*installed("refiners")] or [NONE_INSTALLED],
+                    tooltip="Folders in models/reprise/refiners. None comes with the pack yet.",
+                ),
+            ],
+            outputs=[sockets.Refiner.Output("refiner", tooltip="For PRIP Refiner.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, refiner: str) -> io.NodeOutput:
+        if refiner == NONE_INSTALLED:
+            raise CheckpointError(
+                "no refiner is installed; put the folder of a trained one into models/reprise/refiners and "
+                "press R, or use RePrompt Rewriter, which needs no download"
+            )
+        from ..backend.registry import REWRITERS, resolve
+        from .memory import managed
+
+        made = resolve("kind of rewriter", REWRITERS, "prip")(_folder("refiners", refiner), device="cpu")
+        made.patcher = managed(made.model)
+        return io.NodeOutput(made)
+
+
 class LoadJudge(io.ComfyNode):
     """A reward that scores pictures."""
 
@@ -99,8 +135,18 @@ class LoadJudge(io.ComfyNode):
     @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
         from ..backend.registry import REWARDS, resolve
+        from ..backend.rewards.files import JUDGES
 
-        return io.NodeOutput(resolve("judge", REWARDS, judge)())
+        make = resolve("judge", REWARDS, judge)
+        if judge not in JUDGES:
+            return io.NodeOutput(make())
+        from .memory import managed, precision
+
+        own = JUDGES[judge].files[0].folder
+        folders = (Path(root) / own for root in folder_paths.get_folder_paths(_root("judges")))
+        made = make(next((f for f in folders if f.is_dir()), None), device="cpu", dtype=precision())
+        made.patcher = managed(made.model)
+        return io.NodeOutput(made)
 
 
 def image_rewards() -> tuple[str, ...]:

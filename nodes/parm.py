@@ -20,7 +20,8 @@ from . import sockets
 from .loaders import check_prompt
 from .memory import ready
 from .previews import METHODS, Previewer, Wall, check_vae, decoded
-from .row_mask import RowMask
+from .reports import scale
+from .row_mask import RowMask, check_alone
 from .seeds import SeededSampler, first_noise
 
 MAX_CANDIDATES = 256
@@ -139,6 +140,9 @@ def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_imag
     if steps < 1:
         raise BadInput("there is no step to sample; use at least 1 step and denoise above 0")
     check_vae(guider.model_patcher, vae)
+    if candidates > 1:
+        conds = getattr(guider, "original_conds", {})
+        check_alone(guider.model_patcher.model_options, [one for group in conds.values() for one in group])
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
     schedule, cost = schedule_from(prune, candidates, steps), Cost()
@@ -199,7 +203,7 @@ def _result(found: list[Candidate], best: int, samples: torch.Tensor, judge: Any
                     key=lambda c: (-sign * (c.score or 0.0), c.index))  # fmt: skip
     images = torch.stack([c.image for c in ranked if c.image is not None])
     report = {
-        "judge": judge.spec.name, "best": best, "seed": found[best].seed,
+        "judge": judge.spec.name, **scale(judge.spec), "best": best, "seed": found[best].seed,
         "candidates": [
             {"index": c.index, "seed": c.seed, "score": c.score, "pruned_at": c.pruned_at,
              "preview_scores": c.preview_scores} for c in found

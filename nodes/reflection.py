@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import comfy.model_management as management
 import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
@@ -21,6 +20,8 @@ from ..backend.judging import image_scores
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
+from .reports import LiveReport, scale, thumbnail
+from .rewriter import ask_waiting
 
 STEP = "RepriseReflectionStep"
 CORRECTIONS = ("draw again", "image to image")
@@ -82,12 +83,14 @@ class ReflectionLoop(io.ComfyNode):
             ],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            is_output_node=True,
             enable_expand=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, prompt, rewriter, judge, latent_image, rounds, seed, first_prompt=None,
-                **settings) -> io.NodeOutput:  # fmt: skip
+    async def execute(cls, prompt, rewriter, judge, latent_image, rounds, seed, first_prompt=None,
+                      **settings) -> io.NodeOutput:  # fmt: skip
+        graph = GraphBuilder()  # before anything is waited for: its ids are ComfyUI's of the moment
         asked = check_prompt(prompt)
         if not isinstance(judge, Critic):
             raise BadInput(
@@ -98,10 +101,13 @@ class ReflectionLoop(io.ComfyNode):
             raise BadInput(
                 f"expected a latent batch of 1, got {len(latent_image['samples'])}; set batch_size to 1"
             )
-        first = first_prompt or _rewrite(rewriter, asked, None, seed)
+        first = first_prompt or await _rewrite(rewriter, asked, "", seed, 0)
         links = _links(cls.hidden)
         links.pop("first_prompt", None)
-        return _expand(links, first, seed, latent_image=links["latent_image"], denoise=1.0, history=[])
+        report = LiveReport(id=graph.prefix, judge=judge.spec.name, **scale(judge.spec), prompt=asked,
+                            best=0, rounds=[])  # fmt: skip
+        return _expand(links, first, seed, latent_image=links["latent_image"], denoise=1.0, history=[],
+                       report=report, graph=graph, ui={"reprise_reflection": [report.shown]})  # fmt: skip
 
 
 class ReflectionStep(io.ComfyNode):
@@ -119,6 +125,7 @@ class ReflectionStep(io.ComfyNode):
                 io.Image.Input("image"),
                 io.Image.Input("images", optional=True),
                 io.String.Input("history", default="[]"),
+                io.Custom("REPRISE_REPORT").Input("report"),
             ],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -127,10 +134,11 @@ class ReflectionStep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prompt, rewriter, judge, vae, rounds, seed, image, history, correction, strength,
-                images=None, **settings) -> io.NodeOutput:  # fmt: skip
+    async def execute(cls, prompt, rewriter, judge, vae, rounds, seed, image, history, correction, strength,
+                      report, images=None, **settings) -> io.NodeOutput:  # fmt: skip
         import torch
 
+        graph = GraphBuilder()
         past = json.loads(history)
         picture = image[:1, ..., :3].float().cpu()
         ready(judge)
@@ -141,16 +149,16 @@ class ReflectionStep(io.ComfyNode):
         every = picture if images is None else torch.cat([images.float().cpu(), picture])
         sign = 1 if judge.spec.higher_is_better else -1
         best = max(range(len(past)), key=lambda i: (sign * past[i]["score"], -i))
+        told = [*report.shown["rounds"][: len(past) - 1], {**past[-1], "picture": thumbnail(picture)}]
+        report.shown.update(best=best, rounds=told)
+        ui = {"reprise_reflection": [{**report.shown, "part": True}]}
         if past[best]["verdict"] == "yes" or len(past) > rounds:
-            report = json.dumps(past, indent=2)
             return io.NodeOutput(
-                every[best : best + 1], past[best]["prompt"], every, report,
-                ui={"reprise_reflection": [{"prompt": prompt, "best": best, "rounds": past}]},
-            )  # fmt: skip
+                every[best : best + 1], past[best]["prompt"], every, json.dumps(past, indent=2), ui=ui
+            )
         number = len(past)
-        mended = _rewrite(rewriter, prompt, past[best]["critique"], seed + number)
+        mended = await _rewrite(rewriter, prompt, past[best]["critique"], seed, number)
         links = _links(cls.hidden)
-        graph = GraphBuilder()
         # What is kept of the rounds so far travels as a batch of pictures.
         kept = links["image"]
         if images is not None:
@@ -160,7 +168,8 @@ class ReflectionStep(io.ComfyNode):
         if correction == CORRECTIONS[1]:
             shown = graph.node("ImageFromBatch", image=kept, batch_index=best, length=1)
             start, denoise = graph.node("VAEEncode", pixels=shown.out(0), vae=links["vae"]).out(0), strength
-        return _expand(links, mended, seed, latent_image=start, denoise=denoise, history=past, graph=graph)
+        return _expand(links, mended, seed, latent_image=start, denoise=denoise, history=past, report=report,
+                       graph=graph, ui=ui)  # fmt: skip
 
 
 def _links(hidden: Any) -> dict[str, Any]:
@@ -168,20 +177,14 @@ def _links(hidden: Any) -> dict[str, Any]:
     return dict(hidden.dynprompt.get_node(hidden.unique_id)["inputs"])
 
 
-def _rewrite(rewriter: Any, prompt: str, critique: str | None, seed: int) -> str:
-    """One rewrite; of several sampled ones with a critique, so that rounds differ."""
-    ready(rewriter)
-    variants = 1 if critique is None else 2
-    return rewriter.rewrite(
-        [prompt], variants, seed, [critique],
-        should_stop=lambda: bool(management.throw_exception_if_processing_interrupted()),
-    )[0][0].prompt  # fmt: skip
+async def _rewrite(rewriter: Any, prompt: str, critique: str, seed: int, number: int) -> str:
+    """The rewrite for a round: the likeliest for rounds 0 and 1, then sampled ones, so that rounds differ."""
+    return (await ask_waiting(rewriter, prompt, max(1, number), seed, critique))[-1].prompt
 
 
 def _expand(links: dict[str, Any], text: str, seed: int, *, latent_image: Any, denoise: float,
-            history: list[dict], graph: Any = None) -> io.NodeOutput:  # fmt: skip
+            history: list[dict], report: LiveReport, graph: Any, ui: dict) -> io.NodeOutput:  # fmt: skip
     """One round as nodes: encode, sample, decode, judge."""
-    graph = graph or GraphBuilder()
     number = len(history)
     positive = graph.node("CLIPTextEncode", text=text, clip=links["clip"])
     sampled = graph.node(
@@ -191,5 +194,6 @@ def _expand(links: dict[str, Any], text: str, seed: int, *, latent_image: Any, d
     )  # fmt: skip
     picture = graph.node("VAEDecode", samples=sampled.out(0), vae=links["vae"])
     past = [*history, {"round": number, "seed": seed + number, "prompt": text}]
-    step = graph.node(STEP, **{**links, "image": picture.out(0), "history": json.dumps(past)})
-    return io.NodeOutput(*(step.out(i) for i in range(4)), expand=graph.finalize())
+    given = {"image": picture.out(0), "history": json.dumps(past), "report": report}
+    step = graph.node(STEP, **{**links, **given})
+    return io.NodeOutput(*(step.out(i) for i in range(4)), ui=ui, expand=graph.finalize())

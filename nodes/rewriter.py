@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
 from comfy_api.latest import io
 
+from ..backend.types import Rewrite
 from . import sockets
 from .loaders import check_prompt
+
+REMEMBERED = 256  # answers; a few hundred bytes each
+_REMEMBERED: OrderedDict[tuple, list[Rewrite]] = OrderedDict()
+_LOCK = Lock()  # answers of servers come in threads
 
 
 class RePromptRewriterNode(io.ComfyNode):
@@ -24,7 +34,8 @@ class RePromptRewriterNode(io.ComfyNode):
                 io.String.Input("prompt", multiline=True, default="", dynamic_prompts=True,
                                 tooltip="What the picture shows, in your own few words."),
                 sockets.Rewriter.Input("rewriter", optional=True,
-                                       tooltip="From Load Rewriter. Not needed while the text is locked."),
+                                       tooltip="From Load Rewriter, Endpoint Rewriter or Rewriter from CLIP. "
+                                               "Not needed while the text is locked."),
                 io.Int.Input("variants", default=1, min=1, max=64,
                              tooltip="1: the model's best single rewrite. More: that many different ones, as "
                                      "a list; what follows in the graph runs once for each."),
@@ -47,12 +58,9 @@ class RePromptRewriterNode(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, prompt: str, variants: int, seed: int, locked: bool, rewriter=None,
-                locked_prompt: str = "", critique: str = "") -> io.NodeOutput:  # fmt: skip
-        import comfy.model_management as management
-
+    async def execute(cls, prompt: str, variants: int, seed: int, locked: bool, rewriter=None,
+                      locked_prompt: str = "", critique: str = "") -> io.NodeOutput:  # fmt: skip
         from ..backend.errors import BadInput
-        from .memory import ready
 
         if locked:
             text = check_prompt(locked_prompt)
@@ -60,15 +68,49 @@ class RePromptRewriterNode(io.ComfyNode):
         asked = check_prompt(prompt)
         if rewriter is None:
             raise BadInput("no rewriter is connected; add Load Rewriter, or lock a text of your own")
-        ready(rewriter)
-        # ComfyUI's interrupt is raised here, between two tokens.
-        answers = rewriter.rewrite(
-            [asked], variants, seed, [critique or None],
-            should_stop=lambda: bool(management.throw_exception_if_processing_interrupted()),
-        )[0]  # fmt: skip
+        answers = await ask_waiting(rewriter, asked, variants, seed, critique)
         return _output(
             prompt, [a.prompt for a in answers], [a.reason for a in answers], [a.fallback for a in answers]
         )
+
+
+def ask(rewriter: Any, prompt: str, variants: int = 1, seed: int = 0, critique: str = "",
+        should_stop: Callable[[], bool] | None = None) -> list[Rewrite]:  # fmt: skip
+    """`variants` rewrites of one prompt. ComfyUI's interrupt is raised here, between two tokens.
+
+    What was asked before is remembered: under memory pressure ComfyUI's own cache forgets, and the
+    rounds of a loop would run the model again.
+    """
+    import comfy.model_management as management
+
+    from .memory import ready
+
+    fingerprint = getattr(rewriter, "fingerprint", None)
+    key = (fingerprint, prompt, variants, seed, critique)
+    with _LOCK:
+        if fingerprint is not None and key in _REMEMBERED:
+            _REMEMBERED.move_to_end(key)
+            return _REMEMBERED[key]
+    ready(rewriter)
+    answers = rewriter.rewrite(
+        [prompt], variants, seed, [critique or None],
+        should_stop=should_stop or (lambda: bool(management.throw_exception_if_processing_interrupted())),
+    )[0]  # fmt: skip
+    if fingerprint is not None:
+        with _LOCK:
+            _REMEMBERED[key] = answers
+            while len(_REMEMBERED) > REMEMBERED:
+                _REMEMBERED.popitem(last=False)
+    return answers
+
+
+async def ask_waiting(rewriter: Any, *arguments: Any) -> list[Rewrite]:
+    """`ask`, but other nodes run while a server answers."""
+    from .waiting import in_thread
+
+    if not getattr(rewriter, "remote", False):
+        return ask(rewriter, *arguments)
+    return await in_thread(lambda stop: ask(rewriter, *arguments, should_stop=stop))
 
 
 def _output(

@@ -13,7 +13,7 @@ import comfy.model_management as management
 import comfy.patcher_extension
 import torch
 
-from ..backend.errors import RenderFailed
+from ..backend.errors import BadInput, RenderFailed
 
 KEY = "reprise.row_mask"
 
@@ -78,6 +78,34 @@ class RowMask:
                 output[rows] = values
             done += len(rows)
         return whole
+
+
+def check_alone(model_options: dict[str, Any], conds: list[dict[str, Any]]) -> None:
+    """Raises BadInput where the model or a conditioning ties the rows of a batch together.
+
+    A row would then be another picture than alone, and another again once rows beside it are pruned.
+    """
+    if "easycache" in model_options.get("transformer_options", {}):
+        raise BadInput(
+            "EasyCache and LazyCache skip steps by the mean of the batch, so candidates would change each "
+            "other; take the node out"
+        )
+    after_cfg = model_options.get("sampler_post_cfg_function", [])
+    if any("SelfAttentionGuidance" in getattr(function, "__qualname__", "") for function in after_cfg):
+        raise BadInput(
+            "Self-Attention Guidance pairs the attention of the last call with the whole batch, so pruned "
+            "candidates would mix up the others; take the node out"
+        )
+    for cond in conds:
+        control = cond.get("control")
+        while control is not None:
+            hint = getattr(control, "cond_hint_original", None)
+            if hint is not None and len(hint) > 1:
+                raise BadInput(
+                    f"the ControlNet's picture is a batch of {len(hint)}, and all candidates share one; "
+                    "connect one picture"
+                )
+            control = getattr(control, "previous_controlnet", None)
 
 
 def take(value: Any, rows: list[int], count: int) -> Any:

@@ -42,6 +42,7 @@ class RewardScorer(io.ComfyNode):
         from ..backend.interfaces import Critic
         from ..backend.judging import image_scores
         from .memory import ready
+        from .reports import scale
 
         asked = [check_prompt(prompt)] * len(images)
         ready(judge)
@@ -49,7 +50,8 @@ class RewardScorer(io.ComfyNode):
         scores = image_scores(judge, pictures, asked)
         sign = 1 if judge.spec.higher_is_better else -1
         order = sorted(range(len(scores)), key=lambda i: (-sign * scores[i], i))
-        report = {"judge": judge.spec.name, "prompt": prompt, "scores": scores, "ranking": order}
+        report = {"judge": judge.spec.name, **scale(judge.spec), "prompt": prompt, "scores": scores,
+                  "ranking": order}  # fmt: skip
         if isinstance(judge, Critic):
             report["critiques"] = [verdict.critique for verdict in judge.criticize(pictures, asked)]
         return io.NodeOutput(

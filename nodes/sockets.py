@@ -6,5 +6,6 @@ from comfy_api.latest import io
 
 CATEGORY = "Reprise"
 Rewriter = io.Custom("REPRISE_REWRITER")
+Refiner = io.Custom("REPRISE_REFINER")
 Judge = io.Custom("REPRISE_JUDGE")
 EMBEDDED = "shapeworld (embedded)"

@@ -1,14 +1,16 @@
 // PARM Best-of-N: seeds, scores, who was stopped when, what that saved; and the winner's seed.
 
-import { addView, button, el, number, pager, remember, setWidget } from "./view.js";
+import { label } from "./labels.js";
+import {
+  addView, bar, button, el, goodness, judged, number, pager, remember, setWidget,
+} from "./view.js";
 
 export const KEY = "reprise_parm";
 
 /** Finished candidates, best first, then the stopped ones, latest first. */
-export function ranked({ candidates, best }) {
+export function ranked({ candidates, higher_is_better: higher }) {
   const finished = candidates.filter((c) => c.score !== null);
-  const top = candidates.find((c) => c.index === best)?.score ?? 0;
-  const sign = finished.some((c) => c.score > top) ? -1 : 1; // the best one tells which way the judge counts
+  const sign = higher === false ? -1 : 1;
   finished.sort((a, b) => sign * (b.score - a.score) || a.index - b.index);
   const stopped = candidates.filter((c) => c.score === null);
   stopped.sort((a, b) => (b.pruned_at ?? 0) - (a.pruned_at ?? 0) || a.index - b.index);
@@ -16,26 +18,30 @@ export function ranked({ candidates, best }) {
 }
 
 function table(report) {
-  const rows = ranked(report).map((c) => {
+  const order = ranked(report);
+  const lengths = goodness(report, order.map((c) => c.score));
+  const rows = order.map((c, i) => {
     const winner = c.index === report.best;
     const row = el("tr", c.score === null ? "reprise-stopped" : winner ? "reprise-winner" : "", [
       el("td", "", winner ? "★" : ""),
       el("td", "", String(c.seed)),
       el("td", "", number(c.score)),
-      el("td", "", c.pruned_at === null ? "" : `stopped after step ${c.pruned_at}`),
+      el("td", "reprise-wide",
+         c.score === null ? label("stopped", { step: c.pruned_at }) : bar(lengths[i])),
     ]);
     const looks = Object.entries(c.preview_scores ?? {});
-    row.title = looks.map(([step, score]) => `preview at step ${step}: ${number(score)}`).join("\n");
+    row.title = looks.map(([step, score]) => label("preview", { step, score: number(score) })).join("\n");
     return row;
   });
-  const head = el("tr", "", ["", "seed", report.judge, ""].map((text) => el("th", "", text)));
+  const head = el("tr", "", ["", label("seed"), report.judge, ""].map((text) => el("th", "", text)));
+  head.title = judged(report);
   return el("table", "reprise-table", [el("thead", "", head), el("tbody", "", rows)]);
 }
 
 function saved({ denoiser_rows: rows, denoiser_rows_full: full }) {
   const percent = full ? Math.round(100 * (1 - rows / full)) : 0;
-  const made = el("span", "reprise-state", `${percent} % of the denoiser's rows saved`);
-  made.title = `${rows} of ${full} rows evaluated`;
+  const made = el("span", "reprise-state", label("saved", { percent }));
+  made.title = label("savedTitle", { rows, full });
   return made;
 }
 
@@ -65,13 +71,13 @@ export function extend(node) {
     height: ({ reports, shown }) => Math.min(60 + 19 * reports[shown].candidates.length, 232),
     draw(state, save) {
       const report = state?.reports?.[state.shown];
-      if (!report) return [el("div", "reprise-hint", "Seeds and scores appear here after a run.")];
+      if (!report) return [el("div", "reprise-hint", label("parmHint"))];
       return [
         el("div", "reprise-bar", [
-          button("Use winner's seed", `Set the seed to ${report.seed} and keep it there`,
+          button(label("useSeed"), label("useSeedTitle", { seed: report.seed }),
                  () => keepSeed(node, report.seed)),
           saved(report.cost),
-          pager(state.reports.length, state.shown, (shown) => save({ shown }), "prompt"),
+          pager(state.reports.length, state.shown, (shown) => save({ shown })),
         ]),
         table(report),
       ];

@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import * as parm from "./parm.js";
+import * as reflection from "./reflection.js";
 import * as rewriter from "./rewriter.js";
 import * as scorer from "./scorer.js";
 
@@ -10,6 +11,7 @@ const VIEWS = {
   RepriseParmBestOfN: parm,
   RepriseParmBestOfNAdvanced: parm,
   RepriseRewardScorer: scorer,
+  RepriseReflectionLoop: reflection,
 };
 
 app.registerExtension({

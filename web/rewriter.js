@@ -1,5 +1,6 @@
 // RePrompt Rewriter: the reason, the rewrite with its added words marked, the lock, and earlier rewrites.
 
+import { label } from "./labels.js";
 import { addView, after, button, el, pager, setWidget, widgetOf } from "./view.js";
 
 export const KEY = "reprise_rewrite";
@@ -80,6 +81,7 @@ function take(state, outputs) {
   return { history: kept, shown: shown < 0 ? kept.length - 1 : shown };
 }
 
+const OWN = "(locked: your own text)"; // as the node says it
 const locks = (one) => one.reason.startsWith("(locked");
 
 export function extend(node) {
@@ -88,7 +90,7 @@ export function extend(node) {
     const history = [...state.history];
     // An edit that was never run is not lost.
     if (text.trim() && !history.some((other) => other.rewrite === text)) {
-      history.push({ prompt: one.prompt, rewrite: text, reason: "(your own text)", fallback: null });
+      history.push({ prompt: one.prompt, rewrite: text, reason: OWN, fallback: null });
     }
     setWidget(node, "locked_prompt", one.rewrite);
     setWidget(node, "locked", true);
@@ -102,22 +104,22 @@ export function extend(node) {
     height: () => 170,
     draw(state, save) {
       const one = state?.history?.[state.shown];
-      if (!one) return [el("div", "reprise-hint", "The rewrite and its reason appear here after a run.")];
+      if (!one) return [el("div", "reprise-hint", label("rewriteHint"))];
       const locked = Boolean(widgetOf(node, "locked")?.value);
       return [
         el("div", "reprise-bar", [
-          button("Lock and edit", "Copy this rewrite below locked_prompt, and use that text from now on",
+          button(label("lock"), label("lockTitle"),
                  () => lock(one, save, state)),
-          button("Unlock", "Rewrite again at the next run", () => {
+          button(label("unlock"), label("unlockTitle"), () => {
             setWidget(node, "locked", false);
             save({});
           }, locked),
-          el("span", "reprise-state", locked ? "locked" : ""),
-          pager(state.history.length, state.shown, (shown) => save({ shown }), "rewrite"),
+          el("span", "reprise-state", locked ? label("locked") : ""),
+          pager(state.history.length, state.shown, (shown) => save({ shown })),
         ]),
-        one.fallback && el("div", "reprise-warning", `Your own prompt was kept: ${one.fallback}`),
+        one.fallback && el("div", "reprise-warning", label("kept", { why: one.fallback })),
         rewriteText(one.prompt, one.rewrite),
-        one.reason && el("div", "reprise-reason", one.reason),
+        one.reason && el("div", "reprise-reason", locks(one) ? label("ownText") : one.reason),
       ];
     },
   });

@@ -2,6 +2,7 @@
 // the workflow and shown again after a reload. Text goes in as textContent only.
 
 import { app } from "../../scripts/app.js";
+import { label } from "./labels.js";
 
 const style = document.createElement("link");
 style.rel = "stylesheet";
@@ -16,8 +17,8 @@ export function el(tag, className, content = []) {
   return made;
 }
 
-export function button(label, title, onClick, enabled = true) {
-  const made = el("button", "reprise-button", label);
+export function button(text, title, onClick, enabled = true) {
+  const made = el("button", "reprise-button", text);
   made.type = "button";
   made.title = title;
   made.disabled = !enabled;
@@ -26,18 +27,42 @@ export function button(label, title, onClick, enabled = true) {
 }
 
 /** Arrows around "2 / 5"; null where there is nothing to turn. */
-export function pager(count, shown, turn, what) {
+export function pager(count, shown, turn) {
   if (count < 2) return null;
   return el("span", "reprise-pager", [
-    button("‹", `Earlier ${what}`, () => turn(shown - 1), shown > 0),
+    button("‹", label("earlier"), () => turn(shown - 1), shown > 0),
     el("span", "", `${shown + 1} / ${count}`),
-    button("›", `Later ${what}`, () => turn(shown + 1), shown < count - 1),
+    button("›", label("later"), () => turn(shown + 1), shown < count - 1),
   ]);
 }
 
 /** Three digits are enough to compare scores. */
 export const number = (value) =>
-  value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toString();
+  value === null || value === undefined ? "–" : Math.abs(value) < 1 ? value.toFixed(3) : value.toPrecision(3);
+
+/**
+ * How good each score is on its judge's range, 0 to 1; null stays null. The range is widened to what was
+ * scored; where it has no end, the scores' own extreme is the end.
+ */
+export function goodness({ low, high, higher_is_better: higher }, scores) {
+  const known = scores.filter((score) => score !== null);
+  const from = Math.min(low ?? Infinity, ...known), to = Math.max(high ?? -Infinity, ...known);
+  const part = (score) => (to > from ? (higher === false ? to - score : score - from) / (to - from) : 1);
+  return scores.map((score) => (score === null ? null : part(score)));
+}
+
+/** A bar of a length in 0..1. */
+export function bar(length) {
+  const inner = el("div", "reprise-score-bar");
+  inner.style.width = `${Math.round(100 * length)}%`;
+  return el("div", "reprise-track", inner);
+}
+
+/** What a judge's scores mean, in words. */
+export function judged({ judge, low, high, higher_is_better: higher }) {
+  const better = label(higher === false ? "lower" : "higher");
+  return label("judged", { judge, low: low ?? "−∞", high: high ?? "∞", better });
+}
 
 export const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
 

@@ -12,10 +12,11 @@ an invariant with its own tests; `reprise bench parm` times the real thing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from ..search.parm import Halving, Schedule, schedule_from
 from ..search.reflection import reflect
 from ..shapeworld.captions import spelled_out
 from ..shapeworld.prompts import TASKS, PromptCase, layout, sample_prompts
-from ..types import Candidate, Job
+from ..types import Candidate, Job, Rewrite
 from .statistics import task_intervals
 
 SEED_STRIDE = 100_000  # between repetitions; far more than one search can use
 BATCH = 32  # (prompt, seed) pairs drawn at once where nothing is searched
+REWRITE = 8  # prompts rewritten at once
 
 Result = dict[str, Any]  # {"method", "prompt", "seed", "right", "rows", "calls"}
 
@@ -86,7 +88,8 @@ class Evaluation:
         self.singles("template", pairs, lambda case, base: self.template.rewrite([case.prompt])[0][0].prompt)
         self.singles("spelled-out oracle", pairs, _spelled)
         self.chain(pairs)
-        return self.results
+        asked = {(case.prompt, base) for case, base in pairs}
+        return [r for r in self.results if (r["prompt"], r["seed"]) in asked]
 
     def singles(self, method: str, pairs: Sequence[tuple[PromptCase, int]], text) -> None:
         """One picture per prompt and seed, many drawn at once."""
@@ -108,8 +111,7 @@ class Evaluation:
         names = self.chain_methods()
         todo = [(c, base) for c, base in pairs if (names[-1], c.prompt, base) not in self.done]
         schedule = self.schedule(self.best_of)
-        for number, (case, base) in enumerate(todo, start=1):
-            rewrites = self.rewriter.rewrite([case.prompt], self.variants, seed=base)[0]
+        for number, (case, base, rewrites) in enumerate(self.rewritten(todo), start=1):
             full = search(self.renderer, self.judge, case.prompt, [r.prompt for r in rewrites],
                           n=self.best_of, seed=base, schedule=Recording(schedule))  # fmt: skip
             steps, n = self.renderer.steps, self.best_of
@@ -136,6 +138,17 @@ class Evaluation:
             self.keep(_result(name, case, base, s, r, c)
                       for name, s, r, c in zip(names, score, rows, calls, strict=True))  # fmt: skip
             self._progress("chain", number, len(todo))
+
+    def rewritten(
+        self, todo: Sequence[tuple[PromptCase, int]]
+    ) -> Iterator[tuple[PromptCase, int, list[Rewrite]]]:
+        """The pairs with their rewrites, some prompts of one seed at a time: a model writes many at once."""
+        for base, group in itertools.groupby(todo, key=lambda pair: pair[1]):
+            cases = [case for case, _ in group]
+            for start in range(0, len(cases), REWRITE):
+                part = cases[start : start + REWRITE]
+                answers = self.rewriter.rewrite([case.prompt for case in part], self.variants, seed=base)
+                yield from ((case, base, found) for case, found in zip(part, answers, strict=True))
 
     def schedule(self, n: int) -> Schedule:
         return schedule_from(self.prune, n, self.renderer.steps)
@@ -198,7 +211,8 @@ def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judg
         "split": split, "tasks": tasks, "prompts": len(cases), "seeds": seeds, "best_of": best_of,
         "prune": prune, "rounds": rounds, "variants": min(variants, best_of), "seed": seed,
         "steps": renderer.steps,
-        "renderer": renderer.fingerprint, "rewriter": rewriter.name, "judge": judge.spec.name,
+        "renderer": renderer.fingerprint, "rewriter": rewriter.name,
+        "rewriter_fingerprint": getattr(rewriter, "fingerprint", None), "judge": judge.spec.name,
     }  # fmt: skip
     schedule = schedule_from(prune, best_of, renderer.steps)
     if isinstance(schedule, Halving):
@@ -222,10 +236,14 @@ def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judg
 
 
 def _partial(folder: Path, settings: dict[str, Any]) -> Path:
-    """The file of results so far in `folder`; results of other settings are not gone on with."""
+    """The file of results so far in `folder`; results of other settings are not gone on with.
+
+    How many prompts and seeds are asked for is no such setting: a second call with more goes on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stamp, lines = folder / "partial-settings.json", folder / "partial.jsonl"
-    text = json.dumps(settings, sort_keys=True)
+    counted = ("prompts", "seeds", "tasks")
+    text = json.dumps({k: v for k, v in settings.items() if k not in counted}, sort_keys=True)
     if not stamp.exists() or stamp.read_text() != text:
         lines.unlink(missing_ok=True)
         stamp.write_text(text)

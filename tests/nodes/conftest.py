@@ -15,22 +15,26 @@ from pathlib import Path
 import httpx
 import pytest
 
+from reprise.backend.benchmarks.nodes import find_comfyui
+from reprise.backend.errors import BadInput
+
 ROOT = Path(__file__).resolve().parents[2]
-COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
-PYTHON = Path(os.environ.get("COMFYUI_PYTHON", COMFYUI / ".venv" / "bin" / "python")).expanduser()
+FRONTEND = os.environ.get("COMFYUI_FRONTEND_ROOT")  # a frontend package's `static`, in place of ComfyUI's own
 
 
-def needed() -> None:
-    if not (COMFYUI / "main.py").is_file():
-        pytest.skip(f"no ComfyUI at {COMFYUI}; set COMFYUI_PATH")
-    if not PYTHON.is_file():
-        pytest.skip(f"no Python for ComfyUI at {PYTHON}; set COMFYUI_PYTHON")
+def needed() -> tuple[Path, Path]:
+    """ComfyUI's folder and its Python, or the test is skipped with the reason."""
+    try:
+        return find_comfyui()
+    except BadInput as error:
+        pytest.skip(str(error))
 
 
 class Server:
     """A running ComfyUI. `run` queues an API-format graph and returns its history entry."""
 
     def __init__(self, base: Path):
+        folder, python = needed()
         self.base, self.log = base, base / "server.log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -38,13 +42,14 @@ class Server:
         packs = base / "custom_nodes"
         packs.mkdir(parents=True)
         # A copy, as an installation is: without the tests, the environment and the history.
-        left_out = shutil.ignore_patterns(".git", ".venv", "tests", "out", "docs", "__pycache__", ".*cache")
+        left_out = shutil.ignore_patterns(".git", ".venv", "tests", "out", "__pycache__", ".*cache")
         shutil.copytree(ROOT, packs / "reprise-nodes", ignore=left_out)
         self.process = subprocess.Popen(
-            [str(PYTHON), str(COMFYUI / "main.py"), "--cpu", "--base-directory", str(base),
+            [str(python), str(folder / "main.py"), "--cpu", "--base-directory", str(base),
              "--port", str(self.port), "--database-url", "sqlite:///:memory:",
-             "--disable-api-nodes", "--disable-auto-launch"],
-            cwd=COMFYUI, stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
+             "--disable-api-nodes", "--disable-auto-launch",
+             *(["--front-end-root", FRONTEND] if FRONTEND else [])],
+            cwd=folder, stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
@@ -100,7 +105,6 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    needed()
     running = Server(tmp_path_factory.mktemp("comfyui"))
     try:
         running.wait()
@@ -126,10 +130,10 @@ def in_comfyui():
     """Runs a script of tests/nodes inside ComfyUI's own Python and returns the JSON of its last line."""
 
     def run(script: str, *arguments: str, seconds: float = 600) -> dict:
-        needed()
+        folder, python = needed()
         done = subprocess.run(
-            [str(PYTHON), str(Path(__file__).parent / script), str(COMFYUI), str(ROOT), *arguments],
-            capture_output=True, text=True, timeout=seconds, cwd=COMFYUI,
+            [str(python), str(Path(__file__).parent / script), str(folder), str(ROOT), *arguments],
+            capture_output=True, text=True, timeout=seconds, cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOW = ROOT / "workflows" / "shapeworld_quick_start.json"
+REWRITER, PARM, SCORER = (f"app.graph.getNodeById({i})" for i in (4, 8, 10))
+LOOP = "app.graph._nodes.find(n => n.comfyClass === 'RepriseReflectionLoop')"
 CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -95,3 +99,27 @@ class Browser:
         self.process.terminate()
         self.process.wait(20)
         shutil.rmtree(self.profile, ignore_errors=True)
+
+
+def view(key: str) -> str:
+    """The element of a view in the quick start: of the node's own widget."""
+    node = {"reprise_rewrite": REWRITER, "reprise_parm": PARM, "reprise_scores": SCORER}[key]
+    return f"{node}.widgets.find(w => w.name === '{key}').element"
+
+
+def value(node: str, widget: str) -> str:
+    return f"{node}.widgets.find(w => w.name === '{widget}').value"
+
+
+def press(key: str, label: str) -> str:
+    buttons = f"[...{view(key)}.querySelectorAll('button')]"
+    return f"{buttons}.find(b => b.textContent === {json.dumps(label)}).click()"
+
+
+def load_reflection(page: Browser) -> str:
+    """Opens the graph of the Reflection Loop; the element of its view, not yet filled."""
+    graph = (ROOT / "tests" / "data" / "api" / "reflection_loop.json").read_text(encoding="utf-8")
+    page.js(f"app.loadApiJson({graph}, 'reflection')")
+    shown = f"{LOOP}?.widgets.find(w => w.name === 'reprise_reflection')?.element"
+    page.until(f"{shown}?.querySelector('.reprise-hint')")
+    return shown

@@ -2,30 +2,12 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 
-from .browser import Browser
+from .browser import LOOP, PARM, REWRITER, WORKFLOW, Browser, load_reflection, press, value, view
 
 pytestmark = pytest.mark.comfyui
-WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "shapeworld_quick_start.json"
-REWRITER, PARM, SCORER = (f"app.graph.getNodeById({i})" for i in (4, 8, 10))
-
-
-def view(key: str) -> str:
-    """The element of a view: of the node's own widget."""
-    node = {"reprise_rewrite": REWRITER, "reprise_parm": PARM, "reprise_scores": SCORER}[key]
-    return f"{node}.widgets.find(w => w.name === '{key}').element"
-
-
-def value(node: str, widget: str) -> str:
-    return f"{node}.widgets.find(w => w.name === '{widget}').value"
-
-
-def press(key: str, label: str) -> str:
-    buttons = f"[...{view(key)}.querySelectorAll('button')]"
-    return f"{buttons}.find(b => b.textContent === {json.dumps(label)}).click()"
 
 
 @pytest.fixture(params=["LiteGraph", "Vue"])
@@ -35,7 +17,6 @@ def page(server, request, tmp_path):
     browser = Browser()
     try:
         browser.open(f"http://127.0.0.1:{server.port}/")
-        browser.js(f"app.loadGraphData({WORKFLOW.read_text(encoding='utf-8')}, true, true, 'quick start')")
         yield browser
         browser.screenshot(tmp_path / "page.png")
     finally:
@@ -43,6 +24,7 @@ def page(server, request, tmp_path):
 
 
 def test_views_lock_and_reload(page, server):
+    page.js(f"app.loadGraphData({WORKFLOW.read_text(encoding='utf-8')}, true, true, 'quick start')")
     page.until(f"{view('reprise_parm')}.textContent.includes('after a run')")
     page.js("app.queuePrompt(0)")
     rewrite = page.until(f"{view('reprise_rewrite')}.querySelector('.reprise-rewrite').textContent")
@@ -69,7 +51,7 @@ def test_views_lock_and_reload(page, server):
     assert page.js(shown) == "my <b>own</b> words"
     page.js(press("reprise_rewrite", "Lock and edit"))
 
-    time.sleep(2)  # the frontend writes its draft
+    _draft(page, "<b>own</b> words")
     page.open(f"http://127.0.0.1:{server.port}/")
     page.until(REWRITER)
     assert page.js(value(REWRITER, "locked")) is True
@@ -80,3 +62,36 @@ def test_views_lock_and_reload(page, server):
     assert page.js(value(REWRITER, "locked")) is False
     assert page.js(f"{value(PARM, 'seed')}") == winner
     assert not [error for error in page.errors if "reprise" in error], page.errors
+
+
+def test_the_rounds_of_a_reflection_survive_the_cache_and_a_reload(page, server):
+    cached = []
+    for _ in range(2):  # the second graph is fresh, and the server has all of it in its cache
+        shown = load_reflection(page)
+        page.js("app.queuePrompt(0)")
+        page.until(f"{shown}.querySelector('.reprise-round-best')")
+        while any(server.http.get("/queue").json().values()):
+            time.sleep(0.2)
+        last = max(server.http.get("/history").json().values(), key=lambda entry: entry["prompt"][0])
+        messages = dict(map(tuple, last["status"]["messages"]))
+        cached.append("8" in messages["execution_cached"]["nodes"])
+    assert cached[1]
+    (report,) = json.loads(page.js(f"JSON.stringify({LOOP}.properties.reprise_reflection.reports)"))
+    assert len(report["rounds"]) >= 1 and report["high"] == 1.0
+    rounds = f"{shown}.querySelectorAll('.reprise-round').length"
+    assert page.js(rounds) == len(report["rounds"])
+    pictures = f"[...{shown}.querySelectorAll('img')].filter(image => image.naturalWidth).length"
+    page.until(f"{pictures} === {len(report['rounds'])}")
+    assert page.js(f"{shown}.getBoundingClientRect().height > 60")
+
+    _draft(page, report["rounds"][0]["picture"]["filename"])
+    page.open(f"http://127.0.0.1:{server.port}/")
+    page.until(f"{pictures} === {len(report['rounds'])}")
+    assert page.js(rounds) == len(report["rounds"])
+    assert not [error for error in page.errors if "reprise" in error], page.errors
+
+
+def _draft(page: Browser, text: str) -> None:
+    """Waits until the frontend has written its draft, with this text in it."""
+    stores = "[...Object.values(localStorage), ...Object.values(sessionStorage)]"
+    page.until(f"{stores}.some(draft => draft.includes({json.dumps(text)}))")

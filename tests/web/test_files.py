@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "ja")
 NODES = (
     "RepriseRewriter", "RepriseRewardScorer", "RepriseParmBestOfN", "RepriseParmBestOfNAdvanced",
-    "RepriseReflectionLoop", "RepriseLoadRewriter", "RepriseLoadJudge", "RepriseLoadShapeWorld",
+    "RepriseReflectionLoop", "RepriseRefiner", "RepriseLoadRefiner", "RepriseLoadRewriter",
+    "RepriseLoadJudge", "RepriseLoadShapeWorld",
+    "RepriseEndpointRewriter", "RepriseClipRewriter",
 )  # fmt: skip
 
 
@@ -31,6 +34,22 @@ def test_scripts_parse_and_put_no_data_into_html(script):
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "innerHTML" not in text and "prototype" not in text
+
+
+def test_labels_are_the_same_in_every_language_and_all_used():
+    script = (ROOT / "web" / "labels.js").read_text(encoding="utf-8")
+    script = re.sub(r"^import .*", "const app = {};", script, flags=re.M)
+    done = subprocess.run([node_program(), "--input-type=module"], capture_output=True, encoding="utf-8",
+                          input=script + "console.log(JSON.stringify(LABELS))")  # fmt: skip
+    labels = json.loads(done.stdout)
+    assert tuple(labels) == LANGUAGES
+    for language, texts in labels.items():
+        assert list(texts) == list(labels["en"]), language
+        for key, text in texts.items():
+            assert sorted(re.findall(r"{\w+}", text)) == sorted(re.findall(r"{\w+}", labels["en"][key])), key
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.js"))
+    used = set(re.findall(r'label\([^")]*"(\w+)"', code)) | {"higher"}  # label(… ? "lower" : "higher")
+    assert used == set(labels["en"])
 
 
 def locale(language: str) -> dict:
@@ -65,7 +84,7 @@ def test_workflows_have_a_picture_and_say_what_their_api_twins_say(workflow):
     assert workflow.with_suffix(".jpg").is_file()
     shown = json.loads(workflow.read_text(encoding="utf-8"))
     twin = json.loads((ROOT / "tests" / "data" / "api" / workflow.name).read_text(encoding="utf-8"))
-    nodes = {str(node["id"]): node for node in shown["nodes"]}
+    nodes = {str(node["id"]): node for node in shown["nodes"] if node["type"] != "MarkdownNote"}
     links = {link[0]: [str(link[1]), link[2]] for link in shown["links"]}
     assert {key: node["type"] for key, node in nodes.items()} == {k: v["class_type"] for k, v in twin.items()}
     for key, node in nodes.items():

@@ -73,8 +73,16 @@ def test_a_stopped_run_goes_on_with_the_same_result(tmp_path):
 
 def test_results_of_other_settings_are_not_gone_on_with(tmp_path):
     run(tmp_path)
-    other = run(tmp_path, seeds=1)
-    assert other["rows"] == run(seeds=1)["rows"]
+    other = run(tmp_path, rounds=0)
+    assert other["rows"] == run(rounds=0)["rows"]
+
+
+def test_a_call_for_more_prompts_or_seeds_goes_on(tmp_path):
+    fewer = run(tmp_path, per_task=2, seeds=1)
+    first = (tmp_path / "partial.jsonl").read_text()
+    assert run(tmp_path)["rows"] == run()["rows"]
+    assert (tmp_path / "partial.jsonl").read_text().startswith(first)
+    assert run(tmp_path, per_task=2, seeds=1)["rows"] == fewer["rows"], "results of more are not counted"
 
 
 def test_some_tasks_have_the_prompts_and_pictures_of_the_whole_table(tmp_path):
@@ -85,7 +93,7 @@ def test_some_tasks_have_the_prompts_and_pictures_of_the_whole_table(tmp_path):
         assert list(row["tasks"]) == ["two_object", "position"]
         for task, interval in row["tasks"].items():
             assert interval[0] == full["tasks"][task][0]
-    assert len((tmp_path / "partial.jsonl").read_text().splitlines()) == 7 * 6 * 2, "other tasks' are dropped"
+    assert len((tmp_path / "partial.jsonl").read_text().splitlines()) == 7 * 18 * 2, "nothing is drawn again"
 
 
 def test_an_unknown_task_is_refused_with_the_near_match():

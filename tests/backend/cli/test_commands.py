@@ -10,6 +10,8 @@ import pytest
 
 from reprise.backend.shapeworld.prompts import TASKS
 
+from ...fake_endpoint import MODEL, refusal
+
 
 def refused(result, part, code=2):
     assert (result.code, result.out) == (code, ""), result.err
@@ -41,6 +43,31 @@ def test_rewrite_as_json_and_as_a_table(reprise):
 ])  # fmt: skip
 def test_rewrite_refuses(reprise, words, part):
     refused(reprise("rewrite", *words), part)
+
+
+def test_rewrite_by_an_endpoint(reprise, endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    asked = ("rewrite", "a cat", "--variants", 2, "--json", "--rewriter", f"chat:{MODEL}@{endpoint.url}")
+    result = reprise(*asked)
+    [row] = json.loads(result.out)
+    assert [r["prompt"] for r in row["rewrites"]] == ["a grey cat on a red sofa"] * 2
+    assert endpoint.requests[0].headers["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in result.out + result.err
+    endpoint.plays = [refusal(500, "out of memory")]
+    refused(reprise(*asked), "failed (500: 'out of memory')", code=1)
+
+
+@pytest.mark.parametrize("name,part", [
+    ("chat", "expected --rewriter chat:MODEL@URL"),
+    ("chat:llama", "expected --rewriter chat:MODEL@URL"),
+    ("http://127.0.0.1:1/v1", "expected --rewriter chat:MODEL@URL"),
+    ("chta:llama@http://127.0.0.1:1/v1", "did you mean 'chat'"),
+    ("chat:llama@http://me:secret@host/v1", "put a key into the environment"),
+])  # fmt: skip
+def test_endpoints_that_are_none(reprise, name, part):
+    result = reprise("rewrite", "a cat", "--rewriter", name)
+    refused(result, part)
+    assert "secret" not in result.err
 
 
 def test_shapeworld_draw_and_detect_agree(reprise, tmp_path):

@@ -35,3 +35,11 @@ def test_saved_and_loaded_is_the_same(make, tmp_path):
 def test_clip_ids_are_the_same_in_every_process():
     """Weights of one process are for the ids of all: the learner's own hash maps are seeded at random."""
     assert clip_tokenizer()("a large red circle").input_ids == [805, 64, 776, 583, 758, 806]
+
+
+def test_the_committed_tokenizers_are_these():
+    from reprise.backend.renderers.shapeworld import WEIGHTS
+
+    for make, folder in ((clip_tokenizer, "tokenizer"), (t5_tokenizer, "tokenizer_2")):
+        made = make()
+        assert type(made).from_pretrained(WEIGHTS / folder).get_vocab() == made.get_vocab()

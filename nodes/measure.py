@@ -1,0 +1,148 @@
+"""What the nodes cost inside ComfyUI, measured; `reprise bench nodes` runs this file in ComfyUI's Python.
+
+Usage: measure.py COMFYUI_FOLDER PACK_FOLDER PAIRS STEPS; prints one line of JSON:
+`pairs` {width in pixels: [[seconds of stock nodes, seconds of PARM with N = 1], …]}, `import` seconds of
+the pack and of its node list, `interrupts` [[seconds from interrupt to stop, seconds of one step], …].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+PROMPT = "a large red circle at the top left and a small blue star in the center, on a grey background"
+SIZES = (128, 256)  # pixels: the embedded model's own, and four times the work a step
+CANDIDATES, DELAYS = 8, (0.35, 0.5, 0.65, 0.8, 0.95)  # of the interrupted runs; seconds before it
+
+
+def _pack(folder: str) -> Any:
+    """The pack, imported by path as ComfyUI does it: its name is its path."""
+    name = folder.replace(".", "_x_")
+    where = importlib.util.spec_from_file_location(
+        name, folder + "/__init__.py", submodule_search_locations=[folder]
+    )
+    assert where and where.loader
+    sys.modules[name] = importlib.util.module_from_spec(where)
+    where.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def _import_seconds(folder: str) -> tuple[Any, float]:
+    """The pack and the seconds that ComfyUI spends on it at start: import, entry point, every schema."""
+    started = time.perf_counter()
+    pack = _pack(folder)
+    extension = asyncio.run(pack.comfy_entrypoint())
+    for node in asyncio.run(extension.get_node_list()):
+        node.GET_SCHEMA()
+    return pack, time.perf_counter() - started
+
+
+class _Bench:
+    def __init__(self, pack: Any, steps: int):
+        def module(name: str) -> Any:
+            return importlib.import_module(f"{pack.__name__}.nodes.{name}")
+
+        import nodes as stock
+
+        self.stock, self.steps = stock, steps
+        self.parm, self.scorer = module("parm").ParmBestOfN, module("scorer").RewardScorer
+        self.model, self.clip, self.vae = module("shapeworld").load()
+        self.judge = module("loaders").LoadJudge.execute("shapeworld").args[0]
+        self.positive, self.negative = self._encode(PROMPT), self._encode("")
+
+    def _encode(self, text: str) -> Any:
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def _sampling(self, width: int, steps: int) -> dict[str, Any]:
+        import torch
+
+        latent = {"samples": torch.zeros(1, 16, width // 8, width // 8)}
+        return {"model": self.model, "seed": 1, "steps": steps, "cfg": 3.0, "sampler_name": "euler",
+                "scheduler": "simple", "positive": self.positive, "negative": self.negative,
+                "latent_image": latent, "denoise": 1.0}  # fmt: skip
+
+    def of_stock_nodes(self, width: int) -> float:
+        """KSampler, VAE Decode and our scorer, as a graph without PARM has them."""
+        started = time.perf_counter()
+        latent = self.stock.KSampler().sample(**self._sampling(width, self.steps))[0]
+        image = self.stock.VAEDecode().decode(self.vae, latent)[0]
+        self.scorer.execute(images=image, prompt=PROMPT, judge=self.judge)
+        return time.perf_counter() - started
+
+    def of_parm(self, width: int, candidates: int = 1, steps: int | None = None) -> float:
+        started = time.perf_counter()
+        self.parm.execute(
+            **self._sampling(width, steps or self.steps), vae=self.vae, judge=self.judge, prompt=PROMPT,
+            candidates=candidates, prune="none", preview="auto", chunk=0,
+        )  # fmt: skip
+        return time.perf_counter() - started
+
+    def pairs(self, width: int, count: int) -> list[list[float]]:
+        """Alternating runs; the first two warm up and are not counted."""
+        self.of_stock_nodes(width), self.of_parm(width)
+        found = []
+        for i in range(count):
+            if i % 2:
+                parm, stock = self.of_parm(width), self.of_stock_nodes(width)
+            else:
+                stock, parm = self.of_stock_nodes(width), self.of_parm(width)
+            found.append([stock, parm])
+        return found
+
+    def interrupts(self) -> list[list[float]]:
+        """Each time: seconds from ComfyUI's interrupt to the node's end, and of one step of that search."""
+        import comfy.model_management as management
+
+        whole = 16
+        step = min(self.of_parm(128, CANDIDATES, whole) for _ in range(3)) / whole
+        found = []
+        for delay in DELAYS:
+            asked = [0.0]
+
+            def interrupt(asked: list[float] = asked) -> None:
+                asked[0] = time.perf_counter()
+                management.interrupt_current_processing()
+
+            timer = threading.Timer(delay, interrupt)
+            timer.start()
+            try:
+                self.of_parm(128, CANDIDATES, 10_000)
+            except management.InterruptProcessingException:
+                found.append([time.perf_counter() - asked[0], step])
+            timer.join()
+        return found
+
+
+def main() -> None:
+    comfyui, folder, pairs, steps = sys.argv[1:5]
+    sys.argv = ["main.py", "--cpu"]
+    sys.path[0] = comfyui  # not this file's folder: `nodes` is ComfyUI's
+
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import torch
+
+    import nodes as _  # noqa: F401  ComfyUI has all of this in memory before it loads packs
+
+    pack, seconds = _import_seconds(folder)
+    bench = _Bench(pack, int(steps))
+    with torch.inference_mode():
+        found = {
+            "import": seconds,
+            "pairs": {str(width): bench.pairs(width, int(pairs)) for width in SIZES},
+            "interrupts": bench.interrupts(),
+        }
+    import comfyui_version
+
+    print(json.dumps({**found, "comfyui": comfyui_version.__version__}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""What the views are told of a judge."""
+
+import json
+import math
+
+from reprise.backend.types import RewardSpec
+from reprise.nodes.reports import scale
+
+
+def test_a_range_goes_through_json_also_where_it_has_no_end():
+    told = scale(RewardSpec("distance", 0.0, math.inf, higher_is_better=False))
+    assert told == {"higher_is_better": False, "low": 0.0, "high": None}
+    json.dumps(told, allow_nan=False)

@@ -1,0 +1,157 @@
+"""The views in the frontend package of requirements-dev.lock, with no ComfyUI: a stub says what a run said.
+
+Edit, lock, turn back, reload and the language, in both node renderers. `test_browser.py` has the real server.
+"""
+
+import json
+
+import pytest
+
+from .browser import LOOP, REWRITER, WORKFLOW, Browser, load_reflection, press, value, view
+from .stub import RECORDED, Stub, frontend, record
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return json.loads(RECORDED.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", params=["LiteGraph", "Vue"])
+def stub(recorded, request):
+    running = Stub(frontend(), recorded["object_info"])
+    running.settings["Comfy.VueNodes.Enabled"] = request.param == "Vue"
+    yield running
+    running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(stub):
+    made = Browser()
+    try:
+        made.open(f"http://127.0.0.1:{stub.port}/")
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """A page with a fresh quick start; opening one takes long, so the tests share it."""
+    browser.js(f"app.loadGraphData({WORKFLOW.read_text(encoding='utf-8')}, true, true, 'quick start')")
+    browser.until(f"{view('reprise_parm')}.textContent.includes('after a run')")
+    yield browser
+    browser.screenshot(tmp_path / "page.png")
+
+
+def queued(page: Browser, stub: Stub) -> dict:
+    """Presses Run; the graph as the server gets it."""
+    page.js("app.queuePrompt(0)")
+    return stub.prompts.get(timeout=60)
+
+
+def test_rounds_arrive_one_by_one_and_whole_from_the_cache(page, stub, recorded):
+    shown = load_reflection(page)
+    (whole,) = recorded["outputs"]["reflection_loop"]["8"]["reprise_reflection"]
+    loop = page.js(f"String({LOOP}.id)")
+    rows = f"{shown}.querySelectorAll('.reprise-round').length"
+
+    def tell(*reports):
+        stub.executed({loop: {"reprise_reflection": list(reports)}})
+
+    tell({**whole, "rounds": []})
+    for count in range(1, len(whole["rounds"]) + 1):
+        tell({**whole, "rounds": whole["rounds"][:count], "part": True})
+        page.until(f"{rows} === {count}")
+    assert page.js(f"{shown}.querySelectorAll('.reprise-round-best').length") == 1
+    # A new run starts: what was shown stays until its first round is there.
+    tell({**whole, "rounds": []})
+    tell(whole, {**whole, "id": "8.1.0."})
+    page.until(f"{shown}.querySelector('.reprise-pager')?.textContent.includes('1 / 2')")
+    assert page.js(rows) == len(whole["rounds"])
+    assert page.until(f"!{shown}.querySelector('img')")  # the stub has no pictures: none is left broken
+    assert not [error for error in page.errors if "reprise" in error], page.errors
+
+
+def test_a_judge_that_counts_down_has_its_best_on_top(page, stub, recorded):
+    (report,) = recorded["outputs"]["shapeworld_quick_start"]["8"]["reprise_parm"]
+    candidates = [{"index": i, "seed": i, "score": score, "pruned_at": None, "preview_scores": {}}
+                  for i, score in enumerate([3.0, -1.0, 2.0])]  # fmt: skip
+    down = {"higher_is_better": False, "low": None, "high": 5.0, "candidates": candidates, "best": 1}
+    stub.executed({"8": {"reprise_parm": [{**report, **down}]}})
+    body = f"{view('reprise_parm')}.querySelector('tbody')"
+    scores = f"[...{body}.querySelectorAll('td:nth-child(3)')].map(td => td.textContent).join()"
+    page.until(f"{scores} === '-1.00,2.00,3.00'")
+    bars = f"[...{body}.querySelectorAll('.reprise-score-bar')].map(bar => bar.style.width).join()"
+    assert page.js(bars) == "100%,50%,33%"
+    assert "lower is better" in page.js(f"{view('reprise_parm')}.querySelector('thead tr').title")
+
+
+def test_edit_lock_and_reload(page, stub, recorded):
+    told = recorded["outputs"]["shapeworld_quick_start"]
+    assert queued(page, stub)["4"]["inputs"]["locked"] is False
+    stub.executed(told)
+    shown = f"{view('reprise_rewrite')}.querySelector('.reprise-rewrite').textContent"
+    rewrite = page.until(shown)
+    assert rewrite == told["4"]["reprise_rewrite"][0]["prompts"][0]
+    page.until(f"{view('reprise_scores')}.querySelector('.reprise-winner')")
+    assert page.js(f"{view('reprise_parm')}.querySelectorAll('tbody tr').length") == 8
+    for key in ("reprise_rewrite", "reprise_parm", "reprise_scores"):
+        assert page.js(f"{view(key)}.isConnected && {view(key)}.getBoundingClientRect().height > 20"), key
+
+    page.js(press("reprise_parm", "Use winner's seed"))
+    page.js(press("reprise_rewrite", "Lock and edit"))
+    assert page.js(value(REWRITER, "locked_prompt")) == rewrite
+    page.js(value(REWRITER, "locked_prompt") + " = 'my <b>own</b> words'")
+    sent = queued(page, stub)
+    assert sent["4"]["inputs"]["locked"] is True
+    assert sent["4"]["inputs"]["locked_prompt"] == "my <b>own</b> words"
+    assert sent["8"]["inputs"]["seed"] == told["8"]["reprise_parm"][0]["seed"]
+    own = {"prompt": "x", "prompts": ["my <b>own</b> words"], "reasons": ["(locked: your own text)"],
+           "fallbacks": [None]}  # fmt: skip
+    stub.executed({"4": {"reprise_rewrite": [own]}})
+    page.until(f"{shown} === 'my <b>own</b> words'")  # as text, not as HTML
+
+    # The browser has the draft; in another language the same page says it in that one.
+    stores = "[...Object.values(localStorage), ...Object.values(sessionStorage)]"
+    page.until(f"{stores}.some(text => text.includes('<b>own</b> words'))")
+    stub.settings["Comfy.Locale"] = "ja"
+    page.open(f"http://127.0.0.1:{stub.port}/")
+    page.until(REWRITER)
+    assert page.until(shown) == "my <b>own</b> words"
+    assert page.js(value(REWRITER, "locked_prompt")) == "my <b>own</b> words"
+    assert page.js(f"{view('reprise_parm')}.querySelectorAll('tbody tr').length") == 8
+    assert "自分のテキスト" in page.js(f"{view('reprise_rewrite')}.textContent")
+    page.js(press("reprise_rewrite", "ロック解除"))
+    assert queued(page, stub)["4"]["inputs"]["locked"] is False
+    assert not [error for error in page.errors if "reprise" in error], page.errors
+
+
+VARIES = ("options", "python_module")  # models that are installed, samplers of this ComfyUI
+
+
+def plain(value):
+    """What must not differ: of a schema all but `VARIES`, of an output its keys."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items() if key not in VARIES}
+    return [plain(part) for part in value] if isinstance(value, list) else value
+
+
+def keys(value):
+    if isinstance(value, dict) and not any(key.isdigit() for key in value):
+        return {key: keys(part) for key, part in value.items()}
+    return [keys(part) for part in value[:1]] if isinstance(value, list) else None
+
+
+@pytest.mark.comfyui
+def test_what_the_stub_says_is_what_comfyui_says(server, recorded):
+    now = record(server)
+    again = "run `python -m tests.web.stub` to record it anew"
+    for name in [name for name in now["object_info"] if name.startswith("Reprise")]:
+        old, new = recorded["object_info"].get(name, {}), now["object_info"][name]
+        for part in ("input", "input_order", "output", "output_name", "output_is_list", "output_node"):
+            assert plain(old.get(part)) == plain(new[part]), f"{name}: {part}; {again}"
+    for name, outputs in now["outputs"].items():
+        old = recorded["outputs"][name]
+        assert {node: keys(output) for node, output in old.items()} == {
+            node: keys(output) for node, output in outputs.items()
+        }, again
