@@ -180,11 +180,12 @@ def test_an_interrupt_does_not_wait_for_the_server(server):
 
 @pytest.fixture
 def loop(graph):
-    """The saved loop with an endpoint in its rewriter's place."""
+    """The saved loop with an endpoint in its rewriter's place, which is asked before the first round too."""
 
     def made(url, **inputs):
         nodes = graph("reflection_loop")
         nodes["2"] = rewriting(url)[LOADER]
+        del nodes["8"]["inputs"]["first_prompt"]
         nodes["8"]["inputs"].update(inputs)
         return nodes
 
