@@ -17,6 +17,7 @@ import difflib
 from collections.abc import Iterable
 
 FEW = 8  # names that a message lists even where one of them is near
+LONGEST = 160  # characters of another library's error that a message of ours repeats
 
 
 class RepriseError(Exception):
@@ -74,3 +75,8 @@ class EndpointError(RepriseError):
 
 class Interrupted(RepriseError):
     """The work was stopped on request; what was finished is kept."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand in a line of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import RepriseError, RewardFailed
 from .interfaces import Reward, TextReward
-from .types import Rewrite
+from .types import RewardSpec, Rewrite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,12 @@ def image_scores(reward: Reward, images: Tensor, prompts: Sequence[str]) -> list
 def text_scores(reward: TextReward, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]:
     """Scores of rewrites, checked alike."""
     return _checked(reward.spec.name, lambda: reward.score_text(rewrites, prompts), len(prompts))
+
+
+def ranking(spec: RewardSpec, scores: Mapping[int, float]) -> list[int]:
+    """Indexes of `scores` from best to worst; a tie goes to the earlier one."""
+    sign = 1.0 if spec.higher_is_better else -1.0
+    return sorted(scores, key=lambda i: (-sign * scores[i], i))
 
 
 def _checked(name: str, call, expected: int) -> list[float]:

@@ -72,9 +72,7 @@ class LoadRewriter(io.ComfyNode):
         from .memory import managed
 
         folder = WEIGHTS if rewriter == EMBEDDED else _folder("rewriters", rewriter)
-        made = RePromptRewriter(folder, device="cpu")
-        made.patcher = managed(made.model)  # type: ignore[attr-defined]
-        return io.NodeOutput(made)
+        return io.NodeOutput(managed(RePromptRewriter(folder, device="cpu")))
 
 
 class LoadRefiner(io.ComfyNode):
@@ -107,9 +105,8 @@ class LoadRefiner(io.ComfyNode):
         from ..backend.registry import REWRITERS, resolve
         from .memory import managed
 
-        made = resolve("kind of rewriter", REWRITERS, "prip")(_folder("refiners", refiner), device="cpu")
-        made.patcher = managed(made.model)
-        return io.NodeOutput(made)
+        make = resolve("kind of rewriter", REWRITERS, "prip")
+        return io.NodeOutput(managed(make(_folder("refiners", refiner), device="cpu")))
 
 
 class LoadJudge(io.ComfyNode):
@@ -144,9 +141,8 @@ class LoadJudge(io.ComfyNode):
 
         own = JUDGES[judge].files[0].folder
         folders = (Path(root) / own for root in folder_paths.get_folder_paths(_root("judges")))
-        made = make(next((f for f in folders if f.is_dir()), None), device="cpu", dtype=precision())
-        made.patcher = managed(made.model)
-        return io.NodeOutput(made)
+        folder = next((f for f in folders if f.is_dir()), None)
+        return io.NodeOutput(managed(make(folder, device="cpu", dtype=precision())))
 
 
 def image_rewards() -> tuple[str, ...]:

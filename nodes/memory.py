@@ -17,11 +17,12 @@ class Managed(nn.Module):
         self.model = model
 
 
-def managed(model: nn.Module) -> ModelPatcher:
-    """A patcher that keeps `model` on the text encoders' devices."""
-    return ModelPatcher(
-        Managed(model), management.text_encoder_device(), management.text_encoder_offload_device()
-    )
+def managed(holder: Any) -> Any:
+    """`holder` (a rewriter, refiner or judge) with its `model` under the manager, on the text encoders'
+    devices, through a `patcher` that `ready` finds."""
+    devices = management.text_encoder_device(), management.text_encoder_offload_device()
+    holder.patcher = ModelPatcher(Managed(holder.model), *devices)
+    return holder
 
 
 def precision() -> str:
@@ -30,7 +31,7 @@ def precision() -> str:
 
 
 def ready(holder: Any) -> None:
-    """Bring what `holder` (a rewriter or judge of a loader node) needs onto its device."""
-    patchers = [patcher for patcher in (getattr(holder, "patcher", None),) if patcher is not None]
-    if patchers:
-        management.load_models_gpu(patchers)
+    """Bring the model of what a loader node made onto its device, where it has one under the manager."""
+    patcher = getattr(holder, "patcher", None)
+    if patcher is not None:
+        management.load_models_gpu([patcher])

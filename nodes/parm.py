@@ -13,6 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from ..backend.errors import BadInput
+from ..backend.judging import ranking
 from ..backend.search.best_of_n import best_of, check_search, judge_candidates
 from ..backend.search.parm import SCHEDULES, PruningWatcher, schedule_from
 from ..backend.types import Candidate, Cost
@@ -70,12 +71,7 @@ class ParmBestOfN(io.ComfyNode):
             search_aliases=["best of n", "seed search", "cherry pick", "inference time scaling", "KSampler"],
             inputs=[
                 io.Model.Input("model"),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
-                             tooltip="The first candidate's seed; candidate i has seed + i."),
-                io.Int.Input("steps", default=20, min=1, max=10000),
-                io.Float.Input("cfg", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01),
-                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
-                io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple"),
+                *sockets.sampling("The first candidate's seed; candidate i has seed + i."),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Latent.Input("latent_image",
@@ -198,9 +194,8 @@ def _latents(model: Any, latent_image: dict, count: int) -> tuple[torch.Tensor, 
 
 def _result(found: list[Candidate], best: int, samples: torch.Tensor, judge: Any, latent_image: dict,
             cost: Cost) -> io.NodeOutput:  # fmt: skip
-    sign = 1 if judge.spec.higher_is_better else -1
-    ranked = sorted((c for c in found if c.image is not None),
-                    key=lambda c: (-sign * (c.score or 0.0), c.index))  # fmt: skip
+    scores = {c.index: c.score for c in found if c.score is not None}
+    ranked = [found[i] for i in ranking(judge.spec, scores)]
     images = torch.stack([c.image for c in ranked if c.image is not None])
     report = {
         "judge": judge.spec.name, **scale(judge.spec), "best": best, "seed": found[best].seed,

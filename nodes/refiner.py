@@ -22,14 +22,9 @@ class PripRefiner(io.ComfyNode):
                         "prompt that describes it (PRIP).",
             search_aliases=["prompt refiner", "prompt enhancer", "promptist", "PRIP"],
             inputs=[
-                io.String.Input("prompt", multiline=True, default="", dynamic_prompts=True,
-                                tooltip="What the picture shows, in your own few words."),
-                sockets.Refiner.Input("refiner", tooltip="From Load Refiner."),
-                io.Int.Input("variants", default=1, min=1, max=64,
-                             tooltip="1: the model's best single refinement. More: that many different ones, "
-                                     "as a list; what follows in the graph runs once for each."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
-                             tooltip="The same seed gives the same refinements. No effect with one variant."),
+                *sockets.rewriting(
+                    sockets.Refiner.Input("refiner", tooltip="From Load Refiner."), "refinement"
+                ),
             ],
             outputs=[
                 io.String.Output("prompt", display_name="prompt", is_output_list=True,

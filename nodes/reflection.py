@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..backend.errors import BadInput
 from ..backend.interfaces import Critic
-from ..backend.judging import image_scores
+from ..backend.judging import image_scores, ranking
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
@@ -41,12 +40,7 @@ def _inputs() -> list:
                         tooltip="Your ORIGINAL prompt: what the picture should show."),
         io.Int.Input("rounds", default=3, min=0, max=16,
                      tooltip="Most corrections; the loop stops as soon as the judge is satisfied."),
-        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
-                     tooltip="Round r draws with seed + r."),
-        io.Int.Input("steps", default=20, min=1, max=10000),
-        io.Float.Input("cfg", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01),
-        io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
-        io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple"),
+        *sockets.sampling("Round r draws with seed + r."),
         io.Combo.Input("correction", options=list(CORRECTIONS), default=CORRECTIONS[0],
                        tooltip="draw again: a new picture from the mended prompt. image to image: the best "
                                "picture so far is drawn over."),
@@ -147,8 +141,7 @@ class ReflectionStep(io.ComfyNode):
         past[-1] |= {"score": score, "verdict": "yes" if verdict.satisfied else "no",
                      "critique": verdict.critique}  # fmt: skip
         every = picture if images is None else torch.cat([images.float().cpu(), picture])
-        sign = 1 if judge.spec.higher_is_better else -1
-        best = max(range(len(past)), key=lambda i: (sign * past[i]["score"], -i))
+        best = ranking(judge.spec, {i: drawn["score"] for i, drawn in enumerate(past)})[0]
         told = [*report.shown["rounds"][: len(past) - 1], {**past[-1], "picture": thumbnail(picture)}]
         report.shown.update(best=best, rounds=told)
         ui = {"reprise_reflection": [{**report.shown, "part": True}]}

@@ -31,16 +31,14 @@ class RePromptRewriterNode(io.ComfyNode):
                         "arXiv 2505.17540). Lock the text to edit it and keep it.",
             search_aliases=["prompt enhancer", "prompt upsampler", "reprompt", "LLM prompt", "magic prompt"],
             inputs=[
-                io.String.Input("prompt", multiline=True, default="", dynamic_prompts=True,
-                                tooltip="What the picture shows, in your own few words."),
-                sockets.Rewriter.Input("rewriter", optional=True,
-                                       tooltip="From Load Rewriter, Endpoint Rewriter or Rewriter from CLIP. "
-                                               "Not needed while the text is locked."),
-                io.Int.Input("variants", default=1, min=1, max=64,
-                             tooltip="1: the model's best single rewrite. More: that many different ones, as "
-                                     "a list; what follows in the graph runs once for each."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
-                             tooltip="The same seed gives the same rewrites. No effect with one variant."),
+                *sockets.rewriting(
+                    sockets.Rewriter.Input(
+                        "rewriter", optional=True,
+                        tooltip="From Load Rewriter, Endpoint Rewriter or Rewriter from CLIP. "
+                                "Not needed while the text is locked.",
+                    ),
+                    "rewrite",
+                ),
                 io.Boolean.Input("locked", default=False,
                                  tooltip="Use the text below instead of rewriting again."),
                 io.String.Input("locked_prompt", multiline=True, default="", optional=True,

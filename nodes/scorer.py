@@ -40,7 +40,7 @@ class RewardScorer(io.ComfyNode):
     @classmethod
     def execute(cls, images, prompt: str, judge) -> io.NodeOutput:
         from ..backend.interfaces import Critic
-        from ..backend.judging import image_scores
+        from ..backend.judging import image_scores, ranking
         from .memory import ready
         from .reports import scale
 
@@ -48,8 +48,7 @@ class RewardScorer(io.ComfyNode):
         ready(judge)
         pictures = images[..., :3].float().cpu()
         scores = image_scores(judge, pictures, asked)
-        sign = 1 if judge.spec.higher_is_better else -1
-        order = sorted(range(len(scores)), key=lambda i: (-sign * scores[i], i))
+        order = ranking(judge.spec, dict(enumerate(scores)))
         report = {"judge": judge.spec.name, **scale(judge.spec), "prompt": prompt, "scores": scores,
                   "ranking": order}  # fmt: skip
         if isinstance(judge, Critic):

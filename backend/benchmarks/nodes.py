@@ -1,6 +1,6 @@
 """What the nodes cost inside a real ComfyUI on the CPU, as ratios measured in one run of its Python.
 
-`nodes/measure.py` runs there, in a process of its own, and does the measuring; here its figures become rows.
+`nodes/inside/measure.py` runs there, in a process of its own, and measures; here its figures become rows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ..errors import BadInput, RepriseError
 from .parm import ratio_interval
 
 PACK = Path(__file__).resolve().parents[2]
+SCRIPT = PACK / "nodes" / "inside" / "measure.py"
 IMPORT_GOAL = 0.15  # seconds
 
 
@@ -45,7 +46,7 @@ def bench(
     if tell:
         tell("nodes", 0, 1)
     done = subprocess.run(
-        [str(python), str(PACK / "nodes" / "measure.py"), str(folder), str(PACK), str(pairs), str(steps)],
+        [str(python), str(SCRIPT), str(folder), str(PACK), str(pairs), str(steps)],
         capture_output=True, text=True, cwd=folder,
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
@@ -58,7 +59,7 @@ def bench(
 
 
 def result_of(found: dict[str, Any], pairs: int, steps: int) -> dict[str, Any]:
-    """The bench's object (design.md 5) from what `nodes/measure.py` printed."""
+    """The bench's object (design.md 5) from what the script printed."""
     rows = []
     for width, seconds in found["pairs"].items():
         stock, parm = zip(*seconds)

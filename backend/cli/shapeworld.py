@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="The embedded world: make its weigh
 @app.command()
 def build(
     work: Annotated[Path, typer.Option(metavar="DIR", help="Where training goes on and stops.")] = Path(
-        "work/shapeworld"
+        "out/shapeworld"
     ),
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default="the package's own", help="Where weights go.")

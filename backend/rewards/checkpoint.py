@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput, CheckpointError
+from ..errors import BadInput, CheckpointError, first_line
 from ..loading import quiet_loading
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = _unpickled(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than weights, or is no checkpoint; it was not loaded: "
-                              f"reading it could run code ({_first_line(error)})") from error  # fmt: skip
+                              f"reading it could run code ({first_line(error)})") from error  # fmt: skip
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     tensors = dict(found) if isinstance(found, Mapping) else {}
@@ -126,7 +126,3 @@ def placement(device: str | None, dtype: str | None) -> tuple[torch.device, torc
     if kind not in (torch.float32, torch.float16, torch.bfloat16):
         raise BadInput(f"unknown dtype {dtype!r}; expected float32, float16, bfloat16 or auto")
     return where, kind
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..loading import model_folders
 from .files import Wanted, advice, find, needs
 
@@ -38,8 +38,9 @@ def _fetch(wanted: Wanted, folder: Path) -> Path:
             wanted.repo, wanted.name, revision=promised.commit_hash, endpoint=endpoint, local_dir=folder
         ))  # fmt: skip
     except Exception as error:  # the hub's, its HTTP library's and the disk's own kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{wanted.name} cannot be had from {wanted.page}: {reason}") from error
+        raise CheckpointError(
+            f"{wanted.name} cannot be had from {wanted.page}: {first_line(error)}"
+        ) from error
     if checksum(path, promised.etag or "") != promised.etag:
         path.unlink()
         raise CheckpointError(f"{wanted.name} arrived damaged and was deleted; ask for it again")

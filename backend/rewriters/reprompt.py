@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
 from ..config import one_line
-from ..errors import BadInput, CheckpointError, Interrupted
+from ..errors import BadInput, CheckpointError, Interrupted, first_line
 from ..loading import quiet_loading
 from ..types import Rewrite
 from .prompting import SYSTEM, prompt_ids
@@ -257,7 +257,7 @@ def load_checkpoint(where: str, device: str = "cpu",
             )  # fmt: skip
     except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds
         raise CheckpointError(
-            f"cannot load the rewriter {where}: {_first_line(error)}; fetch or train it again"
+            f"cannot load the rewriter {where}: {first_line(error)}; fetch or train it again"
         ) from error
     model, info = loaded
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
@@ -286,8 +286,3 @@ def _default_dtype(device: str) -> torch.dtype:
     if not device.startswith("cuda"):
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..interfaces import Renderer, Reward
-from ..judging import image_scores
+from ..judging import image_scores, ranking
 from ..types import SEED_RANGE, Candidate, Cost, Job
 from .parm import Full, PruningWatcher, Schedule
 
@@ -78,6 +78,5 @@ def judge_candidates(judge: Reward, prompt: str, finished: list[Candidate], cost
 
 def best_of(candidates: Sequence[Candidate], judge: Reward) -> int:
     """Index of the best finished candidate; a tie goes to the earlier one."""
-    sign = 1.0 if judge.spec.higher_is_better else -1.0
-    finished = [c for c in candidates if c.image is not None and c.score is not None]
-    return max(finished, key=lambda c: (sign * (c.score or 0.0), -c.index)).index
+    scores = {c.index: c.score for c in candidates if c.image is not None and c.score is not None}
+    return ranking(judge.spec, scores)[0]

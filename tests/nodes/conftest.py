@@ -134,7 +134,7 @@ def in_comfyui():
         done = subprocess.run(
             [str(python), str(Path(__file__).parent / script), str(folder), str(ROOT), *arguments],
             capture_output=True, text=True, timeout=seconds, cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "nodes" / "inside")},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.strip().splitlines()[-1])

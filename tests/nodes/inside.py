@@ -3,18 +3,15 @@
 Usage: inside.py COMFYUI_FOLDER PACK_FOLDER TASK; prints one line of JSON.
 """
 
-import importlib
-import importlib.util
 import json
 import sys
+from functools import partial
+
+from boot import module, start  # of nodes/inside
 
 COMFYUI, PACK, TASK = sys.argv[1:4]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, COMFYUI)
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start(COMFYUI)
+pack = partial(module, PACK)  # a module of the pack
 
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
@@ -22,17 +19,6 @@ import torch  # noqa: E402
 
 SEED, STEPS, COUNT, CFG = 5, 6, 4, 3.0
 PROMPT = "a large red circle at the top left and a small blue star in the center, on a grey background"
-
-
-def pack(module: str):
-    """A module of the pack, whose name is its path."""
-    name = PACK.replace(".", "_x_")
-    if name not in sys.modules:
-        where = PACK + "/__init__.py"
-        spec = importlib.util.spec_from_file_location(name, where, submodule_search_locations=[PACK])
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return importlib.import_module(f"{name}.{module}")
 
 
 class Graph:

@@ -3,18 +3,15 @@
 Usage: inside_clip.py COMFYUI_FOLDER PACK_FOLDER TASK; prints one line of JSON.
 """
 
-import importlib
-import importlib.util
 import json
 import sys
+from functools import partial
+
+from boot import module, start  # of nodes/inside
 
 COMFYUI, PACK, TASK = sys.argv[1:4]
-sys.argv = ["main.py", "--cpu"]
-sys.path[0] = COMFYUI  # not this file's folder
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start(COMFYUI)
+pack = partial(module, PACK)  # a module of the pack
 
 import comfy.sd  # noqa: E402
 import comfy.sd1_clip  # noqa: E402
@@ -25,17 +22,6 @@ import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 
 PROMPTS = ["a photo of a blue star left of a green heart", "three red circles"]
-
-
-def pack(module: str):
-    """A module of the pack, whose name is its path."""
-    name = PACK.replace(".", "_x_")
-    if name not in sys.modules:
-        where = PACK + "/__init__.py"
-        spec = importlib.util.spec_from_file_location(name, where, submodule_search_locations=[PACK])
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return importlib.import_module(f"{name}.{module}")
 
 
 def made(tokenizer, model, **options) -> comfy.sd.CLIP:

@@ -3,34 +3,19 @@
 Usage: inside_judges.py COMFYUI_FOLDER PACK_FOLDER MODELS_FOLDER; prints one line of JSON.
 """
 
-import importlib
-import importlib.util
 import json
 import sys
+from functools import partial
+
+from boot import module, start  # of nodes/inside
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
-sys.argv = ["main.py", "--cpu"]
-sys.path[0] = COMFYUI  # not this file's folder
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start(COMFYUI)
+pack = partial(module, PACK)  # a module of the pack
 
 import comfy.model_management  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
-
-
-def pack(module: str):
-    """A module of the pack, whose name is its path."""
-    name = PACK.replace(".", "_x_")
-    if name not in sys.modules:
-        where = PACK + "/__init__.py"
-        spec = importlib.util.spec_from_file_location(name, where, submodule_search_locations=[PACK])
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return importlib.import_module(f"{name}.{module}")
-
 
 folder_paths.models_dir = MODELS
 pack("backend.rewards.pick_score").PickScore.vision = (160, 2)

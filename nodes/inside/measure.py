@@ -8,52 +8,38 @@ the pack and of its node list, `interrupts` [[seconds from interrupt to stop, se
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import json
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from boot import module, start
 
 PROMPT = "a large red circle at the top left and a small blue star in the center, on a grey background"
 SIZES = (128, 256)  # pixels: the embedded model's own, and four times the work a step
 CANDIDATES, DELAYS = 8, (0.35, 0.5, 0.65, 0.8, 0.95)  # of the interrupted runs; seconds before it
 
 
-def _pack(folder: str) -> Any:
-    """The pack, imported by path as ComfyUI does it: its name is its path."""
-    name = folder.replace(".", "_x_")
-    where = importlib.util.spec_from_file_location(
-        name, folder + "/__init__.py", submodule_search_locations=[folder]
-    )
-    assert where and where.loader
-    sys.modules[name] = importlib.util.module_from_spec(where)
-    where.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def _import_seconds(folder: str) -> tuple[Any, float]:
-    """The pack and the seconds that ComfyUI spends on it at start: import, entry point, every schema."""
+def _import_seconds(pack: Callable[..., Any]) -> float:
+    """Seconds that ComfyUI spends on the pack at start: import, entry point, every schema."""
     started = time.perf_counter()
-    pack = _pack(folder)
-    extension = asyncio.run(pack.comfy_entrypoint())
+    extension = asyncio.run(pack().comfy_entrypoint())
     for node in asyncio.run(extension.get_node_list()):
         node.GET_SCHEMA()
-    return pack, time.perf_counter() - started
+    return time.perf_counter() - started
 
 
 class _Bench:
-    def __init__(self, pack: Any, steps: int):
-        def module(name: str) -> Any:
-            return importlib.import_module(f"{pack.__name__}.nodes.{name}")
-
+    def __init__(self, pack: Callable[..., Any], steps: int):
         import nodes as stock
 
         self.stock, self.steps = stock, steps
-        self.parm, self.scorer = module("parm").ParmBestOfN, module("scorer").RewardScorer
-        self.model, self.clip, self.vae = module("shapeworld").load()
-        self.judge = module("loaders").LoadJudge.execute("shapeworld").args[0]
+        self.parm, self.scorer = pack("nodes.parm").ParmBestOfN, pack("nodes.scorer").RewardScorer
+        self.model, self.clip, self.vae = pack("nodes.shapeworld").load()
+        self.judge = pack("nodes.loaders").LoadJudge.execute("shapeworld").args[0]
         self.positive, self.negative = self._encode(PROMPT), self._encode("")
 
     def _encode(self, text: str) -> Any:
@@ -121,17 +107,13 @@ class _Bench:
 
 def main() -> None:
     comfyui, folder, pairs, steps = sys.argv[1:5]
-    sys.argv = ["main.py", "--cpu"]
-    sys.path[0] = comfyui  # not this file's folder: `nodes` is ComfyUI's
-
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    start(comfyui)
     import torch
 
     import nodes as _  # noqa: F401  ComfyUI has all of this in memory before it loads packs
 
-    pack, seconds = _import_seconds(folder)
+    pack = partial(module, folder)
+    seconds = _import_seconds(pack)
     bench = _Bench(pack, int(steps))
     with torch.inference_mode():
         found = {
