@@ -85,13 +85,18 @@ def check_alone(model_options: dict[str, Any], conds: list[dict[str, Any]]) -> N
 
     A row would then be another picture than alone, and another again once rows beside it are pruned.
     """
-    if "easycache" in model_options.get("transformer_options", {}):
+    transformer = model_options.get("transformer_options", {})
+    if "easycache" in transformer:
         raise BadInput(
             "EasyCache and LazyCache skip steps by the mean of the batch, so candidates would change each "
             "other; take the node out"
         )
-    after_cfg = model_options.get("sampler_post_cfg_function", [])
-    if any("SelfAttentionGuidance" in getattr(function, "__qualname__", "") for function in after_cfg):
+    if _made_by("TomePatchModel", transformer.get("patches", {}).get("attn1_patch", [])):
+        raise BadInput(
+            "Tome Patch Model merges other tokens at random in each call, so survivors of pruning would be "
+            "other pictures; take the node out"
+        )
+    if _made_by("SelfAttentionGuidance", model_options.get("sampler_post_cfg_function", [])):
         raise BadInput(
             "Self-Attention Guidance pairs the attention of the last call with the whole batch, so pruned "
             "candidates would mix up the others; take the node out"
@@ -106,6 +111,11 @@ def check_alone(model_options: dict[str, Any], conds: list[dict[str, Any]]) -> N
                     "connect one picture"
                 )
             control = getattr(control, "previous_controlnet", None)
+
+
+def _made_by(node: str, functions: list[Any]) -> bool:
+    """Whether a core node of that name put one of these hooks into the model."""
+    return any(node in getattr(function, "__qualname__", "") for function in functions)
 
 
 def take(value: Any, rows: list[int], count: int) -> Any:

@@ -6,11 +6,14 @@ import re
 import numpy as np
 import pytest
 
+from reprise.backend.rewards.shapeworld import is_right
 from reprise.backend.shapeworld.detector import read
+from reprise.backend.shapeworld.prompts import parse_prompt
 
-from .conftest import error_of
+from .conftest import ROOT, error_of
 
 pytestmark = pytest.mark.comfyui
+SOCKETS = ROOT / "tests" / "data" / "sockets.json"
 IDS = {
     "RepriseRewriter", "RepriseRewardScorer", "RepriseParmBestOfN", "RepriseParmBestOfNAdvanced",
     "RepriseLoadRewriter", "RepriseLoadJudge", "RepriseLoadShapeWorld",
@@ -36,6 +39,30 @@ def test_node_ids_and_help_texts(server):
         assert info["category"].startswith("Reprise") and info["display_name"] and info["description"], name
 
 
+def test_sockets_of_earlier_versions_stay(server):
+    """`tests/data/sockets.json` has what workflows were saved with: names in order, of required inputs, of
+    optional ones and of outputs. New ones come last and are optional, so that older files still run."""
+    known = server.http.get("/object_info").json()
+    for name, kinds in json.loads(SOCKETS.read_text(encoding="utf-8")).items():
+        now = {**known[name]["input_order"], "outputs": known[name]["output_name"]}
+        assert now.get("required", []) == kinds["required"], name
+        for kind in ("optional", "outputs"):
+            assert now.get(kind, [])[: len(kinds[kind])] == kinds[kind], (name, kind)
+
+
+def test_a_graph_of_an_older_version_runs_or_says_what_is_missing(server, graph):
+    nodes = _with(graph("shapeworld_quick_start"), "8", threshold=0.5)  # an option that is gone
+    for optional in ("locked_prompt", "critique"):  # as before there were any
+        del nodes["4"]["inputs"][optional]
+    assert server.run(nodes)["status"]["status_str"] == "success"
+    for changed, says in (({"prune": "keep half"}, "keep half"), ({"seed": None}, "seed")):
+        answer = server.queue(_with(nodes, "8", **changed))
+        assert answer.status_code == 400 and says in json.dumps(answer.json()["node_errors"]["8"])
+    del nodes["8"]["inputs"]["candidates"]
+    answer = server.queue(nodes)
+    assert answer.status_code == 400 and "candidates" in json.dumps(answer.json()["node_errors"]["8"])
+
+
 def test_the_quick_start_draws_scores_and_reports(server, graph):
     entry = server.run(graph("shapeworld_quick_start"))
     assert entry["status"]["status_str"] == "success", entry["status"]
@@ -51,6 +78,21 @@ def test_the_quick_start_draws_scores_and_reports(server, graph):
     (scores,) = entry["outputs"]["10"]["reprise_scores"]
     finished = [c["score"] for c in report["candidates"] if c["score"] is not None]
     assert scores["scores"] == pytest.approx(sorted(finished, reverse=True))
+
+
+@pytest.mark.parametrize("name, node, pictures", [
+    ("shapeworld_quick_start", "8", "9"), ("rewrite_and_score", "10", "16"), ("reflection_loop", "8", "9"),
+])  # fmt: skip
+def test_most_pictures_of_the_shipped_graphs_are_right(server, graph, name, node, pictures):
+    """Read by the detector itself, not by what the graph says of itself."""
+    nodes = graph(name)
+    words = nodes["4"]["inputs"]
+    case, seen = parse_prompt(words.get("prompt") or words["value"]), []
+    for seed in (1, 101, 201, 301):
+        entry = server.run(_with(nodes, node, seed=seed))
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        seen += [is_right(case, read(picture)) for picture in server.images(entry, pictures)]
+    assert sum(seen) > len(seen) / 2, seen
 
 
 def test_the_winners_seed_in_a_plain_ksampler_draws_the_same_picture(server, graph):

@@ -426,6 +426,48 @@ def flux_k_sampler(stock: Stock, negative) -> dict:
     return k_sampler(stock.graph, model, None, negative, latent, scheduler="simple", cfg=1.0)
 
 
+def _loader(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+SHIPPED = {
+    "flux_best_of_n": {
+        "model": _loader("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
+        "clip": _loader("CLIPLoader", clip_name="clip_l.safetensors", type="stable_diffusion"),
+        "vae": _loader("VAELoader", vae_name="ae.safetensors"),
+    },
+    "sdxl_best_of_n": {
+        "model": _loader("UNETLoader", unet_name="sdxl.safetensors", weight_dtype="default"),
+        "vae": _loader("VAELoader", vae_name="taesdxl"),
+        "text": _loader("LoadTrainingDataset", folder_name="sdxl_text"),
+        "4": _loader("ConditioningSetTimestepRange", conditioning=["text", 1], start=0.0, end=1.0),
+        "5": _loader("ConditioningZeroOut", conditioning=["text", 1]),
+    },
+}  # what stands in for the checkpoint, and for SDXL's texts as in `sdxl`
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_graphs_draw(server, models, graph, name):
+    """As users open them, but for checkpoint, judge, prompt, size and steps."""
+    nodes = graph(name) | SHIPPED[name]
+    del nodes["1"]
+    for node in nodes.values():
+        for key, link in node["inputs"].items():
+            if isinstance(link, list) and link[0] == "1":
+                node["inputs"][key] = [("model", "clip", "vae")[link[1]], 0]
+    nodes["2"]["inputs"]["judge"], nodes["3"]["inputs"]["value"] = "shapeworld", ASKED
+    nodes["6"]["inputs"] |= {"width": SIZE, "height": SIZE}
+    nodes["8"]["inputs"]["steps"] = STEPS
+    entry = server.run(nodes)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (report,) = entry["outputs"]["8"]["reprise_parm"]
+    finished = [c for c in report["candidates"] if c["pruned_at"] is None]
+    assert len(report["candidates"]) == 8 and len(finished) < 8
+    (best,), shown = server.images(entry, "9"), server.images(entry, "10")
+    assert best.shape == (SIZE, SIZE, 3) and len(shown) == len(finished)
+    assert np.array_equal(best, shown[0])
+
+
 def easy_cache() -> Stock:
     stock = sd15()
     cached = {"reuse_threshold": 0.2, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
@@ -440,6 +482,12 @@ def attention_guidance() -> Stock:
     return stock
 
 
+def merged_tokens() -> Stock:
+    stock = sd15()
+    stock.inputs["model"] = stock.graph.add("TomePatchModel", model=stock.inputs["model"], ratio=0.3)[0]
+    return stock
+
+
 def hint_batch() -> Stock:
     stock = sd15_controlnet()
     (apply,) = [n for n in stock.graph.nodes.values() if n["class_type"] == "ControlNetApplyAdvanced"]
@@ -449,7 +497,7 @@ def hint_batch() -> Stock:
 
 
 @pytest.mark.parametrize("made, says", [(easy_cache, "EasyCache"), (attention_guidance, "Self-Attention"),
-                                        (hint_batch, "a batch of 2")])  # fmt: skip
+                                        (merged_tokens, "Tome"), (hint_batch, "a batch of 2")])  # fmt: skip
 def test_what_ties_candidates_together_is_refused(server, models, made, says):
     """In these graphs a pruned batch would draw other survivors, or none; the node says so at once."""
     stock = made()

@@ -126,6 +126,20 @@ def test_edit_lock_and_reload(page, stub, recorded):
     assert not [error for error in page.errors if "reprise" in error], page.errors
 
 
+def test_a_workflow_of_an_older_version_opens_with_defaults(browser, stub):
+    """Saved before a node's last settings were there: those come up as they are in a new node."""
+    older = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    node = next(node for node in older["nodes"] if node["type"] == "RepriseParmBestOfN")
+    saved, node["widgets_values"] = node["widgets_values"], node["widgets_values"][:-2]
+    node["inputs"] = [slot for slot in node["inputs"] if slot["name"] not in ("preview", "chunk")]
+    browser.js(f"app.loadGraphData({json.dumps(older)}, true, true, 'older')")
+    browser.until(f"{view('reprise_parm')}.textContent.includes('after a run')")
+    sent = queued(browser, stub)["8"]["inputs"]
+    assert (sent["preview"], sent["chunk"]) == ("auto", 0)
+    assert sent["candidates"] == 8 and sent["prune"] in saved
+    assert not [error for error in browser.errors if "reprise" in error], browser.errors
+
+
 VARIES = ("options", "python_module")  # models that are installed, samplers of this ComfyUI
 
 
