@@ -35,7 +35,7 @@ def evaluate(
     variants: Annotated[int, typer.Option(metavar="K", help="Rewrites that the candidates share.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the prompts chosen and of every picture.")] = 0,
     renderer: options.Renderer = "shapeworld",
-    rewriter: options.Rewriter = "reprompt",
+    rewriter: options.Rewriter = None,
     steps: options.Steps = None,
     out: Annotated[
         Path | None,

@@ -61,6 +61,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = command.main(None if arguments is None else list(arguments), prog_name="reprise",
                             standalone_mode=False)
+        if code == STOPPED:  # newer versions of typer turn Ctrl-C into this, older ones raise
+            return _fail("stopped", STOPPED)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("stopped", STOPPED)

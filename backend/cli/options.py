@@ -18,8 +18,9 @@ PromptFile = Annotated[
     Path | None, typer.Option("--prompts", metavar="FILE", help="A UTF-8 text file with one prompt a line.")
 ]
 Rewriter = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="reprompt (embedded), template, none, a folder of weights, or "
+    str | None,
+    typer.Option(metavar="NAME", show_default="reprompt",
+                 help="reprompt (embedded), template, none, a folder of weights, or "
                  "chat:MODEL@URL (OpenAI-compatible; a key comes from REPRISE_ENDPOINT_KEY)."),
 ]
 Renderer = Annotated[

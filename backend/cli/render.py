@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput, Interrupted, RepriseError
+from ..interfaces import Critic
 from . import options
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def render(
     prompts: options.Prompts = None,
     file: options.PromptFile = None,
     renderer: options.Renderer = "shapeworld",
-    rewriter: options.Rewriter = "reprompt",
+    rewriter: options.Rewriter = None,
     best_of: Annotated[
         int, typer.Option("--best-of", metavar="N", help="Candidates, each from its own seed.")
     ] = 8,
@@ -47,8 +48,10 @@ def render(
         str, typer.Option(metavar="|".join(options.PRUNING), help="How hopeless candidates stop early.")
     ] = "halving",
     reflect: Annotated[
-        int, typer.Option(metavar="ROUNDS", help="Rounds of mending at most; it stops once all is right.")
-    ] = 1,
+        int | None,
+        typer.Option(metavar="ROUNDS", show_default="1, or 0 with a judge that only scores",
+                     help="Rounds of mending at most; it stops once all is right."),
+    ] = None,
     judge: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default="shapeworld", help="Selects, and says what is wrong."),
@@ -73,13 +76,13 @@ def render(
     """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
     from . import terminal
     from .prompts import gather
-    from .roles import find_renderer, find_rewriter, make_judge, parse_weights
+    from .roles import DEFAULT_REWRITER, find_renderer, find_rewriter, make_judge, parse_weights
 
     # All that can be wrong with the words is found before a model is loaded.
     texts = gather(prompts or [], file, terminal.note)
-    _check(best_of, variants, reflect, seed, steps, prune)
+    _check(best_of, variants, 1 if reflect is None else reflect, seed, steps, prune)
     weights = parse_weights(reward or [])
-    finding, writing = find_renderer(renderer, steps), find_rewriter(rewriter)
+    finding, writing = find_renderer(renderer, steps), find_rewriter(rewriter, renderer)
     from ..runs import prepare_folder, slug, versions
 
     several = len(texts) > 1
@@ -91,12 +94,15 @@ def render(
     out = prepare_folder(out or Path("out") / slug("\n".join(texts), salt=repr(asked)))
     with terminal.quiet_stdout(as_json):
         judging = make_judge(judge, weights, renderer)
+        if reflect is None:
+            reflect = 1 if isinstance(judging, Critic) else 0
         drawing, rewriting = finding(), writing()
         from ..search.chain import Chain
 
         chain = Chain(rewriting, drawing, judging, best_of=best_of, prune=prune, reflect=reflect, seed=seed,
                       variants=variants)  # fmt: skip
-        settings = {**asked, "renderer_fingerprint": drawing.fingerprint, "steps": drawing.steps}
+        settings = {**asked, "rewriter": rewriter or DEFAULT_REWRITER, "reflect": reflect,
+                    "renderer_fingerprint": drawing.fingerprint, "steps": drawing.steps}  # fmt: skip
         if getattr(rewriting, "fingerprint", None):
             settings["rewriter_fingerprint"] = rewriting.fingerprint  # type: ignore[attr-defined]
         folders = {text: out / slug(text) if several else out for text in texts}

@@ -13,7 +13,7 @@ from . import options
 def rewrite(
     prompts: options.Prompts = None,
     file: options.PromptFile = None,
-    rewriter: options.Rewriter = "reprompt",
+    rewriter: options.Rewriter = None,
     variants: Annotated[int, typer.Option(metavar="K", help="Rewrites of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same rewrites.")] = 0,
     as_json: options.Json = False,

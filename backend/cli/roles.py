@@ -14,9 +14,10 @@ from .models import find_model, installed
 if TYPE_CHECKING:
     from ..interfaces import Renderer, Reward, Rewriter
 
-DEFAULT_JUDGE = "shapeworld"
-# Renderers whose pictures the embedded judge can read.
-READABLE = ("shapeworld", "fake")
+DEFAULT_RENDERER = DEFAULT_JUDGE = "shapeworld"
+DEFAULT_REWRITER = "reprompt"
+# Renderers for whose pictures the embedded rewriter and judge are made.
+EMBEDDED_WORLD = ("shapeworld", "fake")
 
 
 def find_renderer(name: str, steps: int | None = None) -> Callable[[], Renderer]:
@@ -40,9 +41,15 @@ def find_renderer(name: str, steps: int | None = None) -> Callable[[], Renderer]
     raise UnknownName("renderer", name, [known for known in RENDERERS if known != "diffusers"])
 
 
-def find_rewriter(name: str) -> Callable[[], Rewriter]:
+def find_rewriter(name: str | None, renderer: str = DEFAULT_RENDERER) -> Callable[[], Rewriter]:
     """What makes the rewriter of a registry name, a folder of weights, the name of one under
-    models/reprise/rewriters, or chat:MODEL@URL. Raises UnknownName with the near match."""
+    models/reprise/rewriters, or chat:MODEL@URL; without a name the embedded one, for a renderer whose
+    pictures it knows. Raises UnknownName with the near match."""
+    if name is None:
+        if renderer not in EMBEDDED_WORLD:
+            raise BadInput(f"--renderer {renderer} needs a --rewriter: the embedded one knows coloured "
+                           "shapes only; take none, a folder of weights, or chat:MODEL@URL")
+        name = DEFAULT_REWRITER
     kind, colon, rest = name.partition(":")
     if name == "chat" or (colon and (kind == "chat" or "//" in rest)):
         return _find_chat(kind, rest)
@@ -96,7 +103,7 @@ def parse_weights(words: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def make_judge(judge: str | None, rewards: dict[str, float], renderer: str = DEFAULT_JUDGE) -> Reward:
+def make_judge(judge: str | None, rewards: dict[str, float], renderer: str = DEFAULT_RENDERER) -> Reward:
     """What selects and criticises: `judge`, or the weighted mix of `rewards`, or both.
 
     With both, the judge joins the mix with weight 1 and comes first, so that the critique is its.
@@ -104,14 +111,14 @@ def make_judge(judge: str | None, rewards: dict[str, float], renderer: str = DEF
     """
     weights = dict(rewards)
     if judge is None and not weights:
-        if renderer not in READABLE:
+        if renderer not in EMBEDDED_WORLD:
             raise BadInput(f"--renderer {renderer} needs a --judge or --reward: the embedded judge reads "
-                           "ShapeWorld pictures only")
+                           "ShapeWorld pictures only; `reprise models` lists those for photographs")
         judge = DEFAULT_JUDGE
     if judge is not None:
         weights = {judge: weights.pop(judge, 1.0), **weights}
     if len(weights) == 1:  # a weight alone changes nothing
         return make_reward(next(iter(weights)))
-    from ..rewards.mix import Mix
+    from ..rewards.mix import mixed
 
-    return Mix([(make_reward(name), weight) for name, weight in weights.items()])
+    return mixed([(make_reward(name), weight) for name, weight in weights.items()])

@@ -50,13 +50,18 @@ class Mix:
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         return self.combine(self.parts(images, prompts))
 
+
+class CriticMix(Mix):
+    """A mix in which a reward can say what is wrong: the first that can does."""
+
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
-        """The verdict of the first reward in the mix that can give one."""
-        for reward, _ in self.rewards:
-            if isinstance(reward, Critic):
-                return reward.criticize(images, prompts)
-        names = ", ".join(reward.spec.name for reward, _ in self.rewards)
-        raise BadInput(f"reflection needs a judge that can say what is wrong; {names} only score")
+        critic = next(reward for reward, _ in self.rewards if isinstance(reward, Critic))
+        return critic.criticize(images, prompts)
+
+
+def mixed(rewards: Sequence[tuple[Reward, float]]) -> Mix:
+    """The mix of (reward, weight) pairs. Raises BadInput for none, for doubles and for odd weights."""
+    return (CriticMix if any(isinstance(reward, Critic) for reward, _ in rewards) else Mix)(rewards)
 
 
 def scaled(spec: RewardSpec, value: float) -> float:

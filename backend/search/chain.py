@@ -11,7 +11,7 @@ from ..interfaces import Renderer, Reward, Rewriter
 from ..types import Outcome
 from .best_of_n import check_search, search
 from .parm import Schedule, schedule_from
-from .reflection import reflect
+from .reflection import check_critic, reflect
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Interrupted
 
@@ -40,6 +40,8 @@ class Chain:
         self.schedule(self.best_of)
         if self.reflect < 0:
             raise BadInput(f"reflect must be 0 or more rounds, got {self.reflect}")
+        if self.reflect:
+            check_critic(self.judge)
         if self.variants < 1:
             raise BadInput(f"variants must be at least 1, got {self.variants}")
 

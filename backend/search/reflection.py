@@ -37,9 +37,7 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
     Each round draws `n` candidates with new seeds, from `variants` corrected rewrites. `schedule(n)`
     gives the pruning. Raises BadInput where the judge cannot say what is wrong.
     """
-    if not isinstance(judge, Critic):
-        name = judge.spec.name
-        raise BadInput(f"reflection needs a judge that can say what is wrong; {name!r} only scores")
+    judge = check_critic(judge)
     state = Reflection(list(first.candidates), first.best, [], [], Cost())
     shown = state.candidates[state.best]
     verdict = _record(state, 0, shown, judge, prompt)
@@ -65,6 +63,14 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
         if state.best == drawn.index:
             verdict = drawn_verdict
     return state
+
+
+def check_critic(judge: Reward) -> Critic:
+    """The judge, as one that can say what is wrong. Raises BadInput where it cannot."""
+    if not isinstance(judge, Critic):
+        name = judge.spec.name
+        raise BadInput(f"reflection needs a judge that can say what is wrong; {name!r} only scores")
+    return judge
 
 
 def _record(state: Reflection, number: int, candidate: Candidate, judge: Critic, prompt: str) -> Verdict:

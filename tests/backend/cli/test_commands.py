@@ -115,6 +115,17 @@ def test_train_refuses(reprise, words, part):
     refused(reprise("train", *words), part)
 
 
+def test_ctrl_c_says_so(reprise, monkeypatch):
+    from reprise.backend.rewriters.template import TemplateRewriter
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TemplateRewriter, "rewrite", stopped)
+    seen = reprise("rewrite", "a red circle", "--rewriter", "template")
+    assert (seen.code, seen.out, seen.err.strip()) == (130, "", "reprise: stopped")
+
+
 @pytest.fixture
 def trainer(monkeypatch):
     """`train sft` without training: writes what it was called with, or is stopped."""

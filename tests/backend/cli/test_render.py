@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 
@@ -149,8 +150,21 @@ def test_bad_input_is_one_line_and_2(reprise, tmp_path, words, parts):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("record.json"))
 
 
-def test_a_model_of_ones_own_needs_a_judge(reprise, tmp_path):
-    one_line(reprise("render", "a", "--renderer", "some/model", "--rewriter", "none"), 2, "needs a --judge")
+def test_a_model_of_ones_own_needs_a_rewriter_and_a_judge(reprise, tmp_path):
+    words = ("render", "a", "--renderer", "some/model")
+    one_line(reprise(*words, "--rewriter", "none"), 2, "needs a --judge")
+    one_line(reprise(*words, "--judge", "clip-score"), 2, "needs a --rewriter")
+
+
+def test_a_judge_that_only_scores_mends_nothing(reprise, drawn, monkeypatch):
+    """Without --reflect there are no rounds then; asked for, they are refused before anything is drawn."""
+    from reprise.backend.rewards.shapeworld import ShapeWorldSoft
+
+    monkeypatch.delattr(ShapeWorldSoft, "criticize")
+    words = ("render", "a red circle", "--renderer", "fake", "--rewriter", "none", "--best-of", 2)
+    assert json.loads(reprise(*words, "--json").out)["reflection"] == []
+    one_line(reprise(*words, "--reflect", 1, "--out", "o"), 2, "reflection needs a judge")
+    assert not list(Path("o").iterdir())
 
 
 @pytest.mark.parametrize(

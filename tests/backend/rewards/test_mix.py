@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from reprise.backend.errors import BadInput, RewardFailed
+from reprise.backend.interfaces import Critic
 from reprise.backend.judging import image_scores
-from reprise.backend.rewards.mix import Mix, group_normalised
+from reprise.backend.rewards.mix import group_normalised, mixed
 from reprise.backend.types import RewardSpec, Verdict
 
 
@@ -26,10 +27,10 @@ IMAGES, PROMPTS = torch.zeros(2, 4, 4, 3), ["a", "b"]
 
 
 def test_mix_brings_ranges_and_directions_together_by_hand():
-    mix = Mix([(Fixed("a", [-2.0, 2.0], -2, 2), 1.0), (Fixed("b", [1.0, 0.0], 0, 1, higher=False), 3.0)])
+    mix = mixed([(Fixed("a", [-2.0, 2.0], -2, 2), 1.0), (Fixed("b", [1.0, 0.0], 0, 1, higher=False), 3.0)])
     # a: 0, 1; b, turned round: 0, 1; weights 1/4 and 3/4
     assert mix.score(IMAGES, PROMPTS) == [0.0, 1.0]
-    mix = Mix([(Fixed("a", [0.0, 2.0], -2, 2), 1.0), (Fixed("b", [0.25, 0.5]), 3.0)])
+    mix = mixed([(Fixed("a", [0.0, 2.0], -2, 2), 1.0), (Fixed("b", [0.25, 0.5]), 3.0)])
     assert mix.score(IMAGES, PROMPTS) == pytest.approx([0.5 / 4 + 0.75 * 0.25, 1 / 4 + 0.75 * 0.5])
     assert mix.parts(IMAGES, PROMPTS) == {"a": [0.0, 2.0], "b": [0.25, 0.5]}
 
@@ -37,7 +38,7 @@ def test_mix_brings_ranges_and_directions_together_by_hand():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_is_an_error_that_names_the_reward(bad):
     with pytest.raises(RewardFailed, match="'broken'.*score 2 of 2"):
-        Mix([(Fixed("fine", [0.0, 0.0]), 1.0), (Fixed("broken", [0.1, bad]), 1.0)]).score(IMAGES, PROMPTS)
+        mixed([(Fixed("fine", [0.0, 0.0]), 1.0), (Fixed("broken", [0.1, bad]), 1.0)]).score(IMAGES, PROMPTS)
 
 
 def test_a_raising_or_miscounting_reward_is_named():
@@ -50,14 +51,14 @@ def test_a_raising_or_miscounting_reward_is_named():
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_weights_must_be_above_zero(weight):
     with pytest.raises(BadInput, match="weight of reward 'a'"):
-        Mix([(Fixed("a", []), weight)])
+        mixed([(Fixed("a", []), weight)])
 
 
 def test_empty_and_doubled_mixes_are_refused():
     with pytest.raises(BadInput, match="at least one"):
-        Mix([])
+        mixed([])
     with pytest.raises(BadInput, match="named twice"):
-        Mix([(Fixed("a", []), 1.0), (Fixed("a", []), 1.0)])
+        mixed([(Fixed("a", []), 1.0), (Fixed("a", []), 1.0)])
 
 
 def test_critique_comes_from_the_first_part_that_can_give_one():
@@ -65,10 +66,9 @@ def test_critique_comes_from_the_first_part_that_can_give_one():
         def criticize(self, images, prompts):
             return [Verdict(False, f"{self.spec.name} says no")] * len(prompts)
 
-    mix = Mix([(Fixed("mute", []), 1.0), (Critical("b", []), 1.0), (Critical("c", []), 1.0)])
-    assert mix.criticize(IMAGES, PROMPTS)[0].critique == "b says no"
-    with pytest.raises(BadInput, match="say what is wrong; mute"):
-        Mix([(Fixed("mute", []), 1.0)]).criticize(IMAGES, PROMPTS)
+    mix = mixed([(Fixed("mute", []), 1.0), (Critical("b", []), 1.0), (Critical("c", []), 1.0)])
+    assert isinstance(mix, Critic) and mix.criticize(IMAGES, PROMPTS)[0].critique == "b says no"
+    assert not isinstance(mixed([(Fixed("mute", []), 1.0)]), Critic)
 
 
 def test_group_normalisation_by_hand():
