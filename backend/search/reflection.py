@@ -37,10 +37,10 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
     Each round draws `n` candidates with new seeds, from `variants` corrected rewrites. `schedule(n)`
     gives the pruning. Raises BadInput where the judge cannot say what is wrong.
     """
-    judge = check_critic(judge)
+    critic = check_critic(judge)
     state = Reflection(list(first.candidates), first.best, [], [], Cost())
     shown = state.candidates[state.best]
-    verdict = _record(state, 0, shown, judge, prompt)
+    verdict = _record(state, 0, shown, critic, prompt)
     for number in range(1, rounds + 1):
         if verdict.satisfied:
             break
@@ -57,7 +57,7 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
             candidate.round = number
         drawn = again.candidates[again.best]
         state.candidates += again.candidates
-        drawn_verdict = _record(state, number, drawn, judge, prompt)
+        drawn_verdict = _record(state, number, drawn, critic, prompt)
         state.best = best_of(state.candidates, judge)
         # What is still to be mended is the best picture so far, not always the last one drawn.
         if state.best == drawn.index:
