@@ -13,7 +13,7 @@ COMFYUI, PACK, MODELS = sys.argv[1:4]
 start(COMFYUI)
 pack = partial(module, PACK)  # a module of the pack
 
-import comfy.model_management  # noqa: E402
+import comfy.model_management as management  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 
@@ -28,8 +28,21 @@ with torch.inference_mode():
     judge.model.half()  # as published ones are on a GPU, and this one was just moved off it
     found["half"] = scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
     found["kept"] = str(next(judge.model.parameters()).dtype)
-found["managed"] = judge.patcher in [loaded.model for loaded in comfy.model_management.current_loaded_models]
 found["scores"] = together
+
+
+def loaded() -> bool:
+    return judge.patcher in [entry.model for entry in management.current_loaded_models]
+
+
+found["managed"] = [loaded()]
+# What a sampler does that needs the room: more than there is, so that everything else has to go.
+management.free_memory(1e30, management.text_encoder_device())
+found["managed"].append(loaded())
+judge.model.float()
+with torch.inference_mode():
+    found["back"] = scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
+found["managed"].append(loaded())
 try:
     loaders.LoadJudge.execute("image-reward")
 except Exception as error:

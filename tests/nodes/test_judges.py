@@ -25,7 +25,7 @@ def test_a_judge_loads_is_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
 
     found = in_comfyui("inside_judges.py", str(tmp_path))
     assert {"shapeworld", "image-reward", "hps-v2.1", "pick-score"} <= set(found["choices"])
-    assert found["managed"]
+    assert found["managed"] == [True, False, True] and found["back"] == found["scores"]
     assert found["missing"].startswith("CheckpointError: image-reward is not installed: put ImageReward.pt")
     monkeypatch.setattr(PickScore, "vision", (160, 2))
     images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
