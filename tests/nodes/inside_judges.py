@@ -21,28 +21,29 @@ folder_paths.models_dir = MODELS
 pack("backend.rewards.pick_score").PickScore.vision = (160, 2)
 loaders, scorer = pack("nodes.loaders"), pack("nodes.scorer")
 found = {"choices": loaders.LoadJudge.define_schema().inputs[0].options}
-with torch.inference_mode():
-    images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
-    (judge,) = loaders.LoadJudge.execute("pick-score").args
-    together = scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
-    judge.model.half()  # as published ones are on a GPU, and this one was just moved off it
-    found["half"] = scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
-    found["kept"] = str(next(judge.model.parameters()).dtype)
-found["scores"] = together
 
 
 def loaded() -> bool:
     return judge.patcher in [entry.model for entry in management.current_loaded_models]
 
 
-found["managed"] = [loaded()]
-# What a sampler does that needs the room: more than there is, so that everything else has to go.
-management.free_memory(1e30, management.text_encoder_device())
-found["managed"].append(loaded())
-judge.model.float()
+def scores() -> list[float]:
+    return scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
+
+
 with torch.inference_mode():
-    found["back"] = scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
-found["managed"].append(loaded())
+    images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
+    (judge,) = loaders.LoadJudge.execute("pick-score").args
+    found["scores"] = scores()
+    found["managed"] = [loaded()]
+    # What a sampler does that needs the room: more than there is, so that everything else has to go.
+    management.free_memory(1e30, management.text_encoder_device())
+    found["managed"].append(loaded())
+    found["back"] = scores()
+    found["managed"].append(loaded())
+    judge.model.half()  # as published ones are on a GPU, and this one was just moved off it
+    found["half"] = scores()
+    found["kept"] = str(next(judge.model.parameters()).dtype)
 try:
     loaders.LoadJudge.execute("image-reward")
 except Exception as error:

@@ -124,6 +124,9 @@ def test_edit_lock_and_reload(page, stub, recorded):
     page.js(press("reprise_rewrite", "ロック解除"))
     assert queued(page, stub)["4"]["inputs"]["locked"] is False
     assert not [error for error in page.errors if "reprise" in error], page.errors
+    del stub.settings["Comfy.Locale"]  # the tests share the page
+    page.open(f"http://127.0.0.1:{stub.port}/")
+    page.until(REWRITER)
 
 
 def test_a_workflow_of_an_older_version_opens_with_defaults(browser, stub):
