@@ -6,7 +6,7 @@ import torch
 from reprise.backend.errors import BadInput, RewardFailed
 from reprise.backend.interfaces import Critic
 from reprise.backend.judging import image_scores
-from reprise.backend.rewards.mix import group_normalised, mixed
+from reprise.backend.rewards.mix import Part, mixed
 from reprise.backend.types import RewardSpec, Verdict
 
 
@@ -71,6 +71,32 @@ def test_critique_comes_from_the_first_part_that_can_give_one():
     assert not isinstance(mixed([(Fixed("mute", []), 1.0)]), Critic)
 
 
-def test_group_normalisation_by_hand():
-    assert group_normalised([1.0, 2.0, 3.0]) == pytest.approx([-1.0, 0.0, 1.0])
-    assert group_normalised([0.5, 0.5]) == [0.0, 0.0]  # a tie carries no signal, not a division by 0
+def test_a_held_out_part_is_scored_and_decides_nothing():
+    class Critical(Fixed):
+        def criticize(self, images, prompts):
+            return [Verdict(False, "no")] * len(prompts)
+
+    counted, held = Fixed("counted", [0.25, 0.5]), Critical("held", [1.0, 0.0])
+    mix = mixed([(counted, 2.0), Part(held, held_out=True)])
+    parts = mix.parts(IMAGES, PROMPTS)
+    assert parts == {"counted": [0.25, 0.5], "held": [1.0, 0.0]}
+    assert mix.combine(parts) == mix.score(IMAGES, PROMPTS) == [0.25, 0.5]
+    assert mix.spec.name == "counted" and not isinstance(mix, Critic), "nor does it guide a reflection"
+    away = mixed([(counted, 1.0), Part(Raising("away", []), held_out=True)])
+    assert away.score(IMAGES, PROMPTS) == [0.25, 0.5], "what only selects does not pay for it"
+    with pytest.raises(RewardFailed, match="'away'"):
+        away.parts(IMAGES, PROMPTS)
+    with pytest.raises(BadInput, match="at least one reward that counts"):
+        mixed([Part(held, held_out=True)])
+    with pytest.raises(BadInput, match="named twice"):
+        mixed([(counted, 1.0), Part(counted, held_out=True)])
+
+
+def test_a_held_out_reward_stands_in_the_candidates_of_a_search():
+    from reprise.backend.renderers.fake import FakeRenderer
+    from reprise.backend.search.best_of_n import search
+
+    mix = mixed([(Fixed("a", [0.1, 0.9]), 1.0), Part(Fixed("b", [1.0, 0.0]), held_out=True)])
+    found = search(FakeRenderer(), mix, "p", ["p"], n=2, seed=0)
+    assert found.best == 1 and [c.score for c in found.candidates] == [0.1, 0.9]
+    assert [c.scores for c in found.candidates] == [{"a": 0.1, "b": 1.0}, {"a": 0.9, "b": 0.0}]

@@ -1,0 +1,81 @@
+"""Scales by hand, and against the library's own figures."""
+
+import json
+import math
+import random
+import statistics
+
+import pytest
+
+from reprise.backend.errors import BadInput
+from reprise.backend.rewards.scales import Report, RunningNorm, group_normalised, report, reports
+
+
+def test_group_normalisation_by_hand():
+    assert group_normalised([1.0, 2.0, 3.0]) == pytest.approx([-1.0, 0.0, 1.0])
+    assert group_normalised([0.5, 0.5]) == [0.0, 0.0]  # a tie carries no signal, not a division by 0
+
+
+def test_running_figures_by_hand():
+    norm = RunningNorm()
+    assert norm.normalised([3.0]) == [0.0], "nothing is known yet"
+    norm.update([1.0])
+    assert (norm.count, norm.mean, norm.std) == (1, 1.0, 0.0)
+    norm.update([2.0, 3.0])
+    assert (norm.mean, norm.std) == (2.0, 1.0)
+    assert norm.normalised([1.0, 2.0, 5.0]) == [-1.0, 0.0, 3.0]
+    flat = RunningNorm()
+    flat.update([0.1] * 7)
+    assert flat.normalised([0.1, 9.0]) == [0.0, 0.0]
+
+
+def test_running_figures_are_those_of_all_at_once_also_far_from_zero():
+    rng = random.Random(3)
+    scores = [1e6 + rng.gauss(0, 0.01) for _ in range(2000)]  # sums of squares would have lost this
+    norm = RunningNorm()
+    for start in range(0, 2000, 8):
+        norm.update(scores[start : start + 8])
+    assert norm.mean == pytest.approx(statistics.fmean(scores), abs=1e-8)
+    assert norm.std == pytest.approx(statistics.stdev(scores), rel=1e-5)
+
+
+def test_a_stopped_training_goes_on_to_the_bit():
+    rng = random.Random(4)
+    scores = [rng.random() for _ in range(100)]
+    whole, first = RunningNorm(), RunningNorm()
+    whole.update(scores)
+    first.update(scores[:37])
+    second = RunningNorm.restored(json.loads(json.dumps(first.state())))
+    assert second == first
+    second.update(scores[37:])
+    assert second == whole and second.normalised(scores) == whole.normalised(scores)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_score_that_is_no_number_leaves_the_figures_alone(bad):
+    norm = RunningNorm()
+    norm.update([1.0, 2.0])
+    before = norm.state()
+    with pytest.raises(BadInput, match="finite"):
+        norm.update([3.0, bad])
+    assert norm.state() == before
+
+
+@pytest.mark.parametrize("state", [{}, {"count": 1}, {"count": -1, "mean": 0, "squares": 0, "floor": 0},
+                                   {"count": 2, "mean": math.nan, "squares": 0, "floor": 0},
+                                   {"count": 2, "mean": 0, "squares": -1, "floor": 0},
+                                   {"count": "x", "mean": 0, "squares": 0, "floor": 0}])  # fmt: skip
+def test_states_that_are_none(state):
+    with pytest.raises(BadInput, match="state of a running mean"):
+        RunningNorm.restored(state)
+
+
+def test_reports_by_hand():
+    assert report([[0.0, 2.0], [1.0, 1.0]]) == Report(1.0, pytest.approx((2 / 3) ** 0.5), 0.0, 2.0, 0.5)
+    assert report([[3.0]]) == Report(3.0, 0.0, 3.0, 3.0, 1.0)
+    found = reports({"a": [0.0, 2.0, 1.0, 1.0], "b": [1.0, 1.0, 1.0, 1.0]}, size=2)
+    assert found["a"].flat == 0.5 and found["b"] == Report(1.0, 0.0, 1.0, 1.0, 1.0)
+    with pytest.raises(BadInput, match="4 scores of 'a' are no groups of 3"):
+        reports({"a": [0.0] * 4}, size=3)
+    with pytest.raises(BadInput, match="at least one score"):
+        report([])
