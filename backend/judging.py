@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import RepriseError, RewardFailed
-from .interfaces import Reward, TextReward
-from .types import RewardSpec, Rewrite
+from .interfaces import Critic, Reward, TextReward
+from .types import RewardSpec, Rewrite, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 def image_scores(reward: Reward, images: Tensor, prompts: Sequence[str]) -> list[float]:
@@ -28,22 +30,33 @@ def text_scores(reward: TextReward, rewrites: Sequence[Rewrite], prompts: Sequen
     return _checked(reward.spec.name, lambda: reward.score_text(rewrites, prompts), len(prompts))
 
 
+def verdicts(critic: Critic, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
+    """What is wrong with `images` (B, H, W, 3), one verdict each, checked and named alike."""
+    name = critic.spec.name
+    return _counted(name, "verdicts", lambda: critic.criticize(images, prompts), len(prompts))
+
+
 def ranking(spec: RewardSpec, scores: Mapping[int, float]) -> list[int]:
     """Indexes of `scores` from best to worst; a tie goes to the earlier one."""
     sign = 1.0 if spec.higher_is_better else -1.0
     return sorted(scores, key=lambda i: (-sign * scores[i], i))
 
 
-def _checked(name: str, call, expected: int) -> list[float]:
-    try:
-        scores = [float(score) for score in call()]
-    except RepriseError:
-        raise
-    except Exception as cause:
-        raise RewardFailed(name, f"{type(cause).__name__}: {cause}") from cause
-    if len(scores) != expected:
-        raise RewardFailed(name, f"expected {expected} scores, got {len(scores)}")
+def _checked(name: str, call: Callable[[], Sequence[float]], expected: int) -> list[float]:
+    scores = _counted(name, "scores", lambda: map(float, call()), expected)
     for i, score in enumerate(scores):
         if not math.isfinite(score):
             raise RewardFailed(name, f"score {i + 1} of {expected} is {score}")
     return scores
+
+
+def _counted(name: str, what: str, call: Callable[[], Iterable[T]], expected: int) -> list[T]:
+    try:
+        found = list(call())
+    except RepriseError:
+        raise
+    except Exception as cause:
+        raise RewardFailed(name, f"{type(cause).__name__}: {cause}") from cause
+    if len(found) != expected:
+        raise RewardFailed(name, f"expected {expected} {what}, got {len(found)}")
+    return found

@@ -15,7 +15,7 @@ from io import TextIOWrapper
 import typer
 
 from ..errors import Interrupted, RepriseError
-from . import bench, evaluate, models, render, rewrite, score, shapeworld, train
+from . import bench, evaluate, models, render, rewrite, score, serve, shapeworld, train
 
 STOPPED = 130  # what shells report for a program that Ctrl-C stopped
 
@@ -30,6 +30,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("models")(models.models)
+app.add_typer(serve.app, name="serve")
 app.add_typer(shapeworld.app, name="shapeworld")
 
 
@@ -75,7 +76,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         # A host brings these itself; a bare installation of the base has none of them.
-        remedy = "pip install 'reprise-nodes[render]' brings what drawing needs, [train] what training needs"
+        remedy = ("pip install 'reprise-nodes[render]' brings what drawing needs, [train] what training, "
+                  "[serve] what serving needs")  # fmt: skip
         return _fail(f"{error.name} is not installed; {remedy}", 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own: a wrong option or value

@@ -18,6 +18,8 @@ DEFAULT_RENDERER = DEFAULT_JUDGE = "shapeworld"
 DEFAULT_REWRITER = "reprompt"
 # Renderers for whose pictures the embedded rewriter and judge are made.
 EMBEDDED_WORLD = ("shapeworld", "fake")
+REMOTE = "remote:"  # what a reward's name begins with that another process runs
+VLM = "vlm:"  # and one that any vision-language model gives
 
 
 def find_renderer(name: str, steps: int | None = None) -> Callable[[], Renderer]:
@@ -78,10 +80,24 @@ def _find_chat(kind: str, rest: str) -> Callable[[], Rewriter]:
 
 def make_reward(name: str) -> Reward:
     """A reward that reads pictures. Raises Unsupported for one that reads rewrites."""
+    if name.startswith(REMOTE):
+        return _connect(name)
+    if name.startswith(VLM):
+        return resolve("reward", REWARDS, "vlm")(name.removeprefix(VLM))
     reward = resolve("reward", REWARDS, name)()
     if reward.spec.reads != "images":
         raise Unsupported(f"reward {name!r} reads rewrites, not pictures; it belongs to training")
     return reward
+
+
+def _connect(name: str) -> Reward:
+    """A reward of `reprise serve rewards` somewhere: remote:NAME@URL."""
+    from ..rewards.remote import connect
+
+    served, at, url = name.removeprefix(REMOTE).rpartition("@http")
+    if not (served.strip() and at):
+        raise BadInput("expected remote:NAME@URL, for example remote:image-reward@http://127.0.0.1:8009")
+    return connect("http" + url, served.strip())
 
 
 def parse_weights(words: Sequence[str]) -> dict[str, float]:
@@ -95,7 +111,7 @@ def parse_weights(words: Sequence[str]) -> dict[str, float]:
             weight = math.nan
         if not (math.isfinite(weight) and weight > 0):
             raise BadInput(f"--reward {word}: expected NAME=WEIGHT with a weight above 0")
-        if name not in REWARDS:
+        if name not in REWARDS and not name.startswith((REMOTE, VLM)):
             raise UnknownName("reward", name, REWARDS)
         if name in weights:
             raise BadInput(f"--reward {name} is given twice; name each reward once")

@@ -16,32 +16,22 @@ if TYPE_CHECKING:
 
 
 def read_picture(path: Path) -> Tensor:
-    """A picture file as (H, W, 3) in 0..1. Grey becomes RGB, what is transparent lies on white, a
-    camera's rotation is undone. Raises BadInput for a file that is no picture."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    """A picture file as (H, W, 3) in 0..1, as `from_pil` sees it. Raises BadInput for one that is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    from ..rewards.pictures import from_pil
 
     if path.is_dir():
         raise BadInput(f"{path} is a folder; name picture files")
     try:
         with Image.open(path) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
+            return from_pil(opened)
     except FileNotFoundError as error:
         raise BadInput(f"there is no picture {path}") from error
     except UnidentifiedImageError as error:
         raise BadInput(f"{path} is no picture that can be read (PNG, JPEG, WebP, …)") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"{path} is damaged: {error}") from error
-    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
-        grey = np.clip(np.asarray(picture, dtype=np.float32) / 65535, 0, 1)
-        return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2))
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(ground, picture)
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
 
 
 def score(
@@ -53,6 +43,10 @@ def score(
         list[str] | None,
         typer.Option("--reward", metavar="NAME", show_default="shapeworld", help="Once or several times."),
     ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option("--held-out", metavar="NAME", help="Shown beside them, as one that decided nothing."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Score pictures against a prompt, each by itself. --json prints an array, one object per picture."""
@@ -61,16 +55,24 @@ def score(
     from .roles import DEFAULT_JUDGE, make_reward
 
     text = check_prompt(prompt, "--prompt")
-    names = list(dict.fromkeys(names or [DEFAULT_JUDGE]))
+    names, apart = list(dict.fromkeys(names or [DEFAULT_JUDGE])), list(dict.fromkeys(held_out or []))
+    both = set(names) & set(apart)
+    if both:
+        raise BadInput(f"{min(both)} is given as --reward and as --held-out; it can be one of them")
     with terminal.quiet_stdout(as_json):
-        rewards = {name: make_reward(name) for name in names}
+        rewards = {name: make_reward(name) for name in [*names, *apart]}
         rows = []
         for path in images:
             picture = read_picture(path)[None]
             scores = {name: image_scores(reward, picture, [text])[0] for name, reward in rewards.items()}
             rows.append((str(path), scores))
     if as_json:
-        terminal.print_json([{"image": path, "prompt": text, "scores": scores} for path, scores in rows])
+        terminal.print_json([
+            {"image": path, "prompt": text, "scores": {name: scores[name] for name in names},
+             "held_out": {name: scores[name] for name in apart}}
+            for path, scores in rows
+        ])  # fmt: skip
         return
-    table = [(path, *(f"{scores[name]:.4f}" for name in names)) for path, scores in rows]
-    terminal.print_table(None, ("image", *names), table, numbers=names)
+    table = [(path, *(f"{score:.4f}" for score in scores.values())) for path, scores in rows]
+    columns = [*names, *(f"{name} (held out)" for name in apart)]
+    terminal.print_table(None, ("image", *columns), table, numbers=columns)

@@ -29,13 +29,37 @@ def to_pil(images: Tensor) -> list[Image]:
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
         shape = tuple(images.shape)
         raise BadInput(f"expected pictures (B, H, W, 3) in 0..1, got shape {shape}; drop an alpha channel")
-    pixels = images.detach().float()
-    for i, picture in enumerate(pixels):
-        if not picture.isfinite().all():
-            raise BadInput(f"picture {i + 1} of {len(pixels)} holds pixels that are no numbers (NaN); "
+    pictures = []
+    for i, pixels in enumerate(images.detach(), start=1):
+        low, high = pixels.aminmax()  # NaN if one of them is
+        if not (low.isfinite() and high.isfinite()):
+            raise BadInput(f"picture {i} of {len(images)} holds pixels that are no numbers (NaN); "
                            "a VAE in half precision makes them, run it in float32")  # fmt: skip
-    array = (pixels.clamp(0, 1) * 255).round().byte().expand(*images.shape[:3], 3)
-    return [images_of.fromarray(picture) for picture in array.contiguous().cpu().numpy()]
+        # In place, one picture at a time: fresh memory for each step costs more than the arithmetic.
+        whole = pixels.float().clamp(0, 1).mul_(255).round_().byte().expand(*pixels.shape[:2], 3)
+        pictures.append(images_of.fromarray(whole.contiguous().cpu().numpy()))
+    return pictures
+
+
+def from_pil(picture: Image) -> Tensor:
+    """A picture of any mode -> (H, W, 3) in 0..1. Grey becomes RGB, what is transparent lies on white, a
+    camera's rotation is undone. Raises what Pillow does where the file behind it is damaged."""
+    import numpy as np
+    import torch
+    from PIL import Image as images_of
+    from PIL import ImageOps
+
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
+        grey = np.clip(np.asarray(picture, dtype=np.float32) / 65535, 0, 1)
+        return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2))
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        ground = images_of.new("RGBA", picture.size, "white")
+        picture = images_of.alpha_composite(ground, picture)
+    pixels = np.asarray(picture.convert("RGB"))
+    return torch.from_numpy(np.divide(pixels, np.float32(255), dtype=np.float32))
 
 
 def cropped(picture: Image, size: int, floor: bool = False) -> Tensor:
@@ -78,7 +102,7 @@ def _tensor(picture: Image) -> Tensor:
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float().div(255)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255)
 
 
 def _normalised(pixels: Tensor) -> Tensor:

@@ -96,6 +96,9 @@ def test_unreadable_pictures_are_one_line(reprise, picture, tmp_path):
 @pytest.mark.parametrize("words,part", [
     (["--prompt", PROMPT, "--reward", "shapeword"], "did you mean 'shapeworld'"),
     (["--prompt", PROMPT, "--reward", "length"], "reads rewrites, not pictures"),
+    (["--prompt", PROMPT, "--held-out", "shapeword"], "did you mean 'shapeworld'"),
+    (["--prompt", PROMPT, "--held-out", "length"], "reads rewrites, not pictures"),
+    (["--prompt", PROMPT, "--held-out", "shapeworld"], "shapeworld is given as --reward and as --held-out"),
     (["--prompt", " "], "--prompt is empty"),
     (["--prompt", "a cat"], "name one of its shapes"),
     ([], "--prompt"),
@@ -104,3 +107,17 @@ def test_bad_words(reprise, picture, tmp_path, words, part):
     picture.save(tmp_path / "p.png")
     result = reprise("score", "p.png", *words)
     assert (result.code, result.out) == (2, "") and part in result.err and len(result.err.splitlines()) == 1
+
+
+def test_held_out_rewards_stand_apart(reprise, picture, tmp_path):
+    picture.save(tmp_path / "p.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "q.png")
+    words = ("score", "p.png", "q.png", "--prompt", PROMPT, "--held-out", "shapeworld-strict")
+    rows = json.loads(reprise(*words, "--json").out)
+    assert [set(row["scores"]) for row in rows] == [{"shapeworld"}] * 2
+    assert [row["held_out"] for row in rows] == [{"shapeworld-strict": 1.0}, {"shapeworld-strict": 0.0}]
+    assert "shapeworld-strict (held out)" in reprise(*words).out
+    twice = json.loads(reprise(*words, "--held-out", "shapeworld-strict", "--json").out)
+    assert twice == rows
+    alone = json.loads(reprise("score", "p.png", "--prompt", PROMPT, "--json").out)
+    assert alone[0]["scores"] == rows[0]["scores"] and alone[0]["held_out"] == {}

@@ -1,0 +1,1 @@
+"""The reward server: images and prompts over HTTP to rewards that one thread owns."""

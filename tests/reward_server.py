@@ -1,0 +1,88 @@
+"""A reward server on this machine, and rewards that do what a test wants to see handled."""
+
+import base64
+import io
+import random
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import httpx
+import torch
+from PIL import Image
+
+from reprise.backend.rewards.pictures import to_pil
+from reprise.backend.serving.app import make_app
+from reprise.backend.serving.desk import Desk
+from reprise.backend.serving.server import address, listen, make_server
+from reprise.backend.shapeworld.drawing import draw
+from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.scenes import random_scene
+from reprise.backend.types import RewardSpec
+from reprise.backend.wire import Limits
+
+PROMPTS = ["a red circle", "three blue stars", "a green heart left of a yellow square", "two circles"]
+
+
+@contextmanager
+def serving(*rewards, key=None, limits=None, **desk):
+    """A running server: `url`, `desk`, and a plain `http` client of it."""
+    limits = limits or Limits()
+    desk = Desk(rewards, pixels=limits.pixels, **desk)
+    with listen("127.0.0.1", 0) as sock:
+        server = make_server(make_app(desk, limits, key), desk)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+        # Reading certificates for nothing takes longer than all else here.
+        http = httpx.Client(base_url=address(sock), verify=False, trust_env=False, timeout=60)
+        try:
+            yield SimpleNamespace(url=address(sock), desk=desk, http=http)
+        finally:
+            http.close()
+            server.should_exit = True
+            desk.close()
+            thread.join(10)
+
+
+def scene(prompt, seed):
+    """A picture (H, W, 3) in 0..1 of 8-bit values: what is asked for with an even seed, else anything."""
+    rng = random.Random(f"{prompt} {seed}")
+    drawn = layout(parse_prompt(prompt), rng) if seed % 2 == 0 else random_scene(rng)
+    return torch.from_numpy(draw(drawn).copy()).float() / 255
+
+
+def encoded(image, kind="PNG", **options):
+    """A picture (H, W, 3), a PIL picture or bytes -> base64 text."""
+    if isinstance(image, torch.Tensor):
+        image = to_pil(image[None])[0]
+    if isinstance(image, Image.Image):
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        image = file.getvalue()
+    return base64.b64encode(image).decode()
+
+
+class Brightness:
+    """The mean of a picture's pixels; fails where the prompt says so. `batches` are what it was given."""
+
+    def __init__(self, name="brightness"):
+        self.spec, self.batches = RewardSpec(name, 0.0, 1.0), []
+
+    def score(self, images, prompts):
+        self.batches.append(tuple(images.shape))
+        if any("fail" in prompt for prompt in prompts):
+            raise RuntimeError("out of memory\nwith a long story")
+        return [float(image.double().mean()) for image in images]
+
+
+class Gate(Brightness):
+    """Waits until `open` is set; `entered` says that it is in work."""
+
+    def __init__(self, name="gate"):
+        super().__init__(name)
+        self.open, self.entered = threading.Event(), threading.Event()
+
+    def score(self, images, prompts):
+        self.entered.set()
+        assert self.open.wait(60)
+        return super().score(images, prompts)
