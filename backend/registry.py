@@ -32,6 +32,9 @@ REWARDS: dict[str, str] = {
     "pick-score": ".rewards.pick_score:PickScore",
     "clip-score": ".rewards.clip_score:ClipScore",
     "aesthetic": ".rewards.aesthetic:Aesthetic",
+    "vlm": ".rewards.vlm:vlm_judge",
+    "geneval": ".rewards.geneval:GenEval",
+    "geneval-strict": ".rewards.geneval:GenEvalStrict",
     "structure": ".rewards.text:Structure",
     "length": ".rewards.text:Length",
 }

@@ -14,6 +14,7 @@ from .sockets import CATEGORY, EMBEDDED
 LOADERS = f"{CATEGORY}/loaders"
 KINDS = ("rewriters", "refiners", "judges")
 NONE_INSTALLED = "(none installed)"
+VLM = "vlm: "  # begins the name of a judge that is any vision-language model
 
 
 def _root(kind: str) -> str:
@@ -119,11 +120,13 @@ class LoadJudge(io.ComfyNode):
             display_name="Load Judge",
             category=LOADERS,
             description="Loads what scores pictures against a prompt.",
-            search_aliases=["reward", "scorer", "ImageReward", "HPSv2", "PickScore", "aesthetic"],
+            search_aliases=["reward", "scorer", "ImageReward", "HPSv2", "PickScore", "aesthetic", "VLM"],
             inputs=[
                 io.Combo.Input(
-                    "judge", options=list(image_rewards()), default="shapeworld",
-                    tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right.",
+                    "judge", options=[*image_rewards(), *vlm_judges()], default="shapeworld",
+                    tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right. "
+                            "vlm: is a vision-language model in models/reprise/judges and what it is asked; "
+                            "with #checklist it also says what is missing.",
                 ),
             ],
             outputs=[sockets.Judge.Output("judge", tooltip="For Reward Scorer, PARM and Reflection Loop.")],
@@ -133,12 +136,15 @@ class LoadJudge(io.ComfyNode):
     def execute(cls, judge: str) -> io.NodeOutput:
         from ..backend.registry import REWARDS, resolve
         from ..backend.rewards.files import JUDGES
+        from .memory import managed, precision
 
+        if judge.startswith(VLM):
+            name, hashed, mode = judge.removeprefix(VLM).rpartition("#")
+            make, source = resolve("judge", REWARDS, "vlm"), f"{_folder('judges', name)}{hashed}{mode}"
+            return io.NodeOutput(managed(make(source, device="cpu", dtype=precision())))
         make = resolve("judge", REWARDS, judge)
         if judge not in JUDGES:
             return io.NodeOutput(make())
-        from .memory import managed, precision
-
         own = JUDGES[judge].files[0].folder
         folders = (Path(root) / own for root in folder_paths.get_folder_paths(_root("judges")))
         folder = next((f for f in folders if f.is_dir()), None)
@@ -146,10 +152,23 @@ class LoadJudge(io.ComfyNode):
 
 
 def image_rewards() -> tuple[str, ...]:
-    """Names of the rewards that look at pictures; the text rewards score rewrites."""
+    """Names of the rewards that look at pictures; the text rewards score rewrites. `vlm` is a kind, see
+    `vlm_judges`."""
     from ..backend.registry import REWARDS
 
-    return tuple(name for name, where in REWARDS.items() if not where.startswith(".rewards.text:"))
+    names = (name for name, where in REWARDS.items() if not where.startswith(".rewards.text:"))
+    return tuple(name for name in names if name != "vlm")
+
+
+def vlm_judges() -> list[str]:
+    """What folders in models/reprise/judges are no judge of their own: vision-language models, each once for
+    every question that it can be asked."""
+    from ..backend.rewards.files import JUDGES
+    from ..backend.rewards.vlm import MODES
+
+    published = {wanted.folder for needs in JUDGES.values() for wanted in needs.files}
+    names = [name for name in installed("judges") if name.split("/")[0] not in published]
+    return [f"{VLM}{name}#{mode}" for name in names for mode in MODES]
 
 
 class LoadShapeWorld(io.ComfyNode):

@@ -54,7 +54,9 @@ def render(
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="shapeworld", help="Selects, and says what is wrong."),
+        typer.Option(metavar="NAME", show_default="shapeworld", help="Selects, and says what is wrong; "
+                     "remote:NAME@URL is one that `reprise serve rewards` runs, vlm:FOLDER or vlm:MODEL@URL "
+                     "a vision-language model, which criticises with #checklist after it."),
     ] = None,
     reward: Annotated[
         list[str] | None,

@@ -41,7 +41,8 @@ def score(
     prompt: Annotated[str, typer.Option(help="What the pictures should show: the user's own prompt.")],
     names: Annotated[
         list[str] | None,
-        typer.Option("--reward", metavar="NAME", show_default="shapeworld", help="Once or several times."),
+        typer.Option("--reward", metavar="NAME", show_default="shapeworld", help="Once or several times; "
+                     "vlm:FOLDER or vlm:MODEL@URL asks a vision-language model."),
     ] = None,
     held_out: Annotated[
         list[str] | None,

@@ -26,7 +26,8 @@ def _group() -> None:
 def rewards(
     names: Annotated[
         list[str] | None,
-        typer.Option("--reward", metavar="NAME", show_default="shapeworld", help="Once or several times."),
+        typer.Option("--reward", metavar="NAME", show_default="shapeworld", help="Once or several times; "
+                     "vlm:FOLDER or vlm:MODEL@URL asks a vision-language model."),
     ] = None,
     host: Annotated[
         str, typer.Option(help=f"Where to listen; beyond this machine it needs {KEY} in the environment.")

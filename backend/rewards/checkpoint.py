@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, CheckpointError, first_line
 from ..loading import quiet_loading
@@ -45,6 +46,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_settings(path: Path, kind: str) -> dict[str, Any]:
+    """A config.json in Hugging Face's layout. Raises CheckpointError for that of another kind of model."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    found = settings.get("model_type") if isinstance(settings, dict) else None
+    if found != kind:
+        raise CheckpointError(f"{path} describes a model of type {found!r}, expected {kind!r}")
+    return settings
+
+
 def _unpickled(path: Path):
     import torch
 
@@ -74,10 +87,7 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], source: 
     needed = {key for key, _ in sources.values()}
     missing = sorted(needed - tensors.keys())
     left_over = sorted(key for key in tensors.keys() - needed if not unused(key))
-    if missing or left_over:
-        faults = [f"{len(keys)} keys are {kind} ({', '.join(keys[:SHOWN])}{', …' * (len(keys) > SHOWN)})"
-                  for kind, keys in (("missing", missing), ("unexpected", left_over)) if keys]  # fmt: skip
-        raise CheckpointError(f"{path} is not {what}: {' and '.join(faults)}")
+    refuse(path, what, missing=missing, unexpected=left_over)
     if dtype is None:
         dtype = max((tensors[key] for key in needed), key=lambda tensor: tensor.numel()).dtype
     filled = {}
@@ -95,6 +105,14 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], source: 
     module.load_state_dict(filled, assign=True)
     _number_positions(module, device)
     return module.eval().requires_grad_(False)
+
+
+def refuse(path: Path, what: str, **keys: Sequence[str]) -> None:
+    """Raises CheckpointError where keys are missing, unexpected or so, and names some of them."""
+    faults = [f"{len(of)} keys are {kind} ({', '.join(of[:SHOWN])}{', …' * (len(of) > SHOWN)})"
+              for kind, of in keys.items() if of]  # fmt: skip
+    if faults:
+        raise CheckpointError(f"{path} is not {what}: {' and '.join(faults)}")
 
 
 def _number_positions(module: nn.Module, device: torch.device) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import html
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -18,8 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-from .checkpoint import Source
+from .checkpoint import Source, read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +85,9 @@ def image_embeddings(model: Any, pixels: Tensor) -> Tensor:
 def text_embeddings(model: Any, prompts: Sequence[str], repaired: bool = True) -> Tensor:
     """Prompts -> (B, D), of length 1, in float32. Each different prompt is read once."""
     once = list(dict.fromkeys(prompts))
-    ids = tokens(once, repaired).to(model.text_projection.weight.device)
+    ids = tokens(once, repaired)
+    ids = ids[:, : int(ids.argmax(-1).max()) + 1]  # the end's id is the highest; nothing looks beyond it
+    ids = ids.to(model.text_projection.weight.device)
     read = _unit(model.text_projection(model.text_model(input_ids=ids).pooler_output))
     return read[[once.index(prompt) for prompt in prompts]]
 
@@ -107,14 +107,7 @@ def read_config(path: Path) -> Any:
     """The CLIPConfig of a config.json in Hugging Face's layout. Raises CheckpointError for another's."""
     from transformers import CLIPConfig
 
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind != "clip":
-        raise CheckpointError(f"{path} describes a model of type {kind!r}, expected 'clip'")
-    return CLIPConfig.from_dict(settings)
+    return CLIPConfig.from_dict(read_settings(path, "clip"))
 
 
 def same_name(name: str) -> Source:

@@ -49,6 +49,14 @@ CLIP_L_FILES = (
            other_names=("pytorch_model.bin",)),
     Wanted("clip-vit-large-patch14", "config.json", 4_519, CLIP_L),
 )  # fmt: skip
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+GENEVAL = Needs((
+    Wanted("mask2former-swin-small-coco-instance", "model.safetensors", 275_500_000, DETECTOR,
+           other_names=("pytorch_model.bin",)),
+    Wanted("mask2former-swin-small-coco-instance", "config.json", 8_000, DETECTOR),
+    Wanted("mask2former-swin-small-coco-instance", "preprocessor_config.json", 600, DETECTOR),
+    *CLIP_L_FILES,
+), 496_356_060)  # fmt: skip
 JUDGES: dict[str, Needs] = {
     "image-reward": Needs((
         Wanted("image-reward", "ImageReward.pt", 1_790_000_000, "THUDM/ImageReward",
@@ -73,6 +81,8 @@ JUDGES: dict[str, Needs] = {
                url="https://github.com/christophschuhmann/improved-aesthetic-predictor"),
         *CLIP_L_FILES,
     ), 304_894_177),
+    "geneval": GENEVAL,
+    "geneval-strict": GENEVAL,
 }  # fmt: skip
 
 
@@ -113,13 +123,22 @@ def locate(judge: str, path: str | Path | None = None) -> list[Path]:
             raise CheckpointError(f"there is no {path}; give {judge}'s {wanted[0].name} or its folder")
         weights = path if path.is_file() else None
         folder = path if path.is_dir() else path.parent
-    found = [find(w, [folder, folder.parent / w.folder] if folder else []) for w in wanted]
+    found = [find(w, _near(folder, w, wanted)) for w in wanted]
     found[0] = weights or found[0]
     lost = [w for w, where in zip(wanted, found, strict=True) if where is None]
     if lost:
         fetch = f"; or ask for it: reprise models --get {judge}" if all(w.repo for w in lost) else ""
         raise CheckpointError(f"{judge} is not installed: {advice(lost)}{fetch}")
     return [where for where in found if where is not None]
+
+
+def _near(folder: Path | None, wanted: Wanted, all_wanted: Sequence[Wanted]) -> list[Path]:
+    """Where a judge's file may lie when its weights are in `folder`: there too, or in a folder beside it.
+    Of two models that both call a file config.json, the folder holds the first one's."""
+    if folder is None:
+        return []
+    own = next(other for other in all_wanted if other.name == wanted.name) is wanted
+    return [*([folder] if own else []), folder.parent / wanted.folder]
 
 
 def advice(lost: Sequence[Wanted]) -> str:

@@ -81,8 +81,9 @@ class ImageReward(LearnedJudge):
 
         seen = self.model["vision"](pixel_values=pixels).last_hidden_state
         read = self.codec.encode_batch(list(prompts))
-        ids = torch.tensor([row.ids for row in read], device=pixels.device)
-        mask = torch.tensor([row.attention_mask for row in read], device=pixels.device)
+        longest = max(sum(row.attention_mask) for row in read)  # what follows is padding that none looks at
+        ids = torch.tensor([row.ids[:longest] for row in read], device=pixels.device)
+        mask = torch.tensor([row.attention_mask[:longest] for row in read], device=pixels.device)
         first = self.model["text"](
             input_ids=ids, attention_mask=mask, encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=pixels.device),

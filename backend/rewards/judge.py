@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
@@ -39,29 +40,44 @@ class LearnedJudge(ABC):
         """Images (B, H, W, 3) in 0..1 and the users' prompts -> B scores. See `interfaces.Reward`."""
         import torch
 
-        if len(images) != len(prompts):
-            raise BadInput(f"expected one prompt per picture, got {len(prompts)} for {len(images)}")
-        if self.reads_prompt and not all(prompt.strip() for prompt in prompts):
-            raise BadInput(f"{self.spec.name} compares a picture with words, and a prompt is empty; "
-                           "say what the picture should show")  # fmt: skip
-        weight = next(self.model.parameters())
-        slow = weight.device.type == "cpu" and weight.dtype == torch.float16
+        check_asked(self.spec.name, images, prompts, self.reads_prompt)
         pictures = to_pil(images)
         scores: list[float] = []
+        with computable(self.model):
+            weight = next(self.model.parameters())
+            for start in range(0, len(prompts), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                pixels = torch.stack([self.prepare(picture) for picture in pictures[rows]])
+                rated = self.rate(pixels.to(weight.device, weight.dtype), prompts[rows])
+                scores += rated.float().tolist()
+        return scores
+
+
+def check_asked(name: str, images: Tensor, prompts: Sequence[str], reads_prompt: bool = True) -> None:
+    """Raises BadInput unless there is a prompt for each picture, with a word in it if the judge reads it."""
+    if len(images) != len(prompts):
+        raise BadInput(f"expected one prompt per picture, got {len(prompts)} for {len(images)}")
+    if reads_prompt and not all(prompt.strip() for prompt in prompts):
+        raise BadInput(f"{name} compares a picture with words, and a prompt is empty; "
+                       "say what the picture should show")  # fmt: skip
+
+
+@contextmanager
+def computable(model: nn.Module) -> Iterator[None]:
+    """Inference mode, and `model` in float32 meanwhile where it is float16 on a CPU. A model that was loaded
+    in inference mode, as hosts do, can be converted only there."""
+    import torch
+
+    weight = next(model.parameters())
+    slow = weight.device.type == "cpu" and weight.dtype == torch.float16
+    with torch.inference_mode():
         try:
             if slow:
-                self.model.float()
-            weight = next(self.model.parameters())
-            with torch.inference_mode():
-                for start in range(0, len(prompts), self.batch_size):
-                    rows = slice(start, start + self.batch_size)
-                    pixels = torch.stack([self.prepare(picture) for picture in pictures[rows]])
-                    rated = self.rate(pixels.to(weight.device, weight.dtype), prompts[rows])
-                    scores += rated.float().tolist()
+                model.float()
+            yield
         finally:
             if slow:
-                self.model.half()
-        return scores
+                model.half()
 
 
 def linear_head(width: int, widths: Sequence[int]) -> nn.Sequential:

@@ -23,29 +23,42 @@ loaders, scorer = pack("nodes.loaders"), pack("nodes.scorer")
 found = {"choices": loaders.LoadJudge.define_schema().inputs[0].options}
 
 
-def loaded() -> bool:
-    return judge.patcher in [entry.model for entry in management.current_loaded_models]
+def used(name: str) -> dict:
+    """A judge's scores: as it is loaded, back after the room was needed, and in half precision."""
+    (judge,) = loaders.LoadJudge.execute(name).args
 
+    def loaded() -> bool:
+        return judge.patcher in [entry.model for entry in management.current_loaded_models]
 
-def scores() -> list[float]:
-    return scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
+    def scores() -> list[float]:
+        return scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
+
+    seen: dict = {"scores": scores(), "managed": [loaded()]}
+    # What a sampler does that needs the room: more than there is, so that everything else has to go.
+    management.free_memory(1e30, management.text_encoder_device())
+    seen["managed"].append(loaded())
+    seen["back"] = scores()
+    seen["managed"].append(loaded())
+    judge.model.half()  # as published ones are on a GPU, and this one was just moved off it
+    seen["half"] = scores()
+    seen["kept"] = str(next(judge.model.parameters()).dtype)
+    return seen
 
 
 with torch.inference_mode():
     images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
-    (judge,) = loaders.LoadJudge.execute("pick-score").args
-    found["scores"] = scores()
-    found["managed"] = [loaded()]
-    # What a sampler does that needs the room: more than there is, so that everything else has to go.
-    management.free_memory(1e30, management.text_encoder_device())
-    found["managed"].append(loaded())
-    found["back"] = scores()
-    found["managed"].append(loaded())
-    judge.model.half()  # as published ones are on a GPU, and this one was just moved off it
-    found["half"] = scores()
-    found["kept"] = str(next(judge.model.parameters()).dtype)
+    found["pick-score"] = used("pick-score")
+    found["vlm"] = used("vlm: tiny/qwen#match")
+    alone = pack("backend.rewards.vlm").vlm_judge(f"{MODELS}/reprise/judges/tiny/qwen", device="cpu")
+    found["alone"] = [alone.score(image[None], ["a red circle"])[0] for image in images]
+    (critic,) = loaders.LoadJudge.execute("vlm: tiny/qwen#checklist").args
+    found["critique"] = critic.criticize(images[:1], ["a red circle"])[0].critique
 try:
     loaders.LoadJudge.execute("image-reward")
 except Exception as error:
     found["missing"] = f"{type(error).__name__}: {error}"
+try:
+    loaders.LoadJudge.execute("vlm: gone#match")
+except Exception as error:
+    found["gone"] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))

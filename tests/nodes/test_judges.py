@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ..backend.rewards import tiny_vlm
 from ..data.rewards import tiny
 
 pytestmark = pytest.mark.comfyui
@@ -23,12 +24,20 @@ def test_a_judge_loads_is_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps({"model_type": "clip", **tiny.PICK}))
     monkeypatch.delenv("REPRISE_MODELS", raising=False)
 
+    tiny_vlm.qwen2_5_vl(tmp_path / "reprise" / "judges" / "tiny" / "qwen")
     found = in_comfyui("inside_judges.py", str(tmp_path))
     assert {"shapeworld", "image-reward", "hps-v2.1", "pick-score"} <= set(found["choices"])
-    assert found["managed"] == [True, False, True] and found["back"] == found["scores"]
+    assert [name for name in found["choices"] if name.startswith("vlm")] == [
+        f"vlm: tiny/qwen#{mode}" for mode in ("match", "clarity", "potential", "checklist", "score")
+    ]
     assert found["missing"].startswith("CheckpointError: image-reward is not installed: put ImageReward.pt")
+    assert found["gone"].startswith("CheckpointError: no judge 'gone' in models/reprise/judges")
     monkeypatch.setattr(PickScore, "vision", (160, 2))
     images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
     alone = [PickScore(folder, device="cpu").score(image[None], ["a red circle"])[0] for image in images]
-    assert found["scores"] == pytest.approx(alone, abs=1e-4)
-    assert found["half"] == pytest.approx(alone, abs=0.1) and found["kept"] == "torch.float16"
+    for name, want in (("pick-score", alone), ("vlm", found["alone"])):
+        seen = found[name]
+        assert seen["managed"] == [True, False, True] and seen["back"] == seen["scores"], name
+        assert seen["scores"] == pytest.approx(want, abs=1e-4), name
+        assert seen["half"] == pytest.approx(want, abs=0.1) and seen["kept"] == "torch.float16", name
+    assert found["critique"] in ("", "it does not show a red circle")

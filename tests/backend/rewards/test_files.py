@@ -86,6 +86,11 @@ def test_a_path_is_the_weights_or_their_folder(nothing):
     beside = nothing / "y" / "clip-vit-large-patch14"
     clip = [touch(beside / name) for name in ("pytorch_model.bin", "config.json")]
     assert files.locate("aesthetic", head.parent) == [head, *clip]
+    # Two models that name their files alike: the folder is the first one's.
+    names = ("model.safetensors", "config.json", "preprocessor_config.json")
+    detector = [touch(nothing / "y" / "detector" / name) for name in names]
+    assert files.locate("geneval", detector[0].parent) == files.locate("geneval", detector[0])
+    assert files.locate("geneval", detector[0]) == [*detector, *clip]
 
 
 def test_sizes():

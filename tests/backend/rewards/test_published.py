@@ -20,12 +20,12 @@ from reprise.backend.rewards.pictures import MEAN, STD, cropped, padded
 
 from ...data.rewards import tiny
 
-NAMES = list(JUDGES)
 REFERENCE = {  # judge -> where its reference's scores are
     "image-reward": ("image_reward", "scores"), "hps-v2.1": ("hps", "scores"), "hps-v2": ("hps", "scores"),
     "pick-score": ("pick_score", "scores"), "clip-score": ("openai_clip", "clip"),
     "aesthetic": ("openai_clip", "aesthetic"),
 }  # fmt: skip
+NAMES = list(REFERENCE)
 WORDS = "a red circle on the grey background"
 
 
@@ -122,6 +122,16 @@ def test_a_very_long_strip_is_resized_alike():
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     back = (seen.permute(1, 2, 0) * std + mean) * 255
     assert (back - kept).abs().mean() < 0.5  # of 255 levels
+
+
+def test_loaded_in_inference_mode_and_asked_outside_it(installed, pictures):
+    """As a host may: ComfyUI runs its nodes in inference mode, other programs load there alone."""
+    image = pictures["640x480"]
+    with torch.inference_mode():
+        judge = make("clip-score", dtype="float16")
+        inside = judge.score(image, [WORDS])
+    assert judge.score(image, [WORDS]) == inside
+    assert {p.dtype for p in judge.model.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -275,7 +285,8 @@ def test_models_lists_judges_with_their_files(installed, capsys):
         text = capsys.readouterr().out
     finally:
         (installed / "gone").rename(installed / "hps-v2" / "HPS_v2_compressed.pt")
-    assert list(judges) == NAMES and all(judge["fits"] in (True, False, None) for judge in judges.values())
+    assert list(judges) == list(JUDGES)
+    assert all(judge["fits"] in (True, False, None) for judge in judges.values())
     assert judges["image-reward"]["advice"] is None and judges["image-reward"]["files"][0]["path"]
     lost = judges["hps-v2"]
     assert "put HPS_v2_compressed.pt (1.97 GB)" in lost["advice"] and lost["files"][0]["path"] is None

@@ -39,6 +39,9 @@ from transformers import (  # noqa: E402
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizerFast,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
 )
 
 HERE = Path(__file__).parent
@@ -179,6 +182,13 @@ def pick_score(folder):
     return {"shapes": shapes, "scores": scores(score), "ids": ids}, pixels
 
 
+def mask2former_config():
+    """facebook/mask2former-swin-small-coco-instance: the class's own sizes on Swin-S."""
+    swin = SwinConfig(depths=[2, 2, 18, 2], num_heads=[3, 6, 12, 24], embed_dim=96, window_size=7,
+                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
+    return Mask2FormerConfig(backbone_config=swin, num_labels=80)
+
+
 def keys(folder):
     """Names and shapes at full size, as the published files hold them."""
     torch.nn.init.trunc_normal_ = torch.nn.init.normal_ = lambda tensor, *_, **__: tensor  # takes long
@@ -189,6 +199,7 @@ def keys(folder):
     for name, build in (
         ("image-reward", lambda: IMAGE_REWARD.ImageReward(med_config(folder))),
         ("hps", lambda: factory.create_model("ViT-H-14", "")),
+        ("geneval", lambda: Mask2FormerForUniversalSegmentation(mask2former_config())),
     ):
         model = build()
         found[name] = {key: list(value.shape) for key, value in model.state_dict().items()}

@@ -1,0 +1,135 @@
+"""What a VLM is asked about a picture, and how its words are read. Nothing here knows a model.
+
+Sources: VQAScore's question (arXiv 2404.01291) for `match` and for each part of a checklist; PARM's three
+judgements (arXiv 2501.13926) and RePrompt's grade of 0 to 10 (arXiv 2505.17540), in words of our own. A
+checklist of parts, each asked by itself, is TIFA's and DSG's idea (arXiv 2303.11897, 2310.18235).
+Departs from them: a part is a phrase of the prompt, not a question, so that a failed one can be told to a
+rewriter; and every part is to be answered with yes.
+"""
+
+from __future__ import annotations
+
+import re
+
+YES_OR_NO = "Please answer yes or no."
+_PREVIEW = 'This picture is a preview of one that is still being drawn for the prompt "{}". '
+QUESTIONS = {
+    "match": f'Does this figure show "{{}}"? {YES_OR_NO}',
+    "clarity": f"{_PREVIEW}Is it clear enough already to judge what the finished one will show? {YES_OR_NO}",
+    "potential": f"{_PREVIEW}Will the finished one show all that the prompt asks for? {YES_OR_NO}",
+}
+GRADE = (
+    'This picture was drawn for the prompt "{}". How well does it show what the prompt asks for, from 0 (not '
+    "at all) to 10 (everything, exactly)? Answer with one number."
+)
+PARTS = (
+    'A picture is wanted that shows "{}". List what must be seen in it, one short phrase on each line: each '
+    "thing with its number and colour, where things are to each other, the place, the style. Keep the words "
+    "of the wish, add nothing to it, and write the list alone."
+)
+
+_LONGEST_PART = 20  # words; what is longer is talk, no entry of a list
+_BULLET = re.compile(r"^\s*(?:[-*•–]+|\(?\d+[.):])\s*")
+_NUMBER = r"(-?\d+(?:[.,]\d+)?)"
+_ALONE = _NUMBER + r"(?![.,]?\d|\w)(?!\s*(?:/|%|out of))"  # of no other scale
+_ONE = _ALONE + r"(?!\s*(?:or|to|-|–)\s*\d)"  # and no range
+# Where a grade may stand, the surest place first.
+_GRADES = (
+    re.compile(rf"{_NUMBER}\s*(?:/|out of)\s*10\b", re.I),
+    re.compile(rf"\b(?:grade|rating|score)\b(?:\s+(?:is|of))?\W{{0,4}}?{_ONE}", re.I),
+    re.compile(rf"^[\s*_#\"'(]*{_ONE}"),
+    re.compile(rf"(?<![\w.,/]){_ALONE}"),
+)
+
+_NUMBERS = "one two three four five six seven eight nine ten eleven twelve"
+_DETERMINER = rf"(?:an?|the|{_NUMBERS.replace(' ', '|')}|\d+|some|several|many|few|no)\b"
+_ADJECTIVES = frozenset(
+    "big large huge small little tiny tall short long round old young new bright dark light red orange "
+    "yellow green blue purple pink brown black white grey gray golden silver".split()
+)
+_RELATIONS = (
+    "to the left of", "to the right of", "on the left of", "on the right of", "left of", "right of",
+    "on top of", "in front of", "next to", "inside of", "above", "below", "under", "behind", "beside", "near",
+    "inside", "over", "between", "holding", "wearing", "with", "on", "in", "at",
+)  # fmt: skip
+_OPENING = re.compile(r"^(?:an?|the)\s+(?:photo|photograph|picture|image)\s+of\s+", re.I)
+_MEDIUM = re.compile(
+    r"^((?:an?|the)\s+(?:[\w-]+\s+)*(?:painting|drawing|sketch|illustration|render))\s+of\s+", re.I
+)
+_JOINT = re.compile(rf"[,;]\s+(?:and\s+)?|[.!?]\s+|\s+and\s+(?={_DETERMINER})", re.I)
+_RELATED = re.compile(rf"^(.+?)\s+(?:{'|'.join(_RELATIONS)})\s+(?={_DETERMINER})(.+)$", re.I)
+
+
+def split(prompt: str) -> tuple[str, ...]:
+    """What a prompt asks for, part by part, by rules alone: clauses, and for two things in a relation each
+    thing and the whole. Never none.
+
+    >>> split("a photo of a red cube left of two balls, at night")
+    ('a red cube', 'two balls', 'a red cube left of two balls', 'at night')
+    """
+    text = _OPENING.sub("", " ".join(prompt.split()))
+    parts: list[str] = []
+    if medium := _MEDIUM.match(text):
+        parts.append(medium[1])
+        text = text[medium.end() :]
+    clauses: list[str] = []
+    for clause in _JOINT.split(text):
+        if clauses and _lacks_noun(clauses[-1]):  # "a big, red ball" is one thing
+            clauses[-1] += f", {clause}"
+        else:
+            clauses.append(clause)
+    for clause in clauses:
+        parts += _related(clause.strip(" .,;!?"))
+    return _distinct(parts) or (prompt.strip(),)
+
+
+def _lacks_noun(clause: str) -> bool:
+    words = clause.casefold().split()
+    return bool(words) and all(re.fullmatch(_DETERMINER, w) or w in _ADJECTIVES for w in words)
+
+
+def _related(clause: str) -> list[str]:
+    found = _RELATED.match(clause)
+    return [found[1], *_related(found[2]), clause] if found else [clause]
+
+
+def _distinct(parts: list[str]) -> tuple[str, ...]:
+    return tuple({part.casefold(): part for part in reversed(parts) if part}.values())[::-1]
+
+
+def read_parts(text: str, prompt: str) -> tuple[str, ...]:
+    """The phrases of a list that a model wrote about `prompt`; none where it wrote no such list.
+
+    A line that shares no word with the prompt is invented or talk, and is left out.
+    """
+    wanted, parts = prompt.casefold(), []
+    for line in _answer(text).splitlines():
+        part = _BULLET.sub("", line).strip(" \t*_`\"'.,;")
+        words = re.findall(r"\w+", part.casefold())
+        shared = any(word in wanted for word in words if len(word) > 2 or not word.isascii())
+        if shared and len(words) <= _LONGEST_PART and not part.endswith((":", "?")):
+            parts.append(part)
+    return _distinct(parts)
+
+
+def read_answer(text: str) -> bool | None:
+    """Whether an answer says yes, by its first word or else its last one; None where neither says."""
+    said = _answer(text)
+    word = re.match(r"\W*(yes|no)\b", said, re.I) or re.search(r"\b(yes|no)\W*$", said, re.I)
+    return word[1].casefold() == "yes" if word else None
+
+
+def read_grade(text: str) -> float | None:
+    """A grade of 0 to 10 out of an answer; None where there is none, or more than one it could be."""
+    said = _answer(text)
+    for pattern in _GRADES:
+        grades = {float(number.replace(",", ".")) for number in pattern.findall(said)}
+        if grades:
+            grade = grades.pop()
+            return grade if not grades and 0 <= grade <= 10 else None
+    return None
+
+
+def _answer(text: str) -> str:
+    """What comes after a model's thinking."""
+    return text.rsplit("</think>", 1)[-1].strip()
