@@ -7,6 +7,8 @@
 SHELL  := bash
 PYTHON ?= python3
 BIN    := .venv/bin
+# Test processes, one thread each; a file's tests stay together. More need memory: a ComfyUI each.
+JOBS   ?= 2
 READY  := .venv/.ready
 
 # Small models on a busy machine: OpenMP's spinning threads cost far more than they bring.
@@ -27,7 +29,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -q -m long
