@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import Cache
-from ..errors import BadInput, TrainingFailed, first_line
+from ..errors import BadInput, TrainingFailed, Unsupported, first_line
 from ..page.training import write_report
 from ..registry import REWARDS, resolve
 from ..rewards.text import Structure
@@ -61,6 +61,8 @@ class Loop:
         import torch
         from transformers import set_seed
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise Unsupported("this trainer is one process; start it without accelerate launch and torchrun")
         self.config, self.folder, self.log = config, run, log
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
         done = step_of(self.checkpoint)
@@ -87,7 +89,8 @@ class Loop:
         renderer = open_renderer(config.renderer)
         self.phases = Phases(device, self._movers(renderer, looking) if config.offload and self.gpu else None)
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
-        self.studio = Studio(renderer, looking, cache, self.phases, config.renderer.batch, config.max_dropped)
+        self.studio = Studio(renderer, looking, cache, self.phases, config.renderer.batch,
+                             overlap=config.renderer.elsewhere)  # fmt: skip
         self.rollouts = Rollouts(
             self.rewriter, self.studio, {n: r for n, r in rewards.items() if n not in looking},
             {n: r.spec for n, r in rewards.items()}, Stream(prompts, config.seed), config, self.phases,
@@ -160,8 +163,10 @@ class Loop:
             lambda: [m for m in (self.trainer.model, self.trainer.ref_model) if m is not None],
             lambda: self.trainer.optimizer,
         )
-        drawing = modules_mover(lambda: renderer_modules(renderer))
         judging = modules_mover(lambda: judge_modules(rewards.values()))
+        # While someone else draws, the judges are at work.
+        elsewhere = self.config.renderer.elsewhere
+        drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
         return {"write": rewriter, "update": rewriter, "render": drawing, "score": judging}
 
     def _trainer(self, model: Any, tokenizer: Any) -> Any:

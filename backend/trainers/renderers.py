@@ -43,6 +43,11 @@ class RendererSettings(Config):
     batch: PositiveInt = 64
     """Pictures asked for in one call."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process draws, so that this one is free meanwhile."""
+        return self.name.startswith("comfyui:")
+
 
 def open_renderer(settings: RendererSettings) -> Renderer:
     """Raises UnknownName, and BadInput for a setting that this renderer does not have."""

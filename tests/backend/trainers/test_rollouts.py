@@ -1,10 +1,11 @@
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 
 from reprise.backend.cache import Cache
-from reprise.backend.errors import RewardFailed
+from reprise.backend.errors import Interrupted, RewardFailed
 from reprise.backend.rewards.text import Length, Structure
 from reprise.backend.rewriters.reprompt import RePromptRewriter
 from reprise.backend.trainers.grpo import GrpoConfig
@@ -14,7 +15,7 @@ from reprise.backend.trainers.rollouts import Rollouts, seed_of
 from reprise.backend.trainers.studio import Studio
 from reprise.backend.types import Job
 
-from .world import Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
+from .world import COLORS, Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +178,10 @@ def test_a_reward_that_is_down_stops_the_run_and_is_not_asked_for_each_picture(r
     judge.score = lambda images, words: (calls.append(len(words)), score(images, words))
     rollouts = made(rewriter, prompts, tmp_path, looking={"fails-always": judge}, prompts_per_step=8,
                     rewrites=8)  # fmt: skip
+    rollouts.studio.batch = 64
     with pytest.raises(RewardFailed, match="'fails-always' failed: .*the judge is down"):
         rollouts.collect(1)
-    assert len(calls) < 20
+    assert len(calls) == 1 + 8  # all at once, then one by one
 
 
 def test_a_held_out_reward_that_fails_drops_nothing(rewriter, prompts, tmp_path):
@@ -210,3 +212,53 @@ def test_several_pictures_a_rewrite_are_averaged(rewriter, prompts, tmp_path):
     group, sample = next((g, s) for g, s in batch.rows if s.drawn)
     views = studio.look([Job(sample.rewrite.prompt, seed) for seed in group.seeds], [group.asked.meaning] * 3)
     assert sample.scores["redness"] == pytest.approx(sum(v.scores["redness"] for v in views) / 3)
+
+
+def test_a_batch_is_judged_while_the_next_is_drawn(tmp_path):
+    judging, drawing = threading.Event(), threading.Event()
+
+    class Renderer(WordRenderer):
+        def render(self, jobs, *rest):
+            if len(self.calls) == 1:
+                drawing.set()
+                assert judging.wait(30)  # the first batch's judge is at work by now
+            return super().render(jobs, *rest)
+
+    class Judge(Redness):
+        def score(self, images, prompts):
+            judging.set()
+            assert drawing.wait(30)
+            return super().score(images, prompts)
+
+    jobs = [Job(f"{color} {i}", i) for i, color in enumerate(COLORS * 4)]
+    words = [job.prompt for job in jobs]
+    plain = Studio(WordRenderer(), {"redness": Redness()}, Cache(tmp_path / "a"), Phases(), batch=5)
+    studio = Studio(Renderer(), {"redness": Judge()}, Cache(tmp_path / "b"), Phases(), batch=5, overlap=True)
+    assert studio.look(jobs, words) == plain.look(jobs, words)
+    assert (studio.drawn, studio.reused) == (12, 0)
+    assert studio.look(jobs, words) == plain.look(jobs, words) and studio.reused == 12
+
+
+def test_an_error_while_judging_comes_out_of_its_thread(tmp_path):
+    judges = {"redness": Interrupts()}
+    studio = Studio(WordRenderer(), judges, Cache(tmp_path), Phases(), batch=2, overlap=True)
+    with pytest.raises(Interrupted):
+        studio.look([Job("red", 1), Job("red", 2), Job("red", 3)], ["red"] * 3)
+
+
+class Interrupts(Redness):
+    def score(self, images, prompts):
+        raise Interrupted("enough")
+
+
+def test_a_call_that_is_killed_while_it_draws_leaves_nothing(tmp_path):
+    class Dies(WordRenderer):
+        def render(self, jobs, *rest):
+            if self.calls:
+                raise KeyboardInterrupt
+            return super().render(jobs, *rest)
+
+    studio = Studio(Dies(), {"redness": Redness()}, Cache(tmp_path), Phases(), batch=2)
+    with pytest.raises(KeyboardInterrupt):
+        studio.look([Job("red", 1), Job("red", 2), Job("red", 3)], ["red"] * 3)
+    assert not list(tmp_path.glob("*/*"))
