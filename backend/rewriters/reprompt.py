@@ -110,7 +110,7 @@ class RePromptRewriter:
         critiques = check_request(prompts, variants, seed, critiques)
         asked = [prompt_ids(self.tokenizer, p, c, self.system) for p, c in zip(prompts, critiques)]
         rows = [(i, v) for i in range(len(prompts)) for v in range(variants)]
-        longest = self._context() - self.max_new_tokens
+        longest = self.context() - self.max_new_tokens
         # Like lengths go together: less padding.
         short = sorted((r for r in rows if len(asked[r[0]]) <= longest), key=lambda r: len(asked[r[0]]))
         answers: dict[tuple[int, int], Rewrite] = {}
@@ -144,7 +144,8 @@ class RePromptRewriter:
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()[:16]
 
-    def _context(self) -> int:
+    def context(self) -> int:
+        """Tokens that fit, prompt and answer together."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
     def write(self, asked: list[list[int]], keys: Sequence[int | None],

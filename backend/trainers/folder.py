@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ def claim(run: Path, text: str, resume: bool) -> None:
         kept.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write the run folder {run}: {error.strerror}; choose another") from error
+
+
+@contextmanager
+def setting_up(run: Path, resume: bool) -> Iterator[None]:
+    """A new run that cannot even begin gives its folder back: after bad input nothing is half-written."""
+    try:
+        yield
+    except BaseException:
+        if not resume:
+            for path in (run / "checkpoints" / "config.yaml", run / "config.yaml"):
+                path.unlink(missing_ok=True)
+            for folder in (run / "checkpoints", run):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

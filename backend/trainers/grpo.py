@@ -22,7 +22,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ..config import Config, save_config
 from ..errors import UnknownName
 from ..registry import REWARDS
-from .folder import claim
+from .folder import claim, setting_up
 from .lora import LoraSettings
 from .renderers import RendererSettings
 
@@ -185,4 +185,6 @@ def train(config: GrpoConfig, run: Path, resume: bool = False, log: Callable[[st
     from .grpo_loop import Loop
 
     with quiet_loading():
-        return Loop(config, run, resume, log).run()
+        with setting_up(run, resume):
+            loop = Loop(config, run, resume, log)
+        return loop.run()

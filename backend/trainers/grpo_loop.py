@@ -63,7 +63,7 @@ class Loop:
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise Unsupported("this trainer is one process; start it without accelerate launch and torchrun")
-        self.config, self.folder, self.log = config, run, log
+        self.config, self.folder, self.resume, self.log = config, run, resume, log
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
         done = step_of(self.checkpoint)
         for name in LINES:
@@ -122,7 +122,7 @@ class Loop:
         if config.init == "weights":
             return where
         start = self.folder / "start"
-        if not start.is_dir():
+        if not (self.resume and start.is_dir()):
             from transformers import AutoModelForCausalLM
 
             model, tokenizer, settings = load_checkpoint(str(where), "cpu", "float32")
@@ -148,7 +148,7 @@ class Loop:
             shared = next((one.prompt for one in asked if one.prompt in trained), None)
             if shared is not None:
                 raise BadInput(f"the {name} prompt {shared!r} is trained on, too; take it out of one of them")
-        longest = self.rewriter._context() - config.max_new_tokens
+        longest = self.rewriter.context() - config.max_new_tokens
         for one in [*prompts, *(one for asked in sets.values() for one in asked)]:
             length = len(prompt_ids(self.rewriter.tokenizer, one.prompt, system=self.rewriter.system))
             if length > longest:

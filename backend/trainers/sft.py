@@ -39,7 +39,7 @@ from ..rewriters.prompting import (
     prompt_ids,
 )
 from ..rewriters.reprompt import load_checkpoint
-from .folder import claim, cut_lines, export, newest_checkpoint, step_of
+from .folder import claim, cut_lines, export, newest_checkpoint, setting_up, step_of
 from .lora import LoraSettings, merged, training_dtype
 
 MAX_DROPPED = 0.1  # share of examples too long for max_length above which a run is refused
@@ -197,20 +197,21 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
     import torch
     from transformers import set_seed
 
-    gpu = config.device == "auto" and torch.cuda.is_available()
-    dtype = training_dtype(config.dtype, gpu, config.lora)
-    set_seed(config.seed)
-    model, tokenizer, settings = load_checkpoint(config.model, "cuda" if gpu else "cpu", dtype)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    system = config.system or settings.system or (SYSTEM if config.reasoning else PLAIN_SYSTEM)
-    dataset = _dataset(config.data, tokenizer, system, config, log)
-    held_out = _dataset(config.eval_data, tokenizer, system, config, log) if config.eval_data else None
+    with setting_up(run, resume):
+        gpu = config.device == "auto" and torch.cuda.is_available()
+        dtype = training_dtype(config.dtype, gpu, config.lora)
+        set_seed(config.seed)
+        model, tokenizer, settings = load_checkpoint(config.model, "cuda" if gpu else "cpu", dtype)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        system = config.system or settings.system or (SYSTEM if config.reasoning else PLAIN_SYSTEM)
+        dataset = _dataset(config.data, tokenizer, system, config, log)
+        held_out = _dataset(config.eval_data, tokenizer, system, config, log) if config.eval_data else None
 
-    newest = newest_checkpoint(run / "checkpoints") if resume else None
-    log(f"{len(dataset)} examples; " + (f"going on from {newest.name}" if newest else "from the start"))
-    trainer = _trainer(config, run, model, tokenizer, dataset, held_out, gpu)
-    trainer.add_callback(_metrics(run / "metrics.jsonl", newest, log))
+        newest = newest_checkpoint(run / "checkpoints") if resume else None
+        log(f"{len(dataset)} examples; " + (f"going on from {newest.name}" if newest else "from the start"))
+        trainer = _trainer(config, run, model, tokenizer, dataset, held_out, gpu)
+        trainer.add_callback(_metrics(run / "metrics.jsonl", newest, log))
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
     trained = merged(trainer.accelerator.unwrap_model(trainer.model), config.export_dtype)
