@@ -79,9 +79,8 @@ def _facts(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[dict[str, s
     for name, keys in _evaluated(evaluations).items():
         for key in keys:
             values = [row[key] for row in evaluations if key in row]
-            if len(values) > 1:
-                what = f"{name}, {key.split('/')[0]}"
-                facts.append({"value": f"{number_text(values[0])} → {number_text(values[-1])}", "name": what})
+            shown = list(dict.fromkeys([number_text(values[0]), number_text(values[-1])]))
+            facts.append({"value": " → ".join(shown), "name": f"{name}, {key.split('/')[0]}"})
     if steps:
         rate = steps[-1].get("pictures_per_second")
         facts.append({"value": f"{steps[-1]['seconds']:.0f} s", "name": "a step"})
@@ -92,8 +91,10 @@ def _facts(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[dict[str, s
 def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Any] | None:
     """Lines of `keys` over the steps, as points of an SVG; None where there is nothing to draw."""
     lines = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in keys}
-    lines = {key: points for key, points in lines.items() if points}
-    if not lines:
+    # A single point beside lines, such as the prompts as typed, would only squeeze them.
+    longest = max(map(len, lines.values()), default=0)
+    lines = {key: points for key, points in lines.items() if len(points) > min(1, longest - 1)}
+    if not longest:
         return None
     xs, ys = zip(*(point for points in lines.values() for point in points))
     (left, right), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))

@@ -65,9 +65,9 @@ class Loop:
             raise Unsupported("this trainer is one process; start it without accelerate launch and torchrun")
         self.config, self.folder, self.resume, self.log = config, run, resume, log
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
-        done = step_of(self.checkpoint)
         for name in LINES:
-            cut_lines(run / name, done)
+            # From the start, the evaluation before the first step is made again, too.
+            cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
         self.gpu = config.device == "auto" and torch.cuda.is_available()
         device = "cuda" if self.gpu else "cpu"
         set_seed(config.seed)

@@ -35,7 +35,7 @@ def evaluate(rollouts: Rollouts, sets: Mapping[str, Sequence[Asked]],
         figures[f"{name}/unparsable"] = sum(r.fallback is not None for r in rewrites) / len(rewrites)
         figures[f"{name}/words"] = sum(words(r.prompt) for r in rewrites) / len(rewrites)
         if number == 0:
-            samples = seen[:SHOWN]
+            samples = [seen[i * len(seen) // SHOWN] for i in range(SHOWN)] if len(seen) > SHOWN else seen
             if unchanged:
                 typed = [Rewrite("", one.prompt, "none") for one in asked]
                 figures |= _look(rollouts, "unchanged", asked, typed)[0]

@@ -20,6 +20,7 @@ def run(tmp_path):
         {"step": step, "held-out/redness": value, "held-out/words": 3, "samples": [sample]}
         for step, value in ((0, 0.25), (2, 0.75))
     ]  # fmt: skip
+    evaluations[0]["unchanged/redness"] = 0.125
     metrics = [
         {"step": step, "loss": 0.1, "reward": 0.5 + step, "reward/redness": 0.2 * step,
          "reward/redness/std": 1.0, "zero_variance": 0.5, "seconds": 12.0, "seconds/write": 1.0,
@@ -42,7 +43,7 @@ def run(tmp_path):
 
 def test_the_report(run):
     page = write_report(run).read_text()
-    assert "2 of 4" in page and "0.25 → 0.75" in page and "12 s" in page
+    assert "2 of 4" in page and "0.25 → 0.75" in page and "12 s" in page and "<b>0.12</b>" in page
     assert 'http-equiv="refresh"' in page and "still going on" in page
     assert "a <b>cat</b>" not in page and "a &lt;b&gt;cat&lt;/b&gt;" in page
     # Two looks at the fixed prompt, and of the last group that taught something all that was drawn.

@@ -181,12 +181,12 @@ def compare(run, finished):
     assert same(weights(run / "best"), weights(finished / "best"))
 
 
-@pytest.mark.parametrize(("where", "begun"), [("rollout", 2), ("update", 2), ("save", 2)])
-def test_killed_and_resumed_is_never_killed(where, begun, values, finished, tmp_path):
-    """SIGKILL in step 3, while it rolls out, updates or saves; bit for bit."""
+@pytest.mark.parametrize(("where", "step"), [("rollout", 1), ("rollout", 3), ("update", 3), ("save", 3)])
+def test_killed_and_resumed_is_never_killed(where, step, values, finished, tmp_path):
+    """SIGKILL while it rolls out, updates or saves; bit for bit."""
     run = tmp_path / "run"
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.backend.trainers.world", str(run), where, "3"], cwd=ROOT,
+        [sys.executable, "-m", "tests.backend.trainers.world", str(run), where, str(step)], cwd=ROOT,
         input=json.dumps(values), text=True, capture_output=True,
     )  # fmt: skip
     assert killed.returncode == -9, killed.stderr[-2000:]
@@ -196,8 +196,24 @@ def test_killed_and_resumed_is_never_killed(where, begun, values, finished, tmp_
         file.write('{"step": 9')
     said = []
     train(GrpoConfig(**values), run, resume=True, log=said.append)
-    assert any(f"going on from checkpoint-{begun}" in line for line in said)
+    begun = f"going on from checkpoint-{step - 1}" if step > 1 else "from the start"
+    assert any(begun in line for line in said)
     compare(run, finished)
+
+
+def test_an_adapter_goes_on_exactly(values, tmp_path):
+    changes = {"lora": {"r": 2}, "learning_rate": 1e-2, "iterations": 2, "save_every": 2}
+    settings = GrpoConfig(**{**values, **changes})
+
+    def stop(line):
+        if line.startswith("step 3/"):
+            raise KeyboardInterrupt
+
+    train(settings, tmp_path / "whole", log=quiet)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "stopped", log=stop)
+    train(settings, tmp_path / "stopped", resume=True, log=quiet)
+    compare(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_will_do(values, finished, tmp_path):
