@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import world  # noqa: F401  registers its renderer and judges
+from . import world
 
 THINGS = ("star", "ring", "cross", "heart")
 ROWS = [
     {"prompt": f"a {thing}", "reason": f"The {color} one.", "rewrite": f"a large {color} {thing}"}
     for thing in THINGS for color in world.COLORS
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """The world's renderer and judges have names for these tests, and for no others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for table, name, where in world.NAMES:
+            patch.setitem(table, name, where)
+        yield
 
 
 @pytest.fixture(scope="session")

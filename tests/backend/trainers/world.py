@@ -1,7 +1,7 @@
 """A world in which one word counts: a renderer that draws red what is called red, a judge that likes red.
 
-Registered by name, so that the trainer is asked as a user asks it; also run as a program, which is then
-killed: `python -m tests.backend.trainers.world RUN WHERE STEP`.
+To be registered by name (`NAMES`), so that the trainer is asked as a user asks it; also run as a program,
+which is then killed: `python -m tests.backend.trainers.world RUN WHERE STEP`.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ class FailsAlways(Redness):
         raise ConnectionError("the judge is down")
 
 
-RENDERERS["words"] = f"{__name__}:WordRenderer"
-for _reward in (Redness, Blueness, FailsOnGreen, FailsAlways):
-    REWARDS[_reward.spec.name] = f"{__name__}:{_reward.__name__}"
+NAMES = (
+    (RENDERERS, "words", f"{__name__}:WordRenderer"),
+    *((REWARDS, reward.spec.name, f"{__name__}:{reward.__name__}")
+      for reward in (Redness, Blueness, FailsOnGreen, FailsAlways)),
+)  # fmt: skip
 
 
 def kill_at(where: str, step: int) -> None:
@@ -129,6 +131,8 @@ def kill_at(where: str, step: int) -> None:
 if __name__ == "__main__":
     from reprise.backend.trainers.grpo import GrpoConfig, train
 
+    for table, name, where in NAMES:
+        table[name] = where
     folder, how, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     settings = GrpoConfig(**json.loads(sys.stdin.read()))
     kill_at(how, at)
