@@ -110,7 +110,7 @@ class Loop:
         self.phases.enter("update")
         self._export(final, self._policy())
         write_report(self.folder, finished=True)
-        self.log(f"saved {final}; copied to models/reprise/rewriters/NAME, nodes and --rewriter know it by name")
+        self.log(f"saved {final}; as models/reprise/rewriters/NAME nodes and --rewriter know it by name")
         return final
 
     # What the run is made of
