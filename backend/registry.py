@@ -40,6 +40,7 @@ REWARDS: dict[str, str] = {
 }
 TRAINERS: dict[str, str] = {
     "sft": ".trainers.sft:train",
+    "grpo": ".trainers.grpo:train",
 }
 
 

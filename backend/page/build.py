@@ -66,7 +66,7 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
         "rounds": [
             {"round": r.round, "right": r.verdict == "yes", "critique": r.critique,
              "kept": r.candidate == record.best, "score": number_text(r.score),
-             "picture": _inline(folder, images.get(r.candidate), WALL_SIDE)}
+             "picture": inline_picture(folder, images.get(r.candidate), WALL_SIDE)}
             for r in record.reflection
         ],
         "cost": _cost(record),
@@ -162,7 +162,7 @@ def _candidate(folder: Path, c: CandidateRecord, scale: _Scale, letters: dict[st
         "percent": scale.percent(shown), "pruned_at": c.pruned_at,
         "scores": {name: number_text(value) for name, value in c.scores.items()},
         "previews": {step: number_text(value) for step, value in sorted(c.preview_scores.items())},
-        "picture": _inline(folder, c.image or c.preview, side),
+        "picture": inline_picture(folder, c.image or c.preview, side),
     }  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def _cost(record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _inline(folder: Path, name: str | None, side: int) -> str | None:
+def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
     """A picture file as a data URI, shrunk to `side` pixels where it is larger."""
     if name is None:
         return None

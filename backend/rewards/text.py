@@ -19,14 +19,19 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 
 
 class Structure:
-    """+1 where the answer could be read and holds reasoning and a prompt, -1 otherwise."""
+    """+1 where the answer could be read and holds a prompt and, with `reasoning`, a reason; -1 otherwise."""
 
     spec = RewardSpec("structure", -1.0, 1.0, reads="rewrites")
+
+    def __init__(self, reasoning: bool = True):
+        self.reasoning = reasoning
 
     def score_text(self, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]:
         """One score per rewrite, in -1 or 1. `prompts` are the users' own, one per rewrite."""
         _check(self.spec.name, rewrites, prompts)
-        return [1.0 if not _missing(r) and r.reason.strip() else -1.0 for r in rewrites]
+        return [
+            1.0 if not _missing(r) and (r.reason.strip() or not self.reasoning) else -1.0 for r in rewrites
+        ]
 
 
 class Length:

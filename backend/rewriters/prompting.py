@@ -16,12 +16,19 @@ from typing import Any
 from ..errors import BadInput, CheckpointError
 
 FORM = "<reason>{reason}</reason><prompt>{prompt}</prompt>"
+PLAIN_FORM = "<prompt>{prompt}</prompt>"  # of a rewriter that does not reason
 SYSTEM = (
     "You write prompts for a text-to-image model. The user gives a short prompt. First think the picture "
     "through: what must be in it, how many of each thing, where each of them is, colours, sizes, background, "
     "light and style, and what a model could get wrong. Then write one detailed prompt of 15 to 77 words in "
     "which nothing that the user asked for is lost or changed. Answer in exactly this form, with nothing "
     "before or after it:\n" + FORM.format(reason="your thoughts", prompt="the detailed prompt")
+)
+PLAIN_SYSTEM = (
+    "You write prompts for a text-to-image model. The user gives a short prompt. Write one detailed prompt "
+    "of 15 to 77 words in which nothing that the user asked for is lost or changed: what is in the picture, "
+    "how many of each thing, where each of them is, colours, sizes, background, light and style. Answer in "
+    "exactly this form, with nothing before or after it:\n" + PLAIN_FORM.format(prompt="the detailed prompt")
 )
 _CRITIQUE = (
     "{prompt}\n\nThe last picture was wrong: {critique}\n"
@@ -98,8 +105,11 @@ def prompt_ids(tokenizer: Any, prompt: str, critique: str | None = None, system:
 
 
 def answer_ids(tokenizer: Any, answer: Answer) -> list[int]:
-    """Token ids of an answer as the model should write it, with the token that ends its turn."""
-    text = FORM.format(reason=answer.reason, prompt=answer.prompt)
+    """Token ids of an answer as the model should write it, with the token that ends its turn.
+
+    One without a reason is written without the tags of one.
+    """
+    text = (FORM if answer.reason else PLAIN_FORM).format(reason=answer.reason, prompt=answer.prompt)
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 

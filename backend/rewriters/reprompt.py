@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,17 @@ class CheckpointSettings(BaseModel):
     max_new_tokens: PositiveInt | None = None
     temperature: PositiveFloat | None = None
     top_p: PositiveFloat | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """One row that a model wrote: `ids` with the token that ends the turn, unless it was `cut` off by the
+    limit, and the log-probability of each under the distribution that it was drawn from."""
+
+    text: str
+    ids: list[int]
+    logps: list[float]
+    cut: bool
 
 
 class RePromptRewriter:
@@ -98,7 +110,7 @@ class RePromptRewriter:
         critiques = check_request(prompts, variants, seed, critiques)
         asked = [prompt_ids(self.tokenizer, p, c, self.system) for p, c in zip(prompts, critiques)]
         rows = [(i, v) for i in range(len(prompts)) for v in range(variants)]
-        longest = self._context() - self.max_new_tokens
+        longest = self.context() - self.max_new_tokens
         # Like lengths go together: less padding.
         short = sorted((r for r in rows if len(asked[r[0]]) <= longest), key=lambda r: len(asked[r[0]]))
         answers: dict[tuple[int, int], Rewrite] = {}
@@ -109,13 +121,17 @@ class RePromptRewriter:
         for start in range(0, len(short), self.batch_size):
             batch = short[start : start + self.batch_size]
             keys = [row_seed(seed, prompts[i], critiques[i], v) if v else None for i, v in batch]
-            texts = self._generate([asked[i] for i, _ in batch], keys, should_stop)
-            for (i, v), (text, cut) in zip(batch, texts, strict=True):
-                limit = f"{self.max_new_tokens} tokens" if cut else ""
-                answers[i, v] = read_answer(text, prompts[i], self.name, limit)
+            written = self.write([asked[i] for i, _ in batch], keys, should_stop)
+            for (i, v), one in zip(batch, written, strict=True):
+                answers[i, v] = self.read(one, prompts[i])
             if progress is not None:
                 progress(len(answers), len(rows))
         return [[answers[i, v] for v in range(variants)] for i in range(len(prompts))]
+
+    def read(self, written: Written, prompt: str) -> Rewrite:
+        """The rewrite in what was written for `prompt`; where there is none, the prompt and why."""
+        limit = f"{self.max_new_tokens} tokens" if written.cut else ""
+        return read_answer(written.text, prompt, self.name, limit)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,12 +144,13 @@ class RePromptRewriter:
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()[:16]
 
-    def _context(self) -> int:
+    def context(self) -> int:
+        """Tokens that fit, prompt and answer together."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
-    def _generate(self, asked: list[list[int]], keys: Sequence[int | None],
-                  should_stop: Callable[[], bool] | None) -> list[tuple[str, bool]]:
-        """(text, was cut off by the token limit) of each row; greedy where its key is None."""
+    def write(self, asked: list[list[int]], keys: Sequence[int | None],
+              should_stop: Callable[[], bool] | None = None) -> list[Written]:
+        """What the model writes to each row of prompt ids, in one batch; greedy where a row's key is None."""
         import torch
         from transformers import (
             GenerationConfig,
@@ -149,12 +166,13 @@ class RePromptRewriter:
         width = max(map(len, asked))
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=device)
+        noise = GumbelNoise(keys, device)
         processors = LogitsProcessorList()
         if any(key is not None for key in keys):
             processors.append(TemperatureLogitsWarper(float(self.temperature)))
             if self.top_p < 1:
                 processors.append(TopPLogitsWarper(self.top_p))
-            processors.append(GumbelNoise(keys, device))
+        processors.append(noise)
         criteria = StoppingCriteriaList([_Stop(should_stop)] if should_stop is not None else [])
         ends = self._ends()
         # The checkpoint's own settings (penalties, top_k) would bias the draw: all are set here.
@@ -172,9 +190,15 @@ class RePromptRewriter:
                 )  # fmt: skip
         finally:
             self.model.generation_config = own
-        written = out[:, width:].tolist()
-        cut = [not any(token in ends for token in row) for row in written]
-        return list(zip(self.tokenizer.batch_decode(written, skip_special_tokens=True), cut, strict=True))
+        rows = out[:, width:].tolist()
+        logps = torch.stack(noise.chosen, 1).tolist()  # (B, T)
+        found = []
+        for row, logp, text in zip(
+            rows, logps, self.tokenizer.batch_decode(rows, skip_special_tokens=True), strict=True
+        ):
+            end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+            found.append(Written(text, row[:end], logp[:end], cut=end is None))
+        return found
 
     def _ends(self) -> list[int]:
         """Tokens that end a turn: the tokenizer's own, and those of the checkpoint's generation config."""
@@ -197,6 +221,7 @@ class GumbelNoise:
         import torch
 
         self.generators = [None if key is None else torch.Generator(device).manual_seed(key) for key in keys]
+        self.chosen: list[torch.Tensor] = []  # step by step, (B,): log-probabilities of what was taken
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """scores (B, V) -> float32 scores + noise (B, V); impossible tokens stay impossible."""
@@ -206,10 +231,15 @@ class GumbelNoise:
         assert rows == len(self.generators), "one generator per row"
         uniform = torch.empty((rows, vocabulary), dtype=torch.float32, device=scores.device)
         for row, generator in zip(uniform, self.generators):
-            row.uniform_(generator=generator) if generator else row.fill_(0.5)  # the same for every token
+            row.uniform_(generator=generator) if generator else row.fill_(0.5)
         tiny = torch.finfo(torch.float32).tiny
         exponential = -(uniform.clamp_min(tiny).log())  # 0 where uniform rounds to 1
-        return scores.float() - exponential.clamp_min(tiny).log()
+        noise = -exponential.clamp_min(tiny).log()
+        greedy = torch.tensor([generator is None for generator in self.generators], device=scores.device)
+        noisy = scores.float() + noise.masked_fill(greedy[:, None], 0.0)
+        taken = noisy.argmax(-1, keepdim=True)
+        self.chosen.append(scores.float().log_softmax(-1).gather(1, taken)[:, 0])
+        return noisy
 
 
 class _Stop:

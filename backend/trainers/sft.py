@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -29,23 +28,21 @@ from pydantic import (
 
 from ..config import Config, one_line, save_config
 from ..errors import BadInput
-from ..rewriters.prompting import FORM, SYSTEM, Answer, Unparsable, answer_ids, parse, prompt_ids
-from ..rewriters.reprompt import SETTINGS, load_checkpoint
+from ..rewriters.prompting import (
+    FORM,
+    PLAIN_SYSTEM,
+    SYSTEM,
+    Answer,
+    Unparsable,
+    answer_ids,
+    parse,
+    prompt_ids,
+)
+from ..rewriters.reprompt import load_checkpoint
+from .folder import claim, cut_lines, export, newest_checkpoint, setting_up, step_of
+from .lora import LoraSettings, merged, training_dtype
 
 MAX_DROPPED = 0.1  # share of examples too long for max_length above which a run is refused
-
-
-class LoraSettings(Config):
-    """A low-rank adapter in place of full fine-tuning; merged into the weights of `final/`."""
-
-    r: PositiveInt = 32
-    """Rank of the adapter; 16-64 are usual."""
-    alpha: PositiveInt = 64
-    """Its scale is alpha / r."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the adapter."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Modules that get an adapter, by the end of their names."""
 
 
 class SftConfig(Config):
@@ -57,6 +54,8 @@ class SftConfig(Config):
     """JSON lines with `prompt`, `reason`, `rewrite` and, optionally, `critique`."""
     eval_data: Path | None = None
     """The same for held-out examples; their loss is logged at every checkpoint."""
+    reasoning: bool = True
+    """False: the reasons are left out of the answers, and asked for by no one."""
     system: str | None = None
     """System text, kept with the checkpoint; by default the model's own `reprise.json`, then ours."""
     epochs: PositiveFloat = 1.0
@@ -172,10 +171,13 @@ def read_examples(path: Path) -> list[Example]:
     return examples
 
 
-def encode(example: Example, tokenizer: Any, system: str) -> dict[str, list[int]]:
+def encode(
+    example: Example, tokenizer: Any, system: str, reasoning: bool = True
+) -> dict[str, list[int]]:
     """Token ids of prompt and answer; `labels` are -100 on the prompt, so only the answer is learned."""
     asked = prompt_ids(tokenizer, example.prompt, example.critique, system)
-    written = answer_ids(tokenizer, example.answer)
+    answer = example.answer if reasoning else Answer("", example.answer.prompt)
+    written = answer_ids(tokenizer, answer)
     return {"input_ids": asked + written, "labels": [-100] * len(asked) + written}
 
 
@@ -187,7 +189,7 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
     Raises BadInput and CheckpointError.
     """
     final = run / "final"
-    _claim(run, config, resume)
+    claim(run, save_config(config), resume)
     if resume and final.is_dir():
         log(f"{run} is finished already")
         return final
@@ -195,30 +197,26 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
     import torch
     from transformers import set_seed
 
-    gpu = config.device == "auto" and torch.cuda.is_available()
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if gpu and config.lora else "float32"
-    set_seed(config.seed)
-    model, tokenizer, settings = load_checkpoint(config.model, "cuda" if gpu else "cpu", dtype)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    system = config.system or settings.system or SYSTEM
-    dataset = _dataset(config.data, tokenizer, system, config.max_length, log)
-    held_out = None
-    if config.eval_data:
-        held_out = _dataset(config.eval_data, tokenizer, system, config.max_length, log)
+    with setting_up(run, resume):
+        gpu = config.device == "auto" and torch.cuda.is_available()
+        dtype = training_dtype(config.dtype, gpu, config.lora)
+        set_seed(config.seed)
+        model, tokenizer, settings = load_checkpoint(config.model, "cuda" if gpu else "cpu", dtype)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        system = config.system or settings.system or (SYSTEM if config.reasoning else PLAIN_SYSTEM)
+        dataset = _dataset(config.data, tokenizer, system, config, log)
+        held_out = _dataset(config.eval_data, tokenizer, system, config, log) if config.eval_data else None
 
-    newest = _newest_checkpoint(run / "checkpoints") if resume else None
-    log(f"{len(dataset)} examples; " + (f"going on from {newest.name}" if newest else "from the start"))
-    trainer = _trainer(config, run, model, tokenizer, dataset, held_out, gpu)
-    trainer.add_callback(_metrics(run / "metrics.jsonl", newest, log))
+        newest = newest_checkpoint(run / "checkpoints") if resume else None
+        log(f"{len(dataset)} examples; " + (f"going on from {newest.name}" if newest else "from the start"))
+        trainer = _trainer(config, run, model, tokenizer, dataset, held_out, gpu)
+        trainer.add_callback(_metrics(run / "metrics.jsonl", newest, log))
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    trained = trained.merge_and_unload() if config.lora else trained
-    if config.export_dtype != "same":
-        trained = trained.to(getattr(torch, config.export_dtype))
+    trained = merged(trainer.accelerator.unwrap_model(trainer.model), config.export_dtype)
     if trainer.is_world_process_zero():
-        _export(final, trained, tokenizer, {
+        export(final, trained, tokenizer, {
             "format": 1, "role": "rewriter", "trainer": "sft", "system": system,
             "max_new_tokens": config.max_new_tokens, "temperature": config.temperature,
         })  # fmt: skip
@@ -226,32 +224,11 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
     return final
 
 
-def _claim(run: Path, config: SftConfig, resume: bool) -> None:
-    """Make the run folder ours, or make sure that what is in it is this run.
-
-    The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too.
-    """
-    kept, text = run / "checkpoints" / "config.yaml", save_config(config)
-    if kept.exists():
-        if not resume:
-            raise BadInput(f"{run} holds a run already; go on with --resume {run}, or choose another folder")
-        if kept.read_text(encoding="utf-8") != text:
-            raise BadInput(f"{run} was begun with other settings, see {kept}; resume with those")
-        return
-    if resume:
-        raise BadInput(f"{run} holds no run to go on with: it has no checkpoints/config.yaml")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(text, encoding="utf-8")
-        kept.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write the run folder {run}: {error.strerror}; choose another") from error
-
-
-def _dataset(path: Path, tokenizer: Any, system: str, max_length: int, log: Callable[[str], None]) -> Any:
+def _dataset(path: Path, tokenizer: Any, system: str, config: SftConfig, log: Callable[[str], None]) -> Any:
     from datasets import Dataset
 
-    rows = [encode(example, tokenizer, system) for example in read_examples(path)]
+    rows = [encode(example, tokenizer, system, config.reasoning) for example in read_examples(path)]
+    max_length = config.max_length
     short = [row for row in rows if len(row["input_ids"]) <= max_length]
     dropped = len(rows) - len(short)
     if dropped > MAX_DROPPED * len(rows):
@@ -270,14 +247,6 @@ def _trainer(config: SftConfig, run: Path, model: Any, tokenizer: Any, dataset: 
     import torch
     from trl import SFTConfig, SFTTrainer
 
-    adapter = None
-    if config.lora:
-        from peft import LoraConfig
-
-        adapter = LoraConfig(
-            r=config.lora.r, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout,
-            target_modules=config.lora.targets, task_type="CAUSAL_LM",
-        )  # fmt: skip
     arguments = SFTConfig(
         output_dir=str(run / "checkpoints"), seed=config.seed, data_seed=config.seed,
         num_train_epochs=config.epochs, max_steps=config.max_steps or -1,
@@ -300,7 +269,7 @@ def _trainer(config: SftConfig, run: Path, model: Any, tokenizer: Any, dataset: 
     lengths = [len(ids) for ids in dataset["input_ids"]]
     made = (Trainer if config.group_by_length else SFTTrainer)(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=dataset, eval_dataset=held_out,
-        peft_config=adapter,
+        peft_config=config.lora.adapter() if config.lora else None,
     )  # fmt: skip
     from transformers import PrinterCallback
 
@@ -336,27 +305,11 @@ class LikeLengths:
         return iter([index for batch in batches for index in batch] + order[whole:])
 
 
-def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint written to its end; the trainer's state is its last file."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)  # the run was killed while writing it
-    return None
-
-
 def _metrics(path: Path, resumed: Path | None, log: Callable[[str], None]) -> Any:
     """A callback that appends to `path`; lines of steps that will be taken again are removed first."""
     from transformers import TrainerCallback
 
-    done = int(resumed.name.split("-")[1]) if resumed else 0
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-        path.write_text("".join(kept), encoding="utf-8")
+    cut_lines(path, step_of(resumed))
 
     class Metrics(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -369,13 +322,3 @@ def _metrics(path: Path, resumed: Path | None, log: Callable[[str], None]) -> An
             log(f"step {state.global_step}/{state.max_steps} {losses}")
 
     return Metrics()
-
-
-def _export(final: Path, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
-    """Write `final` beside its place, then rename: it is whole, or it is not there."""
-    part = final.with_name("final.part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    (part / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.rename(final)

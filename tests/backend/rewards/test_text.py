@@ -12,6 +12,7 @@ def rewrite(count, reason="because", fallback=None):
 def test_structure():
     asked = [rewrite(20), rewrite(20, reason=" "), rewrite(20, fallback="cut off"), rewrite(0)]
     assert Structure().score_text(asked, ["p"] * 4) == [1, -1, -1, -1]
+    assert Structure(reasoning=False).score_text(asked, ["p"] * 4) == [1, 1, -1, -1]
 
 
 @pytest.mark.parametrize(("count", "score"), [(0, -1), (1, 0), (14, 0), (15, 1), (77, 1), (78, 0), (5000, 0)])

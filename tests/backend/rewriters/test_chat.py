@@ -131,13 +131,13 @@ def test_a_local_chat_model_that_was_never_trained_for_this(folder):
     rewriter = RePromptRewriter(folder, device="cpu", max_new_tokens=24)
     assert rewriter.system == SYSTEM and rewriter.temperature == 0.9
     asked = []
-    written = rewriter._generate
+    written = rewriter.write
 
     def seen(ids, *rest):
         asked.extend(rewriter.tokenizer.decode(row) for row in ids)
         return written(ids, *rest)
 
-    rewriter._generate = seen
+    rewriter.write = seen
     [variants] = rewriter.rewrite(["a red circle"], variants=2, seed=1)
     assert "Answer in exactly this form" in asked[0] and "a red circle" in asked[0]
     for rewrite in variants:  # random weights: words without the form

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,14 +15,15 @@ PROMPTS = ["a cat", "a photo of a red circle above a blue square on a grey backg
 @pytest.fixture(scope="module")
 def rewriter(folder):
     made = RePromptRewriter(folder, device="cpu", max_new_tokens=12, batch_size=5)
-    written = made._generate
+    written = made.write
 
     # Tags are put around what random weights write, so that it is seen, in place of any that they write.
     def framed(*arguments):
-        plain = [(text.replace("<", "("), cut) for text, cut in written(*arguments)]
-        return [(f"<reason>r</reason><prompt>x {text!r}</prompt>", cut) for text, cut in plain]
+        plain = [(one, one.text.replace("<", "(")) for one in written(*arguments)]
+        form = "<reason>r</reason><prompt>x {!r}</prompt>"
+        return [replace(one, text=form.format(text)) for one, text in plain]
 
-    made._generate = framed
+    made.write = framed
     return made
 
 
@@ -69,7 +71,20 @@ def test_the_first_variant_is_the_likeliest(rewriter):
     assert texts(rewriter, ["a cat"], variants=3, seed=5)[0][0] == texts(rewriter, ["a cat"])[0][0]
     asked = [rewriter.tokenizer("a cat")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), temperature=1e-5, max_new_tokens=12)
-    assert plain._generate(asked, [7], None) == plain._generate(asked, [None], None)
+    [sampled], [greedy] = plain.write(asked, [7]), plain.write(asked, [None])
+    assert (sampled.text, sampled.ids) == (greedy.text, greedy.ids)
+
+
+def test_what_is_written_comes_with_its_log_probabilities(folder):
+    """Of sampled rows under the tempered distribution, of a greedy one under the model's own."""
+    made = RePromptRewriter(folder, device="cpu", max_new_tokens=12, temperature=0.5)
+    asked = [made.tokenizer(text)["input_ids"] for text in ("a cat", "three red stars")]
+    for one, ids, temperature in zip(made.write(asked, [3, 4]), asked, (0.5, 0.5)):
+        with torch.no_grad():
+            logits = made.model(torch.tensor([ids + one.ids])).logits[0, len(ids) - 1 : -1]
+        logps = (logits / temperature).log_softmax(-1)[range(len(one.ids)), one.ids]
+        assert one.logps == pytest.approx(logps.tolist(), abs=1e-4)
+        assert one.cut == (one.ids[-1] != made.tokenizer.eos_token_id) and len(one.ids) <= 12
 
 
 def test_row_seeds_tell_all_parts_apart():
@@ -100,8 +115,8 @@ def test_checkpoint_sampling_settings_have_no_say(rewriter, folder, tmp_path):
     tuned = RePromptRewriter(where, device="cpu", max_new_tokens=12)
     asked = [tuned.tokenizer("three stars")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), max_new_tokens=12)
-    assert tuned._generate(asked, [7], None) == plain._generate(asked, [7], None)
-    assert tuned._generate(asked, [None], None) == plain._generate(asked, [None], None)
+    assert tuned.write(asked, [7]) == plain.write(asked, [7])
+    assert tuned.write(asked, [None]) == plain.write(asked, [None])
     assert tuned.model.generation_config.top_k == 1  # the caller's model is left as it was
 
 

@@ -7,7 +7,7 @@ import torch
 from reprise.backend.config import load_config, parse_config, save_config
 from reprise.backend.errors import BadInput, CheckpointError, UnknownName
 from reprise.backend.registry import TRAINERS, resolve
-from reprise.backend.rewriters.prompting import prompt_ids
+from reprise.backend.rewriters.prompting import PLAIN_SYSTEM, prompt_ids
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.trainers import sft
 from reprise.backend.trainers.sft import Example, LikeLengths, SftConfig, encode, read_examples, train
@@ -190,6 +190,17 @@ def test_only_the_answer_is_learned(model):
     assert tokenizer.decode(answer) == text
 
 
+def test_without_reasoning_the_reason_is_left_out(model, data, tmp_path):
+    _, tokenizer, _ = load_checkpoint(str(model))
+    example = Example(prompt="three stars", reason="There are three.", rewrite="three large stars")
+    row = encode(example, tokenizer, "Rewrite.", reasoning=False)
+    answer = [label for label in row["labels"] if label != -100]
+    assert tokenizer.decode(answer) == "<prompt>three large stars</prompt><|im_end|>"
+    settings = config(model, data, max_steps=1, reasoning=False, system=None, max_length=256)
+    final = train(settings, tmp_path / "run", log=lambda line: None)
+    assert RePromptRewriter(final, device="cpu").system == PLAIN_SYSTEM
+
+
 def test_the_trainer_takes_the_loss_over_answers_alone(model, data, tmp_path):
     """The first loss of a batch that is all of the data is the mean over all answers' tokens."""
     train(config(model, data, max_steps=1, batch_size=len(ROWS)), tmp_path / "run", log=lambda line: None)
@@ -233,6 +244,7 @@ def test_long_examples_are_dropped_and_counted_or_refused(model, data, tmp_path)
     assert any("dropped 1 of 25" in line for line in said)
     with pytest.raises(BadInput, match="24 of 24 examples .* raise max_length"):
         train(config(model, data, max_length=20, max_new_tokens=8), tmp_path / "other", log=said.append)
+    assert not (tmp_path / "other").exists()  # the mended call may take the same folder
 
 
 GOOD = '{"prompt": "p", "reason": "r", "rewrite": "w"}'

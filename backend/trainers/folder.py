@@ -1,0 +1,131 @@
+"""The run folder of a training: whose it is, where a stopped run goes on, the rewriter that comes out.
+
+`config.yaml`, `metrics.jsonl`, `checkpoints/` and `final/` are every trainer's; each adds its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput, CheckpointError, TrainingFailed, first_line
+from ..rewriters.reprompt import SETTINGS
+from ..runs import write_whole
+
+
+def claim(run: Path, text: str, resume: bool) -> None:
+    """Make the run folder ours, or make sure that what is in it is this run; `text` is its config.
+
+    The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too.
+    """
+    kept = run / "checkpoints" / "config.yaml"
+    if kept.exists():
+        if not resume:
+            raise BadInput(f"{run} holds a run already; go on with --resume {run}, or choose another folder")
+        if kept.read_text(encoding="utf-8") != text:
+            raise BadInput(f"{run} was begun with other settings, see {kept}; resume with those")
+        return
+    if resume:
+        raise BadInput(f"{run} holds no run to go on with: it has no checkpoints/config.yaml")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(text, encoding="utf-8")
+        kept.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write the run folder {run}: {error.strerror}; choose another") from error
+
+
+@contextmanager
+def setting_up(run: Path, resume: bool) -> Iterator[None]:
+    """A new run that cannot even begin gives its folder back: after bad input nothing is half-written."""
+    try:
+        yield
+    except BaseException:
+        if not resume:
+            for path in (run / "checkpoints" / "config.yaml", run / "config.yaml"):
+                path.unlink(missing_ok=True)
+            for folder in (run / "checkpoints", run):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint written to its end; the trainer's state is its last file.
+
+    One that was being written when the run was killed is removed. Raises CheckpointError for one that
+    was whole and is damaged.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        _check_whole(path)
+        return path
+    return None
+
+
+def _check_whole(checkpoint: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+                raise OSError("cut off")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({first_line(error)}); delete the folder {checkpoint} to go on from the "
+                "checkpoint before it"
+            ) from error
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimiser steps that a checkpoint has behind it; 0 for none."""
+    return int(checkpoint.name.split("-")[1]) if checkpoint else 0
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file of JSON lines. Raises TrainingFailed where the disk does not take them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+    except OSError as error:
+        raise TrainingFailed(
+            f"{path} cannot be written: {error.strerror or error}; make room, and go on with --resume"
+        ) from error
+
+
+def cut_lines(path: Path, done: int) -> None:
+    """Take from a file of JSON lines those of steps after `done`, which will be taken again.
+
+    What stands behind the last line's end was being written when the run was killed.
+    """
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        write_whole(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= done))
+
+
+def export(final: Path, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
+    """Write a rewriter's folder beside its place, then put it there: it is whole, or it is not there."""
+    part, old = final.with_name(final.name + ".part"), final.with_name(final.name + ".old")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    (part / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    part.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
