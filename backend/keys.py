@@ -18,11 +18,17 @@ DEFAULT_HOSTS = "api.openai.com"
 
 
 def check_url(url: str) -> str:
-    """The address without what people paste after it. Raises BadInput where it is none."""
+    """The address of an endpoint without what people paste after it. Raises BadInput where it is none."""
+    text = url.strip().rstrip("/").removesuffix("/chat/completions")
+    return check_address(text, "http://127.0.0.1:11434/v1", f"; put a key into the environment as {KEYS[0]}")
+
+
+def check_address(text: str, example: str, advice: str = "") -> str:
+    """An http address without a slash at its end. Raises BadInput where it is none; `advice` is for one that
+    holds more than an address."""
     import httpx
 
-    form = "expected an address such as http://127.0.0.1:11434/v1"
-    text = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    form, text = f"expected an address such as {example}", text.strip().rstrip("/")
     # A text that may hold a password or a key is not repeated.
     got = "" if "@" in text or "?" in text else f", got {text[:100]!r}"
     try:
@@ -30,10 +36,7 @@ def check_url(url: str) -> str:
     except httpx.InvalidURL as error:
         raise BadInput(f"{form}{got}") from error
     if parsed.userinfo or parsed.query or parsed.fragment:
-        raise BadInput(
-            f"{form}, without a user, a password, a query or a fragment; put a key into the environment as "
-            f"{KEYS[0]}"
-        )
+        raise BadInput(f"{form}, without a user, a password, a query or a fragment{advice}")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise BadInput(f"{form}{got}")
     return text
