@@ -15,7 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .errors import FEW, BadInput, EndpointError, Interrupted
 from .keys import check_url, find_key, is_local
@@ -28,6 +28,7 @@ CONNECT = 10.0  # seconds at most until a server takes the connection
 BACKOFF, LONGEST_WAIT = 0.5, 20.0  # seconds before the first retry, doubled for each; and the most
 RETRIED = (408, 429, 500, 502, 503, 504, 529)
 SHOWN = 200  # characters of a server's own words in a message
+T = TypeVar("T")
 _REFUSES = re.compile("un(known|supported|recogni[sz]ed|expected)|not (support|permitted|allowed)", re.I)
 
 
@@ -90,14 +91,14 @@ class Endpoint:
         `should_stop` and `progress(done, all)` are called in the caller's thread and may raise.
         Raises EndpointError, and Interrupted where `should_stop` says so.
         """
-        call, told = _Call(self, asks), 0
-        worker = _Worker(call.run())
+        call, told, over = _Call(self, asks), 0, False
+        worker = Worker(call.run())
         worker.start()
         try:
-            while worker.is_alive():
+            while not over:
                 if should_stop is not None and should_stop():
                     raise Interrupted(f"stopped while {self.url} was answering; nothing of it is kept")
-                worker.join(POLL)
+                over = worker.wait(POLL)
                 if progress is not None and call.done > told:
                     told = call.done
                     progress(told, len(asks))
@@ -106,13 +107,13 @@ class Endpoint:
         return worker.result()
 
 
-class _Worker(threading.Thread):
+class Worker(threading.Thread, Generic[T]):
     """Runs a coroutine in an event loop of its own."""
 
-    def __init__(self, work: Coroutine[Any, Any, list[Reply]]):
+    def __init__(self, work: Coroutine[Any, Any, T]):
         super().__init__(name="reprise-endpoint", daemon=True)
-        self._work, self._ready = work, threading.Event()
-        self._found: list[Reply] | None = None
+        self._work, self._ready, self._over = work, threading.Event(), threading.Event()
+        self._found: T | None = None
         self._error: BaseException | None = None
         self._task: asyncio.Task | None = None
 
@@ -123,23 +124,31 @@ class _Worker(threading.Thread):
             self._error = error
         finally:
             self._ready.set()
+            self._over.set()
 
-    async def _main(self) -> list[Reply]:
+    def wait(self, seconds: float) -> bool:
+        """Whether it is over, at most so much later. After a Ctrl-C in `join`, `is_alive` would be wrong."""
+        return self._over.wait(seconds)
+
+    async def _main(self) -> T:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._ready.set()
         return await self._work
 
-    def cancel(self) -> None:
-        """End what still runs: connections are closed, so that the server may stop working, too."""
+    def cancel(self, patience: float = 1.0) -> None:
+        """End what still runs: connections are closed, so that the server may stop working, too.
+
+        `patience`: seconds that the coroutine gets for its leave.
+        """
         self._ready.wait()
-        if self.is_alive() and self._task is not None:
+        if not self._over.is_set() and self._task is not None:
             try:
                 self._loop.call_soon_threadsafe(self._task.cancel)
             except RuntimeError:  # the loop has ended meanwhile
                 pass
-        self.join(1.0)
+        self.wait(patience)
 
-    def result(self) -> list[Reply]:
+    def result(self) -> T:
         if self._error is not None:
             raise self._error
         assert self._found is not None

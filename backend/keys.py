@@ -35,10 +35,16 @@ REWARDS = Kind(("REPRISE_SERVE_KEY",), "REPRISE_SERVE_HOSTS", "", "http://127.0.
 
 def check_url(url: str, kind: Kind = CHAT) -> str:
     """The address without what people paste after it. Raises BadInput where it is none."""
+    text = url.strip().rstrip("/").removesuffix("/chat/completions")
+    return check_address(text, kind.example, f"; put a key into the environment as {kind.keys[0]}")
+
+
+def check_address(text: str, example: str, advice: str = "") -> str:
+    """An http address without a slash at its end. Raises BadInput where it is none; `advice` is for one that
+    holds more than an address."""
     import httpx
 
-    form = f"expected an address such as {kind.example}"
-    text = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    form, text = f"expected an address such as {example}", text.strip().rstrip("/")
     # A text that may hold a password or a key is not repeated.
     got = "" if "@" in text or "?" in text else f", got {text[:100]!r}"
     try:
@@ -46,10 +52,7 @@ def check_url(url: str, kind: Kind = CHAT) -> str:
     except httpx.InvalidURL as error:
         raise BadInput(f"{form}{got}") from error
     if parsed.userinfo or parsed.query or parsed.fragment:
-        raise BadInput(
-            f"{form}, without a user, a password, a query or a fragment; put a key into the environment as "
-            f"{kind.keys[0]}"
-        )
+        raise BadInput(f"{form}, without a user, a password, a query or a fragment{advice}")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise BadInput(f"{form}{got}")
     return text

@@ -21,6 +21,7 @@ REWRITERS: dict[str, str] = {
 RENDERERS: dict[str, str] = {
     "shapeworld": ".renderers.shapeworld:ShapeWorldRenderer",
     "diffusers": ".renderers.diffusers:DiffusersRenderer",
+    "comfyui": ".renderers.comfyui:ComfyUIRenderer",
     "fake": ".renderers.fake:FakeRenderer",
 }
 REWARDS: dict[str, str] = {

@@ -25,7 +25,8 @@ Rewriter = Annotated[
 ]
 Renderer = Annotated[
     str,
-    typer.Option(metavar="NAME", help="shapeworld (embedded), or a diffusers folder or Hugging Face name."),
+    typer.Option(metavar="NAME", help="shapeworld (embedded), a diffusers folder or Hugging Face name, or "
+                 "comfyui:WORKFLOW.json@URL (saved in API format; several servers with commas)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
 Steps = Annotated[int | None, typer.Option(show_default="the renderer's own", help="Denoising steps.")]

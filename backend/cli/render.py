@@ -45,8 +45,10 @@ def render(
         int, typer.Option(metavar="K", help="Rewrites that the candidates share in turn.")
     ] = 4,
     prune: Annotated[
-        str, typer.Option(metavar="|".join(options.PRUNING), help="How hopeless candidates stop early.")
-    ] = "halving",
+        str | None,
+        typer.Option(metavar="|".join(options.PRUNING), show_default="halving, or none without previews",
+                     help="How hopeless candidates stop early."),
+    ] = None,
     reflect: Annotated[
         int | None,
         typer.Option(metavar="ROUNDS", show_default="1, or 0 with a judge that only scores",
@@ -78,11 +80,12 @@ def render(
     """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
     from . import terminal
     from .prompts import gather
-    from .roles import DEFAULT_REWRITER, find_renderer, find_rewriter, make_judge, parse_weights
+    from .roles import DEFAULT_REWRITER, choose_prune, find_renderer, find_rewriter, make_judge, parse_weights
 
     # All that can be wrong with the words is found before a model is loaded.
     texts = gather(prompts or [], file, terminal.note)
-    _check(best_of, variants, 1 if reflect is None else reflect, seed, steps, prune)
+    _check(best_of, variants, 1 if reflect is None else reflect, seed, steps)
+    prune = choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
     finding, writing = find_renderer(renderer, steps), find_rewriter(rewriter, renderer)
     from ..runs import prepare_folder, slug, versions
@@ -118,14 +121,13 @@ def render(
         terminal.out().print(f"open [bold]{out / 'index.html'}[/bold]", soft_wrap=True)
 
 
-def _check(best_of: int, variants: int, reflect: int, seed: int, steps: int | None, prune: str) -> None:
+def _check(best_of: int, variants: int, reflect: int, seed: int, steps: int | None) -> None:
     if not 1 <= best_of <= MOST:
         raise BadInput(f"--best-of must be 1 to {MOST}, got {best_of}")
     if not 1 <= variants <= MOST:
         raise BadInput(f"--variants must be 1 to {MOST}, got {variants}")
     options.check_reflect(reflect)
     options.check_seed(seed, best_of * (1 + reflect))  # every candidate of every round needs a seed
-    options.check_prune(prune)
     if steps is not None and not 1 <= steps <= 1000:
         raise BadInput(f"--steps must be 1 to 1000, got {steps}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput, UnknownName, Unsupported
 from ..registry import RENDERERS, REWARDS, REWRITERS, resolve
 from .models import find_model, installed
+from .options import check_prune
 
 if TYPE_CHECKING:
     from ..interfaces import Renderer, Reward, Rewriter
@@ -23,24 +24,42 @@ VLM = "vlm:"  # and one that any vision-language model gives
 
 
 def find_renderer(name: str, steps: int | None = None) -> Callable[[], Renderer]:
-    """What makes the renderer of a registry name, a folder in diffusers' layout, or a Hugging Face
-    name "owner/model". The name is checked here, the weights are read when it is called.
+    """What makes the renderer of a registry name, a folder in diffusers' layout, a Hugging Face name
+    "owner/model", or comfyui:WORKFLOW.json@URL. The name is checked here; weights are read, and servers
+    asked, when it is called.
 
-    Raises UnknownName with the near match, Unsupported for a ComfyUI workflow.
+    Raises UnknownName with the near match, BadInput for a workflow that cannot be one.
     """
-    if name.startswith("comfyui:"):
-        raise Unsupported(
-            "rendering by a ComfyUI server is not there yet, it comes with a later version; "
-            "take --renderer shapeworld, or a diffusers folder or Hugging Face name"
-        )
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    kind, colon, rest = name.partition(":")
+    if kind == "comfyui":
+        from ..renderers.comfyui import parse_name
+        from ..renderers.workflow import load_workflow
+
+        file, urls, names = parse_name(rest)
+        workflow = load_workflow(file, names, steps)
+        return lambda: resolve("renderer", RENDERERS, kind)(workflow, urls)
     if name in RENDERERS and name != "diffusers":
         return lambda: resolve("renderer", RENDERERS, name)(**options)
     if "/" in name or Path(name).is_dir():
         return lambda: resolve("renderer", RENDERERS, "diffusers")(name, **options)
     if name == "diffusers":
         raise BadInput("--renderer diffusers names no model; give its folder or Hugging Face name instead")
-    raise UnknownName("renderer", name, [known for known in RENDERERS if known != "diffusers"])
+    raise UnknownName("renderer", name, RENDERERS.keys() - {"diffusers", "comfyui"})
+
+
+def choose_prune(prune: str | None, renderer: str) -> str:
+    """The pruning asked for; by default halving, or none with a ComfyUI server, which gives no previews.
+
+    Raises UnknownName for a name that is none, Unsupported for pruning without previews.
+    """
+    previews = not renderer.startswith("comfyui:")
+    prune = prune or ("halving" if previews else "none")
+    check_prune(prune)
+    if prune != "none" and not previews:
+        raise Unsupported(f"--prune {prune} needs previews, which a ComfyUI server does not give; take "
+                          "--prune none, or a PARM Best-of-N node in the workflow")  # fmt: skip
+    return prune
 
 
 def find_rewriter(name: str | None, renderer: str = DEFAULT_RENDERER) -> Callable[[], Rewriter]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import BadInput
+from ..errors import BadInput, Unsupported
 from ..interfaces import Renderer, Reward, Rewriter
 from ..types import Outcome
 from .best_of_n import check_search, search
@@ -38,6 +38,9 @@ class Chain:
         check_search(self.best_of, self.seed)
         check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
         self.schedule(self.best_of)
+        if self.prune != "none" and not getattr(self.renderer, "previews", True):
+            raise Unsupported(f"pruning by {self.prune!r} needs previews, which renderer "
+                              f"{self.renderer.name!r} does not give; prune by 'none'")  # fmt: skip
         if self.reflect < 0:
             raise BadInput(f"reflect must be 0 or more rounds, got {self.reflect}")
         if self.reflect:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ...fake_comfyui import GRAPH, STEPS, FakeComfyUI
+
 FAST = ("--renderer", "fake", "--rewriter", "none", "--best-of", "4")
 
 
@@ -127,7 +129,10 @@ def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, dra
     (["a", "--seed", "1.5"], ["--seed"]),
     (["a", "--prune", "halve"], ["unknown pruning 'halve'", "did you mean 'halving'"]),
     (["a", "--renderer", "shapewrld"], ["unknown renderer 'shapewrld'", "did you mean 'shapeworld'"]),
-    (["a", "--renderer", "comfyui:w.json@http://localhost"], ["ComfyUI server", "later version"]),
+    (["a", "--renderer", "comfyui"], ["expected comfyui:WORKFLOW.json@URL"]),
+    (["a", "--renderer", "comfyui:w.json"], ["expected comfyui:WORKFLOW.json@URL", "got comfyui:w.json"]),
+    (["a", "--renderer", "comfyui:w.json@http://localhost"], ["cannot read the workflow w.json"]),
+    (["a", "--renderer", "comfyui:w.json,promt=6@http://localhost"], ["'promt'", "did you mean 'prompt'"]),
     (["a", "--renderer", "diffusers"], ["names no model"]),
     (["a", "--rewriter", "repromt"], ["unknown rewriter 'repromt'", "did you mean 'reprompt'"]),
     (["a", "--judge", "shapworld"], ["unknown reward 'shapworld'", "did you mean 'shapeworld'"]),
@@ -263,3 +268,26 @@ def test_a_mix_of_rewards_is_recorded_by_its_parts(reprise, drawn):
     assert set(best["scores"]) == {"shapeworld", "shapeworld-strict"}
     expected = 0.75 * best["scores"]["shapeworld"] + 0.25 * best["scores"]["shapeworld-strict"]
     assert best["score"] == pytest.approx(expected)
+
+
+def test_a_saved_workflow_draws(reprise, tmp_path):
+    """Nothing is pruned without being asked, since it shows no previews; asked for, it is refused."""
+    server = FakeComfyUI()
+    try:
+        Path("flow.json").write_text(json.dumps(GRAPH))
+        words = ("render", "a red circle", "--renderer", f"comfyui:flow.json@{server.url}", "--judge",
+                 "shapeworld", "--rewriter", "none", "--best-of", 3, "--reflect", 0, "--seed", 5)  # fmt: skip
+        result = reprise(*words, "--json", "--out", "o")
+        assert result.code == 0, result.err
+        record = json.loads(result.out)
+        assert record["settings"]["prune"] == "none" and record["cost"]["denoiser_rows"] == 3 * 2 * STEPS
+        assert sorted(server.ran) == [("a red circle", seed) for seed in (5, 6, 7)]
+        one_line(reprise(*words, "--prune", "halving", "--out", "p"), 2, "--prune halving needs previews")
+        reprise(*words, "--steps", 2, "--out", "q")
+        assert server.graphs[-1]["5"]["inputs"]["steps"] == 2
+        drawn = len(server.ran)
+        reprise(*words, "--json", "--out", "o")
+        assert len(server.ran) == drawn  # finished already
+    finally:
+        server.stop()
+    one_line(reprise(*words, "--out", "r"), 1, "no ComfyUI server answers")

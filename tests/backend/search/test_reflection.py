@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, Interrupted
+from reprise.backend.errors import BadInput, Interrupted, Unsupported
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.chain import Chain
 from reprise.backend.types import RewardSpec
@@ -52,6 +52,14 @@ def test_indices_seeds_and_costs_go_on_across_rounds(brightness, echo):
     assert [c.round for c in outcome.candidates] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert outcome.cost.denoiser_rows == outcome.cost.denoiser_rows_full == 8 * 8
     assert {"rewrite", "render", "judge", "total"} <= set(outcome.cost.seconds)
+
+
+def test_pruning_without_previews_is_refused(brightness, echo):
+    blind = grey({"": 0.9})
+    blind.previews = False
+    assert chain(blind, brightness, echo).run("p").best == 0
+    with pytest.raises(Unsupported, match="'halving' needs previews, which renderer 'fake' does not give"):
+        chain(blind, brightness, echo, prune="halving")
 
 
 def test_same_call_same_outcome(brightness, echo):

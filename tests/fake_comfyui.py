@@ -1,0 +1,273 @@
+"""A ComfyUI server on this machine that runs graphs in no time, and fails in whatever way a test wants."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import socket
+import struct
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+from PIL import Image
+
+STEPS = 4
+# The smallest graph that anybody draws with.
+GRAPH = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"},
+          "_meta": {"title": "Load Checkpoint"}},
+    "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["1", 1]},
+          "_meta": {"title": "Positive"}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["1", 1]},
+          "_meta": {"title": "Negative"}},
+    "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+    "5": {"class_type": "KSampler", "inputs": {
+        "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 1,
+        "steps": STEPS, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+    "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "cats"}},
+}  # fmt: skip
+
+
+def picture(prompt: str, seed: int) -> np.ndarray:
+    """The picture (8, 8, 3) uint8 that a fake server draws."""
+    digest = hashlib.sha256(f"{prompt}\n{seed}".encode()).digest()
+    return np.random.default_rng(list(digest)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class FakeComfyUI:
+    """Says what ComfyUI 0.33.0 says about a run of `GRAPH`.
+
+    `delay`: seconds a run takes. `queued`: other people's runs in its queue. `at_run[n]` is called when the
+    n-th run (from 0) is in the middle, `always` for all others; the messages that it returns, if any, are
+    said instead of the rest. `answers[path]` (status, body) replaces a route's answer. `ran` are the
+    (prompt, seed) of runs that were begun.
+    """
+
+    def __init__(self, delay: float = 0.0, sink: bool = True, version: str = "0.33.0"):
+        self.delay, self.sink, self.version = delay, sink, version
+        self.answers: dict[str, tuple[int, bytes]] = {}
+        self.at_run: dict = {}
+        self.always = None
+        self.queued = 0
+        self.ran: list[tuple[str, int]] = []
+        self.graphs: list[dict] = []
+        self.requests: list[tuple[str, object]] = []  # (path, body) of what was posted
+        self.files: dict[str, bytes] = {}
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def posted(self, path: str) -> list:
+        return [body for at, body in self.requests if at == path]
+
+    def start(self) -> None:
+        """Listen, again at the same port after a `stop`."""
+        outer = self
+
+        class Bound(Handler):
+            fake = outer
+
+        class Listener(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def get_request(self):
+                request, address = super().get_request()
+                outer.connections.append(request)
+                return request, address
+
+            def handle_error(self, request, client_address):
+                pass  # a connection that `stop` broke
+
+        self.connections: list[socket.socket] = []
+        self.pending: list[tuple[str, dict, dict]] = []
+        self.running: tuple[str, dict, dict] | None = None
+        self.interrupted = False
+        self.life = life = object()  # None when stopped; what an earlier one left running ends by itself
+        self.sockets: dict[str, socket.socket] = {}
+        self.lock = threading.Condition()
+        self.server = Listener(("127.0.0.1", self.port), Bound)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(target=self.work, args=(life,), daemon=True).start()
+
+    def stop(self) -> None:
+        """As a killed process: no goodbye, and nobody listens."""
+        with self.lock:
+            self.life = None
+            self.lock.notify_all()
+        self.server.shutdown()
+        self.server.server_close()
+        for one in self.connections:
+            try:
+                one.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def work(self, life: object) -> None:
+        lock = self.lock
+        while True:
+            with lock:
+                while not self.pending and self.life is life:
+                    lock.wait()
+                if self.life is not life:
+                    return
+                self.running, self.interrupted = self.pending.pop(0), False
+            self.run(*self.running)
+            if self.life is life:
+                self.running = None
+                self.status()
+
+    def run(self, name: str, graph: dict, extra: dict) -> None:
+        client, number, life = extra["client_id"], len(self.ran), self.life
+        prompt, seed = graph["2"]["inputs"]["text"], graph["5"]["inputs"]["seed"]
+        self.ran.append((prompt, seed))
+        self.graphs.append(graph)
+        self.tell(client, "execution_start", prompt_id=name)
+        self.tell(client, "executing", node="5", prompt_id=name)
+        play = self.at_run.get(number, self.always)
+        end = time.monotonic() + self.delay
+        while time.monotonic() < end and self.life is life and not self.interrupted:
+            time.sleep(0.005)
+        self.tell(client, "progress", node="5", prompt_id=name, value=STEPS // 2, max=STEPS)
+        said = play() if play else None
+        if self.life is not life:
+            return
+        if self.interrupted:
+            said = [("execution_interrupted", {"node_id": "5", "node_type": "KSampler"})]
+        if said is not None:
+            for kind, data in said:
+                self.tell(client, kind, prompt_id=name, **data)
+            return
+        self.tell(client, "progress", node="5", prompt_id=name, value=STEPS, max=STEPS)
+        file = encoded(picture(prompt, seed))
+        if graph["reprise"]["class_type"] == "SaveImageWebsocket":
+            self.binary(client, name, "5", encoded(np.zeros((2, 2, 3), np.uint8)))  # a preview
+            self.tell(client, "executing", node="reprise", prompt_id=name)
+            self.binary(client, name, "reprise", file)
+        else:
+            self.files[f"{name}.png"] = file
+            images = [{"filename": f"{name}.png", "subfolder": "", "type": "temp"}]
+            self.tell(client, "executed", node="reprise", prompt_id=name, output={"images": images})
+        self.tell(client, "execution_success", prompt_id=name)
+        self.tell(client, "executing", node=None, prompt_id=name)
+
+    def status(self) -> None:
+        remaining = len(self.pending) + (self.running is not None) + self.queued
+        for client in list(self.sockets):
+            self.tell(client, "status", status={"exec_info": {"queue_remaining": remaining}})
+
+    def tell(self, client: str, kind: str, **data) -> None:
+        self.frame(client, 0x81, json.dumps({"type": kind, "data": data}).encode())
+
+    def binary(self, client: str, name: str, node: str, file: bytes) -> None:
+        about = json.dumps({"node_id": node, "prompt_id": name, "image_type": "image/png"}).encode()
+        self.frame(client, 0x82, struct.pack(">II", 4, len(about)) + about + file)
+
+    def frame(self, client: str, kind: int, data: bytes) -> None:
+        """One frame of the websocket, unmasked, as servers send them."""
+        length = struct.pack("!BH", 126, len(data)) if len(data) > 125 else bytes([len(data)])
+        with self.lock:
+            try:
+                self.sockets[client].sendall(bytes([kind]) + length + data)
+            except (KeyError, OSError):
+                self.sockets.pop(client, None)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    fake: FakeComfyUI
+
+    def do_GET(self) -> None:
+        fake, address = self.fake, urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        path = address.path.lstrip("/")
+        if path in fake.answers:
+            return self.answer(*fake.answers[path])
+        if path == "ws":
+            return self.websocket(query["clientId"])
+        if path == "system_stats":
+            return self.json({"system": {"comfyui_version": fake.version, "pytorch_version": "2.13.0"},
+                              "devices": [{"name": "cpu", "type": "cpu"}]})  # fmt: skip
+        if path == "object_info/SaveImageWebsocket":
+            return self.json({"SaveImageWebsocket": {}} if fake.sink else {})
+        if path == "queue":
+            running = [fake.running] if fake.running else []
+            return self.json({"queue_running": [entry(*run) for run in running],
+                              "queue_pending": [entry(*run) for run in fake.pending]
+                              + [entry("theirs", {}, {})] * fake.queued})  # fmt: skip
+        if path == "view" and query["filename"] in fake.files:
+            return self.answer(200, fake.files[query["filename"]])
+        self.answer(404, b"not found")
+
+    def do_POST(self) -> None:
+        fake, path = self.fake, self.path.lstrip("/")
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fake.requests.append((path, body))
+        if path in fake.answers:
+            return self.answer(*fake.answers[path])
+        if path == "prompt":
+            with fake.lock:
+                extra = {**body["extra_data"], "client_id": body["client_id"]}
+                fake.pending.append((body["prompt_id"], body["prompt"], extra))
+                fake.lock.notify_all()
+            self.json({"prompt_id": body["prompt_id"], "number": 1, "node_errors": {}})
+            return fake.status()
+        if path == "queue":
+            with fake.lock:
+                fake.pending = [run for run in fake.pending if run[0] not in body["delete"]]
+        if path == "interrupt" and fake.running and fake.running[0] == body.get("prompt_id"):
+            fake.interrupted = True
+        self.answer(200, b"")
+
+    def json(self, value) -> None:
+        self.answer(200, json.dumps(value).encode())
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def websocket(self, client: str) -> None:
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", accept)
+        self.end_headers()
+        self.fake.sockets[client] = self.connection
+        self.fake.status()
+        try:
+            while head := self.rfile.read(2):  # what the client says is of no interest, only that it goes
+                length = head[1] & 127
+                if length == 126:
+                    length = int.from_bytes(self.rfile.read(2), "big")
+                self.rfile.read(4 + length)
+                if head[0] & 15 == 8:
+                    break
+        except (OSError, IndexError):
+            pass
+        self.close_connection = True
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def entry(name: str, graph: dict, extra: dict) -> list:
+    return [1, name, graph, extra, ["reprise"]]
