@@ -25,6 +25,8 @@ from .errors import BadInput
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .types import Job
+
 log = logging.getLogger(__name__)
 
 
@@ -105,6 +107,15 @@ class Cache:
         assert all(map(math.isfinite, scores.values())), f"not finite: {dict(scores)}"
         self._write(self._path(key, "json"), json.dumps({"key": key, "scores": dict(scores)}).encode())
 
+    def forget(self, *keys: str) -> None:
+        """Take entries out, as far as they are there."""
+        for path in (self._path(key, kind) for key in keys for kind in ("png", "json")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                pass  # a read-only cache keeps what it has
+        self.recount()
+
     def recount(self) -> None:
         """Forget how much there is, where other processes write here, too; the next entry counts anew."""
         self._size = None
@@ -175,3 +186,13 @@ class Cache:
             path.unlink(missing_ok=True)
         except OSError:
             pass  # it will be overwritten, or missed again
+
+
+def picture_key(fingerprint: str, job: Job) -> str:
+    """A drawn picture's name: what decides its pixels. `fingerprint` is the renderer's."""
+    return Cache.key("image", fingerprint, job.prompt, job.seed)
+
+
+def as_kept(image: Tensor) -> Tensor:
+    """A picture in 0..1, clamped and rounded as it comes out of a PNG; float32."""
+    return image.float().clamp(0, 1).mul(255).round() / 255

@@ -6,6 +6,7 @@ refused in one line that names the key, the reason and what came.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,16 @@ def parse_config(model: type[C], values: dict[str, Any], where: str) -> C:
         return model.model_validate(values)
     except ValidationError as error:
         raise BadInput(f"{where}: {one_line(error)}") from error
+
+
+def parse_line(model: type[C], text: str, where: str) -> C:
+    """A line of JSON as `model`; `where`, its file and number, is named in the error. Raises BadInput."""
+    try:
+        return model.model_validate(json.loads(text))
+    except ValidationError as error:
+        raise BadInput(f"{where}: {one_line(error)}") from error
+    except ValueError as error:
+        raise BadInput(f"{where}: no JSON ({error})") from error
 
 
 def save_config(config: BaseModel) -> str:

@@ -9,6 +9,14 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+EMBEDDED = Path(__file__).parent / "shapeworld" / "weights"
+
+
+def embedded(kind: str) -> dict[str, Path]:
+    """What comes with the pack beside its default of a kind ("rewriters", …): name -> folder."""
+    variants = sorted(EMBEDDED.glob(f"{kind.removesuffix('s')}-*"))
+    return {f"embedded-{path.name.partition('-')[2]}": path for path in variants if path.is_dir()}
+
 
 def model_folders() -> list[Path]:
     """Where `{renderers,rewriters,refiners,judges}` are looked for: $REPRISE_MODELS, the models

@@ -23,6 +23,7 @@ REWRITERS: dict[str, str] = {
 RENDERERS: dict[str, str] = {
     "shapeworld": ".renderers.shapeworld:ShapeWorldRenderer",
     "shapeworld-sd": ".renderers.shapeworld:ShapeWorldSDRenderer",
+    "shapeworld-sd-styled": ".renderers.shapeworld:StyledSDRenderer",
     "diffusers": ".renderers.diffusers:DiffusersRenderer",
     "comfyui": ".renderers.comfyui:ComfyUIRenderer",
     "fake": ".renderers.fake:FakeRenderer",
@@ -30,6 +31,7 @@ RENDERERS: dict[str, str] = {
 REWARDS: dict[str, str] = {
     "shapeworld": ".rewards.shapeworld:ShapeWorldSoft",
     "shapeworld-strict": ".rewards.shapeworld:ShapeWorldStrict",
+    "shapeworld-preference": ".rewards.shapeworld_preference:ShapeWorldPreference",
     "image-reward": ".rewards.image_reward:ImageReward",
     "hps-v2.1": ".rewards.hps:HPSv21",
     "hps-v2": ".rewards.hps:HPSv2",
@@ -46,7 +48,11 @@ TRAINERS: dict[str, str] = {
     "sft": ".trainers.sft:train",
     "grpo": ".trainers.grpo:train",
     "dpo": ".trainers.dpo:train",
+    "judge": ".trainers.judge:train",
     "diffusion-dpo": ".trainers.diffusion_dpo:train",
+    "ppo": ".trainers.ppo:train",
+    "prip-decoder": ".trainers.prip_decoder:train",
+    "prip-encoder": ".trainers.prip_encoder:train",
 }
 
 

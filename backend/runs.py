@@ -152,6 +152,19 @@ def append_line(path: Path, line: str) -> None:
         raise _cannot_write(path, error) from error
 
 
+def read_text(path: Path, what: str, verb: str, remedy: str = "") -> str:
+    """A user's text file, with or without a byte order mark. Raises BadInput.
+
+    `what` names it in messages, `verb` is "is" or "are", and `remedy` ends the one of a file not to be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise BadInput(f"cannot read the {what} {path}: {error.strerror}{remedy}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the {what} {path} {verb} not UTF-8 text (byte {error.start})") from error
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, but for one half written; none where there is no file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,4 +1,5 @@
-"""The embedded renderers: ShapeWorld by a tiny FLUX and a tiny Stable Diffusion, with the real classes."""
+"""The embedded renderers: ShapeWorld by a tiny FLUX, a tiny Stable Diffusion and a tiny aMUSEd, with the real
+classes; and the first two again, taught the styles of `shapeworld/styles.py`."""
 
 from __future__ import annotations
 
@@ -50,3 +51,39 @@ class ShapeWorldSDRenderer(DiffusersRenderer):
             Path(folder), steps=steps, guidance=guidance, size=self.SIZE, chunk=chunk, dtype=dtype,
             device=device, cache=cache, **settings,
         )  # fmt: skip
+
+
+class ShapeWorldMaskedRenderer(DiffusersRenderer):
+    """The same pictures from masked tokens, by a tiny aMUSEd: the kind of model that PARM was made on."""
+
+    name = "shapeworld-masked"
+    SIZE = 128
+    STEPS = 16
+    GUIDANCE = 3.0  # against an empty prompt: two rows of the transformer a step
+    CHUNK = 64
+
+    def __init__(self, folder: str | Path = WEIGHTS.with_name("renderer-masked"), *, steps: int = STEPS,
+                 guidance: float = GUIDANCE, chunk: int = CHUNK, dtype: str = "auto", device: str = "auto",
+                 cache: Cache | None = None, **settings: Any):  # fmt: skip
+        super().__init__(
+            Path(folder), steps=steps, guidance=guidance, size=self.SIZE, chunk=chunk, dtype=dtype,
+            device=device, cache=cache, **settings,
+        )  # fmt: skip
+
+
+class StyledRenderer(ShapeWorldRenderer):
+    """The tiny FLUX that knows the words of styles."""
+
+    name = "shapeworld-styled"
+
+    def __init__(self, folder: str | Path = WEIGHTS.with_name("renderer-styled"), **settings: Any):
+        super().__init__(folder, **settings)
+
+
+class StyledSDRenderer(ShapeWorldSDRenderer):
+    """The tiny Stable Diffusion that knows the words of styles."""
+
+    name = "shapeworld-sd-styled"
+
+    def __init__(self, folder: str | Path = WEIGHTS.with_name("renderer-sd-styled"), **settings: Any):
+        super().__init__(folder, **settings)

@@ -8,6 +8,7 @@ smoothed a little first, so noise and blur do not break patches up. Accuracy is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -22,7 +23,6 @@ MIN_AREA = 70  # pixels; the smallest thing of the world has about 110
 MAX_SIDE = 60  # pixels; the largest thing is 32 wide, so anything bigger is a flood of colour
 MIN_MATCH = 0.72  # outline IoU below which a patch is no shape of the world
 MIN_MARGIN = 0.05  # over the IoU with the next shape; a square with round corners is neither of two
-_PALETTE = np.array([*COLORS.values(), *GROUNDS.values()], dtype=np.float32)
 _NAMES = (*COLORS, *GROUNDS)
 # What half of a shape's box is of its radius; a star's tips are too thin to be seen whole.
 _EXTENT = {"square": 0.9, "star": 0.86} | dict.fromkeys(set(SHAPES) - {"square", "star"}, 1.0)
@@ -49,9 +49,13 @@ class Detection:
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     @property
+    def radius(self) -> float:
+        """As a `Thing` has it, pixels."""
+        return max(self.right - self.left, self.bottom - self.top) / 2 / _EXTENT[self.shape]
+
+    @property
     def size(self) -> str:
-        half = max(self.right - self.left, self.bottom - self.top) / 2
-        return "small" if half / _EXTENT[self.shape] < SIZE_BOUNDARY else "large"
+        return "small" if self.radius < SIZE_BOUNDARY else "large"
 
     @property
     def place(self) -> str:
@@ -76,19 +80,18 @@ def detect(picture: NDArray[np.uint8]) -> list[Detection]:
     return list(read(picture).detections)
 
 
-def read(picture: NDArray[np.uint8]) -> Reading:
-    """Ground and things of a picture (H, W, 3) uint8; other sizes than 128 x 128 are resampled."""
+def read(picture: NDArray[np.uint8], colors: Mapping[str, tuple[int, int, int]] = COLORS,
+         holes: int = 0) -> Reading:  # fmt: skip
+    """Ground and things of a picture (H, W, 3) uint8, where things have these colours.
+
+    Holes of less than `holes` pixels are filled: reflections are no part of an outline.
+    """
     from scipy import ndimage
 
-    if picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"expected a picture (H, W, 3), got shape {picture.shape}")
-    if picture.shape[:2] != (SIZE, SIZE):
-        from PIL import Image
-
-        picture = np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
-    smooth = ndimage.gaussian_filter(picture.astype(np.float32), sigma=(0.7, 0.7, 0))
+    smooth = ndimage.gaussian_filter(at_size(picture).astype(np.float32), sigma=(0.7, 0.7, 0))
     # Nearest palette colour: |p - c|^2 = |p|^2 - 2 p.c + |c|^2, and |p|^2 is the same for every c.
-    labels = (np.square(_PALETTE).sum(-1) - 2 * smooth @ _PALETTE.T).argmin(-1)
+    palette = np.array([*colors.values(), *GROUNDS.values()], dtype=np.float32)
+    labels = (np.square(palette).sum(-1) - 2 * smooth @ palette.T).argmin(-1)
     ground, share = _ground(labels)
     found = []
     for index, color in enumerate(COLORS):
@@ -106,9 +109,33 @@ def read(picture: NDArray[np.uint8]) -> Reading:
             if core.sum() >= MIN_AREA * 0.6:
                 patch = np.zeros_like(mask)
                 patch[rows, columns] = ndimage.binary_dilation(core, iterations=2, mask=window)
-                found += _classify(patch, color, smooth)
+                if holes:
+                    patch = without_holes(patch, holes)
+                found += _classify(patch, color, colors[color], smooth)
     found.sort(key=lambda d: (round(d.center[1] / SIZE * 3), d.center[0]))
     return Reading(ground, share, tuple(found))
+
+
+def at_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) uint8 at 128 x 128 pixels. Raises ValueError for other forms."""
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"expected a picture (H, W, 3), got shape {picture.shape}")
+    if picture.shape[:2] == (SIZE, SIZE):
+        return picture
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+
+
+def without_holes(patch: NDArray, smaller: int) -> NDArray:
+    """A mask in which holes of fewer pixels are filled."""
+    from scipy import ndimage
+
+    labelled: Any = ndimage.label(ndimage.binary_fill_holes(patch) & ~patch)
+    areas = np.bincount(labelled[0].ravel())
+    small = areas < smaller
+    small[0] = False
+    return patch | small[labelled[0]]
 
 
 def _ground(labels: NDArray) -> tuple[str, float]:
@@ -126,7 +153,7 @@ def _extent(mask: NDArray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _classify(patch: NDArray, color: str, smooth: NDArray) -> list[Detection]:
+def _classify(patch: NDArray, color: str, pure: tuple[int, int, int], smooth: NDArray) -> list[Detection]:
     """The patch as a detection, or nothing where its outline is no shape of the world."""
     area = int(patch.sum())
     if area < MIN_AREA:
@@ -144,7 +171,7 @@ def _classify(patch: NDArray, color: str, smooth: NDArray) -> list[Detection]:
     others = fit[[shape != shapes[best] for shape in shapes]]
     if fit[best] < MIN_MATCH or fit[best] - others.max() < MIN_MARGIN:
         return []
-    distance = np.sqrt(np.square(smooth[patch] - np.array(COLORS[color], dtype=np.float32)).sum(-1))
+    distance = np.sqrt(np.square(smooth[patch] - np.array(pure, dtype=np.float32)).sum(-1))
     purity = float(np.clip(1.25 - np.median(distance) / 160, 0, 1))
     confidence = min(1.0, float(fit[best]) * 1.08) * purity
     left, top, right, bottom = map(float, (columns.start, rows.start, columns.stop, rows.stop))

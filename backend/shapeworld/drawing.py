@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .scenes import COLORS, GROUNDS, SIZE, Scene, Thing
+from .scenes import GROUNDS, SIZE, Scene, Thing
+from .styles import PLAIN, Style, colors_of
 
 SUPERSAMPLE = 4
+LINE = 2.5  # pixels around an outlined thing
+OUTLINE = (34, 26, 40)
+SHADOW, SHADOW_OFFSET = 0.7, 3.5  # share of the ground's colour that is left, and pixels right and down
+FRAME, FRAME_WIDTH = (120, 72, 40), 4  # colour, pixels
+DOT, DOT_RADIUS, DOT_STEP = 0.75, 2.5, 16  # share of the ground's colour, pixels, pixels
+# Where light is reflected, from the middle, and how wide, as shares of the radius.
+GLOSS = {
+    "circle": (-0.35, -0.35, 0.24), "square": (-0.4, -0.4, 0.24), "triangle": (-0.1, 0.2, 0.24),
+    "star": (0.0, 0.0, 0.22), "cross": (0.0, 0.0, 0.24), "ring": (-0.54, -0.54, 0.17),
+    "heart": (-0.4, -0.3, 0.24), "diamond": (-0.1, -0.2, 0.22),
+}  # fmt: skip
 RING_HOLE = 0.52  # inner radius of a ring, as a share of the outer one
 
 
@@ -58,11 +71,56 @@ def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, fill, hole, scale: flo
         canvas.polygon([(x + u * r, y + v * r) for u, v in OUTLINES[thing.shape]], fill=fill)
 
 
-def draw(scene: Scene) -> np.ndarray:
+def draw(scene: Scene, style: Style = PLAIN) -> np.ndarray:
     """The scene as a picture: (128, 128, 3) uint8."""
-    ground = GROUNDS[scene.ground]
+    ground, colors = GROUNDS[scene.ground], colors_of(style.palette)
     image = Image.new("RGB", (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE), ground)
     canvas = ImageDraw.Draw(image)
+    if style.background:
+        _draw_background(canvas, style.background, ground)
+    if style.outline == "shadowed":
+        shade = tuple(round(value * SHADOW) for value in ground)
+        for thing in scene.things:
+            moved = replace(thing, x=thing.x + SHADOW_OFFSET, y=thing.y + SHADOW_OFFSET)
+            draw_thing(canvas, moved, shade, ground, SUPERSAMPLE)
     for thing in scene.things:
-        draw_thing(canvas, thing, COLORS[thing.color], ground, SUPERSAMPLE)
+        if style.outline == "outlined":
+            _draw_outline(canvas, thing, SUPERSAMPLE)
+        draw_thing(canvas, thing, colors[thing.color], ground, SUPERSAMPLE)
+        if style.outline == "outlined" and thing.shape == "ring":
+            x, y, r = (v * SUPERSAMPLE for v in (thing.x, thing.y, thing.radius * RING_HOLE))
+            inner = round(LINE * SUPERSAMPLE * 0.6)
+            canvas.ellipse((x - r, y - r, x + r, y + r), outline=OUTLINE, width=inner)
+        if style.texture == "glossy":
+            _draw_gloss(canvas, thing, SUPERSAMPLE)
     return np.asarray(image.reduce(SUPERSAMPLE))
+
+
+def _draw_background(canvas: ImageDraw.ImageDraw, name: str, ground: tuple[int, int, int]) -> None:
+    end = SIZE * SUPERSAMPLE
+    if name == "framed":
+        canvas.rectangle((0, 0, end - 1, end - 1), outline=FRAME, width=FRAME_WIDTH * SUPERSAMPLE)
+        return
+    shade, r = tuple(round(value * DOT) for value in ground), DOT_RADIUS * SUPERSAMPLE
+    step = DOT_STEP * SUPERSAMPLE
+    for y in range(step // 2, end, step):
+        for x in range(step // 2, end, step):
+            canvas.ellipse((x - r, y - r, x + r, y + r), fill=shade)
+
+
+def _draw_outline(canvas: ImageDraw.ImageDraw, thing: Thing, scale: float) -> None:
+    """A dark line around a thing; the thing is drawn over its inner half."""
+    x, y, r = thing.x * scale, thing.y * scale, thing.radius * scale
+    if thing.shape in ("circle", "ring"):
+        r += LINE * scale
+        canvas.ellipse((x - r, y - r, x + r, y + r), fill=OUTLINE)
+        return
+    corners = [(x + u * r, y + v * r) for u, v in OUTLINES[thing.shape]]
+    canvas.line([*corners, *corners[:2]], fill=OUTLINE, width=round(2 * LINE * scale), joint="curve")
+
+
+def _draw_gloss(canvas: ImageDraw.ImageDraw, thing: Thing, scale: float) -> None:
+    u, v, share = GLOSS[thing.shape]
+    x, y = (thing.x + u * thing.radius) * scale, (thing.y + v * thing.radius) * scale
+    r = share * thing.radius * scale
+    canvas.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255))

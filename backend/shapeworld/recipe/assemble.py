@@ -41,7 +41,8 @@ def write_pipeline(pipeline: Any, made: Path, out: Path) -> Path:
 
     shutil.rmtree(made, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(made)
-    for file in made.glob("*/config.json"):  # where a part was loaded from is this machine's affair
+    # Where a part was loaded from is this machine's affair.
+    for file in (made / "model_index.json", *made.glob("*/config.json")):
         settings = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
         file.write_text(json.dumps(settings, indent=2) + "\n")
     return replace_folder(made, out)

@@ -9,6 +9,7 @@ things: the renderer's latents stay what they are, tips and corners come out sha
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +50,44 @@ def train_autoencoder(work: Path, seed: int = 0, steps: int = STEPS, log=print) 
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, weight_decay=0.0)
     loop = StepLoop(vae, [optimizer], work / "autoencoder.ckpt", steps, seed, log=log)
 
-    def take_step(rng: random.Random, step: int) -> float:
-        crops = []
-        while len(crops) < BATCH:
-            picture = draw(random_scene(rng))
-            corners = [(rng.randrange(SIZE - CROP + 1), rng.randrange(SIZE - CROP + 1)) for _ in range(2)]
-            crops += [picture[y : y + CROP, x : x + CROP] for x, y in corners]
-        images = to_tensor(crops)
-        latents = vae.encode(images).latents
-        noisy = latents + LATENT_NOISE * torch.randn_like(latents) * latents.detach().std()
-        decoded = vae.decode(noisy).sample
-        # A mild pull towards zero keeps the latents Gaussian enough for a flow model.
-        loss = _error(decoded, images) + 1e-3 * latents.square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        return loss.item()
-
-    loop.run(take_step)
-    with torch.no_grad():
-        rng = random.Random(seed + 1)
-        latents = torch.cat([vae.encode(to_tensor([draw(random_scene(rng)) for _ in range(32)])).latents
-                             for _ in range(8)])  # fmt: skip
-        vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
+    loop.run(lambda rng, step: autoencoder_step(vae, _picture, rng))
+    standardise(vae, _picture, random.Random(seed + 1))
     vae.eval().save_pretrained(done)
     return done
 
 
-def _error(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def _picture(rng: random.Random) -> np.ndarray:
+    return draw(random_scene(rng))
+
+
+def autoencoder_step(vae: Any, picture: Callable[[random.Random], np.ndarray], rng: random.Random,
+                     grid: int = 1) -> float:  # fmt: skip
+    """One backward pass through both halves, on crops of new pictures, on a grid of that many pixels."""
+    crops = []
+    while len(crops) < BATCH:
+        whole = picture(rng)
+        last = (SIZE - CROP) // grid
+        corners = [(grid * rng.randint(0, last), grid * rng.randint(0, last)) for _ in range(2)]
+        crops += [whole[y : y + CROP, x : x + CROP] for x, y in corners]
+    images = to_tensor(crops)
+    latents = vae.encode(images).latents
+    noisy = latents + LATENT_NOISE * torch.randn_like(latents) * latents.detach().std()
+    # A mild pull towards zero keeps the latents Gaussian enough for a flow model.
+    loss = reconstruction_error(vae.decode(noisy).sample, images) + 1e-3 * latents.square().mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    return loss.item()
+
+
+@torch.no_grad()
+def standardise(vae: Any, picture: Callable[[random.Random], np.ndarray], rng: random.Random) -> None:
+    """Set scale and shift so that latents have zero mean and unit variance."""
+    latents = torch.cat([vae.encode(to_tensor([picture(rng) for _ in range(32)])).latents for _ in range(8)])
+    vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
+
+
+def reconstruction_error(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Of pictures in -1..1, squared and absolute."""
     return F.mse_loss(decoded, images) * 4 + F.l1_loss(decoded, images)
 
 
@@ -119,30 +131,38 @@ def train_decoder(work: Path, seed: int = 0, steps: int = DECODER_STEPS, scenes:
         return done
     known, latents = encoded_scenes(work, seed, scenes, log)
     vae: Any = AutoencoderTiny.from_pretrained(work / "autoencoder")
-    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
-    decode = torch.compile(vae.decoder) if compiled else vae.decoder
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.98))
     loop = StepLoop(vae.decoder, [optimizer], work / "decoder.ckpt", steps, seed, log=log)
+    loop.run(decoder_step(vae, known, latents, lambda i: draw(known[i]), compiled))
+    vae.eval().save_pretrained(done)
+    return done
+
+
+def decoder_step(vae: Any, scenes: Sequence[Scene], latents: torch.Tensor,
+                 picture: Callable[[int], np.ndarray],
+                 compiled: bool = True) -> Callable[[random.Random, int], float]:  # fmt: skip
+    """What takes a backward pass through the decoder: from latents (N, 16, 16, 16) of scenes to crops around
+    things of `picture(i)`, the pictures that they were encoded from."""
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+    decode = torch.compile(vae.decoder) if compiled else vae.decoder
 
     def take_step(rng: random.Random, step: int) -> float:
         parts, crops = [], []
         while len(crops) < BATCH:
-            i = rng.randrange(len(known))
-            thing = rng.choice(known[i].things)
+            i = rng.randrange(len(scenes))
+            thing = rng.choice(scenes[i].things)
             # On the latents' grid of 8 pixels.
             y, x = (_corner(v + rng.uniform(-16, 16)) for v in (thing.y, thing.x))
             parts.append(latents[i, :, y // 8 : (y + CROP) // 8, x // 8 : (x + CROP) // 8])
-            crops.append(draw(known[i])[y : y + CROP, x : x + CROP])
+            crops.append(picture(i)[y : y + CROP, x : x + CROP])
         clean = torch.stack(parts).float()
         noisy = clean + DECODER_NOISE * torch.randn_like(clean)
-        loss = _error(decode(noisy / scale + shift), to_tensor(crops))
+        loss = reconstruction_error(decode(noisy / scale + shift), to_tensor(crops))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
         return loss.item()
 
-    loop.run(take_step)
-    vae.eval().save_pretrained(done)
-    return done
+    return take_step
 
 
 def _corner(center: float) -> int:

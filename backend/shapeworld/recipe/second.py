@@ -33,14 +33,16 @@ STEPS, BATCH, RATE, EMA = 5500, 24, 1.2e-3, 0.998
 TEXT_LENGTH, TEXT_WIDTH = 48, 128  # tokens; four things spelled out take up to 47
 
 
-def new_text_encoder():
-    """CLIPTextModel, 0.5 M parameters. Positions start as sinusoids (Vaswani et al. 2017, arXiv 1706.03762):
-    which words are neighbours is then the same question at each of them."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def new_text_encoder(projected: bool = False) -> Any:
+    """CLIPTextModel, 0.5 M parameters; `projected`, CLIPTextModelWithProjection with a fourth layer, as
+    aMUSEd takes its token states from the layer before the last. Positions start as sinusoids (Vaswani et al.
+    2017, arXiv 1706.03762): which words are neighbours is then the same question at each of them."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     words: Any = clip_tokenizer()
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=TEXT_WIDTH, intermediate_size=256, num_hidden_layers=3,
+    clip = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=TEXT_WIDTH, intermediate_size=256,
+        num_hidden_layers=4 if projected else 3,
         num_attention_heads=4, max_position_embeddings=TEXT_LENGTH, projection_dim=TEXT_WIDTH,
         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
     ))  # fmt: skip
@@ -50,17 +52,25 @@ def new_text_encoder():
     return clip
 
 
+def read_text(clip: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a renderer is given of each caption: token states (B, T, width), pooled vector (B, width)."""
+    if not hasattr(clip, "text_projection"):
+        read = clip(input_ids=ids)
+        return read.last_hidden_state, read.pooler_output
+    read = clip(input_ids=ids, output_hidden_states=True)
+    return read.hidden_states[-2], read.text_embeds
+
+
 class Grounding(nn.Module):
     """The encoder with the reader that its pre-training needs."""
 
-    def __init__(self):
+    def __init__(self, clip: Any):
         super().__init__()
-        self.clip = new_text_encoder()
+        self.clip = clip
         self.reader = Reader(TEXT_WIDTH, TEXT_WIDTH)
 
     def loss(self, scenes: list[Scene], ids: torch.Tensor) -> torch.Tensor:
-        read = self.clip(input_ids=ids)
-        return self.reader.loss(scenes, read.last_hidden_state, read.pooler_output)
+        return self.reader.loss(scenes, *read_text(self.clip, ids))
 
 
 def tokenize(captions: list[str], tokenizer: Any) -> torch.Tensor:
@@ -71,18 +81,23 @@ def tokenize(captions: list[str], tokenizer: Any) -> torch.Tensor:
 
 def train_text_encoder(work: Path, seed: int = 0, steps: int = TEXT_STEPS, log=print) -> Path:
     """Ground the token states, place by place, as T5's are; saves `work/sd/text_encoder`."""
-    done = work / "sd" / "text_encoder"
+    return ground_text_encoder(work / "sd", False, seed, steps, log)
+
+
+def ground_text_encoder(work: Path, projected: bool, seed: int, steps: int, log=print) -> Path:
+    """Pre-train one of `new_text_encoder`; saves `work/text_encoder`."""
+    done = work / "text_encoder"
     if done.exists():
         return done
-    done.parent.mkdir(exist_ok=True)
+    work.mkdir(exist_ok=True)
     torch.manual_seed(seed)
-    model, tokenizer = Grounding(), clip_tokenizer(TEXT_LENGTH)
+    model, tokenizer = Grounding(new_text_encoder(projected)), clip_tokenizer(TEXT_LENGTH)
     matrices, others = [], []
     for name, p in model.named_parameters():
         (matrices if "encoder.layers" in name and p.ndim == 2 else others).append(p)
     adam = torch.optim.AdamW(others, lr=TEXT_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     optimizers = [Muon(matrices, lr=TEXT_RATE), adam]
-    loop = StepLoop(model, optimizers, work / "sd" / "text.ckpt", steps, seed, log=log)
+    loop = StepLoop(model, optimizers, work / "text.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         scenes, captions = captioned_scenes(rng, TEXT_BATCH)

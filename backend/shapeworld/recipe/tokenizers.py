@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from ..captions import NUMBERS, plural
@@ -31,13 +32,13 @@ def words() -> list[str]:
     return sorted({*_WORDS, *named})
 
 
-def t5_tokenizer():
-    """T5Tokenizer (Unigram). Ids: <pad> 0, </s> 1, <unk> 2, then words, then letters."""
+def t5_tokenizer(more: Sequence[str] = ()):
+    """T5Tokenizer (Unigram). Ids: <pad> 0, </s> 1, <unk> 2, then words, those of `more` too, then letters."""
     from transformers import T5Tokenizer
 
     letters = string.ascii_lowercase + string.ascii_uppercase + string.digits
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
-    vocab += [("\u2581" + word, -2.0) for word in words() if len(word) > 1]
+    vocab += [("\u2581" + word, -2.0) for word in sorted({*words(), *more}) if len(word) > 1]
     vocab += [(mark, -2.0) for mark in ",.:;!?'\"()-"]
     # Letters cost enough that a known word is always taken whole.
     vocab += [("\u2581a", -2.0), ("\u2581", -4.0)] + [(letter, -8.0) for letter in letters]

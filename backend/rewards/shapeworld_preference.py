@@ -1,0 +1,34 @@
+"""What people of ShapeWorld like: what was asked for, in the style that they prefer for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..shapeworld.prompts import parse_prompt
+from ..shapeworld.style_detector import read_styled
+from ..shapeworld.styles import preferred
+from ..types import RewardSpec
+from .pictures import to_pil
+from .shapeworld import soft_score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ShapeWorldPreference:
+    """0..1, higher is better: half the detector's soft score, half the share of the four facets of style that
+    are as preferred (`styles.preferred`)."""
+
+    spec = RewardSpec("shapeworld-preference", 0.0, 1.0)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        """Images (B, H, W, 3) in 0..1 and users' prompts in GenEval's words -> B scores."""
+        found = []
+        for picture, prompt in zip(to_pil(images), prompts, strict=True):
+            case = parse_prompt(prompt)
+            reading, style = read_styled(np.asarray(picture))
+            found.append(0.5 * soft_score(case, reading) + 0.5 * preferred(case).agreement(style))
+        return found

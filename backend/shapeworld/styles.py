@@ -1,0 +1,142 @@
+"""Styles of ShapeWorld's pictures: palettes, outlines, backgrounds and textures, the words for them, and
+which of them people here prefer for what.
+
+Plain pictures have none of it. The embedded renderers know nothing of styles; those whose names end in
+"-styled" draw them where a prompt names them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import astuple, dataclass, fields
+
+from .captions import join_list, loose, place_phrase, plural, spelled_out
+from .prompts import PromptCase
+from .scenes import COLORS, Scene
+
+# Every style by its facet; at most one of each is in a picture.
+FACETS: dict[str, tuple[str, ...]] = {
+    "palette": ("pastel", "dark"),
+    "outline": ("outlined", "shadowed"),
+    "background": ("framed", "dotted"),
+    "texture": ("glossy",),
+}
+STYLE_WORDS = tuple(word for words in FACETS.values() for word in words)
+NO_STYLE_SHARE = 0.35  # of random pictures that lack a facet
+UNNAMED = 0.1  # of a random picture's styles, that its caption leaves out
+ROUND = ("circle", "ring", "heart")
+_TOWARDS = {"pastel": (255, 0.35), "dark": (0, 0.4)}  # what colours are mixed with, and the share of it
+
+
+@dataclass(frozen=True)
+class Style:
+    """One word of each facet of `FACETS`, or None."""
+
+    palette: str | None = None
+    outline: str | None = None
+    background: str | None = None
+    texture: str | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(word for word in astuple(self) if word)
+
+    def agreement(self, other: Style) -> float:
+        """Share of the facets in which two styles are the same, 0..1."""
+        same = [a == b for a, b in zip(astuple(self), astuple(other), strict=True)]
+        return sum(same) / len(same)
+
+
+PLAIN = Style()
+
+
+def style_named(text: str) -> Style:
+    """The style that a prompt names; of two words for a facet the last counts."""
+    words = text.lower().replace(",", " ").replace(".", " ").split()
+    facet = {word: name for name, choices in FACETS.items() for word in choices}
+    return Style(**{facet[word]: word for word in words if word in facet})
+
+
+def random_style(rng: random.Random) -> Style:
+    chosen = {}
+    for facet, words in FACETS.items():
+        chosen[facet] = None if rng.random() < NO_STYLE_SHARE else rng.choice(words)
+    return Style(**chosen)
+
+
+def preferred(case: PromptCase) -> Style:
+    """What people of this world like best for what a prompt asks for.
+
+    Pastel where the first shape is round, dark where it has corners; outlines where a colour was named (black
+    excepted, around which dark lines do not show), shadows else; a frame around a single thing, dots behind
+    several; and gloss, always.
+    """
+    first = case.include[0]
+    return Style(
+        palette="pastel" if first.shape in ROUND else "dark",
+        outline="outlined" if any(need.color not in (None, "black") for need in case.include) else "shadowed",
+        background="framed" if sum(need.count for need in case.include) == 1 else "dotted",
+        texture="glossy",
+    )
+
+
+def colors_of(palette: str | None) -> dict[str, tuple[int, int, int]]:
+    """The things' colours in a palette; None is the world's own."""
+    if palette is None:
+        return COLORS
+    end, share = _TOWARDS[palette]
+    mixed = {}
+    for name, color in COLORS.items():
+        red, green, blue = (round(value + (end - value) * share) for value in color)
+        mixed[name] = (red, green, blue)
+    return mixed
+
+
+# Captions
+
+
+def detailed(prompt: str, scene: Scene, style: Style, rng: random.Random | None = None) -> str:
+    """A prompt as practised users write it: what they want, where everything is, and styles, by commas."""
+    things, words = list(scene.things), list(style.words)
+    if rng is not None:
+        rng.shuffle(things)
+        rng.shuffle(words)
+    kinds = {thing.shape for thing in things}
+    where = [
+        f"{thing.shape if len(kinds) > 1 else 'one'} {place_phrase(thing.place, rng)}" for thing in things
+    ]
+    if len(things) == 1:
+        where = [place_phrase(things[0].place, rng)]
+    return ", ".join([prompt, *where, *words])
+
+
+def styled_caption(scene: Scene, style: Style, rng: random.Random) -> str:
+    """A caption from the styled renderers' training distribution; empty for one in twelve (guidance)."""
+    kind = rng.random()
+    if kind < 1 / 12:
+        return ""
+    named = Style(**{
+        facet.name: None if rng.random() < UNNAMED else getattr(style, facet.name) for facet in fields(style)
+    })  # fmt: skip
+    if kind < 0.5:
+        return detailed(short(scene, rng), scene, named, rng)
+    text = loose(scene, rng) if kind < 0.62 else spelled_out(scene, rng)
+    words = list(named.words)
+    rng.shuffle(words)
+    return ", ".join([text, *words])
+
+
+def short(scene: Scene, rng: random.Random) -> str:
+    """A short prompt that a scene fulfils, in the words of `prompts`."""
+    counts: dict[tuple[str, str], int] = {}
+    for thing in scene.things:
+        counts[thing.color, thing.shape] = counts.get((thing.color, thing.shape), 0) + 1
+    parts = []
+    for (color, shape), number in counts.items():
+        words = [color] if rng.random() < 0.5 else []
+        if number == 1:
+            parts.append(" ".join(["an" if words and color == "orange" else "a", *words, shape]))
+        else:
+            parts.append(" ".join([("one", "two", "three", "four")[number - 1], *words, plural(shape)]))
+    text = "a photo of " + join_list(parts)
+    return f"{text} on a {scene.ground} background" if rng.random() < 0.6 else text

@@ -1,0 +1,34 @@
+"""What users of ShapeWorld type, and what practised users type to get it: a log to learn refinement from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .prompts import layout, sample_prompts
+from .scenes import Scene
+from .styles import Style, detailed, random_style
+
+
+@dataclass(frozen=True)
+class Practised:
+    """A user's prompt, what a practised one made of it, and what that one had in mind."""
+
+    prompt: str
+    system: str
+    scene: Scene
+    style: Style
+
+
+def practised(per_task: int, each: int, seed: int = 0) -> Iterator[Practised]:
+    """`each` of them for up to `per_task` prompts of each task, training split.
+
+    Every practised user has a layout and a taste of their own: styles are random, and only a preference
+    reward can tell which suit the prompt.
+    """
+    rng = random.Random(seed)
+    for case in sample_prompts("train", per_task, seed):
+        for _ in range(each):
+            scene, style = layout(case, rng), random_style(rng)
+            yield Practised(case.prompt, detailed(case.prompt, scene, style, rng), scene, style)

@@ -1,0 +1,111 @@
+"""Styles: words, pictures, and the detector that reads them back."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from reprise.backend.rewards.shapeworld_preference import ShapeWorldPreference
+from reprise.backend.shapeworld.detector import matches, read
+from reprise.backend.shapeworld.drawing import draw
+from reprise.backend.shapeworld.prompts import layout, parse_prompt, prompts, sample_prompts
+from reprise.backend.shapeworld.scenes import Scene, put, random_scene
+from reprise.backend.shapeworld.style_detector import read_styled
+from reprise.backend.shapeworld.styles import (
+    FACETS,
+    PLAIN,
+    STYLE_WORDS,
+    Style,
+    detailed,
+    preferred,
+    random_style,
+    style_named,
+    styled_caption,
+)
+
+
+def test_plain_pictures_are_what_they_were():
+    scene = random_scene(random.Random(5))
+    assert np.array_equal(draw(scene), draw(scene, PLAIN))
+    assert PLAIN.words == ()
+
+
+def test_styles_are_read_back_with_what_they_adorn():
+    rng = random.Random(11)
+    right = dict.fromkeys((*FACETS, "things", "ground"), 0)
+    count = 150
+    for _ in range(count):
+        scene, style = random_scene(rng), random_style(rng)
+        if style.outline == "outlined" and any(thing.color == "black" for thing in scene.things):
+            style = PLAIN  # a dark line around black makes it larger
+        reading, seen = read_styled(draw(scene, style))
+        for facet in FACETS:
+            right[facet] += getattr(style, facet) == getattr(seen, facet)
+        found = reading.detections
+        right["things"] += len(found) == len(scene.things) and all(
+            any(matches(thing, one) for one in found) for thing in scene.things
+        )
+        right["ground"] += reading.ground == scene.ground
+    shares = {name: number / count for name, number in right.items()}
+    assert min(shares.values()) >= 0.94, shares
+    assert min(shares["palette"], shares["background"], shares["ground"]) >= 0.99, shares
+
+
+@pytest.mark.parametrize("shape", ["circle", "ring", "star"])
+def test_a_reflection_is_no_hole(shape):
+    scene = Scene("white", (put(random.Random(2), shape, "blue", "center", "large"),))
+    picture = draw(scene, Style(texture="glossy"))
+    reading, style = read_styled(picture)
+    assert style == Style(texture="glossy")
+    assert [one.shape for one in reading.detections] == [shape]
+    assert read(draw(scene)).detections == read(draw(scene), holes=50).detections
+
+
+def test_words():
+    assert style_named("a photo of a ring, Pastel, glossy.") == Style(palette="pastel", texture="glossy")
+    assert style_named("dark, a ring, pastel") == Style(palette="pastel")
+    rng = random.Random(0)
+    for _ in range(100):
+        style = random_style(rng)
+        assert style_named(", ".join(style.words)) == style
+    captions = [styled_caption(random_scene(rng), random_style(rng), rng) for _ in range(500)]
+    assert 0.04 < captions.count("") / 500 < 0.14
+    for word in STYLE_WORDS:
+        assert sum(word in caption.replace(",", "").split() for caption in captions) > 40
+
+
+def test_detailed_prompts_begin_with_the_users_and_still_ask_for_the_same():
+    rng = random.Random(3)
+    for case in sample_prompts("train", 5):
+        text = detailed(case.prompt, layout(case, rng), preferred(case))
+        assert text.startswith(case.prompt + ", ")
+        assert style_named(text) == preferred(case)
+
+
+def test_preferences_differ_between_prompts_and_black_is_never_outlined():
+    cases = [case for split in ("train", "held-out") for case in prompts(split)]
+    liked = {preferred(case) for case in cases}
+    assert len(liked) == 8 and all(style.texture == "glossy" for style in liked)
+    black = parse_prompt("a photo of a black star")
+    assert preferred(black) == Style("dark", "shadowed", "framed", "glossy")
+
+
+def test_agreement_is_the_share_of_equal_facets():
+    style = Style("dark", "outlined", "framed", "glossy")
+    assert style.agreement(style) == 1
+    assert style.agreement(PLAIN) == 0
+    assert style.agreement(Style("dark", "shadowed", "framed")) == 0.5
+
+
+def test_the_preference_is_half_what_was_asked_for_half_style():
+    prompt = "a photo of a red circle"
+    case = parse_prompt(prompt)
+    scene = layout(case, random.Random(1))
+    other = Scene(scene.ground, (put(random.Random(1), "star", "green", "left", "large"),))
+    pictures = [draw(scene, preferred(case)), draw(scene), draw(other, preferred(case))]
+    images = torch.from_numpy(np.stack(pictures)).float() / 255
+    right, plain, wrong = ShapeWorldPreference().score(images, [prompt] * 3)
+    assert right > 0.98
+    assert 0.48 < plain <= 0.5
+    assert 0.5 <= wrong < 0.7
