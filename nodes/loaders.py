@@ -8,6 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..backend.errors import BadInput, CheckpointError
+from ..backend.loading import embedded
 from . import sockets
 from .sockets import CATEGORY, EMBEDDED
 
@@ -26,9 +27,9 @@ def _root(kind: str) -> str:
 
 
 def installed(kind: str) -> dict[str, Path]:
-    """Name, with "/", -> folder of each model of a kind: a folder with a config.json in it, which is no part
-    of another model."""
-    found: dict[str, Path] = {}
+    """Name, with "/", -> folder of each model of a kind: those that come with the pack, then each folder with
+    a config.json in it that is no part of another model."""
+    found = embedded(kind)
     for root in map(Path, folder_paths.get_folder_paths(_root(kind))):
         folders = {config.parent for config in root.rglob("config.json")} - {root}
         for folder in sorted(folders):

@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..cache import Cache
+from ..cache import Cache, picture_key
 from ..endpoint import POLL, Worker
 from ..errors import BadInput, RenderFailed, RepriseError, UnknownName, Unsupported, first_line
 from ..types import Job, Rendered
@@ -127,7 +127,7 @@ class ComfyUIRenderer:
             self.cache.put_image(self._key(job), image)
 
     def _key(self, job: Job) -> str:
-        return Cache.key("image", self.fingerprint, job.prompt, job.seed)
+        return picture_key(self.fingerprint, job)
 
     async def _probe(self) -> str:
         """The version of the first server that answers. Raises RenderFailed where none does."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Unsupported
+from .tokens import encode_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +30,17 @@ class Family:
     single_encode: bool = False  # encode_prompt makes no negative embeddings (FLUX)
     has_text_length: bool = True  # takes max_sequence_length
     packed: bool = False  # latents are sequences of 2 x 2 patches
+    tokens: bool = False  # latents are ids of a codebook, masked and filled in (`tokens`)
+    vae: str = "vae"  # the component that decodes
     upcasts_vae: bool = False  # the pipeline decodes in float32 when its VAE overflows in float16
     step: int = 1  # width and height are multiples of this, whatever the VAE's scale
     call: tuple[tuple[str, Any], ...] = ()  # further arguments of __call__
 
     def encode(self, pipeline: Any, text: str, length: int | None) -> dict[str, Tensor]:
         """One prompt -> its embeddings by argument name, each (1, …)."""
+        if self.tokens:
+            result = encode_text(pipeline, text)
+            return {name: result[place] for name, place in self.embeddings.items()}
         arguments: dict[str, Any] = {"prompt": text, "device": pipeline._execution_device}
         accepted = inspect.signature(pipeline.encode_prompt).parameters
         # Required where a class has several text encoders; None means: the same prompt.
@@ -60,7 +66,8 @@ class Family:
         scale = pipeline.vae_scale_factor
         if self.packed:
             return scale * 2
-        patch = getattr(pipeline, self.denoiser).config.get("patch_size") or 1
+        config = getattr(pipeline, self.denoiser).config
+        patch = 2 if self.tokens and config.downsample else config.get("patch_size") or 1
         return math.lcm(scale * patch, self.step)
 
     def default_size(self, pipeline: Any) -> int:
@@ -94,6 +101,10 @@ FAMILIES: dict[str, Family] = {
         "PixArt-Sigma", "transformer", {"prompt_embeds": 0, "prompt_attention_mask": 1}, step=8,
         # The size asked for is the size drawn; binning would draw another and resize.
         call=(("use_resolution_binning", False), ("negative_prompt", None)),
+    ),
+    "AmusedPipeline": Family(
+        "aMUSEd", "transformer", {"prompt_embeds": 0, "encoder_hidden_states": 1}, half="float16",
+        has_text_length=False, tokens=True, vae="vqvae", upcasts_vae=True,
     ),
 }  # fmt: skip
 

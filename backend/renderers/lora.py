@@ -37,12 +37,18 @@ PREFIXES = {"FLUX": "transformer.", "SD3": "transformer.", "PixArt-Sigma": PEFT,
 _ENDS = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_down\.weight|lora_up\.weight|alpha)")
 
 
+def check_layout(family: Family) -> None:
+    """Raises Unsupported for a family whose LoRA no reader of ours would know."""
+    if family.name not in PREFIXES:
+        raise Unsupported(f"no layout of a LoRA file is known for {family.name}; LoRAs are trained and read "
+                          f"for {', '.join(PREFIXES)}")  # fmt: skip
+
+
 def lora_tensors(family: Family, adapter: Adapter, scale: float) -> dict[str, Tensor]:
     """The file's tensors of an adapter that is applied as scale B A."""
     import torch
 
-    if family.name not in PREFIXES:
-        raise Unsupported(f"no layout of a LoRA file is known for {family.name}")
+    check_layout(family)
     prefix, found = PREFIXES[family.name], {}
     for module, (a, b) in adapter.items():
         a, b = a.detach().cpu().contiguous(), (b.detach().cpu() * scale).contiguous()
@@ -68,7 +74,8 @@ def save_lora(folder: Path, family: Family, tensors: Mapping[str, Tensor], notes
               for key, value in tensors.items()}  # fmt: skip
     peft = PREFIXES[family.name] == PEFT
     path = folder / ("adapter_model.safetensors" if peft else "lora.safetensors")
-    save_file(stored, path, {"format": "pt", "reprise": json.dumps(dict(notes), ensure_ascii=False)})
+    # One entry: several come in an order of chance, and a renderer's fingerprint is of the file's bytes.
+    save_file(stored, path, {"reprise": json.dumps(dict(notes), ensure_ascii=False)})
     if peft:
         from peft import LoraConfig
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Unsupported
+from .tokens import fills_in_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ def check_scheduler(scheduler: Any, watched: bool) -> None:
         or name in _EXPLODING
         or hasattr(scheduler, "_sigma_to_alpha_sigma_t")
         or hasattr(scheduler, "alphas_cumprod")
+        or fills_in_tokens(scheduler)
     )
     if watched and not (known and "EDM" not in name):
         raise Unsupported(f"previews, and so pruning, are not known for {name}; render without a watcher")

@@ -42,6 +42,7 @@ class RowMask:
         self.rows = self.rows_full = 0
         self._call = 0  # calls since the sampler's last step
         self._last: dict[int, Tensor] = {}
+        self._bare = False
 
     def __enter__(self) -> RowMask:
         # An offload hook may already have put its own forward on the instance.
@@ -65,7 +66,7 @@ class RowMask:
     def next_step(self) -> None:
         self._call = 0
 
-    def _masked(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor]:
+    def _masked(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor] | Tensor:
         # UNets take `sample` first, transformers `hidden_states`; pipelines pass them either way.
         name = "hidden_states" if "hidden_states" in kwargs else "sample"
         hidden: Tensor = args[0] if args else kwargs[name]
@@ -88,7 +89,7 @@ class RowMask:
             output = whole
         assert output is not None
         self._last[call] = output
-        return (output,)
+        return output if self._bare else (output,)
 
     def _evaluate(self, args: tuple, kwargs: dict, rows: list[int], batch: int) -> Tensor | None:
         """The rows' outputs (len(rows), …), in micro-batches that halve when memory runs out."""
@@ -111,7 +112,8 @@ class RowMask:
                     ) from error
                 self.chunk = len(part) // 2
                 continue
-            parts.append(result[0])
+            self._bare = not isinstance(result, tuple)  # aMUSEd's transformer returns a tensor
+            parts.append(result if self._bare else result[0])
             done += len(part)
         return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RenderFailed
 from .previews import check_scheduler, predicted_clean
+from .tokens import fills_in_tokens, step_rows
 
 if TYPE_CHECKING:
     import torch
@@ -73,11 +74,17 @@ class Sampling:
         step = self._steps_done(self.calls)
         ends = step > before
         looks = ends and self.watcher is not None and step in self.watcher.steps
-        clean = predicted_clean(self.scheduler, model_output, timestep, sample) if looks else None
-        result = self._step(model_output, timestep, sample, *args, **{**self._extra, **kwargs})
+        clean: Any = None
+        if fills_in_tokens(self.scheduler):
+            result = step_rows(self._step, model_output, timestep, sample, self.mask.alive, self.generators)
+            clean = result.pred_original_sample
+        else:
+            if looks:
+                clean = predicted_clean(self.scheduler, model_output, timestep, sample)
+            result = self._step(model_output, timestep, sample, *args, **{**self._extra, **kwargs})
         self.mask.next_step()
         try:
-            if clean is not None:
+            if looks:
                 self._look(step, clean)
             if ends and self.progress is not None:
                 self.progress(step, self.steps)

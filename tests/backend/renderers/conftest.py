@@ -12,7 +12,7 @@ import string
 import pytest
 import torch
 
-FAMILIES = ["flux", "flux_true_cfg", "sd3", "sd1", "sdxl", "pixart"]
+FAMILIES = ["flux", "flux_true_cfg", "sd3", "sd1", "sdxl", "pixart", "amused"]
 # How each is rendered in the tests; 3 steps and 16-pixel pictures keep them fast.
 SETTINGS = {
     "flux": {"guidance": 3.5, "max_sequence_length": 20},
@@ -21,9 +21,10 @@ SETTINGS = {
     "sd1": {"guidance": 5.0},
     "sdxl": {"guidance": 5.0},
     "pixart": {"guidance": 4.0, "max_sequence_length": 20},
+    "amused": {"guidance": 3.0},
 }
 # Denoiser rows of one candidate at one step.
-ROWS = {"flux": 1, "flux_true_cfg": 2, "sd3": 2, "sd1": 2, "sdxl": 2, "pixart": 2}
+ROWS = {"flux": 1, "flux_true_cfg": 2, "sd3": 2, "sd1": 2, "sdxl": 2, "pixart": 2, "amused": 2}
 
 # What the constructor wants beside components.
 EXTRA = {"sd1": {"requires_safety_checker": False}, "sdxl": {"add_watermarker": False}}
@@ -180,6 +181,36 @@ def pixart():
     )  # fmt: skip
 
 
+def vqvae():
+    from diffusers import VQModel
+
+    model = lively(VQModel(
+        block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        num_vq_embeddings=24, mid_block_add_attention=False, lookup_from_codebook=True,
+    ), 1)  # fmt: skip
+    with torch.no_grad():  # codes far apart, and pictures around the middle of 0..1, as if trained
+        model.quantize.embedding.weight.normal_()
+        model.decoder.conv_out.weight.mul_(0.3)
+        model.decoder.conv_out.bias.add_(0.5)
+    return model
+
+
+def amused():
+    from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel
+
+    transformer = UVit2DModel(
+        hidden_size=16, cond_embed_dim=16, encoder_hidden_size=16, micro_cond_encode_dim=4,
+        micro_cond_embed_dim=20, vocab_size=25, codebook_size=24, in_channels=8, block_out_channels=16,
+        num_res_blocks=1, downsample=True, upsample=True, block_num_heads=2, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16, sample_size=8,
+    )  # fmt: skip
+    return AmusedPipeline(
+        vqvae=vqvae(), tokenizer=clip_tokenizer(), text_encoder=clip(True),
+        transformer=lively(transformer, 2), scheduler=AmusedScheduler(mask_token_id=24),
+    )  # fmt: skip
+
+
 BUILDERS = {
     "flux": lambda: flux(True),
     "flux_true_cfg": lambda: flux(False),
@@ -187,6 +218,7 @@ BUILDERS = {
     "sd1": sd1,
     "sdxl": sdxl,
     "pixart": pixart,
+    "amused": amused,
 }
 
 

@@ -50,7 +50,8 @@ def test_each_family_loads_from_one_folder(family, folders, renderer, capfd):
         assert torch.equal(one, other)
     assert loaded.fingerprint == load(str(folders(family)), family).fingerprint
     assert loaded.fingerprint != load(folders(family), family, steps=3).fingerprint
-    assert loaded.pipeline.vae.dtype == torch.float32 and not loaded.pipeline.vae.training
+    vae = getattr(loaded.pipeline, loaded.family.vae)
+    assert vae.dtype == torch.float32 and not vae.training
 
 
 def test_bfloat16_on_a_cpu(folders):
@@ -101,7 +102,8 @@ def test_an_id_of_another_kind_is_refused_before_the_download(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [
-    "StableDiffusionInpaintPipeline", "FluxImg2ImgPipeline", "StableVideoDiffusionPipeline", "NoSuchPipeline",
+    "StableDiffusionInpaintPipeline", "FluxImg2ImgPipeline", "AmusedImg2ImgPipeline",
+    "StableVideoDiffusionPipeline", "NoSuchPipeline",
 ])  # fmt: skip
 def test_other_pipelines_are_refused_by_name(name, damaged):
     folder = damaged()
