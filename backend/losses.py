@@ -34,6 +34,20 @@ def denoising_target(prediction: str, clean: Tensor, noise: Tensor, signal: Tens
     return noise - clean
 
 
+def predicted_clean(prediction: str, noisy: Tensor, output: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
+    """x0 as a denoiser's `output` for `noisy` says it, all (B, …) with `signal` and `sigma` (B,): the
+    equations of `denoising_target` and `noised`, solved for it.
+
+    flow: x_t - sigma v, as signal + sigma is 1. v_prediction: signal x_t - sigma v, as signal^2 + sigma^2 is.
+    """
+    if prediction == "epsilon":
+        return (noisy - _along(sigma, noisy) * output) / _along(signal, noisy)
+    if prediction == "v_prediction":
+        return _along(signal, noisy) * noisy - _along(sigma, noisy) * output
+    assert prediction == "flow", prediction
+    return noisy - _along(sigma, noisy) * output
+
+
 def denoising_error(output: Tensor, target: Tensor) -> Tensor:
     """Mean of the squared differences of each sample, (B, …) -> (B,), in float32."""
     return (output.float() - target.float()).square().flatten(1).mean(1)
@@ -84,6 +98,98 @@ def prompt_error(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 
     each = cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
     return each[mask.flatten().bool()].mean()
+
+
+def advantages_over_time(rewards: Tensor, values: Tensor, mask: Tensor,
+                         lam: float = 0.95) -> tuple[Tensor, Tensor]:
+    """(advantages, returns) of each token, (B, T) both, 0 where the mask is.
+
+    Source: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), eq. 16, with gamma 1
+    and one reward, at the end:
+        A_t = sum_k lam^k delta_{t+k},  delta_t = r_t + V_{t+1} - V_t,  returns = A + V
+    `rewards` (B,) are paid with the last token; `values` (B, T) say what is to come before each token;
+    `mask` (B, T) is 1 for a row's tokens, from the left without gaps, and 0 beyond its end.
+    """
+    import torch
+
+    mask = mask.to(values.dtype)
+    values = torch.where(mask > 0, values, 0.0)  # what stands beyond the end may be no number
+    last = mask.sum(1) - 1
+    advantages = torch.zeros_like(values)
+    ahead = next_value = torch.zeros_like(rewards)
+    for t in reversed(range(values.shape[1])):
+        paid = torch.where(last == t, rewards, 0.0)
+        ahead = (paid + next_value - values[:, t] + lam * ahead) * mask[:, t]
+        advantages[:, t], next_value = ahead, values[:, t]
+    return advantages, advantages + values
+
+
+def whitened(numbers: Tensor) -> Tensor:
+    """Numbers (N,) less their mean, over their standard deviation (n - 1); zeros where they do not vary."""
+    import torch
+
+    centred = numbers - numbers.mean()
+    std = centred.square().sum().div(max(1, len(numbers) - 1)).sqrt()
+    return centred / std if std > 1e-6 else torch.zeros_like(numbers)
+
+
+def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor,
+                      clip: float) -> tuple[Tensor, Tensor]:
+    """PPO's (losses, ratios) of tokens, all (N,).
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7, as a loss:
+        -min(rho A, clamp(rho, 1 - clip, 1 + clip) A),  rho = exp(logps - old_logps)
+    """
+    import torch
+
+    ratios = (logps - old_logps).exp()
+    kept = ratios.clamp(1 - clip, 1 + clip)
+    return -torch.minimum(ratios * advantages, kept * advantages), ratios
+
+
+def clipped_value_error(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """The critic's losses of tokens, all (N,): 1/2 max((V - R)^2, (V_clipped - R)^2), where V_clipped keeps
+    within `clip` of the old value.
+
+    Source: arXiv 1707.06347, eq. 9, clipped as in OpenAI's baselines (ppo2/model.py; Engstrom et al. 2020,
+    arXiv 2005.12729, section 3, eq. 1).
+    """
+    import torch
+
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
+
+
+def divergence(logps: Tensor, reference_logps: Tensor) -> Tensor:
+    """KL(policy || reference) estimated at tokens that the policy drew, (N,), never below 0.
+
+    Source: Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html), k3; GRPO (arXiv
+    2402.03300), eq. 4:
+        exp(d) - d - 1,  d = reference_logps - logps
+    Its value is unbiased. As a term of a loss its gradient is, on average, that of KL(reference || policy).
+    """
+    apart = reference_logps - logps
+    return apart.expm1() - apart
+
+
+def answer_loss(said: Tensor, yes: Tensor) -> Tensor:
+    """Losses (B,) of answers that should be yes where `yes` (B,) is True, and else no.
+
+    `said` (B, 2) are log-probabilities of all tokens that say yes, and of all that say no, among all tokens:
+        -log p_yes = -log(p_yes / (p_yes + p_no)) - log(p_yes + p_no),
+    the cross-entropy of the share that a judge is read by (VQAScore, arXiv 2404.01291, reads one token), and
+    of answering with yes or no at all.
+    """
+    import torch
+
+    return -torch.where(yes, said[:, 0], said[:, 1])
+
+
+def token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean cross-entropy of the tokens `ids` (T,) under `logits` (T, V)."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits, ids)
 
 
 def _along(numbers: Tensor, like: Tensor) -> Tensor:

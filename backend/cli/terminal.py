@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import Interrupted, RepriseError
+
 
 def out() -> Console:
     # A pipe has no width; rich's 80 would fold what a program or a log has room for.
@@ -52,6 +54,18 @@ def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequen
     for row in rows:
         table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
     out().print(table)
+
+
+@contextlib.contextmanager
+def keeping(where: str) -> Iterator[None]:
+    """Around drawing that the same command goes on with: what stops it is told where the pictures are."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as stop:
+        raise Interrupted(f"stopped; what was drawn is kept in {where}, the same command goes on") from stop
+    except RepriseError:
+        note(f"what was drawn is kept in {where}, the same command goes on")
+        raise
 
 
 @contextlib.contextmanager

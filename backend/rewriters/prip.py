@@ -98,22 +98,30 @@ class PripRewriter(LocalRewriter):
 
     def _written(self, rows: Sequence[Row], seed: int,
                  should_stop: Callable[[], bool] | None) -> Iterator[dict[int, Rewrite]]:  # fmt: skip
-        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        ids, begun = self.read_prompts([row.prompt for row in rows])
+        pivots = self.imagine(ids, should_stop)
+        starts = [begun[row.prompt] for row in rows]
+        for batch, keys in self._batches(rows, list(map(len, starts)), seed, range(len(rows))):
+            seen = [pivots[rows[n].prompt] for n in batch]
+            written = self.write(seen, [starts[n] for n in batch], keys, should_stop)
+            yield {n: self.read(one, rows[n].prompt, starts[n])
+                   for n, one in zip(batch, written, strict=True)}  # fmt: skip
+
+    def read_prompts(self, prompts: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """By prompt, the token ids that the encoder reads, and those that the decoder goes on from.
+
+        Raises BadInput for a blank prompt, or one that is too long.
+        """
+        prompts = list(dict.fromkeys(prompts))
         ids = dict(zip(prompts, self.model.read(prompts)))
         begun = {prompt: self.model.write_ids(stem_of(prompt)) for prompt in prompts}
         room = context_of(self.model.decoder) - self.model.taken() - self.max_new_tokens
         for prompt in prompts:
             check_prompt(prompt, len(begun[prompt]), room)
-        pivots = self._imagine(ids, should_stop)
-        starts = [begun[row.prompt] for row in rows]
-        for batch, keys in self._batches(rows, list(map(len, starts)), seed, range(len(rows))):
-            seen = [pivots[rows[n].prompt] for n in batch]
-            written = self.write(seen, [starts[n] for n in batch], keys, should_stop)
-            yield {n: self._read(one, rows[n].prompt, starts[n])
-                   for n, one in zip(batch, written, strict=True)}  # fmt: skip
+        return ids, begun
 
-    def _imagine(self, ids: dict[str, list[int]],
-                 should_stop: Callable[[], bool] | None) -> dict[str, Tensor]:  # fmt: skip
+    def imagine(self, ids: dict[str, list[int]],
+                should_stop: Callable[[], bool] | None = None) -> dict[str, Tensor]:  # fmt: skip
         """The pivot (queries, width) of each prompt."""
         import torch
 
@@ -137,7 +145,8 @@ class PripRewriter(LocalRewriter):
         opening = model.opening if begun[0] else model.words
         return write(model.decoder, model.writer, inputs, keys, self.decoding, should_stop, opening)
 
-    def _read(self, written: Written, prompt: str, begun: Sequence[int]) -> Rewrite:
+    def read(self, written: Written, prompt: str, begun: Sequence[int]) -> Rewrite:
+        """The refined prompt, from what was written after `begun`; where nothing was, the prompt and why."""
         stem, tail = stem_of(prompt), self._tail(begun, written)
         refined = join(stem, whole_phrases(tail) if written.cut else tail)
         if refined == stem:

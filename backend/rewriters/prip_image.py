@@ -64,9 +64,12 @@ class ImagePivot(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) in 0..1 -> pivots (B, queries, width), float32."""
-        pixels = self.pixels(images).to(self.queries.weight.dtype)
-        seen = self.vision_model(pixel_values=pixels).last_hidden_state
-        queries = self.queries.weight.expand(len(images), -1, -1)
+        return self.look(self.pixels(images))
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """The same of what `pixels` gave, which may come from pictures of several sizes."""
+        seen = self.vision_model(pixel_values=pixels.to(self.queries.weight.dtype)).last_hidden_state
+        queries = self.queries.weight.expand(len(pixels), -1, -1)
         mask = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         found = self.qformer(
             query_embeds=queries, encoder_hidden_states=seen, encoder_attention_mask=mask, return_dict=True

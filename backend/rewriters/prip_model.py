@@ -166,24 +166,35 @@ class Prip(nn.Module):
         Rows beyond an answer's end mean nothing. `guarded`: an answer may not begin with what `opening`
         forbids, as where a user's prompt is continued. Gradients reach the encoder through `pivots`.
         """
+        return self.logits_and_states(pivots, prefixes, answers, guarded)[0]
+
+    def logits_and_states(self, pivots: Tensor, prefixes: Sequence[Sequence[int]],
+                          answers: Sequence[Sequence[int]], guarded: bool = False) -> tuple[Tensor, Tensor]:
+        """`logits`, and the decoder's states (B, T, hidden) that they are made of."""
         begun = self.inputs(pivots, prefixes)
         most = max(map(len, answers))
         ids = self._ids([[*row, *[pad_of(self.writer)] * (most - len(row))] for row in answers])
         mask = self._ids([[1] * len(row) + [0] * (most - len(row)) for row in answers])
         mask = torch.cat([begun["attention_mask"], mask], 1)
         embeds = torch.cat([begun["inputs_embeds"], self.decoder.get_input_embeddings()(ids)], 1)
-        places = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)} if self._takes_positions else {}
-        out = self.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **places)
-        start = begun["attention_mask"].shape[1] - 1  # the place that says the first token
-        logits = out.logits[:, start : start + most].float()
+        places = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)} if self._takes("position_ids") else {}
+        # Of the prompt only its last place says anything of the answer; vocabularies are large.
+        kept = {"logits_to_keep": most + 1} if self._takes("logits_to_keep") else {}
+        seen: list[Tensor] = []
+        head = self.decoder.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        try:
+            out = self.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **places, **kept)
+        finally:
+            hook.remove()
+        logits = out.logits[:, -most - 1 : -1].float()
         if guarded:
             first = logits[:, :1].masked_fill(~self.opening.to(self.device), -torch.inf)
             logits = torch.cat([first, logits[:, 1:]], 1)
-        return logits
+        return logits, seen[0][:, -most - 1 : -1]
 
-    @cached_property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.decoder.forward).parameters
+    def _takes(self, name: str) -> bool:
+        return name in inspect.signature(self.decoder.forward).parameters
 
     @cached_property
     def opening(self) -> Tensor:
@@ -237,8 +248,11 @@ class Prip(nn.Module):
             (where / name).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu", dtype: str | None = None) -> Prip:
+    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu", dtype: str | None = None,
+                        encoder_dtype: str | None = None) -> Prip:
         """The model in a folder, without its vision tower; `dtype` as for `load_checkpoint`.
+
+        `encoder_dtype`, by default the same, is that of the encoder alone.
 
         Raises CheckpointError where the folder is none, or a part is missing, damaged or of another model.
         """
@@ -273,7 +287,8 @@ class Prip(nn.Module):
         model.set_statistics(*(bridge[name] for name in _STATISTICS))
         model.projector.to(decoder.dtype)
         # T5's numbers are too large for float16.
-        model.encoder.to(torch.float32 if decoder.dtype == torch.float16 else decoder.dtype)
+        own = getattr(torch, encoder_dtype) if encoder_dtype else decoder.dtype
+        model.encoder.to(torch.float32 if own == torch.float16 else own)
         return model.to(device).eval()
 
 

@@ -52,13 +52,16 @@ PRESETS: dict[str, Preset] = {
             "tie_word_embeddings": True, "use_sliding_window": False, "initializer_range": 0.06,
             "bos_token_id": None,
         },
+        # Of random weights at BLIP-2's own scale, 1e-10, nothing is seen and nothing is learned.
         image=ImageConfig(
             queries=16,
             vision={"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4,
-                    "num_attention_heads": 4, "image_size": 128, "patch_size": 16},
+                    "num_attention_heads": 4, "image_size": 128, "patch_size": 16,
+                    "initializer_range": 0.1},
             qformer={"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
                      "num_attention_heads": 4, "encoder_hidden_size": 96, "cross_attention_frequency": 1,
-                     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+                     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+                     "initializer_range": 0.1},
         ),
     ),
     "tinyllama": Preset(

@@ -25,12 +25,11 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..config import Config, save_config
-from ..errors import UnknownName
-from ..registry import REWARDS
 from . import ranks
-from .folder import claim, setting_up
 from .lora import LoraSettings
 from .renderers import RendererSettings
+from .start import check_precision, check_rewards, check_schedule
+from .stepping import carry_out
 
 
 class GrpoConfig(Config):
@@ -127,12 +126,7 @@ class GrpoConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> GrpoConfig:
-        for name in (*self.rewards, *self.held_out):
-            if name not in REWARDS:
-                raise ValueError(str(UnknownName("reward", name, REWARDS)))
-        both = sorted(set(self.rewards) & set(self.held_out))
-        if both:
-            raise ValueError(f"reward {both[0]!r} is trained on and held out; take it out of one of the two")
+        check_rewards(self.rewards, self.held_out)
         if "structure" not in self.rewards:
             raise ValueError(
                 "without 'structure' an answer that cannot be read is no worse than the worst picture; add "
@@ -151,10 +145,7 @@ class GrpoConfig(Config):
                 f"a checkpoint after {self.save_every} steps would fall between the {self.iterations} steps "
                 "on one batch of rollouts; set save_every to a multiple of iterations"
             )
-        if self.scheduler == "constant" and self.warmup_ratio:
-            raise ValueError(
-                "scheduler 'constant' has no warm-up; set warmup_ratio=0, or scheduler=constant_with_warmup"
-            )
+        check_schedule(self.scheduler, self.warmup_ratio)
         if self.init == "random" and self.lora is not None:
             raise ValueError("an adapter on random weights can learn nothing; take lora or init away")
         if self.lora is not None and self.lora.dropout:
@@ -162,10 +153,7 @@ class GrpoConfig(Config):
                 "dropout trains another policy than the one that wrote, so that the ratio is never 1; set "
                 "lora.dropout=0"
             )
-        if self.device == "cpu" and self.dtype == "bfloat16" and self.lora is None:
-            raise ValueError(
-                "full fine-tuning in bfloat16 loses small updates, and a CPU saves no time; set dtype=float32"
-            )
+        check_precision(self.device, self.dtype, self.lora)
         if self.device == "cpu" and self.offload:
             raise ValueError("offload moves roles off the GPU, where device=cpu puts none; take one away")
         return self
@@ -184,16 +172,11 @@ def train(config: GrpoConfig, run: Path, resume: bool = False, log: Callable[[st
     Raises BadInput, CheckpointError, RewardFailed, RenderFailed, and TrainingFailed for a loss that is no
     number or a checkpoint that cannot be written.
     """
-    final = run / "final"
     log = ranks.main_alone(log)
-    ranks.on_main(lambda: claim(run, save_config(config), resume))
-    if resume and final.is_dir():
-        log(f"{run} is finished already")
-        return final
-    from ..loading import quiet_loading
-    from .grpo_loop import Loop
 
-    with quiet_loading():
-        with setting_up(run, resume):
-            loop = Loop(config, run, resume, log)
-        return loop.run()
+    def begin():
+        from .grpo_loop import Loop
+
+        return Loop(config, run, resume, log)
+
+    return carry_out(run, save_config(config), resume, log, begin)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import time
 from collections.abc import Callable
@@ -19,22 +18,21 @@ from typing import Any
 from ..cache import Cache
 from ..errors import BadInput, TrainingFailed, first_line
 from ..page.training import write_report
-from ..registry import REWARDS, resolve
 from ..rewards.text import Structure
-from ..rewriters.prompting import PLAIN_SYSTEM, SYSTEM, prompt_ids
+from ..rewriters.prompting import prompt_ids
 from ..rewriters.reprompt import EMBEDDED, RePromptRewriter, load_checkpoint
-from ..runs import read_lines
 from . import ranks
 from .folder import append_lines, cut_lines, export, newest_checkpoint, step_of
 from .grpo import GrpoConfig
 from .grpo_trainer import trainer_class, watch
-from .lora import merged, training_dtype
+from .lora import merged
 from .phases import Phases, judge_modules, modules_mover, renderer_modules
 from .prompts import Asked, Stream, read_prompts
 from .renderers import open_renderer
 from .rollouts import Batch, Rollouts
+from .start import load_rewriter, open_reward
 from .studio import Studio
-from .watching import better, evaluate, hacking
+from .watching import evaluate, fixed_prompts, put_on_record, watched
 
 LINES = ("metrics.jsonl", "evaluations.jsonl", "rollouts/rollouts.jsonl")  # of steps; cut when resuming
 PICTURES = "rollouts/pictures"
@@ -64,14 +62,8 @@ class Loop:
         self.config, self.folder, self.resume, self.log = config, run, resume, log
         self.checkpoint = ranks.on_main(self._last)
         self.gpu = ranks.gpu(config.device)
-        device = "cuda" if self.gpu else "cpu"
         set_seed(config.seed)
-        model, tokenizer, settings = load_checkpoint(
-            str(self._start()), device, training_dtype(config.dtype, self.gpu, config.lora)
-        )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        system = config.system or settings.system or (SYSTEM if config.reasoning else PLAIN_SYSTEM)
+        model, tokenizer, settings, system = load_rewriter(str(self._start()), config, self.gpu)
         self.exported = {
             "format": 1, "role": "rewriter", "trainer": "grpo", "system": system,
             "max_new_tokens": config.max_new_tokens, "temperature": settings.temperature or 0.9,
@@ -82,6 +74,7 @@ class Loop:
         rewards = {name: self._reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
+        device = "cuda" if self.gpu else "cpu"
         self.phases = Phases(device, self._movers(renderer, looking) if config.offload and self.gpu else None)
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
         self.studio = Studio(renderer, looking, cache, self.phases, config.renderer.batch,
@@ -90,8 +83,7 @@ class Loop:
             self.rewriter, self.studio, {n: r for n, r in rewards.items() if n not in looking},
             {n: r.spec for n, r in rewards.items()}, Stream(prompts, config.seed), config, self.phases,
         )  # fmt: skip
-        watched = next(name for name in (*config.held_out, *config.rewards) if name in looking)
-        self.watched, self.higher = f"held-out/{watched}", rewards[watched].spec.higher_is_better
+        self.watched, self.higher = watched(config.held_out, config.rewards, looking)
         self.recent: list[float] = []  # training rewards since the last evaluation
         self.batch: Batch | None = None
         self.trainer = self._trainer(model, tokenizer)
@@ -144,21 +136,12 @@ class Loop:
     def _reward(self, name: str) -> Any:
         if name == "structure":
             return Structure(self.config.reasoning)
-        return resolve("reward", REWARDS, name)()
+        return open_reward(name)
 
     def _prompts(self) -> tuple[list[Asked], dict[str, list[Asked]]]:
         config = self.config
         prompts = read_prompts(config.prompts, "train", config.seed)
-        sets = {}
-        if config.eval_prompts:
-            sets["held-out"] = read_prompts(config.eval_prompts, "evaluate")
-        if config.paraphrases:
-            sets["paraphrases"] = read_prompts(config.paraphrases, "paraphrase")
-        trained = {one.prompt for one in prompts}
-        for name, asked in sets.items():
-            shared = next((one.prompt for one in asked if one.prompt in trained), None)
-            if shared is not None:
-                raise BadInput(f"the {name} prompt {shared!r} is trained on, too; take it out of one of them")
+        sets = fixed_prompts(prompts, config.eval_prompts, config.paraphrases)
         longest = self.rewriter.context() - config.max_new_tokens
         for one in [*prompts, *(one for asked in sets.values() for one in asked)]:
             length = len(prompt_ids(self.rewriter.tokenizer, one.prompt, system=self.rewriter.system))
@@ -255,28 +238,15 @@ class Loop:
     def _judge(self, step: int, figures: dict[str, float], samples: list[dict[str, Any]],
                seconds: float) -> bool:
         """Put an evaluation on record, keep the best weights; whether training should stop."""
-        earlier = read_lines(self.folder / "evaluations.jsonl")
         row: dict[str, Any] = {
             "step": step, "training_reward": sum(self.recent) / len(self.recent) if self.recent else None,
             "seconds": seconds, **figures, "samples": samples,
         }  # fmt: skip
-        append_lines(self.folder / "evaluations.jsonl", [json.dumps(row)])
-        main = {key: value for key, value in figures.items() if not key.endswith("/words")}
-        self.log(f"evaluation at step {step}: " + " ".join(f"{k} {v:.3f}" for k, v in main.items()))
-        if self.watched in figures and all(
-            better(figures[self.watched], old[self.watched], self.higher) for old in earlier
-        ):
-            # Merging an adapter and rounding to another dtype would change the weights that are trained.
-            self._export(self.folder / "best", copy.deepcopy(self._policy()))
-        write_report(self.folder)
-        patience = self.config.patience if self.config.held_out and self.watched in figures else 0
-        stop = hacking([*earlier, row], self.watched, self.higher, patience)
-        if stop:
-            self.log(
-                f"stopped at step {step}: over {patience} evaluations training reward rose and "
-                f"{self.watched} fell, which looks like reward hacking; best/ holds the best weights so far"
-            )
-        return stop
+        # Merging an adapter and rounding to another dtype would change the weights that are trained.
+        return put_on_record(
+            self.folder, row, self.watched, self.higher, self.config.patience if self.config.held_out else 0,
+            lambda: self._export(self.folder / "best", copy.deepcopy(self._policy())), self.log,
+        )  # fmt: skip
 
     def _policy(self) -> Any:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ..config import one_line
+from ..config import parse_line
 from ..errors import BadInput, UnknownName
+from ..runs import read_text
 
 ASIDE = 8  # one combination in so many is for evaluation
 
@@ -50,12 +51,7 @@ def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[Asked]:
             raise BadInput(f"expected shapeworld:N with N prompts of each task, got {source!r}")
         return _shapeworld(int(count) if colon else 40, tasks.split(",") if tasks else [], use, seed)
     path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise BadInput(f"cannot read the prompts {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"the prompts {path} are not UTF-8 text (byte {error.start})") from error
+    text = read_text(path, "prompts", "are")
     found = [_read(line, f"{path}, line {number}")
              for number, line in enumerate(text.split("\n"), start=1) if line.strip()]  # fmt: skip
     if not found:
@@ -66,12 +62,7 @@ def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[Asked]:
 def _read(line: str, where: str) -> Asked:
     if not line.lstrip().startswith("{"):
         return Asked(prompt=line)
-    try:
-        return Asked.model_validate(json.loads(line))
-    except ValidationError as error:
-        raise BadInput(f"{where}: {one_line(error)}") from error
-    except ValueError as error:
-        raise BadInput(f"{where}: no JSON ({error})") from error
+    return parse_line(Asked, line, where)
 
 
 def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> list[Asked]:
@@ -115,8 +106,17 @@ class Stream:
         """The next prompts, each with its position, which never comes again."""
         taken = []
         for _ in range(count):
-            number, index = divmod(self.position, len(self.prompts))
-            order = random.Random(f"{self.seed} {number}").sample(range(len(self.prompts)), len(self.prompts))
-            taken.append((self.position, self.prompts[order[index]]))
+            (index,) = order(len(self.prompts), self.seed, [self.position])
+            taken.append((self.position, self.prompts[index]))
             self.position += 1
         return taken
+
+
+def order(count: int, seed: int, places: Sequence[int]) -> list[int]:
+    """Which of `count` things stand at these places: all of them in an order of (seed, round), then again."""
+    return [_round(count, seed, place // count)[place % count] for place in places]
+
+
+@lru_cache(maxsize=4)
+def _round(count: int, seed: int, number: int) -> list[int]:
+    return random.Random(f"{seed} {number}").sample(range(count), count)

@@ -37,6 +37,12 @@ def several() -> bool:
     return any(int(os.environ.get(name) or 1) > 1 for name in SIZES)
 
 
+def refuse_several(who: str = "this trainer", without: str = "accelerate launch and torchrun") -> None:
+    """Raises Unsupported where a launcher started several processes of what is one."""
+    if several():
+        raise Unsupported(f"{who} is one process; start it without {without}")
+
+
 def alone_against_expectation() -> bool:
     """Whether `accelerate launch --cpu` was asked for several processes, and has started this one alone."""
     return not several() and _flag("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ

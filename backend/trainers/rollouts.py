@@ -111,12 +111,17 @@ class Rollouts:
         return Batch(groups, figures, list(_lines(step, groups)))
 
     def _roll(self, taken: Sequence[tuple[int, Asked]]) -> list[Group]:
-        groups = ranks.deal(taken, self._make, self.phases("wait"))
-        self._check_dropped([sample for group in groups for sample in group.samples])
+        groups = self.groups(taken)
         for group in groups:
             members = [self._member(sample) for sample in group.valid]
             extra = [m for m in members if m.original] * (self.config.originals - 1)
             group.sums = group_sums(members + extra, self.config.rewards, self.config.std_floor)
+        return groups
+
+    def groups(self, taken: Sequence[tuple[int, Asked]]) -> list[Group]:
+        """What is written for prompts, drawn and scored. Raises RewardFailed where too many drop out."""
+        groups = ranks.deal(taken, self._make, self.phases("wait"))
+        self._check_dropped([sample for group in groups for sample in group.samples])
         return groups
 
     def _make(self, taken: Sequence[tuple[int, Asked]]) -> list[Group]:

@@ -30,27 +30,18 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from ..config import Config, one_line, save_config
+from ..config import Config, parse_line, save_config
 from ..errors import BadInput
 from ..loading import quiet_loading
-from ..rewriters.prompting import (
-    FORM,
-    PLAIN_SYSTEM,
-    SYSTEM,
-    Answer,
-    Unparsable,
-    answer_ids,
-    parse,
-    prompt_ids,
-)
-from ..rewriters.reprompt import load_checkpoint
+from ..rewriters.prompting import FORM, Answer, Unparsable, answer_ids, parse, prompt_ids
+from ..runs import read_text
 from . import ranks
 from .folder import claim, cut_lines, export, newest_checkpoint, setting_up, step_of
-from .lora import LoraSettings, merged, training_dtype
+from .lora import LoraSettings, merged
+from .start import check_precision, check_schedule, load_rewriter
 
 MAX_DROPPED = 0.1  # share of examples too long for max_length above which a run is refused
 
@@ -113,14 +104,8 @@ class SftConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> SftConfig:
-        if self.scheduler == "constant" and self.warmup_ratio:
-            raise ValueError(
-                "scheduler 'constant' has no warm-up; set warmup_ratio=0, or scheduler=constant_with_warmup"
-            )
-        if self.device == "cpu" and self.dtype == "bfloat16" and self.lora is None:
-            raise ValueError(
-                "full fine-tuning in bfloat16 loses small updates, and a CPU saves no time; set dtype=float32"
-            )
+        check_schedule(self.scheduler, self.warmup_ratio)
+        check_precision(self.device, self.dtype, self.lora)
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens} leaves no room for the prompt in "
@@ -161,23 +146,12 @@ class Example(BaseModel):
 
 def read_examples(path: Path) -> list[Example]:
     """The examples of a JSON-lines file; blank lines are skipped. Raises BadInput with the line's number."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise BadInput(f"cannot read the examples {path}: {error.strerror}; `reprise train-data` makes some"
-                       ) from error  # fmt: skip
-    except UnicodeDecodeError as error:
-        raise BadInput(f"the examples {path} are not UTF-8 text (byte {error.start})") from error
+    text = read_text(path, "examples", "are", "; `reprise train-data` makes some")
     examples = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            examples.append(Example.model_validate(json.loads(line)))
-        except ValidationError as error:
-            raise BadInput(f"{path}, line {number}: {one_line(error)}") from error
-        except ValueError as error:
-            raise BadInput(f"{path}, line {number}: no JSON ({error})") from error
+        examples.append(parse_line(Example, line, f"{path}, line {number}"))
     if not examples:
         raise BadInput(f'{path} holds no examples; expected lines {{"prompt": …, "reason": …, "rewrite": …}}')
     return examples
@@ -212,12 +186,8 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
 
     with quiet_loading(), setting_up(run, resume):
         gpu = ranks.gpu(config.device)
-        dtype = training_dtype(config.dtype, gpu, config.lora)
         set_seed(config.seed)
-        model, tokenizer, settings = load_checkpoint(config.model, "cuda" if gpu else "cpu", dtype)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        system = config.system or settings.system or (SYSTEM if config.reasoning else PLAIN_SYSTEM)
+        model, tokenizer, _, system = load_rewriter(config.model, config, gpu)
         dataset = _dataset(config.data, tokenizer, system, config, log)
         held_out = _dataset(config.eval_data, tokenizer, system, config, log) if config.eval_data else None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..cache import Cache
+from ..cache import Cache, as_kept, picture_key
 from ..errors import Interrupted, RenderFailed, RepriseError
 from ..interfaces import Renderer, Reward
 from ..judging import image_scores
@@ -84,7 +84,7 @@ class Studio:
 
     def key(self, job: Job) -> str:
         """A picture's name: what decides its pixels."""
-        return Cache.key("image", self.renderer.fingerprint, job.prompt, job.seed)
+        return picture_key(self.renderer.fingerprint, job)
 
     def _scores_key(self, job: Job, meaning: str) -> str:
         return Cache.key("scores", self.key(job), meaning)
@@ -103,7 +103,7 @@ class Studio:
             for job, image in zip(todo, drawn, strict=True):
                 if image is None:
                     raise RenderFailed(f"{self.renderer.name} gave no picture for {job.prompt[:80]!r}")
-                fresh[job] = image.float().clamp(0, 1).mul(255).round() / 255  # as it comes out of a PNG
+                fresh[job] = as_kept(image)
         return [found[job] if job in found else fresh[job] for job in jobs]
 
     def _score(self, views: list[View], pictures: list[Tensor]) -> list[Judged]:

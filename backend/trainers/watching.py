@@ -6,21 +6,30 @@ weights alone. An answer that cannot be read is drawn as the user typed it, as i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RewardFailed
+from ..errors import BadInput, RewardFailed
+from ..interfaces import Reward
+from ..page.training import write_report
 from ..rewards.text import words
+from ..runs import read_lines
 from ..types import Job, Rewrite
 from . import ranks
-from .prompts import Asked
+from .folder import append_lines
+from .prompts import Asked, read_prompts
 from .rollouts import Rollouts, seed_of
 from .studio import Judged
+
+if TYPE_CHECKING:
+    from .ppo_rollouts import PpoRollouts
 
 SHOWN = 6  # prompts of an evaluation whose pictures the report shows
 
 
-def evaluate(rollouts: Rollouts, sets: Mapping[str, Sequence[Asked]],
+def evaluate(rollouts: Rollouts | PpoRollouts, sets: Mapping[str, Sequence[Asked]],
              unchanged: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(figures "set/reward" of every set, samples of the first set for the report).
 
@@ -43,7 +52,7 @@ def evaluate(rollouts: Rollouts, sets: Mapping[str, Sequence[Asked]],
     return figures, samples
 
 
-def _judged(rollouts: Rollouts, asked: Sequence[Asked],
+def _judged(rollouts: Rollouts | PpoRollouts, asked: Sequence[Asked],
             as_typed: bool = False) -> list[tuple[Rewrite, Judged]]:
     """What became of each prompt; several processes deal them out."""
 
@@ -59,7 +68,8 @@ def _judged(rollouts: Rollouts, asked: Sequence[Asked],
     return ranks.deal(list(enumerate(asked)), work)
 
 
-def _means(rollouts: Rollouts, name: str, judged: Sequence[tuple[Rewrite, Judged]]) -> dict[str, float]:
+def _means(rollouts: Rollouts | PpoRollouts, name: str,
+           judged: Sequence[tuple[Rewrite, Judged]]) -> dict[str, float]:  # fmt: skip
     figures = {}
     for reward in rollouts.studio.rewards:
         scores = [view.scores[reward] for _, view in judged if reward in view.scores]
@@ -72,6 +82,46 @@ def _means(rollouts: Rollouts, name: str, judged: Sequence[tuple[Rewrite, Judged
 def _sample(asked: Asked, rewrite: Rewrite, view: Judged) -> dict[str, Any]:
     return {"prompt": asked.prompt, "reason": rewrite.reason, "rewrite": rewrite.prompt,
             "fallback": rewrite.fallback, "picture": view.picture, "scores": view.scores}  # fmt: skip
+
+
+def fixed_prompts(trained: Sequence[Asked], held_out: str | None,
+                  paraphrases: str | None = None) -> dict[str, list[Asked]]:  # fmt: skip
+    """The sets of prompts to evaluate on, read from where the settings say. Raises BadInput where one of them
+    is trained on."""
+    sources = {"held-out": (held_out, "evaluate"), "paraphrases": (paraphrases, "paraphrase")}
+    sets = {name: read_prompts(source, use) for name, (source, use) in sources.items() if source}
+    known = {one.prompt for one in trained}
+    for name, asked in sets.items():
+        shared = next((one.prompt for one in asked if one.prompt in known), None)
+        if shared is not None:
+            raise BadInput(f"the {name} prompt {shared!r} is trained on, too; take it out of one of them")
+    return sets
+
+
+def watched(held_out: Iterable[str], trained: Iterable[str],
+            looking: Mapping[str, Reward]) -> tuple[str, bool]:  # fmt: skip
+    """(figure, whether more of it is better): the first held-out reward that looks at pictures, or else the
+    first trained one, on the held-out prompts."""
+    name = next(name for name in (*held_out, *trained) if name in looking)
+    return f"held-out/{name}", looking[name].spec.higher_is_better
+
+
+def put_on_record(run: Path, row: Mapping[str, Any], watched: str, higher: bool, patience: int,
+                  export: Callable[[], None], log: Callable[[str], None]) -> bool:  # fmt: skip
+    """Add an evaluation to the run's, `export` the weights where they are the best so far; whether training
+    should stop."""
+    earlier = read_lines(run / "evaluations.jsonl")
+    append_lines(run / "evaluations.jsonl", [json.dumps(row)])
+    main = {key: value for key, value in row.items() if "/" in key and not key.endswith("/words")}
+    log(f"evaluation at step {row['step']}: " + " ".join(f"{k} {v:.3f}" for k, v in main.items()))
+    if watched in row and all(better(row[watched], old[watched], higher) for old in earlier):
+        export()
+    write_report(run)
+    stop = hacking([*earlier, row], watched, higher, patience if watched in row else 0)
+    if stop:
+        log(f"stopped at step {row['step']}: over {patience} evaluations training reward rose and {watched} "
+            "fell, which looks like reward hacking; best/ holds the best weights so far")  # fmt: skip
+    return stop
 
 
 def better(value: float, than: float, higher: bool) -> bool:

@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from reprise.backend.losses import (
+    advantages_over_time,
+    clipped_surrogate,
+    clipped_value_error,
     denoising_error,
     denoising_target,
     diffusion_dpo,
+    divergence,
     noised,
     pivot_error,
     prompt_error,
+    whitened,
 )
 
 # Two samples of two numbers; a 3-4-5 triangle, so that signal^2 + sigma^2 = 1.
@@ -111,3 +116,66 @@ def test_prompt_error_by_hand():
     logits = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]], [[math.log(3), 0.0], [0.0, -torch.inf]]])
     tokens, mask = torch.tensor([[0, 1], [1, 1]]), torch.tensor([[1, 1], [1, 0]])
     close(prompt_error(logits, tokens, mask), -(math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 3)
+
+
+def test_advantages_over_time_by_hand():
+    """Two rows, of three tokens and of one. lam 1/2, values 1, 2, 4 and reward 8:
+    delta_3 = 8 - 4 = 4, delta_2 = 4 - 2 = 2, delta_1 = 2 - 1 = 1; A_3 = 4, A_2 = 2 + 4/2, A_1 = 1 + 4/2."""
+    values = torch.tensor([[1.0, 2.0, 4.0], [3.0, 99.0, torch.nan]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    found, returns = advantages_over_time(torch.tensor([8.0, 5.0]), values, mask, lam=0.5)
+    close(found, [[3.0, 4.0, 4.0], [2.0, 0.0, 0.0]])
+    close(returns, [[4.0, 6.0, 8.0], [5.0, 0.0, 0.0]])
+
+
+def test_advantages_at_the_ends_of_lambda():
+    values, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3)
+    reward = torch.tensor([8.0])
+    close(advantages_over_time(reward, values, mask, lam=0.0)[0], [[1.0, 2.0, 4.0]])  # one step ahead
+    close(advantages_over_time(reward, values, mask, lam=1.0)[0], [[7.0, 6.0, 4.0]])  # R - V
+    # A critic that says 0: the reward, fading towards the beginning.
+    close(advantages_over_time(reward, 0 * values, mask)[0], [[8 * 0.95**2, 8 * 0.95, 8.0]])
+
+
+def test_whitened():
+    close(whitened(torch.tensor([1.0, 2.0, 3.0])), [-1.0, 0.0, 1.0])
+    close(whitened(torch.tensor([2.0, 2.0])), [0.0, 0.0])
+    close(whitened(torch.tensor([7.0])), [0.0])
+
+
+def test_clipped_surrogate_by_hand():
+    """Ratios 1, 3/2, 3/2, 1/2, 1/2 at clip .2: what would go further than 1.2 or .8 counts no more, and only
+    where the clipped one is worse."""
+    logps = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
+    losses, ratios = clipped_surrogate(logps, torch.zeros(5), torch.tensor([2.0, 2.0, -2.0, 2.0, -2.0]), 0.2)
+    close(ratios.detach(), [1.0, 1.5, 1.5, 0.5, 0.5])
+    close(losses.detach(), [-2.0, -2.4, 3.0, -1.0, 1.6])
+    losses.sum().backward()
+    assert logps.grad is not None
+    close(logps.grad, [-2.0, 0.0, 3.0, -1.0, 0.0])  # -A rho, or nothing where it was clipped
+
+
+def test_clipped_value_error_by_hand():
+    """Old value 1, clip .2. To 2 with return 2 it may not jump: (1.2 - 2)^2; away from 0 it pays in full."""
+    values = torch.tensor([2.0, 2.0, 1.1]).requires_grad_()
+    found = clipped_value_error(values, torch.ones(3), torch.tensor([2.0, 0.0, 3.0]), 0.2)
+    close(found.detach(), [0.5 * 0.8**2, 0.5 * 4, 0.5 * 1.9**2])
+    found.sum().backward()
+    assert values.grad is not None
+    close(values.grad, [0.0, 2.0, -1.9])
+
+
+def test_divergence_by_hand():
+    """p = 1/2 under the policy: 1/4, 1/2 and 1 under the reference."""
+    found = divergence(torch.full((3,), 0.5).log(), torch.tensor([0.25, 0.5, 1.0]).log())
+    close(found, [0.5 - 1 + math.log(2), 0.0, 2 - 1 - math.log(2)])
+
+
+def test_the_divergence_of_tokens_is_that_of_distributions_on_average():
+    policy, reference = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.6, 0.3, 0.1])
+    logps = policy.log().requires_grad_()
+    mean = (policy * divergence(logps, reference.log())).sum()
+    close(mean.detach(), float((policy * (policy / reference).log()).sum()))
+    mean.backward()
+    assert logps.grad is not None
+    close(logps.grad, (policy - reference).tolist())  # of KL(reference || policy)

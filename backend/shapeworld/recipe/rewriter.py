@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +38,38 @@ def tokenizer() -> Any:
 
     Any text round-trips, byte by byte where no merge fits.
     """
+    from transformers import AddedToken
+
+    text = [" ".join(example.row().values()) for example in triples(2000, SEED)]
+    made = byte_pairs(text, [*words(), *_CHAT_WORDS], VOCABULARY, CONTEXT)
+    # Not special: the parser has to see them.
+    made.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def byte_pairs(text: Sequence[str], known: Sequence[str], vocabulary: int, context: int) -> Any:
+    """A Qwen2Tokenizer for chats that learned its merges from `text` and the `known` words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import AddedToken, Qwen2Tokenizer
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 16, min_frequency=1, show_progress=False,
+        vocab_size=vocabulary - 16, min_frequency=1, show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
-    # Each known word counts as often as any other, after the words that the examples use.
-    text = [" ".join(example.row().values()) for example in triples(2000, SEED)]
-    known = [form for word in (*words(), *_CHAT_WORDS) for form in (f" {word}", word, word.capitalize())]
-    bpe.train_from_iterator([*text, *known * 5], trainer)
+    # Each known word counts as often as any other, after the words that the text uses.
+    forms = [form for word in known for form in (f" {word}", word, word.capitalize())]
+    bpe.train_from_iterator([*text, *forms * 5], trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges: Any = [tuple(pair) for pair in learned["merges"]]
     made = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=merges,
         unk_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        model_max_length=CONTEXT, padding_side="left",
+        model_max_length=context, padding_side="left",
     )  # fmt: skip
     made.add_tokens([AddedToken("<|im_start|>", special=True, normalized=False)], special_tokens=True)
-    # Not special: the parser has to see them.
-    made.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    made.chat_template = CHAT_TEMPLATE
     return made
 
 

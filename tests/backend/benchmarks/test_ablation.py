@@ -128,7 +128,7 @@ def test_a_stopped_call_goes_on_with_the_same_result(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "part", renderer=Stops(steps=4, draw=drawn, rows_per_step=2))
-    lines = tmp_path / "part" / "verdicts.jsonl"
+    lines = tmp_path / "part" / "scores.jsonl"
     assert len(lines.read_text().splitlines()) == 16
     with lines.open("a") as file:
         file.write('{"picture": "ab')  # as a kill leaves it
@@ -147,9 +147,9 @@ def test_one_more_row_draws_what_is_new_alone(tmp_path):
     assert more["rows"] == run(tmp_path / "other")["rows"]
 
 
-def test_pictures_outlive_their_verdicts(tmp_path):
+def test_pictures_outlive_their_scores(tmp_path):
     whole = run(tmp_path)
-    (tmp_path / "verdicts.jsonl").unlink()
+    (tmp_path / "scores.jsonl").unlink()
     renderer = FakeRenderer(steps=4, draw=drawn, rows_per_step=2)
     assert run(tmp_path, renderer=renderer) == whole and not renderer.calls
 

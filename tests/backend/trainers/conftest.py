@@ -15,6 +15,15 @@ ROWS = [
 ]  # fmt: skip
 
 
+def half_write(run, weights):
+    """As a kill leaves a run: the next checkpoint half written, with a file `weights`, and a line, too."""
+    half = run / "checkpoints" / "checkpoint-99"
+    half.mkdir(parents=True)
+    (half / weights).write_bytes(b"half")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """The world's renderer and judges have names for these tests, and for no others."""

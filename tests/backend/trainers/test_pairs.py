@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, CheckpointError
+from reprise.backend.errors import BadInput, CheckpointError, Unsupported
 from reprise.backend.preferences.store import Pair, Side, Store
 from reprise.backend.renderers.diffusers import family_of_pipeline
 from reprise.backend.trainers.pairs import Encoded, cropped, usable_pairs
@@ -111,3 +111,9 @@ def test_the_middle_of_a_picture():
     assert cropped(torch.rand(31, 20, 3), 16).shape == (16, 16, 3)
     same = torch.rand(16, 16, 3)
     assert cropped(same, 16) is same
+
+
+def test_a_family_without_loras_is_refused(store):
+    pipe = build("amused")
+    with pytest.raises(Unsupported, match="no layout of a LoRA file is known for aMUSEd"):
+        Encoded(store, pipe, family_of_pipeline(pipe), None, None)

@@ -2,7 +2,7 @@ import pytest
 
 from reprise.backend.errors import BadInput
 from reprise.backend.shapeworld.prompts import parse_prompt, prompts
-from reprise.backend.trainers.prompts import Asked, Stream, read_prompts
+from reprise.backend.trainers.prompts import Asked, Stream, order, read_prompts
 
 
 def test_text_and_json_lines(tmp_path):
@@ -67,3 +67,9 @@ def test_a_stream_goes_through_all_and_on_where_it_was():
     resumed = Stream(asked, seed=3, position=3)
     assert resumed.take(4) == first[3:] + second[:2]
     assert Stream(asked, seed=4).take(5) != first
+
+
+def test_the_order_of_what_is_taken():
+    assert sorted(order(5, 0, range(5))) == list(range(5)) != order(5, 0, range(5, 10))
+    assert order(5, 0, range(3)) + order(5, 0, range(3, 10)) == order(5, 0, range(10))
+    assert order(5, 1, range(5)) != order(5, 0, range(5))

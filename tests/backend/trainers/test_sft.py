@@ -12,6 +12,8 @@ from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.trainers import sft
 from reprise.backend.trainers.sft import Example, LikeLengths, SftConfig, encode, read_examples, train
 
+from .conftest import half_write
+
 ROWS = [
     {"prompt": f"a photo of {n} stars", "reason": f"There are {n}.", "rewrite": f"{n} large stars"}
     for n in ("two", "three", "four")
@@ -132,12 +134,7 @@ def test_killed_and_resumed_is_never_killed(at, finished, model, data, tmp_path)
 
     stop_at(at, settings, tmp_path)
     assert not (tmp_path / "final").exists()
-    # Killed while the next checkpoint was half written, and while a line was.
-    half = tmp_path / "checkpoints" / "checkpoint-99"
-    half.mkdir(parents=True)
-    (half / "model.safetensors").write_bytes(b"half")
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9')
+    half_write(tmp_path, "model.safetensors")
     said = []
     train(settings, tmp_path, resume=True, log=said.append)
     begun = at // 2 * 2

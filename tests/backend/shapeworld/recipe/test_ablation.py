@@ -37,4 +37,6 @@ def test_without_reasoning(small, tmp_path):
 def test_every_method_has_three_seeds_and_the_embedded_one_is_not_made_again(tmp_path):
     assert ablation.build(tmp_path, "sft") == ablation.EMBEDDED and not list(tmp_path.iterdir())
     starts = list(ablation.STARTS.values())
-    assert {start: starts.count(start) for start in starts} == {"base": 3, "sft": 3, "sft-plain": 3}
+    assert {start: starts.count(start) for start in starts} == {
+        "base": 3, "base-plain": 3, "sft": 3, "sft-plain": 3,
+    }  # fmt: skip

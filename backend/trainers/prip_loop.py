@@ -1,0 +1,408 @@
+"""What PRIP's two supervised stages share: their settings, what they begin with, and the loop.
+
+A step's records are a matter of (seed, place in the run), and so is what is random in it: a stopped run knows
+where it was from the number of steps alone, and 8 records at once are the 8 of one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from ..cache import Cache
+from ..config import Config
+from ..errors import BadInput, CheckpointError, UnknownName
+from ..page.training import PICTURES, write_report
+from ..rewriters.prip import EMBEDDED, PripRewriter, RefinerSettings
+from ..rewriters.prip_presets import PRESETS, build, build_image, find_preset
+from ..rewriters.reprompt import SETTINGS, read_settings
+from ..runs import write_whole
+from . import ranks
+from .folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
+from .prip_data import Record, check_lost
+from .prip_pivots import TOO_ALIKE, Pivots, variation
+from .rollouts import seed_of
+from .start import check_schedule
+from .stepping import (
+    apply_gradient,
+    autocast,
+    check_loss,
+    items_of,
+    load_checkpoint,
+    rate_factor,
+    save_checkpoint,
+    set_rate,
+    unsaved,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from ..rewriters.prip_image import ImagePivot
+    from ..rewriters.prip_model import Prip
+
+LINES = ("metrics.jsonl", "evaluations.jsonl")
+SHOWN = 4  # samples of an evaluation
+BEGUN = Path("checkpoints") / "begun.json"
+
+
+class Sources(Config):
+    """Published parts in the place of a preset's, as folders or hub names."""
+
+    encoder: str | None = None
+    """A T5."""
+    decoder: str | None = None
+    """A causal language model."""
+    image: str | None = None
+    """A BLIP-2, of which the vision part is taken."""
+
+
+class StageConfig(Config):
+    """Settings of both stages."""
+
+    model: str | None = None
+    """The refiner to go on from: a folder, or shapeworld for the embedded one."""
+    preset: str | None = None
+    """Or what to begin with: shapeworld (small, from nothing), tinyllama or paper (published parts)."""
+    sources: Sources = Sources()
+    """Other published parts than the preset's."""
+    tower: Path | None = None
+    """Folder of a refiner whose vision tower takes the place of the preset's."""
+    log: Path
+    """Prompts and pictures: JSON lines of `reprise picture-log`, DiffusionDB's folders, or pictures with
+    captions."""
+    max_steps: PositiveInt = 1000
+    """Optimiser steps in all."""
+    batch_size: PositiveInt = 16
+    """Records in one forward pass."""
+    accumulation: PositiveInt = 1
+    """Forward passes in one optimiser step."""
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    eval_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the user prompts that are not trained on but evaluated."""
+    eval_every: PositiveInt = 100
+    """Steps between evaluations, where prompts are held out; there is one before the first step, too."""
+    eval_most: PositiveInt = 256
+    """Records of an evaluation, where more are held out."""
+    pivots: Path | None = None
+    """Folder that keeps pictures' pivots, for several runs on the same pictures; by default the run's own."""
+    export_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32."""
+    gradient_checkpointing: bool = True
+    """Less memory, about a fifth slower."""
+    device: Literal["auto", "cpu"] = "auto"
+    """cpu keeps off the GPU."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of new weights, the records' order, and dropout."""
+    save_every: PositiveInt = 100
+    """Steps between checkpoints; a killed run loses at most these."""
+
+    @model_validator(mode="after")
+    def _startable(self) -> StageConfig:
+        if (self.model is None) == (self.preset is None):
+            raise ValueError("give one of model (a refiner to go on from) and preset (what to begin with)")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(str(UnknownName("PRIP preset", self.preset, PRESETS)))
+        own = self.preset is not None and bool(PRESETS[self.preset].sources)
+        if self.sources != Sources() and not own:
+            raise ValueError("sources replace published parts of a preset; set preset to tinyllama or paper")
+        if self.tower is not None and self.preset is None:
+            raise ValueError("tower takes the place of a preset's; set preset, or take it away")
+        check_schedule(self.scheduler, self.warmup_ratio)
+        return self
+
+
+def begin(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], Path | None]:
+    """(refiner in float32 on the CPU, its vision tower, its `reprise.json`, its folder where it has one).
+
+    Raises CheckpointError where a part is missing, damaged, or does not fit another.
+    """
+    from ..rewriters.prip_image import ImagePivot
+    from ..rewriters.prip_model import Prip, untrained
+
+    folder, settings = None, RefinerSettings()
+    if config.model is not None:
+        folder = EMBEDDED if config.model == "shapeworld" else Path(config.model).expanduser()
+        model = Prip.from_pretrained(folder, dtype="float32")
+        tower = ImagePivot.from_pretrained(folder / "image")
+        settings = read_settings(folder / SETTINGS, RefinerSettings)
+    else:
+        preset = find_preset(str(config.preset))
+        sources = preset.sources | config.sources.model_dump(exclude_none=True)
+        if sources:
+            model = untrained(preset.config, sources["encoder"], sources["decoder"])
+            tower = ImagePivot.from_blip2(sources["image"])
+        else:
+            from ..shapeworld.recipe.refiner import tokenizers
+
+            model, tower = build(preset, *tokenizers()), build_image(preset)
+    if config.tower is not None:
+        tower = ImagePivot.from_pretrained(config.tower.expanduser() / "image")
+    expected = (model.config.queries, model.config.width)
+    given = (tower.config.queries, tower.qformer.config.hidden_size)
+    if given != expected:
+        raise CheckpointError(
+            f"the vision tower gives pivots of {given[0]} x {given[1]}, this refiner reads "
+            f"{expected[0]} x {expected[1]}; take the tower that it was trained with"
+        )
+    return model.eval(), tower.eval(), settings.model_dump(exclude_none=True), folder
+
+
+Item = TypeVar("Item")
+
+
+class StageLoop(Generic[Item]):
+    """One run of a stage, which says what is trained (`_prepare`), on what, and how it is judged."""
+
+    trainer: str
+    config: Any  # a StageConfig
+    frozen: tuple[str, ...]  # folders of a refiner in which nothing changes
+    weights: dict[str, Parameter]
+
+    def __init__(self, config: Any, run: Path, resume: bool, log: Callable[[str], None]):
+        import torch
+        from transformers import set_seed
+
+        self.config, self.folder, self.log = config, run, log
+        self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
+        for name in LINES:
+            # From the start, the evaluation before the first step is made again, too.
+            cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
+        gpu = ranks.gpu(config.device)
+        self.device = torch.device("cuda" if gpu else "cpu")
+        set_seed(config.seed)
+        self.model, self.tower, self.settings, self.source = begin(config)
+        self.rewriter = PripRewriter(self.model, **self._decoding())
+        training, aside = self._records()
+        aside = random.Random("evaluate").sample(aside, min(len(aside), config.eval_most))
+        self.items, self.aside = self._items(training), self._items(aside) if aside else []
+        self._prepare(gpu)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), config.learning_rate,
+                                           weight_decay=config.weight_decay)  # fmt: skip
+        factor = rate_factor(config, self.optimizer)
+        self.rate = lambda done: config.learning_rate * factor(done)
+
+    def run(self) -> Path:
+        self._look()
+        self._check_begun()
+        done = self._restore()
+        going = f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start"
+        self.log(f"{self._counted()}, {len(self.aside)} held out; {going}")
+        if done == 0:
+            self._evaluate(0)
+        for step in range(done + 1, self.config.max_steps + 1):
+            self._enter(step)
+            row = self._step(step)
+            append_lines(self.folder / LINES[0], [json.dumps(row)])
+            self.log(f"step {step}/{self.config.max_steps} loss {row['loss']:.4f} {row['seconds']:.1f} s")
+            last = step == self.config.max_steps
+            if last or step % self.config.eval_every == 0:
+                self._evaluate(step)
+            if last or step % self.config.save_every == 0:
+                self._save(step)
+            if last or step % 10 == 0:
+                write_report(self.folder, finished=last)
+        self._enter(self.config.max_steps)  # of a run that was killed after its last step
+        final = self._export()
+        self.log(f"saved {final}; as models/reprise/refiners/NAME nodes and --rewriter prip:NAME know it")
+        return final
+
+    # What a stage says
+
+    def _records(self) -> tuple[list[Record], list[Record]]:
+        """(to train on, held out)."""
+        raise NotImplementedError
+
+    def _items(self, records: Sequence[Record]) -> list[Item]:
+        """What is learned from, tokenized; too long ones are left out."""
+        raise NotImplementedError
+
+    def _record(self, item: Item) -> Record:
+        raise NotImplementedError
+
+    def _prepare(self, gpu: bool) -> None:
+        """Put the model where it computes, freeze it, and set `weights`, which are trained."""
+        raise NotImplementedError
+
+    def _train_mode(self, on: bool) -> None:
+        """Of the parts that are trained."""
+        raise NotImplementedError
+
+    def _weight(self, item: Item) -> int:
+        """How much a record counts in a mean."""
+        return 1
+
+    def _loss(self, items: Sequence[Item]) -> Tensor:
+        """The mean over the items' weights."""
+        raise NotImplementedError
+
+    def _figures(self) -> dict[str, float]:
+        """Of the held-out items, under "set/figure"."""
+        raise NotImplementedError
+
+    def _written(self, items: Sequence[Item]) -> list[tuple[str, str]]:
+        """(what was given, what was written) for a few held-out items."""
+        raise NotImplementedError
+
+    def _counted(self) -> str:
+        raise NotImplementedError
+
+    def _decoding(self) -> dict[str, Any]:
+        """Settings that the refiner writes with."""
+        return self.settings
+
+    def _enter(self, step: int) -> None:
+        """Before a step."""
+
+    # Pictures
+
+    def _look(self) -> None:
+        """Pivots of all pictures, and their statistics where the refiner has none."""
+        self.pivots = Pivots(self.config.pivots or self.folder / "pivots", self.tower.to(self.device))
+        pictures = [self._record(item).picture for item in (*self.items, *self.aside)]
+        damaged = self.pivots.prepare(pictures, self.log)
+        self.tower.to("cpu")
+        self._leave_out(damaged)
+        if not self.model.pivot_mean.isfinite().all():
+            self._take_statistics()
+        self._warn()
+
+    def _leave_out(self, damaged: set[Path]) -> None:
+        items, of = (*self.items, *self.aside), len(self.items) + len(self.aside)
+        lost = sum(self._record(item).picture in damaged for item in items)
+        check_lost(lost, of, "the pictures", "cannot be read", "fetch or draw them again", self.log)
+        self.items = [item for item in self.items if self._record(item).picture not in damaged]
+        self.aside = [item for item in self.aside if self._record(item).picture not in damaged]
+        if not self.items:
+            raise BadInput("all pictures that were to be trained on cannot be read; fetch or draw them again")
+
+    def _take_statistics(self) -> None:
+        pictures = list(dict.fromkeys(self._record(item).picture for item in self.items))
+        self.model.set_statistics(*self.pivots.statistics(pictures))
+
+    def _warn(self) -> None:
+        found = variation(self.model.pivot_mean, self.model.pivot_std)
+        if found < TOO_ALIKE:
+            self.log(f"warning: pivots vary by {found:.2%} of their size from picture to picture, as those "
+                     "of a vision tower that was never trained; they say little of a picture")  # fmt: skip
+
+    def _seen(self, items: Sequence[Item]) -> Tensor:
+        """Standardised pivots (B, queries, width) of the items' pictures."""
+        return self.model.standardise(self.pivots.of([self._record(item).picture for item in items]))
+
+    # What happens in a step
+
+    def _step(self, step: int) -> dict[str, Any]:
+        import torch
+
+        config, start, loss_of_all = self.config, time.perf_counter(), 0.0
+        rate = self.rate(step - 1)
+        set_rate(self.optimizer, rate)
+        parts = items_of(step, self.items, config.batch_size, config.accumulation, config.seed)
+        whole = sum(self._weight(item) for part in parts for item in part)
+        torch.manual_seed(seed_of(config.seed, "step", step))
+        self._train_mode(True)
+        for part in parts:
+            with autocast(self.device):
+                loss = self._loss(part) * (sum(map(self._weight, part)) / whole)
+            check_loss(loss, step, self.folder)
+            loss.backward()
+            loss_of_all += loss.item()
+        norm = apply_gradient(self.weights, self.optimizer, config.max_grad_norm, step, self.folder)
+        self._train_mode(False)
+        return {"step": step, "loss": loss_of_all, "grad_norm": norm, "learning_rate": rate,
+                "seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
+
+    def _evaluate(self, step: int) -> None:
+        import torch
+
+        if not self.aside:
+            return
+        start = time.perf_counter()
+        with torch.no_grad(), autocast(self.device):
+            figures = self._figures()
+            shown = self.aside[:SHOWN]
+            samples = [
+                {"prompt": given, "rewrite": written, "reason": "", "fallback": None, "scores": {},
+                 "picture": self._keep(self._record(item).picture)}
+                for item, (given, written) in zip(shown, self._written(shown), strict=True)
+            ]  # fmt: skip
+        row = {"step": step, **figures, "seconds": round(time.perf_counter() - start, 2), "samples": samples}
+        append_lines(self.folder / LINES[1], [json.dumps(row)])
+        self.log(f"evaluation at step {step}: " + " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+
+    def _keep(self, picture: Path) -> str:
+        """The name of a picture's copy for the report."""
+        from ..rewards.pictures import read_picture
+
+        cache, key = Cache(self.folder / PICTURES), Cache.key("sample", str(picture))
+        if cache.get_image(key) is None:
+            cache.put_image(key, read_picture(picture))
+        return key
+
+    # What is kept
+
+    def _check_begun(self) -> None:
+        """A resumed run learns from what it began with. Raises BadInput where that changed."""
+        lines = [[str(one.image), one.prompt, one.system] for one in map(self._record, self.items)]
+        now = {"records": len(lines), "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
+        path = self.folder / BEGUN
+        if self.checkpoint is None:
+            write_whole(path, json.dumps(now) + "\n")
+        elif json.loads(path.read_text(encoding="utf-8")) != now:
+            raise BadInput(f"{self.config.log} or its pictures changed since {self.folder} began; bring them "
+                           "back, or begin another run")  # fmt: skip
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the optimiser."""
+        kept = {"pivot_mean": self.model.pivot_mean, "pivot_std": self.model.pivot_std}
+        return {**self.weights, **kept}
+
+    def _save(self, step: int) -> None:
+        files = {"weights": self._tensors()}
+        save_checkpoint(self.folder, step, files, self.optimizer, list(self.weights))
+
+    def _restore(self) -> int:
+        """Take the checkpoint's weights and optimiser; the steps behind it."""
+        if self.checkpoint is not None:
+            files = {"weights": self._tensors()}
+            load_checkpoint(self.checkpoint, files, self.optimizer, list(self.weights), str(self.device))
+        return step_of(self.checkpoint)
+
+    def _export(self) -> Path:
+        """Write `final/`. Parts in which nothing changed are the files that they were."""
+        import torch
+
+        config, final, model = self.config, self.folder / "final", self.model
+        if config.export_dtype != "same":
+            for part in (model.encoder, model.decoder, model.projector, self.tower):
+                part.to(getattr(torch, config.export_dtype))
+        settings = self.settings | self._decoding() | {"trainer": self.trainer}
+        try:
+            with put_whole(final) as folder:
+                model.save_pretrained(folder, settings=settings, image=self.tower)
+                if self.source is not None and config.export_dtype == "same":
+                    for name in self.frozen:
+                        shutil.rmtree(folder / name)
+                        shutil.copytree(self.source / name, folder / name)
+        except Exception as error:
+            raise unsaved(final, self.folder, error) from error
+        return final
