@@ -1,20 +1,24 @@
 """A vision-language model as judge: any that transformers knows, in a folder, or one behind an endpoint.
 
 Named on the command line as vlm:FOLDER, vlm:MODEL@URL, each with #MODE after it. Modes: `match`, `clarity`
-and `potential` are one question each; `checklist` asks for each part of the prompt by itself and can say
-which are missing; `score` takes the model's own grade. Words and sources in `vlm_questions`.
+and `potential` are one question each; `critique` is `match` that can say what is wrong in the model's own
+words, as one does that `reprise train judge` has tuned; `checklist` asks for each part of the prompt by
+itself and can say which are missing; `score` takes the model's own grade. Words and sources in
+`vlm_questions`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import BadInput, CheckpointError, RewardFailed, UnknownName
+from ..calibration import COLDEST, HOTTEST, tempered
+from ..errors import BadInput, CheckpointError, RewardFailed, UnknownName, first_line
 from ..loading import model_folders
 from ..types import RewardSpec, Verdict
 from .files import Wanted, find
@@ -22,7 +26,7 @@ from .judge import check_asked
 from .pictures import to_pil
 from .vlm_endpoint import EndpointVLM
 from .vlm_local import LocalVLM, Said
-from .vlm_questions import GRADE, PARTS, QUESTIONS, read_grade, read_parts, split
+from .vlm_questions import CRITIQUE, GRADE, PARTS, QUESTIONS, read_grade, read_parts, split
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SMALLEST = 32  # pixels of a side: processors take a picture of 1 x N for channels, or refuse it
-LIST_TOKENS, GRADE_TOKENS = 512, 64  # most that a list of parts and a grade may take
+LIST_TOKENS, GRADE_TOKENS, REASON_TOKENS = 512, 64, 128  # most that parts, a grade and a reason may take
+SETTINGS = "reprise.json"  # of a judge that was tuned here
 FORM = "vlm:FOLDER or vlm:MODEL@URL, and #MODE after it if not match"
 
 
@@ -55,10 +60,12 @@ class VLM(Protocol):
 
 
 class VLMJudge:
-    """P(yes) to one question about each picture and its prompt: 0..1, higher is better."""
+    """P(yes) to one question about each picture and its prompt: 0..1, higher is better. `temperatures` of
+    questions make it how often the answer is yes; order and verdicts are the same without."""
 
-    def __init__(self, vlm: VLM, mode: str = "match"):
+    def __init__(self, vlm: VLM, mode: str = "match", temperatures: Mapping[str, float] | None = None):
         self.vlm, self.mode, self.model = vlm, mode, vlm.model
+        self.temperatures = dict(temperatures or {})
         self.spec = RewardSpec(f"vlm:{vlm.name}" + (f"#{mode}" if mode != "match" else ""), 0.0, 1.0)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
@@ -66,11 +73,40 @@ class VLMJudge:
         return self.rate(self._pictures(images, prompts), prompts)
 
     def rate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
-        return self.vlm.agree(pictures, [QUESTIONS[self.mode].format(prompt.strip()) for prompt in prompts])
+        return self.ask(self.mode, pictures, prompts)
+
+    def ask(self, question: str, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
+        """P(yes) to one of QUESTIONS about each of some pictures, as `shown` gives them."""
+        likely = self.vlm.agree(pictures, [QUESTIONS[question].format(prompt.strip()) for prompt in prompts])
+        return [tempered(p, self.temperatures.get(question, 1.0)) for p in likely]
 
     def _pictures(self, images: Tensor, prompts: Sequence[str]) -> list[Image]:
         check_asked(self.spec.name, images, prompts)
-        return [_enlarged(picture) for picture in to_pil(images)]
+        return shown(images)
+
+
+class VLMCritic(VLMJudge):
+    """P(yes) to `match`; where that is below one half, the model says what is wrong."""
+
+    def rate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
+        return self.ask("match", pictures, prompts)
+
+    def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
+        """A reason, split at semicolons, for each picture that does not match. Raises RewardFailed where the
+        model says nothing."""
+        pictures = self._pictures(images, prompts)
+        wrong = [i for i, p in enumerate(self.rate(pictures, prompts)) if p < 0.5]
+        asked = [CRITIQUE.format(prompts[i].strip()) for i in wrong]
+        said = self.vlm.write(asked, [pictures[i] for i in wrong], REASON_TOKENS) if wrong else []
+        found = [Verdict(True, "")] * len(pictures)
+        for i, one in zip(wrong, said, strict=True):
+            reason = " ".join(one.text.split())
+            if not reason:
+                raise RewardFailed(self.spec.name, "it finds a picture wrong and says no word about it; "
+                                   "take #checklist")  # fmt: skip
+            faults = tuple(part.strip() for part in reason.split(";") if part.strip())
+            found[i] = Verdict(False, reason, faults)
+        return found
 
 
 class VLMGrade(VLMJudge):
@@ -94,8 +130,8 @@ class VLMChecklist(VLMJudge):
     The model lists the parts itself, once for each prompt; where it writes no list, rules split the prompt.
     """
 
-    def __init__(self, vlm: VLM, mode: str = "checklist"):
-        super().__init__(vlm, mode)
+    def __init__(self, vlm: VLM, mode: str = "checklist", temperatures: Mapping[str, float] | None = None):
+        super().__init__(vlm, mode)  # the temperature of `match` is that of whole prompts
         self._parts: dict[str, tuple[str, ...]] = {}
 
     def parts(self, prompt: str) -> tuple[str, ...]:
@@ -133,6 +169,7 @@ MODES: dict[str, type[VLMJudge]] = {
     "match": VLMJudge,
     "clarity": VLMJudge,
     "potential": VLMJudge,
+    "critique": VLMCritic,
     "checklist": VLMChecklist,
     "score": VLMGrade,
 }
@@ -157,12 +194,29 @@ def vlm_judge(source: str = "", *, device: str | None = None, dtype: str | None 
         if not model.strip():
             raise BadInput(f"vlm:{where[:80]} names no model before its address; give {FORM}")
         return MODES[mode](EndpointVLM("http" + url, model), mode)
-    folder, name = _folder(where), Path(where).name
+    folder, name = find_folder(where), Path(where).name
     made = LocalVLM(folder, name=name, device=device, dtype=dtype, batch_size=batch_size)
-    return MODES[mode](made, mode)
+    return MODES[mode](made, mode, read_temperatures(folder))
 
 
-def _folder(where: str) -> Path:
+def read_temperatures(folder: Path) -> dict[str, float]:
+    """Of each question, as `reprise train judge` found them; none of a model from elsewhere. Raises
+    CheckpointError."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = {str(name): float(value) for name, value in kept.get("temperatures", {}).items()}
+        if not all(COLDEST <= value <= HOTTEST for value in found.values()) or found.keys() - QUESTIONS:
+            raise ValueError("temperatures that cannot be")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
+                              "delete the file to judge without temperatures") from error  # fmt: skip
+    return found
+
+
+def find_folder(where: str) -> Path:
     """A folder as it is given, or of that name among the installed judges, or "owner/model" in Hugging
     Face's cache."""
     given = Path(where).expanduser()
@@ -175,6 +229,11 @@ def _folder(where: str) -> Path:
         fetch = f"run `hf download {where}`" if repo else f"give {FORM}"
         raise CheckpointError(f"there is no folder {where}, and no model of that name {places}; {fetch}")
     return config.parent
+
+
+def shown(images: Tensor) -> list[Image]:
+    """Images (B, H, W, 3) in 0..1 as a VLM is shown them."""
+    return [_enlarged(picture) for picture in to_pil(images)]
 
 
 def _enlarged(picture: Image) -> Image:

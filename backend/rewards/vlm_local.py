@@ -56,19 +56,24 @@ class LocalVLM:
 
     def agree(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
         """P(yes) to each question about its picture, 0..1."""
-        import torch
-
         found: list[float] = []
         for start in range(0, len(questions), self.batch_size):
             rows = slice(start, start + self.batch_size)
             logits = self._generate(questions[rows], pictures[rows], limit=1).logits[0]  # (B, V)
-            likely = logits.double().softmax(-1)
-            yes, no = (likely[:, torch.tensor(ids)].sum(-1) for ids in (self.yes, self.no))
+            yes, no = self.said(logits.double()).exp().unbind(-1)
             if not bool((yes + no >= LEAST).all()):  # false for NaN, too
                 raise RewardFailed(f"vlm:{self.name}", "it answers neither yes nor no; take a model that is "
                                    "tuned to follow instructions and does not think first")  # fmt: skip
             found += (yes / (yes + no)).tolist()
         return found
+
+    def said(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities (B, 2) of all that says yes and of all that says no, from logits (B, V) of an
+        answer's first token."""
+        import torch
+
+        likely = logits.log_softmax(-1)
+        return torch.stack([likely[:, ids].logsumexp(-1) for ids in (self.yes, self.no)], -1)
 
     def write(self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int) -> list[Said]:
         """An answer in words of `limit` tokens at most to each question, the likeliest token by token."""
@@ -82,7 +87,7 @@ class LocalVLM:
             said += [Said(text, not set(row) & set(ends)) for text, row in zip(texts, written, strict=True)]
         return said
 
-    def _inputs(self, questions: Sequence[str], pictures: Sequence[Image] | None) -> dict[str, torch.Tensor]:
+    def inputs(self, questions: Sequence[str], pictures: Sequence[Image] | None) -> dict[str, torch.Tensor]:
         """What the model takes: ids (B, T) padded on the left, pixels in its processor's own shape."""
         texts = [self._chat(question, pictures is not None) for question in questions]
         start = self.tokenizer.bos_token
@@ -128,7 +133,7 @@ class LocalVLM:
         self.model.generation_config = plain
         try:
             with computable(self.model):
-                inputs = self._inputs(questions, pictures)
+                inputs = self.inputs(questions, pictures)
                 return self.model.generate(**inputs, generation_config=plain)
         finally:
             self.model.generation_config = own
@@ -150,7 +155,7 @@ class LocalVLM:
             if self._chat("", True) == self._chat("", False):
                 raise self._unfit("its chat template has no place for a picture")
             picture = images_of.new("RGB", (64, 64), "grey")
-            inputs = self._inputs(["?", "? ? ?"], [picture, picture])
+            inputs = self.inputs(["?", "? ? ?"], [picture, picture])
         except CheckpointError:
             raise
         except Exception as error:  # templates and processors raise many kinds

@@ -18,6 +18,7 @@ QUESTIONS = {
     "clarity": f"{_PREVIEW}Is it clear enough already to judge what the finished one will show? {YES_OR_NO}",
     "potential": f"{_PREVIEW}Will the finished one show all that the prompt asks for? {YES_OR_NO}",
 }
+CRITIQUE = 'This picture was drawn for the prompt "{}", and does not show what it asks for. What is wrong?'
 GRADE = (
     'This picture was drawn for the prompt "{}". How well does it show what the prompt asks for, from 0 (not '
     "at all) to 10 (everything, exactly)? Answer with one number."

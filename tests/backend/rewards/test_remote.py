@@ -20,16 +20,9 @@ from reprise.backend.types import RewardSpec
 from reprise.backend.wire import Limits
 
 from ...fake_endpoint import closed_url
-from ...reward_server import PROMPTS, Brightness, Gate, scene, serving
+from ...reward_server import PROMPTS, Brightness, Gate, clean, scene, serving  # noqa: F401  clean: a fixture
 
 GREY = torch.full((2, 4, 6, 3), 128 / 255)
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    for name in ("REPRISE_SERVE_KEY", "REPRISE_SERVE_HOSTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(module, "BACKOFF", 0.01)
 
 
 def test_a_line_too_short_for_its_clients_loses_nothing(monkeypatch):

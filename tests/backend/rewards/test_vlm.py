@@ -24,7 +24,7 @@ from reprise.backend.interfaces import Critic
 from reprise.backend.judging import image_scores
 from reprise.backend.rewards import vlm as vlm_module
 from reprise.backend.rewards import vlm_local
-from reprise.backend.rewards.vlm import MODES, VLMChecklist, VLMGrade, VLMJudge, vlm_judge
+from reprise.backend.rewards.vlm import MODES, VLMChecklist, VLMCritic, VLMGrade, VLMJudge, vlm_judge
 from reprise.backend.rewards.vlm_local import LocalVLM, Said, answer_tokens
 from reprise.backend.rewards.vlm_questions import GRADE, PARTS, QUESTIONS
 
@@ -191,6 +191,37 @@ def test_no_answer_is_an_error(vlm, monkeypatch):
     monkeypatch.setattr(vlm_local, "LEAST", 0.999999)
     with pytest.raises(RewardFailed, match="answers neither yes nor no"):
         VLMJudge(vlm).score(IMAGES[:1], ["a cat"])
+
+
+# A judge that was tuned here
+
+
+def test_a_critic_says_what_is_wrong_where_something_is():
+    played = Played({"a dog": 0.2}, ["  there is no dog ; it is a cat"])
+    critic = VLMCritic(played, "critique")
+    right, wrong = critic.criticize(IMAGES[:2], ["a cat", "a dog"])
+    assert isinstance(critic, Critic) and right.satisfied and not right.critique
+    assert wrong.critique == "there is no dog ; it is a cat"
+    assert wrong.faults == ("there is no dog", "it is a cat")
+    assert critic.score(IMAGES[:2], ["a cat", "a dog"]) == [0.9, 0.2] and len(played.texts) == 1
+    with pytest.raises(RewardFailed, match="says no word about it"):
+        VLMCritic(Played({"a dog": 0.2}, [" "]), "critique").criticize(IMAGES[:1], ["a dog"])
+
+
+def test_temperatures_are_of_their_questions():
+    judge = VLMJudge(Played(), "match", {"match": 2.0, "clarity": 0.5})
+    assert judge.score(IMAGES[:1], ["a cat"]) == [pytest.approx(0.75)]  # odds of 9, and of 3
+    assert VLMJudge(Played(), "potential", {"match": 2.0}).score(IMAGES[:1], ["a cat"]) == [0.9]
+
+
+def test_temperatures_come_with_the_folder(copy):
+    assert vlm_judge(str(copy), device="cpu").temperatures == {}
+    (copy / "reprise.json").write_text(json.dumps({"temperatures": {"clarity": 1.5}}))
+    assert vlm_judge(f"{copy}#clarity", device="cpu").temperatures == {"clarity": 1.5}
+    for text in ("{", "[]", '{"temperatures": {"clarity": 0}}', '{"temperatures": {"beauty": 1}}'):
+        (copy / "reprise.json").write_text(text)
+        with pytest.raises(CheckpointError, match="reprise.json is damaged"):
+            vlm_judge(str(copy), device="cpu")
 
 
 # Folders that are no judge
@@ -419,7 +450,7 @@ def test_names_on_the_command_line(folders, monkeypatch):
     assert judge.spec.name == "vlm:llava#checklist" and isinstance(judge, Critic)
     far = make_reward("vlm:qwen2.5vl:7b@http://127.0.0.1:1/v1#potential")
     assert far.spec.name == "vlm:qwen2.5vl:7b#potential" and (far.spec.low, far.spec.high) == (0, 1)
-    assert set(MODES) == {"match", "clarity", "potential", "checklist", "score"}
+    assert set(MODES) == {"match", "clarity", "potential", "critique", "checklist", "score"}
     monkeypatch.setenv("REPRISE_MODELS", str(folders.parent))
     (folders.parent / "judges").symlink_to(folders)
     assert make_reward("vlm:llava").spec.name == "vlm:llava"

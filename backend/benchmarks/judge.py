@@ -1,0 +1,181 @@
+"""How right judges are about pictures and previews, by question and by step, and how calibrated.
+
+Accuracy is the share of answers on the right side of one half; the calibration error is `calibration`'s. Both
+have 95 % intervals bootstrapped over prompts (`statistics`), all judges on the same resamples. The overall
+value is the unweighted mean over the questions that a judge answers. In data with as many of yes as of no,
+guessing is right in half of the cases.
+
+A VLM is asked each question in its own words. Of any other reward the score itself, brought to 0..1 by its
+range, stands for P(yes) to `match` and to `potential`; it knows no clarity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..cache import Cache
+from ..calibration import BINS, bin_of, reliability
+from ..errors import BadInput
+from ..interfaces import Reward
+from ..judging import image_scores
+from ..rewards.pictures import read_picture
+from ..rewards.scales import scaled
+from ..rewards.vlm import VLMJudge, shown
+from .kept import Kept
+from .statistics import Interval, interval_of, prompt_shares
+
+BATCH = 32  # pictures judged, and kept, before the next
+QUESTIONS = ("match", "clarity", "potential")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question about a picture; `step` is that of a preview, 0 of a finished picture."""
+
+    question: str
+    prompt: str
+    picture: Path
+    right: bool
+    step: int = 0
+
+
+class Answers(Protocol):
+    """P(yes) to each case, all of one question; None where this judge does not know the question."""
+
+    def __call__(self, cases: Sequence[Case]) -> list[float] | None: ...
+
+
+def answers_of(judge: Reward) -> Answers:
+    """How a judge answers."""
+
+    def ask(cases: Sequence[Case]) -> list[float] | None:
+        import torch
+
+        question, words = cases[0].question, [case.prompt for case in cases]
+        pictures = [read_picture(case.picture) for case in cases]
+        if isinstance(judge, VLMJudge):
+            return judge.ask(question, [shown(picture[None])[0] for picture in pictures], words)
+        if question == "clarity":
+            return None
+        alike = len({picture.shape for picture in pictures}) == 1
+        groups = [list(range(len(cases)))] if alike else [[i] for i in range(len(cases))]
+        scores = [score for rows in groups
+                  for score in image_scores(judge, torch.stack([pictures[i] for i in rows]),
+                                            [words[i] for i in rows])]  # fmt: skip
+        return [min(1.0, max(0.0, scaled(judge.spec, score))) for score in scores]
+
+    return ask
+
+
+def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case], *,
+             marks: Mapping[str, str] | None = None, kept: Path | None = None, seed: int = 0,
+             tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+    """The table as design.md 5's object; versions are added by the caller.
+
+    `judges` are made one after the other. `marks` say what a name stands for, such as a folder's state: what
+    `kept` holds of another state is asked again. Raises BadInput for no cases, RewardFailed.
+    """
+    if not cases:
+        raise BadInput("there is nothing to evaluate: no questions of yes or no")
+    questions = [question for question in QUESTIONS if any(case.question == question for case in cases)]
+    file = Kept(kept)
+    prompts = list(dict.fromkeys(case.prompt for case in cases))
+    shares = prompt_shares(len(prompts), seed)
+    rows, by_step, errors, curves = [], [], [], {}
+    steps = sorted({case.step for case in cases} - {0})
+    for name, make in judges.items():
+        likely = _answered(name, make, cases, questions, file, (marks or {}).get(name, ""), tell)
+        tasks, draws, means, ece = {}, [], [], {}
+        for question in questions:
+            some = [(case, likely[i]) for i, case in enumerate(cases) if case.question == question]
+            asked = [(case, p) for case, p in some if p is not None]
+            if not asked:
+                continue
+            mean, drawn = _accuracy(asked, prompts, shares)
+            tasks[question] = interval_of(mean, drawn)
+            draws.append(drawn)
+            means.append(mean)
+            error = _calibration(asked, prompts, shares)
+            ece[question], curve_name = error, f"{name}, {question}"
+            errors.append([curve_name, len(asked), _text(error)])
+            curves[curve_name] = reliability([p for _, p in asked], [case.right for case, _ in asked])
+            if question != "match":
+                at = [[pair for pair in asked if pair[0].step == step] for step in steps]
+                cells = [_text(interval_of(*_accuracy(row, prompts, shares))) if row else None for row in at]
+                by_step.append([curve_name, *cells])
+        cost = {f"calibration error, {question}": error[0] for question, error in ece.items()}
+        overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
+        rows.append({"name": name, "overall": overall, "tasks": tasks, "cost": cost,
+                     "calibration_error": ece})  # fmt: skip
+    tables = [{"title": f"calibration error, {BINS} bins of equal width",
+               "columns": ["judge, question", "answers", "error [95 %]"], "rows": errors}]  # fmt: skip
+    if steps:
+        tables.insert(0, {"title": "accuracy by denoising step",
+                          "columns": ["judge, question", *(f"step {step}" for step in steps)],
+                          "rows": by_step})  # fmt: skip
+    settings = {"questions": questions, "answers": len(cases), "prompts": len(prompts), "seed": seed}
+    return {"name": "judge", "rows": rows, "tables": tables, "reliability": curves, "settings": settings}
+
+
+def _answered(name: str, make: Callable[[], Answers], cases: Sequence[Case], questions: Sequence[str],
+              file: Kept, mark: str,
+              tell: Callable[[str, int, int], None] | None) -> list[float | None]:  # fmt: skip
+    """P(yes) of each case, some asked by an earlier call."""
+    known = {row["key"]: row["likely"] for row in file.rows if row["judge"] == name and row["mark"] == mark}
+    keys = [Cache.key("case", case.question, case.prompt, str(case.picture), case.step) for case in cases]
+    todo = [i for i, key in enumerate(keys) if key not in known]
+    ask = make() if todo else None
+    done = 0
+    for question in questions:
+        mine = [i for i in todo if cases[i].question == question]
+        for start in range(0, len(mine), BATCH):
+            part = mine[start : start + BATCH]
+            assert ask is not None
+            found = ask([cases[i] for i in part]) or [None] * len(part)
+            fresh = [{"judge": name, "mark": mark, "key": keys[i], "likely": p} for i, p in zip(part, found)]
+            file.add(fresh)
+            known |= {row["key"]: row["likely"] for row in fresh}
+            done += len(part)
+            if tell:
+                tell(name, done, len(todo))
+    return [known[key] for key in keys]
+
+
+Asked = Sequence[tuple[Case, float]]
+
+
+def _accuracy(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> tuple[float, np.ndarray]:
+    """(share of right answers, the same in each resample; NaN where it drew none of these prompts)."""
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    sums = np.zeros((len(prompts), 2))
+    for case, p in asked:
+        sums[place[case.prompt]] += ((p >= 0.5) is case.right, 1)
+    hits, counts = (shares @ sums).T
+    with np.errstate(invalid="ignore"):
+        return float(sums[:, 0].sum() / sums[:, 1].sum()), hits / counts
+
+
+def _calibration(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> Interval:
+    """The calibration error [mean, low, high]."""
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    sums = np.zeros((len(prompts), BINS, 2))  # by prompt and bin: P(yes) less yes, answers
+    for case, p in asked:
+        sums[place[case.prompt], bin_of(p)] += (p - case.right, 1)
+    flat = sums.reshape(len(prompts), -1)
+
+    def error(drawn: np.ndarray) -> np.ndarray:  # (N, BINS * 2)
+        off, counts = drawn.reshape(len(drawn), BINS, 2).transpose(2, 0, 1)
+        with np.errstate(invalid="ignore"):
+            return np.abs(off).sum(1) / counts.sum(1)
+
+    return interval_of(float(error(flat.sum(0, keepdims=True))[0]), error(shares @ flat))
+
+
+def _text(value: Interval) -> str:
+    mean, low, high = value
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"

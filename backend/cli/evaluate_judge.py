@@ -1,0 +1,65 @@
+"""`reprise evaluate judge`: how right judges are, against labelled pictures and previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import BadInput
+from .roles import VLM, make_reward, parse_weights
+
+if TYPE_CHECKING:
+    from ..benchmarks.judge import Answers
+
+SPLIT = "test"  # prompts that no judge was trained on, nor its temperatures fitted to
+
+
+def evaluate_judges(names: Sequence[str], data: Path | None, out: Path | None, seed: int,
+                    as_json: bool) -> None:  # fmt: skip
+    """Raises BadInput for names or data that cannot be, before anything is loaded."""
+    from ..benchmarks.judge import Case, evaluate
+    from ..rewards.vlm import MODES
+    from ..runs import prepare_folder
+    from ..trainers.judge_data import YES_OR_NO, of_split, present, read_examples
+    from . import results, terminal
+
+    if not names or data is None:
+        raise BadInput("expected reprise evaluate judge JUDGE… --data FILE; a judge is vlm:FOLDER or any "
+                       "reward, and `reprise judge-data` makes the file")  # fmt: skip
+    if len(set(names)) < len(names):
+        raise BadInput("a judge is named twice; name each once")
+    parse_weights(list(names))
+    for name in names:
+        if name.startswith(VLM) and name.rpartition("#")[2] in MODES:
+            raise BadInput(f"{name} names one question, and a judge is asked all; leave off "
+                           f"#{name.rpartition('#')[2]}")  # fmt: skip
+    examples = of_split(read_examples(data), SPLIT, YES_OR_NO)
+    if not examples:
+        raise BadInput(f"{data} has no questions of yes or no in the split {SPLIT!r}; make it with reprise "
+                       "judge-data --test-share 1, of prompts that no judge was trained on")  # fmt: skip
+    cases = [Case(one.line.question, one.line.prompt, one.picture, bool(one.line.label), one.line.step or 0)
+             for one in present(examples, terminal.note)]  # fmt: skip
+    makers: dict[str, Callable[[], Answers]] = {name: partial(_make, name) for name in names}
+    out = prepare_folder(out or Path("out") / "evaluate-judge")
+    with results.progress_bars(as_json, out) as tell:
+        result = evaluate(makers, cases, marks={name: _mark(name) for name in names},
+                          kept=out / "partial.jsonl", seed=seed, tell=tell)  # fmt: skip
+    result["settings"]["data"] = str(data)
+    results.finish(result, out, as_json)
+
+
+def _make(name: str) -> Answers:
+    from ..benchmarks.judge import answers_of
+
+    return answers_of(make_reward(name))
+
+
+def _mark(name: str) -> str:
+    """What the answers of a judge in a folder depend on: its files' sizes and times."""
+    folder = Path(name.removeprefix(VLM)).expanduser()
+    if not (name.startswith(VLM) and folder.is_dir()):
+        return ""
+    status = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return " ".join(f"{file} {one.st_size} {one.st_mtime_ns}" for file, one in status)

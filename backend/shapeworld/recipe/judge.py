@@ -1,0 +1,419 @@
+"""The tiny judge from nothing: SmolVLM's architecture (Idefics3), a word-level tokenizer, a chat template.
+
+Two stages, each resumable, on drawings alone: `see`, the vision tower learns to name what lies where, in the
+words' own embeddings; `base`, the whole model learns to describe drawings, to say whether they show what a
+prompt asks for, and what is wrong with them. The base has seen no picture of a renderer: it is to the
+embedded world what a zero-shot VLM is to photographs. `reprise train judge` with judge_shapeworld.yaml tunes
+it on a renderer's own pictures.
+
+Run: `python -m reprise.backend.shapeworld.recipe.judge WORK_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from torch import nn
+
+from ..captions import noun_phrase, spelled_out
+from ..detector import Detection, Reading
+from ..drawing import draw
+from ..prompts import PromptCase, layout, prompts
+from ..scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, Thing, put, random_scene
+from .muon import Muon
+from .tokenizers import words
+from .training import StepLoop
+
+SEED = 11
+VOCABULARY, CONTEXT = 1536, 512
+PATCH, MERGED = 16, 1  # pixels of a patch's side; patches along a token's side
+TOKENS = SIZE // PATCH // MERGED  # along a picture's side
+SEE_STEPS, SEE_BATCH, SEE_RATE = 1500, 32, 3e-3
+BASE_STEPS, BASE_BATCH, BASE_RATE = 6000, 32, 1.5e-3
+SEEING = 1.0  # weight of the first stage's loss in the second
+DESCRIBE = "Describe this picture."
+IMAGE, AROUND, WHOLE, ENDED = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# What a token of the picture is named by: where a thing's middle lies, its colour and shape, elsewhere the
+# ground; and everywhere its column and row.
+NAMES = ((*COLORS, *GROUNDS), (*SHAPES, "background"), ("left", "center", "right"),
+         ("top", "middle", "bottom"))  # fmt: skip
+THING_WEIGHT = 10.0  # of a token with a thing against one without
+PLACED = 0.1  # weight of columns and rows
+# Shares of a batch of the base.
+KINDS = {"match": 0.3, "part": 0.2, "describe": 0.2, "potential": 0.1, "clarity": 0.07, "critique": 0.13}
+
+
+def tokenizer() -> Any:
+    """Qwen2Tokenizer whose merges make every word of the world, and of what a judge is asked, one token."""
+    from transformers import AddedToken
+
+    from ...rewards.vlm_questions import CRITIQUE, QUESTIONS
+    from .rewriter import byte_pairs
+
+    asked = [*QUESTIONS.values(), CRITIQUE, DESCRIBE]
+    more = {word.strip('".,?{}') for text in asked for word in text.split()}
+    said = "yes no there is no not were asked for I see none system user assistant".split()
+    made = byte_pairs(asked * 20, sorted({*words(), *more, *said} - {""}), VOCABULARY, CONTEXT)
+    marks: Any = [AddedToken(mark, special=True, normalized=False) for mark in (IMAGE, AROUND, WHOLE, ENDED)]
+    made.add_tokens(marks, special_tokens=True)
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def processor() -> Any:
+    """Idefics3Processor for pictures of 128 pixels, which are not cut into tiles."""
+    from transformers import Idefics3Processor
+
+    try:  # transformers 5 has one that needs no torchvision
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+    except ImportError:
+        from transformers import Idefics3ImageProcessor as Idefics3ImageProcessorPil
+
+    pictures = Idefics3ImageProcessorPil(
+        size={"longest_edge": SIZE}, max_image_size={"longest_edge": SIZE}, do_image_splitting=False
+    )
+    return Idefics3Processor(image_processor=pictures, tokenizer=tokenizer(), image_seq_len=TOKENS**2,
+                             chat_template=CHAT_TEMPLATE)  # fmt: skip
+
+
+def untrained(folder: Path) -> None:
+    """Save the model with random weights, 1.6 M parameters, and its processor."""
+    from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
+
+    made = processor()
+    vocabulary = made.tokenizer
+    torch.manual_seed(SEED)
+    model = Idefics3ForConditionalGeneration(Idefics3Config(
+        vision_config={
+            "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "image_size": SIZE, "patch_size": PATCH, "initializer_range": 0.1,
+        },
+        text_config=LlamaConfig(
+            vocab_size=-(-len(vocabulary) // 64) * 64, hidden_size=128, intermediate_size=384,
+            num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+            max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.06,
+            bos_token_id=None, eos_token_id=vocabulary.eos_token_id, pad_token_id=vocabulary.pad_token_id,
+        ),
+        scale_factor=MERGED, image_token_id=vocabulary.convert_tokens_to_ids(IMAGE), tie_word_embeddings=True,
+    ))  # fmt: skip
+    model.generation_config = GenerationConfig(
+        eos_token_id=vocabulary.eos_token_id, pad_token_id=vocabulary.pad_token_id
+    )
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+
+
+# What drawings teach
+
+
+def truth(scene: Scene) -> Reading:
+    """A scene as a faultless detector would read it."""
+    found = [
+        Detection(t.shape, t.color, 1.0, t.x - t.radius, t.y - t.radius, t.x + t.radius, t.y + t.radius,
+                  int(4 * t.radius**2))
+        for t in scene.things
+    ]  # fmt: skip
+    return Reading(scene.ground, 1.0, tuple(found))
+
+
+def mistaken(scene: Scene, rng: random.Random) -> Scene:
+    """A scene with one thing of another shape or colour, one too few, one too many, moved, or another ground;
+    of a scene without things the ground alone can be wrong."""
+    things, ground = list(scene.things), scene.ground
+    if not things:
+        return Scene(rng.choice(tuple(GROUNDS)), ())
+    which = rng.randrange(len(things))
+    free = [place for place in PLACES if place not in {t.place for t in things}]
+    how = rng.choice(("shape", "shape", "color", "color", "lost", "added", "moved", "moved", "ground"))
+    if how == "shape":
+        things[which] = replace(things[which], shape=rng.choice(SHAPES))
+    elif how == "color":
+        things[which] = replace(things[which], color=rng.choice(tuple(COLORS)))
+    elif how == "lost":
+        del things[which]
+    elif how == "added" and free:
+        like = rng.choice(things)
+        things.append(put(rng, like.shape, rng.choice((like.color, *COLORS)), rng.choice(free)))
+    elif how == "moved" and len(things) == 2 and rng.random() < 0.6:
+        (a, b) = things
+        things = [replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y)]
+    elif how == "moved" and free:
+        things[which] = put(rng, things[which].shape, things[which].color, rng.choice(free))
+    else:
+        ground = rng.choice(tuple(GROUNDS))
+    return Scene(ground, tuple(things))
+
+
+def example(rng: random.Random, cases: dict[str, list[PromptCase]]) -> tuple[PromptCase, Scene]:
+    """A prompt, and a drawing that in half of all cases is what it asks for, or else nearly."""
+    from ...rewards.shapeworld import is_right
+
+    case = rng.choice(cases[rng.choice(tuple(cases))])
+    scene, wanted = layout(case, rng, None), rng.random() < 0.5
+    if wanted:  # what was not asked for may be anything
+        other = mistaken(scene, rng)
+        return case, other if rng.random() < 0.4 and is_right(case, truth(other)) else scene
+    while is_right(case, truth(scene)):
+        scene = mistaken(scene, rng)
+    return case, scene
+
+
+def part(scene: Scene, rng: random.Random) -> tuple[str, bool]:
+    """One thing in words, as a checklist has it, and whether the scene shows it; often it has the colour of
+    one thing and the shape of another."""
+    first, second, kind = rng.choice(scene.things), rng.choice(scene.things), rng.random()
+    if kind < 0.5:
+        color, shape = first.color, first.shape
+    elif kind < 0.75:
+        color, shape = first.color, second.shape
+    else:
+        color, shape = rng.choice(tuple(COLORS)), rng.choice(SHAPES)
+    if rng.random() < 0.3:
+        return noun_phrase(shape), any(t.shape == shape for t in scene.things)
+    return noun_phrase(color, shape), any((t.color, t.shape) == (color, shape) for t in scene.things)
+
+
+def degraded(picture: np.ndarray, rng: random.Random, least: float, most: float) -> np.ndarray:
+    """A picture of which less is seen: blurred, noisy and pale, by a strength of 0 to 1."""
+    strength = rng.uniform(least, most)
+    image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(12 * strength))
+    pixels = np.asarray(image, dtype=np.float32)
+    noise = np.random.default_rng(rng.getrandbits(63)).normal(size=(16, 16, 3)).astype(np.float32)
+    coarse = np.stack([np.asarray(Image.fromarray(noise[..., i]).resize((SIZE, SIZE))) for i in range(3)], -1)
+    pale = pixels.mean((0, 1)) * strength + pixels * (1 - strength)
+    return (pale + 40 * strength * coarse).clip(0, 255).astype(np.uint8)
+
+
+def taught(rng: random.Random, cases: dict[str, list[PromptCase]], count: int) -> tuple[list, list[Scene]]:
+    """(questions with drawings and answers, the drawings' scenes) of one batch."""
+    from ...rewards.shapeworld import faults
+    from ...rewards.vlm_questions import CRITIQUE, QUESTIONS
+    from ...trainers.judge_batch import Ask
+
+    asks, scenes = [], []
+    while len(asks) < count:
+        kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+        case, scene = example(rng, cases)
+        if kind in ("describe", "part"):
+            scene = random_scene(rng)
+        wrong = faults(case, truth(scene))
+        if kind == "critique" and not wrong:
+            continue
+        picture = draw(scene)
+        if kind == "describe":
+            question, answer = DESCRIBE, spelled_out(_in_order(scene))
+        elif kind == "part":
+            phrase, answer = part(scene, rng)
+            question = QUESTIONS["match"].format(phrase)
+        elif kind == "critique":
+            question, answer = CRITIQUE.format(case.prompt), "; ".join(wrong)
+        elif kind == "clarity":
+            answer = rng.random() < 0.5
+            picture = degraded(picture, rng, *((0.0, 0.25) if answer else (0.5, 1.0)))
+            question = QUESTIONS[kind].format(case.prompt)
+        else:
+            picture = degraded(picture, rng, 0.0, 0.4) if kind == "potential" else picture
+            question, answer = QUESTIONS[kind].format(case.prompt), not wrong
+        asks.append(Ask(question, Image.fromarray(picture), answer))
+        scenes.append(scene)
+    return asks, scenes
+
+
+def _in_order(scene: Scene) -> Scene:
+    """The same with its things row by row: there is one right way to describe it."""
+    return replace(scene, things=tuple(sorted(scene.things, key=lambda t: PLACES.index(t.place))))
+
+
+# Seeing
+
+
+class Seeing(nn.Module):
+    """A judge's model and the scale of its pictures' names."""
+
+    def __init__(self, model: Any, ids: Sequence[Sequence[int]]):
+        super().__init__()
+        self.model = model
+        self.scale = nn.Parameter(torch.ones(len(NAMES)))
+        self.ids = [torch.tensor(row) for row in ids]
+        self.seen: torch.Tensor | None = None  # in the last forward pass: (B, TOKENS², width)
+        model.model.connector.register_forward_hook(self._keep)
+
+    def _keep(self, _connector: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        self.seen = output
+
+    def forward(self, pictures: torch.Tensor) -> None:
+        """Look at normalised pictures (B, 1, 3, SIZE, SIZE)."""
+        inner = self.model.model
+        inner.connector(inner.vision_model(pixel_values=pictures[:, 0]).last_hidden_state)
+
+    def loss(self, scenes: Sequence[Scene]) -> torch.Tensor:
+        """Cross-entropy of the names of each token of the pictures that were looked at last."""
+        logits = self._logits()
+        answers = torch.tensor([names(scene) for scene in scenes])  # (B, TOKENS², len(NAMES))
+        weights = torch.where(answers[..., 1] < len(SHAPES), THING_WEIGHT, 1.0).flatten()
+        parts = [F.cross_entropy(one.flatten(0, 1), answer.flatten(), reduction="none")
+                 for one, answer in zip(logits, answers.unbind(-1))]  # fmt: skip
+        color, shape = ((part * weights).sum() / weights.sum() for part in parts[:2])
+        column, row = (part.mean() for part in parts[2:])
+        return color + shape + PLACED * (column + row)
+
+    @torch.no_grad()
+    def right(self, scenes: Sequence[Scene]) -> float:
+        """Share of the things whose colour and shape are named where their middle lies."""
+        answers = torch.tensor([names(scene) for scene in scenes])
+        color, shape = (one.argmax(-1) == answers[..., i] for i, one in enumerate(self._logits()[:2]))
+        return float((color & shape)[answers[..., 1] < len(SHAPES)].float().mean())
+
+    def _logits(self) -> list[torch.Tensor]:
+        assert self.seen is not None, "nothing was looked at"
+        known = self.model.get_input_embeddings().weight
+        return [(self.seen @ known[ids].T) * scale for ids, scale in zip(self.ids, self.scale)]
+
+
+def names(scene: Scene) -> list[list[int]]:
+    """Of each token, row by row, the numbers of its names."""
+    at: dict[tuple[int, int], Thing] = {
+        (int(t.y * TOKENS // SIZE), int(t.x * TOKENS // SIZE)): t for t in scene.things
+    }
+    found = []
+    for row in range(TOKENS):
+        for column in range(TOKENS):
+            thing = at.get((row, column))
+            color = NAMES[0].index(thing.color if thing else scene.ground)
+            shape = NAMES[1].index(thing.shape if thing else "background")
+            found.append([color, shape, column * 3 // TOKENS, row * 3 // TOKENS])
+    return found
+
+
+def pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """(B, 1, 3, SIZE, SIZE), as the processor makes them."""
+    made = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return made[:, None]
+
+
+def seeing(model: Any, tokens: Any) -> Seeing:
+    ids = [[tokens(f" {word}", add_special_tokens=False)["input_ids"] for word in row] for row in NAMES]
+    assert all(len(one) == 1 for row in ids for one in row), "a name is more than a token"
+    return Seeing(model, [[one[0] for one in row] for row in ids])
+
+
+def optimizers_for(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if ".layers." in name and p.ndim == 2 else others).append(p)
+    return [Muon(matrices, lr=rate), torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def train_seeing(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Callable = print) -> Path:
+    """First stage; saves `work/see`."""
+    from ...rewards.vlm_local import load
+
+    done = work / "see"
+    if done.exists():
+        return done
+    start = work / "untrained"
+    if not (start / "reprise-done").exists():
+        shutil.rmtree(start, ignore_errors=True)
+        untrained(start)
+        (start / "reprise-done").touch()
+    made, model = load(start, torch.float32)
+    model.requires_grad_(True).train()
+    eyes = seeing(model, made.tokenizer)
+    eyes.requires_grad_(False)
+    for part in (model.model.vision_model, model.model.connector, model.get_input_embeddings()):
+        part.requires_grad_(True)
+    eyes.scale.requires_grad_(True)
+    trained = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
+    optimizers = optimizers_for(trained, SEE_RATE)
+    optimizers[1].add_param_group({"params": [eyes.scale, model.get_input_embeddings().weight]})
+    loop = StepLoop(eyes, optimizers, work / "see.ckpt", steps, seed, log=log)
+
+    def take_step(rng: random.Random, step: int) -> float:
+        scenes = [random_scene(rng) for _ in range(SEE_BATCH)]
+        pictures = pixels([draw(scene) for scene in scenes])
+        eyes(pictures)
+        if step % 100 == 0:
+            log(f"things named: {eyes.right(scenes):.3f}")
+        loss = eyes.loss(scenes)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        return loss.item()
+
+    loop.run(take_step)
+    return _save(model, made, done)
+
+
+def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Callable = print) -> Path:
+    """Second stage, from `work/see`; saves `work/base`."""
+    from ...rewards.vlm_local import LocalVLM
+    from ...trainers.judge_batch import encode, losses
+
+    done = work / "base"
+    if done.exists():
+        return done
+    vlm = LocalVLM(work / "see", device="cpu", dtype="float32")
+    vlm.model.requires_grad_(True).train()
+    eyes = seeing(vlm.model, vlm.tokenizer)
+    cases = by_task()
+    loop = StepLoop(eyes, optimizers_for(eyes, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
+
+    def take_step(rng: random.Random, step: int) -> float:
+        asks, scenes = taught(rng, cases, BASE_BATCH)
+        batch = encode(vlm, asks)
+        found = losses(vlm, batch)
+        named = eyes.loss(scenes)
+        (found.mean() + SEEING * named).backward()
+        torch.nn.utils.clip_grad_norm_(eyes.parameters(), 1.0)
+        if step % 100 == 0:
+            match = [one.item() for one, ask in zip(found.detach(), asks) if ask.question.startswith("Does")]
+            log(f"match {sum(match) / max(1, len(match)):.3f}, names {named.item():.3f}")
+        return found.mean().item()
+
+    loop.run(take_step)
+    return _save(vlm.model, vlm.processor, done)
+
+
+def by_task() -> dict[str, list[PromptCase]]:
+    """The train split's prompts by their tasks."""
+    found: dict[str, list[PromptCase]] = {}
+    for case in prompts("train"):
+        found.setdefault(case.task, []).append(case)
+    return found
+
+
+def _save(model: Any, made: Any, folder: Path) -> Path:
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.eval().save_pretrained(beside)
+    made.save_pretrained(beside)
+    return beside.rename(folder)
+
+
+def build(work: Path, log: Callable[[str], None] = print) -> Path:
+    """Both stages; one that is done is not done again. The folder of the base, float32."""
+    work.mkdir(parents=True, exist_ok=True)
+    log("stage: see")
+    train_seeing(work, log=log)
+    log("stage: base")
+    return train_base(work, log=log)
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(build(Path(sys.argv[1])))

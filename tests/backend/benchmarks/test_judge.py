@@ -1,0 +1,143 @@
+"""`evaluate judge`: accuracies and errors by hand, intervals over prompts, and going on."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from reprise.backend.benchmarks.judge import Case, answers_of, evaluate
+from reprise.backend.cli.main import run
+from reprise.backend.errors import BadInput
+from reprise.backend.rewards.vlm import VLMJudge
+from reprise.backend.rewards.vlm_questions import QUESTIONS
+from reprise.backend.types import RewardSpec
+
+
+class Brightness:
+    spec = RewardSpec("brightness", 0.0, 1.0)
+
+    def score(self, images, prompts):
+        return images.mean((1, 2, 3)).tolist()
+
+
+class Played:
+    """A VLM that knows the right answers to all but potential."""
+
+    name, model = "played", None
+
+    def __init__(self):
+        self.asked = []
+
+    def agree(self, pictures, questions):
+        self.asked += questions
+        light = [sum(picture.getpixel((0, 0))) > 380 for picture in pictures]
+        known = [0.8 if one else 0.2 for one in light]
+        return [0.9 if question.startswith(QUESTIONS["potential"][:9]) and "Will" in question else p
+                for p, question in zip(known, questions)]  # fmt: skip
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Five prompts, a light and a dark picture each; a preview is lighter the later it is seen."""
+    found = []
+    for n in range(5):
+        for light in (True, False):
+            path = tmp_path / f"{n}-{light}.png"
+            Image.new("RGB", (32, 32), ((204, 204, 204) if light else (51, 51, 51))).save(path)
+            found += [Case("match", f"light {n}", path, light)]
+            found += [Case(question, f"light {n}", path, light, step) for question in ("clarity", "potential")
+                      for step in (2, 4)]  # fmt: skip
+    return found
+
+
+def test_figures_by_hand(cases):
+    played = VLMJudge(Played())
+    judges = {"played": lambda: answers_of(played), "bright": lambda: answers_of(Brightness())}
+    result = evaluate(judges, cases)
+    told, bright = result["rows"]
+    assert told["tasks"] == {"match": [1, 1, 1], "clarity": [1, 1, 1], "potential": [0.5, 0.5, 0.5]}
+    assert told["overall"][0] == pytest.approx(2.5 / 3, abs=1e-4)
+    assert told["cost"]["calibration error, match"] == pytest.approx(0.2, abs=1e-4)
+    assert told["cost"]["calibration error, potential"] == pytest.approx(0.4, abs=1e-4)
+    assert bright["tasks"].keys() == {"match", "potential"} and bright["tasks"]["potential"][0] == 1
+    steps, errors = result["tables"]
+    assert steps["columns"] == ["judge, question", "step 2", "step 4"]
+    assert ["played, potential", "0.500 [0.500, 0.500]", "0.500 [0.500, 0.500]"] in steps["rows"]
+    assert ["played, match", 10, "0.200 [0.200, 0.200]"] in errors["rows"]
+    assert result["reliability"]["played, match"] == [[pytest.approx(0.2), 0, 5], [pytest.approx(0.8), 1, 5]]
+    json.dumps(result, allow_nan=False)
+
+
+def test_temperatures_count(cases):
+    warm = VLMJudge(Played(), temperatures={"match": 1e-1})
+    (row,) = evaluate({"warm": lambda: answers_of(warm)}, [c for c in cases if c.question == "match"])["rows"]
+    assert row["cost"]["calibration error, match"] < 1e-3
+
+
+def test_intervals_are_over_prompts(cases):
+    """One prompt of five is always wrong: its answers come and go together."""
+    wrong = [Case(c.question, c.prompt, c.picture, not c.right if c.prompt == "light 0" else c.right, c.step)
+             for c in cases if c.question == "match"]  # fmt: skip
+    (row,) = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, wrong)["rows"]
+    mean, low, high = row["tasks"]["match"]
+    assert mean == 0.8 and (low, high) == (0.4, 1.0)  # 3 of 5 drawn and none, at 2.5 and 97.5 %
+
+
+def test_a_second_call_asks_nothing(cases, tmp_path):
+    first, again = Played(), Played()
+    kept = tmp_path / "kept.jsonl"
+    one = evaluate({"played": lambda: answers_of(VLMJudge(first))}, cases, kept=kept, marks={"played": "a"})
+    assert len(first.asked) == len(cases)
+    two = evaluate({"played": lambda: answers_of(VLMJudge(again))}, cases, kept=kept, marks={"played": "a"})
+    assert two == one and not again.asked
+    evaluate({"played": lambda: answers_of(VLMJudge(again))}, cases, kept=kept, marks={"played": "b"})
+    assert len(again.asked) == len(cases)
+    with pytest.raises(BadInput, match="nothing to evaluate"):
+        evaluate({}, [])
+
+
+def test_pictures_of_unlike_sizes(tmp_path):
+    found = []
+    for side in (8, 12):
+        path = tmp_path / f"{side}.png"
+        Image.new("RGB", (side, side), "white").save(path)
+        found.append(Case("match", "light", path, True))
+    assert answers_of(Brightness())(found) == [1.0, 1.0]
+    assert torch.get_num_threads() >= 1
+
+
+def lines_to(path, cases, **more):
+    rows = [{"prompt": c.prompt.replace("light", "a circle"), "question": c.question, "image": str(c.picture),
+             "label": c.right, **({"step": c.step} if c.step else {}), "split": "test", **more}
+            for c in cases]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_command(cases, tmp_path, capsys):
+    data, out = tmp_path / "test.jsonl", tmp_path / "out"
+    lines_to(data, cases)
+    assert run(["evaluate", "judge", "shapeworld", "--data", str(data), "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["name"] == "judge" and result["rows"][0]["tasks"]["match"][0] == 0.5
+    page = (out / "index.html").read_text()
+    assert "Reliability" in page and "Accuracy by denoising step" in page
+    assert json.loads((out / "result.json").read_text()) == result
+
+
+def test_bad_input(cases, tmp_path, capsys):
+    data = tmp_path / "test.jsonl"
+    lines_to(data, cases, split="train")
+    known = ["evaluate", "judge", "shapeworld", "--data", str(data)]
+    for words, said in (
+        (["evaluate", "judge"], "expected reprise evaluate judge JUDGE"),
+        (known, "no questions of yes or no in the split 'test'"),
+        ([*known, "--best-of", "4"], "--best-of has no use with this benchmark"),
+        (["evaluate", "judge", "shapeword", "--data", str(data)], "did you mean 'shapeworld'?"),
+        (["evaluate", "judge", "shapeworld", "shapeworld", "--data", str(data)], "named twice"),
+        (["evaluate", "judge", "vlm:x#clarity", "--data", str(data)], "leave off #clarity"),
+        (["evaluate", "shapeworld", "--data", str(data)], "belong to the benchmark judge"),
+    ):
+        assert run(words) == 2, words
+        caught = capsys.readouterr()
+        assert said in caught.err and caught.err.count("\n") == 1 and not caught.out, words
