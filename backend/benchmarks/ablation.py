@@ -1,14 +1,14 @@
 """Rewriters compared on ShapeWorld's held-out prompts, each method with its training seeds.
 
-Rows, each the share of strictly right pictures by the detector: the prompt as typed; every method, that is
-one or more rewriters which differ in their training seed alone; and the oracle, whose prompt spells out a
-layout drawn from the metadata.
+Rows: the prompt as typed; every method, that is one or more rewriters which differ in their training seed
+alone; and the oracle, whose prompt spells out a layout drawn from the metadata. A row's figure is the judge's
+mean score; of the detector's strict verdicts, the share of right pictures.
 
 Nothing is searched or mended: one picture for each prompt, drawing seed and rewriter, of its greedy rewrite.
 An answer that cannot be read is drawn as the user typed it, as in use. All rows share prompts and drawing
 seeds, so that differences are paired.
 
-Rewrites, pictures and verdicts are kept by their content. A stopped call goes on, rows with the same rewrite
+Rewrites, pictures and scores are kept by their content. A stopped call goes on, rows with the same rewrite
 share its pictures, and a call with one more row draws what is new alone, whatever else is asked for.
 """
 
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..cache import Cache
+from ..cache import Cache, as_kept, picture_key
 from ..errors import BadInput, RenderFailed, UnknownName
 from ..interfaces import Renderer, Reward, Rewriter
 from ..judging import image_scores
@@ -62,9 +62,10 @@ class Comparison:
         self.tell = tell or (lambda stage, done, total: None)
         self.pictures = Cache(folder / "pictures")
         self.kept_rewrites = Kept(folder / "rewrites.jsonl")
-        self.kept_verdicts = Kept(folder / "verdicts.jsonl")
+        self.kept_scores = Kept(folder / "scores.jsonl")
         self.rewrites = {(row["rewriter"], row["prompt"]): row for row in self.kept_rewrites.rows}
-        self.verdicts = {(row["picture"], row["prompt"]): row for row in self.kept_verdicts.rows}
+        self.scores = {(row["picture"], row["prompt"]): row for row in self.kept_scores.rows
+                       if row["judge"] == judge.spec.name}  # fmt: skip
 
     def write(self, rewriters: Rewriters, marks: Mapping[str, str]) -> None:
         """Have all prompts rewritten, one rewriter in memory at a time; `marks`: their fingerprints."""
@@ -93,16 +94,18 @@ class Comparison:
         import torch
 
         asked = dict.fromkeys(view for text in texts for view in self.views(text))
-        todo = [view for view in asked if (self.key(view[0]), view[1]) not in self.verdicts]
+        todo = [view for view in asked if (self.key(view[0]), view[1]) not in self.scores]
         for start in range(0, len(todo), BATCH):
             part = todo[start : start + BATCH]
             drawn = self._draw([job for job, _ in part])
             images = torch.stack([drawn[job][0] for job, _ in part])
             scores = image_scores(self.judge, images, [prompt for _, prompt in part])
-            fresh = [{"picture": self.key(job), "prompt": prompt, "right": score > 0.5, "rows": drawn[job][1]}
+            name = self.judge.spec.name
+            fresh = [{"judge": name, "picture": self.key(job), "prompt": prompt, "score": score,
+                      "rows": drawn[job][1]}
                      for (job, prompt), score in zip(part, scores, strict=True)]  # fmt: skip
-            self.kept_verdicts.add(fresh)
-            self.verdicts |= {(row["picture"], row["prompt"]): row for row in fresh}
+            self.kept_scores.add(fresh)
+            self.scores |= {(row["picture"], row["prompt"]): row for row in fresh}
             self.tell("draw", start + len(part), len(todo))
 
     def _draw(self, jobs: Iterable[Job]) -> dict[Job, tuple[Tensor, int]]:
@@ -119,23 +122,23 @@ class Comparison:
             for job, image in zip(todo, drawn.images, strict=True):
                 if image is None:
                     raise RenderFailed(f"{self.renderer.name} gave no picture for {job.prompt[:80]!r}")
-                image = image.float().clamp(0, 1).mul(255).round() / 255  # as it comes out of a PNG
+                image = as_kept(image)
                 self.pictures.put_image(self.key(job), image, {"rows": rows})
                 found[job] = image, rows
         return found
 
     def key(self, job: Job) -> str:
         """A picture's name: what decides its pixels."""
-        return Cache.key("image", self.renderer.fingerprint, job.prompt, job.seed)
+        return picture_key(self.renderer.fingerprint, job)
 
     def views(self, text: Text) -> list[View]:
         """Drawing seed by drawing seed, the prompts in their order."""
         return [(Job(text(case, base), base), case.prompt) for base in self.bases for case in self.cases]
 
     def results(self, text: Text) -> list[dict[str, Any]]:
-        """The verdicts on the pictures of `text`, as `views` has them, with their tasks."""
+        """The scores of the pictures of `text`, as `views` has them, with their tasks."""
         tasks = [case.task for case in self.cases] * len(self.bases)
-        return [{"task": task, **self.verdicts[self.key(job), prompt]}
+        return [{"task": task, **self.scores[self.key(job), prompt]}
                 for task, (job, prompt) in zip(tasks, self.views(text), strict=True)]  # fmt: skip
 
     def rewrite_of(self, mark: str) -> Text:
@@ -150,7 +153,7 @@ def compare(*, methods: Mapping[str, Sequence[str]], rewriters: Rewriters, rende
     row of `methods` has "trainings" too: each rewriter's fingerprint and its own mean.
 
     `methods`: a row's name -> the names of its rewriters, one for each training seed; `rewriters`: what makes
-    each. `judge` must be a ShapeWorld reward. `folder` keeps what is known between calls. Differences are
+    each. `folder` keeps what is known between calls. Differences are
     from the row `baseline`, by default the best of `methods`. Raises BadInput for the same weights twice in
     a row: as two trainings they would pass for certainty.
     """
@@ -172,8 +175,8 @@ def compare(*, methods: Mapping[str, Sequence[str]], rewriters: Rewriters, rende
     }
     work.look(text for row in texts.values() for text in row)
     results = {name: [work.results(text) for text in row] for name, row in texts.items()}
-    values = {name: _values(row) for name, row in results.items()}
-    rows = {name: _row(name, row, values[name]) for name, row in results.items()}
+    values = {name: values_of(row) for name, row in results.items()}
+    rows = {name: row_of(name, row, values[name]) for name, row in results.items()}
     for name in (TYPED, ORACLE):
         rows[name]["rewrites"] = {"words": _mean_words(job.prompt for job, _ in work.views(*texts[name]))}
     for name, given in methods.items():
@@ -182,7 +185,7 @@ def compare(*, methods: Mapping[str, Sequence[str]], rewriters: Rewriters, rende
         rows[name]["rewrites"] = {"words": _mean_words(readable),
                                   "unreadable": round(1 - len(readable) / len(answers), 4)}  # fmt: skip
         rows[name]["trainings"] = [
-            {"rewriter": one, "fingerprint": marks[one], "overall": _overall(values[name], number)}
+            {"rewriter": one, "fingerprint": marks[one], "overall": overall_of(values[name], number)}
             for number, one in enumerate(given)
         ]
     base = baseline or max(methods, key=lambda name: rows[name]["overall"][0])
@@ -224,21 +227,21 @@ def _check_different(name: str, given: Sequence[str], marks: Mapping[str, str]) 
         first[marks[one]] = one
 
 
-def _values(trainings: Sequence[Sequence[dict[str, Any]]]) -> Trained:
-    """Task -> share right over the drawing seeds, (training seeds, prompts)."""
-    shares = [by_prompt(results) for results in trainings]
-    return {task: [list(share[task].values()) for share in shares] for task in shares[0]}
+def values_of(trainings: Sequence[Sequence[dict[str, Any]]]) -> Trained:
+    """Task -> mean score over the drawing seeds, (training seeds, prompts)."""
+    means = [by_prompt(results, "score") for results in trainings]
+    return {task: [list(mean[task].values()) for mean in means] for task in means[0]}
 
 
-def _row(name: str, trainings: Sequence[Sequence[dict[str, Any]]], values: Trained) -> dict[str, Any]:
+def row_of(name: str, trainings: Sequence[Sequence[dict[str, Any]]], values: Trained) -> dict[str, Any]:
     overall, tasks = training_intervals(values)
     drawn = [result["rows"] for results in trainings for result in results]
     cost = {"denoiser_rows": round(sum(drawn) / len(drawn), 1)}
     return {"name": name, "overall": overall, "tasks": tasks, "cost": cost}
 
 
-def _overall(values: Trained, number: int) -> float:
-    """The share of training `number` alone, tasks weighted alike."""
+def overall_of(values: Trained, number: int) -> float:
+    """The mean of training `number` alone, tasks weighted alike."""
     means = [sum(of[number]) / len(of[number]) for of in values.values()]
     return round(sum(means) / len(means), 4)
 

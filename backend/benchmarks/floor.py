@@ -75,8 +75,8 @@ class Witness:
         args, kwargs = self._evaluated
         with torch.no_grad():
             with RowMask(self.denoiser, most, self.renderer.chunk):
-                row = _seconds(lambda: self.denoiser(*args, **kwargs), EVALUATIONS) / most
-            picture = _seconds(lambda: self._decode(latents), EVALUATIONS) / len(latents)
+                row = seconds_of(lambda: self.denoiser(*args, **kwargs), EVALUATIONS) / most
+            picture = seconds_of(lambda: self._decode(latents), EVALUATIONS) / len(latents)
         self.rows = rows  # without those just evaluated
         return rows * row + pictures * picture
 
@@ -89,7 +89,7 @@ class Witness:
         model.eval()
         try:
             with torch.inference_mode(), self.autocast():
-                return _seconds(lambda: [_generate(model, *self._pad(batch)) for batch in self._batches])
+                return seconds_of(lambda: [_generate(model, *self._pad(batch)) for batch in self._batches])
         finally:
             model.train(training)
 
@@ -104,7 +104,7 @@ class Witness:
                     _pass(model, reference, prompts, answers, mask)
 
         try:
-            return _seconds(update)
+            return seconds_of(update)
         finally:
             model.zero_grad(set_to_none=True)
 
@@ -143,7 +143,7 @@ def _pass(model: Any, reference: Any, prompts: Tensor, answers: Tensor, mask: Te
     logits.float().log_softmax(-1).gather(-1, answers[..., None]).mean().backward()
 
 
-def _seconds(call: Callable[[], Any], times: int = 1) -> float:
+def seconds_of(call: Callable[[], Any], times: int = 1) -> float:
     """Mean seconds of a call."""
     import torch
 

@@ -247,12 +247,12 @@ def _partial(folder: Path, settings: dict[str, Any]) -> Path:
     return lines
 
 
-def by_prompt(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Task -> prompt -> share right over its seeds."""
-    shares: dict[str, dict[str, list[bool]]] = {task: defaultdict(list) for task in TASKS}
+def by_prompt(results: Sequence[Result], figure: str = "right") -> dict[str, dict[str, float]]:
+    """Task -> prompt -> mean of a figure over its seeds; of "right", the share."""
+    found: dict[str, dict[str, list[float]]] = {task: defaultdict(list) for task in TASKS}
     for r in results:
-        shares[r["task"]][r["prompt"]].append(r["right"])
-    return {task: {p: sum(v) / len(v) for p, v in by.items()} for task, by in shares.items() if by}
+        found[r["task"]][r["prompt"]].append(r[figure])
+    return {task: {p: sum(v) / len(v) for p, v in by.items()} for task, by in found.items() if by}
 
 
 def _row(method: str, results: Sequence[Result]) -> dict[str, Any]:

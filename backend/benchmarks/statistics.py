@@ -50,8 +50,8 @@ def training_intervals(by_task: Trained, over: Trained | None = None,
             resampled += sign * np.take_along_axis(share @ data, chosen, 1).mean(1)
         draws.append(resampled)
         means.append(mean)
-        tasks[task] = _interval(mean, resampled)
-    return _interval(float(np.mean(means)), np.mean(draws, 0)), tasks
+        tasks[task] = interval_of(mean, resampled)
+    return interval_of(float(np.mean(means)), np.mean(draws, 0)), tasks
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
@@ -69,6 +69,13 @@ def _training_shares(trainings: int, seed: int) -> np.ndarray:
     return drawn / (trainings - 1)
 
 
-def _interval(mean: float, resampled: np.ndarray) -> Interval:
-    low, high = np.percentile(resampled, (2.5, 97.5))
+def prompt_shares(prompts: int, seed: int = 0) -> np.ndarray:
+    """How often each prompt is drawn in each resample, (RESAMPLES, prompts): for ratios of sums, where
+    prompts have unlike numbers of answers."""
+    return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
+
+
+def interval_of(mean: float, resampled: np.ndarray) -> Interval:
+    """[mean, low, high] from the value of each resample; one that has none is NaN, and left out."""
+    low, high = np.nanpercentile(resampled, (2.5, 97.5))
     return [round(float(v), 4) for v in (mean, low, high)]

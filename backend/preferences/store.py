@@ -59,7 +59,7 @@ class _Origin(_Part):
     prompt: str = Field(min_length=1)  # the user's, which the judge compared with
     reward: str
     margin: float = Field(gt=0)  # between the scores: in parts of the reward's range, where that is known
-    source: str  # "render", "grpo", "comfyui" or "table"
+    source: str  # "render", "grpo", "round", "comfyui" or "table"
     run: str
     renderer: str | None = None
 
@@ -127,8 +127,8 @@ class Store:
             self.images.put_image(name, pixels.float() / 255)
             if not self.has_image(name):
                 raise RepriseError(
-                    f"a picture cannot be written to {self.images.folder}; no pair was recorded: make room, "
-                    "or give another --store"
+                    f"a picture cannot be written to {self.images.folder}; nothing was recorded: make room, "
+                    "or give another folder"
                 )
         return name
 

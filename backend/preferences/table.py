@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from ..config import one_line
 from ..errors import BadInput
 from ..rewards.pictures import read_picture
+from ..runs import read_text
 from .pairing import Group, Picture, spec_of, spread_of
 
 
@@ -55,12 +56,7 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise BadInput(f"cannot read the table {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"the table {path} is not UTF-8 text (byte {error.start})") from error
+    text = read_text(path, "table", "is")
     empty = True
     for number, values in _csv(text) if path.suffix.lower() == ".csv" else _json_lines(path, text):
         empty = False

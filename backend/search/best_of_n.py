@@ -31,18 +31,20 @@ def check_search(n: int, seed: int) -> None:
 
 
 def search(renderer: Renderer, judge: Reward, prompt: str, drawn: Sequence[str], *, n: int, seed: int,
-           schedule: Schedule | None = None,
+           schedule: Schedule | None = None, previews: Reward | None = None,
            progress: Callable[[int, int], None] | None = None) -> SearchResult:
     """The best of `n` pictures for `prompt`, judged against it, drawn with the prompts `drawn` in turn.
 
     Candidate i has seed `seed + i` and prompt `drawn[i % len(drawn)]`. With a schedule, candidates are
-    pruned on their x0 previews; the finished ones are the same pictures as without.
+    pruned on their x0 previews, which `previews` judges, by default the judge; the finished ones are the same
+    pictures as without.
     """
     check_search(n, seed)
     schedule = schedule or Full()
     candidates = [Candidate(i, seed + i, drawn[i % len(drawn)]) for i in range(n)]
     cost = Cost()
-    watcher = PruningWatcher(judge, prompt, candidates, schedule, cost) if schedule.looks else None
+    looking = PruningWatcher(previews or judge, prompt, candidates, schedule, cost)
+    watcher = looking if schedule.looks else None
     started = time.perf_counter()
     rendered = renderer.render([Job(c.prompt, c.seed) for c in candidates], watcher, progress)
     judging = cost.seconds.get("judge", 0.0)  # the watcher's looks, which are no rendering

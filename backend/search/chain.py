@@ -20,8 +20,9 @@ Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Inte
 class Chain:
     """Rewriter, renderer and judge with the settings of a search.
 
-    `best_of` candidates share `variants` rewrites in turn; `prune` names a schedule; `reflect` is the
-    most rounds of reflection, each drawing `best_of` more candidates at most.
+    `best_of` candidates share `variants` rewrites in turn; `prune` names a schedule, and `previews` is who
+    judges the previews that it looks at, by default the judge; `reflect` is the most rounds of reflection,
+    each drawing `best_of` more candidates at most.
     """
 
     rewriter: Rewriter
@@ -32,6 +33,7 @@ class Chain:
     reflect: int = 1
     seed: int = 0
     variants: int = 4
+    previews: Reward | None = None
 
     def __post_init__(self):
         # All candidates of all rounds must have a seed, so the range is checked for all of them.
@@ -65,7 +67,8 @@ class Chain:
         tell("rewrite", 1, 1)
         found = search(
             self.renderer, self.judge, prompt, [r.prompt for r in rewrites], n=self.best_of, seed=self.seed,
-            schedule=self.schedule(self.best_of), progress=lambda done, total: tell("render", done, total),
+            schedule=self.schedule(self.best_of), previews=self.previews,
+            progress=lambda done, total: tell("render", done, total),
         )  # fmt: skip
         tell("judge", 1, 1)
         outcome = Outcome(prompt, list(rewrites), found.candidates, found.best, [], found.cost)
@@ -73,7 +76,8 @@ class Chain:
             mended = reflect(
                 found, prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
                 rounds=self.reflect, n=self.best_of, seed=self.seed, variants=self.variants,
-                schedule=self.schedule, progress=lambda done, total: tell("reflect", done, total),
+                schedule=self.schedule, previews=self.previews,
+                progress=lambda done, total: tell("reflect", done, total),
             )  # fmt: skip
             outcome.candidates, outcome.best = mended.candidates, mended.best
             outcome.reflection, outcome.rewrites = mended.rounds, [*rewrites, *mended.rewrites]

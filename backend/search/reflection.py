@@ -31,11 +31,13 @@ class Reflection:
 
 def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: Renderer, judge: Reward,
             rounds: int, n: int, seed: int, variants: int, schedule: Callable[[int], Schedule],
+            previews: Reward | None = None,
             progress: Callable[[int, int], None] | None = None) -> Reflection:
     """Up to `rounds` rounds over the result of a search; stops as soon as the judge is satisfied.
 
     Each round draws `n` candidates with new seeds, from `variants` corrected rewrites. `schedule(n)`
-    gives the pruning. Raises BadInput where the judge cannot say what is wrong.
+    gives the pruning, and `previews` judges its previews in the judge's place. Raises BadInput where the
+    judge cannot say what is wrong.
     """
     critic = check_critic(judge)
     state = Reflection(list(first.candidates), first.best, [], [], Cost())
@@ -50,7 +52,7 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
         state.rewrites += corrected
         base = seed + len(state.candidates)  # seeds no earlier round has used
         again = search(renderer, judge, prompt, [r.prompt for r in corrected], n=n, seed=base,
-                       schedule=schedule(n), progress=progress)  # fmt: skip
+                       schedule=schedule(n), previews=previews, progress=progress)  # fmt: skip
         state.cost += again.cost
         for candidate in again.candidates:
             candidate.index += len(first.candidates) + n * (number - 1)

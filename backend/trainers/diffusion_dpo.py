@@ -20,7 +20,11 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..config import Config, save_config
-from .folder import claim, setting_up
+from . import ranks
+from .guidance import JudgeGradient
+from .rounds import RendererRounds
+from .start import check_schedule
+from .stepping import carry_out
 
 
 class DenoiserLora(Config):
@@ -39,8 +43,12 @@ class DiffusionDpoConfig(Config):
 
     model: str
     """What draws: a diffusers folder, a hub name, or shapeworld for the embedded renderer."""
-    preferences: Path
-    """A folder that `reprise preferences mine` or `import` filled."""
+    preferences: Path | None = None
+    """A folder that `reprise preferences mine` or `import` filled; with `rounds` each has its own."""
+    rounds: RendererRounds | None = None
+    """Draw and judge the pairs, too, again and again with what was learned; below they are of each round."""
+    start: Path | None = None
+    """A LoRA file of this trainer to go on from, of the same rank and targets; it is the reference, too."""
     reward: str | None = None
     """Learn from this reward's pairs alone."""
     margin: float = Field(0.0, ge=0)
@@ -53,6 +61,10 @@ class DiffusionDpoConfig(Config):
     """FLUX dev's embedded guidance while training; by default its 3.5."""
     beta: PositiveFloat | None = None
     """How near the reference is kept; see losses.diffusion_dpo. By default 5000, for flows 100."""
+    weigh_by: str | None = None
+    """PARM guidance: pairs count by how much this judge prefers their better picture; margin, or a reward."""
+    judge: JudgeGradient | None = None
+    """PARM guidance through a judge's own gradient; see `guidance`."""
     times: Literal["uniform", "logit_normal"] = "uniform"
     """How the times of the noise are drawn: evenly, or most of them in the middle, as SD3 and FLUX were."""
     shift: PositiveFloat | None = None
@@ -94,10 +106,11 @@ class DiffusionDpoConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> DiffusionDpoConfig:
-        if self.scheduler == "constant" and self.warmup_ratio:
-            raise ValueError(
-                "scheduler 'constant' has no warm-up; set warmup_ratio=0, or scheduler=constant_with_warmup"
-            )
+        check_schedule(self.scheduler, self.warmup_ratio)
+        if (self.preferences is None) == (self.rounds is None):
+            raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
+        if self.rounds is not None:
+            self.rounds.check(self.model, self.reward, self.weigh_by)
         return self
 
 
@@ -114,15 +127,15 @@ def train(config: DiffusionDpoConfig, run: Path, resume: bool = False,
     CheckpointError and Unsupported for a renderer that cannot be trained, TrainingFailed for a loss that is
     no number or a checkpoint that cannot be written.
     """
-    final = run / "final"
-    claim(run, save_config(config), resume)
-    if resume and final.is_dir():
-        log(f"{run} is finished already")
-        return final
-    from ..loading import quiet_loading
-    from .diffusion_dpo_loop import Loop
+    ranks.refuse_several()
 
-    with quiet_loading():
-        with setting_up(run, resume):
-            loop = Loop(config, run, resume, log)
-        return loop.run()
+    def begin():
+        if config.rounds is not None:
+            from .diffusion_dpo_rounds import Rounds
+
+            return Rounds(config, config.rounds, run, log)
+        from .diffusion_dpo_loop import Loop
+
+        return Loop(config, run, resume, log)
+
+    return carry_out(run, save_config(config), resume, log, begin)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import shutil
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, TrainingFailed, Unsupported, first_line
-from ..losses import denoising_error, denoising_target, diffusion_dpo, noised
+from ..errors import BadInput, Unsupported
+from ..losses import denoising_error, denoising_target, diffusion_dpo, noised, predicted_clean
 from ..page.training import write_report
 from ..preferences.store import Pair, Store
 from ..registry import RENDERERS, resolve
@@ -25,18 +26,29 @@ from ..renderers import lora as files
 from ..renderers.checkpoints import find_pipeline, load_pipeline, read_index
 from ..renderers.devices import choose_device
 from ..renderers.families import family_of
-from . import ranks
+from ..rewards.judge import LearnedJudge
 from .denoisers import Denoiser, noising_of, stacked
 from .diffusion_dpo import DiffusionDpoConfig
 from .folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
+from .guidance import Guide, JudgeGradient, importance
 from .pairs import TEXT, Encoded, begin_with, begun_with, usable_pairs
+from .prompts import order
 from .rollouts import seed_of
+from .start import open_reward
+from .stepping import (
+    check_gradient,
+    check_loss,
+    load_checkpoint,
+    rate_factor,
+    save_checkpoint,
+    set_rate,
+    unsaved,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
-KEPT = 2  # checkpoints
 LOOKS = 4  # times at which a held-out pair is evaluated
 BETA = {"epsilon": 5000.0, "v_prediction": 5000.0, "flow": 100.0}
 TARGETS = {"attention": files.ATTENTION, "blocks": files.BLOCKS}
@@ -50,13 +62,12 @@ class Loop:
         from accelerate import Accelerator
         from transformers import set_seed
 
-        if ranks.several():
-            raise Unsupported("this trainer is one process; start it without accelerate launch and torchrun")
         self.config, self.folder, self.log = config, run, log
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
         for name in LINES:
             # From the start, the evaluation before the first step is made again, too.
             cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
+        assert config.preferences is not None, "with rounds each has its own"
         store = Store(config.preferences)
         pairs = begun_with(run, store.all_pairs()) if resume else None
         if pairs is None:
@@ -72,18 +83,23 @@ class Loop:
         if config.max_sequence_length and not self.family.has_text_length:
             raise Unsupported(f"{self.family.name} has a fixed text length; leave max_sequence_length out")
         self.encoded = Encoded(store, self.pipeline, self.family, config.size, length)
+        self.guide: Guide | None = None
         shape = self._encode(pairs, device)
         self.noising = noising_of(self.pipeline, shape, config.shift)
         self.beta = config.beta or BETA[self.noising.prediction]
 
         set_seed(config.seed)
         self.accelerator = Accelerator(cpu=device.type == "cpu")
+        start = self._start()
         self.model = self._adapted().to(device)
         self.denoiser = Denoiser(self.pipeline, self.family, self.model, config.guidance)
         self.weights = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        self.first = self._begun(start)
         self.optimizer = torch.optim.AdamW(self.weights.values(), config.learning_rate,
                                            weight_decay=config.weight_decay)  # fmt: skip
-        self.rate = self._rate()
+        factor = rate_factor(config, self.optimizer)
+        self.rate = lambda done: config.learning_rate * factor(done)
+        self.importance = importance(self.pairs, config.weigh_by)
         self.done = self._restore()
         log(f"{len(self.pairs)} pairs of {len({pair.prompt for pair in self.pairs})} prompts, "
             f"{len(self.held_out)} held out; {self.noising.prediction}, beta {self.beta:g}; "
@@ -133,6 +149,8 @@ class Loop:
             pipe.vae.to(device, torch.float32)  # some overflow in half precision
             self.encoded.prepare(pairs)
             setattr(pipe, self.family.denoiser, denoiser)
+        if self.config.judge is not None:
+            self.guide = self._guide(self.config.judge, pairs, device)
         for name in ("vae", *TEXT):
             if getattr(pipe, name, None) is not None:
                 setattr(pipe, name, None)
@@ -144,6 +162,15 @@ class Loop:
             sides = ", ".join(f"{wide * scale} x {high * scale}" for high, wide in sorted(shapes)[:4])
             raise BadInput(f"the pictures have several sizes ({sides}, …); set size to train on one")
         return shapes.pop()
+
+    def _guide(self, settings: JudgeGradient, pairs: Sequence[Pair], device: Any) -> Guide:
+        import torch
+
+        judge = open_reward(settings.reward)
+        if isinstance(judge, LearnedJudge):
+            judge.model.to(device)
+        vae = self.pipeline.vae.requires_grad_(False).to(device, torch.float32)
+        return Guide(settings, vae, judge, self.encoded.picture(pairs[0].chosen.image))
 
     def _adapted(self) -> Any:
         """The denoiser, frozen, with a new adapter in float32."""
@@ -159,26 +186,57 @@ class Loop:
         # In eval mode: without its adapter it is the reference, and nothing in that may be random.
         return get_peft_model(denoiser, settings).eval()
 
-    def _rate(self) -> Callable[[int], float]:
-        """The learning rate before each step, by the steps done."""
-        from transformers import get_scheduler
-
+    def _start(self) -> files.Adapter | None:
+        """The adapter to go on from. Raises BadInput for one of another rank or on other modules."""
         config = self.config
-        made: Any = get_scheduler(
-            config.scheduler, self.optimizer, num_training_steps=config.max_steps,
-            num_warmup_steps=math.ceil(config.warmup_ratio * config.max_steps),
-        )  # fmt: skip
-        factor = made.lr_lambdas[0]
-        return lambda done: config.learning_rate * factor(done)
+        if config.start is None:
+            return None
+        denoiser = getattr(self.pipeline, self.family.denoiser)
+        found = files.read_lora(config.start, denoiser)
+        modules = {name for name, one in denoiser.named_modules()
+                   if re.fullmatch(TARGETS[config.lora.targets], name)}  # fmt: skip
+        sizes = {len(a) for a, _ in found.values()}
+        if found.keys() != modules or sizes != {config.lora.r}:
+            raise BadInput(
+                f"{config.start} is an adapter of rank {max(sizes)} on {len(found)} modules, and lora asks "
+                f"for rank {config.lora.r} on {len(modules)}; set lora.r and lora.targets as they were"
+            )
+        return found
+
+    def _begun(self, start: files.Adapter | None) -> dict[str, Tensor] | None:
+        """Put the adapter to go on from into the new one; a copy, which stays the reference."""
+        import torch
+
+        if start is None:
+            return None
+        with torch.no_grad():
+            for name, one in self.weights.items():
+                module = name.removeprefix("base_model.model.").partition(".lora_")[0]
+                a, b = start[module]
+                one.copy_(a if ".lora_A." in name else b * (self.config.lora.r / self.config.lora.alpha))
+        return {name: one.detach().clone() for name, one in self.weights.items()}
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        """The model as it was before the first step: without its adapter, or with that of `start`."""
+        if self.first is None:
+            with self.model.disable_adapter():
+                yield
+            return
+        now = {name: one.data for name, one in self.weights.items()}
+        try:
+            for name, one in self.weights.items():
+                one.data = self.first[name]
+            yield
+        finally:
+            for name, one in self.weights.items():
+                one.data = now[name]
 
     # What happens in a step
 
     def _step(self, step: int) -> dict[str, Any]:
-        import torch
-
         config, start = self.config, time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step - 1)
+        set_rate(self.optimizer, self.rate(step - 1))
         figures: list[dict[str, float]] = []
         each = config.batch_size
         first = (step - 1) * each * config.accumulation
@@ -187,19 +245,17 @@ class Loop:
             pairs = [self.pairs[i] for i in order(len(self.pairs), config.seed, places)]
             losses, found = self._losses(pairs, *self._noise(places))
             loss = losses.mean()
-            if not torch.isfinite(loss):
-                raise TrainingFailed(f"the loss of step {step} is {loss.item()}; lower learning_rate, and go "
-                                     f"on with --resume {self.folder}")  # fmt: skip
+            check_loss(loss, step, self.folder)
             self.accelerator.backward(loss / config.accumulation)
             figures.append(found)
-        norm: Any = self.accelerator.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            raise TrainingFailed(f"the gradient of step {step} is no number; lower learning_rate, and go on "
-                                 f"with --resume {self.folder}")  # fmt: skip
+        clipped: Any = self.accelerator.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
+        norm = float(clipped)
+        check_gradient(norm, step, self.folder)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        means = {name: sum(one[name] for one in figures) / len(figures) for name in figures[0]}
-        return {"step": step, **means, "grad_norm": float(norm), "learning_rate": self.rate(step - 1),
+        names = dict.fromkeys(name for one in figures for name in one)
+        means = {name: mean(one[name] for one in figures if name in one) for name in names}
+        return {"step": step, **means, "grad_norm": norm, "learning_rate": self.rate(step - 1),
                 "seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
 
     def _losses(self, pairs: Sequence[Pair], noise: Tensor, u: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -217,24 +273,37 @@ class Loop:
         noisy = noised(clean, noise, signal, sigma).to(self.dtype)
         target = denoising_target(self.noising.prediction, clean, noise, signal, sigma)
 
-        def errors() -> Tensor:
+        def said() -> Tensor:
             # The adapter is float32 beside weights in bfloat16. (accelerate's own setting is the process's.)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                output = self.denoiser(noisy, times, conditions)
-            return denoising_error(output, target)
+                return self.denoiser(noisy, times, conditions)
 
-        with torch.no_grad(), self.model.disable_adapter():
-            reference = errors()
-        model = errors()
+        with torch.no_grad(), self._reference():
+            reference = denoising_error(said(), target)
+        output = said()
+        model = denoising_error(output, target)
         (chosen, rejected), (ref_chosen, ref_rejected) = model.chunk(2), reference.chunk(2)
         losses, margins = diffusion_dpo(chosen, rejected, ref_chosen, ref_rejected, self.beta)
-        return losses, {
+        figures = {
             "loss": losses.mean().item(), "accuracy": (margins > 0).float().mean().item(),
             "margin": margins.mean().item(),
             # How the errors changed: the better one's should fall. Where both rise, pictures get worse.
             "chosen": (chosen - ref_chosen).mean().item(),
             "rejected": (rejected - ref_rejected).mean().item(),
         }  # fmt: skip
+        if torch.is_grad_enabled():  # an evaluation is not guided
+            if self.importance:
+                losses = losses * losses.new_tensor([self.importance[pair.id] for pair in pairs])
+            if self.guide is not None:
+                # The better pictures, where they are clear enough.
+                clear = (sigma[: len(pairs)] < self.guide.settings.until).nonzero()[:, 0]
+                if len(clear):
+                    predicted = predicted_clean(self.noising.prediction, noisy[clear].float(),
+                                                output[clear].float(), signal[clear], sigma[clear])
+                    scores = self.guide(predicted, [pairs[i].prompt for i in clear.tolist()])
+                    losses = losses.index_add(0, clear, scores.to(losses), alpha=-self.guide.settings.weight)
+                    figures["judge"] = scores.mean().item()
+        return losses, figures
 
     def _noise(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Noise and times of the pairs at these places of the run."""
@@ -277,45 +346,15 @@ class Loop:
     # What is kept
 
     def _save(self, step: int) -> None:
-        """A checkpoint; the state's file is its last, and says that it is whole."""
-        from safetensors.torch import save_file
-
-        folder = self.folder / "checkpoints" / f"checkpoint-{step}"
-        state = self.optimizer.state_dict()["state"]
-        kept = {f"{name}.{key}": value
-                for i, name in enumerate(self.weights) for key, value in state[i].items()}  # fmt: skip
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            save_file({name: weight.detach().contiguous() for name, weight in self.weights.items()},
-                      folder / "adapter.safetensors")  # fmt: skip
-            save_file(kept, folder / "optimizer.safetensors")
-            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-            older = sorted(folder.parent.glob("checkpoint-*"), key=step_of)[:-KEPT]
-            for path in older:
-                shutil.rmtree(path)
-        except Exception as error:  # safetensors and the file system raise their own kinds
-            raise self._unsaved(folder, error) from error
+        files = {"adapter": self.weights}
+        save_checkpoint(self.folder, step, files, self.optimizer, list(self.weights))
 
     def _restore(self) -> int:
         """Take the checkpoint's weights and optimiser; the steps behind it."""
-        import torch
-        from safetensors.torch import load_file
-
-        if self.checkpoint is None:
-            return 0
-        device = str(self.accelerator.device)
-        weights = load_file(self.checkpoint / "adapter.safetensors", device=device)
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(weights[name])
-        kept = load_file(self.checkpoint / "optimizer.safetensors", device=device)
-        state = self.optimizer.state_dict()
-        state["state"] = {
-            i: {key: kept[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            for i, name in enumerate(self.weights)
-        }
-        self.optimizer.load_state_dict(state)
+        if self.checkpoint is not None:
+            device = str(self.accelerator.device)
+            files = {"adapter": self.weights}
+            load_checkpoint(self.checkpoint, files, self.optimizer, list(self.weights), device)
         return step_of(self.checkpoint)
 
     def _export(self) -> Path:
@@ -338,12 +377,8 @@ class Loop:
                 files.save_lora(folder, self.family, tensors, notes, config.export_dtype)
                 (folder / "reprise.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
         except Exception as error:
-            raise self._unsaved(final, error) from error
+            raise unsaved(final, self.folder, error) from error
         return final
-
-    def _unsaved(self, path: Path, error: Exception) -> TrainingFailed:
-        return TrainingFailed(f"{path} cannot be written: {first_line(error)}; make room, and go on with "
-                              f"--resume {self.folder}")  # fmt: skip
 
 
 def _said(row: dict[str, Any], steps: int) -> str:
@@ -359,13 +394,6 @@ def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     if not training:
         raise BadInput(f"eval_share={share:g} of {len(prompts)} prompts leaves none to train on; lower it")
     return training, [pair for pair in pairs if pair.prompt in aside]
-
-
-def order(count: int, seed: int, places: Sequence[int]) -> list[int]:
-    """Which of `count` pairs stand at these places: all of them in an order of (seed, round), then again."""
-    rounds = {place // count for place in places}
-    orders = {number: random.Random(f"{seed} {number}").sample(range(count), count) for number in rounds}
-    return [orders[place // count][place % count] for place in places]
 
 
 def _where(model: str) -> tuple[Path, int | None]:

@@ -3,7 +3,7 @@
 Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. Pairs are what `reprise preferences mine` found in the
 records of any run: best against worst rewrite of a prompt, by the mean score of their pictures, whoever wrote
 them. Rendering and training are apart, so that this costs no picture. The reference is the rewriter that it
-starts from; to iterate, render with `final/`, mine, and start from there.
+starts from; `rounds` iterates (`dpo_rounds`), or render with `final/`, mine, and start from there.
 Departs from TRL: prompt and answers are built by the functions that inference uses, token for token.
 
 The run folder is that of `sft`.
@@ -18,26 +18,19 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..config import Config, save_config
-from ..errors import BadInput, Unsupported
+from ..errors import BadInput
 from ..loading import quiet_loading
 from ..preferences.store import RewritePair, Store, Text
-from ..rewriters.prompting import (
-    FORM,
-    PLAIN_FORM,
-    PLAIN_SYSTEM,
-    SYSTEM,
-    Answer,
-    Unparsable,
-    answer_ids,
-    parse,
-    prompt_ids,
-)
-from ..rewriters.reprompt import EMBEDDED, load_checkpoint
+from ..rewriters.prompting import FORM, PLAIN_FORM, Answer, Unparsable, answer_ids, parse, prompt_ids
+from ..rewriters.reprompt import EMBEDDED
 from . import ranks
 from .folder import claim, cut_lines, export, newest_checkpoint, setting_up, step_of
-from .lora import LoraSettings, merged, training_dtype
-from .pairs import begin_with, begun_with
+from .lora import LoraSettings, merged
+from .pairs import apart, begin_with, begun_with
+from .rounds import RewriterRounds
 from .sft import MAX_DROPPED, metrics_callback
+from .start import check_precision, check_schedule, load_rewriter
+from .stepping import carry_out
 
 
 class DpoConfig(Config):
@@ -45,8 +38,10 @@ class DpoConfig(Config):
 
     model: str
     """The rewriter to start from, and the reference: a folder or hub name, or shapeworld."""
-    preferences: Path
-    """A folder that `reprise preferences mine` filled."""
+    preferences: Path | None = None
+    """A folder that `reprise preferences mine` filled; with `rounds` each has its own."""
+    rounds: RewriterRounds | None = None
+    """Write, draw and judge the pairs, too, again and again with what was learned; see `rounds`."""
     reward: str | None = None
     """Learn from this reward's pairs alone."""
     margin: float = Field(0.0, ge=0)
@@ -96,14 +91,12 @@ class DpoConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> DpoConfig:
-        if self.scheduler == "constant" and self.warmup_ratio:
-            raise ValueError(
-                "scheduler 'constant' has no warm-up; set warmup_ratio=0, or scheduler=constant_with_warmup"
-            )
-        if self.device == "cpu" and self.dtype == "bfloat16" and self.lora is None:
-            raise ValueError(
-                "full fine-tuning in bfloat16 loses small updates, and a CPU saves no time; set dtype=float32"
-            )
+        check_schedule(self.scheduler, self.warmup_ratio)
+        check_precision(self.device, self.dtype, self.lora)
+        if (self.preferences is None) == (self.rounds is None):
+            raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
+        if self.rounds is not None and self.reward is not None:
+            raise ValueError("the pairs of rounds are those of rounds.rewards; leave reward out")
         if self.lora is not None and self.lora.dropout:
             raise ValueError("dropout makes a rewriter differ from its own reference; set lora.dropout=0")
         return self
@@ -119,8 +112,12 @@ def train(config: DpoConfig, run: Path, resume: bool = False, log: Callable[[str
     bit on a CPU, as if it had never stopped; a finished run is returned as it is.
     Raises BadInput where there is nothing to learn from, and CheckpointError.
     """
-    if ranks.several():
-        raise Unsupported("this trainer is one process; start it without accelerate launch and torchrun")
+    ranks.refuse_several()
+    if config.rounds is not None:
+        from .dpo_rounds import Rounds
+
+        rounds = config.rounds
+        return carry_out(run, save_config(config), resume, log, lambda: Rounds(config, rounds, run, log))
     final = run / "final"
     claim(run, save_config(config), resume)
     if resume and final.is_dir():
@@ -128,13 +125,15 @@ def train(config: DpoConfig, run: Path, resume: bool = False, log: Callable[[str
         return final
 
     with quiet_loading():
-        return _train(config, run, resume, log)
+        return learn(config, run, resume, log)
 
 
-def _train(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]) -> Path:
+def learn(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]) -> Path:
+    """Train on the pairs of `config.preferences` in a run folder that is ours already."""
     from datasets import Dataset
     from transformers import set_seed
 
+    assert config.preferences is not None, "with rounds each has its own"
     final = run / "final"
     with setting_up(run, resume):
         store = Store(config.preferences)
@@ -144,11 +143,7 @@ def _train(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None
         gpu = ranks.gpu(config.device)
         set_seed(config.seed)
         where = str(EMBEDDED) if config.model == "shapeworld" else config.model
-        dtype = training_dtype(config.dtype, gpu, config.lora)
-        model, tokenizer, kept = load_checkpoint(where, "cuda" if gpu else "cpu", dtype)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        system = config.system or kept.system or (SYSTEM if config.reasoning else PLAIN_SYSTEM)
+        model, tokenizer, kept, system = load_rewriter(where, config, gpu)
         rows = _encoded(pairs, tokenizer, system, config, log)
         newest = newest_checkpoint(run / "checkpoints") if resume else None
         cut_lines(run / "metrics.jsonl", step_of(newest))
@@ -170,20 +165,10 @@ def _train(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None
 
 def usable_rewrites(store: Store, reward: str | None, margin: float) -> list[RewritePair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none is left."""
-    recorded = store.rewrites()
-    found = [pair for pair in recorded if reward in (None, pair.reward)]
-    if not found:
-        known = sorted({pair.reward for pair in recorded})
-        what = f"of {reward!r}, only of {', '.join(known)}" if known else "of rewrites that are not struck"
-        raise BadInput(
-            f"{store.folder} has no pairs {what}; mine runs that tried several rewrites of a prompt"
-        )
-    apart = [pair for pair in found if pair.margin >= margin]
-    if not apart:
-        widest = max(pair.margin for pair in found)
-        raise BadInput(f"all {len(found)} pairs of rewrites of {store.folder} are ties: none is {margin:g} "
-                       f"apart, the widest {widest:.3g}; lower margin")  # fmt: skip
-    return apart
+    return apart(
+        store.rewrites(), reward, margin, "pairs of rewrites", of="rewrites", folder=store.folder,
+        none="mine runs that tried several rewrites of a prompt", ties="lower margin",
+    )  # fmt: skip
 
 
 def _encoded(pairs: Sequence[RewritePair], tokenizer: Any, system: str, config: DpoConfig,

@@ -14,6 +14,7 @@ from ..errors import BadInput, CheckpointError, TrainingFailed, first_line
 from ..preferences.store import Pair, RewritePair, Store
 from ..renderers.checkpoints import pipeline_fingerprint
 from ..renderers.families import Family
+from ..renderers.lora import check_layout
 from ..runs import write_whole
 from .denoisers import to_latents
 
@@ -29,28 +30,40 @@ TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[[str], None]) -> list[Pair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none or too few are left."""
-    recorded = store.pairs()
-    found = [pair for pair in recorded if reward in (None, pair.reward)]
-    if not found:
-        known = sorted({pair.reward for pair in recorded})
-        what = f"of {reward!r}, only of {', '.join(known)}" if known else "of pictures that are not struck"
-        raise BadInput(f"{store.folder} has no pairs {what}; mine more: reprise preferences mine RUN")
-    apart = [pair for pair in found if pair.margin >= margin]
-    if not apart:
-        widest = max(pair.margin for pair in found)
+    found = apart(
+        store.pairs(), reward, margin, "pairs", of="pictures", folder=store.folder,
+        none="mine more: reprise preferences mine RUN",
+        ties="lower margin, or mine runs with more candidates",
+    )  # fmt: skip
+    kept = [pair for pair in found if all(store.has_image(s.image) for s in (pair.chosen, pair.rejected))]
+    lost = len(found) - len(kept)
+    if lost > MAX_LOST * len(found):
         raise BadInput(
-            f"all {len(found)} pairs of {store.folder} are ties: none is {margin:g} apart, the widest "
-            f"{widest:.3g}; lower margin, or mine runs with more candidates"
-        )
-    kept = [pair for pair in apart if all(store.has_image(s.image) for s in (pair.chosen, pair.rejected))]
-    lost = len(apart) - len(kept)
-    if lost > MAX_LOST * len(apart):
-        raise BadInput(
-            f"the pictures of {lost} of {len(apart)} pairs are gone from {store.images.folder}; copy the "
+            f"the pictures of {lost} of {len(found)} pairs are gone from {store.images.folder}; copy the "
             "folder back, or mine the runs again into another --store"
         )
     if lost:
-        log(f"left out {lost} of {len(apart)} pairs: their pictures are gone")
+        log(f"left out {lost} of {len(found)} pairs: their pictures are gone")
+    return kept
+
+
+def apart(recorded: Sequence[P], reward: str | None, margin: float, named: str, *, of: str, folder: Path,
+          none: str, ties: str) -> list[P]:  # fmt: skip
+    """The pairs of `reward`, or of all, that are at least `margin` apart.
+
+    Raises BadInput where none is: `named` says what they are, `of` what they pair and `folder` where they
+    are kept; `none` and `ties` say what to do.
+    """
+    found = [pair for pair in recorded if reward in (None, pair.reward)]
+    if not found:
+        known = sorted({pair.reward for pair in recorded})
+        what = f"of {reward!r}, only of {', '.join(known)}" if known else f"of {of} that are not struck"
+        raise BadInput(f"{folder} has no pairs {what}; {none}")
+    kept = [pair for pair in found if pair.margin >= margin]
+    if not kept:
+        widest = max(pair.margin for pair in found)
+        raise BadInput(f"all {len(found)} {named} of {folder} are ties: none is {margin:g} apart, the widest "
+                       f"{widest:.3g}; {ties}")  # fmt: skip
     return kept
 
 
@@ -84,6 +97,7 @@ class Encoded:
     """
 
     def __init__(self, store: Store, pipeline: Any, family: Family, size: int | None, length: int | None):
+        check_layout(family)
         self.store, self.pipeline, self.family, self.size, self.length = store, pipeline, family, size, length
         self.folder, self.multiple = store.folder / ENCODED, family.multiple(pipeline)
         encoders = {name: part for name in TEXT if (part := getattr(pipeline, name, None)) is not None}
@@ -99,7 +113,7 @@ class Encoded:
         """Encode what is missing. Raises BadInput for pictures that cannot be trained on together."""
         for image in dict.fromkeys(side.image for pair in pairs for side in (pair.chosen, pair.rejected)):
             if not (path := self._latent_path(image)).is_file():
-                _save(path, {"latent": to_latents(self.pipeline, self._picture(image)).cpu().contiguous()})
+                _save(path, {"latent": to_latents(self.pipeline, self.picture(image)).cpu().contiguous()})
         for text in dict.fromkeys(pair.condition for pair in pairs):
             if not (path := self._condition_path(text)).is_file():
                 import torch
@@ -116,7 +130,8 @@ class Encoded:
         """The embeddings of one prompt, each (1, …)."""
         return _load(self._condition_path(text))
 
-    def _picture(self, image: str) -> Tensor:
+    def picture(self, image: str) -> Tensor:
+        """(H, W, 3) in 0..1, as it is trained on. Raises BadInput for one that is damaged or of no size."""
         picture = self.store.image(image)
         if picture is None:
             raise BadInput(f"the picture {self.store.image_path(image)} is damaged; mine its run again")

@@ -165,13 +165,13 @@ def test_two_servers_one_of_them_killed_on_the_way(server, second, alone, caplog
     killed = []
 
     def progress(done, whole):
-        if done > whole // 4 and not killed:
-            killed.append(second.http.get("/queue").json()["queue_running"])
+        if not killed and (running := second.http.get("/queue").json()["queue_running"]):
+            killed.append(running)
             second.process.kill()
 
     more = [Job(job.prompt, job.seed + 1000) for job in JOBS]
     out = pixels(drawing.render(more + JOBS, progress=progress))
-    assert killed and killed[0], "it had nothing to do when it was killed"
+    assert killed, "it never had anything to do"
     assert f"{url(second)} is dropped" in caplog.text
     assert all(map(np.array_equal, out[len(more):], alone))
     assert all(map(np.array_equal, out[: len(more)], pixels(renderer(server).render(more))))

@@ -1,7 +1,9 @@
-"""LoRA files of trained renderers in ComfyUI's own loader: every key found, every weight as it should be."""
+"""LoRA files of trained renderers in ComfyUI's own loader: every key found, every weight as it should be,
+and the same picture drawn."""
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -97,3 +99,81 @@ def test_every_family_in_the_cores_loader(in_comfyui, tmp_path):
         if "wrong" in seen:
             assert seen["wrong"] == {} and seen["change"] > 0.1, name
 
+
+SEED, STEPS, CFG = 5, 8, 3.0
+PROMPT = "a large red circle at the top left and a small blue star in the center, on a grey background"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The file that `train diffusion-dpo` writes for the embedded renderer after a few large steps."""
+    from reprise.backend.preferences.store import Pair, Side, Store
+    from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
+
+    torch.set_num_threads(1)
+    folder, random = tmp_path_factory.mktemp("trained"), torch.Generator().manual_seed(0)
+    store = Store(folder / "store", create=True)
+    images = [store.put_image(torch.rand(128, 128, 3, generator=random)) for _ in range(2)]
+    sides = [Side(image=image, drawn_as="x", score=1.0 - i) for i, image in enumerate(images)]
+    store.add([Pair(prompt="x", condition="a red circle", chosen=sides[0], rejected=sides[1], reward="r",
+                    margin=1.0, source="render", run="a")])  # fmt: skip
+    config = DiffusionDpoConfig(
+        model="shapeworld", preferences=folder / "store", max_steps=3, batch_size=1, accumulation=1,
+        device="cpu", learning_rate=1e-2, warmup_ratio=0.0, lora={"r": 4, "alpha": 8, "targets": "blocks"},
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    return train(config, folder / "run", log=lambda line: None) / "lora.safetensors"
+
+
+def by_diffusers(lora):
+    """The picture (128, 128, 3) in 0..255 by diffusers' own pipeline and LoRA loader, of ComfyUI's noise."""
+    from diffusers import FluxPipeline
+
+    from reprise.backend.renderers.shapeworld import WEIGHTS, ShapeWorldRenderer
+
+    pipe = FluxPipeline.from_pretrained(str(WEIGHTS), torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipe.load_lora_weights(lora.parent, weight_name=lora.name)
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(SEED))
+    drawn = pipe(
+        prompt=PROMPT, negative_prompt="", true_cfg_scale=CFG, num_inference_steps=STEPS, height=128,
+        width=128, latents=pipe._pack_latents(noise, 1, 16, 16, 16), output_type="pt",
+        max_sequence_length=ShapeWorldRenderer.TEXT_LENGTH,
+    ).images  # fmt: skip
+    return drawn[0].movedim(0, -1) * 255
+
+
+def test_a_real_server_draws_with_a_trained_lora_what_diffusers_draws(server, trained):
+    """Stock loaders and the stock KSampler; eight bits a colour come out of a server."""
+    (server.base / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    shutil.copy(trained, server.base / "models" / "loras" / "trained.safetensors")
+    one = {"lora_name": "trained.safetensors", "strength_model": 1.0}
+    graph = {
+        "load": {"class_type": "RepriseLoadShapeWorld", "inputs": {}},
+        "alone": {"class_type": "LoraLoaderModelOnly", "inputs": {**one, "model": ["load", 0]}},
+        "both": {"class_type": "LoraLoader", "inputs": {**one, "strength_clip": 1.0, "model": ["load", 0],
+                                                        "clip": ["load", 1]}},
+        "latent": {"class_type": "EmptySD3LatentImage",
+                   "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+    }  # fmt: skip
+    for name, model, clip in (("plain", ["load", 0], ["load", 1]), ("model", ["alone", 0], ["load", 1]),
+                              ("clip", ["both", 0], ["both", 1])):  # fmt: skip
+        for sign, text in (("positive", PROMPT), ("negative", "")):
+            graph[f"{name} {sign}"] = {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": clip}}
+        graph[f"{name} sampler"] = {"class_type": "KSampler", "inputs": {
+            "model": model, "positive": [f"{name} positive", 0], "negative": [f"{name} negative", 0],
+            "latent_image": ["latent", 0], "seed": SEED, "steps": STEPS, "cfg": CFG, "sampler_name": "euler",
+            "scheduler": "simple", "denoise": 1.0}}  # fmt: skip
+        graph[f"{name} decode"] = {"class_type": "VAEDecode", "inputs": {"samples": [f"{name} sampler", 0],
+                                                                         "vae": ["load", 2]}}  # fmt: skip
+        graph[name] = {"class_type": "PreviewImage", "inputs": {"images": [f"{name} decode", 0]}}
+    entry = server.run(graph)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    shown = {name: torch.from_numpy(server.images(entry, name)[0].copy()).float()
+             for name in ("plain", "model", "clip")}  # fmt: skip
+    plain, with_lora = by_diffusers(None), by_diffusers(trained)
+    assert (with_lora - plain).abs().max() > 32, "the LoRA changes the picture"
+    for name, expected in (("plain", plain), ("model", with_lora), ("clip", with_lora)):
+        apart = (shown[name] - expected).abs()
+        assert apart.max() <= 1.5 and apart.mean() <= 0.6, (name, apart.max(), apart.mean())

@@ -7,7 +7,7 @@ import torch
 
 from reprise.backend.errors import Unsupported
 from reprise.backend.losses import denoising_target, noised
-from reprise.backend.renderers.diffusers import _unscale, family_of_pipeline
+from reprise.backend.renderers.diffusers import family_of_pipeline, unscaled
 from reprise.backend.trainers.denoisers import Denoiser, noising_of, stacked, to_latents
 
 from ..renderers.conftest import build
@@ -66,7 +66,7 @@ def test_a_latent_decodes_to_its_picture(pipe):
     with torch.no_grad():
         pixels = picture.permute(2, 0, 1)[None] * 2 - 1
         expected = pipe.vae.encode(pixels).latent_dist.mode()
-    torch.testing.assert_close(_unscale(latent[None], pipe.vae.config), expected)
+    torch.testing.assert_close(unscaled(latent[None], pipe.vae.config), expected)
 
 
 def test_latents_of_a_vae_with_moments():
@@ -75,7 +75,7 @@ def test_latents_of_a_vae_with_moments():
     picture = torch.rand(16, 16, 3)
     with torch.no_grad():
         expected = pipe.vae.encode(picture.permute(2, 0, 1)[None] * 2 - 1).latent_dist.mode()
-    torch.testing.assert_close(_unscale(to_latents(pipe, picture)[None], pipe.vae.config), expected)
+    torch.testing.assert_close(unscaled(to_latents(pipe, picture)[None], pipe.vae.config), expected)
 
 
 def test_a_denoised_target_is_clean(pipe):

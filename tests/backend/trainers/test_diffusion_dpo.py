@@ -17,10 +17,11 @@ from reprise.backend.registry import TRAINERS, resolve
 from reprise.backend.renderers.lora import merge_lora
 from reprise.backend.trainers import diffusion_dpo
 from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
-from reprise.backend.trainers.diffusion_dpo_loop import Loop, order, split
+from reprise.backend.trainers.diffusion_dpo_loop import Loop, split
 from reprise.backend.trainers.folder import claim
 
 from ..renderers.conftest import build
+from .conftest import half_write
 
 FAMILIES = ["flux", "flux_true_cfg", "sd3", "sd1", "sd1_v", "sdxl", "pixart"]
 COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.1, 0.9]])  # liked, and not
@@ -194,12 +195,7 @@ def test_killed_and_resumed_is_never_killed(at, whole, tmp_path):
     with pytest.raises(Killed):
         train(config, tmp_path, log=log)
     assert not (tmp_path / "final").exists()
-    # Killed while the next checkpoint was half written, and while a line was.
-    half = tmp_path / "checkpoints" / "checkpoint-99"
-    half.mkdir(parents=True)
-    (half / "adapter.safetensors").write_bytes(b"half")
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9')
+    half_write(tmp_path, "adapter.safetensors")
     said = []
     train(config, tmp_path, resume=True, log=said.append)
     assert ("from the start" if at < 3 else f"going on from checkpoint-{at // 2 * 2}") in " ".join(said)
@@ -315,12 +311,6 @@ def test_a_loss_that_is_no_number_stops_the_run(folders, store, tmp_path):
         train(config, tmp_path / "run", log=quiet)
 
 
-def test_the_order_of_pairs():
-    assert sorted(order(5, 0, range(5))) == list(range(5)) != order(5, 0, range(5, 10))
-    assert order(5, 0, range(3)) + order(5, 0, range(3, 10)) == order(5, 0, range(10))
-    assert order(5, 1, range(5)) != order(5, 0, range(5))
-
-
 def test_whole_prompts_are_held_out(store):
     pairs = store.pairs() * 2
     training, aside = split(pairs, 0.3)
@@ -343,7 +333,7 @@ def test_the_examples_of_settings_are_valid():
     folder = Path(diffusion_dpo.__file__).parent / "configs"
     found = {path.stem.split("_", 1)[1] for path in folder.glob("diffusion-dpo_*.yaml")
              if load_config(DiffusionDpoConfig, path)}  # fmt: skip
-    assert found == {"shapeworld", "flux", "sd15", "sdxl", "sd3", "pixart"}
+    assert found == {"shapeworld", "shapeworld-rounds", "flux", "sd15", "sdxl", "sd3", "pixart"}
     assert resolve("trainer", TRAINERS, "diffusion-dpo") is train
 
 

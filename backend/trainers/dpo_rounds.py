@@ -1,0 +1,130 @@
+"""Rounds of DPO of a rewriter: it writes, what it wrote is drawn and judged, and it learns from that.
+
+Source: see `rounds`; writing and judging are those of GRPO (`rollouts`): all rewrites of a prompt share their
+seeds, and one that cannot be read is never drawn; it is in no pair, either. A rewrite's score is the weighted
+mean of its rewards, each brought to 0..1 by its range.
+
+A round starts from the rewriter of the round before, and has it for its reference. With an adapter it is
+merged, and the next one is new. Quality falls after some rounds: `patience` stops there, and `best/` holds
+the round that did best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import parse_config, save_config
+from ..preferences.store import RewritePair, Store, Text
+from ..rewriters.reprompt import EMBEDDED, RePromptRewriter, load_checkpoint
+from ..runs import write_whole
+from . import ranks
+from .dpo import learn
+from .grpo import GrpoConfig
+from .lora import merged
+from .prompts import Stream
+from .renderers import open_renderer
+from .rollouts import Group, Rollouts
+from .rounds import BaseRounds, RewriterRounds
+from .start import load_rewriter
+from .watching import evaluate
+
+if TYPE_CHECKING:
+    from .dpo import DpoConfig
+
+
+class Rounds(BaseRounds):
+    def __init__(self, config: DpoConfig, rounds: RewriterRounds, run: Path, log: Callable[[str], None]):
+        super().__init__(rounds, run, config.seed, log)
+        self.config, self.rounds = config, rounds
+        # GRPO's settings of writing and judging; of its learning there is none here.
+        shared = ("prompts", "rewards", "held_out", "rewrites", "images", "temperature", "max_new_tokens",
+                  "write_batch", "max_dropped")  # fmt: skip
+        self.rolling = parse_config(GrpoConfig, {
+            **rounds.model_dump(include=set(shared)), "model": config.model, "reasoning": config.reasoning,
+            "prompts_per_step": rounds.prompts_at_once, "seed": config.seed, "batch_size": 1,
+        }, "rounds")  # fmt: skip
+        if not self.of(1).exists():
+            open_renderer(rounds.renderer)  # what it does not have is refused before anything is written
+
+    def gather(self, number: int, newest: Path | None) -> dict[str, float]:
+        asked, each = self.asked(number), self.rounds.prompts_at_once
+        rows = self.journal(number, each)
+        if len(rows) < len(asked):
+            with self.rollouts(newest) as rollouts:
+                for start in range(len(rows), len(asked), each):
+                    groups = rollouts.groups(asked[start : start + each])
+                    fresh = [_row(rollouts, group) for group in groups]
+                    self.record(number, fresh)
+                    rows += fresh
+                    self.log(f"round {number}: wrote and drew for {len(rows)} of {len(asked)} prompts")
+        pairs = [pair for row in rows if (pair := self._pair(row, number))]
+        store = Store(self.of(number) / "preferences", create=True)
+        store.add_rewrites(pairs)
+        scores = [text["score"] for row in rows for text in row["rewrites"]]
+        return {"prompts": len(rows), "pairs": len(pairs), "ties": len(rows) - len(pairs), "gone": 0,
+                "reward": sum(scores) / max(1, len(scores))}  # fmt: skip
+
+    def learn(self, number: int, newest: Path | None) -> Path:
+        folder = self.of(number)
+        config = self.config.model_copy(update={
+            "rounds": None, "preferences": folder / "preferences", "export_dtype": "same",
+            "model": str(newest or self.config.model),
+        })  # fmt: skip
+        write_whole(folder / "config.yaml", save_config(config))
+        return learn(config, folder, True, lambda line: self.log(f"round {number}: {line}"))
+
+    def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        with self.rollouts(newest) as rollouts:
+            return evaluate(rollouts, self.sets, unchanged=newest is None)
+
+    def export(self, newest: Path, folder: Path) -> None:
+        super().export(newest, folder)
+        if self.config.export_dtype != "same":
+            model, _, _ = load_checkpoint(str(newest))
+            merged(model, self.config.export_dtype).save_pretrained(folder)
+
+    @contextmanager
+    def rollouts(self, newest: Path | None) -> Iterator[Rollouts]:
+        """The rewriter of a round, the renderer and the judges at work."""
+        config, rounds = self.config, self.rounds
+        where = newest or (EMBEDDED if config.model == "shapeworld" else config.model)
+        model, tokenizer, _, system = load_rewriter(str(where), config, ranks.gpu(config.device))
+        writer = RePromptRewriter((model, tokenizer), system=system, max_new_tokens=rounds.max_new_tokens,
+                                  temperature=rounds.temperature, batch_size=rounds.write_batch)  # fmt: skip
+        words = {name: reward for name, reward in self.rewards.items() if name not in self.looking}
+        specs = {name: reward.spec for name, reward in self.rewards.items()}
+        with self.at_work(open_renderer(rounds.renderer), model) as studio:
+            yield Rollouts(writer, studio, words, specs, Stream(self.prompts, self.seed), self.rolling,
+                           studio.phases)  # fmt: skip
+
+    def _pair(self, row: Mapping[str, Any], number: int) -> RewritePair | None:
+        """Best against worst of one prompt's rewrites; None for a tie."""
+        texts = {(one["reason"], one["rewrite"]): Text(reason=one["reason"], rewrite=one["rewrite"],
+                                                      score=one["score"], pictures=len(one["pictures"]))
+                 for one in row["rewrites"]}  # fmt: skip
+        ranked = sorted(texts.values(), key=lambda text: -text.score)
+        margin = ranked[0].score - ranked[-1].score if ranked else 0.0
+        if margin <= 0 or margin < self.config.margin:
+            return None
+        return RewritePair(
+            prompt=row["prompt"], chosen=ranked[0], rejected=ranked[-1], reward="+".join(self.rounds.rewards),
+            margin=margin, source="round", run=str(number), renderer=self.rounds.renderer.name,
+        )  # fmt: skip
+
+
+def _row(rollouts: Rollouts, group: Group) -> dict[str, Any]:
+    """One prompt on record: the rewrites that were read and drawn, and how many were not."""
+    whole = [sample for sample in group.valid if sample.drawn]
+    return {
+        "prompt": group.asked.prompt, "judged_as": group.asked.judged_as or None, "seeds": group.seeds,
+        "unparsable": sum(not sample.drawn for sample in group.samples),
+        "dropped": len(group.samples) - len(group.valid),
+        "rewrites": [
+            {"reason": sample.rewrite.reason, "rewrite": sample.rewrite.prompt, "pictures": sample.pictures,
+             "scores": sample.scores, "score": rollouts.reward_of(sample)}
+            for sample in whole
+        ],
+    }  # fmt: skip

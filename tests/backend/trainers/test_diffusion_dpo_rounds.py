@@ -1,0 +1,264 @@
+"""Rounds of Diffusion-DPO with a tiny FLUX and a judge that likes red."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reprise.backend.config import load_config, parse_config
+from reprise.backend.errors import BadInput, RewardFailed, Unsupported
+from reprise.backend.preferences.store import Store
+from reprise.backend.renderers.lora import merge_lora
+from reprise.backend.trainers import rounds
+from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
+from reprise.backend.trainers.diffusion_dpo_loop import Loop
+from reprise.backend.types import RewardSpec
+
+from ..renderers.conftest import build
+from .rounds_world import killed_at
+from .world import Redness
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "flux"
+    build("flux").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def values(model, tmp_path_factory):
+    """Two rounds of four prompts, four pictures each, two prompts at once."""
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "train.txt").write_text("a cat\na dog\n" + '{"prompt": "an owl", "judged_as": "owl"}\na fox\n')
+    (folder / "eval.txt").write_text("a cow\na bee\n")
+    return {
+        "model": str(model), "max_steps": 3, "batch_size": 2, "accumulation": 1, "learning_rate": 1e-2,
+        "warmup_ratio": 0.0, "device": "cpu", "save_every": 2, "gradient_checkpointing": False, "beta": 200.0,
+        "margin": 0.001, "max_sequence_length": 20, "lora": {"r": 2, "alpha": 3, "targets": "blocks"},
+        "rounds": {
+            "count": 2, "prompts": str(folder / "train.txt"), "eval_prompts": str(folder / "eval.txt"),
+            "images": 4, "eval_images": 2, "rewards": {"redness": 1.0}, "held_out": ["blueness"],
+            "renderer": {"steps": 2, "size": 64, "guidance": 3.5, "batch": 8},
+        },
+    }  # fmt: skip
+
+
+def changed(values, rounds=None, **changes):
+    return DiffusionDpoConfig(**{**values, **changes, "rounds": {**values["rounds"], **(rounds or {})}})
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def finished(values, tmp_path_factory):
+    run, said = tmp_path_factory.mktemp("runs") / "whole", []
+    assert train(DiffusionDpoConfig(**values), run, log=said.append) == run / "final"
+    return run, said
+
+
+def test_two_rounds(finished, model, values):
+    run, said = finished
+    drawn = [rows(run / "rounds" / n / "rollouts.jsonl") for n in "12"]
+    assert [len(one) for one in drawn] == [4, 4]
+    assert all(len(set(row["pictures"])) == len(row["scores"]) == 4 for one in drawn for row in one)
+    assert not {s for row in drawn[0] for s in row["seeds"]} & {s for row in drawn[1] for s in row["seeds"]}
+    for number in "12":
+        store = Store(run / "rounds" / number / "preferences")
+        pairs = store.pairs()
+        assert 2 <= len(pairs) <= 4 and all(pair.margin >= 0.001 for pair in pairs)
+        assert {pair.condition for pair in pairs} <= {"a cat", "a dog", "an owl", "a fox"}
+        for pair in pairs:  # best against worst
+            row = next(row for row in drawn[int(number) - 1] if row["prompt"] == pair.condition)
+            scores = [one["redness"] for one in row["scores"]]
+            assert (pair.chosen.score, pair.rejected.score) == (max(scores), min(scores))
+        begun = rows(run / "rounds" / number / "metrics.jsonl")[0]
+        assert begun["margin"] == 0.0, "it begins at its reference"
+    steps = rows(run / "metrics.jsonl")
+    assert [(row["step"], row["round"]) for row in steps] == [(i + 1, 1 + i // 3) for i in range(6)]
+    looks = rows(run / "evaluations.jsonl")
+    assert [(row["round"], row["step"]) for row in looks] == [(0, 0), (1, 3), (2, 6)]
+    assert len({row["held-out/redness"] for row in looks}) == 3, "every round drew with another LoRA"
+    assert all({"held-out/redness", "held-out/blueness"} <= row.keys() for row in looks)
+    final, last = (load_file(run / name / "lora.safetensors") for name in ("final", "rounds/2/final"))
+    assert all(torch.equal(final[key], last[key]) for key in last) and "saved" in said[-1]
+    page = (run / "report.html").read_text()
+    assert "6 of 6" in page and "Rounds" in page and "held-out" in page
+
+
+def test_a_round_draws_with_the_lora_of_the_one_before(finished, model):
+    """Its first picture, drawn again by a plain renderer with that file."""
+    from reprise.backend.cache import Cache
+    from reprise.backend.renderers.diffusers import DiffusersRenderer
+    from reprise.backend.types import Job
+
+    run, _ = finished
+    settings = {"steps": 2, "size": 64, "guidance": 3.5, "max_sequence_length": 20, "device": "cpu"}
+    with_lora = DiffusersRenderer(model, lora=run / "rounds/1/final/lora.safetensors", **settings)
+    row = rows(run / "rounds/2/rollouts.jsonl")[0]
+    image = with_lora.render([Job(row["prompt"], row["seeds"][0])]).images[0]
+    kept, _ = Cache(run / "rollouts/pictures").get_image(row["pictures"][0])
+    assert (image - kept).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(("where", "count"), [
+    ("draw", 3), ("draw", 7), ("draw", 26), ("judge", 22), ("learn", 2), ("learn", 6),
+])  # fmt: skip
+def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_path):
+    """SIGKILL while it draws (evaluation, round), judges, or learns, in either round; bit for bit."""
+    whole, _ = finished
+    run = tmp_path / "run"
+    killed_at(where, count, lambda: train(DiffusionDpoConfig(**values), run, log=quiet))
+    assert not (run / "final").exists()
+    for path in run.glob("rounds/*/rollouts.jsonl"):
+        if not path.with_name("mined.json").exists():  # a line that was being written
+            with path.open("a") as file:
+                file.write('{"prompt": "a c')
+    train(DiffusionDpoConfig(**values), run, resume=True, log=quiet)
+    for name in ("rounds/1/final", "rounds/2/final", "final", "best"):
+        if (whole / name).exists():
+            one, other = (load_file(path / name / "lora.safetensors") for path in (run, whole))
+            assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+    for name in ("rounds/1/rollouts.jsonl", "rounds/2/rollouts.jsonl", "evaluations.jsonl"):
+        assert rows(run / name) == rows(whole / name)
+
+
+def test_all_ties_and_pictures_that_are_gone_stop_with_the_reason(values, tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties.*lower margin"):
+        train(changed(values, margin=0.9), tmp_path / "ties", log=quiet)
+    gather = rounds.BaseRounds.record
+
+    def lose(self, number, found):
+        gather(self, number, found)
+        shutil.rmtree(self.folder / rounds.PICTURES)
+
+    monkeypatch.setattr(rounds.BaseRounds, "record", lose)
+    with pytest.raises(BadInput, match="the pictures of 4 are gone.*pictures back"):
+        train(DiffusionDpoConfig(**values), tmp_path / "gone", log=quiet)
+
+
+def test_a_later_round_of_ties_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
+    said, mixed = [], rounds.BaseRounds.mixed
+
+    def tied(self, scores):
+        return 0.5 if self.of(1).joinpath("final").is_dir() else mixed(self, scores)
+
+    monkeypatch.setattr(rounds.BaseRounds, "mixed", tied)
+    run = tmp_path / "run"
+    final = train(DiffusionDpoConfig(**values), run, log=said.append)
+    assert any("stopped: round 2 has 0 pairs of 4 prompts: 4 were ties" in line for line in said)
+    one, other = (load_file(path / "lora.safetensors") for path in (final, run / "rounds/1/final"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert "4 were ties" in (run / "report.html").read_text()
+
+
+def test_rounds_that_bring_nothing_stop(values, tmp_path, monkeypatch):
+    from reprise.backend.trainers import diffusion_dpo_rounds
+
+    looks = iter([0.5, 0.6, 0.4, 0.3, 0.2])
+
+    def worse(self, newest):
+        return {"held-out/blueness": next(looks)}, []
+
+    monkeypatch.setattr(diffusion_dpo_rounds.Rounds, "evaluate", worse)
+    said, run = [], tmp_path / "run"
+    config = changed(values, {"count": 6, "patience": 2}, max_steps=1)
+    train(config, run, log=said.append)
+    assert any("stopped after round 3: 2 rounds brought no better held-out/blueness than round 1" in line
+               for line in said)  # fmt: skip
+    best, first = (load_file(path / "lora.safetensors") for path in (run / "best", run / "rounds/1/final"))
+    assert all(torch.equal(best[key], first[key]) for key in first)
+    assert train(config, run, resume=True, log=said.append) == run / "final"
+    assert not (run / "rounds/4").exists()
+
+
+class Fails(Redness):
+    spec = RewardSpec("redness", 0.0, 1.0)
+
+    def score(self, images, prompts):
+        if "a dog" in prompts:
+            raise ConnectionError("the judge is down")
+        return super().score(images, prompts)
+
+
+def test_a_judge_that_fails_stops_the_run_and_it_goes_on(values, finished, tmp_path, monkeypatch):
+    from reprise.backend.registry import REWARDS
+
+    monkeypatch.setitem(REWARDS, "redness", f"{__name__}:Fails")
+    run = tmp_path / "run"
+    with pytest.raises(RewardFailed, match="redness.*the judge is down.*--resume"):
+        train(DiffusionDpoConfig(**values), run, log=quiet)
+    monkeypatch.undo()
+    from .world import NAMES
+
+    for table, name, where in NAMES:
+        table[name] = where
+    train(DiffusionDpoConfig(**values), run, resume=True, log=quiet)
+    one, other = (load_file(path / "final" / "lora.safetensors") for path in (run, finished[0]))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_going_on_from_an_adapter(finished, values, model, tmp_path):
+    """The file is the reference and the beginning; the result holds both, at the same rank."""
+    run, _ = finished
+    file = run / "rounds/1/final/lora.safetensors"
+    config = DiffusionDpoConfig(**{**values, "rounds": None, "start": file,
+                                   "preferences": run / "rounds/2/preferences"})  # fmt: skip
+    loop = Loop(config, tmp_path, False, quiet)
+    noise, u = loop._noise([0, 1])
+    losses, figures = loop._losses(loop.pairs[:2], noise, u)
+    assert figures["margin"] == 0.0 and figures["chosen"] == 0.0
+    condition = loop.encoded.condition(loop.pairs[0].condition)
+    with torch.no_grad():
+        said = loop.denoiser(noise[:1], loop.noising.at(u[:1])[2], condition)
+        plain = build("flux")
+        merge_lora(file, plain.transformer)
+        loop.denoiser.module = plain.transformer
+        torch.testing.assert_close(said, loop.denoiser(noise[:1], loop.noising.at(u[:1])[2], condition),
+                                   rtol=1e-3, atol=1e-4)  # fmt: skip
+    for changes in ({"lora": {"r": 3, "targets": "blocks"}}, {"lora": {"r": 2, "targets": "attention"}}):
+        with pytest.raises(BadInput, match="is an adapter of rank 2 on .* modules, and lora asks for rank"):
+            Loop(DiffusionDpoConfig(**{**config.model_dump(), **changes}), tmp_path, False, quiet)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"preferences": "p"}, "give one of the two"), ({"rounds": None}, "give one of the two"),
+    ({"reward": "redness"}, "leave reward out"), ({"weigh_by": "greenness"}, "add it to rounds.held_out"),
+    ({"rounds": {"renderer": {"name": "shapeworld"}, "prompts": "p"}}, None),
+    ({"rounds": {"renderer": {"name": "other/model"}, "prompts": "p"}}, "leave rounds.renderer.name out"),
+    ({"rounds": {"renderer": {"lora": "l"}, "prompts": "p"}}, "leave rounds.renderer.lora out"),
+    ({"rounds": {"rewards": {"nothing": 1.0}, "prompts": "p"}}, "nothing"),
+    ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward says"),
+    ({"rounds": {"images": 1, "prompts": "p"}}, "images"),
+])  # fmt: skip
+def test_impossible_settings(changes, message, values):
+    if message is None:
+        assert parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
+        return
+    with pytest.raises(BadInput, match=message):
+        parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
+
+
+def test_a_judge_of_words_is_refused_and_leaves_nothing(values, tmp_path):
+    with pytest.raises(Unsupported, match="reads rewrites"):
+        train(changed(values, {"rewards": {"redness": 1.0, "length": 1.0}}), tmp_path / "run", log=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_example_of_settings_is_valid():
+    folder = Path(rounds.__file__).parent / "configs"
+    assert load_config(DiffusionDpoConfig, folder / "diffusion-dpo_shapeworld-rounds.yaml").rounds
