@@ -10,12 +10,13 @@ from .autoencoder import train_autoencoder, train_decoder
 from .renderer import train_renderer
 from .rewriter import build as build_rewriter
 from .second import assemble_second, train_text_encoder, train_unet
+from .styled import train_styled, train_styled_autoencoder, train_styled_decoder
 from .text_encoders import train_text_encoders
 
 
 def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
-    """Train what `work` does not hold yet, and write `out/renderer`, `out/renderer-sd` and
-    `out/rewriter`.
+    """Train what `work` does not hold yet, and write `out/renderer`, `out/renderer-sd`,
+    `out/renderer-sd-styled` and `out/rewriter`.
 
     A stopped build goes on from its last checkpoint, at most two minutes back.
     """
@@ -32,5 +33,9 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
         stage(work, seed, log=log)
     assemble_pipeline(work, out / "renderer")
     assemble_second(work, out / "renderer-sd")
+    log("stage: styled renderer")
+    train_styled_autoencoder(work, out / "renderer", seed, log=log)
+    train_styled_decoder(work, seed, log=log)
+    train_styled(work, out / "renderer-sd", out / "renderer-sd-styled", seed, log=log)
     log("stage: rewriter")
     replace_folder(build_rewriter(work / "rewriter", log), out / "rewriter")
