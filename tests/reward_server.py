@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx
+import pytest
 import torch
 from PIL import Image
 
+from reprise.backend.rewards import remote
 from reprise.backend.rewards.pictures import to_pil
 from reprise.backend.serving.app import make_app
 from reprise.backend.serving.desk import Desk
@@ -22,6 +24,14 @@ from reprise.backend.types import RewardSpec
 from reprise.backend.wire import Limits
 
 PROMPTS = ["a red circle", "three blue stars", "a green heart left of a yellow square", "two circles"]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """No key and no hosts of whoever runs the tests; a client that tries again at once."""
+    for name in ("REPRISE_SERVE_KEY", "REPRISE_SERVE_HOSTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(remote, "BACKOFF", 0.01)
 
 
 @contextmanager

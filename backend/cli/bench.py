@@ -10,7 +10,7 @@ import typer
 from ..errors import BadInput
 from . import options
 
-NAMES = ("parm", "nodes", "rewards", "grpo")
+NAMES = ("parm", "nodes", "rewards", "grpo", "prip")
 
 
 def bench(
@@ -39,13 +39,17 @@ def bench(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default="shapeworld's", help="grpo: a config of train grpo."),
+        typer.Option(metavar="FILE", show_default="shapeworld's", help="Of train grpo; prip: of train ppo."),
     ] = None,
     prompts_per_step: Annotated[
-        int | None, typer.Option(metavar="N", show_default="the config's", help="grpo: prompts of a step.")
+        int | None, typer.Option(metavar="N", show_default="the config's", help="Prompts of a step.")
     ] = None,
     rewrites: Annotated[
-        int | None, typer.Option(metavar="N", show_default="the config's", help="grpo: rewrites of each.")
+        int | None, typer.Option(metavar="N", show_default="the config's", help="Rewrites of each.")
+    ] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", show_default="the config's, else ours", help="prip: the refiner."),
     ] = None,
     renderer: options.Renderer = "shapeworld",
     steps: options.Steps = None,
@@ -62,8 +66,10 @@ def bench(
     random weights of full size, some gigabytes in the folder for temporary files.
 
     grpo: a training step, beside a loop built the way RePrompt's script is; --steps are ours of the renderer.
+
+    prip: refinements beside the decoder's own generate; where a PPO step's time goes, and its floor.
     """
-    from ..benchmarks import grpo, nodes, parm, rewards
+    from ..benchmarks import grpo, nodes, parm, prip, rewards
     from ..runs import prepare_folder
     from . import results
     from .roles import find_renderer, make_reward
@@ -79,6 +85,8 @@ def bench(
     if name == "rewards":
         rewards.check(judges or (), reference)
     settings = _grpo_settings(config, prompts_per_step, rewrites, steps, seed) if name == "grpo" else {}
+    if name == "prip":
+        settings = _ppo_settings(config, prompts_per_step, rewrites, steps, seed, refiner)
     out = prepare_folder(out or Path("out") / f"bench-{name}")
     with results.progress_bars(as_json, out) as tell:
         if name == "nodes":
@@ -88,6 +96,8 @@ def bench(
                                    seed=seed, tell=tell)  # fmt: skip
         elif name == "grpo":
             result = grpo.bench(settings, pairs=pairs or 5, tell=tell)
+        elif name == "prip":
+            result = prip.bench(settings, pairs=pairs or 5, tell=tell)
         else:
             assert drawing
             result = parm.bench(renderer=drawing(), judge=make_reward("shapeworld"), per_task=per_task,
@@ -113,5 +123,27 @@ def _grpo_settings(path: Path | None, prompts: int | None, rewrites: int | None,
     config = load_config(GrpoConfig, path, [*words, f"batch_size={batch}"])
     if config.renderer.elsewhere:
         raise BadInput("the loop to compare with calls a diffusers pipeline, and a ComfyUI server is none; "
+                       "give a config that draws with one")  # fmt: skip
+    return config.model_dump(mode="json")
+
+
+def _ppo_settings(path: Path | None, prompts: int | None, rewrites: int | None, steps: int | None, seed: int,
+                  refiner: str | None) -> dict[str, Any]:  # fmt: skip
+    """A PpoConfig's, likewise, in as many minibatches as the file's at most."""
+    from .. import trainers
+    from ..config import load_config
+    from ..trainers.ppo import PpoConfig
+
+    init = refiner or ("shapeworld" if path is None else None)
+    path = path or Path(trainers.__path__[0]) / "configs" / "ppo_shapeworld.yaml"
+    asked = {"prompts_per_step": prompts, "rewrites": rewrites, "renderer.steps": steps, "seed": seed,
+             "init": init}  # fmt: skip
+    words = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    plain = load_config(PpoConfig, path)
+    rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
+    parts = max(number for number in range(1, plain.minibatches + 1) if rows % number == 0)
+    config = load_config(PpoConfig, path, [*words, f"minibatches={parts}"])
+    if config.renderer.elsewhere:
+        raise BadInput("a step's floor is measured on a diffusers pipeline, and a ComfyUI server is none; "
                        "give a config that draws with one")  # fmt: skip
     return config.model_dump(mode="json")

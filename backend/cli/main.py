@@ -18,7 +18,9 @@ from ..errors import Interrupted, RepriseError
 from . import (
     bench,
     evaluate,
+    judge_data,
     models,
+    picture_log,
     preferences,
     render,
     rewrite,
@@ -40,6 +42,8 @@ app.command("rewrite")(rewrite.rewrite)
 app.command("score")(score.score)
 app.command("train")(train.train)
 app.command("train-data")(train_data.train_data)
+app.command("picture-log")(picture_log.picture_log)
+app.command("judge-data")(judge_data.judge_data)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("models")(models.models)

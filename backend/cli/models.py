@@ -12,12 +12,11 @@ from typing import Annotated
 import typer
 
 from ..errors import CheckpointError
-from ..loading import model_folders
+from ..loading import EMBEDDED, embedded, model_folders
 from ..registry import RENDERERS, REWARDS, REWRITERS
 from ..rewards import files
 
 KINDS = ("renderers", "rewriters", "refiners", "judges")
-EMBEDDED = Path(__file__).parent.parent / "shapeworld" / "weights"
 HEADROOM = 1.25  # weights and what computing with them takes, as a multiple of the weights
 
 
@@ -68,13 +67,14 @@ def find_model(kind: str, name: str) -> Path | None:
     for root in model_folders():
         if (root / kind / name).is_dir():
             return root / kind / name
-    return None
+    return embedded(kind).get(name)
 
 
 def installed(kind: str) -> list[str]:
     """Names of the models of a kind, sorted."""
     folders = (root / kind for root in model_folders())
-    return sorted({p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir()})
+    found = {p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir()}
+    return sorted(found | embedded(kind).keys())
 
 
 def count_parameters(path: Path) -> int:

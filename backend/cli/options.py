@@ -40,6 +40,18 @@ Steps = Annotated[int | None, typer.Option(show_default="the renderer's own", he
 PRUNING = ("none", "halving", "potential")
 
 
+def prepare_pictured(source: str, out: Path) -> None:
+    """Make the folder of `out`, whose pictures go into `out`.pictures beside it. Raises BadInput for an `out`
+    that is the source, or that another command made."""
+    from ..runs import prepare_folder
+
+    if out.is_dir() or (out.exists() and not out.with_name(f"{out.name}.pictures").is_dir()):
+        raise BadInput(f"{out} was not made by this command; give another --out")
+    if Path(source).absolute() == out.absolute():
+        raise BadInput(f"SOURCE and --out are both {out}; give two files")
+    prepare_folder(out.absolute().parent)
+
+
 def check_seed(seed: int, candidates: int = 1) -> None:
     """Raises BadInput where one of `candidates` seeds from `seed` on is out of range."""
     last = SEED_RANGE - candidates

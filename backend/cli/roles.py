@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_RENDERER = DEFAULT_JUDGE = "shapeworld"
 DEFAULT_REWRITER = "reprompt"
 # Renderers for whose pictures the embedded rewriter and judge are made.
-EMBEDDED_WORLD = ("shapeworld", "shapeworld-sd", "fake")
+EMBEDDED_WORLD = ("shapeworld", "shapeworld-sd", "shapeworld-sd-styled", "fake")
 REMOTE = "remote:"  # what a reward's name begins with that another process runs
 VLM = "vlm:"  # and one that any vision-language model gives
 WEIGHTS = ("reprompt", "prip", "promptist")  # rewriters of which there may be many folders
@@ -106,7 +106,8 @@ def _find_weights(kind: str | None, name: str) -> Callable[[], Rewriter]:
         raise BadInput(f"--rewriter {kind} names no model; expected {kind}:FOLDER")
     folder = find_model("rewriters", name) or find_model("refiners", name)
     if folder is None and not ("/" in name or Path(name).is_dir()):
-        known = [*installed("rewriters"), *installed("refiners")]
+        kinds = {"prip": ("refiners",), "reprompt": ("rewriters",)}
+        known = [one for each in kinds.get(kind or "", ("rewriters", "refiners")) for one in installed(each)]
         if kind and not known:
             raise BadInput(f"there is no model {name!r}, and none is installed; expected {kind}:FOLDER")
         raise UnknownName("model" if kind else "rewriter", name, known if kind else [*REWRITERS, *known])

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput, Interrupted, TrainingFailed, UnknownName, Unsupported
+from ..errors import BadInput, Interrupted, TrainingFailed, UnknownName
 from ..registry import TRAINERS, resolve
 from ..trainers import ranks
 
@@ -54,8 +54,8 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
             raise BadInput(f"{resume} is no run folder: it has no config.yaml")
     function = resolve("trainer", TRAINERS, name)
     module = import_module(function.__module__)
-    if ranks.several() and not getattr(module, "SEVERAL", False):
-        raise Unsupported(f"trainer {name!r} is one process; start it without torchrun and accelerate launch")
+    if not getattr(module, "SEVERAL", False):
+        ranks.refuse_several(f"trainer {name!r}", "torchrun and accelerate launch")
     config = load_config(module.CONFIG, config_file, words)
     text = save_config(config)
     run = resume or out or Path("runs") / slug(f"{name} {config_file.stem if config_file else ''}", salt=text)

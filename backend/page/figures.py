@@ -7,6 +7,7 @@ from typing import Any
 
 from ..runs import write_whole
 from .build import PAGE, template
+from .reliability import reliability_figures
 
 
 def write_figures(out: Path, result: dict[str, Any]) -> Path:
@@ -30,7 +31,7 @@ def render_figures(result: dict[str, Any]) -> str:
         gained=any(row.get("gain") for row in rows), kept=any(row.get("gain_kept") for row in rows),
         correlation=_correlation(result.get("rank_correlation") or {}),
         timing=result.get("timing") or {}, sweep=[_swept(row) for row in result.get("sweep") or []],
-        tables=tables_of(result),
+        tables=tables_of(result), reliability=reliability_figures(result.get("reliability") or {}),
         settings=result["settings"], versions=result.get("versions", {}),
     )  # fmt: skip
 

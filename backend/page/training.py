@@ -15,6 +15,7 @@ import yaml
 
 from ..runs import read_lines, write_whole
 from .build import inline_picture, number_text, template
+from .reliability import reliability_figures
 from .words import marked
 
 REPORT = "report.html"
@@ -27,10 +28,13 @@ WIDTH, HEIGHT, EDGE = 360, 120, 6  # of a curve
 Row = Mapping[str, Any]
 # Title -> keys of metrics.jsonl, drawn into one frame; None stands for all rewards.
 CURVES: dict[str, Sequence[str] | None] = {
-    "Reward, training": ("reward",), "Each reward, training": None,
+    "Reward, training": ("reward",), "Over the user's own prompt, training": ("gain",),
+    "Each reward, training": None, "Loss, training": ("loss",),
     "Groups without signal": ("zero_variance",), "Answers that cannot be read": ("unparsable", "cut_off"),
     "Words of a rewrite": ("words",), "KL from the first weights, per token": ("kl",),
     "Entropy, per token": ("entropy",), "Largest |ratio - 1|": ("ratio_off",),
+    "Ratio, mean": ("ratio",), "Ratios clipped": ("clipped",), "Error of the critic": ("value_loss",),
+    "Distance from the first pivots": ("drift",),
     "Pairs told apart, training": ("accuracy",), "Errors over the reference's": ("chosen", "rejected"),
     "Gradient norm": ("grad_norm",),
     "Seconds a step": ("seconds/write", "seconds/render", "seconds/score", "seconds/wait",
@@ -52,12 +56,33 @@ def render_report(run: Path, finished: bool = False) -> str:
     evaluated = {f"{name}, evaluated": keys for name, keys in _evaluated(evaluations).items()}
     curves = [_curve(title, evaluations, keys) for title, keys in evaluated.items()]
     curves += [_curve(title, steps, keys or _rewards(steps)) for title, keys in CURVES.items()]
+    rows = [*steps, *evaluations]
     return template("training.html.jinja").render(
-        name=run.name, version=__version__, finished=finished, settings=settings,
-        step=max([row["step"] for row in (*steps, *evaluations)], default=0), steps=settings["max_steps"],
+        name=run.name, version=__version__, finished=finished, settings=settings, rounds=_rounds(run),
+        step=max([row["step"] for row in rows], default=0), steps=_in_all(settings, rows),
         facts=_facts(steps, evaluations), curves=[curve for curve in curves if curve is not None],
         prompts=_through_time(run, evaluations), group=_last_group(run), width=WIDTH, height=HEIGHT,
+        reliability=reliability_figures(evaluations[-1].get("reliability") or {}) if evaluations else [],
+        by_step=_by_step(evaluations),
     )  # fmt: skip
+
+
+def _in_all(settings: Row, rows: Sequence[Row]) -> int:
+    """The steps that a run will have had, as far as its settings say; of rounds, those of all together."""
+    rounds = (settings.get("rounds") or {}).get("count", 1)
+    if settings["max_steps"]:
+        return settings["max_steps"] * rounds
+    step = max((row.get("of", row["step"]) for row in rows), default=0)
+    return max(1, step * rounds // max([row.get("round", 1) for row in rows], default=1) or 1)
+
+
+def _rounds(run: Path) -> list[dict[str, Any]]:
+    """What became of each round's prompts, where a training has rounds."""
+    found = []
+    for path in sorted(run.glob("rounds/*/mined.json"), key=lambda path: int(path.parent.name)):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        found.append({**row, "round": path.parent.name, "reward": number_text(row["reward"])})
+    return found
 
 
 def _rewards(rows: Sequence[Row]) -> list[str]:
@@ -83,7 +108,7 @@ def _facts(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[dict[str, s
             values = [row[key] for row in evaluations if key in row]
             shown = list(dict.fromkeys([number_text(values[0]), number_text(values[-1])]))
             facts.append({"value": " → ".join(shown), "name": f"{name}, {key.split('/')[0]}"})
-    if steps:
+    if steps and "seconds" in steps[-1]:
         rate = steps[-1].get("pictures_per_second")
         facts.append({"value": f"{steps[-1]['seconds']:.0f} s", "name": "a step"})
         facts += [{"value": f"{rate:.1f}", "name": "pictures a second"}] if rate else []
@@ -140,6 +165,17 @@ def _through_time(run: Path, evaluations: Sequence[Row]) -> list[dict[str, Any]]
             })  # fmt: skip
         shown.append({"prompt": sample["prompt"], "views": views})
     return shown
+
+
+def _by_step(evaluations: Sequence[Row]) -> dict[str, Any] | None:
+    """Of a judge, the last evaluation's accuracy at each step of drawing; None where there is none."""
+    found = evaluations[-1].get("by_step") if evaluations else None
+    if not found:
+        return None
+    steps = sorted({int(step) for row in found.values() for step in row})
+    rows = [(name, [f"{row[str(s)][0]:.3f} ({row[str(s)][1]})" if str(s) in row else "" for s in steps])
+            for name, row in found.items()]  # fmt: skip
+    return {"steps": [f"step {step}" if step else "finished" for step in steps], "rows": rows}
 
 
 def _last_group(run: Path) -> dict[str, Any] | None:

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from reprise.backend.shapeworld.prompts import TASKS
+from reprise.backend.shapeworld.prompts import TASKS, parse_prompt
+from reprise.backend.shapeworld.styles import preferred, style_named
 
 from ...fake_comfyui import GRAPH, FakeComfyUI
 from ...fake_endpoint import MODEL, refusal
@@ -83,12 +85,30 @@ def test_shapeworld_draw_and_detect_agree(reprise, tmp_path):
         assert found == sorted((t["color"], t["shape"]) for t in row["scene"]["things"])
     assert drawn[0]["caption"] in reprise("shapeworld", "draw", 1, "--seed", 3).out
     assert "background" in reprise("shapeworld", "detect", "s/000.png").out
+    assert "plain" in reprise("shapeworld", "detect", "--styled", "s/000.png").out
 
 
 def test_the_detector_is_measured(reprise):
     result = json.loads(reprise("shapeworld", "detect", "--measure", 5, "--json").out)
     assert result["scenes"] == 5 and all(share == 1 for share in result["right"].values())
     assert "%" in reprise("shapeworld", "detect", "--measure", 1).out
+    styled = json.loads(reprise("shapeworld", "detect", "--measure", 3, "--styled", "--json").out)
+    assert styled["right"]["clean"]["palette"] == styled["right"]["clean"]["background"] == 1
+
+
+def test_what_practised_users_type(reprise):
+    reprise("shapeworld", "users", "--per-task", 2, "--each", 3, "--out", "users.jsonl")
+    lines = [json.loads(line) for line in Path("users.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 6 * 3
+    assert all(line["system"].startswith(line["prompt"] + ", ") for line in lines)
+    refused(reprise("shapeworld", "users", "--each", 0), "--each must be at least 1")
+    reprise("shapeworld", "users", "--per-task", 2, "--each", 1, "--drawn", "--out", "drawn.jsonl")
+    reprise("picture-log", "drawn.jsonl", "--reward", "shapeworld-preference")
+    log = [json.loads(line) for line in Path("pictures.jsonl").read_text().splitlines()]
+    wanted = [preferred(parse_prompt(line["prompt"])).agreement(style_named(line["system"])) for line in log]
+    read = [line["scores"]["shapeworld-preference"] for line in log]
+    # A dark thing with dark lines around it is not always read.
+    assert sum(abs(0.5 + 0.5 * a - b) < 0.05 for a, b in zip(wanted, read, strict=True)) >= 0.8 * len(log)
 
 
 @pytest.mark.parametrize("words,part", [

@@ -27,7 +27,7 @@ def test_the_embedded_models_compared(reprise, tmp_path):
     assert rows["embedded"]["rewrites"]["unreadable"] == 0 and rows["embedded"]["rewrites"]["words"] > 10
     assert [one["rewriter"] for one in rows["pasted"]["trainings"]] == ["template", "none"]
     assert rows["pasted"]["cost"] == {"denoiser_rows": 4}  # two steps, guided
-    assert (tmp_path / "o" / "verdicts.jsonl").read_text().count("\n") == 8, "two rows are drawn as typed"
+    assert (tmp_path / "o" / "scores.jsonl").read_text().count("\n") == 8, "two rows are drawn as typed"
     assert result["settings"]["steps"] == 2 and result["settings"]["judge"] == "shapeworld-strict"
     text = reprise(*words).out
     for part in ("pasted", "gain, paired", "+0.000 [+0.000, +0.000]", "unreadable", "training seeds"):
@@ -69,7 +69,8 @@ def test_stopped_it_says_where_to_go_on(reprise, tmp_path, monkeypatch, drawn):
     (["--compare", "as typed=none"], "always in the table"),
     (["--compare", "a=template,template"], "the same weights twice, template and template"),
     (["--compare", "a=template", "--baseline", "b"], "unknown baseline 'b'"),
-    (["--baseline", "b"], "--baseline is a row of --compare"),
+    (["--baseline", "b"], "--baseline is of --compare"),
+    (["--judge", "shapeworld"], "--judge is of --compare"),
     (["--compare", "a=template", "--best-of", "8"], "--best-of has no use with --compare"),
     (["--compare", "a=template", "--rewriter", "none"], "--rewriter has no use with --compare"),
     (["--compare", "a=template", "--seeds", "0"], "--seeds must be at least 1"),
@@ -85,3 +86,20 @@ def test_a_folder_that_is_no_rewriter_costs_no_work(reprise, tmp_path):
     for nowhere in ("./nowhere", "runs/nowhere/final"):
         refused(reprise(*words, "--compare", f"b={nowhere}"), f"no rewriter at {nowhere}")
     assert not list((tmp_path / "o").iterdir())
+
+
+def test_rows_of_a_file(reprise, tmp_path):
+    (tmp_path / "rows.yaml").write_text("base: {}\nPARM: {best_of: 4, prune: halving}\n")
+    words = ["evaluate", "shapeworld", "--rows", "rows.yaml", "--per-task", 1, "--seeds", 1, "--steps", 4,
+             "--task", "counting", "--out", "o"]  # fmt: skip
+    result = json.loads(reprise(*words, "--json").out)
+    base, parm = result["rows"]
+    assert base["cost"] == {"denoiser_rows": 8, "judge_calls": 0}
+    assert 8 < parm["cost"]["denoiser_rows"] < 32 and parm["gain"]["over"] == "base"
+    assert "PARM" in reprise(*words).out and "PARM" in (tmp_path / "o" / "index.html").read_text()
+    refused(reprise(*words, "--best-of", 3), "--best-of has no use with --rows")
+    refused(reprise(*words, "--compare", "a=none"), "two tables")
+    (tmp_path / "rows.yaml").write_text("base: {lora: nowhere.safetensors}\n")
+    refused(reprise(*words), "there is no LoRA nowhere.safetensors")
+    (tmp_path / "rows.yaml").write_text("base: {rewriter: nobody}\n")
+    refused(reprise(*words), "nobody")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ...fake_comfyui import GRAPH, STEPS, FakeComfyUI
+from ..renderers.conftest import build
 
 FAST = ("--renderer", "fake", "--rewriter", "none", "--best-of", "4")
 
@@ -291,3 +292,24 @@ def test_a_saved_workflow_draws(reprise, tmp_path):
     finally:
         server.stop()
     one_line(reprise(*words, "--out", "r"), 1, "no ComfyUI server answers")
+
+
+def test_masked_tokens_are_searched_as_latents_are(reprise, tmp_path):
+    """aMUSEd from a folder: pruned on its step images, and the winner's seed alone is the same picture."""
+    pipe = build("amused")
+    pipe.transformer.register_to_config(sample_size=64)  # 128 pixels, what the judge reads
+    pipe.save_pretrained(tmp_path / "amused")
+    words = ("render", "a red circle", "--renderer", "./amused", "--rewriter", "none", "--judge",
+             "shapeworld", "--steps", 4, "--reflect", 0, "--json")  # fmt: skip
+    pruned = reprise(*words, "--best-of", 4, "--prune", "halving", "--out", "o")
+    assert pruned.code == 0, pruned.err
+    record = json.loads(pruned.out)
+    stopped = [candidate for candidate in record["candidates"] if candidate["pruned_at"]]
+    assert len(stopped) == 3
+    assert all(candidate["preview"] and not candidate["image"] for candidate in stopped)
+    rows = 2 * sum(candidate["pruned_at"] or 4 for candidate in record["candidates"])
+    assert record["cost"]["denoiser_rows"] == rows < record["cost"]["denoiser_rows_full"] == 2 * 4 * 4
+    winner = record["candidates"][record["best"]]
+    alone = reprise(*words, "--best-of", 1, "--seed", winner["seed"], "--out", "p")
+    score = json.loads(alone.out)["candidates"][0]["score"]
+    assert alone.code == 0 and score == pytest.approx(winner["score"], abs=1e-3)

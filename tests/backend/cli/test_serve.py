@@ -17,7 +17,7 @@ from reprise.backend.rewards import remote
 from reprise.backend.rewards.pictures import to_pil
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 
-from ...reward_server import PROMPTS, Brightness, scene, serving
+from ...reward_server import PROMPTS, Brightness, clean, scene, serving  # noqa: F401  clean: a fixture
 
 PROMPT = "a red circle"
 
@@ -51,13 +51,6 @@ def process(tmp_path):
     yield made, found[1]
     made.kill()
     made.communicate()
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    for name in ("REPRISE_SERVE_KEY", "REPRISE_SERVE_HOSTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote, "BACKOFF", 0.01)
 
 
 def asked_in_a_thread(reward):
