@@ -190,7 +190,11 @@ class Cache:
 
 def picture_key(fingerprint: str, job: Job) -> str:
     """A drawn picture's name: what decides its pixels. `fingerprint` is the renderer's."""
-    return Cache.key("image", fingerprint, job.prompt, job.seed)
+    start: list[object] = []
+    if job.init is not None:
+        pixels = job.init.image.detach().float().cpu().contiguous().numpy()
+        start = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest(), job.init.strength]
+    return Cache.key("image", fingerprint, job.prompt, job.seed, *start)
 
 
 def as_kept(image: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ class Renderer(Protocol):
                progress: Callable[[int, int], None] | None = None) -> Rendered:
         """Draw all jobs as one search: a watcher sees all rows alive at once, also where they are
         evaluated in chunks. `progress(step, steps)` is called after each step and may raise
-        `Interrupted`."""
+        `Interrupted`. Jobs start from noise, or all from pictures with one strength: their first steps are
+        then left out, and the others keep their numbers. Who cannot do so has `img2img` False, or none."""
         ...
 
 

@@ -24,12 +24,22 @@ class Rewrite:
     fallback: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class InitImage:
+    """A picture to start from: (H, W, 3) in 0..1, and the `strength` of what is drawn over it, above 0 to 1:
+    diffusers' strength, ComfyUI's denoise. At 1 little or nothing of it is left."""
+
+    image: Tensor
+    strength: float
+
+
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw: its prompt and its own seed."""
+    """One picture to draw: its prompt, its own seed, and what it starts from if not from noise alone."""
 
     prompt: str
     seed: int
+    init: InitImage | None = None
 
 
 @dataclass

@@ -16,6 +16,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..backend.errors import BadInput
 from ..backend.interfaces import Critic
 from ..backend.judging import image_scores, ranking
+from ..backend.search.reflection import CORRECTIONS
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
@@ -23,7 +24,6 @@ from .reports import LiveReport, scale, thumbnail
 from .rewriter import ask_waiting
 
 STEP = "RepriseReflectionStep"
-CORRECTIONS = ("draw again", "image to image")
 
 
 def _inputs() -> list:

@@ -28,6 +28,7 @@ from ..judging import image_scores
 from ..runs import read_text
 from ..search.chain import Chain
 from ..search.parm import SCHEDULES
+from ..search.reflection import CORRECTIONS
 from ..shapeworld.prompts import PromptCase
 from ..types import Job
 from .ablation import overall_of, row_of, values_of
@@ -56,6 +57,10 @@ class Row(Config):
     """What judges the previews that pruning looks at; by default the judge."""
     reflect: int = Field(0, ge=0)
     """Rounds of mending at most."""
+    correction: str = CORRECTIONS[0]
+    """How a round mends: draw again, or image to image over the best picture so far."""
+    strength: float = Field(0.75, gt=0, le=1)
+    """How much of that picture image to image may change."""
     variants: PositiveInt = 1
     """Rewrites that the candidates share."""
 
@@ -63,6 +68,8 @@ class Row(Config):
     def _possible(self) -> Row:
         if self.prune not in SCHEDULES:
             raise ValueError(f"prune is one of {', '.join(SCHEDULES)}")
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}")
         lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
         if 0 in lengths or len(lengths - {1}) > 1:
             raise ValueError(f"lists of training seeds are of one length, got {sorted(lengths)}")
@@ -164,6 +171,8 @@ class Table:
         """What decides a training's figures."""
         row = training.row
         searched = [row.best_of, row.prune, row.reflect, row.variants, training.judge, training.previews]
+        if row.reflect and row.correction == CORRECTIONS[1]:
+            searched += [row.correction, row.strength]
         written = getattr(rewriter, "fingerprint", None) or rewriter.name
         return Cache.key("chain", renderer.fingerprint, written, self.measure.spec.name,
                          searched if row.searched else None)  # fmt: skip
@@ -181,7 +190,7 @@ class Table:
         for case, base in todo:
             assert judge is not None
             chain = Chain(rewriter, renderer, judge, row.best_of, row.prune, row.reflect, base,
-                          min(row.variants, row.best_of), looks)  # fmt: skip
+                          min(row.variants, row.best_of), looks, row.correction, row.strength)  # fmt: skip
             found = chain.run(case.prompt)
             image, cost = found.candidates[found.best].image, found.cost
             assert image is not None, "the best is one that was finished"

@@ -39,6 +39,17 @@ Steps = Annotated[int | None, typer.Option(show_default="the renderer's own", he
 
 PRUNING = ("none", "halving", "potential")
 
+CORRECTIONS = ("draw-again", "image-to-image")
+
+Correction = Annotated[
+    str,
+    typer.Option(metavar="|".join(CORRECTIONS), help="How a round mends: a new picture from the mended "
+                 "prompt, or that drawn over the best one so far."),
+]  # fmt: skip
+Strength = Annotated[
+    float, typer.Option(metavar="SHARE", help="How much image-to-image may change: 1 keeps nothing.")
+]
+
 
 def prepare_pictured(source: str, out: Path) -> None:
     """Make the folder of `out`, whose pictures go into `out`.pictures beside it. Raises BadInput for an `out`
@@ -63,6 +74,13 @@ def check_seed(seed: int, candidates: int = 1) -> None:
 def check_prune(prune: str) -> None:
     if prune not in PRUNING:
         raise UnknownName("pruning", prune, PRUNING)
+
+
+def correction_named(name: str) -> str:
+    """What search and record call it. Raises UnknownName."""
+    if name not in CORRECTIONS:
+        raise UnknownName("correction", name, CORRECTIONS)
+    return name.replace("-", " ")
 
 
 def check_reflect(rounds: int) -> None:

@@ -54,6 +54,8 @@ def render(
         typer.Option(metavar="ROUNDS", show_default="1, or 0 with a judge that only scores",
                      help="Rounds of mending at most; it stops once all is right."),
     ] = None,
+    correction: options.Correction = "draw-again",
+    strength: options.Strength = 0.75,
     judge: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default="shapeworld", help="Selects, and says what is wrong; "
@@ -89,6 +91,7 @@ def render(
     # All that can be wrong with the words is found before a model is loaded.
     texts = gather(prompts or [], file, terminal.note)
     _check(best_of, variants, 1 if reflect is None else reflect, seed, steps)
+    mending = options.correction_named(correction)
     prune = choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
     finding, writing = find_renderer(renderer, steps, lora=lora), find_rewriter(rewriter, renderer)
@@ -99,6 +102,7 @@ def render(
         "renderer": renderer, "rewriter": rewriter, "best_of": best_of, "variants": variants, "prune": prune,
         "reflect": reflect, "judge": judge, "rewards": weights, "seed": seed, "steps": steps,
         **({"lora": str(lora)} if lora else {}),
+        **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),
     }  # fmt: skip
     # Named by prompts and options: another try of the same prompt never replaces an earlier one.
     out = prepare_folder(out or Path("out") / slug("\n".join(texts), salt=repr(asked)))
@@ -110,7 +114,7 @@ def render(
         from ..search.chain import Chain
 
         chain = Chain(rewriting, drawing, judging, best_of=best_of, prune=prune, reflect=reflect, seed=seed,
-                      variants=variants)  # fmt: skip
+                      variants=variants, correction=mending, strength=strength)  # fmt: skip
         settings = {**asked, "rewriter": rewriter or DEFAULT_REWRITER, "reflect": reflect,
                     "renderer_fingerprint": drawing.fingerprint, "steps": drawing.steps}  # fmt: skip
         if getattr(rewriting, "fingerprint", None):

@@ -80,6 +80,7 @@ class ComfyUIRenderer:
 
     name = "comfyui"
     previews = False
+    img2img = False
 
     def __init__(self, workflow: Workflow, urls: Sequence[str], *, cache: Cache | None = None,
                  retries: int = 2, silence: float = 600.0, patience: float = 60.0):
@@ -105,6 +106,9 @@ class ComfyUIRenderer:
             raise Unsupported("pruning needs previews, which a workflow on a ComfyUI server does not give; "
                               "take --prune none, or a PARM Best-of-N node in the workflow")  # fmt: skip
         check_jobs(jobs, None, self.steps)
+        if any(job.init for job in jobs):
+            raise Unsupported("a workflow on a ComfyUI server starts from what it says itself, not from "
+                              "another picture; draw again, or put a Reflection Loop into it")  # fmt: skip
         import torch  # noqa: F401  seconds when it is the first time: not while servers talk
 
         images: dict[Job, Tensor] = {}

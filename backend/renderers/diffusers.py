@@ -32,6 +32,7 @@ from ..types import SEED_RANGE, Job, Rendered
 from .checkpoints import find_pipeline, folder_fingerprint, load_pipeline, pipeline_fingerprint, read_index
 from .devices import choose_device, choose_dtype, models_of, place
 from .families import Family, family_of
+from .img2img import accepted, check_init, img2img_of, init_arguments
 from .lora import check_layout, merge_lora
 from .previews import check_scheduler
 from .row_mask import RowMask
@@ -108,6 +109,11 @@ class DiffusersRenderer:
         self._embeddings: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     @property
+    def img2img(self) -> bool:
+        """Whether jobs may start from pictures."""
+        return self.family.img2img is not None
+
+    @property
     def guided(self) -> bool:
         """Whether each step also evaluates the negative prompt: two rows a candidate instead of one."""
         if self.family.single_encode:
@@ -124,6 +130,7 @@ class DiffusersRenderer:
         pipeline breaks or its result is not finite.
         """
         check_jobs(jobs, watcher, self.steps)
+        check_init(jobs, self.pipeline, self.family, self.steps, (self.width, self.height))
         found: dict[int, tuple[Tensor, int]] = {}
         if self.cache is not None and watcher is None:
             for i, job in enumerate(jobs):
@@ -162,9 +169,14 @@ class DiffusersRenderer:
         try:
             with torch.no_grad(), _borrowed(pipe, sampling.scheduler):
                 conditions = self._conditions(jobs)
+                draw, start = pipe, {}
+                if jobs[0].init is not None:
+                    draw, start = img2img_of(pipe, self.family), init_arguments(jobs)
+                    sampling.begin = lambda: sampling.total_calls - draw.num_timesteps
+                size = {"width": self.width, "height": self.height}
                 with mask, contextlib.suppress(AllPruned):
-                    latents = pipe(
-                        **conditions, **dict(self.family.call), width=self.width, height=self.height,
+                    latents = draw(
+                        **conditions, **dict(self.family.call), **accepted(draw, size), **start,
                         num_inference_steps=self.steps, generator=generators, output_type="latent",
                         return_dict=False,
                     )[0]  # fmt: skip
@@ -184,7 +196,7 @@ class DiffusersRenderer:
             cause = " ".join(str(error).split()) or type(error).__name__
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
         # All calls of a run ask for the same number of rows; a run left early is extrapolated.
-        full = mask.rows_full * sampling.total_calls // sampling.calls
+        full = mask.rows_full * (sampling.total_calls - sampling.first) // (sampling.calls - sampling.first)
         return Rendered(images, sampling.pruned_at, mask.rows, full)
 
     def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:

@@ -20,11 +20,13 @@ class FakeRenderer:
     """Pictures made of (prompt, seed) alone: the same job always gives the same 8 x 8 coloured squares.
 
     `draw(prompt, seed)` may give other pictures, (H, W, 3) in 0..1. The preview after step k mixes noise
-    and picture, k / steps of it the picture, so that later previews say more. `rows_per_step` is 2 to
-    count like a pipeline with classifier-free guidance. Calls are kept in `calls`, for assertions.
+    and picture, k / steps of it the picture, so that later previews say more. Over a picture, `strength` of
+    the result is the new one. `rows_per_step` is 2 to count like a pipeline with classifier-free guidance.
+    Calls are kept in `calls`, for assertions.
     """
 
     name = "fake"
+    img2img = True
 
     def __init__(self, steps: int = 8, size: int = 64, rows_per_step: int = 1,
                  draw: Callable[[str, int], Tensor] | None = None):
@@ -45,13 +47,15 @@ class FakeRenderer:
 
         check_jobs(jobs, watcher, self.steps)
         self.calls.append(list(jobs))
-        finals = [self._draw(job.prompt, job.seed).mul(255).round() / 255 for job in jobs]
+        init = jobs[0].init
+        begin = self.steps - int(self.steps * init.strength) if init else 0
+        finals = [self._final(job).mul(255).round() / 255 for job in jobs]
         noise = [torch.rand(image.shape, generator=_generator("noise", job.prompt, job.seed))
                  for job, image in zip(jobs, finals, strict=True)]  # fmt: skip
         alive = list(range(len(jobs)))
         pruned_at: list[int | None] = [None] * len(jobs)
         rows = 0
-        for step in range(1, self.steps + 1):
+        for step in range(begin + 1, self.steps + 1):
             if not alive:
                 break
             rows += len(alive) * self.rows_per_step
@@ -68,7 +72,13 @@ class FakeRenderer:
             if progress is not None:
                 progress(step, self.steps)
         images = [image if row in alive else None for row, image in enumerate(finals)]
-        return Rendered(images, pruned_at, rows, len(jobs) * self.steps * self.rows_per_step)
+        return Rendered(images, pruned_at, rows, len(jobs) * (self.steps - begin) * self.rows_per_step)
+
+    def _final(self, job: Job) -> Tensor:
+        import torch
+
+        drawn = self._draw(job.prompt, job.seed)
+        return torch.lerp(job.init.image, drawn, job.init.strength) if job.init else drawn
 
     def _squares(self, prompt: str, seed: int) -> Tensor:
         import torch

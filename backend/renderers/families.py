@@ -35,6 +35,7 @@ class Family:
     upcasts_vae: bool = False  # the pipeline decodes in float32 when its VAE overflows in float16
     step: int = 1  # width and height are multiples of this, whatever the VAE's scale
     call: tuple[tuple[str, Any], ...] = ()  # further arguments of __call__
+    img2img: str | None = None  # the class that starts from a picture, of the same components
 
     def encode(self, pipeline: Any, text: str, length: int | None) -> dict[str, Tensor]:
         """One prompt -> its embeddings by argument name, each (1, …)."""
@@ -88,14 +89,18 @@ _POOLED = {"prompt_embeds": 0, "pooled_prompt_embeds": 2}
 FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
         "FLUX", "transformer", {"prompt_embeds": 0, "pooled_prompt_embeds": 1},
-        single_encode=True, packed=True,
+        single_encode=True, packed=True, img2img="FluxImg2ImgPipeline",
     ),
-    "StableDiffusion3Pipeline": Family("SD3", "transformer", _POOLED),
+    "StableDiffusion3Pipeline": Family(
+        "SD3", "transformer", _POOLED, img2img="StableDiffusion3Img2ImgPipeline",
+    ),
     "StableDiffusionPipeline": Family(
         "SD1.x", "unet", {"prompt_embeds": 0}, half="float16", has_text_length=False, step=8,
+        img2img="StableDiffusionImg2ImgPipeline",
     ),
     "StableDiffusionXLPipeline": Family(
         "SDXL", "unet", _POOLED, half="float16", has_text_length=False, upcasts_vae=True, step=8,
+        img2img="StableDiffusionXLImg2ImgPipeline",
     ),
     "PixArtSigmaPipeline": Family(
         "PixArt-Sigma", "transformer", {"prompt_embeds": 0, "prompt_attention_mask": 1}, step=8,

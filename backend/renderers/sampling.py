@@ -42,7 +42,8 @@ class Sampling:
         self.mask, self.steps, self.generators = mask, steps, generators
         self.watcher, self.decode, self.progress = watcher, decode, progress
         self.pruned_at: list[int | None] = [None] * mask.count
-        self.calls = 0
+        self.begin: Callable[[], int] = lambda: 0  # how many calls are left out, once that is known
+        self.first = self.calls = 0  # `first`: those left out
         self.raised: BaseException | None = None  # what a watcher or progress raised, to pass on as it is
         # A copy: its history starts empty, and the pipeline's own is never touched, also on an error.
         self.scheduler = copy.deepcopy(scheduler)
@@ -70,6 +71,8 @@ class Sampling:
         return max(calls - warmup, 0) // order
 
     def _hooked(self, model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
+        if self.calls == self.first == 0:
+            self.first = self.calls = self.begin()
         before, self.calls = self._steps_done(self.calls), self.calls + 1
         step = self._steps_done(self.calls)
         ends = step > before

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..errors import BadInput
 from ..interfaces import Renderer, Reward
 from ..judging import image_scores, ranking
-from ..types import SEED_RANGE, Candidate, Cost, Job
+from ..types import SEED_RANGE, Candidate, Cost, InitImage, Job
 from .parm import Full, PruningWatcher, Schedule
 
 
@@ -31,13 +31,13 @@ def check_search(n: int, seed: int) -> None:
 
 
 def search(renderer: Renderer, judge: Reward, prompt: str, drawn: Sequence[str], *, n: int, seed: int,
-           schedule: Schedule | None = None, previews: Reward | None = None,
+           schedule: Schedule | None = None, previews: Reward | None = None, init: InitImage | None = None,
            progress: Callable[[int, int], None] | None = None) -> SearchResult:
     """The best of `n` pictures for `prompt`, judged against it, drawn with the prompts `drawn` in turn.
 
     Candidate i has seed `seed + i` and prompt `drawn[i % len(drawn)]`. With a schedule, candidates are
     pruned on their x0 previews, which `previews` judges, by default the judge; the finished ones are the same
-    pictures as without.
+    pictures as without. With `init`, all of them start from that picture.
     """
     check_search(n, seed)
     schedule = schedule or Full()
@@ -46,7 +46,7 @@ def search(renderer: Renderer, judge: Reward, prompt: str, drawn: Sequence[str],
     looking = PruningWatcher(previews or judge, prompt, candidates, schedule, cost)
     watcher = looking if schedule.looks else None
     started = time.perf_counter()
-    rendered = renderer.render([Job(c.prompt, c.seed) for c in candidates], watcher, progress)
+    rendered = renderer.render([Job(c.prompt, c.seed, init) for c in candidates], watcher, progress)
     judging = cost.seconds.get("judge", 0.0)  # the watcher's looks, which are no rendering
     cost.add_seconds("render", time.perf_counter() - started - judging)
     cost.denoiser_rows += rendered.denoiser_rows

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import BadInput, Unsupported
+from ..errors import BadInput, UnknownName, Unsupported
 from ..interfaces import Renderer, Reward, Rewriter
+from ..renderers.img2img import check_strength
 from ..types import Outcome
 from .best_of_n import check_search, search
 from .parm import Schedule, schedule_from
-from .reflection import check_critic, reflect
+from .reflection import CORRECTIONS, check_critic, reflect
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Interrupted
 
@@ -22,7 +23,8 @@ class Chain:
 
     `best_of` candidates share `variants` rewrites in turn; `prune` names a schedule, and `previews` is who
     judges the previews that it looks at, by default the judge; `reflect` is the most rounds of reflection,
-    each drawing `best_of` more candidates at most.
+    each drawing `best_of` more candidates at most, by `correction`, one of CORRECTIONS, with `strength` where
+    that is image to image.
     """
 
     rewriter: Rewriter
@@ -34,6 +36,8 @@ class Chain:
     seed: int = 0
     variants: int = 4
     previews: Reward | None = None
+    correction: str = CORRECTIONS[0]
+    strength: float = 0.75
 
     def __post_init__(self):
         # All candidates of all rounds must have a seed, so the range is checked for all of them.
@@ -45,10 +49,20 @@ class Chain:
                               f"{self.renderer.name!r} does not give; prune by 'none'")  # fmt: skip
         if self.reflect < 0:
             raise BadInput(f"reflect must be 0 or more rounds, got {self.reflect}")
+        if self.correction not in CORRECTIONS:
+            raise UnknownName("correction", self.correction, CORRECTIONS)
         if self.reflect:
             check_critic(self.judge)
+            if self.correction == CORRECTIONS[1]:
+                self._check_img2img()
         if self.variants < 1:
             raise BadInput(f"variants must be at least 1, got {self.variants}")
+
+    def _check_img2img(self) -> None:
+        if not getattr(self.renderer, "img2img", False):
+            raise Unsupported(f"renderer {self.renderer.name!r} cannot draw over a picture; "
+                              f"correct by {CORRECTIONS[0]!r}")  # fmt: skip
+        check_strength(self.strength, self.renderer.steps)
 
     def schedule(self, n: int) -> Schedule:
         return schedule_from(self.prune, n, self.renderer.steps)
@@ -76,7 +90,8 @@ class Chain:
             mended = reflect(
                 found, prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
                 rounds=self.reflect, n=self.best_of, seed=self.seed, variants=self.variants,
-                schedule=self.schedule, previews=self.previews,
+                schedule=self.schedule, previews=self.previews, correction=self.correction,
+                strength=self.strength,
                 progress=lambda done, total: tell("reflect", done, total),
             )  # fmt: skip
             outcome.candidates, outcome.best = mended.candidates, mended.best

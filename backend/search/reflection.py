@@ -2,7 +2,8 @@
 
 Source: PARM++ (arXiv 2501.13926, section 3.4): verdict, textual reason, at most three rounds. Departs
 from it: the critique goes to the rewriter and a small search, not to a self-correcting generator; the
-best picture so far is never lost.
+best picture so far is never lost. It may be shown to the renderer, too, as PARM++ shows the rejected one:
+corrections are then drawn over it (image to image) and keep what was right in it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..interfaces import Critic, Renderer, Reward, Rewriter
-from ..types import Candidate, Cost, Rewrite, Round, Verdict
+from ..types import Candidate, Cost, InitImage, Rewrite, Round, Verdict
 from .best_of_n import SearchResult, best_of, search
 from .parm import Schedule
+
+CORRECTIONS = ("draw again", "image to image")  # a new picture; the best one so far, drawn over
 
 
 @dataclass
@@ -31,12 +34,13 @@ class Reflection:
 
 def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: Renderer, judge: Reward,
             rounds: int, n: int, seed: int, variants: int, schedule: Callable[[int], Schedule],
-            previews: Reward | None = None,
+            previews: Reward | None = None, correction: str = CORRECTIONS[0], strength: float = 0.75,
             progress: Callable[[int, int], None] | None = None) -> Reflection:
     """Up to `rounds` rounds over the result of a search; stops as soon as the judge is satisfied.
 
     Each round draws `n` candidates with new seeds, from `variants` corrected rewrites. `schedule(n)`
-    gives the pruning, and `previews` judges its previews in the judge's place. Raises BadInput where the
+    gives the pruning, and `previews` judges its previews in the judge's place. `correction` is one of
+    CORRECTIONS; image to image draws over the best picture so far with `strength`. Raises BadInput where the
     judge cannot say what is wrong.
     """
     critic = check_critic(judge)
@@ -51,8 +55,10 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
         state.cost.add_seconds("rewrite", time.perf_counter() - started)
         state.rewrites += corrected
         base = seed + len(state.candidates)  # seeds no earlier round has used
+        best = state.candidates[state.best].image
+        over = InitImage(best, strength) if correction == CORRECTIONS[1] and best is not None else None
         again = search(renderer, judge, prompt, [r.prompt for r in corrected], n=n, seed=base,
-                       schedule=schedule(n), previews=previews, progress=progress)  # fmt: skip
+                       schedule=schedule(n), previews=previews, init=over, progress=progress)  # fmt: skip
         state.cost += again.cost
         for candidate in again.candidates:
             candidate.index += len(first.candidates) + n * (number - 1)

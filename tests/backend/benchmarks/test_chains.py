@@ -120,6 +120,15 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
     assert asked and sum(asked) < sum(row["cost"]["judge_calls"] for row in result["rows"]) * len(TASKS)
 
 
+def test_rows_may_draw_over_what_they_mend(tmp_path):
+    rows = {f"image to image, {strength}": Row(reflect=2, correction="image to image", strength=strength)
+            for strength in (0.5, 1.0)}  # fmt: skip
+    rows["again"] = Row(reflect=2)
+    result = run(tmp_path, rows)
+    half, whole, again = (row["cost"]["denoiser_rows"] for row in result["rows"])
+    assert half < whole == again
+
+
 def test_what_cannot_be_a_table(tmp_path):
     with pytest.raises(BadInput, match="'DPO' has the same weights twice"):
         run(tmp_path, {"DPO": Row(lora=["a", "a"])})
@@ -129,6 +138,7 @@ def test_what_cannot_be_a_table(tmp_path):
     for text, message in (
         ("- a", "expected rows"), ("a: 3", "expected settings of 'a'"), ("a: {best: 3}", "best"),
         ("a: {prune: some}", "prune is one of"), ("a: {lora: [x, y], judge: [x, y, z]}", "of one length"),
+        ("a: {correction: redraw}", "correction is one of"), ("a: {strength: 2}", "strength"),
         ("a: {lora: []}", "of one length"), ("a: [", "no YAML"),
     ):  # fmt: skip
         file.write_text(text)

@@ -124,6 +124,8 @@ def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, dra
     (["a", "--variants", "0"], ["--variants"]),
     (["a", "--steps", "0"], ["--steps must be 1"]),
     (["a", "--reflect", "-1"], ["--reflect must be 0"]),
+    (["a", "--correction", "redraw"], ["unknown correction 'redraw'", "did you mean 'draw-again'"]),
+    (["a", "--correction", "image-to-image", "--strength", "1.5"], ["strength is 0.12", "to 1, got 1.5"]),
     (["a", "--seed", "-1"], ["--seed must be 0 to", "got -1"]),
     (["a", "--seed", str(2**63)], ["--seed must be 0 to", "got 9223372036854775808"]),
     (["a", "--seed", str(2**63 - 1)], ["--seed must be 0 to", "for 16 candidates"]),
@@ -160,6 +162,18 @@ def test_a_model_of_ones_own_needs_a_rewriter_and_a_judge(reprise, tmp_path):
     words = ("render", "a", "--renderer", "some/model")
     one_line(reprise(*words, "--rewriter", "none"), 2, "needs a --judge")
     one_line(reprise(*words, "--judge", "clip-score"), 2, "needs a --rewriter")
+
+
+def test_a_round_may_draw_over_the_best_so_far(reprise, drawn, tmp_path):
+    words = ["render", "a red circle", "--renderer", "fake", "--rewriter", "none", "--best-of", 1,
+             "--seed", 1, "--reflect", 2, "--out", "o"]  # fmt: skip
+    over = json.loads(reprise(*words, "--correction", "image-to-image", "--strength", "0.5", "--json").out)
+    assert over["settings"]["correction"] == "image-to-image" and over["settings"]["strength"] == 0.5
+    assert [candidate["round"] for candidate in over["candidates"]][:2] == [0, 1]
+    assert "--correction image-to-image --strength 0.5" in (tmp_path / "o" / "index.html").read_text()
+    again = json.loads(reprise(*words[:-1], "p", "--json").out)
+    assert "correction" not in again["settings"]
+    assert over["cost"]["denoiser_rows"] < again["cost"]["denoiser_rows"]  # half of a mended picture's steps
 
 
 def test_a_judge_that_only_scores_mends_nothing(reprise, drawn, monkeypatch):

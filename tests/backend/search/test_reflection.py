@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, Interrupted, Unsupported
+from reprise.backend.errors import BadInput, Interrupted, UnknownName, Unsupported
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.chain import Chain
 from reprise.backend.types import RewardSpec
@@ -60,6 +60,29 @@ def test_pruning_without_previews_is_refused(brightness, echo):
     assert chain(blind, brightness, echo).run("p").best == 0
     with pytest.raises(Unsupported, match="'halving' needs previews, which renderer 'fake' does not give"):
         chain(blind, brightness, echo, prune="halving")
+
+
+def test_corrections_are_drawn_over_the_best_so_far(brightness, echo):
+    renderer = grey({"too dark": 0.4, "": 0.2})
+    outcome = chain(renderer, brightness, echo, correction="image to image", strength=0.5).run("p")
+    over = [jobs[0].init for jobs in renderer.calls]
+    assert over[0] is None and all(init.strength == 0.5 for init in over[1:])
+    first, second, third = (float(init.image.mean()) for init in over[1:])
+    assert (first, second, third) == pytest.approx((0.2, 0.3, 0.35), abs=0.01)  # each half of the way to .4
+    assert [c.round for c in outcome.candidates] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert outcome.cost.denoiser_rows == 2 * 8 + 3 * 2 * 4
+
+
+def test_image_to_image_is_refused_where_it_cannot_be(brightness, echo):
+    blind = grey({"": 0.1})
+    blind.img2img = False
+    with pytest.raises(Unsupported, match="'fake' cannot draw over a picture; correct by 'draw again'"):
+        chain(blind, brightness, echo, correction="image to image")
+    assert chain(blind, brightness, echo, correction="image to image", reflect=0).run("p").best == 0
+    with pytest.raises(BadInput, match=r"strength is 0.12 \(one of 8 steps\) to 1, got 0.1"):
+        chain(grey({"": 0.1}), brightness, echo, correction="image to image", strength=0.1)
+    with pytest.raises(UnknownName, match="unknown correction 'image'"):
+        chain(grey({"": 0.1}), brightness, echo, correction="image")
 
 
 def test_same_call_same_outcome(brightness, echo):
