@@ -124,6 +124,19 @@ def advantages_over_time(rewards: Tensor, values: Tensor, mask: Tensor,
     return advantages, advantages + values
 
 
+def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Rewards (N,) less the mean reward of the others of their group (N,) of whole numbers; 0 for one alone.
+
+    Source: RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740, eq. 8).
+    """
+    import torch
+
+    places = groups.unique(return_inverse=True)[1]
+    counts = torch.bincount(places).to(rewards)[places]
+    sums = torch.zeros_like(rewards).index_add(0, places, rewards)[places]
+    return torch.where(counts > 1, rewards - (sums - rewards) / (counts - 1).clamp_min(1), 0.0)
+
+
 def whitened(numbers: Tensor) -> Tensor:
     """Numbers (N,) less their mean, over their standard deviation (n - 1); zeros where they do not vary."""
     import torch

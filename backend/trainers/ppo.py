@@ -55,6 +55,9 @@ class PpoConfig(Config):
     """Users' prompts in one step."""
     rewrites: PositiveInt = 1
     """Refinements of each, all drawn from the same seeds."""
+    group_baseline: bool = False
+    """Gains are compared with the mean gain of the prompt's other refinements before the critic is asked:
+    what the user's own picture scored by its seed, which no critic can know, falls out."""
     pictures: PositiveInt = 1
     """Pictures of each refinement and of the user's own prompt; scores are their means."""
     max_steps: PositiveInt = 1000
@@ -134,6 +137,8 @@ class PpoConfig(Config):
                 f"a step has {self.prompts_per_step} x {self.rewrites} = {rows} rows, which "
                 f"{self.minibatches} minibatches do not share evenly; set minibatches to a divisor of {rows}"
             )
+        if self.group_baseline and self.rewrites < 2:
+            raise ValueError("group_baseline compares a prompt's refinements; set rewrites to 2 or more")
         if self.kl_target is not None and not self.kl:
             raise ValueError("a weight of 0 stays 0 when it is adapted; set kl=0.05, or leave kl_target out")
         if self.device == "cpu" and self.offload:

@@ -29,6 +29,7 @@ from ..losses import (
     clipped_surrogate,
     clipped_value_error,
     divergence,
+    leave_one_out,
     pivot_error,
     whitened,
 )
@@ -237,6 +238,9 @@ class Loop:
         padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)  # (B, T)
         mask = torch.arange(padded.shape[1], device=padded.device) < padded.new_tensor(lengths)[:, None]
         gains = padded.new_tensor([sample.gain for sample in samples])
+        if self.config.group_baseline:
+            prompts = torch.tensor([sample.own.position for sample in samples], device=gains.device)
+            gains = leave_one_out(gains, prompts)
         advantages, returns = advantages_over_time(gains, padded, mask, self.config.gae_lambda)
         flat, earned = advantages[mask], returns[mask]
         if self.config.whiten:

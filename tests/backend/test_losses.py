@@ -13,6 +13,7 @@ from reprise.backend.losses import (
     denoising_target,
     diffusion_dpo,
     divergence,
+    leave_one_out,
     noised,
     pivot_error,
     prompt_error,
@@ -135,6 +136,12 @@ def test_advantages_at_the_ends_of_lambda():
     close(advantages_over_time(reward, values, mask, lam=1.0)[0], [[7.0, 6.0, 4.0]])  # R - V
     # A critic that says 0: the reward, fading towards the beginning.
     close(advantages_over_time(reward, 0 * values, mask)[0], [[8 * 0.95**2, 8 * 0.95, 8.0]])
+
+
+def test_leave_one_out():
+    """Groups 0: (1, 3, 5), 1: (2) alone, 7: (4, 6)."""
+    rewards, groups = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), torch.tensor([0, 1, 0, 7, 0, 7])
+    close(leave_one_out(rewards, groups), [1 - 4, 0, 3 - 3, 4 - 6, 5 - 2, 6 - 4])
 
 
 def test_whitened():

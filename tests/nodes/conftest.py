@@ -129,8 +129,10 @@ def error_of(entry: dict) -> dict:
 def in_comfyui():
     """Runs a script of tests/nodes inside ComfyUI's own Python and returns the JSON of its last line."""
 
-    def run(script: str, *arguments: str, seconds: float = 600) -> dict:
+    def run(script: str, *arguments: str, seconds: float = 600, needs: str = "") -> dict:
         folder, python = needed()
+        if needs and subprocess.run([str(python), "-c", f"import {needs}"], capture_output=True).returncode:
+            pytest.skip(f"{python} has no {needs}, which this test compares with")
         done = subprocess.run(
             [str(python), str(Path(__file__).parent / script), str(folder), str(ROOT), *arguments],
             capture_output=True, text=True, timeout=seconds, cwd=folder,

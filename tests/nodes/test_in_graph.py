@@ -30,5 +30,5 @@ def test_a_vae_of_another_model_is_refused(in_comfyui):
 
 def test_comfyui_draws_what_diffusers_draws_from_the_embedded_weights(in_comfyui):
     pytest.importorskip("diffusers")
-    found = in_comfyui("inside.py", "embedded")
+    found = in_comfyui("inside.py", "embedded", needs="diffusers")
     assert found["t5"] <= 1e-4 and found["clip"] <= 1e-4 and found["image"] <= 1e-3, found

@@ -90,7 +90,7 @@ def test_every_family_in_the_cores_loader(in_comfyui, tmp_path):
         made = adapter(denoiser)
         save_lora(folder, family(name), lora_tensors(family(name), made, 2.0), {}, "float16")
         counts[name] = len(made)
-    found = in_comfyui("inside_lora.py", str(tmp_path / "files"))
+    found = in_comfyui("inside_lora.py", str(tmp_path / "files"), needs="diffusers")
     models = {"FLUX": "Flux", "SD3": "SD3", "PixArt-Sigma": "PixArt", "SD1.x": "SD15", "SDXL": "SDXL"}
     for name, count in counts.items():
         seen = found[name]

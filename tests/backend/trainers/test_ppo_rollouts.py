@@ -165,7 +165,7 @@ def test_log_probabilities_are_those_that_were_drawn_from(refiner, prompts, tmp_
                 alone = tokens_of(hot.model, [sample], pivots_of(hot.model, [sample]), temperature)
             start = sum(found.lengths[:i])
             torch.testing.assert_close(alone.logps, found.logps[start : start + found.lengths[i]],
-                                       rtol=0, atol=2e-5)  # fmt: skip
+                                       rtol=1e-5, atol=2e-5)  # fmt: skip
 
 
 def test_first_pivots_stay_what_they_were(prompts, tmp_path):
