@@ -130,9 +130,11 @@ def test_the_ratio_is_1_at_the_first_inner_step_and_the_policy_is_its_reference(
     assert first["kl"] < 1e-9 < second["kl"] and 0 < first["ratio"] != 1  # later inner steps have moved
 
 
-def test_what_a_step_learns_is_what_is_derived_by_hand(values, tmp_path):
-    """Critic 0 at first, ratio 1: advantages are gains fading backwards, whitened over all tokens."""
-    loop = loop_of(values, tmp_path, epochs=1, minibatches=1)
+@pytest.mark.parametrize("group_baseline", [False, True])
+def test_what_a_step_learns_is_what_is_derived_by_hand(values, tmp_path, group_baseline):
+    """Critic 0 at first, ratio 1: advantages are gains fading backwards, whitened over all tokens. With
+    the group's baseline, a gain is what it is over the mean gain of the prompt's others."""
+    loop = loop_of(values, tmp_path, epochs=1, minibatches=1, group_baseline=group_baseline)
     row = loop.step(1)
     lines = [line for line in read_lines(tmp_path / "rollouts" / "rollouts.jsonl") if "gain" in line]
     own = {line["position"]: line for line in read_lines(tmp_path / "rollouts" / "rollouts.jsonl")
@@ -141,6 +143,9 @@ def test_what_a_step_learns_is_what_is_derived_by_hand(values, tmp_path):
     for line in lines:
         gain = line["scores"]["redness"] - own[line["position"]]["scores"]["redness"]
         assert line["gain"] == pytest.approx(gain) and line["seeds"] == own[line["position"]]["seeds"]
+        if group_baseline:
+            group = [other["gain"] for other in lines if other["position"] == line["position"]]
+            gain -= (sum(group) - gain) / (len(group) - 1)
         faded += [gain * 0.95**left for left in reversed(range(line["tokens"]))]
         returns += sum(0.5 * (gain * 0.95**left) ** 2 for left in range(line["tokens"]))
     assert row["value_loss"] == pytest.approx(returns / len(faded), abs=1e-6)
