@@ -14,7 +14,7 @@ from .sockets import CATEGORY, EMBEDDED
 
 LOADERS = f"{CATEGORY}/loaders"
 KINDS = ("rewriters", "refiners", "judges")
-NONE_INSTALLED = "(none installed)"
+LOOKS = {"plain": "renderer", "styled": "renderer-styled"}  # of the embedded renderer -> its folder
 VLM = "vlm: "  # begins the name of a judge that is any vision-language model
 
 
@@ -84,21 +84,18 @@ class LoadRefiner(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        from ..backend.rewriters.prip import EMBEDDED as WEIGHTS
-
         return io.Schema(
             node_id="RepriseLoadRefiner",
             display_name="Load Refiner",
             category=LOADERS,
-            description="Loads a prompt refiner (PRIP): a folder of models/reprise/refiners.",
+            description="Loads a prompt refiner (PRIP): the embedded one, or a folder of "
+                        "models/reprise/refiners.",
             search_aliases=["PRIP", "Promptist", "prompt model"],
             inputs=[
                 io.Combo.Input(
-                    "refiner",
-                    options=[*([EMBEDDED] if WEIGHTS.is_dir() else []), *installed("refiners")]
-                            or [NONE_INSTALLED],
+                    "refiner", options=[EMBEDDED, *installed("refiners")], default=EMBEDDED,
                     tooltip="Folders in models/reprise/refiners: PRIP models, or language models in "
-                            "Promptist's format.",
+                            "Promptist's format. The embedded one knows coloured shapes and their styles.",
                 ),
             ],
             outputs=[sockets.Refiner.Output("refiner", tooltip="For PRIP Refiner and PRIP Describe.")],
@@ -111,11 +108,6 @@ class LoadRefiner(io.ComfyNode):
         from ..backend.rewriters.prip import is_refiner
         from .memory import managed, writing
 
-        if refiner == NONE_INSTALLED:
-            raise CheckpointError(
-                "no refiner is installed; put the folder of a trained one into models/reprise/refiners and "
-                "press R, or use RePrompt Rewriter, which needs no download"
-            )
         folder = WEIGHTS if refiner == EMBEDDED else _folder("refiners", refiner)
         make = resolve("refiner", REWRITERS, "prip" if is_refiner(folder) else "promptist")
         return io.NodeOutput(managed(make(folder, device="cpu", dtype=writing())))
@@ -194,15 +186,21 @@ class LoadShapeWorld(io.ComfyNode):
             description="The embedded tiny FLUX that draws coloured shapes at 128 x 128: MODEL, CLIP and VAE "
                         "for stock nodes. Use 16 steps, euler, simple, CFG 3.",
             search_aliases=["tiny flux", "demo model", "test model"],
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "look", options=list(LOOKS), default="plain", optional=True,
+                    tooltip="styled also draws the palettes, outlines, backgrounds and textures that a "
+                            "prompt names: glossy, framed, neon…",
+                ),
+            ],
             outputs=[io.Model.Output("model"), io.Clip.Output("clip"), io.Vae.Output("vae")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, look: str = "plain") -> io.NodeOutput:
         from . import shapeworld
 
-        return io.NodeOutput(*shapeworld.load())
+        return io.NodeOutput(*shapeworld.load(shapeworld.WEIGHTS.with_name(LOOKS[look])))
 
 
 def check_prompt(prompt: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
-from ..errors import BadInput, CheckpointError, Unsupported
+from ..errors import BadInput, Unsupported
 from ..types import Rewrite
 from .decoding import LocalRewriter, Written, check_stop, context_of, given, write
 from .reprompt import SETTINGS, read_settings
@@ -80,8 +80,6 @@ class PripRewriter(LocalRewriter):
         if isinstance(model, Prip):
             self.folder, self.model, known = None, model.eval(), RefinerSettings()
         else:
-            if model is None and not EMBEDDED.is_dir():
-                raise CheckpointError("no refiner comes with this version; name the folder of one")
             self.folder = EMBEDDED if model is None else Path(model).expanduser()
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             self.model = Prip.from_pretrained(self.folder, device=device, dtype=dtype)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
-from ..errors import CheckpointError
 from ..losses import (
     advantages_over_time,
     clipped_surrogate,
@@ -142,8 +141,6 @@ class Loop:
         """The refiner, of which the encoder alone learns, and the critic, with their optimiser."""
         config = self.config
         self.start = EMBEDDED if config.init == "shapeworld" else Path(config.init).expanduser()
-        if config.init == "shapeworld" and not EMBEDDED.is_dir():
-            raise CheckpointError("no refiner comes with this version; name the folder of one as init")
         half = config.dtype == "bfloat16" or config.dtype == "auto" and gpu and torch.cuda.is_bf16_supported()
         self.model = Prip.from_pretrained(
             self.start, device="cuda" if gpu else "cpu", dtype="bfloat16" if half else "float32",

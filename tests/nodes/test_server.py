@@ -112,14 +112,14 @@ def test_the_winners_seed_in_a_plain_ksampler_draws_the_same_picture(server, gra
     assert np.abs(best.astype(int) - alone).max() <= 1  # another batch shape rounds another way
 
 
-def test_without_a_refiner_it_says_how_to_get_one(server):
-    nodes = {
-        "1": {"class_type": "RepriseLoadRefiner", "inputs": {"refiner": "(none installed)"}},
-        "2": {"class_type": "RepriseRefiner", "inputs": {
-            "prompt": "a red circle", "refiner": ["1", 0], "variants": 1, "seed": 0}},
-        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
-    }  # fmt: skip
-    assert "models/reprise/refiners" in error_of(server.run(nodes))["exception_message"]
+def test_the_embedded_refiner_adds_what_its_renderer_draws(server, graph):
+    """The example as it is: the refined prompt begins with the user's, and its picture is another."""
+    nodes = graph("prip_refiner")
+    nodes["20"] = {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}}
+    entry = server.run(nodes)
+    (refined,) = entry["outputs"]["20"]["text"]
+    assert refined.startswith(nodes["4"]["inputs"]["value"] + ", ")
+    assert not np.array_equal(server.images(entry, "16")[0], server.images(entry, "17")[0])
 
 
 def test_locked_text_needs_no_model_and_is_kept(server):

@@ -39,6 +39,8 @@ NOTES = {
                       + _JUDGE,
     "rewrite_and_score": "## What the rewrite brings\nThe same four seeds, drawn from your prompt and from its "
                          "rewrite, scored against **your** prompt. Runs at once on a CPU.",
+    "prip_refiner": "## What the refinement brings\nThe same four seeds, drawn from your prompt and from its "
+                    "refinement (PRIP), scored by what ShapeWorld's people like. Runs at once on a CPU.",
     "reflection_loop": "## Draw, judge, mend\nEach round the judge says what is wrong and the rewriter mends "
                        "the prompt; the best round is kept. Runs at once on a CPU.",
     "shapeworld_quick_start": "## Press Run\nYour few words are rewritten, eight seeds start, hopeless ones "

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from . import refinement
 from .assemble import assemble_pipeline, replace_folder
 from .autoencoder import train_autoencoder, train_decoder
 from .renderer import train_renderer
 from .rewriter import build as build_rewriter
 from .second import assemble_second, train_text_encoder, train_unet
-from .styled import train_styled, train_styled_autoencoder, train_styled_decoder
+from .styled import FLUX_STEPS, train_styled, train_styled_autoencoder, train_styled_decoder
 from .text_encoders import train_text_encoders
 
 
 def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
-    """Train what `work` does not hold yet, and write `out/renderer`, `out/renderer-sd`,
-    `out/renderer-sd-styled` and `out/rewriter`.
+    """Train what `work` does not hold yet, and write `out/renderer`, `out/renderer-sd`, both of them
+    `-styled`, `out/rewriter` and `out/refiner`, which is made with the styled renderer that is in use.
 
     A stopped build goes on from its last checkpoint, at most two minutes back.
     """
@@ -33,9 +34,12 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
         stage(work, seed, log=log)
     assemble_pipeline(work, out / "renderer")
     assemble_second(work, out / "renderer-sd")
-    log("stage: styled renderer")
+    log("stage: styled renderers")
     train_styled_autoencoder(work, out / "renderer", seed, log=log)
     train_styled_decoder(work, seed, log=log)
     train_styled(work, out / "renderer-sd", out / "renderer-sd-styled", seed, log=log)
+    train_styled(work, out / "renderer", out / "renderer-styled", seed, FLUX_STEPS, log=log)
     log("stage: rewriter")
     replace_folder(build_rewriter(work / "rewriter", log), out / "rewriter")
+    log("stage: refiner")
+    replace_folder(refinement.build(work / "refiner", "ppo-0", log), out / "refiner")

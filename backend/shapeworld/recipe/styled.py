@@ -30,6 +30,7 @@ from .training import StepLoop, follow
 
 VAE_STEPS, VAE_RATE = 3000, 1e-3
 STEPS, RATE, TEXT_RATE, EMA = 5000, 6e-4, 1e-4, 0.998
+FLUX_STEPS = 2500  # of the first renderer, which draws better to begin with
 SCENES = 16384
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from reprise.backend.cli.roles import find_rewriter
 from reprise.backend.errors import BadInput, UnknownName
-from reprise.backend.rewriters.prip import EMBEDDED, PripRewriter
+from reprise.backend.rewriters.prip import PripRewriter
 
 from ..rewriters.tiny_prip import save
 
@@ -49,11 +49,10 @@ def test_bad_names_are_one_line(reprise, name, message):
     assert len(found.err.strip().splitlines()) == 1 and not found.out
 
 
-def test_without_an_embedded_refiner_a_folder_is_asked_for(reprise):
-    if EMBEDDED.is_dir():
-        pytest.skip("there is one")
-    found = reprise("rewrite", "a cat", "--rewriter", "prip")
-    assert found.code == 2 and "name the folder of one" in found.err
+def test_the_embedded_refiner_needs_no_name(reprise):
+    found = reprise("rewrite", "a photo of two red squares", "--rewriter", "prip", "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["rewrites"][0]["prompt"].startswith("a photo of two red squares, ")
 
 
 def test_names_are_checked_before_anything_is_loaded():
