@@ -73,10 +73,10 @@ class LoadRewriter(io.ComfyNode):
     def execute(cls, rewriter: str) -> io.NodeOutput:
         from ..backend.rewriters.reprompt import EMBEDDED as WEIGHTS
         from ..backend.rewriters.reprompt import RePromptRewriter
-        from .memory import managed
+        from .memory import managed, writing
 
         folder = WEIGHTS if rewriter == EMBEDDED else _folder("rewriters", rewriter)
-        return io.NodeOutput(managed(RePromptRewriter(folder, device="cpu")))
+        return io.NodeOutput(managed(RePromptRewriter(folder, device="cpu", dtype=writing())))
 
 
 class LoadRefiner(io.ComfyNode):
