@@ -48,6 +48,13 @@ def _folder(kind: str, name: str) -> Path:
     return known[name]
 
 
+def _dtype(name: str) -> str:
+    """Half where ComfyUI computes on a GPU, but for the embedded models, which are a few megabytes."""
+    from .memory import writing
+
+    return "float32" if name == EMBEDDED or name.startswith("embedded-") else writing()
+
+
 class LoadRewriter(io.ComfyNode):
     """A causal language model that rewrites prompts."""
 
@@ -73,10 +80,10 @@ class LoadRewriter(io.ComfyNode):
     def execute(cls, rewriter: str) -> io.NodeOutput:
         from ..backend.rewriters.reprompt import EMBEDDED as WEIGHTS
         from ..backend.rewriters.reprompt import RePromptRewriter
-        from .memory import managed, writing
+        from .memory import managed
 
         folder = WEIGHTS if rewriter == EMBEDDED else _folder("rewriters", rewriter)
-        return io.NodeOutput(managed(RePromptRewriter(folder, device="cpu", dtype=writing())))
+        return io.NodeOutput(managed(RePromptRewriter(folder, device="cpu", dtype=_dtype(rewriter))))
 
 
 class LoadRefiner(io.ComfyNode):
@@ -106,11 +113,11 @@ class LoadRefiner(io.ComfyNode):
         from ..backend.registry import REWRITERS, resolve
         from ..backend.rewriters.prip import EMBEDDED as WEIGHTS
         from ..backend.rewriters.prip import is_refiner
-        from .memory import managed, writing
+        from .memory import managed
 
         folder = WEIGHTS if refiner == EMBEDDED else _folder("refiners", refiner)
         make = resolve("refiner", REWRITERS, "prip" if is_refiner(folder) else "promptist")
-        return io.NodeOutput(managed(make(folder, device="cpu", dtype=writing())))
+        return io.NodeOutput(managed(make(folder, device="cpu", dtype=_dtype(refiner))))
 
 
 class LoadJudge(io.ComfyNode):

@@ -42,4 +42,5 @@ def ready(*holders: Any) -> None:
     """Bring the models of what loader nodes made onto their device, where they have one under the manager."""
     patchers = [holder.patcher for holder in holders if getattr(holder, "patcher", None) is not None]
     if patchers:
-        management.load_models_gpu(patchers)
+        # In part would not do: only ComfyUI's own classes bring a layer's weights when it is its turn.
+        management.load_models_gpu(patchers, force_full_load=True)

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..backend.errors import Unsupported
 from . import sockets
 from .loaders import check_prompt
-from .rewriter import ask
+from .rewriter import ask, view
 
 
 class PripRefiner(io.ComfyNode):
@@ -31,11 +31,15 @@ class PripRefiner(io.ComfyNode):
                 io.String.Output("prompt", display_name="prompt", is_output_list=True,
                                  tooltip="The refined prompts, for CLIP Text Encode."),
             ],
+            has_intermediate_output=True,
         )  # fmt: skip
 
     @classmethod
     def execute(cls, prompt: str, refiner, variants: int, seed: int) -> io.NodeOutput:
-        return io.NodeOutput([a.prompt for a in ask(refiner, check_prompt(prompt), variants, seed)])
+        found = ask(refiner, check_prompt(prompt), variants, seed)
+        texts = [one.prompt for one in found]
+        shown = view(prompt, texts, [one.reason for one in found], [one.fallback for one in found])
+        return io.NodeOutput(texts, ui=shown)
 
 
 class PripDescribe(io.ComfyNode):

@@ -114,6 +114,10 @@ async def ask_waiting(rewriter: Any, *arguments: Any) -> list[Rewrite]:
 def _output(
     prompt: str, prompts: list[str], reasons: list[str], fallbacks: list[str | None]
 ) -> io.NodeOutput:
-    """`ui` is what the node's view shows: the user's words, the rewrites, the reasons, what went wrong."""
+    return io.NodeOutput(prompts, reasons, ui=view(prompt, prompts, reasons, fallbacks))
+
+
+def view(prompt: str, prompts: list[str], reasons: list[str], fallbacks: list[str | None]) -> dict:
+    """What the node's view shows: the user's words, the rewrites, the reasons, what went wrong."""
     shown = {"prompt": prompt, "prompts": prompts, "reasons": reasons, "fallbacks": fallbacks}
-    return io.NodeOutput(prompts, reasons, ui={"reprise_rewrite": [shown]})
+    return {"reprise_rewrite": [shown]}

@@ -8,6 +8,7 @@ import * as scorer from "./scorer.js";
 
 const VIEWS = {
   RepriseRewriter: rewriter,
+  RepriseRefiner: rewriter,
   RepriseParmBestOfN: parm,
   RepriseParmBestOfNAdvanced: parm,
   RepriseRewardScorer: scorer,

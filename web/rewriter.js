@@ -1,4 +1,5 @@
 // RePrompt Rewriter: the reason, the rewrite with its added words marked, the lock, and earlier rewrites.
+// PRIP Refiner has neither reason nor lock.
 
 import { label } from "./labels.js";
 import { addView, after, button, el, pager, setWidget, widgetOf } from "./view.js";
@@ -85,6 +86,7 @@ const OWN = "(locked: your own text)"; // as the node says it
 const locks = (one) => one.reason.startsWith("(locked");
 
 export function extend(node) {
+  const toggle = widgetOf(node, "locked");
   const lock = (one, save, state) => {
     const text = widgetOf(node, "locked_prompt")?.value ?? "";
     const history = [...state.history];
@@ -105,15 +107,18 @@ export function extend(node) {
     draw(state, save) {
       const one = state?.history?.[state.shown];
       if (!one) return [el("div", "reprise-hint", label("rewriteHint"))];
-      const locked = Boolean(widgetOf(node, "locked")?.value);
+      const locked = Boolean(toggle?.value);
+      const locking = toggle && [
+        button(label("lock"), label("lockTitle"),
+               () => lock(one, save, state)),
+        button(label("unlock"), label("unlockTitle"), () => {
+          setWidget(node, "locked", false);
+          save({});
+        }, locked),
+      ];
       return [
         el("div", "reprise-bar", [
-          button(label("lock"), label("lockTitle"),
-                 () => lock(one, save, state)),
-          button(label("unlock"), label("unlockTitle"), () => {
-            setWidget(node, "locked", false);
-            save({});
-          }, locked),
+          ...(locking ?? []),
           el("span", "reprise-state", locked ? label("locked") : ""),
           pager(state.history.length, state.shown, (shown) => save({ shown })),
         ]),
@@ -123,6 +128,5 @@ export function extend(node) {
       ];
     },
   });
-  const toggle = widgetOf(node, "locked");
   if (toggle) after(toggle, "callback", () => view.show());
 }

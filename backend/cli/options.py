@@ -20,8 +20,9 @@ PromptFile = Annotated[
 Rewriter = Annotated[
     str | None,
     typer.Option(metavar="NAME", show_default="reprompt",
-                 help="reprompt (embedded), template, none, a folder of weights, promptist:FOLDER, or "
-                 "chat:MODEL@URL (OpenAI-compatible; a key comes from REPRISE_ENDPOINT_KEY)."),
+                 help="reprompt or prip (embedded), template, none, a folder of weights, prip:FOLDER, "
+                 "promptist:FOLDER, or chat:MODEL@URL (OpenAI-compatible; a key comes from "
+                 "REPRISE_ENDPOINT_KEY)."),
 ]
 Renderer = Annotated[
     str,

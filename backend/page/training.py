@@ -30,7 +30,9 @@ Row = Mapping[str, Any]
 CURVES: dict[str, Sequence[str] | None] = {
     "Reward, training": ("reward",), "Over the user's own prompt, training": ("gain",),
     "Each reward, training": None, "Loss, training": ("loss",),
-    "Groups without signal": ("zero_variance",), "Answers that cannot be read": ("unparsable", "cut_off"),
+    "Groups without signal": ("zero_variance",), "Answers that cannot be read": ("unparsable",),
+    "Refinements cut off; that add nothing": ("cut_off", "unchanged"),
+    "Of the returns' variance, by the critic": ("explained",),
     "Words of a rewrite": ("words",), "KL from the first weights, per token": ("kl",),
     "Entropy, per token": ("entropy",), "Largest |ratio - 1|": ("ratio_off",),
     "Ratio, mean": ("ratio",), "Ratios clipped": ("clipped",), "Error of the critic": ("value_loss",),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
-from ..errors import BadInput, Unsupported
+from ..errors import BadInput, CheckpointError, Unsupported
 from ..types import Rewrite
 from .decoding import LocalRewriter, Written, check_stop, context_of, given, write
 from .reprompt import SETTINGS, read_settings
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent.parent / "shapeworld" / "weights" / "refiner"
 _LEAD = re.compile(r"[\s,.;:!?…，。、；：！？]*")
 _NO_SPACE = "，。、；：！？"  # marks that bring their own
-_LAST_PHRASE = re.compile(r"[,.;，。；][^,.;，。；]*$")
+# From the last mark on, but not from one inside a number or a weight, as in "f/1.8" and "(glow:1.2".
+_LAST_PHRASE = re.compile(r"(?:[,.;](?=\s|$)|[，。；])(?:(?![,.;](?:\s|$))[^，。；])*$")
 
 
 class RefinerSettings(BaseModel):
@@ -162,13 +163,17 @@ class PripRewriter(LocalRewriter):
 
     @cached_property
     def eye(self) -> Eye:
-        """The vision tower in the refiner's folder, on its device. Raises CheckpointError without one."""
+        """The vision tower in the refiner's folder, on its device, or on the CPU where someone else, such as
+        ComfyUI, says what is where. Raises CheckpointError without one, or for one of another refiner."""
         from .prip_image import ImagePivot
 
         if self.folder is None:
             raise Unsupported("a refiner that was not loaded from a folder has no vision tower to look with")
         kind = self.model.projector.weight.dtype
-        return Eye(ImagePivot.from_pretrained(self.folder / "image", device=self.model.device, dtype=kind))
+        device = "cpu" if hasattr(self, "patcher") else self.model.device
+        tower = ImagePivot.from_pretrained(self.folder / "image", device=device, dtype=kind)
+        check_tower(tower, self.model)
+        return Eye(tower)
 
     def describe(self, images: Tensor, variants: int = 1, seed: int = 0, *,
                  should_stop: Callable[[], bool] | None = None) -> list[list[Rewrite]]:  # fmt: skip
@@ -198,6 +203,17 @@ class PripRewriter(LocalRewriter):
 
     def _settings(self) -> list[Any]:
         return [*vars(self.decoding).values(), *self.model.config.model_dump().values()]
+
+
+def check_tower(tower: ImagePivot, model: Prip) -> None:
+    """Raises CheckpointError for a vision tower of another refiner's shape."""
+    given = (tower.config.queries, tower.qformer.config.hidden_size)
+    expected = (model.config.queries, model.config.width)
+    if given != expected:
+        raise CheckpointError(
+            f"the vision tower gives pivots of {given[0]} x {given[1]}, this refiner reads "
+            f"{expected[0]} x {expected[1]}; take the tower that it was trained with"
+        )
 
 
 def is_refiner(folder: Path) -> bool:

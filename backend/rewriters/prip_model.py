@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -224,8 +225,10 @@ class Prip(nn.Module):
     # Files
 
     def save_pretrained(self, folder: str | Path, *, settings: dict[str, Any] | None = None,
-                        image: ImagePivot | None = None) -> None:
+                        image: ImagePivot | None = None, frozen: Path | None = None) -> None:
         """Write a refiner's folder; `settings` for its `reprise.json`, `image` where it is to come along.
+
+        `frozen` is a refiner's folder whose decoder and projector are taken as they lie there.
 
         Raises CheckpointError for a model without pivot statistics.
         """
@@ -236,11 +239,17 @@ class Prip(nn.Module):
         where = Path(folder)
         for part, model, tokenizer in (("encoder", self.encoder.t5, self.reader),
                                        ("decoder", self.decoder, self.writer)):  # fmt: skip
+            if part == "decoder" and frozen is not None:
+                shutil.copytree(frozen / part, where / part)
+                continue
             model.save_pretrained(where / part)
             _save_tokenizer(tokenizer, where / part)
         if image is not None:
             image.save_pretrained(where / "image")
         bridge = {name: tensor.contiguous() for name, tensor in self.state_dict().items() if _is_bridge(name)}
+        if frozen is not None:
+            known = _read_bridge(frozen / "model.safetensors")
+            bridge |= {name: known[name] for name in bridge if name.startswith("projector.")}
         save_file(bridge, where / "model.safetensors", metadata={"format": "pt"})
         known = {"format": 1, "role": "refiner", **(settings or {})}
         for name, text in (("config.json", self.config.model_dump_json(indent=1)),

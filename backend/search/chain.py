@@ -11,7 +11,7 @@ from ..interfaces import Renderer, Reward, Rewriter
 from ..renderers.img2img import check_strength
 from ..types import Outcome
 from .best_of_n import check_search, search
-from .parm import Schedule, schedule_from
+from .parm import Later, Schedule, schedule_from
 from .reflection import CORRECTIONS, check_critic, reflect
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Interrupted
@@ -67,6 +67,13 @@ class Chain:
     def schedule(self, n: int) -> Schedule:
         return schedule_from(self.prune, n, self.renderer.steps)
 
+    def _mending(self, n: int) -> Schedule:
+        """The pruning of a round: over the steps that image to image draws, where it is that."""
+        if self.correction == CORRECTIONS[0]:
+            return self.schedule(n)
+        drawn = int(self.renderer.steps * self.strength)
+        return Later(schedule_from(self.prune, n, drawn), self.renderer.steps - drawn)
+
     def run(self, prompt: str, progress: Progress | None = None) -> Outcome:
         """Draw `prompt`. Stages in `progress`: rewrite, render, judge, reflect."""
 
@@ -90,7 +97,7 @@ class Chain:
             mended = reflect(
                 found, prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
                 rounds=self.reflect, n=self.best_of, seed=self.seed, variants=self.variants,
-                schedule=self.schedule, previews=self.previews, correction=self.correction,
+                schedule=self._mending, previews=self.previews, correction=self.correction,
                 strength=self.strength,
                 progress=lambda done, total: tell("reflect", done, total),
             )  # fmt: skip

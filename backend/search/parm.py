@@ -74,6 +74,21 @@ class Halving:
 
 
 @dataclass(frozen=True)
+class Later:
+    """Another schedule, for pictures whose first `by` steps are left out."""
+
+    schedule: Schedule
+    by: int
+
+    @property
+    def looks(self) -> frozenset[int]:
+        return frozenset(step + self.by for step in self.schedule.looks)
+
+    def keep(self, step: int, scores: dict[int, float]) -> list[int]:
+        return self.schedule.keep(step - self.by, scores)
+
+
+@dataclass(frozen=True)
 class Potential:
     """A threshold on potential: at each look, rows far below the best one stop.
 

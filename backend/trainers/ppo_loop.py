@@ -9,7 +9,6 @@ than the one that wrote.
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import shutil
@@ -33,7 +32,6 @@ from ..losses import (
     whitened,
 )
 from ..page.training import write_report
-from ..registry import REWARDS, resolve
 from ..rewards.scales import RunningNorm
 from ..rewriters.prip import EMBEDDED, PripRewriter, RefinerSettings
 from ..rewriters.prip_model import Prip
@@ -46,6 +44,7 @@ from .ppo_policy import Critic, WarmPivots, pivots_of, tokens_of
 from .ppo_rollouts import PpoRollouts, Sample, lines_of
 from .prompts import Asked, Stream, read_prompts
 from .renderers import open_renderer
+from .start import open_reward
 from .stepping import check_gradient, check_loss, load_checkpoint, rate_factor, save_checkpoint, unsaved
 from .studio import Studio
 from .watching import evaluate, fixed_prompts, put_on_record, watched
@@ -89,7 +88,7 @@ class Loop:
         self.sets = fixed_prompts(prompts, config.eval_prompts)
         for asked in (prompts, *self.sets.values()):
             self.rewriter.read_prompts([one.prompt for one in asked])  # raises for those it has no room for
-        rewards = {name: resolve("reward", REWARDS, name)() for name in (*config.rewards, *config.held_out)}
+        rewards = {name: open_reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
         self.phases = Phases("cuda" if gpu else "cpu",
@@ -368,21 +367,21 @@ class Loop:
         return [f"{group}.{name}" for group in GROUPS for name in self.weights[group]]
 
     def _export(self, folder: Path) -> None:
-        """Write a refiner's folder: its own files where nothing was trained, and no critic."""
-        config, model = self.config, self.model
+        """Write a refiner's folder: the encoder, and all else as it was at the start, whatever precision it
+        worked in; no critic."""
+        config, start = self.config, self.start
         settings = {**self.settings.model_dump(exclude_none=True), "trainer": "ppo",
                     "max_new_tokens": self.rewriter.max_new_tokens}  # fmt: skip
         try:
             whole = config.export_dtype == "same"
+            model = self.model if whole else Prip.from_pretrained(start, dtype="float32")
             if not whole:
-                model = copy.deepcopy(model).to(getattr(torch, config.export_dtype))
+                model.encoder.load_state_dict(self.model.encoder.state_dict())
+                model.to(getattr(torch, config.export_dtype))
             with put_whole(folder) as part:
-                model.save_pretrained(part, settings=settings)
-                if whole:
-                    shutil.rmtree(part / "decoder")
-                    shutil.copytree(self.start / "decoder", part / "decoder")
-                if (self.start / "image").is_dir():
-                    shutil.copytree(self.start / "image", part / "image")
+                model.save_pretrained(part, settings=settings, frozen=start if whole else None)
+                if (start / "image").is_dir():
+                    shutil.copytree(start / "image", part / "image")
         except Exception as error:  # safetensors and the file system raise their own kinds
             raise unsaved(folder, self.folder, error) from error
 

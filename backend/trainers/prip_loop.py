@@ -19,9 +19,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..cache import Cache
 from ..config import Config
-from ..errors import BadInput, CheckpointError, UnknownName
+from ..errors import BadInput, UnknownName
 from ..page.training import PICTURES, write_report
-from ..rewriters.prip import EMBEDDED, PripRewriter, RefinerSettings
+from ..rewriters.prip import EMBEDDED, PripRewriter, RefinerSettings, check_tower
 from ..rewriters.prip_presets import PRESETS, build, build_image, find_preset
 from ..rewriters.reprompt import SETTINGS, read_settings
 from ..runs import write_whole
@@ -156,13 +156,7 @@ def begin(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], Path |
             model, tower = build(preset, *tokenizers()), build_image(preset)
     if config.tower is not None:
         tower = ImagePivot.from_pretrained(config.tower.expanduser() / "image")
-    expected = (model.config.queries, model.config.width)
-    given = (tower.config.queries, tower.qformer.config.hidden_size)
-    if given != expected:
-        raise CheckpointError(
-            f"the vision tower gives pivots of {given[0]} x {given[1]}, this refiner reads "
-            f"{expected[0]} x {expected[1]}; take the tower that it was trained with"
-        )
+    check_tower(tower, model)
     return model.eval(), tower.eval(), settings.model_dump(exclude_none=True), folder
 
 

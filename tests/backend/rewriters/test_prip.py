@@ -1,12 +1,15 @@
 """PRIP as a rewriter: whose words stay, what seeds and neighbours change, and pictures as prompts."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
 from reprise.backend.errors import BadInput, CheckpointError, Interrupted, Unsupported
 from reprise.backend.rewriters.prip import PripRewriter, is_refiner, join, stem_of, whole_phrases
 
-from .tiny_prip import save, tiny
+from .tiny_prip import TINY, image, save, tiny
 
 PROMPTS = ["a cat", "a photo of a red circle above a blue square on a grey background.", "three stars"]
 IMAGES = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0))
@@ -47,6 +50,8 @@ def test_prompt_and_addition_join_cleanly(prompt, tail, refined):
 
 @pytest.mark.parametrize(("text", "kept"), [
     (", he is at a rave, on the cover of a", ", he is at a rave"), (", sharp. It is a", ", sharp"),
+    (", sharp focus, f/1.8 le", ", sharp focus"), (", a cat, (glow:1.2) ey", ", a cat"),
+    (", a cat at f/1.8", ", a cat at f/1.8"), ("，一只猫，水", "，一只猫"),
     (", holding a", ", holding a"), (" on a mat in the", " on a mat in the"), ("", ""),
 ])  # fmt: skip
 def test_what_the_limit_cuts_off_ends_with_a_whole_phrase(text, kept):
@@ -195,6 +200,14 @@ def test_refining_loads_no_vision_tower(folder):
     assert "eye" in vars(made)
     with pytest.raises(Unsupported, match="no vision tower"):
         PripRewriter(tiny()).describe(IMAGES)
+
+
+def test_a_vision_tower_of_another_refiner_is_refused(folder, tmp_path):
+    where = shutil.copytree(folder, tmp_path / "mixed")
+    other = replace(TINY, image=TINY.image.model_copy(update={"queries": 4}))
+    image(other).save_pretrained(where / "image")
+    with pytest.raises(CheckpointError, match=r"gives pivots of 4 x 24, this refiner reads 5 x 24"):
+        PripRewriter(where, device="cpu").describe(IMAGES)
 
 
 def test_which_folders_are_refiners(folder, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from reprise.backend.errors import BadInput
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.best_of_n import search
-from reprise.backend.search.parm import Full, Halving, Potential, halving, schedule_from
+from reprise.backend.search.parm import Full, Halving, Later, Potential, halving, schedule_from
 
 
 def test_halving_keeps_the_best_by_rank_with_ties_to_the_earlier():
@@ -48,6 +48,12 @@ def test_names_of_schedules():
     assert isinstance(schedule_from("potential", 8, 16), Potential)
     with pytest.raises(BadInput, match="none, halving, potential"):
         schedule_from("third", 8, 16)
+
+
+def test_a_schedule_over_the_steps_that_are_left():
+    late = Later(Halving({2: 2, 4: 1}), 10)
+    assert late.looks == {12, 14}
+    assert late.keep(12, {0: 0.1, 3: 0.3, 5: 0.2}) == [3, 5] and late.keep(14, {3: 0.3, 5: 0.4}) == [5]
 
 
 @pytest.mark.parametrize("schedule", [Halving({2: 4, 4: 2}), Potential(frozenset({3}), 0.5)])

@@ -80,6 +80,25 @@ def test_half_precision_and_storage(values, tmp_path):
     Prip.from_pretrained(final)
 
 
+@pytest.mark.parametrize("stored", ["same", "float32"])
+def test_what_is_frozen_keeps_its_precision(values, refiner, tmp_path, stored):
+    """It works in bfloat16, and is written as it was read."""
+    config = PpoConfig(**{**values, "dtype": "bfloat16", "export_dtype": stored})
+    final = train(config, tmp_path / "run", log=quiet)
+    for part in (".", "decoder"):
+        before, after = (load_file(where / part / "model.safetensors") for where in (refiner, final))
+        for name in before:
+            if not name.startswith("encoder."):
+                assert torch.equal(before[name], after[name]), name
+
+
+def test_a_vision_language_model_may_be_the_judge(values, tmp_path):
+    """Its name holds its folder's; one that is not there is said in a line."""
+    config = PpoConfig(**{**values, "rewards": {f"vlm:{tmp_path / 'none'}": 1.0}, "held_out": []})
+    with pytest.raises((BadInput, CheckpointError), match="none"):
+        train(config, tmp_path / "run", log=quiet)
+
+
 def test_prompts_that_cannot_be_trained_on(values, tmp_path):
     files = {name: tmp_path / f"{name}.txt" for name in ("shared", "long", "blank", "mark")}
     files["shared"].write_text("a square\na star\n")
