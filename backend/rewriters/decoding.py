@@ -289,6 +289,8 @@ class GumbelNoise:
 
         rows, vocabulary = scores.shape
         assert rows == len(self.generators), "one generator per row"
+        if not any(self.generators):
+            return self._take(scores, scores.float())
         uniform = torch.empty((rows, vocabulary), dtype=torch.float32, device=scores.device)
         for row, generator in zip(uniform, self.generators):
             row.uniform_(generator=generator) if generator else row.fill_(0.5)
@@ -296,7 +298,9 @@ class GumbelNoise:
         exponential = -(uniform.clamp_min(tiny).log())  # 0 where uniform rounds to 1
         noise = -exponential.clamp_min(tiny).log()
         greedy = torch.tensor([generator is None for generator in self.generators], device=scores.device)
-        noisy = scores.float() + noise.masked_fill(greedy[:, None], 0.0)
+        return self._take(scores, scores.float() + noise.masked_fill(greedy[:, None], 0.0))
+
+    def _take(self, scores: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
         taken = noisy.argmax(-1, keepdim=True)
         self.chosen.append(scores.float().log_softmax(-1).gather(1, taken)[:, 0])
         return noisy

@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).parent / "data" / "server.json"
-GRAPHS = ("shapeworld_quick_start", "reflection_loop")
+GRAPHS = ("shapeworld_quick_start", "reflection_loop", "prip_refiner")
 
 
 def frontend() -> Path:

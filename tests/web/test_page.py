@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from .browser import LOOP, REWRITER, WORKFLOW, Browser, load_reflection, press, value, view
+from .browser import LOOP, REWRITER, ROOT, WORKFLOW, Browser, load_reflection, press, value, view
 from .stub import RECORDED, Stub, frontend, record
 
 
@@ -84,6 +84,21 @@ def test_a_judge_that_counts_down_has_its_best_on_top(page, stub, recorded):
     bars = f"[...{body}.querySelectorAll('.reprise-score-bar')].map(bar => bar.style.width).join()"
     assert page.js(bars) == "100%,50%,33%"
     assert "lower is better" in page.js(f"{view('reprise_parm')}.querySelector('thead tr').title")
+
+
+def test_a_refinement_is_shown_without_a_lock(page, stub, recorded):
+    graph = (ROOT / "tests" / "data" / "api" / "prip_refiner.json").read_text(encoding="utf-8")
+    page.js(f"app.loadApiJson({graph}, 'refiner')")
+    node = "app.graph._nodes.find(n => n.type === 'RepriseRefiner')"
+    shown = f"{node}?.widgets.find(w => w.name === 'reprise_rewrite')?.element"
+    page.until(f"{shown}?.querySelector('.reprise-hint')")
+    told = recorded["outputs"]["prip_refiner"]["5"]
+    stub.executed({page.js(f"String({node}.id)"): told})
+    (refined,) = told["reprise_rewrite"][0]["prompts"]
+    assert page.until(f"{shown}.querySelector('.reprise-rewrite')?.textContent") == refined
+    assert page.js(f"{shown}.querySelectorAll('mark').length") > 0
+    assert page.js(f"[...{shown}.querySelectorAll('button')].every(b => !b.textContent.includes('ock'))")
+    assert not [error for error in page.errors if "reprise" in error], page.errors
 
 
 def test_edit_lock_and_reload(page, stub, recorded):
