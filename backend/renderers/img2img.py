@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import BadInput, Unsupported
 from ..types import Job
 from .families import FAMILIES, Family
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size: tuple[int, int]) -> None:
@@ -47,7 +44,7 @@ def check_strength(strength: float, steps: int) -> None:
         raise BadInput(f"strength is {1 / steps:.2g} (one of {steps} steps) to 1, got {strength}")
 
 
-def img2img_of(pipe: Any, family: Family) -> DiffusionPipeline:
+def img2img_of(pipe: Any, family: Family) -> Any:
     """The image-to-image pipeline of the same components, as they stand (`from_pipe` would convert them)."""
     import diffusers
 
