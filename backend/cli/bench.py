@@ -140,6 +140,8 @@ def _ppo_settings(path: Path | None, prompts: int | None, rewrites: int | None, 
              "init": init}  # fmt: skip
     words = [f"{key}={value}" for key, value in asked.items() if value is not None]
     plain = load_config(PpoConfig, path)
+    if rewrites == 1:  # with nothing to be compared with
+        words.append("group_baseline=false")
     rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
     parts = max(number for number in range(1, plain.minibatches + 1) if rows % number == 0)
     config = load_config(PpoConfig, path, [*words, f"minibatches={parts}"])

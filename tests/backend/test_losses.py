@@ -141,7 +141,7 @@ def test_advantages_at_the_ends_of_lambda():
 def test_leave_one_out():
     """Groups 0: (1, 3, 5), 1: (2) alone, 7: (4, 6)."""
     rewards, groups = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), torch.tensor([0, 1, 0, 7, 0, 7])
-    close(leave_one_out(rewards, groups), [1 - 4, 0, 3 - 3, 4 - 6, 5 - 2, 6 - 4])
+    close(leave_one_out(rewards, groups), [1.0 - 4, 0.0, 3.0 - 3, 4.0 - 6, 5.0 - 2, 6.0 - 4])
 
 
 def test_whitened():

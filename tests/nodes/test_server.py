@@ -118,7 +118,7 @@ def test_the_embedded_refiner_adds_what_its_renderer_draws(server, graph):
     nodes["20"] = {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}}
     entry = server.run(nodes)
     (refined,) = entry["outputs"]["20"]["text"]
-    assert refined.startswith(nodes["4"]["inputs"]["value"] + ", ")
+    assert refined.startswith(nodes["4"]["inputs"]["value"] + " ")
     assert not np.array_equal(server.images(entry, "16")[0], server.images(entry, "17")[0])
 
 

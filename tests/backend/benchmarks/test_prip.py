@@ -52,8 +52,8 @@ def test_a_result_by_hand():
 
 
 def test_a_whole_bench(refiner):
-    words = (f"init={refiner}", "prompts_per_step=2", "rewrites=1", "minibatches=1", "renderer.steps=1",
-             "max_new_tokens=4", "prompts=shapeworld:1")  # fmt: skip
+    words = (f"init={refiner}", "prompts_per_step=2", "rewrites=1", "group_baseline=false", "minibatches=1",
+             "renderer.steps=1", "max_new_tokens=4", "prompts=shapeworld:1")  # fmt: skip
     told = []
     settings = load_config(PpoConfig, SHIPPED, words).model_dump(mode="json")
     result = bench(settings, pairs=1, refined=4, tell=lambda *words: told.append(words))

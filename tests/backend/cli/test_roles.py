@@ -52,7 +52,9 @@ def test_bad_names_are_one_line(reprise, name, message):
 def test_the_embedded_refiner_needs_no_name(reprise):
     found = reprise("rewrite", "a photo of two red squares", "--rewriter", "prip", "--json")
     assert found.code == 0, found.err
-    assert json.loads(found.out)["rewrites"][0]["prompt"].startswith("a photo of two red squares, ")
+    (answer,) = json.loads(found.out)
+    refined = answer["rewrites"][0]
+    assert refined["prompt"].startswith("a photo of two red squares ") and refined["rewriter"] == "prip"
 
 
 def test_names_are_checked_before_anything_is_loaded():
