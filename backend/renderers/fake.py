@@ -47,7 +47,7 @@ class FakeRenderer:
 
         check_jobs(jobs, watcher, self.steps)
         self.calls.append(list(jobs))
-        init = jobs[0].init
+        init = jobs[0].init if jobs else None
         begin = self.steps - int(self.steps * init.strength) if init else 0
         finals = [self._final(job).mul(255).round() / 255 for job in jobs]
         noise = [torch.rand(image.shape, generator=_generator("noise", job.prompt, job.seed))

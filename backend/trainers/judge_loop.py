@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache import Cache
 from ..calibration import calibration_error, fit_temperature, reliability, tempered
-from ..errors import BadInput, CheckpointError
+from ..errors import CheckpointError
 from ..page.training import PICTURES, write_report
 from ..rewards.pictures import read_picture
 from ..rewards.vlm import REASON_TOKENS, SETTINGS, find_folder, shown
 from ..rewards.vlm_local import LocalVLM
-from ..runs import read_lines, write_whole
+from ..runs import read_lines
 from . import ranks
 from .folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
 from .judge_batch import Ask, encode, losses
@@ -33,6 +33,7 @@ from .rollouts import seed_of
 from .stepping import (
     apply_gradient,
     autocast,
+    check_begun,
     check_loss,
     items_of,
     load_checkpoint,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from .judge import JudgeConfig
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
-BEGUN = Path("checkpoints") / "begun.json"
 SHOWN = 4  # critiques of an evaluation in the report
 EYES = re.compile(r"(?:.*\.)?(?:vision|visual)\w*")  # what transformers' models call their vision towers
 
@@ -256,15 +256,9 @@ class JudgeLoop:
     # What is kept
 
     def _check_begun(self) -> None:
-        """A resumed run learns from what it began with. Raises BadInput where that changed."""
         lines = [one.line.model_dump_json() for one in self.items]
         now = {"examples": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
-        path = self.folder / BEGUN
-        if self.checkpoint is None:
-            write_whole(path, json.dumps(now) + "\n")
-        elif json.loads(path.read_text(encoding="utf-8")) != now:
-            raise BadInput(f"{self.config.data} or its pictures changed since {self.folder} began; bring "
-                           "them back, or begin another run")  # fmt: skip
+        check_begun(self.folder, self.config.data, now, self.checkpoint is not None)
 
     def _restore(self) -> int:
         """Take the checkpoint's weights and optimiser; the steps behind it."""

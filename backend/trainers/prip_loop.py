@@ -24,7 +24,6 @@ from ..page.training import PICTURES, write_report
 from ..rewriters.prip import EMBEDDED, PripRewriter, RefinerSettings, check_tower
 from ..rewriters.prip_presets import PRESETS, build, build_image, find_preset
 from ..rewriters.reprompt import SETTINGS, read_settings
-from ..runs import write_whole
 from . import ranks
 from .folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
 from .prip_data import Record, check_lost
@@ -34,6 +33,7 @@ from .start import check_schedule
 from .stepping import (
     apply_gradient,
     autocast,
+    check_begun,
     check_loss,
     items_of,
     load_checkpoint,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
 SHOWN = 4  # samples of an evaluation
-BEGUN = Path("checkpoints") / "begun.json"
 
 
 class Sources(Config):
@@ -355,15 +354,9 @@ class StageLoop(Generic[Item]):
     # What is kept
 
     def _check_begun(self) -> None:
-        """A resumed run learns from what it began with. Raises BadInput where that changed."""
         lines = [[str(one.image), one.prompt, one.system] for one in map(self._record, self.items)]
         now = {"records": len(lines), "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
-        path = self.folder / BEGUN
-        if self.checkpoint is None:
-            write_whole(path, json.dumps(now) + "\n")
-        elif json.loads(path.read_text(encoding="utf-8")) != now:
-            raise BadInput(f"{self.config.log} or its pictures changed since {self.folder} began; bring them "
-                           "back, or begin another run")  # fmt: skip
+        check_begun(self.folder, self.config.log, now, self.checkpoint is not None)
 
     def _tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the optimiser."""

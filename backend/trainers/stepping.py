@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..errors import TrainingFailed, first_line
+from ..errors import BadInput, TrainingFailed, first_line
+from ..runs import write_whole
 from . import ranks
 from .folder import claim, setting_up, step_of
 from .prompts import order
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 KEPT = 2  # checkpoints
+BEGUN = Path("checkpoints") / "begun.json"
 Item = TypeVar("Item")
 
 
@@ -54,6 +56,17 @@ def carry_out(run: Path, text: str, resume: bool, log: Callable[[str], None],
         with setting_up(run, resume):
             loop = begin()
         return loop.run()
+
+
+def check_begun(run: Path, source: object, now: Mapping[str, Any], resumed: bool) -> None:
+    """A resumed run learns from what it began with: `now` says what `source` gives, and is kept in the run
+    where it begins. Raises BadInput where that changed."""
+    path = run / BEGUN
+    if not resumed:
+        write_whole(path, json.dumps(now) + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")) != now:
+        raise BadInput(f"{source} or its pictures changed since {run} began; bring them back, or begin "
+                       "another run")  # fmt: skip
 
 
 def rate_factor(config: Schedule, optimizer: Optimizer) -> Callable[[int], float]:
