@@ -69,6 +69,11 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def run(self):
+        """Presses Run. Whoever waits for its promise may be told "Promise was collected" instead: the page
+        itself does not hold it."""
+        self.js("void (window.reprise_run = app.queuePrompt(0))")
+
     def until(self, expression: str, seconds: float = 120):
         """Waits for `expression` to be true; the value it then has, true for an object."""
         end, found = time.monotonic() + seconds, None

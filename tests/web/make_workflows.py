@@ -81,7 +81,7 @@ def make(browser: Browser, server: Server, name: str) -> None:
     saved = browser.js(_CLEAN)
     (WORKFLOWS / f"{name}.json").write_text(json.dumps(saved, ensure_ascii=False) + "\n", encoding="utf-8")
     if not any(used in json.dumps(graph) for used in MODELS):
-        browser.js("app.queuePrompt(0)")
+        browser.run()
         time.sleep(2)
         _wait(server)
     _picture(browser, WORKFLOWS / f"{name}.jpg")

@@ -26,7 +26,7 @@ def page(server, request, tmp_path):
 def test_views_lock_and_reload(page, server):
     page.js(f"app.loadGraphData({WORKFLOW.read_text(encoding='utf-8')}, true, true, 'quick start')")
     page.until(f"{view('reprise_parm')}.textContent.includes('after a run')")
-    page.js("app.queuePrompt(0)")
+    page.run()
     rewrite = page.until(f"{view('reprise_rewrite')}.querySelector('.reprise-rewrite').textContent")
     assert page.js(f"{view('reprise_rewrite')}.querySelectorAll('mark').length") > 0
     page.until(f"{view('reprise_scores')}.querySelector('.reprise-winner')")
@@ -68,7 +68,7 @@ def test_the_rounds_of_a_reflection_survive_the_cache_and_a_reload(page, server)
     cached = []
     for _ in range(2):  # the second graph is fresh, and the server has all of it in its cache
         shown = load_reflection(page)
-        page.js("app.queuePrompt(0)")
+        page.run()
         page.until(f"{shown}.querySelector('.reprise-round-best')")
         while any(server.http.get("/queue").json().values()):
             time.sleep(0.2)

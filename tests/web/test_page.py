@@ -45,7 +45,7 @@ def page(browser, tmp_path):
 
 def queued(page: Browser, stub: Stub) -> dict:
     """Presses Run; the graph as the server gets it."""
-    page.js("app.queuePrompt(0)")
+    page.run()
     return stub.prompts.get(timeout=60)
 
 

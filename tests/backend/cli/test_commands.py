@@ -279,7 +279,8 @@ plain = FakeRenderer.render
 def render(self, jobs, *rest, **more):
     if jobs[0].prompt == "a blue star":
         print("drawing", file=sys.stderr, flush=True)
-        time.sleep(120)
+        for _ in range(1200):  # a signal that comes just before a sleep ends none
+            time.sleep(0.1)
     return plain(self, jobs, *rest, **more)
 FakeRenderer.render = render
 from reprise.backend.cli.main import main
