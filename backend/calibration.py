@@ -1,19 +1,21 @@
-"""Whether a probability of yes is how often the answer is yes, and a temperature that makes it so.
+"""Whether a probability of yes is how often the answer is yes, and a calibration that makes it so.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599): expected calibration
-error (eq. 3, 15 bins of equal width) and temperature scaling (section 4.2). Departs from it: of two answers
-the confidence is P(yes) itself, 0..1, and not that of the likelier answer, for that number is what ranks and
-prunes.
+error (eq. 3, 15 bins of equal width) and, of two answers, Platt scaling (section 4.1): temperature and bias.
+Departs from it: the confidence is P(yes) itself, 0..1, and not that of the likelier answer, for that number
+is what ranks and prunes. The bias is needed because judges learn from as much yes as no, which is not how
+often pictures are right.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 BINS = 15
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
+STRONGEST = 20.0  # bias to either side, in logits
 EDGE = 1e-7  # P(yes) is kept this far from 0 and 1 where its logit is taken
 
 
@@ -40,29 +42,43 @@ def calibration_error(likely: Sequence[float], right: Sequence[bool]) -> float:
     return sum(count * abs(share - mean) for mean, share, count in curve) / len(likely)
 
 
-def tempered(likely: float, temperature: float) -> float:
-    """P(yes) whose logit is divided by a temperature; order and verdict stay. 0 and 1 stay as they are."""
-    if temperature == 1.0 or likely in (0.0, 1.0):
-        return likely
-    logit = (math.log(likely) - math.log1p(-likely)) / temperature
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+class Calibration(NamedTuple):
+    """P(yes) -> sigmoid(logit / temperature + bias); the order of answers stays."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, likely: float) -> float:
+        """A calibrated P(yes), 0..1; 0 and 1 stay as they are."""
+        if self == PLAIN or likely in (0.0, 1.0):
+            return likely
+        logit = (math.log(likely) - math.log1p(-likely)) / self.temperature + self.bias
+        return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+    @property
+    def possible(self) -> bool:
+        return COLDEST <= self.temperature <= HOTTEST and abs(self.bias) <= STRONGEST
 
 
-def fit_temperature(likely: Sequence[float], right: Sequence[bool]) -> float:
-    """The temperature under which these answers are likeliest, COLDEST to HOTTEST; 1 for answers all alike,
-    of which nothing can be learned."""
+PLAIN = Calibration()
+
+
+def fit_calibration(likely: Sequence[float], right: Sequence[bool]) -> Calibration:
+    """The calibration under which these answers are likeliest; PLAIN for answers all alike, of which nothing
+    can be learned."""
     import numpy as np
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import minimize
 
     yes = np.asarray(right, dtype=float)
     if not len(yes) or yes.min() == yes.max():
-        return 1.0
+        return PLAIN
     p = np.clip(np.asarray(likely, dtype=float), EDGE, 1 - EDGE)
     logits = np.log(p) - np.log1p(-p)
 
-    def loss(cold: float) -> float:  # of the logarithm, over which it has one valley
-        scaled = logits / math.exp(cold)
+    def loss(at: np.ndarray) -> float:  # of the temperature's logarithm, over which it has one valley
+        scaled = logits / math.exp(at[0]) + at[1]
         return float(np.mean(np.logaddexp(0, scaled) - yes * scaled))
 
-    found: Any = minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
-    return float(math.exp(found.x))
+    bounds = [(math.log(COLDEST), math.log(HOTTEST)), (-STRONGEST, STRONGEST)]
+    found: Any = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=bounds)
+    return Calibration(round(math.exp(found.x[0]), 6), round(float(found.x[1]), 6))

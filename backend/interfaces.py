@@ -78,3 +78,16 @@ class Critic(Protocol):
     spec: RewardSpec
 
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]: ...
+
+
+@runtime_checkable
+class PreviewReward(Protocol):
+    """A reward for pictures that are still being drawn: its scores are P(it will come out right), 0..1."""
+
+    spec: RewardSpec
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]: ...
+
+    def clarity(self, images: Tensor, prompts: Sequence[str]) -> list[float] | None:
+        """P(clear enough to judge), 0..1 each; None where it cannot tell."""
+        ...

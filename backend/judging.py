@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import RepriseError, RewardFailed
-from .interfaces import Critic, Reward, TextReward
+from .interfaces import Critic, PreviewReward, Reward, TextReward
 from .types import RewardSpec, Rewrite, Verdict
 
 if TYPE_CHECKING:
@@ -36,6 +36,23 @@ def verdicts(critic: Critic, images: Tensor, prompts: Sequence[str]) -> list[Ver
     return _counted(name, "verdicts", lambda: critic.criticize(images, prompts), len(prompts))
 
 
+def clarities(reward: PreviewReward, images: Tensor, prompts: Sequence[str]) -> list[float] | None:
+    """P(clear enough to judge) of previews (B, H, W, 3), checked alike; None of who cannot tell."""
+    found = _named(reward.spec.name, lambda: reward.clarity(images, prompts))
+    return None if found is None else _checked(reward.spec.name, lambda: found, len(prompts))
+
+
+def of_previews(judge: Reward) -> Reward:
+    """Who looks at previews in a judge's place: a vision-language model asks about them in other words."""
+    make = getattr(judge, "of_previews", None)
+    return judge if make is None else make()
+
+
+def identity(reward: Reward) -> str:
+    """What decides its scores, for keys of what is kept: the fingerprint of its weights, or its name."""
+    return getattr(reward, "fingerprint", None) or reward.spec.name
+
+
 def ranking(spec: RewardSpec, scores: Mapping[int, float]) -> list[int]:
     """Indexes of `scores` from best to worst; a tie goes to the earlier one."""
     sign = 1.0 if spec.higher_is_better else -1.0
@@ -50,13 +67,17 @@ def _checked(name: str, call: Callable[[], Sequence[float]], expected: int) -> l
     return scores
 
 
-def _counted(name: str, what: str, call: Callable[[], Iterable[T]], expected: int) -> list[T]:
+def _named(name: str, call: Callable[[], T]) -> T:
     try:
-        found = list(call())
+        return call()
     except RepriseError:
         raise
     except Exception as cause:
         raise RewardFailed(name, f"{type(cause).__name__}: {cause}") from cause
+
+
+def _counted(name: str, what: str, call: Callable[[], Iterable[T]], expected: int) -> list[T]:
+    found = _named(name, lambda: list(call()))
     if len(found) != expected:
         raise RewardFailed(name, f"expected {expected} {what}, got {len(found)}")
     return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+WHOLE = 64 * 2**20  # bytes up to which a file's or a model's whole content is hashed or checked
 EMBEDDED = Path(__file__).parent / "shapeworld" / "weights"
 
 
@@ -16,6 +18,27 @@ def embedded(kind: str) -> dict[str, Path]:
     """What comes with the pack beside its default of a kind ("rewriters", …): name -> folder."""
     variants = sorted(EMBEDDED.glob(f"{kind.removesuffix('s')}-*"))
     return {f"embedded-{path.name.partition('-')[2]}": path for path in variants if path.is_dir()}
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over names, sizes and contents of all configs and weights.
+
+    Of a file beyond 64 MiB the header and 16 blocks spread over it stand for the whole.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in (".json", ".safetensors", ".txt", ".model") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
+        with open(path, "rb") as file:
+            if size <= WHOLE:
+                digest.update(file.read())
+                continue
+            for block in range(17):
+                file.seek(block * (size - 2**16) // 16)
+                digest.update(file.read(2**16))
+    return digest.hexdigest()
 
 
 def model_folders() -> list[Path]:

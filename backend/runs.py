@@ -59,6 +59,7 @@ class CandidateRecord(_Part):
     preview: str | None = None
     round: int = 0
     preview_scores: dict[int, FiniteFloat] = {}  # step -> score of the x0 preview
+    preview_clarity: dict[int, FiniteFloat] = {}  # step -> P(that preview is clear enough to judge)
 
 
 class ReflectionRecord(_Part):

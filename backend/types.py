@@ -93,6 +93,7 @@ class Candidate:
     pruned_at: int | None = None
     image: Tensor | None = None  # (H, W, 3) in 0..1
     preview_scores: dict[int, float] = field(default_factory=dict)  # step -> score of its x0 preview
+    preview_clarity: dict[int, float] = field(default_factory=dict)  # step -> P(that preview is clear)
     path: str | None = None
     preview: Tensor | None = None  # where it was pruned: the x0 preview that the judge saw last
     preview_path: str | None = None

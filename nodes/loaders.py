@@ -136,7 +136,8 @@ class LoadJudge(io.ComfyNode):
                     "judge", options=[*image_rewards(), *vlm_judges()], default="shapeworld",
                     tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right. "
                             "vlm: is a vision-language model in models/reprise/judges and what it is asked; "
-                            "with #checklist it also says what is missing.",
+                            "with #checklist it also says what is missing, and with #critique what is wrong, "
+                            "once `reprise train judge` has tuned it.",
                 ),
             ],
             outputs=[sockets.Judge.Output("judge", tooltip="For Reward Scorer, PARM and Reflection Loop.")],
@@ -146,11 +147,13 @@ class LoadJudge(io.ComfyNode):
     def execute(cls, judge: str) -> io.NodeOutput:
         from ..backend.registry import REWARDS, resolve
         from ..backend.rewards.files import JUDGES
+        from ..backend.rewards.vlm import embedded_judges
         from .memory import managed, precision
 
         if judge.startswith(VLM):
             name, hashed, mode = judge.removeprefix(VLM).rpartition("#")
-            make, source = resolve("judge", REWARDS, "vlm"), f"{_folder('judges', name)}{hashed}{mode}"
+            where = name if name in embedded_judges() else _folder("judges", name)
+            make, source = resolve("judge", REWARDS, "vlm"), f"{where}{hashed}{mode}"
             return io.NodeOutput(managed(make(source, device="cpu", dtype=precision())))
         make = resolve("judge", REWARDS, judge)
         if judge not in JUDGES:
@@ -171,13 +174,14 @@ def image_rewards() -> tuple[str, ...]:
 
 
 def vlm_judges() -> list[str]:
-    """What folders in models/reprise/judges are no judge of their own: vision-language models, each once for
-    every question that it can be asked."""
+    """The embedded judges, and what folders in models/reprise/judges are no judge of their own:
+    vision-language models, each once for every question that it can be asked."""
     from ..backend.rewards.files import JUDGES
-    from ..backend.rewards.vlm import MODES
+    from ..backend.rewards.vlm import MODES, embedded_judges
 
     published = {wanted.folder for needs in JUDGES.values() for wanted in needs.files}
     names = [name for name in installed("judges") if name.split("/")[0] not in published]
+    names = list(dict.fromkeys([*embedded_judges(), *names]))
     return [f"{VLM}{name}#{mode}" for name in names for mode in MODES]
 
 

@@ -13,9 +13,10 @@ import torch
 from comfy_api.latest import io
 
 from ..backend.errors import BadInput
-from ..backend.judging import ranking
+from ..backend.interfaces import PreviewReward
+from ..backend.judging import of_previews, ranking
 from ..backend.search.best_of_n import best_of, check_search, judge_candidates
-from ..backend.search.parm import SCHEDULES, PruningWatcher, schedule_from
+from ..backend.search.parm import SCHEDULES, THRESHOLD, PruningWatcher, schedule_from
 from ..backend.types import Candidate, Cost
 from . import sockets
 from .loaders import check_prompt
@@ -37,13 +38,21 @@ def _search_inputs() -> list:
         io.Int.Input("candidates", default=8, min=1, max=MAX_CANDIDATES,
                      tooltip="How many seeds start: seed, seed + 1, …"),
         io.Combo.Input("prune", options=list(SCHEDULES), default="halving",
-                       tooltip="halving: the better part goes on at each look. potential: those far below "
-                               "the best stop. none: all are finished."),
+                       tooltip="halving: the better part goes on at each look. potential: those that a "
+                               "vision-language judge gives no hope stop, or with another judge those far "
+                               "below the best. none: all are finished."),
         io.Combo.Input("preview", options=list(METHODS), default="auto", advanced=True,
                        tooltip="How x0 previews are decoded for the judge. auto: TAESD where its file is, "
                                "else latent to RGB, else the VAE."),
         io.Int.Input("chunk", default=0, min=0, max=MAX_CANDIDATES, advanced=True,
                      tooltip="Most candidates evaluated at once; 0: all. Falls if memory runs out."),
+        io.Float.Input("potential", default=THRESHOLD, min=0.0, max=1.0, step=0.01, optional=True,
+                       advanced=True,
+                       tooltip="With prune potential and a vision-language judge: candidates that come out "
+                               "right with a lower probability than this stop."),
+        sockets.Judge.Input("preview_judge", optional=True,
+                            tooltip="Looks at previews in the judge's place. A vision-language judge needs "
+                                    "none: it is asked what will become of a preview."),
     ]  # fmt: skip
 
 
@@ -128,7 +137,8 @@ class ParmBestOfNAdvanced(io.ComfyNode):
 
 def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_image: dict, seed: int, *,
                     vae: Any, judge: Any, prompt: str, candidates: int, prune: str, preview: str,
-                    chunk: int) -> io.NodeOutput:  # fmt: skip
+                    chunk: int, potential: float = THRESHOLD, preview_judge: Any = None
+                    ) -> io.NodeOutput:  # fmt: skip
     """Best of `candidates` seeds in one run of the sampler; see `backend/search` for what is chosen."""
     asked = check_prompt(prompt)
     check_search(candidates, seed)
@@ -141,11 +151,14 @@ def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_imag
         check_alone(guider.model_patcher.model_options, [one for group in conds.values() for one in group])
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
-    schedule, cost = schedule_from(prune, candidates, steps), Cost()
+    looking, cost = preview_judge or of_previews(judge), Cost()
+    if prune == "potential" and isinstance(looking, PreviewReward):
+        prune = f"potential:{potential}"
+    schedule = schedule_from(prune, candidates, steps, looking)
     row_mask = RowMask(candidates, chunk or None)
     wall, decode = Wall(candidates, steps), Previewer(guider.model_patcher, vae, preview)
-    watcher = PruningWatcher(judge, asked, found, schedule, cost)
-    ready(judge)
+    watcher = PruningWatcher(looking, asked, found, schedule, cost)
+    ready(judge, *([preview_judge] if preview_judge and schedule.looks else []))
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         alive, done = row_mask.alive, step + 1
@@ -201,7 +214,7 @@ def _result(found: list[Candidate], best: int, samples: torch.Tensor, judge: Any
         "judge": judge.spec.name, **scale(judge.spec), "best": best, "seed": found[best].seed,
         "candidates": [
             {"index": c.index, "seed": c.seed, "score": c.score, "pruned_at": c.pruned_at,
-             "preview_scores": c.preview_scores} for c in found
+             "preview_scores": c.preview_scores, "preview_clarity": c.preview_clarity} for c in found
         ],
         "cost": vars(cost),
     }  # fmt: skip

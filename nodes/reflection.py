@@ -15,7 +15,7 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..backend.errors import BadInput
 from ..backend.interfaces import Critic
-from ..backend.judging import image_scores, ranking
+from ..backend.judging import image_scores, ranking, verdicts
 from ..backend.search.reflection import CORRECTIONS
 from . import sockets
 from .loaders import check_prompt
@@ -137,7 +137,7 @@ class ReflectionStep(io.ComfyNode):
         picture = image[:1, ..., :3].float().cpu()
         ready(judge)
         score = image_scores(judge, picture, [prompt])[0]
-        verdict = judge.criticize(picture, [prompt])[0]
+        (verdict,) = verdicts(judge, picture, [prompt])
         past[-1] |= {"score": score, "verdict": "yes" if verdict.satisfied else "no",
                      "critique": verdict.critique}  # fmt: skip
         every = picture if images is None else torch.cat([images.float().cpu(), picture])

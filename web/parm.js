@@ -29,8 +29,11 @@ function table(report) {
       el("td", "reprise-wide",
          c.score === null ? label("stopped", { step: c.pruned_at }) : bar(lengths[i])),
     ]);
-    const looks = Object.entries(c.preview_scores ?? {});
-    row.title = looks.map(([step, score]) => label("preview", { step, score: number(score) })).join("\n");
+    const seen = c.preview_scores ?? {};
+    const looks = new Set([...Object.keys(seen), ...Object.keys(c.preview_clarity ?? {})].map(Number));
+    row.title = [...looks].sort((a, b) => a - b).map((step) => (
+      step in seen ? label("preview", { step, score: number(seen[step]) }) : label("unclear", { step })
+    )).join("\n");
     return row;
   });
   const head = el("tr", "", ["", label("seed"), report.judge, ""].map((text) => el("th", "", text)));

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..cache import Cache, as_kept, picture_key
 from ..errors import BadInput, RenderFailed, UnknownName
 from ..interfaces import Renderer, Reward, Rewriter
-from ..judging import image_scores
+from ..judging import identity, image_scores
 from ..rewards.text import words
 from ..shapeworld.prompts import PromptCase
 from ..types import Job
@@ -65,7 +65,7 @@ class Comparison:
         self.kept_scores = Kept(folder / "scores.jsonl")
         self.rewrites = {(row["rewriter"], row["prompt"]): row for row in self.kept_rewrites.rows}
         self.scores = {(row["picture"], row["prompt"]): row for row in self.kept_scores.rows
-                       if row["judge"] == judge.spec.name}  # fmt: skip
+                       if row["judge"] == identity(judge)}  # fmt: skip
 
     def write(self, rewriters: Rewriters, marks: Mapping[str, str]) -> None:
         """Have all prompts rewritten, one rewriter in memory at a time; `marks`: their fingerprints."""
@@ -100,7 +100,7 @@ class Comparison:
             drawn = self._draw([job for job, _ in part])
             images = torch.stack([drawn[job][0] for job, _ in part])
             scores = image_scores(self.judge, images, [prompt for _, prompt in part])
-            name = self.judge.spec.name
+            name = identity(self.judge)
             fresh = [{"judge": name, "picture": self.key(job), "prompt": prompt, "score": score,
                       "rows": drawn[job][1]}
                      for (job, prompt), score in zip(part, scores, strict=True)]  # fmt: skip

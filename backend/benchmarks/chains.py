@@ -24,10 +24,10 @@ from ..cache import Cache
 from ..config import Config, parse_config
 from ..errors import BadInput, RenderFailed, UnknownName
 from ..interfaces import Renderer, Reward, Rewriter
-from ..judging import image_scores
+from ..judging import identity, image_scores
 from ..runs import read_text
 from ..search.chain import Chain
-from ..search.parm import SCHEDULES
+from ..search.parm import read_pruning
 from ..search.reflection import CORRECTIONS
 from ..shapeworld.prompts import PromptCase
 from ..types import Job
@@ -66,8 +66,12 @@ class Row(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Row:
-        if self.prune not in SCHEDULES:
-            raise ValueError(f"prune is one of {', '.join(SCHEDULES)}")
+        try:
+            read_pruning(self.prune)
+        except BadInput as error:
+            raise ValueError(str(error)) from error
+        if self.previews is not None and self.prune == "none":
+            raise ValueError("previews are judged where something is pruned; give prune, or leave them out")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}")
         lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
@@ -112,6 +116,7 @@ class Makers:
     renderer: Callable[[str | None], Renderer]  # with a LoRA, or without
     rewriter: Callable[[str], Rewriter]
     judge: Callable[[str], Reward]
+    judge_mark: Callable[[str], str]  # what decides its scores, before it is loaded
 
 
 def read_rows(path: Path) -> dict[str, Row]:
@@ -170,11 +175,12 @@ class Table:
     def _mark(self, training: Training, renderer: Renderer, rewriter: Rewriter) -> str:
         """What decides a training's figures."""
         row = training.row
-        searched = [row.best_of, row.prune, row.reflect, row.variants, training.judge, training.previews]
+        judges = [one and self.makers.judge_mark(one) for one in (training.judge, training.previews)]
+        searched = [row.best_of, row.prune, row.reflect, row.variants, *judges]
         if row.reflect and row.correction == CORRECTIONS[1]:
             searched += [row.correction, row.strength]
         written = getattr(rewriter, "fingerprint", None) or rewriter.name
-        return Cache.key("chain", renderer.fingerprint, written, self.measure.spec.name,
+        return Cache.key("chain", renderer.fingerprint, written, identity(self.measure),
                          searched if row.searched else None)  # fmt: skip
 
     def _drawn(self, training: Training, renderer: Renderer, rewriter: Rewriter,

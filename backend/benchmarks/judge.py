@@ -2,8 +2,8 @@
 
 Accuracy is the share of answers on the right side of one half; the calibration error is `calibration`'s. Both
 have 95 % intervals bootstrapped over prompts (`statistics`), all judges on the same resamples. The overall
-value is the unweighted mean over the questions that a judge answers. In data with as many of yes as of no,
-guessing is right in half of the cases.
+value is the unweighted mean over the questions that a judge answers. A last row always gives the answer that
+is commoner at the step: what is known without looking at pictures.
 
 A VLM is asked each question in its own words. Of any other reward the score itself, brought to 0..1 by its
 range, stands for P(yes) to `match` and to `potential`; it knows no clarity.
@@ -112,6 +112,9 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
         overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
         rows.append({"name": name, "overall": overall, "tasks": tasks, "cost": cost,
                      "calibration_error": ece})  # fmt: skip
+    blind, blind_steps = _commoner(cases, questions, steps, prompts, shares)
+    rows.append(blind)
+    by_step += blind_steps
     tables = [{"title": f"calibration error, {BINS} bins of equal width",
                "columns": ["judge, question", "answers", "error [95 %]"], "rows": errors}]  # fmt: skip
     if steps:
@@ -146,7 +149,30 @@ def _answered(name: str, make: Callable[[], Answers], cases: Sequence[Case], que
     return [known[key] for key in keys]
 
 
+COMMONER = "always the commoner answer"
 Asked = Sequence[tuple[Case, float]]
+
+
+def _commoner(cases: Sequence[Case], questions: Sequence[str], steps: Sequence[int], prompts: Sequence[str],
+              shares: np.ndarray) -> tuple[dict[str, Any], list[list[str | None]]]:  # fmt: skip
+    """Who does not look: its row of the table, and its accuracies by step."""
+    tasks, draws, means, by_step = {}, [], [], []
+    for question in questions:
+        groups = [[case for case in cases if (case.question, case.step) == (question, step)]
+                  for step in (0, *steps)]  # fmt: skip
+        said = [[(case, float(2 * sum(one.right for one in group) >= len(group))) for case in group]
+                for group in groups]  # fmt: skip
+        mean, drawn = _accuracy([pair for row in said for pair in row], prompts, shares)
+        tasks[question] = interval_of(mean, drawn)
+        draws.append(drawn)
+        means.append(mean)
+        if question != "match":
+            cells = [_text(interval_of(*_accuracy(row, prompts, shares))) if row else None
+                     for row in said[1:]]  # fmt: skip
+            by_step.append([f"{COMMONER}, {question}", *cells])
+    overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
+    row = {"name": COMMONER, "overall": overall, "tasks": tasks, "cost": {}, "calibration_error": {}}
+    return row, by_step
 
 
 def _accuracy(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> tuple[float, np.ndarray]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import BadInput, UnknownName
 from ..interfaces import Renderer, Reward, Rewriter
-from ..judging import image_scores
+from ..judging import identity, image_scores, of_previews
 from ..search.best_of_n import SearchResult, best_of, search
 from ..search.parm import Halving, Schedule, schedule_from
 from ..search.reflection import reflect
@@ -44,19 +44,21 @@ class Recording:
     """A schedule that looks when `schedule` looks and lets every candidate go on."""
 
     def __init__(self, schedule: Schedule):
-        self.looks = schedule.looks
+        self.looks, self.waits = schedule.looks, schedule.waits
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         return list(scores)
 
 
 def replay(candidates: Sequence[Candidate], schedule: Schedule) -> list[int | None]:
-    """What `schedule` would have pruned, from recorded preview scores: the step per candidate, or None."""
+    """What `schedule` would have pruned, from recorded preview scores: the step per candidate, or None. What
+    was not clear has none, and goes on."""
     pruned: list[int | None] = [None] * len(candidates)
     for step in sorted(schedule.looks):
-        alive = {i: candidates[i].preview_scores[step] for i, at in enumerate(pruned) if at is None}
-        kept = set(schedule.keep(step, alive))
-        for i in alive:
+        judged = {i: candidates[i].preview_scores[step] for i, at in enumerate(pruned)
+                  if at is None and step in candidates[i].preview_scores}  # fmt: skip
+        kept = set(schedule.keep(step, judged)) if judged else set()
+        for i in judged:
             if i not in kept:
                 pruned[i] = step
     return pruned
@@ -150,7 +152,7 @@ class Evaluation:
                 yield from ((case, base, found) for case, found in zip(part, answers, strict=True))
 
     def schedule(self, n: int) -> Schedule:
-        return schedule_from(self.prune, n, self.renderer.steps)
+        return schedule_from(self.prune, n, self.renderer.steps, of_previews(self.judge))
 
     def chain_methods(self) -> list[str]:
         best = f"+ best of {self.best_of}"
@@ -210,8 +212,9 @@ def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judg
         "steps": renderer.steps,
         "renderer": renderer.fingerprint, "rewriter": rewriter.name,
         "rewriter_fingerprint": getattr(rewriter, "fingerprint", None), "judge": judge.spec.name,
+        **({"judge_fingerprint": identity(judge)} if identity(judge) != judge.spec.name else {}),
     }  # fmt: skip
-    schedule = schedule_from(prune, best_of, renderer.steps)
+    schedule = schedule_from(prune, best_of, renderer.steps, of_previews(judge))
     if isinstance(schedule, Halving):
         settings["cuts"] = {str(step): kept for step, kept in schedule.cuts.items()}
     if kept:

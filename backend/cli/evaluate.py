@@ -44,7 +44,7 @@ def evaluate(
     best_of: Annotated[int, typer.Option("--best-of", metavar="N", help="Candidates of a search.")] = 8,
     prune: Annotated[
         str | None,
-        typer.Option(metavar="|".join(options.PRUNING), show_default="halving, or none without previews",
+        typer.Option(metavar=options.PRUNING, show_default="halving, or none without previews",
                      help="How the pruned row stops candidates."),
     ] = None,
     reflect: Annotated[int, typer.Option(metavar="ROUNDS", help="Rounds of mending at most.")] = 2,
@@ -89,7 +89,15 @@ def evaluate(
     """
     from ..runs import prepare_folder
     from . import results
-    from .roles import choose_prune, find_renderer, find_rewriter, make_reward, parse_methods
+    from .roles import (
+        check_judge,
+        choose_prune,
+        find_renderer,
+        find_rewriter,
+        make_reward,
+        parse_methods,
+        reward_mark,
+    )
 
     results.check_name("benchmark", name, NAMES)
     if name == "judge":
@@ -120,13 +128,15 @@ def evaluate(
     scoring = make_reward((judge or "shapeworld-strict") if methods or table else "shapeworld")
     makers = chains.Makers(
         lambda lora: find_renderer(renderer, steps, lora=Path(lora) if lora else None)(),
-        lambda one: find_rewriter(one)(), make_reward,
+        lambda one: find_rewriter(one)(), make_reward, reward_mark,
     )  # fmt: skip
     for row in table.values():  # names that there are not are refused before the first picture
         for one in row.trainings():
             find_renderer(renderer, steps, lora=Path(one.lora) if one.lora else None)
             find_rewriter(one.rewriter)
             choose_prune(row.prune, renderer)
+            for judging in filter(None, (one.judge, one.previews)):
+                check_judge(judging)
     rewriters = {one: find_rewriter(one) for given in methods.values() for one in given}
     drawing, rewriting = find_renderer(renderer, steps), find_rewriter(rewriter)
     kind = "compare" if methods else "rows" if table else "evaluate"

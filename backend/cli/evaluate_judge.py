@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput
-from .roles import VLM, make_reward, parse_weights
+from .roles import VLM, make_reward, parse_weights, reward_mark
 
 if TYPE_CHECKING:
     from ..benchmarks.judge import Answers
 
-SPLIT = "test"  # prompts that no judge was trained on, nor its temperatures fitted to
+SPLIT = "test"  # prompts that no judge was trained on, nor its calibration fitted to
 
 
 def evaluate_judges(names: Sequence[str], data: Path | None, out: Path | None, seed: int,
@@ -22,7 +22,7 @@ def evaluate_judges(names: Sequence[str], data: Path | None, out: Path | None, s
     from ..benchmarks.judge import Case, evaluate
     from ..rewards.vlm import MODES
     from ..runs import prepare_folder
-    from ..trainers.judge_data import YES_OR_NO, of_split, present, read_examples
+    from ..trainers.judge_data import YES_OR_NO, of_split, present, prompt_mark, read_examples
     from . import results, terminal
 
     if not names or data is None:
@@ -39,12 +39,22 @@ def evaluate_judges(names: Sequence[str], data: Path | None, out: Path | None, s
     if not examples:
         raise BadInput(f"{data} has no questions of yes or no in the split {SPLIT!r}; make it with reprise "
                        "judge-data --test-share 1, of prompts that no judge was trained on")  # fmt: skip
+    marks = {name: reward_mark(name) for name in names}
+    taught = set().union(*(_taught(name) for name in names))
+    unseen = [one for one in examples if prompt_mark(one.line.prompt) not in taught]
+    if len(unseen) < len(examples):
+        told = (f"{len(examples) - len(unseen)} of {len(examples)} questions are about prompts that one of "
+                "these judges was trained on, or about others' combinations")  # fmt: skip
+        if not unseen:
+            raise BadInput(f"{told}; make others with reprise judge-data --held-out, or of other prompts")
+        terminal.note(f"{told}; they are left out")
+        examples = unseen
     cases = [Case(one.line.question, one.line.prompt, one.picture, bool(one.line.label), one.line.step or 0)
              for one in present(examples, terminal.note)]  # fmt: skip
     makers: dict[str, Callable[[], Answers]] = {name: partial(_make, name) for name in names}
     out = prepare_folder(out or Path("out") / "evaluate-judge")
     with results.progress_bars(as_json, out) as tell:
-        result = evaluate(makers, cases, marks={name: _mark(name) for name in names},
+        result = evaluate(makers, cases, marks=marks,
                           kept=out / "partial.jsonl", seed=seed, tell=tell)  # fmt: skip
     result["settings"]["data"] = str(data)
     results.finish(result, out, as_json)
@@ -56,10 +66,9 @@ def _make(name: str) -> Answers:
     return answers_of(make_reward(name))
 
 
-def _mark(name: str) -> str:
-    """What the answers of a judge in a folder depend on: its files' sizes and times."""
-    folder = Path(name.removeprefix(VLM)).expanduser()
-    if not (name.startswith(VLM) and folder.is_dir()):
-        return ""
-    status = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-    return " ".join(f"{file} {one.st_size} {one.st_mtime_ns}" for file, one in status)
+def _taught(name: str) -> frozenset[str]:
+    """Marks of the prompts that a judge was trained on, as far as its folder says."""
+    from ..rewards.vlm import find_folder, parse_source, read_tuned
+
+    where, _ = parse_source(name.removeprefix(VLM)) if name.startswith(VLM) else ("@http", None)
+    return frozenset() if "@http" in where else read_tuned(find_folder(where)).prompts

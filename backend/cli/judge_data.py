@@ -55,8 +55,17 @@ def judge_data(
         float, typer.Option(metavar="SHARE", help="Prompts held out for figures; 1: all of them.")
     ] = 0.1,
     calibration_share: Annotated[
-        float, typer.Option(metavar="SHARE", help="Prompts held out for temperatures.")
+        float, typer.Option(metavar="SHARE", help="Prompts held out for calibrations.")
     ] = 0.1,
+    held_out: Annotated[
+        bool,
+        typer.Option("--held-out", help="Of shapeworld:N the prompts that nothing is trained on, all of them "
+                     "for figures."),
+    ] = False,
+    lora: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Added to the renderer: a judge should know what draws now."),
+    ] = None,
     steps: options.Steps = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     as_json: options.Json = False,
@@ -66,7 +75,7 @@ def judge_data(
     Each line of FILE is JSON: "prompt"; "question", one of match, clarity,
     potential and critique; "image"; "label", yes or no, or "text", a reason;
     "step" of a preview; "split" by prompt: train, calibration, test. There is as
-    much yes as no. Called again, it goes on where it was stopped; other
+    much yes as no to train on. Called again, it goes on where it was stopped; other
     thresholds and shares draw nothing anew.
     """
     from ..trainers.judge_log import Labels, make_data, read_sources
@@ -83,14 +92,18 @@ def judge_data(
             raise BadInput(f"--{option} must be 0 to 1, got {value:g}")
     if test_share + calibration_share > 1:
         raise BadInput("--test-share and --calibration-share are more than 1 together; lower one")
-    find = find_renderer(name, steps)
+    if held_out:
+        if not source.startswith("shapeworld:"):
+            raise BadInput(f"--held-out is of shapeworld:N, got {source}; give --test-share 1 instead")
+        test_share, calibration_share = 1.0, 0.0
+    find = find_renderer(name, steps, lora=lora)
     previews = not name.startswith("comfyui:")
     if look and not previews:
         raise BadInput("a ComfyUI server gives no previews; leave --look out")
-    sources = read_sources(source, renders, seed)
+    sources = read_sources(source, renders, seed, "held-out" if held_out else "train")
     drawn = all(one.load is not None for one in sources)
-    if drawn and (renderer is not None or steps is not None or look):
-        raise BadInput(f"all of {source} is drawn already; leave --renderer, --steps and --look out")
+    if drawn and (renderer is not None or steps is not None or look or lora):
+        raise BadInput(f"all of {source} is drawn already; leave --renderer, --lora, --steps and --look out")
     if reward is None and name not in EMBEDDED_WORLD:
         raise BadInput("say what labels these pictures with --reward; the embedded detector reads ShapeWorld "
                        "pictures only")  # fmt: skip
@@ -107,7 +120,8 @@ def judge_data(
         with terminal.keeping(f"{out}.pictures"):
             made = make_data(
                 out, sources, find, judging, labels, looks=look if previews else [], at_once=AT_ONCE,
-                made_by={"renderer": None if drawn else name, "steps": steps},
+                made_by={"renderer": None if drawn else name, "steps": steps,
+                         **({"lora": str(lora)} if lora else {})},
                 progress=lambda done, of: tell("draw", done, of),
             )  # fmt: skip
     if as_json:
@@ -117,4 +131,4 @@ def judge_data(
     terminal.print_table(None, ("split", "question", "examples"), rows, numbers=("examples",))
     terminal.out().print(f"[bold]{made['file']}[/bold]: of {made['pictures']} pictures of {made['prompts']} "
                          f"prompts, {made['right']:.0%} right; {made['left_out']} answers left out, so that "
-                         "there is as much yes as no", soft_wrap=True)  # fmt: skip
+                         "there is as much yes as no to train on", soft_wrap=True)  # fmt: skip

@@ -38,7 +38,7 @@ Rewards = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
 Steps = Annotated[int | None, typer.Option(show_default="the renderer's own", help="Denoising steps.")]
 
-PRUNING = ("none", "halving", "potential")
+PRUNING = "none|halving|potential[:P]"
 
 CORRECTIONS = ("draw-again", "image-to-image")
 
@@ -70,11 +70,6 @@ def check_seed(seed: int, candidates: int = 1) -> None:
     if not 0 <= seed <= last:
         drawn = f" for {candidates} candidates" if candidates > 1 else ""
         raise BadInput(f"--seed must be 0 to {last}{drawn}, got {seed}")
-
-
-def check_prune(prune: str) -> None:
-    if prune not in PRUNING:
-        raise UnknownName("pruning", prune, PRUNING)
 
 
 def correction_named(name: str) -> str:

@@ -46,7 +46,7 @@ def render(
     ] = 4,
     prune: Annotated[
         str | None,
-        typer.Option(metavar="|".join(options.PRUNING), show_default="halving, or none without previews",
+        typer.Option(metavar=options.PRUNING, show_default="halving, or none without previews",
                      help="How hopeless candidates stop early."),
     ] = None,
     reflect: Annotated[
@@ -60,7 +60,13 @@ def render(
         str | None,
         typer.Option(metavar="NAME", show_default="shapeworld", help="Selects, and says what is wrong; "
                      "remote:NAME@URL is one that `reprise serve rewards` runs, vlm:FOLDER or vlm:MODEL@URL "
-                     "a vision-language model, which criticises with #checklist after it."),
+                     "a vision-language model, which criticises with #checklist after it, or #critique once "
+                     "`reprise train judge` has tuned it."),
+    ] = None,
+    previews: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="the judge", help="Looks at previews in the judge's place. "
+                     "A vision-language model is asked what will become of them (PARM's potential)."),
     ] = None,
     reward: Annotated[
         list[str] | None,
@@ -86,7 +92,16 @@ def render(
     """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
     from . import terminal
     from .prompts import gather
-    from .roles import DEFAULT_REWRITER, choose_prune, find_renderer, find_rewriter, make_judge, parse_weights
+    from .roles import (
+        DEFAULT_REWRITER,
+        check_judge,
+        choose_prune,
+        find_renderer,
+        find_rewriter,
+        make_judge,
+        make_reward,
+        parse_weights,
+    )
 
     # All that can be wrong with the words is found before a model is loaded.
     texts = gather(prompts or [], file, terminal.note)
@@ -94,6 +109,10 @@ def render(
     mending = options.correction_named(correction)
     prune = choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
+    if previews is not None:
+        check_judge(previews)
+        if prune == "none":
+            raise BadInput("--previews has no use where nothing is pruned; leave it out, or give --prune")
     finding, writing = find_renderer(renderer, steps, lora=lora), find_rewriter(rewriter, renderer)
     from ..runs import prepare_folder, slug, versions
 
@@ -101,6 +120,7 @@ def render(
     asked: dict[str, Any] = {
         "renderer": renderer, "rewriter": rewriter, "best_of": best_of, "variants": variants, "prune": prune,
         "reflect": reflect, "judge": judge, "rewards": weights, "seed": seed, "steps": steps,
+        **({"previews": previews} if previews else {}),
         **({"lora": str(lora)} if lora else {}),
         **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),
     }  # fmt: skip
@@ -110,13 +130,18 @@ def render(
         judging = make_judge(judge, weights, renderer)
         if reflect is None:
             reflect = 1 if isinstance(judging, Critic) else 0
+        looking = make_reward(previews) if previews else None
         drawing, rewriting = finding(), writing()
         from ..search.chain import Chain
 
         chain = Chain(rewriting, drawing, judging, best_of=best_of, prune=prune, reflect=reflect, seed=seed,
-                      variants=variants, correction=mending, strength=strength)  # fmt: skip
+                      variants=variants, correction=mending, strength=strength,
+                      previews=looking)  # fmt: skip
         settings = {**asked, "rewriter": rewriter or DEFAULT_REWRITER, "reflect": reflect,
                     "renderer_fingerprint": drawing.fingerprint, "steps": drawing.steps}  # fmt: skip
+        for role, one in (("judge", judging), ("previews", looking)):
+            if mark := getattr(one, "fingerprint", None):
+                settings[f"{role}_fingerprint"] = mark
         if getattr(rewriting, "fingerprint", None):
             settings["rewriter_fingerprint"] = rewriting.fingerprint  # type: ignore[attr-defined]
         folders = {text: out / slug(text) if several else out for text in texts}

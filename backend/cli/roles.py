@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput, UnknownName, Unsupported
 from ..registry import RENDERERS, REWARDS, REWRITERS, resolve
 from .models import find_model, installed
-from .options import check_prune
 
 if TYPE_CHECKING:
     from ..cache import Cache
@@ -69,7 +68,9 @@ def choose_prune(prune: str | None, renderer: str) -> str:
     """
     previews = not renderer.startswith("comfyui:")
     prune = prune or ("halving" if previews else "none")
-    check_prune(prune)
+    from ..search.parm import read_pruning
+
+    read_pruning(prune)
     if prune != "none" and not previews:
         raise Unsupported(f"--prune {prune} needs previews, which a ComfyUI server does not give; take "
                           "--prune none, or a PARM Best-of-N node in the workflow")  # fmt: skip
@@ -139,6 +140,21 @@ def make_reward(name: str) -> Reward:
     if reward.spec.reads != "images":
         raise Unsupported(f"reward {name!r} reads rewrites, not pictures; it belongs to training")
     return reward
+
+
+def reward_mark(name: str) -> str:
+    """What decides the scores of a reward of this name, without loading it. Raises as `make_reward`."""
+    if not name.startswith(VLM):
+        return name
+    from ..rewards.vlm import fingerprint_of
+
+    return fingerprint_of(name.removeprefix(VLM))
+
+
+def check_judge(name: str) -> None:
+    """Raises what `make_reward` raises for a name that is none, without loading it."""
+    parse_weights([name])
+    reward_mark(name)
 
 
 def _connect(name: str) -> Reward:

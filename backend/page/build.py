@@ -104,7 +104,8 @@ class _Scale:
 
     def __init__(self, record: Record):
         values = [c.score for c in record.candidates if c.score is not None]
-        values += [v for c in record.candidates for v in c.preview_scores.values()]
+        if not record.settings.get("previews"):  # another judge's may be of another range
+            values += [v for c in record.candidates for v in c.preview_scores.values()]
         inside = all(0 <= v <= 1 for v in values)
         self.low, self.high = (0.0, 1.0) if inside or not values else (min(values), max(values))
         finished = [c.score for c in record.candidates if c.score is not None]
@@ -162,7 +163,8 @@ def _candidate(folder: Path, c: CandidateRecord, scale: _Scale, letters: dict[st
         "index": c.index, "seed": c.seed, "letter": letters.get(c.prompt, ""), "score": number_text(shown),
         "percent": scale.percent(shown), "pruned_at": c.pruned_at,
         "scores": {name: number_text(value) for name, value in c.scores.items()},
-        "previews": {step: number_text(value) for step, value in sorted(c.preview_scores.items())},
+        "previews": {step: number_text(c.preview_scores[step]) if step in c.preview_scores else "not clear"
+                     for step in sorted({*c.preview_scores, *c.preview_clarity})},
         "picture": inline_picture(folder, c.image or c.preview, side),
     }  # fmt: skip
 

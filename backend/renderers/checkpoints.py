@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, RepriseError, Unsupported
-from ..loading import quiet_loading
+from ..loading import WHOLE, quiet_loading
 from .devices import models_of, weight_bytes
 from .families import family_of
 
@@ -26,7 +26,6 @@ _LIBRARIES = ("diffusers", "transformers")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 # A tokenizer without any of these would be made up, empty, without an error.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
-_WHOLE = 64 * 2**20  # bytes up to which a file's or a pipeline's whole content is hashed or checked
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -156,33 +155,12 @@ def _check_finite(pipeline: Any, folder: Path) -> None:
     import torch
 
     for name, model in models_of(pipeline).items():
-        if weight_bytes(model) > _WHOLE:
+        if weight_bytes(model) > WHOLE:
             continue
         for key, weight in model.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise CheckpointError(f"weights in {folder / name} are damaged: {key} is not finite; "
                                       "fetch them anew")  # fmt: skip
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over names, sizes and contents of all configs and weights.
-
-    Of a file beyond 64 MiB the header and 16 blocks spread over it stand for the whole.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix not in (".json", ".safetensors", ".txt", ".model") or not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
-        with open(path, "rb") as file:
-            if size <= _WHOLE:
-                digest.update(file.read())
-                continue
-            for block in range(17):
-                file.seek(block * (size - 2**16) // 16)
-                digest.update(file.read(2**16))
-    return digest.hexdigest()
 
 
 def pipeline_fingerprint(pipeline: Any) -> str:
@@ -192,7 +170,7 @@ def pipeline_fingerprint(pipeline: Any) -> str:
     digest = hashlib.sha256()
     for name, model in sorted(models_of(pipeline).items()):
         digest.update(f"{name}:{type(model).__name__}:{getattr(model, 'config', '')}\n".encode())
-        whole = weight_bytes(model) <= _WHOLE
+        whole = weight_bytes(model) <= WHOLE
         for key, weight in sorted(model.state_dict().items()):
             digest.update(f"{key}:{tuple(weight.shape)}:{weight.dtype}\n".encode())
             if weight.device.type == "meta":

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache import Cache, picture_key
 from ..errors import BadInput, CheckpointError, RenderFailed, RepriseError, Unsupported
+from ..loading import folder_fingerprint
 from ..types import SEED_RANGE, Job, Rendered
-from .checkpoints import find_pipeline, folder_fingerprint, load_pipeline, pipeline_fingerprint, read_index
+from .checkpoints import find_pipeline, load_pipeline, pipeline_fingerprint, read_index
 from .devices import choose_device, choose_dtype, models_of, place
 from .families import Family, family_of
 from .img2img import accepted, check_init, img2img_of, init_arguments

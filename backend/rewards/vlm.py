@@ -2,9 +2,12 @@
 
 Named on the command line as vlm:FOLDER, vlm:MODEL@URL, each with #MODE after it. Modes: `match`, `clarity`
 and `potential` are one question each; `critique` is `match` that can say what is wrong in the model's own
-words, as one does that `reprise train judge` has tuned; `checklist` asks for each part of the prompt by
-itself and can say which are missing; `score` takes the model's own grade. Words and sources in
-`vlm_questions`.
+words, as one does that `reprise train judge` has tuned, and the mode of such a folder where none is given;
+`checklist` asks for each part of the prompt by itself and can say which are missing; `score` takes the
+model's own grade. Words and sources in `vlm_questions`. Previews are looked at by `potential` and `clarity`
+in the place of `match` and `critique`.
+
+vlm:embedded is the tiny judge that comes with the package, vlm:embedded-base the same before it was tuned.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..calibration import COLDEST, HOTTEST, tempered
+from ..calibration import PLAIN, Calibration
 from ..errors import BadInput, CheckpointError, RewardFailed, UnknownName, first_line
-from ..loading import model_folders
+from ..loading import EMBEDDED, embedded, folder_fingerprint, model_folders
 from ..types import RewardSpec, Verdict
 from .files import Wanted, find
 from .judge import check_asked
@@ -36,7 +40,8 @@ log = logging.getLogger(__name__)
 
 SMALLEST = 32  # pixels of a side: processors take a picture of 1 x N for channels, or refuse it
 LIST_TOKENS, GRADE_TOKENS, REASON_TOKENS = 512, 64, 128  # most that parts, a grade and a reason may take
-SETTINGS = "reprise.json"  # of a judge that was tuned here
+SETTINGS, FINAL = "reprise.json", "final"  # of a judge that was tuned here
+ASKED = (*QUESTIONS, "critique")  # modes that `reprise train judge` trains
 FORM = "vlm:FOLDER or vlm:MODEL@URL, and #MODE after it if not match"
 
 
@@ -45,6 +50,10 @@ class VLM(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides its answers: of weights, or of where they are asked for."""
 
     @property
     def model(self) -> Any:
@@ -59,14 +68,42 @@ class VLM(Protocol):
         ...
 
 
-class VLMJudge:
-    """P(yes) to one question about each picture and its prompt: 0..1, higher is better. `temperatures` of
-    questions make it how often the answer is yes; order and verdicts are the same without."""
+@dataclass(frozen=True)
+class Tuned:
+    """What `reprise train judge` says of a folder; of a model from elsewhere, nothing."""
 
-    def __init__(self, vlm: VLM, mode: str = "match", temperatures: Mapping[str, float] | None = None):
-        self.vlm, self.mode, self.model = vlm, mode, vlm.model
-        self.temperatures = dict(temperatures or {})
+    questions: frozenset[str] | None = None  # that it was trained on
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    prompts: frozenset[str] = frozenset()  # marks of those that it has seen
+
+    @property
+    def mode(self) -> str:
+        """Which one it is used in where none is given."""
+        return "critique" if self.questions and "critique" in self.questions else "match"
+
+    def knows(self, question: str) -> bool:
+        return self.questions is None or question in self.questions
+
+
+class VLMJudge:
+    """P(yes) to one question about each picture and its prompt: 0..1, higher is better. `tuned` has the
+    calibrations that make it how often the answer is yes; the order is the same without."""
+
+    def __init__(self, vlm: VLM, mode: str = "match", tuned: Tuned | None = None):
+        self.vlm, self.mode, self.model, self.tuned = vlm, mode, vlm.model, tuned or Tuned()
         self.spec = RewardSpec(f"vlm:{vlm.name}" + (f"#{mode}" if mode != "match" else ""), 0.0, 1.0)
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the scores."""
+        return f"{self.vlm.fingerprint} {self.mode}"
+
+    def of_previews(self) -> VLMJudge:
+        """Who looks at previews in its place: itself, but where it asks whether a picture matches, which a
+        preview cannot yet; not of a model that was tuned for other questions alone."""
+        if self.mode in ("match", "critique") and self.tuned.knows("potential"):
+            return VLMPotential(self.vlm, "potential", self.tuned)
+        return self
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Images (B, H, W, 3) in 0..1 and the users' prompts -> B scores. See `interfaces.Reward`."""
@@ -78,11 +115,21 @@ class VLMJudge:
     def ask(self, question: str, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
         """P(yes) to one of QUESTIONS about each of some pictures, as `shown` gives them."""
         likely = self.vlm.agree(pictures, [QUESTIONS[question].format(prompt.strip()) for prompt in prompts])
-        return [tempered(p, self.temperatures.get(question, 1.0)) for p in likely]
+        return list(map(self.tuned.calibrations.get(question, PLAIN), likely))
 
     def _pictures(self, images: Tensor, prompts: Sequence[str]) -> list[Image]:
         check_asked(self.spec.name, images, prompts)
         return shown(images)
+
+
+class VLMPotential(VLMJudge):
+    """P(yes) to `potential`, of previews; it can tell which of them are clear."""
+
+    def clarity(self, images: Tensor, prompts: Sequence[str]) -> list[float] | None:
+        """See `interfaces.PreviewReward`."""
+        if not self.tuned.knows("clarity"):
+            return None
+        return self.ask("clarity", self._pictures(images, prompts), prompts)
 
 
 class VLMCritic(VLMJudge):
@@ -130,8 +177,8 @@ class VLMChecklist(VLMJudge):
     The model lists the parts itself, once for each prompt; where it writes no list, rules split the prompt.
     """
 
-    def __init__(self, vlm: VLM, mode: str = "checklist", temperatures: Mapping[str, float] | None = None):
-        super().__init__(vlm, mode)  # the temperature of `match` is that of whole prompts
+    def __init__(self, vlm: VLM, mode: str = "checklist", tuned: Tuned | None = None):
+        super().__init__(vlm, mode)  # the calibration of `match` is that of whole prompts
         self._parts: dict[str, tuple[str, ...]] = {}
 
     def parts(self, prompt: str) -> tuple[str, ...]:
@@ -168,7 +215,7 @@ class VLMChecklist(VLMJudge):
 MODES: dict[str, type[VLMJudge]] = {
     "match": VLMJudge,
     "clarity": VLMJudge,
-    "potential": VLMJudge,
+    "potential": VLMPotential,
     "critique": VLMCritic,
     "checklist": VLMChecklist,
     "score": VLMGrade,
@@ -177,51 +224,89 @@ MODES: dict[str, type[VLMJudge]] = {
 
 def vlm_judge(source: str = "", *, device: str | None = None, dtype: str | None = None,
               batch_size: int = 8) -> VLMJudge:  # fmt: skip
-    """The judge that `source` names: FOLDER (or its name under models/reprise/judges, or "owner/model" in
-    Hugging Face's cache) or MODEL@URL, each with #MODE after it. The options are for a folder.
+    """The judge that `source` names: FOLDER (or embedded, its name under models/reprise/judges, or
+    "owner/model" in Hugging Face's cache) or MODEL@URL, each with #MODE after it. The options are for a
+    folder.
 
     Raises BadInput, UnknownName, CheckpointError.
     """
+    where, mode = parse_source(source)
+    model, at, url = where.rpartition("@http")
+    if at:
+        return MODES[mode or "match"](EndpointVLM("http" + url, model), mode or "match")
+    folder = find_folder(where)
+    tuned = read_tuned(folder)
+    if mode is None:
+        mode = tuned.mode
+    elif mode in ASKED and not tuned.knows(mode):
+        log.warning("%s was not trained on %r; what it answers may mean little", folder, mode)
+    made = LocalVLM(folder, name=_name(where, folder), device=device, dtype=dtype, batch_size=batch_size)
+    return MODES[mode](made, mode, tuned)
+
+
+def parse_source(source: str) -> tuple[str, str | None]:
+    """(folder, name or MODEL@URL; mode, None where none is given). Raises BadInput and UnknownName."""
     where, hashed, mode = source.rpartition("#")
     if not hashed:
-        where, mode = source, "match"
-    if mode not in MODES:
+        where, mode = source, ""
+    elif mode not in MODES:
         raise UnknownName("mode of a VLM judge", mode, MODES)
     if not where.strip():
         raise BadInput(f"the judge vlm names no model; give {FORM}")
-    model, at, url = where.rpartition("@http")
-    if at:
-        if not model.strip():
-            raise BadInput(f"vlm:{where[:80]} names no model before its address; give {FORM}")
-        return MODES[mode](EndpointVLM("http" + url, model), mode)
-    folder, name = find_folder(where), Path(where).name
-    made = LocalVLM(folder, name=name, device=device, dtype=dtype, batch_size=batch_size)
-    return MODES[mode](made, mode, read_temperatures(folder))
+    model, at, _ = where.rpartition("@http")
+    if at and not model.strip():
+        raise BadInput(f"vlm:{where[:80]} names no model before its address; give {FORM}")
+    return where, mode or None
 
 
-def read_temperatures(folder: Path) -> dict[str, float]:
-    """Of each question, as `reprise train judge` found them; none of a model from elsewhere. Raises
-    CheckpointError."""
+def fingerprint_of(source: str) -> str:
+    """What decides the scores of the judge that `source` names, without loading it. Raises as `vlm_judge`."""
+    where, mode = parse_source(source)
+    if "@http" in where:
+        return f"{where} {mode or 'match'}"
+    folder = find_folder(where)
+    return f"{folder_fingerprint(folder)} {mode or read_tuned(folder).mode}"
+
+
+def _name(where: str, folder: Path) -> str:
+    """A run's `final` is called as the run is: all runs have one."""
+    name = Path(where).name
+    return folder.resolve().parent.name if name == FINAL else name
+
+
+def read_tuned(folder: Path) -> Tuned:
+    """What `reprise train judge` left in a folder. Raises CheckpointError."""
     path = folder / SETTINGS
     if not path.is_file():
-        return {}
+        return Tuned()
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        found = {str(name): float(value) for name, value in kept.get("temperatures", {}).items()}
-        if not all(COLDEST <= value <= HOTTEST for value in found.values()) or found.keys() - QUESTIONS:
-            raise ValueError("temperatures that cannot be")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        questions = kept.get("questions")
+        found = {str(name): Calibration(float(one["temperature"]), float(one["bias"]))
+                 for name, one in kept.get("calibration", {}).items()}  # fmt: skip
+        if not all(one.possible for one in found.values()) or found.keys() - QUESTIONS:
+            raise ValueError("a calibration that cannot be")
+        prompts = frozenset(map(str, kept.get("prompts", ())))
+        return Tuned(None if questions is None else frozenset(map(str, questions)), found, prompts)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
-                              "delete the file to judge without temperatures") from error  # fmt: skip
-    return found
+                              "delete the file to judge without calibration") from error  # fmt: skip
+
+
+def embedded_judges() -> dict[str, Path]:
+    """Those that come with the package: name -> folder."""
+    found = {"embedded": EMBEDDED / "judge", **embedded("judges")}
+    return {name: folder for name, folder in found.items() if folder.is_dir()}
 
 
 def find_folder(where: str) -> Path:
-    """A folder as it is given, or of that name among the installed judges, or "owner/model" in Hugging
-    Face's cache."""
+    """A folder as it is given, an embedded one, one of that name among the installed judges, or "owner/model"
+    in Hugging Face's cache."""
     given = Path(where).expanduser()
     if given.is_dir():
         return given
+    if own := embedded_judges().get(where):
+        return own
     repo = where if re.fullmatch(r"[\w.-]+/[\w.-]+", where) else ""
     config = find(Wanted(where, "config.json", 0, repo))
     if config is None:

@@ -36,6 +36,7 @@ class EndpointVLM:
         """Nothing is sent yet. Raises BadInput for an address or a name that cannot be one."""
         self.endpoint = Endpoint(url, model, timeout=timeout)
         self.name, self._told = self.endpoint.model, False
+        self.fingerprint = f"{self.name}@{self.endpoint.url}"
 
     def agree(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
         """P(yes) to each question about its picture, 0..1. Raises EndpointError."""

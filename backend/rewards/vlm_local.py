@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BadInput, CheckpointError, RewardFailed, Unsupported, first_line
-from ..loading import quiet_loading
+from ..loading import folder_fingerprint, quiet_loading
 from .checkpoint import placement
 from .judge import computable
 
@@ -54,17 +55,26 @@ class LocalVLM:
         self._check_sees()
         self.model.to(where)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the folder's files."""
+        return folder_fingerprint(self.folder)
+
     def agree(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
-        """P(yes) to each question about its picture, 0..1."""
-        found: list[float] = []
+        """P(yes) to each question about its picture, 0..1. Raises RewardFailed for neither yes nor no."""
+        found = self.answers(pictures, questions)
+        if not all(yes + no >= LEAST for yes, no in found):  # false for NaN, too
+            raise RewardFailed(f"vlm:{self.name}", "it answers neither yes nor no; take a model that is "
+                               "tuned to follow instructions and does not think first")  # fmt: skip
+        return [yes / (yes + no) for yes, no in found]
+
+    def answers(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[tuple[float, float]]:
+        """Of each question about its picture the probabilities that it is answered with yes, and with no."""
+        found: list[tuple[float, float]] = []
         for start in range(0, len(questions), self.batch_size):
             rows = slice(start, start + self.batch_size)
             logits = self._generate(questions[rows], pictures[rows], limit=1).logits[0]  # (B, V)
-            yes, no = self.said(logits.double()).exp().unbind(-1)
-            if not bool((yes + no >= LEAST).all()):  # false for NaN, too
-                raise RewardFailed(f"vlm:{self.name}", "it answers neither yes nor no; take a model that is "
-                                   "tuned to follow instructions and does not think first")  # fmt: skip
-            found += (yes / (yes + no)).tolist()
+            found += [(yes, no) for yes, no in self.said(logits.double()).exp().tolist()]
         return found
 
     def said(self, logits: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import BadInput, UnknownName, Unsupported
 from ..interfaces import Renderer, Reward, Rewriter
+from ..judging import of_previews
 from ..renderers.img2img import check_strength
 from ..types import Outcome
 from .best_of_n import check_search, search
@@ -21,10 +22,10 @@ Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Inte
 class Chain:
     """Rewriter, renderer and judge with the settings of a search.
 
-    `best_of` candidates share `variants` rewrites in turn; `prune` names a schedule, and `previews` is who
-    judges the previews that it looks at, by default the judge; `reflect` is the most rounds of reflection,
-    each drawing `best_of` more candidates at most, by `correction`, one of CORRECTIONS, with `strength` where
-    that is image to image.
+    `best_of` candidates share `variants` rewrites in turn; `prune` is a schedule as `parm.read_pruning` reads
+    it, and `previews` is who judges the previews that it looks at, by default `of_previews(judge)`; `reflect`
+    is the most rounds of reflection, each drawing `best_of` more candidates at most, by `correction`, one of
+    CORRECTIONS, with `strength` where that is image to image.
     """
 
     rewriter: Rewriter
@@ -43,6 +44,7 @@ class Chain:
         # All candidates of all rounds must have a seed, so the range is checked for all of them.
         check_search(self.best_of, self.seed)
         check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
+        self.previews = self.previews or of_previews(self.judge)
         self.schedule(self.best_of)
         if self.prune != "none" and not getattr(self.renderer, "previews", True):
             raise Unsupported(f"pruning by {self.prune!r} needs previews, which renderer "
@@ -65,14 +67,14 @@ class Chain:
         check_strength(self.strength, self.renderer.steps)
 
     def schedule(self, n: int) -> Schedule:
-        return schedule_from(self.prune, n, self.renderer.steps)
+        return schedule_from(self.prune, n, self.renderer.steps, self.previews)
 
     def _mending(self, n: int) -> Schedule:
         """The pruning of a round: over the steps that image to image draws, where it is that."""
         if self.correction == CORRECTIONS[0]:
             return self.schedule(n)
         drawn = int(self.renderer.steps * self.strength)
-        return Later(schedule_from(self.prune, n, drawn), self.renderer.steps - drawn)
+        return Later(schedule_from(self.prune, n, drawn, self.previews), self.renderer.steps - drawn)
 
     def run(self, prompt: str, progress: Progress | None = None) -> Outcome:
         """Draw `prompt`. Stages in `progress`: rewrite, render, judge, reflect."""

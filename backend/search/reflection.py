@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..errors import BadInput
 from ..interfaces import Critic, Renderer, Reward, Rewriter
+from ..judging import verdicts
 from ..types import Candidate, Cost, InitImage, Rewrite, Round, Verdict
 from .best_of_n import SearchResult, best_of, search
 from .parm import Schedule
@@ -87,7 +88,7 @@ def _record(state: Reflection, number: int, candidate: Candidate, judge: Critic,
 
     assert candidate.image is not None and candidate.score is not None
     started = time.perf_counter()
-    verdict = judge.criticize(torch.stack([candidate.image]), [prompt])[0]
+    (verdict,) = verdicts(judge, torch.stack([candidate.image]), [prompt])
     state.cost.judge_calls += 1
     state.cost.add_seconds("judge", time.perf_counter() - started)
     answer = "yes" if verdict.satisfied else "no"

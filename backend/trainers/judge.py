@@ -3,13 +3,13 @@
 Source: PARM (Guo et al. 2025, arXiv 2501.13926), section 3: LLaVA-OneVision-7B, in full, one epoch, lr 1e-5,
 batch 8, on match (ORM), clarity, potential and, for PARM++, reasons in words. Departs from it: what is asked
 and read is what `rewards.vlm` asks and reads, so the loss of a yes or no is over all tokens that say it; and
-temperatures, fitted on prompts of their own, make P(yes) how often the answer is yes (`calibration`).
+calibrations, fitted on prompts of their own, make P(yes) how often the answer is yes (`calibration`).
 
-The data is `judge_data`'s, split by prompt: trained on, for temperatures, and held out for figures.
+The data is `judge_data`'s, split by prompt: trained on, for calibrations, and held out for figures.
 
 The run folder: `config.yaml`; `metrics.jsonl`, a line for each step; `evaluations.jsonl`; `report.html`;
 `tensorboard/`; `checkpoints/`; and `final/`, in Hugging Face's layout, which --judge vlm:FOLDER loads, with
-the temperatures in `reprise.json`. An adapter is merged.
+what it was trained on and its calibrations in `reprise.json`. An adapter is merged.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class JudgeConfig(Config):
     eval_every: PositiveInt = 100
     """Steps between evaluations on held-out prompts; there is one before the first step, too."""
     eval_most: PositiveInt = 512
-    """Examples of an evaluation, and of the fit of temperatures, where there are more."""
+    """Examples of an evaluation, and of the fit of calibrations, where there are more."""
 
     @model_validator(mode="after")
     def _possible(self) -> JudgeConfig:

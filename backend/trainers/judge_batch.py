@@ -79,9 +79,11 @@ def losses(vlm: LocalVLM, batch: Batch) -> Tensor:
     else:
         column = {place: place for place in kept}
     logits = vlm.model(**batch.inputs, **options).logits.float()  # (B, kept, V)
+    # Taken at once: each look at `logits` by itself would cost a gradient of its whole size.
+    taken = logits[[row for row, places in enumerate(used) for _ in places],
+                   [column[place] for places in used for place in places]]  # fmt: skip
     found = []
-    for row, places in enumerate(used):
-        said = logits[row, [column[place] for place in places]]
+    for row, said in enumerate(taken.split([len(places) for places in used])):
         yes = batch.yes[row]
         if yes is None:
             found.append(token_loss(said, torch.tensor(batch.words[row], device=device)))

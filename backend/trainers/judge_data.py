@@ -6,15 +6,19 @@ file of them, lines of JSON:
 {"prompt", "question", "image": its path from the file's folder, "label": yes or no, or "text": the reason,
 "step": after which the preview was seen (finished pictures have none), "seed", "split"}.
 
-The split is by prompt, by its words alone: "train", "calibration" (temperatures) and "test" (figures) never
-share one, in whatever file and however many prompts there are.
+The split is by prompt, by its words alone: "train", "calibration" and "test" (figures) never share one, in
+files made with the same shares. ShapeWorld's prompts go by the combination that they ask for, whatever the
+ground and the order of words. What is trained on has as much of yes as of no; calibration and figures have as
+much as there is, or they would be about another world.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -123,24 +127,43 @@ def check_teaches(examples: Sequence[Example]) -> None:
                            "prompts, move the threshold, or leave the question out")  # fmt: skip
 
 
+def kin_of(prompt: str) -> str:
+    """What prompts have in common that a judge may not have seen before a figure is taken of it."""
+    words = " ".join(prompt.split())
+    return _shapeworld_keys().get(words, words)
+
+
+def prompt_mark(prompt: str) -> str:
+    """By which a judge's folder remembers what it was trained on."""
+    return hashlib.sha256(kin_of(prompt).encode()).hexdigest()[:12]
+
+
+@cache
+def _shapeworld_keys() -> dict[str, str]:
+    from ..shapeworld.prompts import SPLITS, prompts
+
+    return {case.prompt: case.key for split in SPLITS for case in prompts(split)}
+
+
 def split_of(prompt: str, test_share: float, calibration_share: float) -> Split:
     """Where a prompt belongs, by its words alone."""
-    place = seed_of("judge split", " ".join(prompt.split())) / SEED_RANGE
+    place = seed_of("judge split", kin_of(prompt)) / SEED_RANGE
     if place < test_share:
         return "test"
     return "calibration" if place < test_share + calibration_share else "train"
 
 
 def balanced(lines: Iterable[Line]) -> list[Line]:
-    """As many of yes as of no: of each split and question, of match and potential at each step. Clarity goes
-    with the step, so its labels are balanced over all steps. Which are left out follows from their words."""
+    """The same with as many of yes as of no to train on: of each question, of match and potential at each
+    step. Clarity goes with the step, so its labels are balanced over all steps. Which are left out follows
+    from their words."""
     groups: dict[tuple[object, ...], list[Line]] = defaultdict(list)
     for line in lines:
         step = None if line.question == "clarity" else line.step
         groups[line.split, line.question, step].append(line)
     kept: list[Line] = []
-    for (_, question, _), group in groups.items():
-        if question == "critique":
+    for (split, question, _), group in groups.items():
+        if split != "train" or question == "critique":
             kept += group
             continue
         sides = [[line for line in group if line.label is label] for label in (True, False)]
@@ -151,10 +174,11 @@ def balanced(lines: Iterable[Line]) -> list[Line]:
 
 
 def chosen(examples: Sequence[Example], most: int) -> list[Example]:
-    """At most `most` of them, as many of each question and step as there are in turn, always the same."""
+    """At most `most` of them, as many of each question and step as there are in turn, always the same; of
+    each by chance, so that yes is as frequent as in all."""
     groups: dict[tuple[object, ...], list[Example]] = defaultdict(list)
     for one in sorted(examples, key=lambda one: _chance(one.line)):
-        groups[one.line.question, one.line.step, one.line.label].append(one)
+        groups[one.line.question, one.line.step].append(one)
     found: list[Example] = []
     while len(found) < min(most, len(examples)):
         found += [group.pop(0) for group in groups.values() if group]

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from ..interfaces import Critic, Renderer, Reward
-from ..judging import image_scores, verdicts
+from ..judging import identity, image_scores, verdicts
 from ..preferences.store import Store
 from ..rewards.pictures import read_picture
 from ..runs import RECORD, append_line, read_lines, write_whole
-from ..types import Job, Verdict
+from ..types import Job
 from .judge_data import Line, balanced, split_of
 from .prip_data import Record
 from .prip_log import read_source
@@ -88,12 +88,13 @@ def default_looks(steps: int) -> list[int]:
     return sorted({step for share in LOOKS if (step := max(1, round(share * steps))) < steps})
 
 
-def read_sources(source: str, renders: int, seed: int) -> list[Source]:
-    """Prompts, logs of prompts and pictures, or a folder of runs, whose finished pictures are taken: a run
-    keeps previews of stopped candidates alone, whose outcome nobody knows. Raises BadInput."""
+def read_sources(source: str, renders: int, seed: int, use: str = "train") -> list[Source]:
+    """Prompts, for a `use` as `read_prompts` knows it, logs of prompts and pictures, or a folder of runs, of
+    which finished pictures are taken: previews are kept of stopped candidates alone, whose outcome nobody
+    knows. Raises BadInput."""
     if Path(source).is_dir() and any(Path(source).rglob(RECORD)):
         return list(_of_runs(Path(source)))
-    records, meanings = read_source(source)
+    records, meanings = read_source(source, use)
     found = []
     for record in records:
         meaning = meanings.get(record.prompt, record.prompt)
@@ -135,11 +136,13 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
     store = Store(path.with_name(f"{path.name}.pictures"), create=True)
     rollouts = path.with_name(f"{path.name}.rollouts.jsonl")
     sources = list({_key(one): one for one in sources}.values())
-    _check_same(rollouts, {"reward": reward.spec.name, "looks": looks and sorted(looks), **(made_by or {})})
+    stamp = {"reward": identity(reward), "looks": looks and sorted(looks), **(made_by or {})}
+    _check_same(rollouts, stamp)
     known = _known(rollouts)
     todo = [one for one in sources if _key(one) not in known]
     drawer = renderer() if any(one.load is None for one in todo) else None
     if drawer is not None:
+        _check_same(rollouts, {**stamp, "fingerprint": drawer.fingerprint})
         looks = default_looks(drawer.steps) if looks is None else looks
         if any(not 1 <= step < drawer.steps for step in looks):
             raise BadInput(f"previews are seen after steps 1 to {drawer.steps - 1}; got {max(looks)}")
@@ -150,11 +153,13 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
         for made in (False, True):
             some = [one for one in part if (one.load is None) is made]
             if some:
-                rows = _rolled(some, drawer if made else None, looks or [], reward, labels, store)
+                rows = _rolled(some, drawer if made else None, looks or [], reward, store)
                 append_line(rollouts, "\n".join(map(json.dumps, rows)))
                 known |= {row["key"]: row for row in rows}
         done += len(part)
     progress(done, len(sources))
+    if isinstance(reward, Critic):
+        _criticize(rollouts, sources, known, reward, labels, store)
     lines = [line for one in sources for line in _lines(path, store, one, known[_key(one)], labels)]
     kept = balanced(lines)
     if not kept:
@@ -182,7 +187,7 @@ def likeness(preview: Tensor, finished: Tensor) -> float:
 
 
 def _rolled(part: Sequence[Source], renderer: Renderer | None, looks: Sequence[int], reward: Reward,
-            labels: Labels, store: Store) -> list[dict[str, Any]]:  # fmt: skip
+            store: Store) -> list[dict[str, Any]]:  # fmt: skip
     """What is drawn and judged of each."""
     previews: dict[int, Tensor] = {}
     if renderer is not None:
@@ -199,11 +204,6 @@ def _rolled(part: Sequence[Source], renderer: Renderer | None, looks: Sequence[i
             images.append(image)
     words = [one.meaning for one in part]
     scores = _scores(reward, images, words)
-    wrong = [i for i, score in enumerate(scores) if not labels.right(score)]
-    said: dict[int, Verdict] = {}
-    if isinstance(reward, Critic) and wrong:
-        for i in wrong:
-            (said[i],) = verdicts(reward, images[i][None], [words[i]])
     seen = {step: _scores(reward, list(shown), words) for step, shown in sorted(previews.items())}
     rows = []
     for i, one in enumerate(part):
@@ -213,9 +213,24 @@ def _rolled(part: Sequence[Source], renderer: Renderer | None, looks: Sequence[i
             for step, scored in seen.items()
         }  # fmt: skip
         rows.append({"key": _key(one), "prompt": one.prompt, "seed": one.seed, "score": scores[i],
-                     "image": store.put_image(images[i]), "previews": kept,
-                     "critique": said[i].critique if i in said else ""})  # fmt: skip
+                     "image": store.put_image(images[i]), "previews": kept})  # fmt: skip
     return rows
+
+
+def _criticize(rollouts: Path, sources: Sequence[Source], known: dict[str, dict[str, Any]], reward: Critic,
+               labels: Labels, store: Store) -> None:  # fmt: skip
+    """Have what is wrong by the threshold of today, and was not when it was drawn, criticised."""
+    for one in sources:
+        row = known[_key(one)]
+        if "critique" in row or labels.right(row["score"]):
+            continue
+        image = store.image(row["image"])
+        if image is None:
+            raise BadInput(f"a picture of {store.folder} is gone or damaged; bring it back, or delete "
+                           f"{rollouts} and draw again")  # fmt: skip
+        (verdict,) = verdicts(reward, image[None], [one.meaning])
+        known[_key(one)] = {**row, "critique": verdict.critique}
+        append_line(rollouts, json.dumps(known[_key(one)]))
 
 
 def _scores(reward: Reward, images: Sequence[Tensor], words: Sequence[str]) -> list[float]:
@@ -236,7 +251,7 @@ def _lines(path: Path, store: Store, one: Source, row: dict[str, Any], labels: L
 
     right = labels.right(row["score"])
     yield line("match", row["image"], label=right)
-    if row["critique"].strip() and not right:
+    if not right and row.get("critique", "").strip():
         yield line("critique", row["image"], text=row["critique"])
     for step, seen in row["previews"].items():
         clear = labels.right(seen["score"]) is right and seen["alike"] >= labels.alike
@@ -263,9 +278,18 @@ def _known(rollouts: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_same(rollouts: Path, made_by: Mapping[str, Any]) -> None:
-    """What was drawn and judged in another way is not gone on with. Raises BadInput."""
+    """What was drawn and judged in another way is not gone on with; what is not known yet is added. Raises
+    BadInput."""
     stamp = rollouts.with_suffix(".json")
-    now = json.dumps(made_by, sort_keys=True)
-    if rollouts.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != now):
-        raise BadInput(f"{rollouts} was made with another renderer, reward or steps; give another --out")
-    write_whole(stamp, now)
+    now = dict(made_by)
+    if rollouts.exists():
+        try:
+            kept = json.loads(stamp.read_text(encoding="utf-8"))
+            same = all(kept[key] == value for key, value in now.items() if key != "fingerprint")
+            same = same and now.get("fingerprint") in (None, kept.get("fingerprint"))
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise BadInput(f"{rollouts} was made with another renderer, reward or steps; give another --out")
+        now = {**kept, **now}
+    write_whole(stamp, json.dumps(now, sort_keys=True))

@@ -1,4 +1,4 @@
-"""The loop of `judge`: questions in batches, evaluations on held-out prompts, temperatures, the folder.
+"""The loop of `judge`: questions in batches, evaluations on held-out prompts, calibrations, the folder.
 
 A step's examples are a matter of (seed, place in the run), and so is what is random in it: a stopped run
 knows where it was from the number of steps alone.
@@ -12,12 +12,12 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache import Cache
-from ..calibration import calibration_error, fit_temperature, reliability, tempered
+from ..calibration import PLAIN, Calibration, calibration_error, fit_calibration, reliability
 from ..errors import CheckpointError
 from ..page.training import PICTURES, write_report
 from ..rewards.pictures import read_picture
@@ -27,7 +27,16 @@ from ..runs import read_lines
 from . import ranks
 from .folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
 from .judge_batch import Ask, encode, losses
-from .judge_data import YES_OR_NO, Example, check_teaches, chosen, of_split, present, read_examples
+from .judge_data import (
+    YES_OR_NO,
+    Example,
+    check_teaches,
+    chosen,
+    of_split,
+    present,
+    prompt_mark,
+    read_examples,
+)
 from .lora import merged, training_dtype
 from .rollouts import seed_of
 from .stepping import (
@@ -96,7 +105,8 @@ class JudgeLoop:
         told = ", ".join(f"{count} of {question}" for question, count in counts.items())
         self.log(f"{told} to train on, {len(self.aside)} held out; {going}")
         if not self.fitted_on:
-            self.log("no prompts of the split calibration: P(yes) stays as the model gives it")
+            self.log("no prompts of the split calibration: P(yes) stays as the model gives it, which has "
+                     "learned from as much yes as no")  # fmt: skip
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=done + 1) as board:
             if done == 0:
                 self._evaluate(0, board)
@@ -178,19 +188,21 @@ class JudgeLoop:
         if not self.aside:
             return
         start = time.perf_counter()
-        heat = self._temperatures() if step == self.steps else {}
+        fitted = self._calibrations() if step == self.steps else {}
         figures, by_step, curves = {}, {}, {}
         for question in YES_OR_NO:
             some = [one for one in self.aside if one.line.question == question]
             if not some:
                 continue
             raw, right = self._likely(some), [bool(one.line.label) for one in some]
-            likely = [tempered(p, heat.get(question, 1.0)) for p in raw]
+            likely = list(map(fitted.get(question, PLAIN), raw))
             hits = [(p >= 0.5) is yes for p, yes in zip(likely, right, strict=True)]
             figures[f"{question}/accuracy"] = sum(hits) / len(hits)
+            yes = sum(right) / len(right)
+            figures[f"{question}/accuracy by always the commoner answer"] = max(yes, 1 - yes)
             figures[f"{question}/calibration error"] = calibration_error(likely, right)
-            if heat:
-                figures[f"{question}/calibration error without temperature"] = calibration_error(raw, right)
+            if fitted:
+                figures[f"{question}/calibration error, uncalibrated"] = calibration_error(raw, right)
             steps: dict[int, list[bool]] = defaultdict(list)
             for one, hit in zip(some, hits, strict=True):
                 steps[one.line.step or 0].append(hit)
@@ -201,7 +213,7 @@ class JudgeLoop:
             figures["critique/loss"] = self._surprise(said)
         row = {
             "step": step, "of": self.steps, **figures, "by_step": by_step, "reliability": curves,
-            "temperatures": heat, "samples": self._samples(said[:SHOWN]),
+            "calibration": _plain(fitted), "samples": self._samples(said[:SHOWN]),
             "seconds": round(time.perf_counter() - start, 2),
         }  # fmt: skip
         append_lines(self.folder / LINES[1], [json.dumps(row)])
@@ -210,17 +222,18 @@ class JudgeLoop:
         self.log(f"evaluation at step {step}: " + " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
     def _likely(self, examples: Sequence[Example]) -> list[float]:
-        """P(yes), as the judge will give it without temperatures."""
+        """P(yes), as the judge will give it uncalibrated. It need not answer with yes or no yet."""
         asks = [self._ask(one) for one in examples]
-        return self.vlm.agree([ask.picture for ask in asks], [ask.question for ask in asks])
+        said = self.vlm.answers([ask.picture for ask in asks], [ask.question for ask in asks])
+        return [yes / (yes + no) if yes + no else 0.5 for yes, no in said]
 
-    def _temperatures(self) -> dict[str, float]:
+    def _calibrations(self) -> dict[str, Calibration]:
         found = {}
         for question in YES_OR_NO:
             some = [one for one in self.fitted_on if one.line.question == question]
             if some:
                 right = [bool(one.line.label) for one in some]
-                found[question] = round(fit_temperature(self._likely(some), right), 6)
+                found[question] = fit_calibration(self._likely(some), right)
         return found
 
     def _surprise(self, examples: Sequence[Example]) -> float:
@@ -256,7 +269,7 @@ class JudgeLoop:
     # What is kept
 
     def _check_begun(self) -> None:
-        lines = [one.line.model_dump_json() for one in self.items]
+        lines = [one.line.model_dump_json() for one in (*self.items, *self.fitted_on, *self.aside)]
         now = {"examples": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
         check_begun(self.folder, self.config.data, now, self.checkpoint is not None)
 
@@ -271,9 +284,13 @@ class JudgeLoop:
         """Write `final/`."""
         final, config = self.folder / "final", self.config
         evaluated = read_lines(self.folder / LINES[1])
+        learned = {one.line.question for one in self.items}
         settings = {
-            "format": 1, "role": "judge", "trainer": "judge", "questions": config.questions,
-            "temperatures": evaluated[-1]["temperatures"] if evaluated else self._temperatures(),
+            "format": 1, "role": "judge", "trainer": "judge",
+            "questions": [question for question in config.questions if question in learned],
+            "calibration": evaluated[-1]["calibration"] if evaluated else _plain(self._calibrations()),
+            # For figures: of these prompts none can be taken.
+            "prompts": sorted({prompt_mark(one.line.prompt) for one in (*self.items, *self.fitted_on)}),
         }  # fmt: skip
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_disable()
@@ -287,3 +304,7 @@ class JudgeLoop:
         except Exception as error:
             raise unsaved(final, self.folder, error) from error
         return final
+
+
+def _plain(calibrations: Mapping[str, Calibration]) -> dict[str, dict[str, float]]:
+    return {question: one._asdict() for question, one in calibrations.items()}

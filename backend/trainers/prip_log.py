@@ -89,9 +89,9 @@ def make_log(
             "drawn": studio.drawn if studio else 0, "not_judged": failed}  # fmt: skip
 
 
-def read_source(source: str) -> tuple[list[Record], dict[str, str]]:
+def read_source(source: str, use: str = "train") -> tuple[list[Record], dict[str, str]]:
     """(records, what judges read in the place of a user's prompt) of a log, or of prompts as `read_prompts`
-    has them, which are drawn as they are. Raises BadInput."""
+    has them for a `use`, which are drawn as they are. Raises BadInput."""
     path = Path(source)
     if path.is_dir():
         return read_log(path), {}
@@ -99,7 +99,7 @@ def read_source(source: str) -> tuple[list[Record], dict[str, str]]:
         first = next((line for line in read_text(path, "log", "is").split("\n") if line.strip()), "")
         if first.lstrip().startswith("{") and '"judged_as"' not in first:
             return read_log(path), {}
-    asked = read_prompts(source)
+    asked = read_prompts(source, use)
     return [Record(one.prompt, one.prompt, None, {}) for one in asked], {o.prompt: o.meaning for o in asked}
 
 

@@ -24,6 +24,7 @@ from ..errors import BadInput, UnknownName
 from ..runs import read_text
 
 ASIDE = 8  # one combination in so many is for evaluation
+TAUGHT = ("train", "held-out")  # uses that take the others; of the held-out split all are "others"
 
 
 class Asked(BaseModel):
@@ -40,7 +41,8 @@ class Asked(BaseModel):
 
 
 def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[Asked]:
-    """The prompts of a file or of `shapeworld:N[:TASK,…]`; `use` is "train", "evaluate" or "paraphrase".
+    """The prompts of a file or of `shapeworld:N[:TASK,…]`; `use` is "train", "evaluate", "paraphrase", or
+    "held-out" for figures: of ShapeWorld the split that no training sees.
 
     Raises BadInput with the line's number.
     """
@@ -77,12 +79,12 @@ def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> lis
     chosen: list[PromptCase] = []
     for task in tasks or TASKS:
         by_key: dict[str, list[PromptCase]] = {}
-        for case in prompts("train"):
+        for case in prompts("held-out" if use == "held-out" else "train"):
             if case.task == task:
                 by_key.setdefault(case.key, []).append(case)
         ranked = sorted(by_key, key=lambda key: hashlib.sha256(f"aside {key}".encode()).digest())
-        aside = max(1, len(ranked) // ASIDE)
-        combinations = [by_key[key] for key in (ranked[aside:] if use == "train" else ranked[:aside])]
+        aside = 0 if use == "held-out" else max(1, len(ranked) // ASIDE)
+        combinations = [by_key[key] for key in (ranked[aside:] if use in TAUGHT else ranked[:aside])]
         rng.shuffle(combinations)
         for cases in combinations:
             rng.shuffle(cases)

@@ -7,11 +7,12 @@ import pytest
 
 from reprise.backend.calibration import (
     BINS,
+    PLAIN,
+    Calibration,
     bin_of,
     calibration_error,
-    fit_temperature,
+    fit_calibration,
     reliability,
-    tempered,
 )
 
 
@@ -30,24 +31,36 @@ def test_the_error_by_hand():
         calibration_error([], [])
 
 
-def test_a_temperature_keeps_order_and_verdict():
-    assert tempered(0.9, 2.0) == pytest.approx(3 / 4)  # odds 9 -> 3
-    assert [tempered(p, 3.0) for p in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
-    assert tempered(1e-9, 0.5) == pytest.approx(1e-18) and tempered(0.3, 1.0) == 0.3
-    row = [tempered(p / 20, 0.3) for p in range(21)]
+def test_a_calibration_by_hand():
+    assert Calibration(2.0)(0.9) == pytest.approx(3 / 4)  # odds 9 -> 3
+    assert Calibration(bias=math.log(0.25))(0.8) == pytest.approx(1 / 2)  # odds 4 -> 1
+    assert [Calibration(3.0)(p) for p in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
+    assert Calibration(0.5)(1e-9) == pytest.approx(1e-18) and PLAIN(0.3) == 0.3
+    row = [Calibration(0.3, -2.0)(p / 20) for p in range(21)]
     assert row == sorted(row)
 
 
-def test_the_temperature_that_made_the_answers_is_found():
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+@pytest.mark.parametrize("bias", [0.0, -1.5])
+def test_the_calibration_that_made_the_answers_is_found(bias):
+    """A judge too sure, and one that learned from more yes than there is."""
     draw = random.Random(0)
     honest = [draw.random() for _ in range(4000)]
     right = [draw.random() < p for p in honest]
-    loud = [1 / (1 + math.exp(-2.5 * math.log(p / (1 - p)))) for p in honest]
-    heat = fit_temperature(loud, right)
-    assert heat == pytest.approx(2.5, rel=0.1)
-    calmed = [tempered(p, heat) for p in loud]
+    loud = [1 / (1 + math.exp(-2.5 * (logit(p) - bias))) for p in honest]
+    found = fit_calibration(loud, right)
+    assert found.temperature == pytest.approx(2.5, rel=0.1) and found.bias == pytest.approx(bias, abs=0.15)
+    calmed = [found(p) for p in loud]
     assert calibration_error(calmed, right) < 0.03 < calibration_error(loud, right)
 
 
-def test_answers_all_alike_teach_no_temperature():
-    assert fit_temperature([0.9, 0.2], [True, True]) == fit_temperature([], []) == 1.0
+def test_answers_all_alike_teach_no_calibration():
+    assert fit_calibration([0.9, 0.2], [True, True]) == fit_calibration([], []) == PLAIN
+
+
+def test_answers_without_a_mistake_are_believed_within_bounds():
+    found = fit_calibration([0.9, 0.8, 0.3, 0.1] * 5, [True, True, False, False] * 5)
+    assert found.possible and found(0.9) > 0.99

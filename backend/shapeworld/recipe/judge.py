@@ -2,9 +2,9 @@
 
 Two stages, each resumable, on drawings alone: `see`, the vision tower learns to name what lies where, in the
 words' own embeddings; `base`, the whole model learns to describe drawings, to say whether they show what a
-prompt asks for, and what is wrong with them. The base has seen no picture of a renderer: it is to the
-embedded world what a zero-shot VLM is to photographs. `reprise train judge` with judge_shapeworld.yaml tunes
-it on a renderer's own pictures.
+prompt asks for, and what is wrong with them, while each noun of a question learns what it points at. The base
+has seen no picture of a renderer: it is to the embedded world what a zero-shot VLM is to photographs.
+`reprise train judge` with judge_shapeworld.yaml tunes it on a renderer's own pictures.
 
 Run: `python -m reprise.backend.shapeworld.recipe.judge WORK_FOLDER`.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import nn
 
-from ..captions import noun_phrase, spelled_out
+from ..captions import noun_phrase, plural, spelled_out
 from ..detector import Detection, Reading
 from ..drawing import draw
 from ..prompts import PromptCase, layout, prompts
@@ -38,8 +39,9 @@ VOCABULARY, CONTEXT = 1536, 512
 PATCH, MERGED = 16, 1  # pixels of a patch's side; patches along a token's side
 TOKENS = SIZE // PATCH // MERGED  # along a picture's side
 SEE_STEPS, SEE_BATCH, SEE_RATE = 1500, 32, 3e-3
-BASE_STEPS, BASE_BATCH, BASE_RATE = 6000, 32, 1.5e-3
-SEEING = 1.0  # weight of the first stage's loss in the second
+BASE_STEPS, BASE_BATCH, BASE_RATE = 2500, 32, 1.5e-3
+SEEING, FINDING = 1.0, 1.0  # weights, in the second stage, of the first one's loss and of `Finding`'s
+FOUND_AFTER, MOST = 2, 4  # the language model's layer that nouns are read after; the most things of a kind
 DESCRIBE = "Describe this picture."
 IMAGE, AROUND, WHOLE, ENDED = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 CHAT_TEMPLATE = (
@@ -51,10 +53,12 @@ CHAT_TEMPLATE = (
 # ground; and everywhere its column and row.
 NAMES = ((*COLORS, *GROUNDS), (*SHAPES, "background"), ("left", "center", "right"),
          ("top", "middle", "bottom"))  # fmt: skip
+SINGULAR = {word: shape for shape in SHAPES for word in (shape, plural(shape))}
+IGNORED = -100  # cross_entropy's mark of what has no answer
 THING_WEIGHT = 10.0  # of a token with a thing against one without
 PLACED = 0.1  # weight of columns and rows
 # Shares of a batch of the base.
-KINDS = {"match": 0.3, "part": 0.2, "describe": 0.2, "potential": 0.1, "clarity": 0.07, "critique": 0.13}
+KINDS = {"match": 0.4, "part": 0.15, "describe": 0.1, "potential": 0.15, "clarity": 0.05, "critique": 0.15}
 
 
 def tokenizer() -> Any:
@@ -311,6 +315,59 @@ def seeing(model: Any, tokens: Any) -> Seeing:
     return Seeing(model, [[one[0] for one in row] for row in ids])
 
 
+class Finding(nn.Module):
+    """What the nouns of a question point at, read from the language model in training alone: how many such
+    things the picture shows, and where the only one lies; of a background, whether it is the picture's.
+
+    One yes or no tells little of what a prompt and a picture have to do with each other.
+    """
+
+    def __init__(self, model: Any, tokens: Any):
+        super().__init__()
+        self.counts = nn.Linear(model.config.text_config.hidden_size, MOST + 1)
+        self.places = nn.Linear(model.config.text_config.hidden_size, len(PLACES))
+        self.words = {number: word.removeprefix("Ġ") for word, number in tokens.get_vocab().items()}
+        self.seen: torch.Tensor | None = None  # in the last forward pass: (B, T, width)
+        model.model.text_model.layers[FOUND_AFTER].register_forward_hook(self._keep)
+
+    def _keep(self, _layer: nn.Module, _inputs: object, output: torch.Tensor | tuple) -> None:
+        self.seen = output[0] if isinstance(output, tuple) else output
+
+    def loss(self, ids: torch.Tensor, starts: Sequence[int], scenes: Sequence[Scene]) -> torch.Tensor:
+        """Of the last forward pass over tokens (B, T), whose questions end at `starts`."""
+        rows, columns, counts, places = [], [], [], []
+        for row, (scene, end) in enumerate(zip(scenes, starts, strict=True)):
+            said = [self.words[number] for number in ids[row, :end].tolist()]
+            for column, things in pointed_at(said, scene):
+                rows.append(row)
+                columns.append(column)
+                counts.append(min(MOST, len(things)))
+                only = things[0] if len(things) == 1 else None
+                places.append(PLACES.index(only.place) if isinstance(only, Thing) else IGNORED)
+        assert self.seen is not None, "nothing was asked"
+        if not rows:
+            return self.seen.sum() * 0
+        nouns = self.seen[rows, columns]
+        loss = F.cross_entropy(self.counts(nouns), torch.tensor(counts))
+        where = torch.tensor(places)
+        if (where != IGNORED).any():
+            loss = loss + F.cross_entropy(self.places(nouns), where, ignore_index=IGNORED)
+        return loss
+
+
+def pointed_at(said: Sequence[str], scene: Scene) -> list[tuple[int, list[Thing | str]]]:
+    """(index, what of the scene is meant) of each noun in the words of a question: things, or the ground."""
+    found: list[tuple[int, list[Thing | str]]] = []
+    for i, word in enumerate(said):
+        before = said[i - 1] if i else ""
+        if word == "background" and before in GROUNDS:
+            found.append((i, [scene.ground] if before == scene.ground else []))
+        elif shape := SINGULAR.get(word):
+            color = before if before in COLORS else None
+            found.append((i, [t for t in scene.things if t.shape == shape and color in (None, t.color)]))
+    return found
+
+
 def optimizers_for(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else."""
     matrices, others = [], []
@@ -369,19 +426,25 @@ def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Calla
     vlm = LocalVLM(work / "see", device="cpu", dtype="float32")
     vlm.model.requires_grad_(True).train()
     eyes = seeing(vlm.model, vlm.tokenizer)
-    cases = by_task()
-    loop = StepLoop(eyes, optimizers_for(eyes, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
+    cases, recent = by_task(), defaultdict[str, list[float]](list)
+    finding = Finding(vlm.model, vlm.tokenizer)
+    both = nn.ModuleDict({"eyes": eyes, "finding": finding})
+    loop = StepLoop(both, optimizers_for(both, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         asks, scenes = taught(rng, cases, BASE_BATCH)
         batch = encode(vlm, asks)
         found = losses(vlm, batch)
         named = eyes.loss(scenes)
-        (found.mean() + SEEING * named).backward()
-        torch.nn.utils.clip_grad_norm_(eyes.parameters(), 1.0)
-        if step % 100 == 0:
-            match = [one.item() for one, ask in zip(found.detach(), asks) if ask.question.startswith("Does")]
-            log(f"match {sum(match) / max(1, len(match)):.3f}, names {named.item():.3f}")
+        pointed = finding.loss(batch.inputs["input_ids"], batch.starts, scenes)
+        (found.mean() + SEEING * named + FINDING * pointed).backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        for one, ask in zip(found.tolist(), asks, strict=True):
+            recent[ask.question.split()[0] + ("" if isinstance(ask.answer, bool) else "…")].append(one)
+        if step % 100 == 99:
+            of_kinds = ", ".join(f"{kind} {sum(row) / len(row):.3f}" for kind, row in sorted(recent.items()))
+            log(f"{of_kinds}; names {named.item():.3f}, nouns {pointed.item():.3f}")
+            recent.clear()
         return found.mean().item()
 
     loop.run(take_step)

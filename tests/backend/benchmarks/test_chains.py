@@ -60,7 +60,7 @@ def counted():
 
 
 def run(folder, rows=ROWS, **settings):
-    makers = Makers(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft())
+    makers = Makers(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
     settings = {"per_task": 3, "seeds": 2, "tasks": TASKS, **settings}
     return tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=folder, **settings)
 
@@ -113,7 +113,8 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
             asked.append(len(prompts))
             return super().score(images, prompts)
 
-    makers = Makers(Drawn, lambda name: Same(), lambda name: Looks() if name == "looks" else ShapeWorldSoft())
+    makers = Makers(Drawn, lambda name: Same(),
+                    lambda name: Looks() if name == "looks" else ShapeWorldSoft(), str)  # fmt: skip
     rows = {"PARM": Row(best_of=4, prune="halving", previews="looks")}
     result = tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=tmp_path, per_task=1,
                       seeds=1, tasks=TASKS)  # fmt: skip
@@ -137,9 +138,12 @@ def test_what_cannot_be_a_table(tmp_path):
     file = tmp_path / "rows.yaml"
     for text, message in (
         ("- a", "expected rows"), ("a: 3", "expected settings of 'a'"), ("a: {best: 3}", "best"),
-        ("a: {prune: some}", "prune is one of"), ("a: {lora: [x, y], judge: [x, y, z]}", "of one length"),
+        ("a: {prune: some}", "unknown pruning .some."),
+        ("a: {lora: [x, y], judge: [x, y, z]}", "of one length"),
         ("a: {correction: redraw}", "correction is one of"), ("a: {strength: 2}", "strength"),
         ("a: {lora: []}", "of one length"), ("a: [", "no YAML"),
+        ("a: {previews: x}", "previews are judged where something is pruned"),
+        ("a: {prune: 'potential:2'}", "potential:THRESHOLD"),
     ):  # fmt: skip
         file.write_text(text)
         with pytest.raises((BadInput, UnknownName), match=message):

@@ -6,12 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from reprise.backend.benchmarks.judge import Case, answers_of, evaluate
+from reprise.backend.benchmarks.judge import COMMONER, Case, answers_of, evaluate
+from reprise.backend.calibration import Calibration
 from reprise.backend.cli.main import run
 from reprise.backend.errors import BadInput
-from reprise.backend.rewards.vlm import VLMJudge
+from reprise.backend.rewards.vlm import Tuned, VLMJudge
 from reprise.backend.rewards.vlm_questions import QUESTIONS
+from reprise.backend.trainers.judge_data import prompt_mark
 from reprise.backend.types import RewardSpec
+
+from ..rewards import tiny_vlm
 
 
 class Brightness:
@@ -55,7 +59,8 @@ def test_figures_by_hand(cases):
     played = VLMJudge(Played())
     judges = {"played": lambda: answers_of(played), "bright": lambda: answers_of(Brightness())}
     result = evaluate(judges, cases)
-    told, bright = result["rows"]
+    told, bright, blind = result["rows"]
+    assert blind["name"] == COMMONER and blind["tasks"]["match"] == [0.5, 0.5, 0.5] and not blind["cost"]
     assert told["tasks"] == {"match": [1, 1, 1], "clarity": [1, 1, 1], "potential": [0.5, 0.5, 0.5]}
     assert told["overall"][0] == pytest.approx(2.5 / 3, abs=1e-4)
     assert told["cost"]["calibration error, match"] == pytest.approx(0.2, abs=1e-4)
@@ -69,17 +74,27 @@ def test_figures_by_hand(cases):
     json.dumps(result, allow_nan=False)
 
 
-def test_temperatures_count(cases):
-    warm = VLMJudge(Played(), temperatures={"match": 1e-1})
-    (row,) = evaluate({"warm": lambda: answers_of(warm)}, [c for c in cases if c.question == "match"])["rows"]
+def test_calibrations_count(cases):
+    sure = VLMJudge(Played(), tuned=Tuned(calibrations={"match": Calibration(1e-1)}))
+    row, _ = evaluate({"sure": lambda: answers_of(sure)}, [c for c in cases if c.question == "match"])["rows"]
     assert row["cost"]["calibration error, match"] < 1e-3
+
+
+def test_who_does_not_look_goes_by_the_step(cases):
+    """At step 2 none is clear, at step 4 four of five are: .9 without looking."""
+    told = [Case("clarity", c.prompt, c.picture, c.step == 4 and c.prompt != "light 0", c.step)
+            for c in cases if c.question == "clarity"]  # fmt: skip
+    result = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, told)
+    assert result["rows"][-1]["tasks"]["clarity"][0] == 0.9
+    (row,) = [row for row in result["tables"][0]["rows"] if row[0].startswith(COMMONER)]
+    assert row[1].startswith("1.000") and row[2].startswith("0.800")
 
 
 def test_intervals_are_over_prompts(cases):
     """One prompt of five is always wrong: its answers come and go together."""
     wrong = [Case(c.question, c.prompt, c.picture, not c.right if c.prompt == "light 0" else c.right, c.step)
              for c in cases if c.question == "match"]  # fmt: skip
-    (row,) = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, wrong)["rows"]
+    row, _ = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, wrong)["rows"]
     mean, low, high = row["tasks"]["match"]
     assert mean == 0.8 and (low, high) == (0.4, 1.0)  # 3 of 5 drawn and none, at 2.5 and 97.5 %
 
@@ -123,6 +138,23 @@ def test_the_command(cases, tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert "Reliability" in page and "Accuracy by denoising step" in page
     assert json.loads((out / "result.json").read_text()) == result
+
+
+def test_what_a_judge_was_trained_on_gives_no_figure(cases, tmp_path, capsys):
+    tiny_vlm.idefics3(tmp_path / "vlm")
+    taught = [prompt_mark("a circle 0"), prompt_mark("a circle 3")]
+    (tmp_path / "vlm" / "reprise.json").write_text(json.dumps({"prompts": taught}))
+    data = tmp_path / "test.jsonl"
+    lines_to(data, [case for case in cases if case.question == "match"])
+    words = ["evaluate", "judge", "shapeworld", f"vlm:{tmp_path / 'vlm'}", "--data", str(data), "--json"]
+    assert run([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "4 of 10 questions are about prompts that one of these judges was trained on" in said.err
+    assert json.loads(said.out)["settings"]["answers"] == 6
+    everything = [prompt_mark(f"a circle {n}") for n in range(5)]
+    (tmp_path / "vlm" / "reprise.json").write_text(json.dumps({"prompts": everything}))
+    assert run([*words, "--out", str(tmp_path / "none")]) == 2
+    assert "make others with reprise judge-data --held-out" in capsys.readouterr().err
 
 
 def test_bad_input(cases, tmp_path, capsys):

@@ -23,7 +23,8 @@ def an_outcome(prompt="a red circle"):
     image = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0))
     candidates = [
         Candidate(0, 4, "a large red circle", {"shapeworld": 0.31}, 0.31, None, image),
-        Candidate(1, 5, "a red circle, low", pruned_at=2, preview_scores={2: 0.12}),
+        Candidate(1, 5, "a red circle, low", pruned_at=2, preview_scores={2: 0.12},
+                  preview_clarity={1: 0.2, 2: 0.7}),
         Candidate(2, 6, "a large red circle", {"shapeworld": 0.87}, 0.87, None, image.flip(0), {2: 0.4}),
         Candidate(3, 7, "a red circle up", {"shapeworld": 0.55}, 0.55, None, image, round=1),
     ]
@@ -131,7 +132,7 @@ def test_a_stopped_candidate_shows_its_last_preview(tmp_path):
     record = runs.save_outcome(tmp_path, outcome, SETTINGS, {})
     html = write_page(tmp_path, [(tmp_path, record)]).read_text()
     (card,) = [tag.attrs for tag in Tags(html).tags if tag.attrs.get("class") == "card stopped seen"]
-    assert "after step 2: 0.12" in card["title"]
+    assert "after step 1: not clear" in card["title"] and "after step 2: 0.12" in card["title"]
     (shown,) = [tag.attrs["src"] for tag in Tags(html).tags if "last preview" in tag.attrs.get("alt", "")]
     data = (tmp_path / record.candidates[1].preview).read_bytes()
     assert shown == f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from reprise.backend.errors import BadInput, CheckpointError, Unsupported
-from reprise.backend.renderers.checkpoints import folder_fingerprint, read_index
+from reprise.backend.loading import folder_fingerprint
+from reprise.backend.renderers.checkpoints import read_index
 from reprise.backend.renderers.diffusers import DiffusersRenderer
 from reprise.backend.types import Job
 

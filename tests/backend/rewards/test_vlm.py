@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from reprise.backend.calibration import Calibration
 from reprise.backend.cli.roles import make_judge, make_reward, parse_weights
 from reprise.backend.errors import (
     BadInput,
@@ -20,11 +21,20 @@ from reprise.backend.errors import (
     UnknownName,
     Unsupported,
 )
-from reprise.backend.interfaces import Critic
-from reprise.backend.judging import image_scores
+from reprise.backend.interfaces import Critic, PreviewReward
+from reprise.backend.judging import image_scores, of_previews
 from reprise.backend.rewards import vlm as vlm_module
 from reprise.backend.rewards import vlm_local
-from reprise.backend.rewards.vlm import MODES, VLMChecklist, VLMCritic, VLMGrade, VLMJudge, vlm_judge
+from reprise.backend.rewards.vlm import (
+    MODES,
+    Tuned,
+    VLMChecklist,
+    VLMCritic,
+    VLMGrade,
+    VLMJudge,
+    fingerprint_of,
+    vlm_judge,
+)
 from reprise.backend.rewards.vlm_local import LocalVLM, Said, answer_tokens
 from reprise.backend.rewards.vlm_questions import GRADE, PARTS, QUESTIONS
 
@@ -208,20 +218,62 @@ def test_a_critic_says_what_is_wrong_where_something_is():
         VLMCritic(Played({"a dog": 0.2}, [" "]), "critique").criticize(IMAGES[:1], ["a dog"])
 
 
-def test_temperatures_are_of_their_questions():
-    judge = VLMJudge(Played(), "match", {"match": 2.0, "clarity": 0.5})
+TUNED = {"questions": ["match", "clarity"], "prompts": ["ab"],
+         "calibration": {"match": {"temperature": 2.0, "bias": 0.0}}}  # fmt: skip
+
+
+def test_calibrations_are_of_their_questions():
+    tuned = Tuned(calibrations={"match": Calibration(2.0), "clarity": Calibration(0.5)})
+    judge = VLMJudge(Played(), "match", tuned)
     assert judge.score(IMAGES[:1], ["a cat"]) == [pytest.approx(0.75)]  # odds of 9, and of 3
-    assert VLMJudge(Played(), "potential", {"match": 2.0}).score(IMAGES[:1], ["a cat"]) == [0.9]
+    assert VLMJudge(Played(), "potential", tuned).score(IMAGES[:1], ["a cat"]) == [0.9]
 
 
-def test_temperatures_come_with_the_folder(copy):
-    assert vlm_judge(str(copy), device="cpu").temperatures == {}
-    (copy / "reprise.json").write_text(json.dumps({"temperatures": {"clarity": 1.5}}))
-    assert vlm_judge(f"{copy}#clarity", device="cpu").temperatures == {"clarity": 1.5}
-    for text in ("{", "[]", '{"temperatures": {"clarity": 0}}', '{"temperatures": {"beauty": 1}}'):
+def test_who_looks_at_previews_in_a_judges_place():
+    """PARM's questions where a picture would be matched; what a model was not tuned on it is not asked."""
+    for mode, made in (("match", VLMJudge), ("critique", VLMCritic)):
+        judge = made(Played(), mode)
+        looking = of_previews(judge)
+        assert isinstance(looking, PreviewReward) and not isinstance(judge, PreviewReward)
+        assert looking.vlm is judge.vlm and looking.spec.name.endswith("#potential")
+        assert looking.clarity(IMAGES[:1], ["a cat"]) == [0.9] and of_previews(looking) is looking
+    tuned = VLMJudge(Played(), "match", Tuned(frozenset({"match", "potential"})))
+    assert of_previews(tuned).clarity(IMAGES[:1], ["a cat"]) is None
+    orm = VLMJudge(Played(), "match", Tuned(frozenset({"match"})))
+    assert of_previews(orm) is orm and of_previews(VLMGrade(Played(), "score")).mode == "score"
+
+
+def test_what_a_folder_was_tuned_on_comes_with_it(copy, caplog):
+    assert vlm_judge(str(copy), device="cpu").tuned == Tuned()
+    (copy / "reprise.json").write_text(json.dumps(TUNED))
+    tuned = vlm_judge(f"{copy}#clarity", device="cpu").tuned
+    assert tuned == Tuned(frozenset({"match", "clarity"}), {"match": Calibration(2.0)}, frozenset({"ab"}))
+    assert not caplog.records
+    assert vlm_judge(f"{copy}#potential", device="cpu").clarity is not None
+    assert "was not trained on 'potential'" in caplog.text
+    assert type(vlm_judge(str(copy), device="cpu")) is VLMJudge
+    (copy / "reprise.json").write_text(json.dumps({**TUNED, "questions": ["match", "critique"]}))
+    assert isinstance(vlm_judge(str(copy), device="cpu"), VLMCritic), "it can say what is wrong"
+    for text in ("{", "[]", '{"calibration": {"clarity": {"temperature": 0, "bias": 0}}}',
+                 '{"calibration": {"clarity": 2}}',
+                 '{"calibration": {"beauty": {"temperature": 1, "bias": 0}}}'):  # fmt: skip
         (copy / "reprise.json").write_text(text)
         with pytest.raises(CheckpointError, match="reprise.json is damaged"):
             vlm_judge(str(copy), device="cpu")
+
+
+def test_a_fingerprint_follows_the_files_and_the_question(copy):
+    before = fingerprint_of(str(copy))
+    assert fingerprint_of(f"{copy}#match") == before != fingerprint_of(f"{copy}#clarity")
+    assert vlm_judge(f"{copy}#match", device="cpu").fingerprint == fingerprint_of(f"{copy}#match")
+    (copy / "reprise.json").write_text(json.dumps(TUNED))
+    assert fingerprint_of(str(copy)) != before
+    assert fingerprint_of("m@http://h/v1#score") == "m@http://h/v1 score"
+
+
+def test_a_runs_final_is_called_as_the_run(copy, tmp_path):
+    final = shutil.copytree(copy, tmp_path / "my-judge" / "final")
+    assert vlm_judge(str(final), device="cpu").spec.name == "vlm:my-judge"
 
 
 # Folders that are no judge

@@ -2,10 +2,20 @@
 
 import pytest
 
-from reprise.backend.errors import BadInput
+from reprise.backend.errors import BadInput, Unsupported
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.best_of_n import search
-from reprise.backend.search.parm import Full, Halving, Later, Potential, halving, schedule_from
+from reprise.backend.search.parm import (
+    Full,
+    Halving,
+    Later,
+    Likely,
+    Potential,
+    halving,
+    read_pruning,
+    schedule_from,
+)
+from reprise.backend.types import RewardSpec
 
 
 def test_halving_keeps_the_best_by_rank_with_ties_to_the_earlier():
@@ -31,8 +41,17 @@ def test_potential_stops_what_is_far_below_the_best_and_never_all():
     schedule = Potential(frozenset({2}), margin=1.0)
     # mean .5, standard deviation .4: the bar is .9 - .4
     assert schedule.keep(2, {0: 0.9, 1: 0.9, 2: 0.1, 3: 0.1}) == [0, 1]
-    assert schedule.keep(2, {4: 0.0}) == [4]
-    assert sorted(schedule.keep(2, {0: 0.3, 1: 0.3, 2: 0.3})) == [0, 1, 2]  # no spread, no cut
+    assert schedule.keep(4, {0: 0.52, 1: 0.9}) == [1, 0], "the spread is the first look's, or noise would cut"
+    assert schedule.keep(4, {4: 0.0}) == [4]
+    alike = Potential(frozenset({2}))
+    assert sorted(alike.keep(2, {0: 0.3, 1: 0.3, 2: 0.3})) == [0, 1, 2]  # no spread, no cut
+
+
+def test_likely_stops_what_will_not_come_out_right_and_never_all():
+    schedule = Likely(frozenset({2}))
+    assert schedule.keep(2, {0: 0.99, 1: 0.51, 2: 0.49}) == [0, 1]
+    assert schedule.keep(2, {0: 0.01, 3: 0.02}) == [3]
+    assert Likely(frozenset({2}), 0.1, least=2).keep(2, {0: 0.01, 1: 0.0, 2: 0.02}) == [2, 0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 16, 64])
@@ -46,8 +65,58 @@ def test_names_of_schedules():
     assert schedule_from("none", 8, 16) == Full()
     assert schedule_from("halving", 1, 16) == Full()
     assert isinstance(schedule_from("potential", 8, 16), Potential)
-    with pytest.raises(BadInput, match="none, halving, potential"):
+    with pytest.raises(BadInput, match="halving, none, potential"):
         schedule_from("third", 8, 16)
+
+
+def test_a_threshold_is_for_who_gives_a_probability(brightness):
+    assert read_pruning("potential:0.3") == ("potential", 0.3)
+    assert read_pruning("halving") == ("halving", None)
+    assert schedule_from("potential:0.3", 8, 16, Hopeful()) == Likely(frozenset({2, 4, 6, 8, 12}), 0.3)
+    assert schedule_from("potential", 8, 16, Hopeful()).threshold == 0.5
+    assert isinstance(schedule_from("potential", 8, 16, brightness), Potential)
+    for wrong in ("potential:", "potential:2", "halving:0.3", "potential:x"):
+        with pytest.raises(BadInput, match="potential:THRESHOLD"):
+            read_pruning(wrong)
+    with pytest.raises(Unsupported, match="'brightness' gives none; take --prune potential, or a judge vlm"):
+        schedule_from("potential:0.3", 8, 16, brightness)
+
+
+class Hopeful:
+    """Answers to look after look, as they are written down for it; finished pictures are all worth .5."""
+
+    spec = RewardSpec("hopeful", 0.0, 1.0)
+
+    def __init__(self, clear=(), likely=()):
+        self.clear, self.likely = list(clear), list(likely)
+
+    def score(self, images, prompts):
+        return self.likely.pop(0)[: len(images)] if self.likely else [0.5] * len(images)
+
+    def clarity(self, images, prompts):
+        return self.clear.pop(0) if self.clear else None
+
+
+def test_what_is_not_clear_yet_goes_on_unjudged(brightness):
+    """PARM's way: clarity first, then potential of the clear ones."""
+    judge = Hopeful(clear=[[0.9, 0.1, 0.9, 0.4], [0.9, 0.9, 0.9]], likely=[[0.2, 0.7], [0.6, 0.1, 0.4]])
+    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=judge,
+                   schedule=Likely(frozenset({2, 4})))  # fmt: skip
+    assert [c.pruned_at for c in found.candidates] == [2, None, 4, 4]
+    assert [c.preview_scores for c in found.candidates] == [{2: 0.2}, {4: 0.6}, {2: 0.7, 4: 0.1}, {4: 0.4}]
+    assert found.candidates[3].preview_clarity == {2: 0.4, 4: 0.9}
+    assert found.cost.judge_calls == 4 + 2 + 3 + 3 + 1
+    assert found.cost.denoiser_rows == 2 + 8 + 4 + 4
+
+
+def test_who_cannot_tell_what_is_clear_judges_all(brightness):
+    judge = Hopeful(likely=[[0.2, 0.7, 0.1, 0.6]])
+    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=judge,
+                   schedule=Later(Likely(frozenset({1})), 3))  # fmt: skip
+    assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
+    halved = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, schedule=Halving({4: 2}),
+                    previews=Hopeful(clear=[[0.0] * 4], likely=[[0.2, 0.7, 0.1, 0.6]]))  # fmt: skip
+    assert [c.pruned_at for c in halved.candidates] == [4, None, 4, None], "halving is a budget"
 
 
 def test_a_schedule_over_the_steps_that_are_left():

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, Interrupted, UnknownName, Unsupported
+from reprise.backend.errors import BadInput, Interrupted, RewardFailed, UnknownName, Unsupported
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.vlm import VLMCritic
+from reprise.backend.rewards.vlm_local import Said
 from reprise.backend.search.chain import Chain
 from reprise.backend.types import RewardSpec
 
@@ -144,3 +146,41 @@ def test_impossible_settings_are_refused_before_any_work(brightness, echo, setti
     with pytest.raises(BadInput, match=message):
         chain(renderer, brightness, echo, **settings)
     assert not renderer.calls
+
+
+class Played:
+    """A VLM that finds nothing right but what was drawn after its critique, and looks at previews."""
+
+    name, model, fingerprint = "played", None, "played 1"
+
+    def __init__(self):
+        self.questions = []
+
+    def agree(self, pictures, questions):
+        self.questions += questions
+        return [0.9 if picture.getpixel((0, 0))[0] > 128 else 0.2 for picture in pictures]
+
+    def write(self, questions, pictures, limit):
+        assert all(question.startswith("This picture was drawn") for question in questions)
+        return [Said("it is too dark ; there is no star", False)] * len(questions)
+
+
+def test_a_tuned_judges_critique_reaches_the_rewriter(echo):
+    """Match finds the picture wrong, the model says why in its own words, and looks at previews by PARM's
+    questions."""
+    played = Played()
+    judge = VLMCritic(played, "critique")
+    outcome = chain(grey({"too dark": 0.8, "": 0.2}), judge, echo, best_of=4, prune="potential").run("p")
+    assert echo.critiques == [None, ["it is too dark ; there is no star"]]
+    assert [(one.verdict, one.score) for one in outcome.reflection] == [("no", 0.2), ("yes", 0.9)]
+    asked = {question.split(".")[0].split("?")[0][:23] for question in played.questions}
+    assert asked == {"This picture is a previ", "Does this figure show "[:23] + '"'}
+
+
+def test_a_critic_that_fails_is_named(brightness, echo, monkeypatch):
+    def broken(images, prompts):
+        raise RuntimeError("CUDA error: boom")
+
+    monkeypatch.setattr(brightness, "criticize", broken)
+    with pytest.raises(RewardFailed, match="brightness.*RuntimeError: CUDA error: boom"):
+        chain(grey({"": 0.2}), brightness, echo).run("p")

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from reprise.backend.config import load_config
-from reprise.backend.errors import BadInput, CheckpointError, TrainingFailed
+from reprise.backend.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed
 from reprise.backend.losses import answer_loss
 from reprise.backend.registry import TRAINERS, resolve
 from reprise.backend.rewards.vlm import VLMCritic, shown, vlm_judge
@@ -19,7 +19,7 @@ from reprise.backend.trainers import judge as judge_module
 from reprise.backend.trainers import judge_loop, stepping
 from reprise.backend.trainers.judge import JudgeConfig, train
 from reprise.backend.trainers.judge_batch import Ask, encode, losses
-from reprise.backend.trainers.judge_data import split_of
+from reprise.backend.trainers.judge_data import prompt_mark, split_of
 
 from ..rewards import tiny_vlm
 from .conftest import half_write
@@ -149,17 +149,22 @@ def test_it_learns_and_says_so(finished):
 
 def test_the_judge_loads_by_its_folder(finished):
     kept = json.loads((finished / "final" / "reprise.json").read_text())
-    assert set(kept["temperatures"]) == {"match", "potential"} and kept["role"] == "judge"
+    assert set(kept["calibration"]) == {"match", "potential"} and kept["role"] == "judge"
+    assert kept["questions"] == ["match", "potential", "critique"], "there was nothing about clarity"
+    seen = {f"a red circle {n}" for n in range(20) if prompt_mark(f"a red circle {n}") in kept["prompts"]}
+    assert {split_of(prompt, 0.3, 0.3) for prompt in seen} == {"train", "calibration"}
+    assert len(seen) == len(kept["prompts"])
     images = torch.stack([torch.tensor(color) / 255 for color in COLORS.values()])[:, None, None]
     images = images.expand(2, 32, 32, 3)
     red, blue = vlm_judge(f"{finished / 'final'}", device="cpu").score(images, ["a red circle 7"] * 2)
     assert red > 0.5 > blue
-    critic = vlm_judge(f"{finished / 'final'}#critique", device="cpu")
-    assert isinstance(critic, VLMCritic)
+    critic = vlm_judge(str(finished / "final"), device="cpu")
+    assert isinstance(critic, VLMCritic) and critic.spec.name == "vlm:run#critique"
     right, wrong = critic.criticize(images, ["a red circle 7"] * 2)
     assert right.satisfied and not wrong.satisfied and wrong.critique
-    assert critic.temperatures == kept["temperatures"]
-    (finished / "final" / "reprise.json").write_text('{"temperatures": {"match": -1}}')
+    fitted = {question: one._asdict() for question, one in critic.tuned.calibrations.items()}
+    assert fitted == kept["calibration"]
+    (finished / "final" / "reprise.json").write_text('{"calibration": {"match": -1}}')
     with pytest.raises(CheckpointError, match="is damaged"):
         vlm_judge(f"{finished / 'final'}", device="cpu")
     (finished / "final" / "reprise.json").write_text(json.dumps(kept))
@@ -308,6 +313,32 @@ def test_data_that_changed_under_a_run(folders, data, tmp_path):
     (folder / "judge.jsonl").write_text((folder / "judge.jsonl").read_text().replace("it is blue", "blue!"))
     with pytest.raises(BadInput, match="changed since"):
         run_of(config, run, resume=True)
+
+
+def test_figures_that_changed_under_a_run(folders, data, tmp_path):
+    """Calibration and figures would be of other answers, too."""
+    folder = shutil.copytree(data.parent, tmp_path / "data")
+    config = settings(folders, folder / "judge.jsonl")
+    run = run_of(config, tmp_path / "run").parent
+    shutil.rmtree(run / "final")
+    rows = lines_of(folder / "judge.jsonl")
+    aside = next(row for row in rows if row["split"] == "calibration" and row["question"] == "match")
+    aside["label"] = not aside["label"]
+    (folder / "judge.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match="changed since"):
+        run_of(config, run, resume=True)
+
+
+def test_a_model_that_does_not_answer_with_yes_or_no_yet(folders, data, tmp_path, monkeypatch):
+    """It is what is to be tuned; judging with it is refused."""
+    plain = LocalVLM.said
+    monkeypatch.setattr(LocalVLM, "said", lambda self, logits: plain(self, logits) - 20)
+    vlm = LocalVLM(folders / "idefics3", device="cpu")
+    with pytest.raises(RewardFailed, match="neither yes nor no"):
+        vlm.agree([Image.new("RGB", (32, 32))], ["Yes?"])
+    run_of(settings(folders, data, max_steps=1), tmp_path / "run")
+    first, *_ = lines_of(tmp_path / "run" / "evaluations.jsonl")
+    assert 0 <= first["match/accuracy"] <= 1
 
 
 def test_settings_that_cannot_be(folders, data):

@@ -9,13 +9,16 @@ from reprise.backend.errors import BadInput, Interrupted, RepriseError
 from reprise.backend.preferences.store import Store
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.vlm_questions import CRITIQUE, QUESTIONS
+from reprise.backend.shapeworld.prompts import prompts as shapeworld_prompts
 from reprise.backend.trainers import judge_data, judge_log
 from reprise.backend.trainers.judge_data import (
     Line,
     balanced,
     check_teaches,
     chosen,
+    kin_of,
     present,
+    prompt_mark,
     read_examples,
     split_of,
 )
@@ -95,7 +98,10 @@ def test_as_much_yes_as_no_and_no_prompt_in_two_splits(tmp_path, prompts):
             continue
         step = None if row["question"] == "clarity" else row.get("step")
         groups.setdefault((row.get("split"), row["question"], step), []).append(row["label"])
-    assert len(groups) >= 8 and all(2 * sum(labels) == len(labels) for labels in groups.values())
+    taught = [labels for (split, *_), labels in groups.items() if split is None]
+    assert len(taught) >= 5 and all(2 * sum(labels) == len(labels) for labels in taught)
+    others = [labels for (split, *_), labels in groups.items() if split is not None]
+    assert any(2 * sum(labels) != len(labels) for labels in others), "figures are of what there is"
     assert all(len(one) == 1 for one in splits.values()) and len(set.union(*splits.values())) == 3
 
 
@@ -111,6 +117,20 @@ def test_nothing_is_drawn_twice(tmp_path, prompts):
     assert not again.calls and (tmp_path / "judge.jsonl").read_bytes() != before
     with pytest.raises(BadInput, match="another renderer, reward or steps"):
         make(tmp_path, prompts, looks=[3])
+    again.fingerprint = "trained on"
+    more = tmp_path / "more.txt"
+    more.write_text("another picture")
+    with pytest.raises(BadInput, match="another renderer, reward or steps"):
+        make(tmp_path, more, again)
+
+
+def test_what_is_wrong_by_another_threshold_is_criticised_too(tmp_path, prompts):
+    make(tmp_path, prompts, labels=Labels(0.3, test_share=0.25, calibration_share=0.25))
+    few = [row["prompt"] for row in rows_of(tmp_path / "judge.jsonl") if row["question"] == "critique"]
+    make(tmp_path, prompts, FakeRenderer(), labels=Labels(0.7, test_share=0.25, calibration_share=0.25))
+    rows = rows_of(tmp_path / "judge.jsonl")
+    many = [row["prompt"] for row in rows if row["question"] == "critique"]
+    assert len(few) < len(many) and all(row["text"].endswith("is not red") for row in rows if "text" in row)
 
 
 def test_a_stopped_call_goes_on(tmp_path, prompts):
@@ -228,6 +248,24 @@ def test_the_split_is_the_words_own():
     assert splits.count("calibration") == pytest.approx(200, abs=50)
     assert split_of(" a  cat ", 0.5, 0.2) == split_of("a cat", 0.5, 0.2)
     assert {split_of(str(n), 1.0, 0.0) for n in range(50)} == {"test"}
+
+
+def test_a_combination_is_in_one_split_whatever_its_words():
+    kin = ["a photo of a red star and a blue ring", "a photo of a blue ring and a red star",
+           "a photo of a blue ring and a red star on a pink background"]  # fmt: skip
+    assert len({kin_of(prompt) for prompt in kin}) == 1 == len({prompt_mark(prompt) for prompt in kin})
+    by_key = {}
+    for case in shapeworld_prompts("train"):
+        by_key.setdefault(case.key, set()).add(split_of(case.prompt, 0.3, 0.2))
+    assert all(len(one) == 1 for one in by_key.values())
+    assert set.union(*by_key.values()) == {"train", "calibration", "test"}
+
+
+def test_shapeworlds_held_out_prompts(tmp_path):
+    held = {case.prompt for case in shapeworld_prompts("held-out")}
+    sources = read_sources("shapeworld:3", 1, 0, "held-out")
+    assert len(sources) == 18 and all(one.prompt in held for one in sources)
+    assert not any(one.prompt in held for one in read_sources("shapeworld:3", 1, 0))
 
 
 def test_which_lines_are_left_out_does_not_depend_on_their_order():
