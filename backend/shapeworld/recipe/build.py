@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import refinement
+from . import judge, masked, refinement
 from .assemble import assemble_pipeline, replace_folder
 from .autoencoder import train_autoencoder, train_decoder
 from .renderer import train_renderer
@@ -17,7 +17,8 @@ from .text_encoders import train_text_encoders
 
 def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
     """Train what `work` does not hold yet, and write `out/renderer`, `out/renderer-sd`, both of them
-    `-styled`, `out/rewriter` and `out/refiner`, which is made with the styled renderer that is in use.
+    `-styled`, `out/renderer-masked`, `out/rewriter`, and what is made with renderers that are in use:
+    `out/judge` and its `-base`, and `out/refiner`.
 
     A stopped build goes on from its last checkpoint, at most two minutes back.
     """
@@ -34,11 +35,20 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
         stage(work, seed, log=log)
     assemble_pipeline(work, out / "renderer")
     assemble_second(work, out / "renderer-sd")
+    log("stage: masked renderer")
+    masked.train_vqvae(work, seed, log=log)
+    masked.train_text_encoder(work, seed, log=log)
+    masked.train_transformer(work, seed, log=log)
+    masked.assemble_masked(work, out / "renderer-masked")
     log("stage: styled renderers")
     train_styled_autoencoder(work, out / "renderer", seed, log=log)
     train_styled_decoder(work, seed, log=log)
     train_styled(work, out / "renderer-sd", out / "renderer-sd-styled", seed, log=log)
     train_styled(work, out / "renderer", out / "renderer-styled", seed, FLUX_STEPS, log=log)
+    log("stage: judge")
+    tuned = judge.build(work / "judge", log)
+    judge.assemble(work / "judge" / "base", out / "judge-base")
+    judge.assemble(tuned, out / "judge")
     log("stage: rewriter")
     replace_folder(build_rewriter(work / "rewriter", log), out / "rewriter")
     log("stage: refiner")

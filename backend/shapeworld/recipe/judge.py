@@ -1,10 +1,10 @@
 """The tiny judge from nothing: SmolVLM's architecture (Idefics3), a word-level tokenizer, a chat template.
 
-Two stages, each resumable, on drawings alone: `see`, the vision tower learns to name what lies where, in the
+Two stages on drawings alone, each resumable: `see`, the vision tower learns to name what lies where, in the
 words' own embeddings; `base`, the whole model learns to describe drawings, to say whether they show what a
 prompt asks for, and what is wrong with them, while each noun of a question learns what it points at. The base
-has seen no picture of a renderer: it is to the embedded world what a zero-shot VLM is to photographs.
-`reprise train judge` with judge_shapeworld.yaml tunes it on a renderer's own pictures.
+has seen no picture of a renderer: it is to the embedded world what a zero-shot VLM is to photographs. Then
+`reprise judge-data` and `reprise train judge` tune it on the embedded renderer's own pictures and previews.
 
 Run: `python -m reprise.backend.shapeworld.recipe.judge WORK_FOLDER`.
 """
@@ -25,11 +25,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import nn
 
+from ...rewards.vlm import SETTINGS
+from ...rewards.vlm_local import load
 from ..captions import noun_phrase, plural, spelled_out
 from ..detector import Detection, Reading
 from ..drawing import draw
 from ..prompts import PromptCase, layout, prompts
 from ..scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, Thing, put, random_scene
+from .assemble import replace_folder
 from .muon import Muon
 from .tokenizers import words
 from .training import StepLoop
@@ -42,6 +45,7 @@ SEE_STEPS, SEE_BATCH, SEE_RATE = 1500, 32, 3e-3
 BASE_STEPS, BASE_BATCH, BASE_RATE = 2500, 32, 1.5e-3
 SEEING, FINDING = 1.0, 1.0  # weights, in the second stage, of the first one's loss and of `Finding`'s
 FOUND_AFTER, MOST = 2, 4  # the language model's layer that nouns are read after; the most things of a kind
+RENDERER, PROMPTS, RENDERS = "shapeworld", "shapeworld:64", 4  # what the third stage's pictures are of
 DESCRIBE = "Describe this picture."
 IMAGE, AROUND, WHOLE, ENDED = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 CHAT_TEMPLATE = (
@@ -378,8 +382,6 @@ def optimizers_for(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]
 
 def train_seeing(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Callable = print) -> Path:
     """First stage; saves `work/see`."""
-    from ...rewards.vlm_local import load
-
     done = work / "see"
     if done.exists():
         return done
@@ -467,13 +469,45 @@ def _save(model: Any, made: Any, folder: Path) -> Path:
     return beside.rename(folder)
 
 
+def tune(work: Path, log: Callable[[str], None] = print) -> Path:
+    """Third stage, from `work/base`: the renderer's own pictures and previews, and what the detector says of
+    them. The run's `final`, float16."""
+    from ...registry import RENDERERS, REWARDS, resolve
+    from ...trainers import judge
+    from ...trainers.judge_log import Labels, make_data, read_sources
+    from .ablation import run_of
+
+    data = work / "judge.jsonl"
+    if not data.exists():
+        drawer, reads = resolve("renderer", RENDERERS, RENDERER), resolve("reward", REWARDS, RENDERER)
+        make_data(data, read_sources(PROMPTS, RENDERS, 0), drawer, reads(), Labels(0.5),
+                  made_by={"renderer": RENDERER, "steps": None})  # fmt: skip
+    given = {"model": str(work / "base"), "data": str(data)}
+    return run_of(judge, "judge_shapeworld", given, work / "tuned", log)
+
+
+def assemble(model: Path, out: Path) -> Path:
+    """Put a judge's folder, in half precision, in the place of `out`."""
+    made = out.with_name(f"{out.name}.half")
+    processor, half = load(model, torch.float16)
+    shutil.rmtree(made, ignore_errors=True)
+    half.save_pretrained(made)
+    processor.save_pretrained(made)
+    if (model / SETTINGS).exists():
+        shutil.copy2(model / SETTINGS, made / SETTINGS)
+    replace_folder(made, out)
+    shutil.rmtree(made)
+    return out
+
+
 def build(work: Path, log: Callable[[str], None] = print) -> Path:
-    """Both stages; one that is done is not done again. The folder of the base, float32."""
+    """All three stages; one that is done is not done again. The tuned judge's folder; the base lies in
+    `work/base`."""
     work.mkdir(parents=True, exist_ok=True)
-    log("stage: see")
-    train_seeing(work, log=log)
-    log("stage: base")
-    return train_base(work, log=log)
+    for name, stage in (("see", train_seeing), ("base", train_base), ("tuned", tune)):
+        log(f"stage: {name}")
+        made = stage(work, log=log)
+    return made
 
 
 if __name__ == "__main__":

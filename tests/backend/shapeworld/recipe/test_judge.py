@@ -1,9 +1,11 @@
 """The tiny judge's pieces: its words, its eyes, what drawings teach, and both stages at a few steps."""
 
 import random
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from reprise.backend.rewards.shapeworld import is_right
 from reprise.backend.rewards.vlm import vlm_judge
@@ -12,8 +14,9 @@ from reprise.backend.rewards.vlm_questions import CRITIQUE, QUESTIONS
 from reprise.backend.shapeworld.detector import read
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.prompts import layout, prompts
-from reprise.backend.shapeworld.recipe import judge
-from reprise.backend.shapeworld.scenes import SHAPES, random_scene
+from reprise.backend.shapeworld.recipe import ablation, judge
+from reprise.backend.shapeworld.scenes import SHAPES, Scene, Thing, random_scene
+from reprise.backend.trainers.judge_batch import encode
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,57 @@ def test_a_batch_asks_everything():
     assert 0.3 < sum(said) / len(said) < 0.7
 
 
-def test_a_stage_that_is_done_is_not_done_again(work):
+SAID = 'show "a red circle and two stars on a pink background"? Please'.replace('"', ' " ').split()
+
+
+def test_what_nouns_point_at():
+    first, second = (Thing("circle", color, x, 20, 8) for color, x in (("red", 20), ("blue", 60)))
+    star = Thing("star", "green", 100, 100, 8)
+    found = judge.pointed_at(SAID, Scene("pink", (first, second, star)))
+    assert [(SAID[i], meant) for i, meant in found] == [
+        ("circle", [first]), ("stars", [star]), ("background", ["pink"])
+    ]  # fmt: skip
+    assert [meant for _, meant in judge.pointed_at(SAID, Scene("grey", (second,)))] == [[], [], []]
+
+
+def test_nouns_are_learned_by_the_language_model(work):
+    """The loss is of the question's nouns alone, and reaches the layers below, not those above."""
+    vlm = LocalVLM(work / "see", device="cpu", dtype="float32")
+    vlm.model.requires_grad_(True)
+    finding = judge.Finding(vlm.model, vlm.tokenizer)
+    asks, scenes = judge.taught(random.Random(0), judge.by_task(), 8)
+    batch = encode(vlm, asks)
+    vlm.model(**batch.inputs)
+    finding.loss(batch.inputs["input_ids"], batch.starts, scenes).backward()
+    layers = vlm.model.model.text_model.layers
+    reached = [layer.self_attn.q_proj.weight.grad is not None for layer in layers]
+    assert reached == [n <= judge.FOUND_AFTER for n in range(len(layers))]
+    assert vlm.model.model.vision_model.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    described = [n for n, ask in enumerate(asks) if ask.question == judge.DESCRIBE][:1]
+    some = [batch.starts[n] for n in described], [scenes[n] for n in described]
+    assert finding.loss(batch.inputs["input_ids"][described], *some).item() == 0, "it asks about no noun"
+
+
+def test_a_stage_that_is_done_is_not_done_again(work, monkeypatch):
+    monkeypatch.setattr(judge, "tune", lambda work, log: work / "tuned" / "final")
     said = []
-    assert judge.build(work, said.append) == work / "base" and said == ["stage: see", "stage: base"]
+    assert judge.build(work, said.append) == work / "tuned" / "final"
+    assert said == ["stage: see", "stage: base", "stage: tuned"]
+
+
+def test_tuned_on_the_renderers_pictures_and_stored_in_halves(work, tmp_path, monkeypatch):
+    """The third stage at a few steps of a tiny drawing."""
+    shutil.copytree(work / "base", tmp_path / "base")
+    monkeypatch.setattr(judge, "PROMPTS", "shapeworld:3")
+    monkeypatch.setattr(judge, "RENDERS", 1)
+    plain = ablation.run_of
+    monkeypatch.setattr(ablation, "run_of", lambda trainer, config, settings, *rest: plain(
+        trainer, config, {**settings, "max_steps": 2, "batch_size": 4, "eval_most": 8}, *rest))
+    final = judge.tune(tmp_path, lambda line: None)
+    assert (tmp_path / "judge.jsonl").exists() and final == tmp_path / "tuned" / "final"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("card")
+    out = judge.assemble(final, tmp_path / "out")
+    assert {p.name for p in out.iterdir()} >= {"README.md", "model.safetensors", "reprise.json"}
+    assert {one.dtype for one in load_file(out / "model.safetensors").values()} == {torch.float16}
+    assert (out / "model.safetensors").stat().st_size < 5e6 and not (tmp_path / "out.half").exists()
