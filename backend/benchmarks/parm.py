@@ -11,7 +11,7 @@ the pruned search's gain over the full one's at the same candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import BadInput
@@ -62,12 +62,15 @@ class Pool:
 
 
 def draw_pools(renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], size: int, seed: int,
-               tell: Callable[[str, int, int], None] | None = None) -> list[Pool]:
-    """One pool of `size` candidates per case; the prompt is drawn as it is, unrewritten."""
-    looks = Recording(Halving({step: 1 for step in LOOKS if step < renderer.steps}))
+               tell: Callable[[str, int, int], None] | None = None, *, looks: Iterable[int] = LOOKS,
+               previews: Reward | None = None) -> list[Pool]:  # fmt: skip
+    """One pool of `size` candidates per case; the prompt is drawn as it is, unrewritten. `previews` judges
+    what is seen after the steps `looks`, by default the judge."""
+    seen = Recording(Halving({step: 1 for step in sorted(looks) if step < renderer.steps}))
     pools = []
     for number, case in enumerate(cases, start=1):
-        found = search(renderer, judge, case.prompt, [case.prompt], n=size, seed=seed, schedule=looks)
+        found = search(renderer, judge, case.prompt, [case.prompt], n=size, seed=seed, schedule=seen,
+                       previews=previews)  # fmt: skip
         rows_each = found.cost.denoiser_rows_full / (renderer.steps * size)
         for candidate in found.candidates:
             candidate.image = None  # only the scores are needed from here on

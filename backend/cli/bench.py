@@ -23,6 +23,11 @@ def bench(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Compare schedules on train prompts first, and take the best.")
     ] = False,
+    previews: Annotated[
+        str | None,
+        typer.Option(metavar="JUDGE", help="parm: another table, of stopping what this vision-language judge "
+                     "gives no hope, beside halving at equal rows."),
+    ] = None,
     timed: Annotated[int, typer.Option(metavar="N", help="Prompts drawn for the wall times.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the prompts chosen and of every picture.")] = 0,
     pairs: Annotated[
@@ -69,10 +74,10 @@ def bench(
 
     prip: refinements beside the decoder's own generate; where a PPO step's time goes, and its floor.
     """
-    from ..benchmarks import grpo, nodes, parm, prip, rewards
+    from ..benchmarks import grpo, nodes, parm, potential, prip, rewards
     from ..runs import prepare_folder
     from . import results
-    from .roles import find_renderer, make_reward
+    from .roles import check_judge, find_renderer, make_reward
 
     results.check_name("bench", name, NAMES)
     results.check_at_least_one(per_task=per_task, best_of=best_of, pool=pool, images=images)
@@ -81,6 +86,12 @@ def bench(
     if timed < 0:
         raise BadInput(f"--timed must be 0 or more, got {timed}")
     options.check_seed(seed)
+    if previews is not None:
+        check_judge(previews)
+        if name != "parm" or sweep:
+            raise BadInput("--previews is another table of bench parm, without --sweep; leave one out")
+        if pool % best_of:
+            raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {best_of}")
     drawing = find_renderer(renderer, steps) if name == "parm" else None
     if name == "rewards":
         rewards.check(judges or (), reference)
@@ -100,9 +111,15 @@ def bench(
             result = prip.bench(settings, pairs=pairs or 5, tell=tell)
         else:
             assert drawing
-            result = parm.bench(renderer=drawing(), judge=make_reward("shapeworld"), per_task=per_task,
-                                n=best_of, pool=pool, seed=seed, sweep=sweep, timed=timed,
-                                tell=tell)  # fmt: skip
+            scoring = make_reward("shapeworld")
+            if previews is not None:
+                result = potential.compare(
+                    renderer=drawing(), reward=scoring, judge=make_reward(previews), per_task=per_task,
+                    n=best_of, pool=pool, seed=seed, tell=tell,
+                )  # fmt: skip
+            else:
+                result = parm.bench(renderer=drawing(), judge=scoring, per_task=per_task, n=best_of,
+                                    pool=pool, seed=seed, sweep=sweep, timed=timed, tell=tell)  # fmt: skip
     results.finish(result, out, as_json)
 
 

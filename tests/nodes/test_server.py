@@ -51,6 +51,34 @@ def test_sockets_of_earlier_versions_stay(server):
             assert now.get(kind, [])[: len(kinds[kind])] == kinds[kind], (name, kind)
 
 
+def test_parm_as_its_paper_has_it(server, graph):
+    """The embedded judge says which previews are clear and which of them have no hope; a low threshold keeps
+    more, and another judge may look at previews in its place."""
+    nodes = graph("shapeworld_quick_start")
+    (loader,) = [key for key, node in nodes.items() if node["class_type"] == "RepriseLoadJudge"]
+    nodes[loader]["inputs"]["judge"] = "vlm: embedded#critique"
+    nodes = _with(nodes, "8", prune="potential", candidates=6, seed=31)
+
+    def report(nodes):
+        (told,) = server.run(nodes)["outputs"]["8"]["reprise_parm"]
+        return told
+
+    strict = report(_with(nodes, "8", potential=0.9))
+    assert strict["judge"] == "vlm:embedded#critique" and 0 <= strict["low"] < strict["high"] <= 1
+    looks = [look for c in strict["candidates"] for look in c["preview_clarity"].items()]
+    assert looks and all(0 <= likely <= 1 for _, likely in looks)
+    for c in strict["candidates"]:
+        clear = {step for step, likely in c["preview_clarity"].items() if likely >= 0.5}
+        assert set(c["preview_scores"]) == clear, "what is not clear is not judged"
+    gentle = report(_with(nodes, "8", potential=0.0))
+    assert all(c["pruned_at"] is None for c in gentle["candidates"])
+    assert strict["cost"]["denoiser_rows"] < gentle["cost"]["denoiser_rows"]
+    nodes["90"] = {"class_type": "RepriseLoadJudge", "inputs": {"judge": "shapeworld"}}
+    halved = report(_with(nodes, "8", prune="halving", preview_judge=["90", 0]))
+    assert not any(c["preview_clarity"] for c in halved["candidates"])
+    assert sum(c["pruned_at"] is not None for c in halved["candidates"]) >= 3
+
+
 def test_a_graph_of_an_older_version_runs_or_says_what_is_missing(server, graph):
     nodes = _with(graph("shapeworld_quick_start"), "8", threshold=0.5)  # an option that is gone
     for optional in ("locked_prompt", "critique"):  # as before there were any

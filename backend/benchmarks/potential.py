@@ -1,0 +1,126 @@
+"""Pruning by a judge's potential against halving by a reward, at equal rows of the denoiser.
+
+PARM (arXiv 2501.13926) stops what its judge gives no hope; halving stops the lower part of each look. Both
+choose among the same finished candidates by the same reward, so that what differs is who was stopped. The
+threshold of potential is fitted on prompts that neither a judge nor a figure has seen, to spend what halving
+spends; what it spends on the held-out prompts stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Unsupported
+from ..interfaces import PreviewReward, Renderer, Reward
+from ..judging import clarities, identity, image_scores, of_previews
+from ..search.parm import LOOKS, Full, Likely, Schedule, halving
+from ..shapeworld.prompts import PromptCase, prompts, sample_prompts
+from ..trainers.prompts import read_prompts
+from ..types import Candidate
+from .parm import Pool, draw_pools
+from .statistics import mean_interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THRESHOLDS = [n / 100 for n in range(100)]
+
+
+class Beside:
+    """A reward, with what another judge says of the same previews kept beside its scores."""
+
+    def __init__(self, reward: Reward, other: PreviewReward):
+        self.spec, self.reward, self.other = reward.spec, reward, other
+        self.said: list[tuple[list[float], list[float] | None]] = []
+
+    def score(self, images: Tensor, asked: Sequence[str]) -> list[float]:
+        """See `interfaces.Reward`."""
+        self.said.append((image_scores(self.other, images, asked), clarities(self.other, images, asked)))
+        return image_scores(self.reward, images, asked)
+
+
+def compare(*, renderer: Renderer, reward: Reward, judge: Reward, per_task: int = 8, n: int = 8,
+            pool: int = 16, seed: int = 0,
+            tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+    """The table as design.md 5's object. Raises Unsupported for a judge that knows no potential."""
+    other = of_previews(judge)
+    if not isinstance(other, PreviewReward):
+        raise Unsupported(f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
+                          "vision-language judge, vlm:…")  # fmt: skip
+    steps, cuts = renderer.steps, halving(n, renderer.steps)
+    looks = frozenset(step for share in LOOKS if (step := max(1, round(share * steps))) < steps)
+    known = {case.prompt: case for case in prompts("train")}
+    aside = [known[one.prompt] for one in read_prompts(f"shapeworld:{per_task}", "evaluate")]
+    fitting = _drawn(renderer, reward, other, aside, pool, seed + 10**6, looks | cuts.looks, tell)
+    budget = _rows(fitting, "reward", n, cuts)
+    plans = [Likely(looks, threshold) for threshold in THRESHOLDS]
+    # Rows fall as the threshold rises.
+    likely = min(plans, key=lambda plan: abs(_rows(fitting, "clear", n, plan) - budget))
+    cases = sample_prompts("held-out", per_task, seed)
+    pools = _drawn(renderer, reward, other, cases, pool, seed, looks | cuts.looks, tell)
+    name, first = other.spec.name, f"halving by {reward.spec.name}"
+    plain: dict[str, tuple[str, Schedule]] = {
+        first: ("reward", cuts), f"halving by {name}": ("judge", cuts),
+        f"{name} below {likely.threshold:g} stops": ("clear", likely), "none is stopped": ("reward", Full()),
+    }  # fmt: skip
+    scores = {row: _scores(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
+    spent = {row: _rows(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
+    scores["one candidate"] = [sum(c.score or 0.0 for c in one["reward"].candidates) / pool for one in pools]
+    spent["one candidate"] = pools[0]["reward"].rows_each * steps
+    rows: list[dict[str, Any]] = [
+        {"name": row, "overall": mean_interval(values), "tasks": {},
+         "cost": {"denoiser_rows": round(spent[row], 1)}} for row, values in scores.items()
+    ]  # fmt: skip
+    for row in rows[1:]:
+        gains = [a - b for a, b in zip(scores[row["name"]], scores[first], strict=True)]
+        row["gain"] = {"over": first, "interval": mean_interval(gains), "tasks": {}}
+    settings = {
+        "split": "held-out", "prompts": len(cases), "per_task": per_task, "best_of": n, "pool": pool,
+        "steps": steps, "seed": seed, "cuts": {str(k): v for k, v in cuts.cuts.items()},
+        "looks": sorted(looks), "threshold": likely.threshold, "fitted_on": len(aside),
+        "rows_while_fitting": [round(budget, 1), round(_rows(fitting, "clear", n, likely), 1)],
+        "renderer": renderer.fingerprint, "judge": reward.spec.name, "previews": identity(other),
+    }  # fmt: skip
+    return {"name": "parm", "rows": rows, "settings": settings}
+
+
+def _drawn(renderer: Renderer, reward: Reward, other: PreviewReward, cases: Sequence[PromptCase], size: int,
+           seed: int, looks: frozenset[int],
+           tell: Callable[[str, int, int], None] | None) -> list[dict[str, Pool]]:  # fmt: skip
+    """Of each case the same candidates three times: with the reward's scores of their previews, with the
+    judge's potential, and with that where the judge finds the preview clear."""
+    beside = Beside(reward, other)
+    pools = draw_pools(renderer, reward, cases, size, seed, tell, looks=looks, previews=beside)
+    said = iter(beside.said)
+    found = []
+    for pool in pools:
+        kinds: dict[str, list[Candidate]] = {"reward": pool.candidates}
+        for kind in ("judge", "clear"):
+            kinds[kind] = [replace(c, preview_scores={}) for c in pool.candidates]
+        for step in sorted(looks):
+            likely, clear = next(said)
+            for i, p in enumerate(likely):
+                kinds["judge"][i].preview_scores[step] = p
+                if clear is None or clear[i] >= 0.5:
+                    kinds["clear"][i].preview_scores[step] = p
+        found.append({kind: Pool(pool.case, some, pool.steps, pool.rows_each)
+                      for kind, some in kinds.items()})  # fmt: skip
+    return found
+
+
+def _finals(pool: Pool, n: int, plan: Schedule) -> list[tuple[float, float]]:
+    groups = [pool.candidates[i : i + n] for i in range(0, len(pool.candidates) - n + 1, n)]
+    return [pool.final(group, plan) for group in groups]
+
+
+def _scores(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> list[float]:
+    """Of each prompt, the mean over its groups of `n`."""
+    finals = [_finals(one[kind], n, plan) for one in pools]
+    return [sum(score for score, _ in row) / len(row) for row in finals]
+
+
+def _rows(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> float:
+    finals = [rows for one in pools for _, rows in _finals(one[kind], n, plan)]
+    return sum(finals) / len(finals)
