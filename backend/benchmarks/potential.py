@@ -35,10 +35,10 @@ class Beside:
         self.spec, self.reward, self.other = reward.spec, reward, other
         self.said: list[tuple[list[float], list[float] | None]] = []
 
-    def score(self, images: Tensor, asked: Sequence[str]) -> list[float]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """See `interfaces.Reward`."""
-        self.said.append((image_scores(self.other, images, asked), clarities(self.other, images, asked)))
-        return image_scores(self.reward, images, asked)
+        self.said.append((image_scores(self.other, images, prompts), clarities(self.other, images, prompts)))
+        return image_scores(self.reward, images, prompts)
 
 
 def compare(*, renderer: Renderer, reward: Reward, judge: Reward, per_task: int = 8, n: int = 8,

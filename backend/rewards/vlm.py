@@ -54,6 +54,7 @@ class VLM(Protocol):
     @property
     def fingerprint(self) -> str:
         """What decides its answers: of weights, or of where they are asked for."""
+        ...
 
     @property
     def model(self) -> Any:
