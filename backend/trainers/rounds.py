@@ -250,7 +250,7 @@ class BaseRounds(ABC):
             if counts["gone"] > MAX_LOST * (counts["gone"] + counts["pairs"]):
                 raise BadInput(f"{said}; bring {self.folder / PICTURES} back, or give more keep_gb")
             if not counts["pairs"] and newest is None:
-                raise BadInput(f"{said}; lower margin, or draw more of each prompt")
+                raise BadInput(f"{said}; begin another run, with a lower margin or more pictures a prompt")
             counts = {**counts, "stopped": None if counts["pairs"] else said}
             write_whole(path, json.dumps(counts) + "\n")
         if counts["pairs"]:

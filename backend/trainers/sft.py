@@ -311,6 +311,9 @@ def metrics_callback(path: Path, log: Callable[[str], None]) -> Any:
     from transformers import TrainerCallback
 
     class Metrics(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            state.compute_steps(args, state.max_steps)  # not the checkpoint's: save_every may have changed
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not logs or not ({"loss", "eval_loss"} & logs.keys()) or not state.is_world_process_zero:
                 return

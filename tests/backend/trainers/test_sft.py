@@ -148,6 +148,24 @@ def test_killed_and_resumed_is_never_killed(at, finished, model, data, tmp_path)
     assert losses(tmp_path) == losses(finished)
 
 
+def test_the_command_line_goes_on_with_changed_settings_or_changes_nothing(finished, model, data, tmp_path):
+    """What is refused leaves the run as it was; of another save_every the weights are the same."""
+    from reprise.backend.cli.main import run as command
+
+    run = tmp_path / "run"
+    stop_at(3, config(model, data), run)
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    assert command(["train", "sft", "--resume", str(run), "learning_rate=1", "save_every=1"]) == 2
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+    words = ["save_every=1", "gradient_checkpointing=true"]
+    assert command(["train", "sft", "--resume", str(run), *words]) == 0
+    found = sorted(path.name for path in (run / "checkpoints").glob("checkpoint-*"))
+    assert found == ["checkpoint-5", "checkpoint-6"]
+    assert load_config(SftConfig, run / "config.yaml").save_every == 1
+    assert same(weights(run / "final"), weights(finished / "final"))
+    assert command(["train", "sft", "--resume", str(run)]) == 0
+
+
 def test_the_command_line_may_have_written_the_config(model, data, tmp_path):
     settings = config(model, data, max_steps=1)
     (tmp_path / "config.yaml").write_text(save_config(settings))
