@@ -5,8 +5,8 @@ seeds, and one that cannot be read is never drawn; it is in no pair, either. A r
 mean of its rewards, each brought to 0..1 by its range.
 
 A round starts from the rewriter of the round before, and has it for its reference. With an adapter it is
-merged, and the next one is new. Quality falls after some rounds: `patience` stops there, and `best/` holds
-the round that did best.
+merged, and the next one is new; weights are float32 from round to round, so that no bit is lost. Quality
+falls after some rounds: `patience` stops there, and `best/` holds the round that did best.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Rounds(BaseRounds):
     def __init__(self, config: DpoConfig, rounds: RewriterRounds, run: Path, log: Callable[[str], None]):
         super().__init__(rounds, run, config.seed, log)
-        self.config, self.rounds = config, rounds
+        self.config, self.rounds = config.model_copy(update={"dtype": "float32"}), rounds
         # GRPO's settings of writing and judging; of its learning there is none here.
         shared = ("prompts", "rewards", "held_out", "rewrites", "images", "temperature", "max_new_tokens",
                   "write_batch", "max_dropped")  # fmt: skip

@@ -98,6 +98,7 @@ def test_all_ties_stop_with_the_reason(values, tmp_path):
     ({"preferences": "p"}, "give one of the two"), ({"rounds": None}, "give one of the two"),
     ({"reward": "redness"}, "leave reward out"),
     ({"rounds": {"prompts": "p", "rewards": {"structure": 1.0, "x": 1.0}}}, "'x'"),
+    ({"dtype": "bfloat16", "lora": {"r": 2}, "device": "auto"}, "bfloat16 loses small changes"),
 ])  # fmt: skip
 def test_impossible_settings(changes, message, values):
     with pytest.raises(BadInput, match=message):
