@@ -29,7 +29,7 @@ from .lora import LoraSettings, merged
 from .pairs import apart, begin_with, begun_with
 from .rounds import RewriterRounds
 from .sft import MAX_DROPPED, metrics_callback
-from .start import check_precision, check_schedule, load_rewriter
+from .start import check_offload, check_precision, check_schedule, load_rewriter
 from .stepping import carry_out
 
 
@@ -98,6 +98,8 @@ class DpoConfig(Config):
             raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
         if self.rounds is not None and self.reward is not None:
             raise ValueError("the pairs of rounds are those of rounds.rewards; leave reward out")
+        if self.rounds is not None:
+            check_offload(self.device, self.rounds.offload)
         if self.rounds is not None and self.dtype == "bfloat16":
             raise ValueError("rounds go on from each other's weights, where bfloat16 loses small changes; "
                              "leave dtype out")  # fmt: skip

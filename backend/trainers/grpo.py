@@ -28,7 +28,7 @@ from ..config import Config, save_config
 from . import ranks
 from .lora import LoraSettings
 from .renderers import RendererSettings
-from .start import check_precision, check_rewards, check_schedule
+from .start import check_offload, check_precision, check_rewards, check_schedule
 from .stepping import carry_out
 
 
@@ -155,8 +155,7 @@ class GrpoConfig(Config):
                 "lora.dropout=0"
             )
         check_precision(self.device, self.dtype, self.lora)
-        if self.device == "cpu" and self.offload:
-            raise ValueError("offload moves roles off the GPU, where device=cpu puts none; take one away")
+        check_offload(self.device, self.offload)
         return self
 
 
