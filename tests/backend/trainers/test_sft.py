@@ -7,10 +7,11 @@ import torch
 from reprise.backend.config import load_config, parse_config, save_config
 from reprise.backend.errors import BadInput, CheckpointError, UnknownName
 from reprise.backend.registry import TRAINERS, resolve
-from reprise.backend.rewriters.prompting import PLAIN_SYSTEM, prompt_ids
+from reprise.backend.rewriters.prompting import PLAIN_SYSTEM, SYSTEM, prompt_ids
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.trainers import sft
 from reprise.backend.trainers.sft import Example, LikeLengths, SftConfig, encode, read_examples, train
+from reprise.backend.trainers.start import system_text
 
 from .conftest import half_write
 
@@ -214,6 +215,21 @@ def test_without_reasoning_the_reason_is_left_out(model, data, tmp_path):
     settings = config(model, data, max_steps=1, reasoning=False, system=None, max_length=256)
     final = train(settings, tmp_path / "run", log=lambda line: None)
     assert RePromptRewriter(final, device="cpu").system == PLAIN_SYSTEM
+
+
+@pytest.mark.parametrize(("kept", "told"), [
+    (None, PLAIN_SYSTEM), (SYSTEM, PLAIN_SYSTEM), (PLAIN_SYSTEM, PLAIN_SYSTEM), ("Rewrite.", "Rewrite."),
+    ("Answer so: <reason>why</reason><prompt>what</prompt>", None),
+])  # fmt: skip
+def test_words_that_ask_for_reasons_are_not_kept_without_them(kept, told, model, data):
+    plain = config(model, data, reasoning=False, system=None)
+    if told is None:
+        with pytest.raises(BadInput, match="keeps asks for reasons, and reasoning is false; give another"):
+            system_text(plain, kept, "it")
+    else:
+        assert system_text(plain, kept, "it") == told
+    assert system_text(config(model, data, system=None), kept, "it") == (kept or SYSTEM)
+    assert system_text(config(model, data, reasoning=False, system="Own."), kept, "it") == "Own."
 
 
 def test_the_trainer_takes_the_loss_over_answers_alone(model, data, tmp_path):
