@@ -87,7 +87,8 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
                        f"store, or a FILE{JUDGE_DATA} of `reprise judge-data`")  # fmt: skip
     records, judged = sorted(path.rglob(RECORD)), sorted(path.rglob(f"*{JUDGE_DATA}"))
     rollouts = sorted(path.rglob(str(ROLLOUTS)))
-    rounds = sorted(path.rglob(ROUNDS), key=lambda file: (file.parent.parent, int(file.parent.name)))
+    rounds = sorted((file for file in path.rglob(ROUNDS) if file.parent.name.isdecimal()),
+                    key=lambda file: (file.parent.parent, int(file.parent.name)))  # fmt: skip
     if not any((records, rollouts, rounds, judged)):
         raise BadInput(f"{path} holds no run: no {RECORD} of `reprise render`, and no rollouts of `reprise "
                        "train` or `reprise judge-data`")  # fmt: skip

@@ -58,8 +58,9 @@ def _check_free(run: Path, kept: Path, begun: str, text: str) -> None:
     other = [key for key in {**before, **now} if before.get(key, nothing) != now.get(key, nothing)]
     if other := [key for key in other if key not in FREE]:
         named = ", ".join(other[:FEW]) + (", …" if len(other) > FEW else "")
+        free = ", ".join(key for key in FREE if key in before)
         raise BadInput(f"{run} was begun with other settings of {named}, see {kept}; it goes on with those, "
-                       f"only {', '.join(FREE)} may change")  # fmt: skip
+                       f"only {free} may change")  # fmt: skip
 
 
 def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -37,7 +37,8 @@ def test_what_decides_nothing_that_is_learned_may_change(run):
 ])  # fmt: skip
 def test_all_else_is_refused_and_nothing_is_written(changes, named, run):
     before = kept(run)
-    with pytest.raises(BadInput, match=f"begun with other settings of ({named}), .*only save_every"):
+    only = "only save_every, rounds.keep_gb may change"
+    with pytest.raises(BadInput, match=f"begun with other settings of ({named}), .*{only}"):
         claim(run, changed(**changes), True)
     assert kept(run) == before
     claim(run, before[0], True)
