@@ -1,4 +1,4 @@
-"""`reprise preferences`: pairs of a better and a worse picture, mined from runs, to align a renderer with."""
+"""`reprise preferences`: pairs of a better and a worse picture or rewrite, mined from runs, to train on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = "pairs.html"
 ACROSS = "--by prompt compares pictures of different rewrites, too"
 KINDS = ("pairs", "rewrites")
 
-app = typer.Typer(no_args_is_help=True, help="Pairs of better and worse pictures, to train on.")
+app = typer.Typer(no_args_is_help=True, help="Pairs of better and worse pictures and rewrites, to train on.")
 
 Where = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder that keeps them.")]
 Margin = Annotated[
@@ -44,13 +44,15 @@ STORE = Path("preferences")
 def mine(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN…", show_default=False, help="Folders of `reprise render` or `reprise "
-                       "train grpo`, searched for runs, or comfyui:URL, the history of a running server."),
+        typer.Argument(metavar="RUN…", show_default=False, help="Folders, searched for runs of `reprise "
+                       "render` and `reprise train` (with rounds, too); a FILE.rollouts.jsonl of `reprise "
+                       "judge-data`; another store; or comfyui:URL, the history of a running server."),
     ],
     store: Where = STORE,
     reward: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="what the run selected by", help="Compare by it."),
+        typer.Option(metavar="NAME", show_default="what the run selected by; of a training the mean of its "
+                     "rewards of pictures, by their weights", help="Compare by it."),
     ] = None,
     by: By = "drawn",
     margin: Margin = 0.05,
@@ -59,6 +61,7 @@ def mine(
     """Find pairs in what runs left, and copy their pictures. Mining a run again adds nothing twice."""
     from ..preferences.history import read_history
     from ..preferences.mining import read_runs
+    from ..preferences.store import Store, is_store
     from . import terminal
 
     mined = _begin(store, by, margin, most)
@@ -67,6 +70,11 @@ def mine(
             if reward is not None:
                 raise BadInput("a server's history has one score a picture; leave --reward out")
             groups = read_history(run.removeprefix(SERVER), terminal.note)
+        elif is_store(Path(run)):
+            if by != "drawn" or most != 1:
+                raise BadInput(f"the pairs of {run} are made already; leave --by and --pairs out")
+            mined.copy(Store(run), reward)
+            continue
         else:
             groups = read_runs(Path(run), reward, terminal.note)
         for group in groups:
@@ -159,7 +167,8 @@ def strike(
 
     found = Store(store)
     out, back = found.strike(*read_strikes(file))
-    terminal.out().print(f"{out} pairs struck, {back} back in, {len(found.pairs())} left to learn from")
+    left = len(found.pairs()) + len(found.rewrites())
+    terminal.out().print(f"{out} pairs struck, {back} back in, {left} left to learn from")
 
 
 def _begin(store: Path, by: str, margin: float, most: int) -> Mined:

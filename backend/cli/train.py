@@ -30,7 +30,9 @@ def train(
         Path | None, typer.Option(metavar="RUN", show_default="a new one in runs/", help="The run folder.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a stopped run, with its own config.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with a stopped run, with its own config; what decides "
+                             "nothing that is learned may change, such as save_every and keep_gb."),
     ] = None,
 ) -> None:
     """Train what the nodes load. Ctrl-C stops it; --resume RUN goes on exactly."""
@@ -61,9 +63,12 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     run = resume or out or Path("runs") / slug(f"{name} {config_file.stem if config_file else ''}", salt=text)
 
     def begin() -> None:
-        if resume is None and (run / "config.yaml").exists():
+        prepare_folder(run)
+        if resume is not None:
+            return  # what it may go on with is the trainer's to say, and to write
+        if (run / "config.yaml").exists():
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
-        write_whole(prepare_folder(run) / "config.yaml", text)
+        write_whole(run / "config.yaml", text)
 
     ranks.on_main(begin)
     note = ranks.main_alone(terminal.note)

@@ -10,41 +10,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..preferences.store import Pair, Side, Store
+from ..preferences.store import Pair, RewritePair, Side, Store, Text
 from ..runs import write_whole
 from .build import inline_picture, number_text, template
 from .words import marked
 
 SIDE = 320  # pixels of a picture
+Either = Pair | RewritePair
 
 
 def write_pairs(path: Path, store: Store, most: int) -> int:
-    """Write the page of a store's `most` doubtful pairs to `path`; how many it shows."""
-    pairs = doubtful(store.all_pairs(), most)
-    write_whole(path, render_pairs(store, pairs))
+    """Write the page of a store's `most` doubtful pairs, of pictures and of rewrites, to `path`; how many it
+    shows."""
+    recorded: list[Either] = [*store.all_pairs(), *store.all_rewrites()]
+    pairs = doubtful(recorded, most)
+    write_whole(path, render_pairs(store, pairs, len(recorded)))
     return len(pairs)
 
 
-def doubtful(pairs: Sequence[Pair], most: int) -> list[Pair]:
+def doubtful(pairs: Sequence[Either], most: int) -> list[Either]:
     """Those of the smallest margin, which are the likeliest to be wrong, first."""
     return sorted(pairs, key=lambda pair: pair.margin)[:most]
 
 
-def render_pairs(store: Store, pairs: Sequence[Pair]) -> str:
+def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:
     from ... import __version__
 
     struck = store.struck()
     return template("pairs.html.jinja").render(
-        name=store.folder.resolve().name, version=__version__, recorded=len(store.all_pairs()),
+        name=store.folder.resolve().name, version=__version__, recorded=recorded,
         folder=str(store.folder), pairs=[_view(store, pair, pair.id in struck) for pair in pairs],
     )  # fmt: skip
 
 
-def _view(store: Store, pair: Pair, struck: bool) -> dict[str, Any]:
+def _view(store: Store, pair: Either, struck: bool) -> dict[str, Any]:
+    sides = ([_text(pair.prompt, text) for text in (pair.chosen, pair.rejected)]
+             if isinstance(pair, RewritePair) else
+             [_side(store, pair, side) for side in (pair.chosen, pair.rejected)])  # fmt: skip
     return {
         "id": pair.id, "struck": struck, "prompt": pair.prompt, "margin": number_text(pair.margin),
-        "reward": pair.reward, "run": pair.run,
-        "sides": [_side(store, pair, side) for side in (pair.chosen, pair.rejected)],
+        "reward": pair.reward, "run": pair.run, "written": isinstance(pair, RewritePair), "sides": sides,
     }  # fmt: skip
 
 
@@ -55,3 +60,8 @@ def _side(store: Store, pair: Pair, side: Side) -> dict[str, Any]:
         "seed": side.seed, "words": marked(pair.prompt, side.drawn_as),
         "scores": {name: number_text(value) for name, value in side.scores.items() if name != pair.reward},
     }  # fmt: skip
+
+
+def _text(prompt: str, text: Text) -> dict[str, Any]:
+    return {"score": number_text(text.score), "seed": None, "words": marked(prompt, text.rewrite),
+            "scores": {}, "reason": text.reason, "pictures": text.pictures}  # fmt: skip

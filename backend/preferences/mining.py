@@ -1,11 +1,14 @@
-"""What runs leave on disk, as groups of scored pictures: `record.json` of renders, rollouts of trainings.
+"""What runs leave on disk, as groups of scored pictures: `record.json` of renders, rollouts of trainings, of
+their rounds, and of `reprise judge-data`.
 
 Candidates that were stopped early have no picture and are left out.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,33 +18,88 @@ import yaml
 from ..cache import Cache
 from ..errors import BadInput
 from ..rewards.pictures import read_picture
+from ..rewards.scales import scaled
 from ..runs import RECORD, Record, load_record, read_lines
 from .pairing import Group, Picture, spec_of, spread_of
+from .store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ROLLOUTS = Path("rollouts") / "rollouts.jsonl"
+PICTURES = Path("rollouts") / "pictures"
+ROUNDS = "rounds/*/rollouts.jsonl"
+JUDGE_DATA = ".rollouts.jsonl"  # behind the name of a file of `reprise judge-data`, beside NAME.pictures/
 EMBEDDED_JUDGE = "shapeworld"  # what selects where neither judge nor rewards were named
 
 
+@dataclass
+class Comparison:
+    """What a training's pictures are compared by: one reward, or the mean of several by their weights, each
+    brought to 0..1 by its range, as rounds mix them. Counts what has no such score."""
+
+    weights: Mapping[str, float]
+    unscored: int = 0
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.weights)
+
+    def score(self, scores: Mapping[str, float]) -> float | None:
+        self.seen |= scores.keys()
+        if not self.weights.keys() <= scores.keys():
+            self.unscored += 1
+            return None
+        if len(self.weights) == 1:
+            return scores[self.name]
+        specs = {name: spec_of(name) for name in self.weights}
+        total = sum(weight * (scaled(spec, scores[name]) if (spec := specs[name]) else scores[name])
+                    for name, weight in self.weights.items())  # fmt: skip
+        return total / sum(self.weights.values())
+
+    def group(self, prompt: str, pictures: list[Picture], source: str, run: object,
+              renderer: str | None) -> Group:  # fmt: skip
+        spec = spec_of(self.name)
+        return Group(prompt, pictures, self.name, spec.higher_is_better if spec else True, spread_of(spec),
+                     source, str(run), renderer)  # fmt: skip
+
+    def tell(self, run: object, note: Callable[[str], None]) -> None:
+        """Raises BadInput where nothing had such a score."""
+        if self.unscored and not self.weights.keys() <= self.seen:
+            raise BadInput(f"{run} has no scores of {self.name!r}; it has those of "
+                           f"{', '.join(sorted(self.seen))}")  # fmt: skip
+        if self.unscored:
+            note(f"{run}: {self.unscored} pictures have no score of {self.name!r}, and were left out")
+
+
 def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
-    """The groups of every run in or below a folder, scored by `reward` or, without one, by what selected.
+    """The groups of every run in or below a folder, or of a file of what `reprise judge-data` drew, scored by
+    `reward` or, without one, by what selected.
 
     Raises BadInput where there is no run, or a run has no such score.
     """
+    if path.is_file() and path.name.endswith(JUDGE_DATA):
+        yield from of_judge_data(path, reward)
+        return
     if not path.is_dir():
-        raise BadInput(f"there is no folder {path}; name one of `reprise render` or `reprise train grpo`")
-    records = sorted(path.rglob(RECORD))
+        raise BadInput(f"there is no folder {path}; name one of `reprise render` or `reprise train`, a "
+                       f"store, or a FILE{JUDGE_DATA} of `reprise judge-data`")  # fmt: skip
+    records, judged = sorted(path.rglob(RECORD)), sorted(path.rglob(f"*{JUDGE_DATA}"))
     rollouts = sorted(path.rglob(str(ROLLOUTS)))
-    if not records and not rollouts:
-        raise BadInput(
-            f"{path} holds no run: no {RECORD} of `reprise render` and no {ROLLOUTS} of `reprise train grpo`"
-        )
+    rounds = sorted((file for file in path.rglob(ROUNDS) if file.parent.name.isdecimal()),
+                    key=lambda file: (file.parent.parent, int(file.parent.name)))  # fmt: skip
+    if not any((records, rollouts, rounds, judged)):
+        raise BadInput(f"{path} holds no run: no {RECORD} of `reprise render`, and no rollouts of `reprise "
+                       "train` or `reprise judge-data`")  # fmt: skip
     for file in records:
         yield of_record(file.parent, load_record(file), reward)
     for file in rollouts:
         yield from of_rollouts(file.parent.parent, reward, note)
+    for run in dict.fromkeys(file.parent.parent.parent for file in rounds):
+        yield from of_rounds(run, [file for file in rounds if file.is_relative_to(run)], reward, note)
+    for file in judged:
+        yield from of_judge_data(file, reward)
 
 
 def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
@@ -74,40 +132,96 @@ def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
 def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
     """The groups of a training: every picture of every rewrite of a prompt, and of the prompt as typed."""
     settings = _settings(run)
-    trained = settings.get("rewards") or {}
-    looking = [name for name in trained if (spec := spec_of(name)) is None or spec.reads == "images"]
-    if reward is None and not looking:
-        raise BadInput(f"{run / 'config.yaml'} has no reward that looks at pictures; name one with --reward")
-    name = reward or looking[0]
-    spec = spec_of(name)
-    cache = Cache(run / "rollouts" / "pictures")
+    by = _compared(run, settings.get("rewards") or {}, reward)
+    cache = Cache(run / PICTURES)
     groups: dict[int, list[dict[str, Any]]] = {}
     for row in read_lines(run / ROLLOUTS):
         groups.setdefault(row["position"], []).append(row)
-    unscored, scored = 0, set[str]()
     for rows in groups.values():
         meaning = rows[0].get("judged_as") or rows[0]["prompt"]
-        pictures = []
-        for row in rows:
-            if not row["pictures"]:
-                continue  # it could not be read, and was not drawn
-            for seed, key in zip(row["seeds"], row["pictures"]):
-                scores = _scores(cache, key, meaning, row)
-                scored |= scores.keys()
-                if name not in scores:
-                    unscored += 1
-                    continue
-                reason = None if row["variant"] == "original" else row.get("reason", "")
-                pictures.append(Picture(partial(_kept, cache, key), row["rewrite"], scores[name], seed,
-                                        scores, reason))  # fmt: skip
+        pictures = [
+            one for row in rows if row["pictures"]  # what could not be read was not drawn
+            for one in _of_row(cache, meaning, row, row["seeds"],
+                               None if row["variant"] == "original" else row.get("reason", ""), by)
+        ]  # fmt: skip
         if pictures:
-            yield Group(rows[0]["prompt"], pictures, name, spec.higher_is_better if spec else True,
-                        spread_of(spec), "grpo", str(run),
-                        (settings.get("renderer") or {}).get("name", "shapeworld"))  # fmt: skip
-    if unscored and name not in scored:
-        raise BadInput(f"{run} has no scores of {name!r}; it has those of {', '.join(sorted(scored))}")
-    if unscored:
-        note(f"{run}: {unscored} pictures have no score of {name!r}, and were left out")
+            yield by.group(rows[0]["prompt"], pictures, "grpo", run,
+                           (settings.get("renderer") or {}).get("name", "shapeworld"))  # fmt: skip
+    by.tell(run, note)
+
+
+def of_rounds(run: Path, files: list[Path], reward: str | None,
+              note: Callable[[str], None]) -> Iterator[Group]:  # fmt: skip
+    """The groups of a training in rounds, of a renderer's pictures or a rewriter's rewrites: `files` are what
+    its rounds have on record. Pictures of pairs are in the round's own store, too."""
+    settings = _settings(run)
+    rounds = settings.get("rounds") or {}
+    by = _compared(run, rounds.get("rewards") or {}, reward)
+    cache = Cache(run / PICTURES)
+    for file in files:
+        store = Store(file.parent / "preferences", create=True)
+        for row in read_lines(file):
+            meaning, pictures = row.get("judged_as") or row["prompt"], list[Picture]()
+            if "rewrites" in row:
+                renderer = (rounds.get("renderer") or {}).get("name", "shapeworld")
+                for one in row["rewrites"]:
+                    pictures += _of_row(cache, meaning, one, row["seeds"], one["reason"], by)
+            else:
+                renderer = settings.get("model")
+                for key, seed, scores in zip(row["pictures"], row["seeds"], row["scores"]):
+                    if (score := by.score(scores)) is not None:
+                        load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
+                        pictures.append(Picture(load, row["prompt"], score, seed, scores))
+            if pictures:
+                yield by.group(row["prompt"], pictures, "round", run, renderer)
+    by.tell(run, note)
+
+
+def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
+    """The groups of what `reprise judge-data` drew and scored: the finished pictures of each prompt."""
+    stamp = file.with_suffix(".json")
+    try:
+        made = json.loads(stamp.read_text(encoding="utf-8"))
+        named = str(made["reward"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{stamp} does not say what scored {file.name}; bring it back, as `reprise "
+                       "judge-data` left it") from error  # fmt: skip
+    if reward not in (None, named):
+        raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
+    by = Comparison({named: 1.0})
+    store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
+    groups: dict[str, list[Picture]] = {}
+    try:
+        for key, row in {row["key"]: row for row in read_lines(file)}.items():
+            _, drawn_as, seed, _ = json.loads(key)
+            groups.setdefault(row["prompt"], []).append(
+                Picture(partial(store.image, row["image"]), drawn_as, row["score"], seed,
+                        {named: row["score"]})
+            )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file} is damaged ({error}); make it anew with `reprise judge-data`") from error
+    for prompt, pictures in groups.items():
+        yield by.group(prompt, pictures, "judge-data", file, made.get("renderer"))
+
+
+def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> Comparison:
+    """By `reward`, or by those that a training counts and that look at pictures."""
+    if reward is not None:
+        return Comparison({reward: 1.0})
+    looking = {name: weight for name, weight in trained.items()
+               if (spec := spec_of(name)) is None or spec.reads == "images"}  # fmt: skip
+    if not looking:
+        raise BadInput(f"{run / 'config.yaml'} has no reward that looks at pictures; name one with --reward")
+    return Comparison(looking)
+
+
+def _of_row(cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int], reason: str | None,
+            by: Comparison) -> Iterator[Picture]:  # fmt: skip
+    """The pictures of one rewrite."""
+    for seed, key in zip(seeds, row["pictures"]):
+        scores = _scores(cache, key, meaning, row)
+        if (score := by.score(scores)) is not None:
+            yield Picture(partial(_kept, cache, key), row["rewrite"], score, seed, scores, reason)
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -124,6 +238,11 @@ def _scores(cache: Cache, key: str, meaning: str, row: Mapping[str, Any]) -> dic
     """A picture's own scores. The row's are means over its pictures, and stand in where there is one."""
     found = cache.get_scores(Cache.key("scores", key, meaning))
     return found or (dict(row["scores"]) if len(row["pictures"]) == 1 else {})
+
+
+def _stored(store: Store, name: str | None, cache: Cache, key: str) -> Tensor | None:
+    found = store.image(name) if name else None
+    return _kept(cache, key) if found is None else found
 
 
 def _kept(cache: Cache, key: str) -> Tensor | None:

@@ -91,6 +91,26 @@ class Mined:
             self._pictures(group, condition, group.ranked(pictures))
         self._texts(group)
 
+    def copy(self, other: Store, reward: str | None = None) -> None:
+        """The pairs to learn from of another store, of one reward or all, and their pictures."""
+        for pair in other.pairs():
+            if not self._counts(pair, reward):
+                continue
+            images = [other.image(side.image) for side in (pair.chosen, pair.rejected)]
+            kept = [self.store.put_image(image) for image in images if image is not None]
+            if kept == [pair.chosen.image, pair.rejected.image]:
+                self.pairs.append(pair)
+            else:
+                self.counts["gone"] += 1
+        self.rewrites += [pair for pair in other.rewrites() if self._counts(pair, reward)]
+
+    def _counts(self, pair: Pair | RewritePair, reward: str | None) -> bool:
+        if reward not in (None, pair.reward):
+            return False
+        self.counts["groups"] += 1
+        self.counts["ties"] += not self._apart(pair.margin)
+        return self._apart(pair.margin)
+
     def _pictures(self, group: Group, condition: str, ranked: Sequence[Picture]) -> None:
         if len(ranked) < 2:
             self.counts["alone"] += 1

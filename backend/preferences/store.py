@@ -59,7 +59,7 @@ class _Origin(_Part):
     prompt: str = Field(min_length=1)  # the user's, which the judge compared with
     reward: str
     margin: float = Field(gt=0)  # between the scores: in parts of the reward's range, where that is known
-    source: str  # "render", "grpo", "round", "comfyui" or "table"
+    source: str  # "render", "grpo", "round", "judge-data", "comfyui" or "table"
     run: str
     renderer: str | None = None
 
@@ -106,12 +106,16 @@ class Added:
     known: int
 
 
+def is_store(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (PAIRS, REWRITES))
+
+
 class Store:
     """A store's folder. With `create` it need not be there yet. Raises BadInput for what is no store."""
 
     def __init__(self, folder: str | Path, create: bool = False):
         self.folder = Path(folder)
-        if not create and not any((self.folder / name).is_file() for name in (PAIRS, REWRITES)):
+        if not create and not is_store(self.folder):
             raise BadInput(
                 f"{self.folder} holds no preferences; fill it with: reprise preferences mine RUN --store "
                 f"{self.folder}"

@@ -41,6 +41,9 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
     Raises BadInput with the line's number, also for a picture that cannot be read.
     """
     spec = spec_of(reward)
+    if spec and spec.higher_is_better and lower_is_better:
+        raise BadInput(f"higher scores of {reward!r} are better; leave --lower-is-better out, or call the "
+                       "table's something else by --reward")  # fmt: skip
     higher = spec.higher_is_better if spec else not lower_is_better
     groups: dict[str, list[Picture]] = {}
     for number, row in _rows(path):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +84,15 @@ def find_pipeline(model: str | Path) -> Path:
         ) from error
 
 
-def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
-    """The pipeline of a local folder, on the CPU, complete and finite, in eval mode."""
+def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> Any:
+    """The pipeline of a local folder, on the CPU, complete and finite, in eval mode, in `dtype`; the parts in
+    `others` in theirs."""
     import diffusers
 
     index = read_index(folder)
     with quiet_loading():
         models = {
-            part: _load_model(folder / part, source, dtype)
+            part: _load_model(folder / part, source, (others or {}).get(part, dtype))
             for part, source in index.items()
             if isinstance(source, list) and source[0] is not None and part not in _UNUSED
             and _has_weights(folder / part, source)

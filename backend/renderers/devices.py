@@ -55,6 +55,15 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, half: str = "bf
     return getattr(torch, name)
 
 
+def choose_training_dtype(dtype: str, device: torch.device) -> str:
+    """The name of the dtype in which a renderer is trained: 'auto' is bfloat16 on a GPU that has it."""
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
 def choose_offload(offload: str, device: torch.device, total: int, largest: int, free: int) -> str:
     """'none', 'model' or 'sequential' for weights of `total` bytes, the `largest` model among them.
 

@@ -34,7 +34,7 @@ from .checkpoints import find_pipeline, load_pipeline, pipeline_fingerprint, rea
 from .devices import choose_device, choose_dtype, models_of, place
 from .families import Family, family_of
 from .img2img import accepted, check_init, img2img_of, init_arguments
-from .lora import check_layout, merge_lora
+from .lora import apply_lora, check_layout
 from .previews import check_scheduler
 from .row_mask import RowMask
 from .sampling import AllPruned, Sampling
@@ -58,7 +58,7 @@ class DiffusersRenderer:
     `size` is a side in pixels or (width, height). `chunk` is how many rows the denoiser evaluates at
     once (None: by the picture's size); halved when memory runs out.
     `preview_decoder`, such as a TAESD (an AutoencoderTiny, or its folder), replaces the VAE for previews.
-    `lora` is a file of `reprise train diffusion-dpo`, which is added to the weights.
+    `lora` is a file of `reprise train diffusion-dpo`, which is put on the denoiser (`lora.apply_lora`).
 
     A pipeline given as an object stays where it is, in its dtype, unless `device` or `dtype` says
     otherwise; its scheduler and modules are left as they were after each call. It must not be changed
@@ -332,7 +332,7 @@ def _open(model: Any, dtype: str, device: str, offload: str, lora: str | Path | 
         pipe = load_pipeline(folder, choose_dtype(dtype, target, family.half))
         weights = folder_fingerprint(folder)
         if lora is not None:
-            merge_lora(Path(lora), getattr(pipe, family.denoiser))
+            apply_lora(Path(lora), getattr(pipe, family.denoiser))
             weights = Cache.key(weights, hashlib.sha256(Path(lora).read_bytes()).hexdigest())
         place(pipe, target, offload)
         return pipe, weights

@@ -121,12 +121,35 @@ def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
     return adapter
 
 
-def merge_lora(path: Path, denoiser: nn.Module, strength: float = 1.0) -> None:
-    """Add a LoRA file to a denoiser's weights, as ComfyUI's loader does. Raises CheckpointError."""
+def apply_lora(path: Path, denoiser: nn.Module, strength: float = 1.0) -> None:
+    """Put a LoRA file on a denoiser, for good. Raises CheckpointError.
+
+    Weights of float32 take it in. Those of half precision have no digits for a small change: beside them it
+    is computed by itself, in their dtype, as while it was trained and as diffusers' own loader has it.
+    """
     import torch
 
     with torch.no_grad():
         for module, (a, b) in read_lora(path, denoiser).items():
-            weight = denoiser.get_submodule(module).weight
+            layer = denoiser.get_submodule(module)
+            weight = layer.weight
             assert isinstance(weight, torch.Tensor)
-            weight += (strength * (b @ a)).to(weight)
+            if weight.dtype == torch.float32:
+                weight += (strength * (b @ a)).to(weight)
+            else:
+                _put_beside(layer, weight, a, strength * b)
+
+
+def _put_beside(layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add B A x to what a linear layer says of x."""
+    from torch import nn
+
+    halves = [nn.Linear(half.shape[1], half.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
+              for half in (a, b)]  # fmt: skip
+    for linear, half in zip(halves, (a, b)):
+        linear.weight.copy_(half)
+    beside = nn.Sequential(*halves).requires_grad_(False)
+    # Modules of the layer's own, so that they go where it goes, or wait in main memory with it.
+    name = f"lora_{len(list(layer.children()))}"
+    layer.add_module(name, beside)
+    layer.register_forward_hook(lambda layer, given, said: said + layer.get_submodule(name)(given[0]))

@@ -58,7 +58,8 @@ def noising_of(pipeline: Any, size: tuple[int, int], shift: float | None) -> Noi
     name = type(pipeline.scheduler).__name__
     steps = int(config.get("num_train_timesteps", 1000))
     if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
-        return Noising("flow", steps, shift=_shift_of(config, size) if shift is None else shift)
+        own = "shift" if "FlowMatch" in name else "flow_shift"  # a config may carry the other's, unused
+        return Noising("flow", steps, shift=_shift_of(config, own, size) if shift is None else shift)
     prediction = config.get("prediction_type", "epsilon")
     if shift is not None:
         raise Unsupported(f"shift is for flows; {type(pipeline).__name__} predicts {prediction}: drop it")
@@ -71,15 +72,16 @@ def noising_of(pipeline: Any, size: tuple[int, int], shift: float | None) -> Noi
     return Noising(prediction, steps, plain.alphas_cumprod.float())
 
 
-def _shift_of(config: Mapping[str, Any], size: tuple[int, int]) -> float:
-    """As its pipeline shifts the sigmas of a picture of this size."""
+def _shift_of(config: Mapping[str, Any], own: str, size: tuple[int, int]) -> float:
+    """As its pipeline shifts the sigmas of a picture of this size; `own` is what its scheduler calls it."""
     if not config.get("use_dynamic_shifting"):
-        return float(config.get("shift", 1.0))
-    # FLUX, SD3.5: exp(mu), mu linear in the number of 2 x 2 patches.
+        return float(config.get(own, 1.0))
+    # FLUX, SD3.5: exp(mu), or mu itself; mu is linear in the number of 2 x 2 patches.
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (most - base) / (high - low)
-    return math.exp(base + slope * (size[0] * size[1] / 4 - low))
+    mu = base + slope * (size[0] * size[1] / 4 - low)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 def to_latents(pipeline: Any, image: Tensor) -> Tensor:

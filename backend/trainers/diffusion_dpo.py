@@ -23,7 +23,7 @@ from ..config import Config, save_config
 from . import ranks
 from .guidance import JudgeGradient
 from .rounds import RendererRounds
-from .start import check_schedule
+from .start import check_offload, check_schedule
 from .stepping import carry_out
 
 
@@ -111,6 +111,7 @@ class DiffusionDpoConfig(Config):
             raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
         if self.rounds is not None:
             self.rounds.check(self.model, self.reward, self.weigh_by)
+            check_offload(self.device, self.rounds.offload)
         return self
 
 

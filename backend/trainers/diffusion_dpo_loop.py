@@ -1,4 +1,4 @@
-"""The loop of Diffusion-DPO, on accelerate and peft.
+"""The loop of Diffusion-DPO, on peft.
 
 A step's pairs, their noise and their times are a matter of (seed, place in the run): a stopped run knows
 where it was from the number of steps alone, and 8 pairs at once are the 8 pairs of one after the other.
@@ -24,19 +24,19 @@ from ..preferences.store import Pair, Store
 from ..registry import RENDERERS, resolve
 from ..renderers import lora as files
 from ..renderers.checkpoints import find_pipeline, load_pipeline, read_index
-from ..renderers.devices import choose_device
+from ..renderers.devices import choose_device, choose_training_dtype
 from ..renderers.families import family_of
 from ..rewards.judge import LearnedJudge
 from .denoisers import Denoiser, noising_of, stacked
 from .diffusion_dpo import DiffusionDpoConfig
 from .folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
-from .guidance import Guide, JudgeGradient, importance
+from .guidance import Guide, JudgeGradient, clear_enough, importance
 from .pairs import TEXT, Encoded, begin_with, begun_with, usable_pairs
 from .prompts import order
 from .rollouts import seed_of
 from .start import open_reward
 from .stepping import (
-    check_gradient,
+    apply_gradient,
     check_loss,
     load_checkpoint,
     rate_factor,
@@ -59,7 +59,6 @@ class Loop:
 
     def __init__(self, config: DiffusionDpoConfig, run: Path, resume: bool, log: Callable[[str], None]):
         import torch
-        from accelerate import Accelerator
         from transformers import set_seed
 
         self.config, self.folder, self.log = config, run, log
@@ -74,11 +73,12 @@ class Loop:
             pairs = usable_pairs(store, config.reward, config.margin, log)
         self.pairs, self.held_out = split(pairs, config.eval_share)
 
-        device = choose_device(config.device)
-        self.dtype = self._dtype(device)
+        self.device = device = choose_device(config.device)
+        self.dtype = getattr(torch, choose_training_dtype(config.dtype, device))
         folder, length = _where(config.model)
         self.family = family_of(read_index(folder)["_class_name"])
-        self.pipeline = load_pipeline(folder, self.dtype)
+        # Pictures are encoded and decoded in float32: some VAEs overflow in half precision.
+        self.pipeline = load_pipeline(folder, self.dtype, {"vae": torch.float32})
         length = config.max_sequence_length or (length if self.family.has_text_length else None)
         if config.max_sequence_length and not self.family.has_text_length:
             raise Unsupported(f"{self.family.name} has a fixed text length; leave max_sequence_length out")
@@ -89,7 +89,6 @@ class Loop:
         self.beta = config.beta or BETA[self.noising.prediction]
 
         set_seed(config.seed)
-        self.accelerator = Accelerator(cpu=device.type == "cpu")
         start = self._start()
         self.model = self._adapted().to(device)
         self.denoiser = Denoiser(self.pipeline, self.family, self.model, config.guidance)
@@ -126,18 +125,8 @@ class Loop:
 
     # What the run is made of
 
-    def _dtype(self, device: Any) -> Any:
-        import torch
-
-        if self.config.dtype != "auto":
-            return getattr(torch, self.config.dtype)
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if half else torch.float32
-
     def _encode(self, pairs: Sequence[Pair], device: Any) -> tuple[int, int]:
         """Encode what no run has encoded yet, let go of the encoders; the latents' one (h, w)."""
-        import torch
-
         pipe, missing = self.pipeline, self.encoded.missing(pairs)
         if missing:
             self.log(f"encoding {missing} pictures and prompts")
@@ -146,7 +135,7 @@ class Loop:
             for name in TEXT:
                 if getattr(pipe, name, None) is not None:
                     getattr(pipe, name).to(device)
-            pipe.vae.to(device, torch.float32)  # some overflow in half precision
+            pipe.vae.to(device)
             self.encoded.prepare(pairs)
             setattr(pipe, self.family.denoiser, denoiser)
         if self.config.judge is not None:
@@ -164,12 +153,10 @@ class Loop:
         return shapes.pop()
 
     def _guide(self, settings: JudgeGradient, pairs: Sequence[Pair], device: Any) -> Guide:
-        import torch
-
-        judge = open_reward(settings.reward)
+        judge = open_reward(settings.reward, self.config.device)
         if isinstance(judge, LearnedJudge):
             judge.model.to(device)
-        vae = self.pipeline.vae.requires_grad_(False).to(device, torch.float32)
+        vae = self.pipeline.vae.requires_grad_(False).to(device)
         return Guide(settings, vae, judge, self.encoded.picture(pairs[0].chosen.image))
 
     def _adapted(self) -> Any:
@@ -246,13 +233,9 @@ class Loop:
             losses, found = self._losses(pairs, *self._noise(places))
             loss = losses.mean()
             check_loss(loss, step, self.folder)
-            self.accelerator.backward(loss / config.accumulation)
+            (loss / config.accumulation).backward()
             figures.append(found)
-        clipped: Any = self.accelerator.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
-        norm = float(clipped)
-        check_gradient(norm, step, self.folder)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = apply_gradient(self.weights, self.optimizer, config.max_grad_norm, step, self.folder)
         names = dict.fromkeys(name for one in figures for name in one)
         means = {name: mean(one[name] for one in figures if name in one) for name in names}
         return {"step": step, **means, "grad_norm": norm, "learning_rate": self.rate(step - 1),
@@ -262,7 +245,7 @@ class Loop:
         """Losses (B,) of pairs, each at its noise (B, C, h, w) and share of the way u (B,), and figures."""
         import torch
 
-        device = self.accelerator.device
+        device = self.device
         latents = [self.encoded.latent(pair.chosen.image) for pair in pairs]
         latents += [self.encoded.latent(pair.rejected.image) for pair in pairs]
         clean = torch.stack(latents).to(device)  # (2B, C, h, w): the better ones, then the worse ones
@@ -274,7 +257,7 @@ class Loop:
         target = denoising_target(self.noising.prediction, clean, noise, signal, sigma)
 
         def said() -> Tensor:
-            # The adapter is float32 beside weights in bfloat16. (accelerate's own setting is the process's.)
+            # The adapter is float32 beside weights in bfloat16.
             with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                 return self.denoiser(noisy, times, conditions)
 
@@ -296,7 +279,8 @@ class Loop:
                 losses = losses * losses.new_tensor([self.importance[pair.id] for pair in pairs])
             if self.guide is not None:
                 # The better pictures, where they are clear enough.
-                clear = (sigma[: len(pairs)] < self.guide.settings.until).nonzero()[:, 0]
+                both = signal[: len(pairs)], sigma[: len(pairs)]
+                clear = clear_enough(*both, self.guide.settings.until)
                 if len(clear):
                     predicted = predicted_clean(self.noising.prediction, noisy[clear].float(),
                                                 output[clear].float(), signal[clear], sigma[clear])
@@ -352,7 +336,7 @@ class Loop:
     def _restore(self) -> int:
         """Take the checkpoint's weights and optimiser; the steps behind it."""
         if self.checkpoint is not None:
-            device = str(self.accelerator.device)
+            device = str(self.device)
             files = {"adapter": self.weights}
             load_checkpoint(self.checkpoint, files, self.optimizer, list(self.weights), device)
         return step_of(self.checkpoint)

@@ -6,21 +6,23 @@ one rank comes out, however many rounds there were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import save_config
-from ..errors import RewardFailed
+from ..errors import RepriseError, RewardFailed, TrainingFailed
 from ..interfaces import Renderer
 from ..preferences.pairing import Group, Mined, Picture
-from ..preferences.store import Store
+from ..preferences.store import PAIRS, Store
+from ..renderers.devices import choose_device, choose_training_dtype
 from ..runs import write_whole
 from ..types import Job
+from .prompts import Asked
 from .renderers import open_renderer
 from .rollouts import seed_of
 from .rounds import BaseRounds, RendererRounds, let_go, refuse_text
-from .studio import Judged
+from .studio import Judged, Studio
 from .watching import SHOWN
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 class Rounds(BaseRounds):
     def __init__(self, config: DiffusionDpoConfig, rounds: RendererRounds, run: Path,
                  log: Callable[[str], None]):  # fmt: skip
-        super().__init__(rounds, run, config.seed, log)
+        super().__init__(rounds, run, config.seed, config.device, log)
         self.config, self.rounds = config, rounds
         refuse_text(self.rewards)
         self.opened: tuple[Path | None, Renderer] | None = None
@@ -48,41 +50,74 @@ class Rounds(BaseRounds):
             settings, config = self.rounds.renderer, self.config
             shared = {name: getattr(config, name) for name in ("size", "guidance", "max_sequence_length")
                       if getattr(settings, name) is None}  # fmt: skip
+            if settings.dtype == "auto":
+                shared["dtype"] = choose_training_dtype(config.dtype, choose_device(config.device))
             changes = {"name": config.model, "lora": _file(newest) if newest else config.start}
-            renderer = open_renderer(settings.model_copy(update=shared | changes))
+            renderer = open_renderer(settings.model_copy(update=shared | changes), config.device)
             self.opened = newest, renderer
         return self.opened[1]
 
     def gather(self, number: int, newest: Path | None) -> dict[str, float]:
-        asked, count = self.asked(number), self.rounds.images
-        each = max(1, self.rounds.renderer.batch // count)  # prompts that are drawn and recorded together
+        """The pictures of pairs go into the store before they are on record: the cache forgets. Of what is on
+        record those prompts are drawn again whose pictures neither has any more."""
+        asked, store = self.asked(number), Store(self.of(number) / "preferences", create=True)
+        # Prompts that are drawn and recorded together.
+        each = max(1, self.rounds.renderer.batch // self.rounds.images)
         rows = self.journal(number, each)
-        if len(rows) < len(asked):
+        starts = range(0, len(asked), each)
+        found = {start: self._mined(rows[start : start + each], number, store) for start in starts}
+        todo = [start for start in starts if start >= len(rows) or found[start].counts["gone"]]
+        if todo:
             with self.at_work(self.renderer(newest)) as studio:
-                for start in range(len(rows), len(asked), each):
-                    part = asked[start : start + each]
-                    jobs = [Job(one.prompt, seed_of(self.seed, "draw", place, i))
-                            for place, one in part for i in range(count)]  # fmt: skip
-                    meanings = [one.meaning for _, one in part for _ in range(count)]
-                    seen = [whole(view) for view in studio.look(jobs, meanings)]
-                    fresh = [
-                        {"prompt": one.prompt, "judged_as": one.judged_as or None,
-                         "seeds": [job.seed for job in jobs[i * count : (i + 1) * count]],
-                         "pictures": [view.picture for view in seen[i * count : (i + 1) * count]],
-                         "scores": [view.scores for view in seen[i * count : (i + 1) * count]]}
-                        for i, (_, one) in enumerate(part)
-                    ]  # fmt: skip
-                    self.record(number, fresh)
-                    rows += fresh
-                    self.log(f"round {number}: drew {len(rows)} of {len(asked)} prompts")
-        mined = Mined(Store(self.of(number) / "preferences", create=True), "drawn", self.config.margin,
-                      self.rounds.pairs)  # fmt: skip
-        for row in rows:
-            mined.take(self._group(row, number))
-        mined.store.add(mined.pairs)
+                for start in todo:
+                    fresh = self._drawn(studio, asked[start : start + each])
+                    found[start] = mined = self._mined(fresh, number, store)
+                    stored = {side.seed: side.image for pair in mined.pairs
+                              for side in (pair.chosen, pair.rejected)}  # fmt: skip
+                    for row in fresh:
+                        row["stored"] = {key: stored[seed] for key, seed in zip(row["pictures"], row["seeds"])
+                                         if seed in stored}  # fmt: skip
+                    again, rows[start : start + each] = start < len(rows), fresh
+                    self.record(number, rows if again else fresh, anew=again)
+                    self.log(f"round {number}: drew {len(rows)} of {len(asked)} prompts"
+                             + (f", {len(fresh)} of them again" if again else ""))  # fmt: skip
+        pairs = [pair for mined in found.values() for pair in mined.pairs]
+        (store.folder / PAIRS).unlink(missing_ok=True)  # of an attempt that had lost some: the order counts
+        store.add(pairs)
         scores = [self.mixed(one) for row in rows for one in row["scores"]]
-        return {"prompts": len(rows), "pairs": len(mined.pairs), "ties": mined.counts["ties"],
-                "gone": mined.counts["gone"], "reward": sum(scores) / len(scores)}  # fmt: skip
+        ties, gone = (sum(mined.counts[name] for mined in found.values()) for name in ("ties", "gone"))
+        return {"prompts": len(rows), "pairs": len(pairs), "ties": ties, "gone": gone,
+                "reward": sum(scores) / len(scores)}  # fmt: skip
+
+    def _drawn(self, studio: Studio, part: Sequence[tuple[int, Asked]]) -> list[dict[str, Any]]:
+        """What is put on record of some prompts, drawn and judged. Raises TrainingFailed where the disk does
+        not take the pictures, which the cache does not tell."""
+        count = self.rounds.images
+        jobs = [Job(one.prompt, seed_of(self.seed, "draw", place, i))
+                for place, one in part for i in range(count)]  # fmt: skip
+        meanings = [one.meaning for _, one in part for _ in range(count)]
+        seen = [whole(view) for view in studio.look(jobs, meanings)]
+        if not self.cache.writable:
+            raise unwritable(self.cache.folder, self.folder)
+        return [
+            {"prompt": one.prompt, "judged_as": one.judged_as or None,
+             "seeds": [job.seed for job in jobs[i * count : (i + 1) * count]],
+             "pictures": [view.picture for view in seen[i * count : (i + 1) * count]],
+             "scores": [view.scores for view in seen[i * count : (i + 1) * count]]}
+            for i, (_, one) in enumerate(part)
+        ]  # fmt: skip
+
+    def _mined(self, rows: Sequence[Mapping[str, Any]], number: int, store: Store) -> Mined:
+        """The pairs of some prompts, whose pictures are then in the store."""
+        mined = Mined(store, "drawn", self.config.margin, self.rounds.pairs)
+        for row in rows:
+            try:
+                mined.take(self._group(row, number, store))
+            except RepriseError as error:
+                if store.images.writable:
+                    raise
+                raise unwritable(store.images.folder, self.folder) from error
+        return mined
 
     def learn(self, number: int, newest: Path | None) -> Path:
         from .diffusion_dpo_loop import Loop
@@ -112,10 +147,14 @@ class Rounds(BaseRounds):
                    for i in shown]  # fmt: skip
         return figures, samples
 
-    def _group(self, row: Mapping[str, Any], number: int) -> Group:
+    def _group(self, row: Mapping[str, Any], number: int, store: Store) -> Group:
         """One prompt's pictures, by the rewards that count."""
 
         def load(key: str) -> Tensor | None:
+            name = row.get("stored", {}).get(key)
+            kept = store.image(name) if name else None
+            if kept is not None:
+                return kept
             found = self.cache.get_image(key)
             return found[0] if found else None
 
@@ -132,6 +171,10 @@ def whole(view: Judged) -> Judged:
     for name, reason in view.failed.items():
         raise RewardFailed(name, f"{reason}; nothing is lost, --resume goes on")
     return view
+
+
+def unwritable(folder: Path, run: Path) -> TrainingFailed:
+    return TrainingFailed(f"pictures cannot be written to {folder}; make room, and go on with --resume {run}")
 
 
 def _file(final: Path) -> Path:

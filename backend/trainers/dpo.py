@@ -29,7 +29,7 @@ from .lora import LoraSettings, merged
 from .pairs import apart, begin_with, begun_with
 from .rounds import RewriterRounds
 from .sft import MAX_DROPPED, metrics_callback
-from .start import check_precision, check_schedule, load_rewriter
+from .start import check_offload, check_precision, check_schedule, load_rewriter
 from .stepping import carry_out
 
 
@@ -75,9 +75,10 @@ class DpoConfig(Config):
     lora: LoraSettings | None = None
     """Train an adapter only."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights while training; auto is bfloat16 for LoRA on a GPU, else float32."""
+    """Of the weights while training; auto is bfloat16 for LoRA on a GPU, else (and with `rounds`) float32."""
     export_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32."""
+    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32. same: as they are trained,
+    and float32 (of bfloat16 twice the disk) with an adapter, whose small changes bfloat16 rounds away."""
     gradient_checkpointing: bool = True
     """Less memory, about a fifth slower."""
     device: Literal["auto", "cpu"] = "auto"
@@ -97,6 +98,11 @@ class DpoConfig(Config):
             raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
         if self.rounds is not None and self.reward is not None:
             raise ValueError("the pairs of rounds are those of rounds.rewards; leave reward out")
+        if self.rounds is not None:
+            check_offload(self.device, self.rounds.offload)
+        if self.rounds is not None and self.dtype == "bfloat16":
+            raise ValueError("rounds go on from each other's weights, where bfloat16 loses small changes; "
+                             "leave dtype out")  # fmt: skip
         if self.lora is not None and self.lora.dropout:
             raise ValueError("dropout makes a rewriter differ from its own reference; set lora.dropout=0")
         return self

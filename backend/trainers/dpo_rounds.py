@@ -5,8 +5,8 @@ seeds, and one that cannot be read is never drawn; it is in no pair, either. A r
 mean of its rewards, each brought to 0..1 by its range.
 
 A round starts from the rewriter of the round before, and has it for its reference. With an adapter it is
-merged, and the next one is new. Quality falls after some rounds: `patience` stops there, and `best/` holds
-the round that did best.
+merged, and the next one is new; weights are float32 from round to round, so that no bit is lost. Quality
+falls after some rounds: `patience` stops there, and `best/` holds the round that did best.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 class Rounds(BaseRounds):
     def __init__(self, config: DpoConfig, rounds: RewriterRounds, run: Path, log: Callable[[str], None]):
-        super().__init__(rounds, run, config.seed, log)
-        self.config, self.rounds = config, rounds
+        super().__init__(rounds, run, config.seed, config.device, log)
+        self.config, self.rounds = config.model_copy(update={"dtype": "float32"}), rounds
         # GRPO's settings of writing and judging; of its learning there is none here.
         shared = ("prompts", "rewards", "held_out", "rewrites", "images", "temperature", "max_new_tokens",
                   "write_batch", "max_dropped")  # fmt: skip
@@ -46,8 +46,8 @@ class Rounds(BaseRounds):
             **rounds.model_dump(include=set(shared)), "model": config.model, "reasoning": config.reasoning,
             "prompts_per_step": rounds.prompts_at_once, "seed": config.seed, "batch_size": 1,
         }, "rounds")  # fmt: skip
-        if not self.of(1).exists():
-            open_renderer(rounds.renderer)  # what it does not have is refused before anything is written
+        if not self.of(1).exists():  # what it does not have is refused before anything is written
+            open_renderer(rounds.renderer, config.device)
 
     def gather(self, number: int, newest: Path | None) -> dict[str, float]:
         asked, each = self.asked(number), self.rounds.prompts_at_once
@@ -96,7 +96,7 @@ class Rounds(BaseRounds):
                                   temperature=rounds.temperature, batch_size=rounds.write_batch)  # fmt: skip
         words = {name: reward for name, reward in self.rewards.items() if name not in self.looking}
         specs = {name: reward.spec for name, reward in self.rewards.items()}
-        with self.at_work(open_renderer(rounds.renderer), model) as studio:
+        with self.at_work(open_renderer(rounds.renderer, config.device), model) as studio:
             yield Rollouts(writer, studio, words, specs, Stream(self.prompts, self.seed), self.rolling,
                            studio.phases)  # fmt: skip
 

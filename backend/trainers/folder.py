@@ -13,23 +13,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput, CheckpointError, TrainingFailed, first_line
+import yaml
+
+from ..errors import FEW, BadInput, CheckpointError, TrainingFailed, first_line
 from ..rewriters.reprompt import SETTINGS
 from ..runs import write_whole
 from . import ranks
+
+# What a stopped run may go on with in another way: nothing that is learned depends on it.
+FREE = ("save_every", "log_every", "gradient_checkpointing", "offload", "keep_gb", "rounds.offload",
+        "rounds.keep_gb")  # fmt: skip
 
 
 def claim(run: Path, text: str, resume: bool) -> None:
     """Make the run folder ours, or make sure that what is in it is this run; `text` is its config.
 
-    The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too.
+    The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too. A
+    resumed run takes changed settings of `FREE`, and both files are then the new ones; others are refused,
+    and nothing is written.
     """
     kept = run / "checkpoints" / "config.yaml"
     if kept.exists():
         if not resume:
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or choose another folder")
-        if kept.read_text(encoding="utf-8") != text:
-            raise BadInput(f"{run} was begun with other settings, see {kept}; resume with those")
+        if (begun := kept.read_text(encoding="utf-8")) != text:
+            _check_free(run, kept, begun, text)
+            write_whole(kept, text)
+            write_whole(run / "config.yaml", text)
         return
     if resume:
         raise BadInput(f"{run} holds no run to go on with: it has no checkpoints/config.yaml")
@@ -39,6 +49,27 @@ def claim(run: Path, text: str, resume: bool) -> None:
         kept.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write the run folder {run}: {error.strerror}; choose another") from error
+
+
+def _check_free(run: Path, kept: Path, begun: str, text: str) -> None:
+    """Raises BadInput where one config differs from the other in more than `FREE`."""
+    before, now = (dict(_leaves(yaml.safe_load(one))) for one in (begun, text))
+    nothing = object()
+    other = [key for key in {**before, **now} if before.get(key, nothing) != now.get(key, nothing)]
+    if other := [key for key in other if key not in FREE]:
+        named = ", ".join(other[:FEW]) + (", …" if len(other) > FEW else "")
+        free = ", ".join(key for key in FREE if key in before)
+        raise BadInput(f"{run} was begun with other settings of {named}, see {kept}; it goes on with those, "
+                       f"only {free} may change")  # fmt: skip
+
+
+def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The single settings of a config, under their names with dots."""
+    if not isinstance(values, dict) or not values:
+        yield name, values
+        return
+    for key, value in values.items():
+        yield from _leaves(value, f"{name}.{key}" if name else str(key))
 
 
 @contextmanager

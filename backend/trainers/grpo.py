@@ -28,7 +28,7 @@ from ..config import Config, save_config
 from . import ranks
 from .lora import LoraSettings
 from .renderers import RendererSettings
-from .start import check_precision, check_rewards, check_schedule
+from .start import check_offload, check_precision, check_rewards, check_schedule
 from .stepping import carry_out
 
 
@@ -106,7 +106,8 @@ class GrpoConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights while training; auto is bfloat16 for LoRA on a GPU, else float32."""
     export_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """Of the weights in `final/` and `best/`."""
+    """Of the weights in `final/` and `best/`. same: as they are trained, and float32 (of bfloat16 twice the
+    disk) with an adapter, whose small changes bfloat16 rounds away."""
     gradient_checkpointing: bool = True
     """Less memory, about a fifth slower."""
     device: Literal["auto", "cpu"] = "auto"
@@ -154,8 +155,7 @@ class GrpoConfig(Config):
                 "lora.dropout=0"
             )
         check_precision(self.device, self.dtype, self.lora)
-        if self.device == "cpu" and self.offload:
-            raise ValueError("offload moves roles off the GPU, where device=cpu puts none; take one away")
+        check_offload(self.device, self.offload)
         return self
 
 

@@ -10,10 +10,10 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TrainingFailed
 from ..page.training import write_report
 from . import ranks
 from .folder import append_lines
+from .stepping import diverged
 
 if TYPE_CHECKING:
     from .grpo_loop import Loop
@@ -54,12 +54,11 @@ def trainer_class() -> type:
             loss = super()._compute_loss(model, inputs)
             step = self.state.global_step + 1
             if not torch.isfinite(loss):
-                raise TrainingFailed(
-                    f"the loss of step {step} is {loss.item()}; " + (
-                        "the weights are no numbers any more: lower learning_rate, or train in float32"
-                        if self._logps is not None and not torch.isfinite(self._logps).all() else
-                        "lower learning_rate or beta")
-                    + f"; {self.loop.folder} goes on from its last checkpoint with --resume"
+                lost = self._logps is not None and not torch.isfinite(self._logps).all()
+                raise diverged(
+                    f"the loss of step {step} is {loss.item()}"
+                    + (", the weights are no numbers any more" if lost else ""), self.loop.folder,
+                    "lower learning_rate, or train in float32" if lost else "lower learning_rate or beta",
                 )  # fmt: skip
             mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
             # Of the policy now to the sampler that wrote: 1 in the first step on a batch, but for rounding.
@@ -109,6 +108,7 @@ def watch(loop: Loop) -> Any:
             return {"args": {}, "attributes": kept}
 
         def on_train_begin(self, args, state, control, **kwargs):
+            state.compute_steps(args, state.max_steps)  # not the checkpoint's: save_every may have changed
             if loop.checkpoint is not None:
                 kept = json.loads((loop.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
                 kept = kept["stateful_callbacks"]["Watch"]["attributes"]
@@ -152,8 +152,7 @@ def watch(loop: Loop) -> Any:
             figures = {name: logs[key] for key, name in _LOGGED.items() if logs.get(key) is not None}
             row = {"step": state.global_step, **figures, **self.row}
             if not math.isfinite(row.get("grad_norm", 0.0)):
-                raise TrainingFailed(f"the gradient of step {row['step']} is no number; lower learning_rate, "
-                                     f"and go on with --resume {loop.folder}")  # fmt: skip
+                raise diverged(f"the gradient of step {row['step']} is no number", loop.folder)
             if not ranks.is_main():
                 return
             append_lines(loop.folder / "metrics.jsonl", [json.dumps(row)])

@@ -45,7 +45,15 @@ class JudgeGradient(Config):
     weight: PositiveFloat = 0.1
     """Of its score, brought to 0..1 by its range, beside the loss of a pair, which begins at log 2."""
     until: float = Field(0.5, gt=0, le=1)
-    """Pictures are looked at where less than this share of the way to noise is behind them; else unclear."""
+    """Pictures are looked at where noise is less than this share of what the denoiser sees; else unclear."""
+
+
+def clear_enough(signal: Tensor, sigma: Tensor, until: float) -> Tensor:
+    """Which of (B,) noisy latents, signal x + sigma noise, have less than `until` of noise.
+
+    Its share is sigma / (signal + sigma): of a flow sigma itself, of a diffusion half where both are alike.
+    """
+    return (sigma < until * (signal + sigma)).nonzero()[:, 0]
 
 
 def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:

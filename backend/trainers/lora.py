@@ -37,8 +37,13 @@ def training_dtype(asked: str, gpu: bool, lora: LoraSettings | None) -> str:
 
 
 def merged(model: Any, dtype: str = "same") -> Any:
-    """The model with its adapter, if it has one, merged into the weights, in `dtype`. Changes `model`."""
+    """The model with its adapter, if it has one, merged into the weights, in `dtype`. Changes `model`.
+
+    They are added in float32 and in main memory, and "same" leaves them so: half precision has no digits for
+    the small changes of an adapter, and a GPU that holds the weights once need not hold them twice as wide.
+    """
     import torch
 
-    model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    if hasattr(model, "merge_and_unload"):
+        model = model.to("cpu", torch.float32).merge_and_unload()
     return model if dtype == "same" else model.to(getattr(torch, dtype))

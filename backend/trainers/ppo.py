@@ -30,7 +30,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ..config import Config, save_config
 from . import ranks
 from .renderers import RendererSettings
-from .start import check_rewards, check_schedule
+from .start import check_offload, check_rewards, check_schedule
 from .stepping import carry_out
 
 
@@ -141,8 +141,7 @@ class PpoConfig(Config):
             raise ValueError("group_baseline compares a prompt's refinements; set rewrites to 2 or more")
         if self.kl_target is not None and not self.kl:
             raise ValueError("a weight of 0 stays 0 when it is adapted; set kl=0.05, or leave kl_target out")
-        if self.device == "cpu" and self.offload:
-            raise ValueError("offload moves roles off the GPU, where device=cpu puts none; take one away")
+        check_offload(self.device, self.offload)
         check_schedule(self.scheduler, self.warmup_ratio)
         return self
 

@@ -1,4 +1,4 @@
-"""The loop of PPO, on accelerate: roll out, look back, learn, a few times over.
+"""The loop of PPO: roll out, look back, learn, a few times over.
 
 A step: the policy writes, both sides are drawn and judged (`ppo_rollouts`); one pass over what was written,
 without gradients, says what the policy, its reference and the critic thought of it; advantages follow; then
@@ -72,7 +72,6 @@ class Loop:
     """One run. Everything that is loaded is loaded here; `run` trains and exports."""
 
     def __init__(self, config: PpoConfig, run: Path, resume: bool, log: Callable[[str], None]):
-        from accelerate import Accelerator
         from transformers import set_seed
 
         self.config, self.folder, self.log = config, run, log
@@ -82,7 +81,6 @@ class Loop:
             cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
         gpu = ranks.gpu(config.device)
         set_seed(config.seed)
-        self.accelerator = Accelerator(cpu=not gpu)
         self._load(gpu)
         prompts = read_prompts(config.prompts, "train", config.seed)
         self.sets = fixed_prompts(prompts, config.eval_prompts)
@@ -269,7 +267,7 @@ class Loop:
                 for part in self._passes(chosen, [sample for sample, _ in rows]):
                     loss, found = self._loss([rows[i] for i in part], count, len(chosen))
                     check_loss(loss, step, self.folder)
-                    self.accelerator.backward(loss)
+                    loss.backward()
                     if not norms:
                         off = max(off, found["off"])
                     for name, value in found.items():
@@ -309,8 +307,7 @@ class Loop:
         """One optimiser step; the gradients' norms."""
         norms: list[float] = []
         for name in GROUPS:
-            norm: Any = self.accelerator.clip_grad_norm_(list(self.weights[name].values()),
-                                                         self.config.max_grad_norm)  # fmt: skip
+            norm = torch.nn.utils.clip_grad_norm_(self.weights[name].values(), self.config.max_grad_norm)
             norms.append(float(norm))
         for norm in norms:
             check_gradient(norm, step, self.folder)

@@ -31,7 +31,7 @@ from ..rewriters.decoding import context_of, pad_of
 from ..rewriters.prip import whole_phrases
 from ..rewriters.prip_presets import PRESETS
 from . import ranks
-from .lora import LoraSettings, training_dtype
+from .lora import LoraSettings, merged, training_dtype
 from .prip_data import Record, check_lost, held_out, liked, pictured
 from .prip_loop import StageConfig, StageLoop
 from .prip_pivots import Pivots
@@ -270,7 +270,7 @@ class DecoderLoop(StageLoop[Caption]):
 
     def _export(self) -> Path:
         if self.adapter is not None:
-            self.model.decoder = self.adapter.merge_and_unload()
+            self.model.decoder = merged(self.adapter)
         return super()._export()
 
 

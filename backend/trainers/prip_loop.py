@@ -104,7 +104,8 @@ class StageConfig(Config):
     pivots: Path | None = None
     """Folder that keeps pictures' pivots, for several runs on the same pictures; by default the run's own."""
     export_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32."""
+    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32. same: as they are trained,
+    and float32 (of bfloat16 twice the disk) with an adapter, whose small changes bfloat16 rounds away."""
     gradient_checkpointing: bool = True
     """Less memory, about a fifth slower."""
     device: Literal["auto", "cpu"] = "auto"

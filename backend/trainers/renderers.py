@@ -51,8 +51,11 @@ class RendererSettings(Config):
         return self.name.startswith("comfyui:")
 
 
-def open_renderer(settings: RendererSettings) -> Renderer:
-    """Raises UnknownName, and BadInput for a setting that this renderer does not have."""
+def open_renderer(settings: RendererSettings, device: str = "auto") -> Renderer:
+    """One that computes here does so on `device`.
+
+    Raises UnknownName, and BadInput for a setting that this renderer does not have.
+    """
     name = settings.name
     given: dict[str, Any] = settings.model_dump(exclude={"name", "batch"}, exclude_defaults=True)
     if name.startswith("comfyui:"):
@@ -66,14 +69,17 @@ def open_renderer(settings: RendererSettings) -> Renderer:
     if name in RENDERERS and name not in OF_A_MODEL:
         made = resolve("renderer", RENDERERS, name)
         known = signature(made).parameters
-        if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values()):
+        takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
+        if not takes_all:
             _refuse_others(name, given, set(known))
+        if device != "auto" and (takes_all or "device" in known):
+            given["device"] = device
         try:
             return made(**given)
         except TypeError as error:
             raise BadInput(f"renderer {name!r} sets one of {', '.join(given)} by itself: {error}") from error
     if "/" in name or Path(name).is_dir():
-        return resolve("renderer", RENDERERS, "diffusers")(name, **given)
+        return resolve("renderer", RENDERERS, "diffusers")(name, device=device, **given)
     raise UnknownName("renderer", name, RENDERERS.keys() - OF_A_MODEL)
 
 

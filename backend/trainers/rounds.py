@@ -34,6 +34,7 @@ from ..page.training import write_report
 from ..rewards.scales import scaled
 from ..runs import read_lines, write_whole
 from ..types import Job
+from . import ranks
 from .folder import append_lines, put_whole
 from .guidance import MARGIN
 from .pairs import MAX_LOST
@@ -137,11 +138,13 @@ class Anew(Studio):
 class BaseRounds(ABC):
     """One run; `run` goes through its rounds. What a round is made of is each trainer's own."""
 
-    def __init__(self, settings: RoundSettings, run: Path, seed: int, log: Callable[[str], None]):
+    def __init__(self, settings: RoundSettings, run: Path, seed: int, device: str,
+                 log: Callable[[str], None]):  # fmt: skip
         self.settings, self.folder, self.seed, self.log = settings, run, seed, log
+        self.device = device  # "auto" or "cpu", of all that draws, judges and learns
         self.prompts = read_prompts(settings.prompts, "train", seed)
         self.sets = fixed_prompts(self.prompts, settings.eval_prompts)
-        self.rewards = {name: open_reward(name) for name in (*settings.rewards, *settings.held_out)}
+        self.rewards = {name: open_reward(name, device) for name in (*settings.rewards, *settings.held_out)}
         self.looking: dict[str, Reward] = {
             name: reward for name, reward in self.rewards.items() if reward.spec.reads == "images"
         }
@@ -208,9 +211,7 @@ class BaseRounds(ABC):
     def at_work(self, renderer: Renderer, writer: Any = None) -> Iterator[Studio]:
         """A studio; afterwards the judges wait in main memory. The renderer and `writer`, the model of the
         rewriter, are the caller's to let go."""
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if ranks.gpu(self.device) else "cpu"
         judges = modules_mover(lambda: judge_modules(self.looking.values()))
         drawing = modules_mover(lambda: renderer_modules(renderer))
         turns = {"write": modules_mover(lambda: [writer] if writer is not None else []),
@@ -235,8 +236,13 @@ class BaseRounds(ABC):
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
-    def record(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        append_lines(self.of(number) / DRAWN, [json.dumps(row) for row in rows])
+    def record(self, number: int, rows: Sequence[Mapping[str, Any]], anew: bool = False) -> None:
+        """Add lines to a round's record, or write them in its place."""
+        path = self.of(number) / DRAWN
+        if anew:
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            append_lines(path, [json.dumps(row) for row in rows])
 
     def _gathered(self, number: int, newest: Path | None) -> bool:
         """Whether a round has pairs. Raises BadInput where the first has none, or pictures are gone."""
@@ -248,9 +254,9 @@ class BaseRounds(ABC):
             let_go()
             said = self._without(number, counts)
             if counts["gone"] > MAX_LOST * (counts["gone"] + counts["pairs"]):
-                raise BadInput(f"{said}; bring {self.folder / PICTURES} back, or give more keep_gb")
+                raise BadInput(f"{said}: what is drawn at once takes more than keep_gb; --resume with more")
             if not counts["pairs"] and newest is None:
-                raise BadInput(f"{said}; lower margin, or draw more of each prompt")
+                raise BadInput(f"{said}; begin another run, with a lower margin or more pictures a prompt")
             counts = {**counts, "stopped": None if counts["pairs"] else said}
             write_whole(path, json.dumps(counts) + "\n")
         if counts["pairs"]:

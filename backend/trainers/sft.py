@@ -86,7 +86,8 @@ class SftConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights while training; auto is bfloat16 for LoRA on a GPU, else float32."""
     export_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32."""
+    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32. same: as they are trained,
+    and float32 (of bfloat16 twice the disk) with an adapter, whose small changes bfloat16 rounds away."""
     gradient_checkpointing: bool = True
     """Less memory, about a fifth slower."""
     device: Literal["auto", "cpu"] = "auto"
@@ -311,6 +312,9 @@ def metrics_callback(path: Path, log: Callable[[str], None]) -> Any:
     from transformers import TrainerCallback
 
     class Metrics(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            state.compute_steps(args, state.max_steps)  # not the checkpoint's: save_every may have changed
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not logs or not ({"loss", "eval_loss"} & logs.keys()) or not state.is_world_process_zero:
                 return

@@ -117,17 +117,18 @@ def autocast(device: torch.device) -> Any:
 def check_loss(loss: Tensor, step: int, run: Path) -> None:
     """Raises TrainingFailed for one that is no number."""
     if not loss.isfinite():
-        raise TrainingFailed(
-            f"the loss of step {step} is {loss.item()}; lower learning_rate, and go on with --resume {run}"
-        )
+        raise diverged(f"the loss of step {step} is {loss.item()}", run)
 
 
 def check_gradient(norm: float, step: int, run: Path) -> None:
     """Raises TrainingFailed for one that is no number."""
     if not math.isfinite(norm):
-        raise TrainingFailed(
-            f"the gradient of step {step} is no number; lower learning_rate, and go on with --resume {run}"
-        )
+        raise diverged(f"the gradient of step {step} is no number", run)
+
+
+def diverged(what: str, run: Path, remedy: str = "lower learning_rate") -> TrainingFailed:
+    """What --resume would only repeat: it goes on with the same settings, to the same numbers."""
+    return TrainingFailed(f"{what}; {remedy}, and begin another run: {run} keeps its settings")
 
 
 def unsaved(path: Path, run: Path, error: Exception) -> TrainingFailed:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from reprise.backend.renderers.families import FAMILIES
-from reprise.backend.renderers.lora import BLOCKS, lora_tensors, merge_lora, save_lora
+from reprise.backend.renderers.lora import BLOCKS, apply_lora, lora_tensors, save_lora
 
 pytestmark = pytest.mark.comfyui
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
@@ -75,7 +75,7 @@ def test_every_family_in_the_cores_loader(in_comfyui, tmp_path):
         save_file(denoiser.state_dict(), folder / "base.safetensors")
         made = adapter(denoiser)
         file = save_lora(folder, family(name), lora_tensors(family(name), made, 2.0), {})
-        merge_lora(file, denoiser)
+        apply_lora(file, denoiser)
         save_file(denoiser.state_dict(), folder / "merged.safetensors")
         file.rename(folder / "lora.safetensors")
         counts[name] = len(made)

@@ -36,6 +36,29 @@ def test_from_a_render_to_a_struck_pair(reprise, drawn, tmp_path):
     assert done.out.strip() == "1 pairs struck, 0 back in, 1 left to learn from"
 
 
+def test_from_what_a_judges_data_was_made_of_and_on_into_another_store(reprise, drawn, tmp_path):
+    (tmp_path / "p.txt").write_text("a photo of a red circle\na photo of a blue star\n")
+    done = reprise("judge-data", "p.txt", "--renderer", "fake", "--renders", 6, "--out", "j.jsonl")
+    assert done.code == 0, done.err
+    done = reprise("preferences", "mine", "j.jsonl.rollouts.jsonl", "--store", "liked")
+    assert done.code == 0 and "2 pairs of pictures" in done.out, done.err
+    pairs = [json.loads(line) for line in (tmp_path / "liked" / "pairs.jsonl").read_text().splitlines()]
+    assert {(pair["source"], pair["reward"], pair["renderer"]) for pair in pairs} == {
+        ("judge-data", "shapeworld", "fake")
+    }
+    assert all(pair["chosen"]["score"] > pair["rejected"]["score"] for pair in pairs)
+    done = reprise("preferences", "mine", ".", "--store", "found", "--reward", "image-reward")
+    assert done.code == 2 and "it has those of shapeworld" in done.err
+    assert "2 pairs of pictures" in reprise("preferences", "mine", "liked", "--store", "more").out
+    assert "2 were there already" in reprise("preferences", "mine", "j.jsonl.rollouts.jsonl", "--store",
+                                             "more").out  # fmt: skip
+    done = reprise("preferences", "mine", "liked", "--by", "prompt")
+    assert done.code == 2 and "are made already; leave --by and --pairs out" in done.err
+    (tmp_path / "j.jsonl.rollouts.json").unlink()
+    done = reprise("preferences", "mine", "j.jsonl.rollouts.jsonl")
+    assert done.code == 2 and "does not say what scored" in done.err and done.err.count("\n") == 1
+
+
 def test_nothing_but_ties_or_single_pictures(reprise, drawn, tmp_path):
     assert reprise("render", "a photo of a red circle", "--best-of", 1, *FAKE, "--out", "one").code == 0
     done = reprise("preferences", "mine", "one")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reprise.backend.page.pairs import doubtful, write_pairs
-from reprise.backend.preferences.store import Pair, Side, Store
+from reprise.backend.preferences.store import Pair, RewritePair, Side, Store, Text
 
 EVIL = "<script>alert('x')</script> & \"a\" cat"
 
@@ -45,6 +45,25 @@ def test_the_page(store, tmp_path):
     }
     for words in ("0.60", "aesthetic 5.25", "seed 7", "<mark>large</mark>", "shapeworld, 0.10 apart"):
         assert words in page, words
+
+
+def test_rewrites_are_among_them(store, tmp_path):
+    better, worse = (Text(reason=f"Why {words}.", rewrite=words, score=score, pictures=2)
+                     for words, score in (("a large dog", 0.7), (EVIL, 0.5)))  # fmt: skip
+    text = RewritePair(prompt="a dog", chosen=better, rejected=worse, reward="shapeworld", margin=0.2,
+                       source="grpo", run="out/b")  # fmt: skip
+    store.add_rewrites([text])
+    assert write_pairs(tmp_path / "pairs.html", store, 10) == 4
+    page = (tmp_path / "pairs.html").read_text()
+    assert "4 of 4 pairs" in page and page.count("data:image/png;base64") == 6 and "picture gone" not in page
+    assert EVIL not in page and "Why a large dog." in page and "mean of 2 pictures" in page
+    assert page.index("alert") < page.index(f'data-pair="{text.id}"') < page.index("a fox")
+    (tmp_path / "strikes.json").write_text(json.dumps({"format": 1, "struck": [text.id]}))
+    from reprise.backend.preferences.store import read_strikes
+
+    assert store.strike(*read_strikes(tmp_path / "strikes.json")) == (1, 0) and not store.rewrites()
+    write_pairs(tmp_path / "pairs.html", store, 10)
+    assert f'data-pair="{text.id}" checked' in (tmp_path / "pairs.html").read_text()
 
 
 def test_only_the_doubtful_and_pictures_that_are_gone(store, tmp_path):

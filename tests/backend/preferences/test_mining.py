@@ -123,6 +123,42 @@ def test_rollouts_whose_scores_are_gone(training, mined):
         mined(training([], {"structure": 1.0}, "other"))
 
 
+def test_a_trainings_own_mix(training, mined):
+    """Best by all its rewards of pictures, each brought to 0..1 by its range, where they disagree."""
+    run = training([{"prompt": "a cat", "rewrites": [("x", [0.5, 0.9, 0.4])]}],
+                   {"structure": 0.5, "shapeworld": 1.0, "image-reward": 3.0})  # fmt: skip
+    for path in (run / "rollouts" / "pictures").rglob("*.json"):
+        entry = json.loads(path.read_text())
+        score = entry["scores"]["shapeworld"]
+        entry["scores"]["image-reward"] = {0.5: 2.0, 0.9: 0.0, 0.4: -2.0}[score]
+        path.write_text(json.dumps(entry))
+    [pair] = mined(run).pairs
+    assert (pair.reward, pair.chosen.seed, pair.rejected.seed) == ("shapeworld+image-reward", 0, 2)
+    assert pair.chosen.score == pytest.approx((0.5 + 3 * 1.0) / 4)
+    assert pair.rejected.score == pytest.approx((0.4 + 3 * 0.0) / 4)
+    assert seeds(mined(run, "shapeworld")) == [("x", 1, 2)]
+
+
+def test_another_store(render, mined, tmp_path):
+    own = mined(render("a cat", [("large", 0.9), ("low", 0.2), ("large", 0.7), ("low", 0.1)]), margin=0.0)
+    own.store.add(own.pairs), own.store.add_rewrites(own.rewrites)
+    assert len(own.pairs) == 2 and len(own.rewrites) == 1
+    own.store.strike([own.pairs[0].id])
+    other = Mined(Store(tmp_path / "other", create=True), margin=0.0)
+    other.copy(own.store)
+    assert other.pairs == own.pairs[1:] and other.rewrites == own.rewrites
+    for side in (other.pairs[0].chosen, other.pairs[0].rejected):
+        assert other.store.image(side.image).equal(own.store.image(side.image))
+    for margin, reward, found in ((0.5, None, 1), (0.0, "x", 0)):
+        some = Mined(Store(tmp_path / "some", create=True), margin=margin)
+        some.copy(own.store, reward)
+        assert len(some.pairs + some.rewrites) == found
+    own.store.image_path(own.pairs[1].chosen.image).unlink()
+    lost = Mined(Store(tmp_path / "lost", create=True), margin=0.0)
+    lost.copy(own.store)
+    assert not lost.pairs and lost.counts["gone"] == 1
+
+
 def test_runs_are_found_below_a_folder(render, training, mined, tmp_path):
     render("a cat", [("x", 0.1), ("x", 0.9)], name="out/one")
     render("a dog", [("x", 0.1), ("x", 0.9)], name="out/two")

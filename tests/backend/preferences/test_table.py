@@ -36,6 +36,8 @@ def test_json_lines_and_a_reward_of_ours(folder):
     assert [one.drawn_as for one in group.pictures] == ["a large cat", "a cat"]
     [lower] = read_table(table, "loss", lower_is_better=True)
     assert lower.ranked(lower.pictures)[0].score == 19.5
+    with pytest.raises(BadInput, match="of 'pick-score' are better; leave --lower-is-better out"):
+        next(read_table(table, "pick-score", lower_is_better=True))
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from reprise.backend.errors import CheckpointError
 from reprise.backend.renderers.diffusers import family_of_pipeline
-from reprise.backend.renderers.lora import ATTENTION, BLOCKS, lora_tensors, merge_lora, read_lora, save_lora
+from reprise.backend.renderers.lora import ATTENTION, BLOCKS, apply_lora, lora_tensors, read_lora, save_lora
 
 from .conftest import build
 
@@ -75,10 +75,52 @@ def test_the_families_own_loader_draws_the_same(trained):
 def test_our_renderer_draws_the_same(trained):
     name, file, expected, plain = trained
     pipe = build(name)
-    merge_lora(file, denoiser_of(pipe))
+    apply_lora(file, denoiser_of(pipe))
     torch.testing.assert_close(drawn(pipe), expected, rtol=1e-4, atol=1e-4)
-    merge_lora(file, denoiser_of(pipe), strength=-1.0)
+    apply_lora(file, denoiser_of(pipe), strength=-1.0)
     torch.testing.assert_close(drawn(pipe), plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_half_precision_a_small_change_is_not_lost(name, tmp_path):
+    """It is what peft computes beside the weights, which stay as they are."""
+    pipe = build(name)
+    family = family_of_pipeline(pipe)
+    model, adapter, scale = adapted(pipe)
+    adapter = {module: (a, 1e-3 * b) for module, (a, b) in adapter.items()}
+    file = save_lora(tmp_path, family, lora_tensors(family, adapter, scale), {})
+    denoiser = denoiser_of(build(name)).to(torch.bfloat16)
+    before = {key: weight.clone() for key, weight in denoiser.state_dict().items()}
+    module = next(iter(adapter))
+    layer, (a, b) = denoiser.get_submodule(module), adapter[module]
+    given = torch.randn(5, a.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
+    plain = layer(given)
+    apply_lora(file, denoiser)
+    assert all(torch.equal(denoiser.state_dict()[key], weight) for key, weight in before.items())
+    rounded = before[f"{module}.weight"] + (scale * (b @ a)).bfloat16()
+    assert rounded.ne(before[f"{module}.weight"]).float().mean() < 0.2, "in the weights it would be lost"
+    layer.weight.data.zero_()  # what is left is its own
+    if layer.bias is not None:
+        layer.bias.data.zero_()
+    expected = scale * (given.float() @ a.T @ b.T)
+    most = expected.abs().max().item()
+    torch.testing.assert_close(layer(given).float(), expected, rtol=0.05, atol=0.02 * most)
+    assert not torch.equal(layer(given), plain)
+    apply_lora(file, denoiser, strength=-1.0)
+    assert layer(given).abs().max() <= 0.02 * most, "another one on top"
+
+
+def test_in_half_precision_it_draws_as_peft_does(tmp_path):
+    pipe = build("flux")
+    family = family_of_pipeline(pipe)
+    model, adapter, scale = adapted(pipe)
+    file = save_lora(tmp_path, family, lora_tensors(family, adapter, scale), {})
+    expected = drawn(pipe.to(torch.bfloat16))
+    other = build("flux").to(torch.bfloat16)
+    plain = drawn(other)
+    apply_lora(file, denoiser_of(other))
+    far = (expected - plain).float().abs().mean()
+    assert (drawn(other) - expected).float().abs().mean() < 0.1 * far
 
 
 @pytest.mark.parametrize("name", ["flux", "sd1"])
@@ -133,7 +175,7 @@ def test_an_alpha_of_another_tool_counts(tmp_path):
     save_file({f"{key}.lora_down.weight": torch.ones(2, width), f"{key}.lora_up.weight": torch.ones(width, 2),
                f"{key}.alpha": torch.tensor(1.0)}, tmp_path / "l.safetensors")  # fmt: skip
     before = denoiser_of(pipe).get_submodule(module).weight.detach().clone()
-    merge_lora(tmp_path / "l.safetensors", denoiser_of(pipe), strength=0.5)
+    apply_lora(tmp_path / "l.safetensors", denoiser_of(pipe), strength=0.5)
     added = denoiser_of(pipe).get_submodule(module).weight - before
     torch.testing.assert_close(added, torch.full_like(added, 0.5 * 2 * 0.5))
 
@@ -150,7 +192,7 @@ def test_files_that_do_not_fit(tmp_path):
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=message):
-            merge_lora(file, flux)
+            apply_lora(file, flux)
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match="no LoRA of this UNet2DConditionModel"):
         read_lora(file, denoiser_of(build("sd1")))

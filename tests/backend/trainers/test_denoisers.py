@@ -126,6 +126,28 @@ def test_prediction_and_shift_come_from_the_scheduler():
     torch.testing.assert_close(found, pipe.scheduler.sigmas[:1])
 
 
+def test_every_schedulers_own_shift():
+    """As they themselves shift, whatever their configs call it."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    pipe, half = build("sd3"), torch.tensor([0.5])
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    pipe.scheduler = UniPCMultistepScheduler(**settings, flow_shift=5.0)
+    assert noising_of(pipe, (8, 8), None).at(half)[1].item() == pytest.approx(5 / 6)
+    # One made from another's config carries the other's setting along, which it does not read.
+    pipe.scheduler = UniPCMultistepScheduler.from_config(
+        flow.config, **settings, flow_shift=2.0
+    )
+    assert pipe.scheduler.config.get("shift") in (None, 3.0)
+    assert noising_of(pipe, (8, 8), None).shift == 2.0
+    linear = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear",
+                                             base_shift=1.5)  # fmt: skip
+    pipe.scheduler = linear
+    linear.set_timesteps(sigmas=[0.5], mu=1.5)
+    torch.testing.assert_close(noising_of(pipe, (32, 32), None).at(half)[1], linear.sigmas[:1])
+
+
 def test_guidance_where_there_is_none_is_refused():
     pipe = build("sd3")
     with pytest.raises(Unsupported, match="no guidance embedding"):

@@ -14,7 +14,7 @@ from reprise.backend.config import load_config, parse_config, save_config
 from reprise.backend.errors import BadInput, TrainingFailed, Unsupported
 from reprise.backend.preferences.store import Pair, Side, Store
 from reprise.backend.registry import TRAINERS, resolve
-from reprise.backend.renderers.lora import merge_lora
+from reprise.backend.renderers.lora import apply_lora
 from reprise.backend.trainers import diffusion_dpo
 from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
 from reprise.backend.trainers.diffusion_dpo_loop import Loop, split
@@ -118,7 +118,7 @@ def test_every_family(family, folders, store, tmp_path):
     assert (trained - reference).abs().max() > 1e-4
     plain = build("sd1" if family == "sd1_v" else family)
     loop.denoiser.module = getattr(plain, loop.family.denoiser)
-    merge_lora(lora_of(tmp_path), loop.denoiser.module)
+    apply_lora(lora_of(tmp_path), loop.denoiser.module)
     torch.testing.assert_close(answer(loop), trained, rtol=1e-3, atol=1e-4)
 
 
@@ -260,9 +260,20 @@ def test_bfloat16_and_checkpointing(folders, store, tmp_path):
     loop = Loop(config, tmp_path / "run", False, quiet)
     assert {weight.dtype for weight in loop.weights.values()} == {torch.float32}
     assert loop.pipeline.unet.dtype == torch.bfloat16
+    single = Loop(settings(folders("sdxl"), store), tmp_path / "single", False, quiet)
+    latents = [made.encoded.latent(made.pairs[0].chosen.image) for made in (loop, single)]
+    assert torch.equal(*latents), "the VAE was never in half precision"
     train(config, tmp_path / "other", log=quiet)
     assert rows(tmp_path / "other")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert load_file(lora_of(tmp_path / "other")).popitem()[1].dtype in (torch.bfloat16, torch.float32)
+
+
+def test_what_accelerate_is_told_elsewhere_changes_nothing(whole, tmp_path, monkeypatch):
+    run, config = whole
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(config, tmp_path / "run", log=quiet)
+    assert same(tmp_path / "run", run)
 
 
 def test_the_embedded_renderer(store, tmp_path):

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from reprise.backend.config import load_config, parse_config
-from reprise.backend.errors import BadInput, RewardFailed, Unsupported
+from reprise.backend.errors import BadInput, RewardFailed, TrainingFailed, Unsupported
+from reprise.backend.preferences.mining import read_runs
+from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
-from reprise.backend.renderers.lora import merge_lora
+from reprise.backend.renderers.lora import apply_lora
 from reprise.backend.trainers import rounds
 from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
 from reprise.backend.trainers.diffusion_dpo_loop import Loop
@@ -100,6 +102,24 @@ def test_two_rounds(finished, model, values):
     assert "6 of 6" in page and "Rounds" in page and "held-out" in page
 
 
+def test_its_rounds_can_be_mined(finished, tmp_path):
+    """The pairs that the rounds had, and by another reward others; pictures that the cache lost are there."""
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(run / rounds.PICTURES)
+    had = [pair for n in "12" for pair in Store(run / "rounds" / n / "preferences").all_pairs()]
+    found = Mined(Store(tmp_path / "store", create=True), margin=0.001)
+    for group in read_runs(run, None, quiet):
+        found.take(group)
+    assert {pair.id for pair in found.pairs} == {pair.id for pair in had} and not found.counts["gone"]
+    assert {(pair.source, pair.reward, pair.run) for pair in found.pairs} == {("round", "redness", str(run))}
+    other = Mined(Store(tmp_path / "other", create=True), margin=0.001)
+    for group in read_runs(finished[0], "blueness", quiet):
+        other.take(group)
+    assert {pair.id for pair in other.pairs} - {pair.id for pair in had}
+    with pytest.raises(BadInput, match="no scores of 'pick-score'; it has those of blueness, redness"):
+        list(read_runs(run, "pick-score", quiet))
+
+
 def test_a_round_draws_with_the_lora_of_the_one_before(finished, model):
     """Its first picture, drawn again by a plain renderer with that file."""
     from reprise.backend.cache import Cache
@@ -137,18 +157,72 @@ def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_
         assert rows(run / name) == rows(whole / name)
 
 
-def test_all_ties_and_pictures_that_are_gone_stop_with_the_reason(values, tmp_path, monkeypatch):
+def test_all_ties_stop_with_the_reason(values, tmp_path):
     with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties.*lower margin"):
         train(changed(values, margin=0.9), tmp_path / "ties", log=quiet)
-    gather = rounds.BaseRounds.record
 
-    def lose(self, number, found):
-        gather(self, number, found)
-        shutil.rmtree(self.folder / rounds.PICTURES)
 
-    monkeypatch.setattr(rounds.BaseRounds, "record", lose)
-    with pytest.raises(BadInput, match="the pictures of 4 are gone.*pictures back"):
-        train(DiffusionDpoConfig(**values), tmp_path / "gone", log=quiet)
+def same(one, other):
+    one, other = (load_file(path / "final" / "lora.safetensors") for path in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_cache_that_forgets_costs_no_pair(values, finished, tmp_path):
+    """It has room for what is drawn at once, eight pictures, and not for a round's sixteen."""
+    pictures = list((finished[0] / rounds.PICTURES).rglob("*.png"))
+    size = max(path.stat().st_size for path in pictures)
+    train(changed(values, {"keep_gb": 10 * size / 2**30}), tmp_path / "run", log=quiet)
+    assert len(list((tmp_path / "run" / rounds.PICTURES).rglob("*.png"))) < len(pictures) / 2
+    assert same(tmp_path / "run", finished[0])
+    with pytest.raises(BadInput, match="the pictures of . are gone: .* takes more than keep_gb"):
+        train(changed(values, {"keep_gb": 2 * size / 2**30}), tmp_path / "less", log=quiet)
+    train(DiffusionDpoConfig(**values), tmp_path / "less", resume=True, log=quiet)
+    assert same(tmp_path / "less", finished[0])
+
+
+def test_what_is_gone_is_drawn_again(values, finished, tmp_path, monkeypatch):
+    """A run is stopped in its first round; the pictures of the first two prompts' pairs are deleted."""
+    record, run = rounds.BaseRounds.record, tmp_path / "run"
+
+    def stop(self, number, found, anew=False):
+        if (self.of(number) / rounds.DRAWN).read_text():
+            raise KeyboardInterrupt
+        record(self, number, found, anew)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.BaseRounds, "record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(DiffusionDpoConfig(**values), run, log=quiet)
+    kept = shutil.copytree(run, tmp_path / "kept")
+    shutil.rmtree(kept / rounds.PICTURES)
+    shutil.rmtree(run / rounds.PICTURES)
+    shutil.rmtree(run / "rounds/1/preferences/images")
+    for path, again in ((run, True), (kept, False)):  # what the store has is not drawn again
+        said = []
+        train(DiffusionDpoConfig(**values), path, resume=True, log=said.append)
+        assert any("2 of them again" in line for line in said) is again
+        assert same(path, finished[0])
+        assert rows(path / "rounds/1/rollouts.jsonl") == rows(finished[0] / "rounds/1/rollouts.jsonl")
+
+
+@pytest.mark.parametrize("full", ["rollouts/pictures", "preferences/images"])
+def test_a_full_disk_says_so(full, values, finished, tmp_path, monkeypatch):
+    from reprise.backend.cache import Cache
+
+    write, run = Cache._write, tmp_path / "run"
+
+    def refused(self, path, content):
+        if full in str(path) and (run / "rounds/1").exists():
+            self.writable = False
+            return
+        write(self, path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cache, "_write", refused)
+        with pytest.raises(TrainingFailed, match=f"cannot be written to .*{full}; make room, .*--resume"):
+            train(DiffusionDpoConfig(**values), run, log=quiet)
+    train(DiffusionDpoConfig(**values), run, resume=True, log=quiet)
+    assert same(run, finished[0])
 
 
 def test_a_later_round_of_ties_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
@@ -226,7 +300,7 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
     with torch.no_grad():
         said = loop.denoiser(noise[:1], loop.noising.at(u[:1])[2], condition)
         plain = build("flux")
-        merge_lora(file, plain.transformer)
+        apply_lora(file, plain.transformer)
         loop.denoiser.module = plain.transformer
         torch.testing.assert_close(said, loop.denoiser(noise[:1], loop.noising.at(u[:1])[2], condition),
                                    rtol=1e-3, atol=1e-4)  # fmt: skip
@@ -244,6 +318,7 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
     ({"rounds": {"rewards": {"nothing": 1.0}, "prompts": "p"}}, "nothing"),
     ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward says"),
     ({"rounds": {"images": 1, "prompts": "p"}}, "images"),
+    ({"rounds": {"offload": True, "prompts": "p"}}, "device=cpu puts none"),
 ])  # fmt: skip
 def test_impossible_settings(changes, message, values):
     if message is None:
@@ -251,6 +326,36 @@ def test_impossible_settings(changes, message, values):
         return
     with pytest.raises(BadInput, match=message):
         parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
+
+
+class OnItsDevice(Redness):
+    spec = RewardSpec("redness", 0.0, 1.0)
+
+    def __init__(self, device=None):
+        self.device = device
+
+
+def test_the_renderer_draws_as_it_is_trained(values, tmp_path, monkeypatch):
+    """In the dtype of the training, and with device=cpu neither it nor a judge looks for a GPU."""
+    from reprise.backend.registry import REWARDS
+    from reprise.backend.trainers import diffusion_dpo_rounds
+
+    monkeypatch.setitem(REWARDS, "redness", f"{__name__}:OnItsDevice")
+    opened, real = [], diffusion_dpo_rounds.open_renderer
+
+    def watched(settings, device):
+        opened.append((settings.dtype, device))
+        return real(settings, device)
+
+    monkeypatch.setattr(diffusion_dpo_rounds, "open_renderer", watched)
+    for asked, own in (("bfloat16", "auto"), ("auto", "auto"), ("bfloat16", "float32")):
+        renderer = {**values["rounds"]["renderer"], "dtype": own}
+        config = changed(values, {"renderer": renderer}, dtype=asked)
+        made = diffusion_dpo_rounds.Rounds(config, config.rounds, tmp_path / "run", quiet)
+        assert made.rewards["redness"].device == "cpu"
+        dtype = made.renderer(None).pipeline.transformer.dtype
+        assert str(dtype) == f"torch.{own if own != 'auto' else 'float32' if asked == 'auto' else asked}"
+    assert opened == [("bfloat16", "cpu"), ("float32", "cpu"), ("float32", "cpu")]
 
 
 def test_a_judge_of_words_is_refused_and_leaves_nothing(values, tmp_path):

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from reprise.backend.config import load_config, parse_config
 from reprise.backend.errors import BadInput
+from reprise.backend.preferences.mining import read_runs
+from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
 from reprise.backend.trainers import rounds
 from reprise.backend.trainers.dpo import DpoConfig, train
@@ -77,6 +79,17 @@ def test_it_learns_round_by_round(finished):
     assert "Rounds" in (run / "report.html").read_text()
 
 
+def test_its_rounds_can_be_mined(finished, tmp_path):
+    run, _ = finished
+    found = Mined(Store(tmp_path / "store", create=True))
+    for group in read_runs(run, None, quiet):
+        found.take(group)
+    assert len(found.rewrites) >= 4 and {pair.reward for pair in found.rewrites} == {"redness"}
+    for pair in found.rewrites:
+        assert (pair.source, pair.renderer) == ("round", "words") and pair.prompt.startswith("a ")
+        assert "red" in pair.chosen.rewrite and "red" not in pair.rejected.rewrite and pair.chosen.reason
+
+
 @pytest.mark.parametrize(("where", "count"), [("draw", 9), ("judge", 20), ("learn", 4), ("learn", 8)])
 def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_path):
     whole, _ = finished
@@ -98,6 +111,8 @@ def test_all_ties_stop_with_the_reason(values, tmp_path):
     ({"preferences": "p"}, "give one of the two"), ({"rounds": None}, "give one of the two"),
     ({"reward": "redness"}, "leave reward out"),
     ({"rounds": {"prompts": "p", "rewards": {"structure": 1.0, "x": 1.0}}}, "'x'"),
+    ({"rounds": {"prompts": "p", "offload": True}}, "device=cpu puts none"),
+    ({"dtype": "bfloat16", "lora": {"r": 2}, "device": "auto"}, "bfloat16 loses small changes"),
 ])  # fmt: skip
 def test_impossible_settings(changes, message, values):
     with pytest.raises(BadInput, match=message):

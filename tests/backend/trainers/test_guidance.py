@@ -10,9 +10,10 @@ from reprise.backend.preferences.store import Pair, Side, Store
 from reprise.backend.registry import REWARDS, resolve
 from reprise.backend.rewards.judge import LearnedJudge
 from reprise.backend.rewards.pictures import cropped
+from reprise.backend.trainers.denoisers import noising_of
 from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
 from reprise.backend.trainers.diffusion_dpo_loop import Loop
-from reprise.backend.trainers.guidance import Guide, JudgeGradient, importance
+from reprise.backend.trainers.guidance import Guide, JudgeGradient, clear_enough, importance
 from reprise.backend.types import RewardSpec
 
 from ..renderers.conftest import build
@@ -158,6 +159,20 @@ def test_a_pairs_loss_is_multiplied_by_its_weight(world, tmp_path):
     assert (other / one).tolist() == pytest.approx([0.25, 0.75, 1.25, 1.75])
     with torch.no_grad():  # evaluations are not guided
         torch.testing.assert_close(weighted._losses(plain.pairs, noise, u)[0], one)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "epsilon"])
+def test_clear_is_where_there_is_less_noise_than_picture(prediction):
+    """Of a flow where sigma is below until; of a diffusion, whose sigma is .85 half-way, well before that."""
+    pipe = build("sd3" if prediction == "flow" else "sd1")
+    noising = noising_of(pipe, (8, 8), 1.0 if prediction == "flow" else None)
+    assert noising.prediction == prediction
+    u = torch.tensor([0.05, 0.2, 0.3, 0.4, 0.49, 0.51, 0.9])
+    signal, sigma, _ = noising.at(u)
+    found = clear_enough(signal, sigma, 0.5).tolist()
+    assert found == ([0, 1, 2, 3, 4] if prediction == "flow" else [0, 1, 2])
+    assert all((signal[i] > sigma[i]) == (i in found) for i in range(len(u)))
+    assert clear_enough(signal, sigma, 1.0).tolist() == list(range(len(u)))
 
 
 def test_a_judges_gradient_is_in_the_adapter_alone(world, tmp_path, monkeypatch):

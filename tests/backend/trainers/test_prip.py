@@ -397,7 +397,7 @@ def test_a_loss_that_is_no_number_stops_the_run(log, refiner, tmp_path, monkeypa
         name = "pivot_error" if stage == "encoder" else "prompt_error"
         right = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given, right=right: right(*given) * float("nan"))
-        with pytest.raises(TrainingFailed, match="the loss of step 1 is nan; lower learning_rate, and go on"):
+        with pytest.raises(TrainingFailed, match="the loss of step 1 is nan; lower learning_rate, and begin"):
             train(stage, settings(stage, log, refiner, eval_share=0), tmp_path / stage)
 
 

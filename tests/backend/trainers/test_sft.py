@@ -7,10 +7,11 @@ import torch
 from reprise.backend.config import load_config, parse_config, save_config
 from reprise.backend.errors import BadInput, CheckpointError, UnknownName
 from reprise.backend.registry import TRAINERS, resolve
-from reprise.backend.rewriters.prompting import PLAIN_SYSTEM, prompt_ids
+from reprise.backend.rewriters.prompting import PLAIN_SYSTEM, SYSTEM, prompt_ids
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.trainers import sft
 from reprise.backend.trainers.sft import Example, LikeLengths, SftConfig, encode, read_examples, train
+from reprise.backend.trainers.start import system_text
 
 from .conftest import half_write
 
@@ -148,6 +149,24 @@ def test_killed_and_resumed_is_never_killed(at, finished, model, data, tmp_path)
     assert losses(tmp_path) == losses(finished)
 
 
+def test_the_command_line_goes_on_with_changed_settings_or_changes_nothing(finished, model, data, tmp_path):
+    """What is refused leaves the run as it was; of another save_every the weights are the same."""
+    from reprise.backend.cli.main import run as command
+
+    run = tmp_path / "run"
+    stop_at(3, config(model, data), run)
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    assert command(["train", "sft", "--resume", str(run), "learning_rate=1", "save_every=1"]) == 2
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+    words = ["save_every=1", "gradient_checkpointing=true"]
+    assert command(["train", "sft", "--resume", str(run), *words]) == 0
+    found = sorted(path.name for path in (run / "checkpoints").glob("checkpoint-*"))
+    assert found == ["checkpoint-5", "checkpoint-6"]
+    assert load_config(SftConfig, run / "config.yaml").save_every == 1
+    assert same(weights(run / "final"), weights(finished / "final"))
+    assert command(["train", "sft", "--resume", str(run)]) == 0
+
+
 def test_the_command_line_may_have_written_the_config(model, data, tmp_path):
     settings = config(model, data, max_steps=1)
     (tmp_path / "config.yaml").write_text(save_config(settings))
@@ -196,6 +215,21 @@ def test_without_reasoning_the_reason_is_left_out(model, data, tmp_path):
     settings = config(model, data, max_steps=1, reasoning=False, system=None, max_length=256)
     final = train(settings, tmp_path / "run", log=lambda line: None)
     assert RePromptRewriter(final, device="cpu").system == PLAIN_SYSTEM
+
+
+@pytest.mark.parametrize(("kept", "told"), [
+    (None, PLAIN_SYSTEM), (SYSTEM, PLAIN_SYSTEM), (PLAIN_SYSTEM, PLAIN_SYSTEM), ("Rewrite.", "Rewrite."),
+    ("Answer so: <reason>why</reason><prompt>what</prompt>", None),
+])  # fmt: skip
+def test_words_that_ask_for_reasons_are_not_kept_without_them(kept, told, model, data):
+    plain = config(model, data, reasoning=False, system=None)
+    if told is None:
+        with pytest.raises(BadInput, match="keeps asks for reasons, and reasoning is false; give another"):
+            system_text(plain, kept, "it")
+    else:
+        assert system_text(plain, kept, "it") == told
+    assert system_text(config(model, data, system=None), kept, "it") == (kept or SYSTEM)
+    assert system_text(config(model, data, reasoning=False, system="Own."), kept, "it") == "Own."
 
 
 def test_the_trainer_takes_the_loss_over_answers_alone(model, data, tmp_path):

@@ -1,0 +1,44 @@
+"""Whose a run folder is, and what a stopped run goes on with."""
+
+import pytest
+import yaml
+
+from reprise.backend.errors import BadInput
+from reprise.backend.trainers.folder import claim
+
+BEGUN = {"beta": 5.0, "save_every": 50, "lora": {"r": 16}, "rounds": {"count": 3, "keep_gb": 20.0}}
+
+
+def changed(**changes):
+    return yaml.safe_dump({**BEGUN, **changes}, sort_keys=False)
+
+
+@pytest.fixture
+def run(tmp_path):
+    claim(tmp_path / "run", changed(), False)
+    return tmp_path / "run"
+
+
+def kept(run):
+    return [(run / name).read_text() for name in ("config.yaml", "checkpoints/config.yaml")]
+
+
+def test_what_decides_nothing_that_is_learned_may_change(run):
+    text = changed(save_every=5, rounds={"count": 3, "keep_gb": 90.0})
+    claim(run, text, True)
+    assert kept(run) == [text, text], "a later --resume alone goes on so, too"
+    claim(run, text, True)
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"beta": 7.0}, "beta"), ({"beta": 7.0, "save_every": 5}, "beta"), ({"lora": {"r": 8}}, "lora.r"),
+    ({"lora": None}, "lora.r, lora"), ({"rounds": {"count": 4, "keep_gb": 20.0}}, "rounds.count"),
+    ({"more": 1}, "more"),
+])  # fmt: skip
+def test_all_else_is_refused_and_nothing_is_written(changes, named, run):
+    before = kept(run)
+    only = "only save_every, rounds.keep_gb may change"
+    with pytest.raises(BadInput, match=f"begun with other settings of ({named}), .*{only}"):
+        claim(run, changed(**changes), True)
+    assert kept(run) == before
+    claim(run, before[0], True)
