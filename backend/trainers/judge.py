@@ -63,7 +63,8 @@ class JudgeConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights while training; auto is bfloat16 for LoRA on a GPU, else float32."""
     export_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32."""
+    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32. same: as they are trained,
+    and float32 (of bfloat16 twice the disk) with an adapter, whose small changes bfloat16 rounds away."""
     gradient_checkpointing: bool = True
     """Less memory, about a fifth slower."""
     device: Literal["auto", "cpu"] = "auto"

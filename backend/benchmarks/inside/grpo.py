@@ -136,13 +136,13 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     from reprise.backend.registry import REWARDS, resolve
     from reprise.backend.rewards.scales import scaled
     from reprise.backend.rewards.text import Structure
-    from reprise.backend.rewriters.prompting import PLAIN_SYSTEM, SYSTEM
     from reprise.backend.rewriters.reprompt import EMBEDDED, load_checkpoint
     from reprise.backend.trainers.advantages import Member, group_sums, has_signal
     from reprise.backend.trainers.lora import training_dtype
     from reprise.backend.trainers.phases import Phases
     from reprise.backend.trainers.prompts import Stream, read_prompts
     from reprise.backend.trainers.renderers import open_renderer
+    from reprise.backend.trainers.start import system_text
 
     set_seed(config.seed)
     gpu = config.device == "auto" and torch.cuda.is_available()
@@ -152,7 +152,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     )  # fmt: skip
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    system = config.system or kept.system or (SYSTEM if config.reasoning else PLAIN_SYSTEM)
+    system = system_text(config, kept.system, str(config.model))
     # As it is by itself: its own steps, its whole text.
     plain = config.renderer.model_copy(update={"steps": None, "max_sequence_length": None})
     renderer: Any = open_renderer(plain)
