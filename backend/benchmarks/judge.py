@@ -3,7 +3,10 @@
 Accuracy is the share of answers on the right side of one half; the calibration error is `calibration`'s. Both
 have 95 % intervals bootstrapped over prompts (`statistics`), all judges on the same resamples. The overall
 value is the unweighted mean over the questions that a judge answers. A last row always gives the answer that
-is commoner at the step: what is known without looking at pictures.
+is commoner at the step: what is known without looking at pictures. And because a search chooses among
+pictures of one prompt, where knowing which prompts fail is of no use, there is the share of pairs of one
+prompt, a right and a wrong one, that are told apart (the area under the ROC curve within prompts; half: by
+chance).
 
 A VLM is asked each question in its own words. Of any other reward the score itself, brought to 0..1 by its
 range, stands for P(yes) to `match` and to `potential`; it knows no clarity.
@@ -86,7 +89,7 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
     file = Kept(kept)
     prompts = list(dict.fromkeys(case.prompt for case in cases))
     shares = prompt_shares(len(prompts), seed)
-    rows, by_step, errors, curves = [], [], [], {}
+    rows, by_step, errors, apart, curves = [], [], [], [], {}
     steps = sorted({case.step for case in cases} - {0})
     for name, make in judges.items():
         likely = _answered(name, make, cases, questions, file, (marks or {}).get(name, ""), tell)
@@ -104,6 +107,8 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
             ece[question], curve_name = error, f"{name}, {question}"
             errors.append([curve_name, len(asked), _text(error)])
             curves[curve_name] = reliability([p for _, p in asked], [case.right for case, _ in asked])
+            if question != "clarity":
+                apart.append([curve_name, *_told_apart(asked, [0, *steps], prompts, shares)])
             if question != "match":
                 at = [[pair for pair in asked if pair[0].step == step] for step in steps]
                 cells = [_text(interval_of(*_accuracy(row, prompts, shares))) if row else None for row in at]
@@ -117,6 +122,9 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
     by_step += blind_steps
     tables = [{"title": f"calibration error, {BINS} bins of equal width",
                "columns": ["judge, question", "answers", "error [95 %]"], "rows": errors}]  # fmt: skip
+    tables.append({"title": "pairs of one prompt told apart, a right and a wrong one",
+                   "columns": ["judge, question", "finished", *(f"step {step}" for step in steps)],
+                   "rows": apart})  # fmt: skip
     if steps:
         tables.insert(0, {"title": "accuracy by denoising step",
                           "columns": ["judge, question", *(f"step {step}" for step in steps)],
@@ -184,6 +192,29 @@ def _accuracy(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> tuple
     hits, counts = (shares @ sums).T
     with np.errstate(invalid="ignore"):
         return float(sums[:, 0].sum() / sums[:, 1].sum()), hits / counts
+
+
+def _told_apart(asked: Asked, steps: Sequence[int], prompts: Sequence[str],
+                shares: np.ndarray) -> list[str | None]:  # fmt: skip
+    """At each step, of all pairs of a prompt's pictures of which one is right, those whose P(yes) says so; a
+    tie is half. None where there is no pair."""
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    found: list[str | None] = []
+    for step in steps:
+        sides: dict[str, tuple[list[float], list[float]]] = {}
+        for case, p in asked:
+            if case.step == step:
+                sides.setdefault(case.prompt, ([], []))[case.right].append(p)
+        sums = np.zeros((len(prompts), 2))
+        for prompt, (wrong, right) in sides.items():
+            if wrong and right:
+                off = np.subtract.outer(right, wrong)
+                sums[place[prompt]] = (off > 0).sum() + 0.5 * (off == 0).sum(), off.size
+        told, pairs = (shares @ sums).T
+        with np.errstate(invalid="ignore"):
+            mean = sums[:, 0].sum() / sums[:, 1].sum()
+            found.append(_text(interval_of(float(mean), told / pairs)) if sums[:, 1].any() else None)
+    return found
 
 
 def _calibration(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> Interval:

@@ -25,7 +25,7 @@ def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size:
         return
     if family.img2img is None:
         able = ", ".join(one.name for one in FAMILIES.values() if one.img2img)
-        raise Unsupported(f"{type(pipe).__name__} has no image-to-image form in diffusers, as {able} have; "
+        raise Unsupported(f"{type(pipe).__name__} is not drawn over a picture here, as {able} are; "
                           "draw again instead")  # fmt: skip
     strength = inits[0].strength
     if len(inits) < len(jobs) or any(init.strength != strength for init in inits):

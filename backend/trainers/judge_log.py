@@ -286,7 +286,8 @@ def _check_same(rollouts: Path, made_by: Mapping[str, Any]) -> None:
         try:
             kept = json.loads(stamp.read_text(encoding="utf-8"))
             same = all(kept[key] == value for key, value in now.items() if key != "fingerprint")
-            same = same and now.get("fingerprint") in (None, kept.get("fingerprint"))
+            drawn_by = now.get("fingerprint")  # not known where nothing is to be drawn
+            same = same and drawn_by in (None, kept.get("fingerprint", drawn_by))
         except (OSError, ValueError, KeyError, TypeError):
             same = False
         if not same:

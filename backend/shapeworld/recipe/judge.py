@@ -11,6 +11,7 @@ Run: `python -m reprise.backend.shapeworld.recipe.judge WORK_FOLDER`.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import defaultdict
@@ -45,7 +46,8 @@ SEE_STEPS, SEE_BATCH, SEE_RATE = 1500, 32, 3e-3
 BASE_STEPS, BASE_BATCH, BASE_RATE = 2500, 32, 1.5e-3
 SEEING, FINDING = 1.0, 1.0  # weights, in the second stage, of the first one's loss and of `Finding`'s
 FOUND_AFTER, MOST = 2, 4  # the language model's layer that nouns are read after; the most things of a kind
-RENDERER, PROMPTS, RENDERS = "shapeworld", "shapeworld:64", 4  # what the third stage's pictures are of
+RENDERER, REWRITER = "shapeworld", "reprompt"  # whose pictures the third stage is of
+PROMPTS, RENDERS = "shapeworld:64", 3  # of each prompt as typed, and as rewritten
 DESCRIBE = "Describe this picture."
 IMAGE, AROUND, WHOLE, ENDED = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 CHAT_TEMPLATE = (
@@ -471,16 +473,25 @@ def _save(model: Any, made: Any, folder: Path) -> Path:
 
 def tune(work: Path, log: Callable[[str], None] = print) -> Path:
     """Third stage, from `work/base`: the renderer's own pictures and previews, and what the detector says of
-    them. The run's `final`, float16."""
-    from ...registry import RENDERERS, REWARDS, resolve
+    them. Each prompt is drawn as it is typed, which mostly fails, and as the rewriter has it, which mostly
+    does not; of one kind alone a judge learns which prompts fail. The run's `final`, float16."""
+    from ...registry import RENDERERS, REWARDS, REWRITERS, resolve
+    from ...runs import write_whole
     from ...trainers import judge
     from ...trainers.judge_log import Labels, make_data, read_sources
+    from ...trainers.prompts import read_prompts
     from .ablation import run_of
 
-    data = work / "judge.jsonl"
+    data, asked = work / "judge.jsonl", work / "asked.jsonl"
+    if not asked.exists():
+        texts = [one.prompt for one in read_prompts(PROMPTS)]
+        rewrites = resolve("rewriter", REWRITERS, REWRITER)().rewrite(texts)
+        lines = [{"prompt": text, **more} for text, (rewrite,) in zip(texts, rewrites, strict=True)
+                 for more in ({}, {"system": rewrite.prompt})]  # fmt: skip
+        write_whole(asked, "".join(json.dumps(line) + "\n" for line in lines))
     if not data.exists():
         drawer, reads = resolve("renderer", RENDERERS, RENDERER), resolve("reward", REWARDS, RENDERER)
-        make_data(data, read_sources(PROMPTS, RENDERS, 0), drawer, reads(), Labels(0.5),
+        make_data(data, read_sources(str(asked), RENDERS, 0), drawer, reads(), Labels(0.5),
                   made_by={"renderer": RENDERER, "steps": None})  # fmt: skip
     given = {"model": str(work / "base"), "data": str(data)}
     return run_of(judge, "judge_shapeworld", given, work / "tuned", log)

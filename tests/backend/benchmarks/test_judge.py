@@ -66,7 +66,9 @@ def test_figures_by_hand(cases):
     assert told["cost"]["calibration error, match"] == pytest.approx(0.2, abs=1e-4)
     assert told["cost"]["calibration error, potential"] == pytest.approx(0.4, abs=1e-4)
     assert bright["tasks"].keys() == {"match", "potential"} and bright["tasks"]["potential"][0] == 1
-    steps, errors = result["tables"]
+    steps, errors, apart = result["tables"]
+    assert ["played, match", "1.000 [1.000, 1.000]", None, None] in apart["rows"]
+    assert ["played, potential", None, *["0.500 [0.500, 0.500]"] * 2] in apart["rows"], "it hopes for all"
     assert steps["columns"] == ["judge, question", "step 2", "step 4"]
     assert ["played, potential", "0.500 [0.500, 0.500]", "0.500 [0.500, 0.500]"] in steps["rows"]
     assert ["played, match", 10, "0.200 [0.200, 0.200]"] in errors["rows"]
@@ -88,6 +90,17 @@ def test_who_does_not_look_goes_by_the_step(cases):
     assert result["rows"][-1]["tasks"]["clarity"][0] == 0.9
     (row,) = [row for row in result["tables"][0]["rows"] if row[0].startswith(COMMONER)]
     assert row[1].startswith("1.000") and row[2].startswith("0.800")
+
+
+def test_pairs_are_of_one_prompt(tmp_path):
+    """Who only knows which prompts fail is right about five pictures of six, and tells no pair apart."""
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
+    told = [Case("match", prompt, tmp_path / "x.png", right)
+            for prompt, rights in (("easy", (1, 1, 0)), ("hard", (0, 0, 0))) for right in map(bool, rights)]  # fmt: skip
+    judges = {"knows": lambda: lambda cases: [0.9 if case.prompt == "easy" else 0.1 for case in cases]}
+    result = evaluate(judges, told)
+    assert result["rows"][0]["tasks"]["match"][0] == pytest.approx(5 / 6, abs=1e-4)
+    assert result["tables"][-1]["rows"] == [["knows, match", "0.500 [0.500, 0.500]"]]
 
 
 def test_intervals_are_over_prompts(cases):

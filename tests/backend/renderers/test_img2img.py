@@ -130,5 +130,5 @@ def test_bad_starts(renderer, given, says):
 @pytest.mark.parametrize("family", ["pixart", "amused"])
 def test_families_without_an_image_to_image_class_say_so(family, renderer):
     assert not renderer(family).img2img
-    with pytest.raises(Unsupported, match="no image-to-image form .* as FLUX, SD3, SD1.x, SDXL have"):
+    with pytest.raises(Unsupported, match="is not drawn over a picture here, as FLUX, SD3, SD1.x, SDXL are"):
         renderer(family).render([Job("x", 1, start())])
