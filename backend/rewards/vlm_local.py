@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +45,7 @@ class LocalVLM:
         """
         self.folder = Path(folder).expanduser()
         self.name, self.batch_size = name or self.folder.resolve().name, batch_size
+        self._fingerprint: str | None = None
         where, kind = placement(device, dtype)
         self.processor, self.model = load(self.folder, kind)
         self.tokenizer = self.processor.tokenizer
@@ -55,10 +55,12 @@ class LocalVLM:
         self._check_sees()
         self.model.to(where)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Of the folder's files."""
-        return folder_fingerprint(self.folder)
+        """Of the folder's files, as they were when this was first asked."""
+        if self._fingerprint is None:
+            self._fingerprint = folder_fingerprint(self.folder)
+        return self._fingerprint
 
     def agree(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
         """P(yes) to each question about its picture, 0..1. Raises RewardFailed for neither yes nor no."""

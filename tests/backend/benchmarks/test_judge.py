@@ -95,8 +95,9 @@ def test_who_does_not_look_goes_by_the_step(cases):
 def test_pairs_are_of_one_prompt(tmp_path):
     """Who only knows which prompts fail is right about five pictures of six, and tells no pair apart."""
     Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
+    rights = {"easy": (True, True, False), "hard": (False, False, False)}
     told = [Case("match", prompt, tmp_path / "x.png", right)
-            for prompt, rights in (("easy", (1, 1, 0)), ("hard", (0, 0, 0))) for right in map(bool, rights)]  # fmt: skip
+            for prompt, row in rights.items() for right in row]  # fmt: skip
     judges = {"knows": lambda: lambda cases: [0.9 if case.prompt == "easy" else 0.1 for case in cases]}
     result = evaluate(judges, told)
     assert result["rows"][0]["tasks"]["match"][0] == pytest.approx(5 / 6, abs=1e-4)
