@@ -17,7 +17,6 @@ from ..interfaces import PreviewReward, Renderer, Reward
 from ..judging import clarities, identity, image_scores, of_previews
 from ..search.parm import LOOKS, Full, Likely, Schedule, halving
 from ..shapeworld.prompts import PromptCase, prompts, sample_prompts
-from ..trainers.prompts import read_prompts
 from ..types import Candidate
 from .parm import Pool, draw_pools
 from .statistics import mean_interval
@@ -41,10 +40,11 @@ class Beside:
         return image_scores(self.reward, images, prompts)
 
 
-def compare(*, renderer: Renderer, reward: Reward, judge: Reward, per_task: int = 8, n: int = 8,
-            pool: int = 16, seed: int = 0,
+def compare(*, renderer: Renderer, reward: Reward, judge: Reward, aside: Sequence[str], per_task: int = 8,
+            n: int = 8, pool: int = 16, seed: int = 0,
             tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
-    """The table as design.md 5's object. Raises Unsupported for a judge that knows no potential."""
+    """The table as design.md 5's object. `aside` are the prompts that the threshold is fitted on. Raises
+    Unsupported for a judge that knows no potential."""
     other = of_previews(judge)
     if not isinstance(other, PreviewReward):
         raise Unsupported(f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
@@ -52,8 +52,8 @@ def compare(*, renderer: Renderer, reward: Reward, judge: Reward, per_task: int 
     steps, cuts = renderer.steps, halving(n, renderer.steps)
     looks = frozenset(step for share in LOOKS if (step := max(1, round(share * steps))) < steps)
     known = {case.prompt: case for case in prompts("train")}
-    aside = [known[one.prompt] for one in read_prompts(f"shapeworld:{per_task}", "evaluate")]
-    fitting = _drawn(renderer, reward, other, aside, pool, seed + 10**6, looks | cuts.looks, tell)
+    fitting = _drawn(renderer, reward, other, [known[prompt] for prompt in aside], pool, seed + 10**6,
+                     looks | cuts.looks, tell)  # fmt: skip
     budget = _rows(fitting, "reward", n, cuts)
     plans = [Likely(looks, threshold) for threshold in THRESHOLDS]
     # Rows fall as the threshold rises.

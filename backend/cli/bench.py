@@ -113,8 +113,11 @@ def bench(
             assert drawing
             scoring = make_reward("shapeworld")
             if previews is not None:
+                from ..trainers.prompts import read_prompts
+
                 result = potential.compare(
                     renderer=drawing(), reward=scoring, judge=make_reward(previews), per_task=per_task,
+                    aside=[one.prompt for one in read_prompts(f"shapeworld:{per_task}", "evaluate")],
                     n=best_of, pool=pool, seed=seed, tell=tell,
                 )  # fmt: skip
             else:

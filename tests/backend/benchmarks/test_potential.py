@@ -9,7 +9,10 @@ from reprise.backend.benchmarks.potential import compare
 from reprise.backend.cli.main import run
 from reprise.backend.errors import Unsupported
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.shapeworld.prompts import sample_prompts
 from reprise.backend.types import RewardSpec
+
+ASIDE = [case.prompt for case in sample_prompts("train", 2)]
 
 
 class Brightness:
@@ -47,7 +50,8 @@ def rows_of(result):
 
 
 def test_a_judge_that_foresees_spends_what_halving_spends(flat):
-    found = compare(renderer=flat, reward=Brightness(), judge=Looking(), per_task=2, n=4, pool=16)
+    found = compare(renderer=flat, reward=Brightness(), judge=Looking(), aside=ASIDE, per_task=2, n=4,
+                    pool=16)  # fmt: skip
     rows = rows_of(found)
     (likely,) = (name for name in rows if name.startswith("looking below"))
     halved, stopped = rows["halving by brightness"], rows[likely]
@@ -61,7 +65,8 @@ def test_a_judge_that_foresees_spends_what_halving_spends(flat):
 
 
 def test_a_judge_that_never_sees_clearly_stops_nobody(flat):
-    found = compare(renderer=flat, reward=Brightness(), judge=Looking(False), per_task=1, n=4, pool=8)
+    found = compare(renderer=flat, reward=Brightness(), judge=Looking(False), aside=ASIDE[:6], per_task=1,
+                    n=4, pool=8)  # fmt: skip
     rows = rows_of(found)
     (likely,) = (name for name in rows if name.startswith("looking below"))
     assert rows[likely]["cost"] == rows["none is stopped"]["cost"]
@@ -71,7 +76,7 @@ def test_a_judge_that_never_sees_clearly_stops_nobody(flat):
 
 def test_who_knows_no_potential_is_refused(flat, capsys):
     with pytest.raises(Unsupported, match="'brightness' gives no probability"):
-        compare(renderer=flat, reward=Brightness(), judge=Brightness())
+        compare(renderer=flat, reward=Brightness(), judge=Brightness(), aside=ASIDE)
     for words, said in (
         (["--previews", "shapeword"], "did you mean 'shapeworld'?"),
         (["--previews", "shapeworld", "--sweep"], "without --sweep"),
