@@ -162,7 +162,8 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
         _criticize(rollouts, sources, known, reward, labels, store)
     lines = [line for one in sources for line in _lines(path, store, one, known[_key(one)], labels)]
     kept = balanced(lines)
-    if not kept:
+    taught = [sum(line.split == "train" for line in some) for some in (lines, kept)]
+    if not kept or (taught[0] and not taught[1]):
         raise BadInput(f"no example came of {len(sources)} pictures: all are right, or all are wrong; draw "
                        "more prompts, or move --threshold")  # fmt: skip
     write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in kept))
