@@ -36,7 +36,7 @@ from .training import StepLoop, follow
 
 VQ_STEPS, VQ_BATCH, VQ_RATE, CROP = 4000, 16, 1.5e-3, 64
 CODES, CODE_WIDTH = 512, 8
-STEPS, BATCH, RATE, EMA = 4000, 24, 1.2e-3, 0.998
+STEPS, BATCH, RATE, EMA = 8000, 24, 1.2e-3, 0.998
 SIDE = SIZE // 8  # tokens along a side
 MASK = CODES  # the id of a hidden token
 LAYOUT_WEIGHT = 0.3  # of the layout's cross-entropy beside the tokens', both in nats
