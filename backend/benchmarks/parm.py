@@ -60,6 +60,13 @@ class Pool:
         score = max(c.score or 0.0 for c, at in zip(group, pruned, strict=True) if at is None)
         return score, replayed_rows(pruned, self.steps, self.rows_each)
 
+    def finals(self, n: int, schedule: Schedule) -> list[tuple[float, float]]:
+        """The same of each of its disjoint groups of `n`."""
+        return [self.final(group, schedule) for group in self.groups(n)]
+
+    def groups(self, n: int) -> list[list[Candidate]]:
+        return [self.candidates[i : i + n] for i in range(0, len(self.candidates) - n + 1, n)]
+
 
 def draw_pools(renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], size: int, seed: int,
                tell: Callable[[str, int, int], None] | None = None, *, looks: Iterable[int] = LOOKS,
@@ -84,12 +91,11 @@ def measure(pools: Sequence[Pool], n: int, schedule: Schedule) -> dict[str, Any]
     """A schedule over all disjoint groups of `n` in the pools: score, rows and share of the gain kept."""
     scores, fulls, singles, rows = [], [], [], []
     for pool in pools:
-        groups = [pool.candidates[i : i + n] for i in range(0, len(pool.candidates) - n + 1, n)]
-        picked = [pool.final(group, schedule) for group in groups]
+        picked = pool.finals(n, schedule)
         scores.append(_mean([score for score, _ in picked]))
         rows.append(_mean([r for _, r in picked]))
-        fulls.append(_mean([pool.final(group, Full())[0] for group in groups]))
-        singles.append(_mean([c.score or 0.0 for group in groups for c in group]))
+        fulls.append(_mean([score for score, _ in pool.finals(n, Full())]))
+        singles.append(_mean([c.score or 0.0 for group in pool.groups(n) for c in group]))
     gains = [f - s for f, s in zip(fulls, singles, strict=True)]
     kept = [p - s for p, s in zip(scores, singles, strict=True)]
     full_rows = n * pools[0].steps * pools[0].rows_each

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Unsupported
 from ..interfaces import PreviewReward, Renderer, Reward
 from ..judging import clarities, identity, image_scores, of_previews
-from ..search.parm import LOOKS, Full, Likely, Schedule, halving
+from ..search.parm import CLEAR, LOOKS, Full, Likely, Schedule, halving, steps_at
 from ..shapeworld.prompts import PromptCase, prompts, sample_prompts
 from ..types import Candidate
 from .parm import Pool, draw_pools
@@ -50,7 +50,7 @@ def compare(*, renderer: Renderer, reward: Reward, judge: Reward, aside: Sequenc
         raise Unsupported(f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
                           "vision-language judge, vlm:…")  # fmt: skip
     steps, cuts = renderer.steps, halving(n, renderer.steps)
-    looks = frozenset(step for share in LOOKS if (step := max(1, round(share * steps))) < steps)
+    looks = steps_at(LOOKS, steps)
     known = {case.prompt: case for case in prompts("train")}
     fitting = _drawn(renderer, reward, other, [known[prompt] for prompt in aside], pool, seed + 10**6,
                      looks | cuts.looks, tell)  # fmt: skip
@@ -103,24 +103,19 @@ def _drawn(renderer: Renderer, reward: Reward, other: PreviewReward, cases: Sequ
             likely, clear = next(said)
             for i, p in enumerate(likely):
                 kinds["judge"][i].preview_scores[step] = p
-                if clear is None or clear[i] >= 0.5:
+                if clear is None or clear[i] >= CLEAR:
                     kinds["clear"][i].preview_scores[step] = p
         found.append({kind: Pool(pool.case, some, pool.steps, pool.rows_each)
                       for kind, some in kinds.items()})  # fmt: skip
     return found
 
 
-def _finals(pool: Pool, n: int, plan: Schedule) -> list[tuple[float, float]]:
-    groups = [pool.candidates[i : i + n] for i in range(0, len(pool.candidates) - n + 1, n)]
-    return [pool.final(group, plan) for group in groups]
-
-
 def _scores(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> list[float]:
     """Of each prompt, the mean over its groups of `n`."""
-    finals = [_finals(one[kind], n, plan) for one in pools]
+    finals = [one[kind].finals(n, plan) for one in pools]
     return [sum(score for score, _ in row) / len(row) for row in finals]
 
 
 def _rows(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> float:
-    finals = [rows for one in pools for _, rows in _finals(one[kind], n, plan)]
+    finals = [rows for one in pools for _, rows in one[kind].finals(n, plan)]
     return sum(finals) / len(finals)

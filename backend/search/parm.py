@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -165,6 +166,12 @@ DEFAULT_CUTS = ((0.125, 0.5), (0.25, 0.25), (0.5, 0.125))
 
 # Shares of the steps after which potential is asked for.
 LOOKS = (0.125, 0.25, 0.375, 0.5, 0.75)
+CLEAR = 0.5  # of the probability that a preview is clear enough to judge
+
+
+def steps_at(shares: Iterable[float], steps: int) -> frozenset[int]:
+    """The steps, 1-based and before the last, after which these shares of a drawing in `steps` are done."""
+    return frozenset(step for share in shares if (step := max(1, round(share * steps))) < steps)
 
 
 def read_pruning(text: str) -> tuple[str, float | None]:
@@ -195,7 +202,7 @@ def schedule_from(pruning: str, n: int, steps: int, looking: Reward | None = Non
         return Full()
     if name == "halving":
         return halving(n, steps)
-    looks = frozenset(step for share in LOOKS if (step := max(1, round(share * steps))) < steps)
+    looks = steps_at(LOOKS, steps)
     if not probable:
         return Potential(looks)
     return Likely(looks) if threshold is None else Likely(looks, threshold)
@@ -242,4 +249,4 @@ class PruningWatcher:
         self.cost.judge_calls += len(rows)
         for row, likely in zip(rows, found, strict=True):
             self.candidates[row].preview_clarity[step] = likely
-        return [likely >= 0.5 for likely in found]
+        return [likely >= CLEAR for likely in found]

@@ -31,6 +31,7 @@ from ..judging import identity, image_scores, verdicts
 from ..preferences.store import Store
 from ..rewards.pictures import read_picture
 from ..runs import RECORD, append_line, read_lines, write_whole
+from ..search.parm import steps_at
 from ..types import Job
 from .judge_data import Line, balanced, split_of
 from .prip_data import Record
@@ -85,7 +86,7 @@ class Keeping:
 
 def default_looks(steps: int) -> list[int]:
     """The steps, 1-based, after which previews are kept of a drawing in `steps`."""
-    return sorted({step for share in LOOKS if (step := max(1, round(share * steps))) < steps})
+    return sorted(steps_at(LOOKS, steps))
 
 
 def read_sources(source: str, renders: int, seed: int, use: str = "train") -> list[Source]:
