@@ -10,11 +10,13 @@ import socket
 import struct
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 from PIL import Image
+
+from .servers import QuietServer
 
 STEPS = 4
 # The smallest graph that anybody draws with.
@@ -82,9 +84,7 @@ class FakeComfyUI:
         class Bound(Handler):
             fake = outer
 
-        class Listener(ThreadingHTTPServer):
-            daemon_threads = True
-
+        class Listener(QuietServer):
             def get_request(self):
                 request, address = super().get_request()
                 outer.connections.append(request)

@@ -14,12 +14,14 @@ import mimetypes
 import os
 import struct
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from queue import Queue
 from urllib.parse import urlsplit
 
 import pytest
+
+from ..servers import QuietServer
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).parent / "data" / "server.json"
@@ -35,10 +37,8 @@ def frontend() -> Path:
     return Path(root)
 
 
-class Stub(ThreadingHTTPServer):
+class Stub(QuietServer):
     """`prompts` are the graphs that the page queued; `tell` sends an event to every page."""
-
-    daemon_threads = True
 
     def __init__(self, root: Path, object_info: dict):
         super().__init__(("127.0.0.1", 0), Handler)

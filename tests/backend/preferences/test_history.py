@@ -3,7 +3,7 @@
 import io
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -14,6 +14,8 @@ from reprise.backend.errors import BadInput
 from reprise.backend.preferences.history import read_history
 from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
+
+from ...servers import QuietServer
 
 GRAPH = {
     "4": {"class_type": "RepriseRewriter", "inputs": {"prompt": "a cat", "rewriter": ["2", 0]}},
@@ -70,7 +72,7 @@ def server():
         def log_message(self, *_):
             pass
 
-    running = HTTPServer(("127.0.0.1", 0), Handler)
+    running = QuietServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     Handler.url = f"http://127.0.0.1:{running.server_port}"
     yield Handler

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -14,6 +14,8 @@ from reprise.backend.errors import CheckpointError, UnknownName
 from reprise.backend.registry import REWARDS, resolve
 from reprise.backend.rewards import fetch, files
 from reprise.backend.rewards.files import JUDGES, Wanted
+
+from ...servers import QuietServer
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(nothing, monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server = QuietServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("REPRISE_MODELS", str(nothing / "mine"))
