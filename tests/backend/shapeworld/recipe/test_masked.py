@@ -116,6 +116,16 @@ def test_the_layout_is_learned_from_the_middle_of_the_transformer():
     assert all(p.grad is None for p in model.transformer.up_block.parameters())
 
 
+def test_sharpened_logits():
+    model = recipe.Filler().eval()
+    words = torch.full((1, 16, 16), recipe.MASK), torch.randn(1, 5, 128), torch.randn(1, 128)
+    with torch.no_grad():
+        plain = model(*words)
+        recipe.sharpened(model.transformer, 0.25)
+        assert torch.allclose(model(*words), 4 * plain, rtol=1e-4, atol=1e-4)
+    assert plain.abs().max() > 0.01
+
+
 def test_the_assembled_folder_draws_as_diffusers_draws(work, tmp_path):
     from diffusers import AmusedPipeline
 
