@@ -20,13 +20,16 @@ from ..rewriters.reprompt import SETTINGS
 from ..runs import write_whole
 from . import ranks
 
-# What a stopped run may go on with in another way: nothing that is learned depends on it.
+# What a run may go on with in another way: nothing that it learned depends on it. A round knows nothing of
+# how many follow, so that a finished run takes more of them.
+ROUNDS_ASKED = "rounds.count"
 FREE = ("save_every", "log_every", "gradient_checkpointing", "offload", "keep_gb", "rounds.offload",
-        "rounds.keep_gb")  # fmt: skip
+        "rounds.keep_gb", ROUNDS_ASKED)  # fmt: skip
 
 
-def claim(run: Path, text: str, resume: bool) -> None:
+def claim(run: Path, text: str, resume: bool) -> list[str]:
     """Make the run folder ours, or make sure that what is in it is this run; `text` is its config.
+    Which settings a resumed run goes on with in another way.
 
     The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too. A
     resumed run takes changed settings of `FREE`, and both files are then the new ones; others are refused,
@@ -36,11 +39,12 @@ def claim(run: Path, text: str, resume: bool) -> None:
     if kept.exists():
         if not resume:
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or choose another folder")
-        if (begun := kept.read_text(encoding="utf-8")) != text:
-            _check_free(run, kept, begun, text)
-            write_whole(kept, text)
-            write_whole(run / "config.yaml", text)
-        return
+        if (begun := kept.read_text(encoding="utf-8")) == text:
+            return []
+        changed = _changed_free(run, kept, begun, text)
+        write_whole(kept, text)
+        write_whole(run / "config.yaml", text)
+        return changed
     if resume:
         raise BadInput(f"{run} holds no run to go on with: it has no checkpoints/config.yaml")
     try:
@@ -49,18 +53,20 @@ def claim(run: Path, text: str, resume: bool) -> None:
         kept.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write the run folder {run}: {error.strerror}; choose another") from error
+    return []
 
 
-def _check_free(run: Path, kept: Path, begun: str, text: str) -> None:
-    """Raises BadInput where one config differs from the other in more than `FREE`."""
+def _changed_free(run: Path, kept: Path, begun: str, text: str) -> list[str]:
+    """In what one config differs from the other. Raises BadInput where that is more than `FREE`."""
     before, now = (dict(_leaves(yaml.safe_load(one))) for one in (begun, text))
     nothing = object()
-    other = [key for key in {**before, **now} if before.get(key, nothing) != now.get(key, nothing)]
-    if other := [key for key in other if key not in FREE]:
+    changed = [key for key in {**before, **now} if before.get(key, nothing) != now.get(key, nothing)]
+    if other := [key for key in changed if key not in FREE]:
         named = ", ".join(other[:FEW]) + (", …" if len(other) > FEW else "")
         free = ", ".join(key for key in FREE if key in before)
         raise BadInput(f"{run} was begun with other settings of {named}, see {kept}; it goes on with those, "
                        f"only {free} may change")  # fmt: skip
+    return changed
 
 
 def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:

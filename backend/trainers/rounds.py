@@ -54,7 +54,7 @@ class RoundSettings(Config):
     """What rounds of a renderer and of a rewriter share."""
 
     count: PositiveInt = 3
-    """Rounds."""
+    """Rounds. A finished run goes on with more: --resume RUN rounds.count=N."""
     prompts: str
     """A file with a prompt a line (text, or JSON with `prompt` and `judged_as`), or shapeworld:N."""
     per_round: PositiveInt | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ..errors import BadInput, TrainingFailed, first_line
 from ..runs import write_whole
 from . import ranks
-from .folder import claim, setting_up, step_of
+from .folder import ROUNDS_ASKED, claim, setting_up, step_of
 from .prompts import order
 
 if TYPE_CHECKING:
@@ -44,9 +44,11 @@ class RunnableLoop(Protocol):
 def carry_out(run: Path, text: str, resume: bool, log: Callable[[str], None],
               begin: Callable[[], RunnableLoop]) -> Path:  # fmt: skip
     """Claim the run folder for the config `text`, `begin` a loop and run it; a finished run's `final/` is
-    returned as it is. What cannot begin leaves nothing."""
+    returned as it is, unless it is asked for another number of rounds. What cannot begin leaves nothing."""
     final = run / "final"
-    ranks.on_main(lambda: claim(run, text, resume))
+    changed = ranks.on_main(lambda: claim(run, text, resume))
+    if ROUNDS_ASKED in changed:
+        shutil.rmtree(final, ignore_errors=True)  # a copy of a round's, of which there will be a later one
     if resume and final.is_dir():
         log(f"{run} is finished already")
         return final

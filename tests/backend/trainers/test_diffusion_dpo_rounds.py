@@ -157,6 +157,20 @@ def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_
         assert rows(run / name) == rows(whole / name)
 
 
+def test_a_finished_run_takes_another_round(values, finished, tmp_path):
+    """As if it had been asked for at once, bit for bit."""
+    whole, run = finished[0], tmp_path / "run"
+    train(changed(values, {"count": 1}), run, log=quiet)
+    assert not (run / "rounds/2").exists()
+    killed_at("learn", 2, lambda: train(changed(values), run, resume=True, log=quiet))
+    assert train(changed(values), run, resume=True, log=quiet) == run / "final"
+    for name in ("rounds/2/rollouts.jsonl", "evaluations.jsonl"):
+        assert rows(run / name) == rows(whole / name)
+    for name in ("rounds/1/final", "final"):
+        one, other = (load_file(path / name / "lora.safetensors") for path in (run, whole))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+
+
 def test_all_ties_stop_with_the_reason(values, tmp_path):
     with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties.*lower margin"):
         train(changed(values, margin=0.9), tmp_path / "ties", log=quiet)

@@ -6,7 +6,7 @@ import yaml
 from reprise.backend.errors import BadInput
 from reprise.backend.trainers.folder import claim
 
-BEGUN = {"beta": 5.0, "save_every": 50, "lora": {"r": 16}, "rounds": {"count": 3, "keep_gb": 20.0}}
+BEGUN = {"beta": 5.0, "save_every": 50, "lora": {"r": 16}, "rounds": {"count": 3, "keep_gb": 20.0, "size": 8}}
 
 
 def changed(**changes):
@@ -24,20 +24,20 @@ def kept(run):
 
 
 def test_what_decides_nothing_that_is_learned_may_change(run):
-    text = changed(save_every=5, rounds={"count": 3, "keep_gb": 90.0})
-    claim(run, text, True)
+    text = changed(save_every=5, rounds={"count": 5, "keep_gb": 90.0, "size": 8})
+    assert claim(run, text, True) == ["save_every", "rounds.count", "rounds.keep_gb"]
     assert kept(run) == [text, text], "a later --resume alone goes on so, too"
-    claim(run, text, True)
+    assert claim(run, text, True) == []
 
 
 @pytest.mark.parametrize(("changes", "named"), [
     ({"beta": 7.0}, "beta"), ({"beta": 7.0, "save_every": 5}, "beta"), ({"lora": {"r": 8}}, "lora.r"),
-    ({"lora": None}, "lora.r, lora"), ({"rounds": {"count": 4, "keep_gb": 20.0}}, "rounds.count"),
+    ({"lora": None}, "lora.r, lora"), ({"rounds": {"count": 3, "keep_gb": 20.0, "size": 4}}, "rounds.size"),
     ({"more": 1}, "more"),
 ])  # fmt: skip
 def test_all_else_is_refused_and_nothing_is_written(changes, named, run):
     before = kept(run)
-    only = "only save_every, rounds.keep_gb may change"
+    only = "only save_every, rounds.keep_gb, rounds.count may change"
     with pytest.raises(BadInput, match=f"begun with other settings of ({named}), .*{only}"):
         claim(run, changed(**changes), True)
     assert kept(run) == before
