@@ -33,7 +33,7 @@ from ..types import SEED_RANGE, Job, Rendered
 from .checkpoints import find_pipeline, load_pipeline, pipeline_fingerprint, read_index
 from .devices import choose_device, choose_dtype, models_of, place
 from .families import Family, family_of
-from .img2img import accepted, check_init, img2img_of, init_arguments
+from .img2img import accepted, check_init, img2img_of, init_arguments, left_out
 from .lora import apply_lora, check_layout
 from .previews import check_scheduler
 from .row_mask import RowMask
@@ -173,7 +173,7 @@ class DiffusersRenderer:
                 draw, start = pipe, {}
                 if jobs[0].init is not None:
                     draw, start = img2img_of(pipe, self.family), init_arguments(jobs)
-                    sampling.begin = lambda: sampling.total_calls - draw.num_timesteps
+                    sampling.begin = lambda: left_out(draw, jobs, sampling.total_calls)
                 size = {"width": self.width, "height": self.height}
                 with mask, contextlib.suppress(AllPruned):
                     latents = draw(
@@ -421,6 +421,7 @@ def _borrowed(pipe: Any, scheduler: Any):
         module for model in models_of(pipe).values() for module in model.modules() if module.training
     ]
     free_hooks = pipe.maybe_free_model_hooks
+    dtypes = [(model, model.dtype) for model in models_of(pipe).values() if hasattr(model, "dtype")]
     try:
         pipe.set_progress_bar_config(**{**(bars or {}), "disable": True})
         pipe.scheduler = scheduler
@@ -432,6 +433,9 @@ def _borrowed(pipe: Any, scheduler: Any):
     finally:
         for module in training:
             module.training = True
+        for model, dtype in dtypes:
+            if model.dtype != dtype:  # AmusedImg2ImgPipeline leaves a VQModel upcast if it does not decode
+                model.to(dtype)
         del pipe.maybe_free_model_hooks
         pipe.scheduler = own
         if bars is None:

@@ -109,7 +109,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "AmusedPipeline": Family(
         "aMUSEd", "transformer", {"prompt_embeds": 0, "encoder_hidden_states": 1}, half="float16",
-        has_text_length=False, tokens=True, vae="vqvae", upcasts_vae=True,
+        has_text_length=False, tokens=True, vae="vqvae", upcasts_vae=True, img2img="AmusedImg2ImgPipeline",
     ),
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Drawing over a picture: diffusers' own image-to-image classes, on the components of the pipeline at hand.
 
 Source: SDEdit (Meng et al. 2022, arXiv 2108.01073): noise is added to the picture up to some step, and taken
-away from there. How a strength is rounded to steps is diffusers', a little different from family to family.
+away from there; of aMUSEd's pictures tokens are hidden, and filled in again. How a strength is rounded to
+steps is diffusers', a little different from family to family.
 
 The picture is encoded, and its noise drawn, for each candidate alone, so that all that `diffusers` says of
 seeds, batches and pruning holds here too.
@@ -65,6 +66,13 @@ def init_arguments(jobs: Sequence[Job]) -> dict[str, Any]:
     inits = [job.init for job in jobs if job.init is not None]
     images = torch.stack([init.image for init in inits]).permute(0, 3, 1, 2)
     return {"image": images, "strength": inits[0].strength}
+
+
+def left_out(pipe: Any, jobs: Sequence[Job], calls: int) -> int:
+    """How many of a scheduler's `calls` a call that starts from the jobs' pictures leaves out."""
+    assert jobs[0].init is not None
+    known = getattr(pipe, "num_timesteps", None)  # AmusedImg2ImgPipeline has none, and counts so
+    return calls - (int(calls * jobs[0].init.strength) if known is None else known)
 
 
 def accepted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:

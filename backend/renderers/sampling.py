@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RenderFailed
 from .previews import check_scheduler, predicted_clean
-from .tokens import fills_in_tokens, step_rows
+from .tokens import fills_in_tokens, hide_rows, step_rows
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,11 @@ class Sampling:
             return self._hooked(model_output, timestep, sample, *args, **kwargs)
 
         self.scheduler.step = hooked
+        if fills_in_tokens(scheduler):
+            add_noise, mask_token = self.scheduler.add_noise, scheduler.config.mask_token_id
+            self.scheduler.add_noise = lambda sample, timesteps, generator=None: hide_rows(
+                add_noise, sample, timesteps, mask_token, generators
+            )
 
     @property
     def total_calls(self) -> int:

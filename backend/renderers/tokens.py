@@ -49,6 +49,21 @@ def step_rows(step: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, timest
     return AmusedSchedulerOutput(following, predicted)  # type: ignore[arg-type]  # typed as a Generator
 
 
+def hide_rows(add_noise: Callable[..., Tensor], tokens: Tensor, timestep: Any, mask_token: int,
+              generators: Sequence[torch.Generator]) -> Tensor:  # fmt: skip
+    """AmusedScheduler's `add_noise` for each row of `tokens` (B, h, w) with its own generator.
+
+    AmusedImg2ImgPipeline asks for the noise of the step before the first one that is drawn. Where none is
+    left out that is, counted from behind, the last step's, which hides nothing: all is hidden here.
+    """
+    import torch
+
+    if int(timestep) == 0:
+        return torch.full_like(tokens, mask_token)
+    return torch.cat([add_noise(tokens[row : row + 1], timestep, generator=one)
+                      for row, one in enumerate(generators)])  # fmt: skip
+
+
 def encode_text(pipeline: Any, text: str) -> tuple[Tensor, Tensor]:
     """(pooled (1, width), token states (1, T, width)), as AmusedPipeline.__call__ makes them; it has no
     `encode_prompt`."""

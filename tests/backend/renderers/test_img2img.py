@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers import (
+    AmusedImg2ImgPipeline,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
@@ -18,6 +21,7 @@ from diffusers import (
 
 from reprise.backend.cache import Cache
 from reprise.backend.errors import BadInput, Unsupported
+from reprise.backend.renderers.diffusers import _borrowed
 from reprise.backend.renderers.shapeworld import ShapeWorldRenderer, ShapeWorldSDRenderer
 from reprise.backend.types import InitImage, Job
 
@@ -26,6 +30,7 @@ from .conftest import ROWS, SETTINGS
 PIPELINES = {
     "flux": FluxImg2ImgPipeline, "flux_true_cfg": FluxImg2ImgPipeline, "sd3": StableDiffusion3Img2ImgPipeline,
     "sd1": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline,
+    "amused": AmusedImg2ImgPipeline,
 }  # fmt: skip
 PROMPTS = ("a red cat", "two blue dogs", "a red cat", "one egg")
 
@@ -127,8 +132,25 @@ def test_bad_starts(renderer, given, says):
         renderer("sd1", steps=4).render([Job("x", i, init) for i, init in enumerate(given)])
 
 
-@pytest.mark.parametrize("family", ["pixart", "amused"])
-def test_families_without_an_image_to_image_class_say_so(family, renderer):
-    assert not renderer(family).img2img
-    with pytest.raises(Unsupported, match="is not drawn over a picture here, as FLUX, SD3, SD1.x, SDXL are"):
-        renderer(family).render([Job("x", 1, start())])
+def test_families_without_an_image_to_image_class_say_so(renderer):
+    assert not renderer("pixart").img2img
+    able = "FLUX, SD3, SD1.x, SDXL, aMUSEd"
+    with pytest.raises(Unsupported, match=f"is not drawn over a picture here, as {able} are"):
+        renderer("pixart").render([Job("x", 1, start())])
+
+
+def test_of_tokens_all_are_hidden_where_no_step_is_left_out(renderer):
+    """diffusers asks for the noise of the last step then, which hides none: the picture would stay."""
+    draw = renderer("amused", chunk=1, steps=4)
+    one, other = (draw.render(jobs(start(1.0, seed))).images for seed in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), "nothing of the picture is left"
+    half, again = (draw.render(jobs(start(0.5, seed))).images for seed in (0, 1))
+    assert not any(torch.equal(a, b) for a, b in zip(half, again, strict=True))
+
+
+def test_an_autoencoder_that_was_upcast_is_narrow_again(pipelines):
+    pipe = copy.deepcopy(pipelines("amused"))
+    pipe.vqvae.half()
+    with _borrowed(pipe, pipe.scheduler):
+        pipe.vqvae.float()  # as AmusedImg2ImgPipeline leaves it
+    assert pipe.vqvae.dtype == torch.float16 and pipe.transformer.dtype == torch.float32
