@@ -151,7 +151,7 @@ def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_imag
         check_alone(guider.model_patcher.model_options, [one for group in conds.values() for one in group])
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
-    looking, cost = preview_judge or of_previews(judge), Cost()
+    looking, cost = of_previews(preview_judge or judge), Cost()
     if prune == "potential" and isinstance(looking, PreviewReward):
         prune = f"potential:{potential}"
     schedule = schedule_from(prune, candidates, steps, looking)

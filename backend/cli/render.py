@@ -130,7 +130,7 @@ def render(
         judging = make_judge(judge, weights, renderer)
         if reflect is None:
             reflect = 1 if isinstance(judging, Critic) else 0
-        looking = make_reward(previews) if previews else None
+        looking = make_reward(previews) if previews not in (None, judge) else None
         drawing, rewriting = finding(), writing()
         from ..search.chain import Chain
 

@@ -36,14 +36,14 @@ def search(renderer: Renderer, judge: Reward, prompt: str, drawn: Sequence[str],
     """The best of `n` pictures for `prompt`, judged against it, drawn with the prompts `drawn` in turn.
 
     Candidate i has seed `seed + i` and prompt `drawn[i % len(drawn)]`. With a schedule, candidates are
-    pruned on their x0 previews, which `previews` judges, by default `of_previews(judge)`; the finished ones
-    are the same pictures as without. With `init`, all of them start from that picture.
+    pruned on their x0 previews, which the `of_previews` of `previews`, by default of the judge, scores; the
+    finished ones are the same pictures as without. With `init`, all of them start from that picture.
     """
     check_search(n, seed)
     schedule = schedule or Full()
     candidates = [Candidate(i, seed + i, drawn[i % len(drawn)]) for i in range(n)]
     cost = Cost()
-    looking = PruningWatcher(previews or of_previews(judge), prompt, candidates, schedule, cost)
+    looking = PruningWatcher(of_previews(previews or judge), prompt, candidates, schedule, cost)
     watcher = looking if schedule.looks else None
     started = time.perf_counter()
     rendered = renderer.render([Job(c.prompt, c.seed, init) for c in candidates], watcher, progress)

@@ -23,9 +23,9 @@ class Chain:
     """Rewriter, renderer and judge with the settings of a search.
 
     `best_of` candidates share `variants` rewrites in turn; `prune` is a schedule as `parm.read_pruning` reads
-    it, and `previews` is who judges the previews that it looks at, by default `of_previews(judge)`; `reflect`
-    is the most rounds of reflection, each drawing `best_of` more candidates at most, by `correction`, one of
-    CORRECTIONS, with `strength` where that is image to image.
+    it, and the `of_previews` of `previews`, by default of the judge, judges the previews that it looks at;
+    `reflect` is the most rounds of reflection, each drawing `best_of` more candidates at most, by
+    `correction`, one of CORRECTIONS, with `strength` where that is image to image.
     """
 
     rewriter: Rewriter
@@ -44,7 +44,7 @@ class Chain:
         # All candidates of all rounds must have a seed, so the range is checked for all of them.
         check_search(self.best_of, self.seed)
         check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
-        self.previews = self.previews or of_previews(self.judge)
+        self.previews = of_previews(self.previews or self.judge)
         self.schedule(self.best_of)
         if self.prune != "none" and not getattr(self.renderer, "previews", True):
             raise Unsupported(f"pruning by {self.prune!r} needs previews, which renderer "

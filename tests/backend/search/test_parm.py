@@ -5,6 +5,7 @@ import pytest
 from reprise.backend.errors import BadInput, Unsupported
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.best_of_n import search
+from reprise.backend.search.chain import Chain
 from reprise.backend.search.parm import (
     Full,
     Halving,
@@ -107,6 +108,20 @@ def test_what_is_not_clear_yet_goes_on_unjudged(brightness):
     assert found.candidates[3].preview_clarity == {2: 0.4, 4: 0.9}
     assert found.cost.judge_calls == 4 + 2 + 3 + 3 + 1
     assert found.cost.denoiser_rows == 2 + 8 + 4 + 4
+
+
+def test_whoever_is_to_look_is_asked_about_previews(brightness, echo):
+    """Also one that was named for it: whether a preview matches is not what is asked of a VLM."""
+
+    class Named(Hopeful):
+        def of_previews(self):
+            return Hopeful(likely=[[0.2, 0.7, 0.1, 0.6]])
+
+    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=Named(),
+                   schedule=Likely(frozenset({4})))  # fmt: skip
+    assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
+    chain = Chain(echo, FakeRenderer(), brightness, previews=Named(), prune="potential")
+    assert type(chain.previews) is Hopeful
 
 
 def test_who_cannot_tell_what_is_clear_judges_all(brightness):
