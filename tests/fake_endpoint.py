@@ -60,14 +60,26 @@ class FakeEndpoint:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            counted = False
+
+            def leave(self):
+                """Before the client has its answer, whose next request may come at once."""
+                with outer._lock:
+                    outer.busy -= self.counted
+                    self.counted = False
+
             def do_GET(self):
                 self.reply(outer.models if self.path == "/v1/models" else Play(b"page not found", 404))
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                raw = self.rfile.read(length := int(self.headers["Content-Length"]))
+                if len(raw) < length:
+                    return  # the client hung up in the middle
+                body = json.loads(raw)
                 with outer._lock:
                     outer.requests.append(Request(self.path, dict(self.headers), body))
                     outer.busy += 1
+                    self.counted = True
                     outer.most_busy = max(outer.most_busy, outer.busy)
                     play = outer.plays.pop(0) if len(outer.plays) > 1 else outer.plays[0]
                 try:
@@ -75,13 +87,13 @@ class FakeEndpoint:
                         play = Play(b"404 page not found", 404)
                     self.reply(play(body) if callable(play) else play)
                 finally:
-                    with outer._lock:
-                        outer.busy -= 1
+                    self.leave()
 
             def reply(self, play: Play):
                 if play.delay and self.waits(play.delay):
                     return
                 raw = play.body if isinstance(play.body, bytes) else json.dumps(play.body).encode()
+                self.leave()
                 try:
                     self.send_response(play.status)
                     for name, value in {"Content-Length": str(len(raw)), **play.headers}.items():

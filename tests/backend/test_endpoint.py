@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import httpx
@@ -56,9 +57,11 @@ def test_images_travel_as_parts(endpoint):
 
 
 def test_answers_come_in_order_and_together():
+    three = threading.Barrier(3)  # nobody is answered before three are there
+
     def play(body):
-        number = body["seed"]
-        return answer(str(number), delay=0.3 - 0.05 * number)
+        three.wait(60)
+        return answer(str(body["seed"]), delay=0.1 * (2 - body["seed"] % 3))
 
     with playing(play) as server:
         asks = [Ask(ASK.messages, {"seed": i}) for i in range(6)]
@@ -148,10 +151,11 @@ def test_nobody_answers():
 
 
 def test_too_slow():
-    with playing(answer(GOOD, delay=5)) as server:
+    with playing(answer(GOOD, delay=60)) as server:
         started = time.monotonic()
         assert "did not answer within 0.3 s; raise the timeout" in fails(server, timeout=0.3)
-        assert time.monotonic() - started < 2 and len(server.requests) == 1
+        assert time.monotonic() - started < 30
+        _until(lambda: len(server.requests) == 1)
 
 
 def test_a_trickle_is_too_slow():
@@ -226,7 +230,7 @@ def test_retry_after_is_kept_to_but_not_for_ever():
     with playing(Play({}, 429, {"Retry-After": "3600"}), answer(GOOD)) as server:
         started = time.monotonic()
         assert "takes no more requests" in fails(server)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
 
 
 def test_a_lost_connection_is_tried_again():
@@ -321,9 +325,9 @@ def test_what_came_before_a_failure_is_handed_over(endpoint):
 
     found, error = told(endpoint, play)
     assert isinstance(error, EndpointError) and not isinstance(error, AnswerRefused) and "401" in str(error)
-    assert {0, 1, 2} <= found.keys() and 4 not in found
-    answered = [request.body["seed"] for request in endpoint.requests if request.body["seed"] != 4]
-    assert sorted(found) == sorted(answered)[: len(found)]
+    # Two at a time: when 4 is asked, three of those before it have been answered, whichever.
+    assert len(found) >= 3 and 4 not in found
+    assert all(reply.text == str(number) for number, reply in found.items())
 
 
 def test_what_came_before_ctrl_c_is_handed_over(endpoint, monkeypatch):
@@ -343,7 +347,7 @@ def test_what_came_before_ctrl_c_is_handed_over(endpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("plays", [[answer(GOOD, delay=20)], [refusal(503, "wait")]])
-def test_a_stop_takes_a_fraction_of_a_second(monkeypatch, plays):
+def test_a_stop_does_not_wait_for_the_server(monkeypatch, plays):
     monkeypatch.setattr(module, "BACKOFF", 15)
     with playing(*plays) as server:
         asked: list[float] = []
@@ -355,7 +359,7 @@ def test_a_stop_takes_a_fraction_of_a_second(monkeypatch, plays):
 
         with pytest.raises(Interrupted):
             Endpoint(server.url, MODEL).complete([ASK, ASK], should_stop=stop)
-        assert time.monotonic() - asked[-1] < 0.8
+        assert time.monotonic() - asked[-1] < 10  # what it would wait for takes 15 and 20
         if plays[0].delay:
             _until(lambda: server.hung_up == 2)  # the server knows, and may stop its model
 
@@ -400,7 +404,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(endpoint, monk
     assert complete(endpoint)[0].text == GOOD
 
 
-def _until(holds, seconds=3.0):
+def _until(holds, seconds=60.0):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end

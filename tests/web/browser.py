@@ -37,7 +37,8 @@ class Browser:
             assert self.process.poll() is None and time.monotonic() < end, "Chromium did not start"
             time.sleep(0.1)
         port, path = port_file.read_text().split()
-        self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None)
+        self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=60,
+                              ping_interval=None)  # a busy page may be silent for long
         self.count, self.session = 0, None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -90,7 +91,9 @@ class Browser:
         self.call("Page.navigate", url=url)
         self.until(
             "location.href.startsWith('http') && document.readyState === 'complete' && "
-            "window.app?.graph && window.LiteGraph?.registered_node_types?.RepriseRewriter"
+            "window.app?.graph && window.LiteGraph?.registered_node_types?.RepriseRewriter && "
+            # It turns until the first graph is there, which would take the place of any other.
+            "window.app.extensionManager && !window.app.extensionManager.spinner"
         )
         time.sleep(2)
 
@@ -102,7 +105,11 @@ class Browser:
     def close(self) -> None:
         self.socket.close()
         self.process.terminate()
-        self.process.wait(20)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         shutil.rmtree(self.profile, ignore_errors=True)
 
 

@@ -37,7 +37,7 @@ def test_what_is_struck_on_the_page_is_struck_in_the_store(browser, tmp_path):
     for name in (first, third):  # one out, one in again
         browser.js(f"document.querySelector('[data-pair=\"{name}\"]').click()")
     assert browser.js(said) == "1 of 3 struck, not saved yet"
-    assert browser.js("[...document.images].every(i => i.complete && i.naturalWidth === 8)")
+    browser.until("[...document.images].every(i => i.complete && i.naturalWidth === 8)")
     browser.js("document.querySelector('button').click()")
     assert browser.js(said) == "1 of 3 struck"
     file, end = tmp_path / "saved" / "strikes.json", time.monotonic() + 60

@@ -14,7 +14,7 @@ from reprise.backend.rewriters.prompting import build_messages
 from reprise.backend.trainers.sft import Example, read_examples
 
 from ...fake_comfyui import GRAPH, FakeComfyUI
-from ...fake_endpoint import MODEL, answer, playing, refusal
+from ...fake_endpoint import MODEL, Play, answer, playing, refusal
 
 PROMPTS = [f"a {color} {shape}" for color in ("red", "blue", "green") for shape in ("circle", "star")]
 
@@ -111,7 +111,8 @@ def test_a_server_that_fails_loses_nothing(reprise, prompts, tmp_path):
         wanted = {row[:2] for row in asked_of(server)}
         server.requests.clear()
         answered = threading.Semaphore(7)
-        server.plays = [lambda body: good(body) if answered.acquire(blocking=False) else refusal(503, "gone")]
+        gone = Play({"error": {"message": "gone"}}, 503, delay=0.3)  # the good ones under way come first
+        server.plays = [lambda body: good(body) if answered.acquire(blocking=False) else gone]
         call = ("train-data", prompts, *chat(server), "--variants", 3, "--out", "data.jsonl")
         broken = reprise(*call)
         assert broken.code == 1 and "503: 'gone'" in broken.err.splitlines()[-1]

@@ -185,14 +185,23 @@ def test_silence_is_bounded(servers):
             time.sleep(0.01)
 
     mute.always = stall
-    check(renderer(mute, well, silence=0.3).render(JOBS))
+    check(renderer(mute, well, silence=0.3, retries=50).render(JOBS))
     said = fails(renderer(mute, silence=0.2, retries=1))
     assert "failed 2 times" in said and "it said nothing about a picture for 0.2 s" in said
 
 
 def test_waiting_in_the_queue_is_no_silence(servers):
-    one = servers(delay=0.25)
-    check(renderer(one, silence=0.4).render(JOBS[:3]), JOBS[:3])
+    one = servers()
+
+    def talk():  # longer than the silence, while the second run waits
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            for client in list(one.sockets):
+                one.tell(client, "progress", node="5", prompt_id=one.running[0], value=1, max=STEPS)
+            time.sleep(0.05)
+
+    one.at_run[0] = talk
+    check(renderer(one, silence=2).render(JOBS[:3]), JOBS[:3])
     assert len(one.ran) == 3
 
 
@@ -252,7 +261,7 @@ def test_rubbish_is_a_lost_server(servers, case):
     bad.answers[path] = answer
     assert part in fails(drawing)
     assert not bad.ran
-    check(renderer(bad, good).render(JOBS))
+    check(renderer(bad, good, retries=50).render(JOBS))
 
 
 @pytest.mark.parametrize("message", [b"not json", b'"text"', b'{"type": "status", "data": {}}',
@@ -260,7 +269,7 @@ def test_rubbish_is_a_lost_server(servers, case):
 def test_rubbish_on_the_websocket(servers, message):
     bad, good = servers(), servers(delay=0.01)
     bad.always = lambda: [bad.frame(client, 0x81, message) for client in list(bad.sockets)] and []
-    check(renderer(bad, good).render(JOBS))
+    check(renderer(bad, good, retries=50).render(JOBS))
     assert "it says what no ComfyUI does" in fails(renderer(bad, retries=0))
 
 
@@ -302,6 +311,8 @@ def test_ctrl_c_takes_back_what_is_queued(servers):
     one = servers()
 
     def stop():
+        while not one.pending and one.life:  # the second job's request is still on its way
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
         while one.life and not one.interrupted:
             time.sleep(0.01)
@@ -320,16 +331,20 @@ def test_an_interrupt_takes_back_what_is_queued(servers, error):
     with one.lock:
         one.pending.append(("other", {}, {"client_id": "somebody else"}))
 
+    names = []
+
     def progress(done, whole):
         assert whole == len(JOBS) * STEPS
-        if len(one.posted("prompt")) == 2 and one.running:
+        with one.lock:
+            if one.running and one.running[0] != "other" and one.pending:
+                names[:] = one.running[0], one.pending[0][0]
+        if names:
             raise error
 
     one.run = lambda name, graph, extra: FakeComfyUI.run(one, name, graph, extra) if name != "other" else None
     with pytest.raises(type(error)):
         drawing.render(JOBS, progress=progress)
     assert one.interrupted
-    names = [body["prompt_id"] for body in one.posted("prompt")]
     assert one.posted("interrupt") == [{"prompt_id": names[0]}]
     assert one.posted("queue") == [{"delete": names[1:]}]
     assert not any(name in names for name, _, _ in one.pending)
