@@ -421,7 +421,8 @@ def _borrowed(pipe: Any, scheduler: Any):
         module for model in models_of(pipe).values() for module in model.modules() if module.training
     ]
     free_hooks = pipe.maybe_free_model_hooks
-    dtypes = [(model, model.dtype) for model in models_of(pipe).values() if hasattr(model, "dtype")]
+    models: list[Any] = [model for model in models_of(pipe).values() if hasattr(model, "dtype")]
+    dtypes = [model.dtype for model in models]
     try:
         pipe.set_progress_bar_config(**{**(bars or {}), "disable": True})
         pipe.scheduler = scheduler
@@ -433,7 +434,7 @@ def _borrowed(pipe: Any, scheduler: Any):
     finally:
         for module in training:
             module.training = True
-        for model, dtype in dtypes:
+        for model, dtype in zip(models, dtypes, strict=True):
             if model.dtype != dtype:  # AmusedImg2ImgPipeline leaves a VQModel upcast if it does not decode
                 model.to(dtype)
         del pipe.maybe_free_model_hooks
