@@ -113,6 +113,15 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
 
+def drafted(page: Browser, node: str, key: str) -> None:
+    """Waits until the frontend's draft has what a node's view shows now: it is written a while after each
+    change, so that an earlier one may have the same words in it."""
+    plain = "replaceAll('\\\\', '')"  # the graph is text in a text there
+    stores = "[...Object.values(localStorage), ...Object.values(sessionStorage)]"
+    shown = f"JSON.stringify({node}.properties.{key}).{plain}"
+    page.until(f"{stores}.some(draft => draft.{plain}.includes({shown}))")
+
+
 def view(key: str) -> str:
     """The element of a view in the quick start: of the node's own widget."""
     node = {"reprise_rewrite": REWRITER, "reprise_parm": PARM, "reprise_scores": SCORER}[key]

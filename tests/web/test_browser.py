@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from .browser import LOOP, PARM, REWRITER, WORKFLOW, Browser, load_reflection, press, value, view
+from .browser import LOOP, PARM, REWRITER, WORKFLOW, Browser, drafted, load_reflection, press, value, view
 
 pytestmark = pytest.mark.comfyui
 
@@ -51,7 +51,7 @@ def test_views_lock_and_reload(page, server):
     assert page.js(shown) == "my <b>own</b> words"
     page.js(press("reprise_rewrite", "Lock and edit"))
 
-    _draft(page, "<b>own</b> words")
+    drafted(page, REWRITER, "reprise_rewrite")
     page.open(f"http://127.0.0.1:{server.port}/")
     page.until(REWRITER)
     assert page.js(value(REWRITER, "locked")) is True
@@ -84,14 +84,8 @@ def test_the_rounds_of_a_reflection_survive_the_cache_and_a_reload(page, server)
     page.until(f"{pictures} === {len(report['rounds'])}")
     assert page.js(f"{shown}.getBoundingClientRect().height > 60")
 
-    _draft(page, report["rounds"][0]["picture"]["filename"])
+    drafted(page, LOOP, "reprise_reflection")
     page.open(f"http://127.0.0.1:{server.port}/")
     page.until(f"{pictures} === {len(report['rounds'])}")
     assert page.js(rounds) == len(report["rounds"])
     assert not [error for error in page.errors if "reprise" in error], page.errors
-
-
-def _draft(page: Browser, text: str) -> None:
-    """Waits until the frontend has written its draft, with this text in it."""
-    stores = "[...Object.values(localStorage), ...Object.values(sessionStorage)]"
-    page.until(f"{stores}.some(draft => draft.includes({json.dumps(text)}))")

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from .browser import LOOP, REWRITER, ROOT, WORKFLOW, Browser, load_reflection, press, value, view
+from .browser import LOOP, REWRITER, ROOT, WORKFLOW, Browser, drafted, load_reflection, press, value, view
 from .stub import RECORDED, Stub, frontend, record
 
 
@@ -127,8 +127,7 @@ def test_edit_lock_and_reload(page, stub, recorded):
     page.until(f"{shown} === 'my <b>own</b> words'")  # as text, not as HTML
 
     # The browser has the draft; in another language the same page says it in that one.
-    stores = "[...Object.values(localStorage), ...Object.values(sessionStorage)]"
-    page.until(f"{stores}.some(text => text.includes('<b>own</b> words'))")
+    drafted(page, REWRITER, "reprise_rewrite")
     stub.settings["Comfy.Locale"] = "ja"
     page.open(f"http://127.0.0.1:{stub.port}/")
     page.until(REWRITER)
