@@ -417,12 +417,12 @@ def _short_warnings(module: str):
 def _borrowed(pipe: Any, scheduler: Any):
     """The pipeline quiet, in eval mode and with our scheduler; afterwards exactly as it was."""
     bars, own = getattr(pipe, "_progress_bar_config", None), pipe.scheduler
+    models: list[Any] = list(models_of(pipe).values())
     training: list[torch.nn.Module] = [
-        module for model in models_of(pipe).values() for module in model.modules() if module.training
+        module for model in models for module in model.modules() if module.training
     ]
+    dtypes = [(model, model.dtype) for model in models if hasattr(model, "dtype")]
     free_hooks = pipe.maybe_free_model_hooks
-    models: list[Any] = [model for model in models_of(pipe).values() if hasattr(model, "dtype")]
-    dtypes = [model.dtype for model in models]
     try:
         pipe.set_progress_bar_config(**{**(bars or {}), "disable": True})
         pipe.scheduler = scheduler
@@ -434,7 +434,7 @@ def _borrowed(pipe: Any, scheduler: Any):
     finally:
         for module in training:
             module.training = True
-        for model, dtype in zip(models, dtypes, strict=True):
+        for model, dtype in dtypes:
             if model.dtype != dtype:  # AmusedImg2ImgPipeline leaves a VQModel upcast if it does not decode
                 model.to(dtype)
         del pipe.maybe_free_model_hooks
