@@ -1,6 +1,7 @@
-"""The published files of all judges at tiny random size, where the judges look for them."""
+"""The published files of all judges at tiny random size, where the judges look for them; tiny VLMs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from reprise.backend.rewards.clip_score import ClipScore
 from reprise.backend.rewards.hps import HPSv21
 from reprise.backend.rewards.image_reward import ImageReward
 from reprise.backend.rewards.pick_score import PickScore
+from reprise.backend.rewards.vlm_local import LocalVLM
 
 from ...data.rewards import tiny
+from . import tiny_vlm
 
 DATA = tiny.HERE
 
@@ -116,3 +119,27 @@ def installed(published, monkeypatch):
 def pictures():
     """{"640x480": (1, H, W, 3) in 0..1, …}: the pictures that the references saw."""
     return {f"{w}x{h}": torch.from_numpy(tiny.picture(w, h)).float()[None] / 255 for w, h in tiny.SIZES}
+
+
+@pytest.fixture(scope="session")
+def vlm_folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("vlms")
+    for name, build in tiny_vlm.BUILDERS.items():
+        build(root / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def loaded_vlms(vlm_folders):
+    return {name: LocalVLM(vlm_folders / name, device="cpu") for name in tiny_vlm.BUILDERS}
+
+
+@pytest.fixture(params=tiny_vlm.BUILDERS)
+def vlm(request, loaded_vlms):
+    return loaded_vlms[request.param]
+
+
+@pytest.fixture
+def llava(vlm_folders, tmp_path):
+    """A copy of one of them, to damage."""
+    return shutil.copytree(vlm_folders / "llava", tmp_path / "copy")
