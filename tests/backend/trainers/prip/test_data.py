@@ -13,7 +13,7 @@ from reprise.backend.trainers import prip_pivots
 from reprise.backend.trainers.prip_data import Record, held_out, liked, pictured, preferred, read_log
 from reprise.backend.trainers.prip_pivots import Pivots, fingerprint, variation
 
-from ..rewriters.tiny_prip import image as tower
+from ...rewriters.tiny_prip import image as tower
 
 
 def quiet(line):

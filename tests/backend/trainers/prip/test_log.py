@@ -10,7 +10,7 @@ from reprise.backend.errors import BadInput, RepriseError, RewardFailed
 from reprise.backend.trainers.prip_data import read_log
 from reprise.backend.trainers.prip_log import make_log, read_source
 
-from .world import Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
+from ..world import Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
 
 REWARDS = {"redness": Redness(), "blueness": Blueness()}
 
