@@ -2,8 +2,9 @@
 
 An entry's name is the SHA-256 of all that decides its content (`key`). Pictures are PNG (8 bits, which
 is what renderers give, so that a cached picture equals a fresh one), scores JSON. A file is written
-whole and then renamed; one that cannot be read is deleted and counts as absent. When the cache grows
-beyond its limit the entries used longest ago go. A disk that is full or not writable costs the cache,
+whole and then renamed; one that is damaged is deleted and counts as absent, one that cannot be read now (no
+permission, too many open files) only counts as absent. When the cache grows beyond its limit the entries used
+longest ago go. A disk that is full or not writable costs the cache,
 never the result: one warning, then the work goes on uncached.
 """
 
@@ -31,10 +32,14 @@ log = logging.getLogger(__name__)
 
 
 class Cache:
-    """A folder of entries, at most about `limit` bytes of them. Safe to share between processes."""
+    """A folder of entries, at most about `limit` bytes of them. Safe to share between processes.
 
-    def __init__(self, folder: str | Path, limit: int = 4 * 2**30):
-        if limit < 0:
+    Without a limit (None) nothing is ever deleted by itself, damaged entries neither: they may be all that
+    there is.
+    """
+
+    def __init__(self, folder: str | Path, limit: int | None = 4 * 2**30):
+        if limit is not None and limit < 0:
             raise BadInput(f"a cache limit is 0 bytes or more; got {limit}; 0 keeps nothing")
         self.folder = Path(folder)
         self.limit = limit
@@ -63,10 +68,8 @@ class Cache:
                     raise ValueError(f"mode {picture.mode}")
                 notes = {name: str(text) for name, text in getattr(picture, "text", {}).items()}
                 pixels = np.array(picture)
-        except FileNotFoundError:
-            return None
         except Exception as error:  # Pillow raises many kinds for damaged files
-            self._drop(path, error)
+            self._missed(path, error)
             return None
         self._touch(path)
         return torch.from_numpy(pixels).float() / 255, notes
@@ -94,10 +97,8 @@ class Cache:
             scores = {str(name): float(value) for name, value in entry["scores"].items()}
             if entry["key"] != key or not all(map(math.isfinite, scores.values())):
                 raise ValueError("not this key's scores")
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self._drop(path, error)
+            self._missed(path, error)
             return None
         self._touch(path)
         return scores
@@ -124,7 +125,7 @@ class Cache:
         return self.folder / key[:2] / f"{key}.{kind}"
 
     def _write(self, path: Path, content: bytes) -> None:
-        if not self.writable or len(content) > self.limit:
+        if not self.writable or (self.limit is not None and len(content) > self.limit):
             return
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         try:
@@ -141,13 +142,15 @@ class Cache:
             except OSError:
                 pass  # the folder itself is gone or read-only: nothing was left there
             return
+        if self.limit is None:
+            return
         with self._lock:
             if self._size is None:
                 self._size = sum(size for _, size, _ in self._entries())
             else:
                 self._size += grown
             if self._size > self.limit:
-                self._evict()
+                self._evict(self.limit)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(last use, bytes, path) of all entries; other processes may delete some meanwhile."""
@@ -160,13 +163,13 @@ class Cache:
             found.append((status.st_mtime, status.st_size, path))
         return found
 
-    def _evict(self) -> None:
+    def _evict(self, limit: int) -> None:
         entries = sorted(self._entries())
         self._size = sum(size for _, size, _ in entries)
         # A little below the limit, so that not every later write has to list the folder.
-        while entries and self._size > self.limit * 0.9:
+        while entries and self._size > limit * 0.9:
             _, size, path = entries.pop(0)
-            if len(entries) == 0 and self._size <= self.limit:
+            if len(entries) == 0 and self._size <= limit:
                 break  # the newest entry alone may fill the cache
             try:
                 path.unlink(missing_ok=True)
@@ -180,7 +183,14 @@ class Cache:
         except OSError:
             pass  # a read-only cache still serves; it only forgets what was used last
 
-    def _drop(self, path: Path, error: Exception) -> None:
+    def _missed(self, path: Path, error: Exception) -> None:
+        """Delete a damaged entry. An error with a number is the system's and says nothing of the file."""
+        if isinstance(error, FileNotFoundError):
+            return
+        refused = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        if self.limit is None or refused:
+            log.warning("%s cannot be read (%s); it is left as it is", path, error)
+            return
         log.info("cache entry %s is damaged (%s); it is made anew", path, error)
         try:
             path.unlink(missing_ok=True)

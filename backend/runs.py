@@ -134,7 +134,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(part, 0o666 & ~_umask())  # mkstemp's own mode is 0600
+            for_others(Path(part))
             os.replace(part, path)
         except BaseException:
             Path(part).unlink(missing_ok=True)
@@ -296,6 +296,11 @@ def png_bytes(image: Tensor, info: dict[str, Any] | None = None) -> bytes:
 def _fields(candidate: Any) -> dict[str, Any]:
     pictures = ("image", "path", "preview", "preview_path")
     return {key: value for key, value in vars(candidate).items() if key not in pictures}
+
+
+def for_others(path: Path) -> None:
+    """Give a file the mode that `open` would: mkstemp and safetensors make theirs for the owner alone."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -86,8 +86,8 @@ def mine(
 def import_(
     tables: Annotated[
         list[Path],
-        typer.Argument(metavar="TABLE…", show_default=False, help="CSV or JSON lines beside the pictures: "
-                       "image, prompt, score, and where known drawn_as, seed."),
+        typer.Argument(metavar="TABLE…", show_default=False, help="CSV or JSON lines beside the pictures, or "
+                       "their folder: image, prompt, score, and where known drawn_as, seed."),
     ],
     store: Where = STORE,
     reward: Annotated[str, typer.Option(metavar="NAME", help="What the scores are called.")] = "score",

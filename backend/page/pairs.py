@@ -24,13 +24,15 @@ def write_pairs(path: Path, store: Store, most: int) -> int:
     shows."""
     recorded: list[Either] = [*store.all_pairs(), *store.all_rewrites()]
     pairs = doubtful(recorded, most)
-    write_whole(path, render_pairs(store, pairs, len(recorded)))
+    write_whole(path, render_pairs(store, pairs, len({pair.id for pair in recorded})))
     return len(pairs)
 
 
 def doubtful(pairs: Sequence[Either], most: int) -> list[Either]:
-    """Those of the smallest margin, which are the likeliest to be wrong, first."""
-    return sorted(pairs, key=lambda pair: pair.margin)[:most]
+    """Those of the smallest margin, which are the likeliest to be wrong, first; one that several rewards
+    found is shown once."""
+    widest_first = sorted(pairs, key=lambda pair: -pair.margin)
+    return list(reversed({pair.id: pair for pair in widest_first}.values()))[:most]
 
 
 def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:

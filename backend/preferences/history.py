@@ -1,7 +1,8 @@
 """Runs of nodes as groups of scored pictures, from the history that a ComfyUI server keeps while it runs.
 
-A graph leaves what is needed where PARM Best-of-N's `images`, or what a Reward Scorer is given or ranks, are
-also shown by a Save or Preview node: the reports have the scores, the Save or Preview node the pictures.
+A graph leaves what is needed where the `images` of PARM Best-of-N or of a Reflection Loop, or what a Reward
+Scorer is given or ranks, are also shown by a Save or Preview node: the reports have the scores, the Save or
+Preview node the pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SECONDS = 60.0  # that one answer may take
-PARM_IMAGES, SCORER_RANKED = 2, 1  # outputs of the nodes
+SCORER_RANKED = 1  # an output of the node
+IMAGES = {"reprise_parm": 2, "reprise_reflection": 2}  # what a node reports -> which output its pictures are
 Outputs = Mapping[str, Mapping[str, Any]]  # what each node of a run showed
 
 
@@ -43,13 +45,14 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[Group]:
     told = 0
     for name, graph, outputs in runs:
         for node, shown in outputs.items():
-            for group in (_parm(url, graph, outputs, node), _scored(url, graph, outputs, node)):
-                if group is not None:
+            for read in (_parm, _reflected, _scored):
+                if (group := read(url, graph, outputs, node)) is not None:
                     told += 1
                     yield group
-            if "reprise_parm" in shown and not _pictures(graph, outputs, [node, PARM_IMAGES]):
-                note(f"{url}, run {name}: the pictures of node {node} were not kept; connect its `images` "
-                     "to a Preview Image node")  # fmt: skip
+            for key, output in IMAGES.items():
+                if key in shown and node in graph and not _pictures(graph, outputs, [node, output]):
+                    note(f"{url}, run {name}: the pictures of node {node} were not kept; connect its "
+                         "`images` to a Preview Image node")  # fmt: skip
     if not told:
         note(f"{url} remembers {len(runs)} runs, none with scored pictures that were kept")
 
@@ -57,7 +60,7 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[Group]:
 def _parm(url: str, graph: Graph, outputs: Outputs, node: str) -> Group | None:
     """What PARM Best-of-N reported; with a list of prompts it ran once for each."""
     reports = outputs[node].get("reprise_parm")
-    kept = iter(_pictures(graph, outputs, [node, PARM_IMAGES]))
+    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_parm"]]))
     if not reports or node not in graph:
         return None
     pictures = []
@@ -73,6 +76,23 @@ def _parm(url: str, graph: Graph, outputs: Outputs, node: str) -> Group | None:
                                         {spec.name: one["score"]}, reason))  # fmt: skip
     prompt = text_at(graph, Socket(node, "prompt"))
     return _group(url, prompt, reports[0], pictures)
+
+
+def _reflected(url: str, graph: Graph, outputs: Outputs, node: str) -> Group | None:
+    """What a Reflection Loop reported; its rounds differ in words, so that they pair by the user's. The nodes
+    that it made report parts of it, and are not in the graph."""
+    reports = outputs[node].get("reprise_reflection")
+    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_reflection"]]))
+    if not reports or node not in graph:
+        return None
+    pictures = []
+    for report in reports:
+        name = _spec(report).name
+        for one, file in zip(report["rounds"], kept):
+            # A later rewrite had a critique to go by, which pairs of rewrites do not know.
+            pictures.append(Picture(partial(_view, url, file), one["prompt"], one["score"], one["seed"],
+                                    {name: one["score"]}))  # fmt: skip
+    return _group(url, reports[0]["prompt"], reports[0], pictures)
 
 
 def _scored(url: str, graph: Graph, outputs: Outputs, node: str) -> Group | None:

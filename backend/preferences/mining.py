@@ -20,6 +20,7 @@ from ..errors import BadInput
 from ..rewards.pictures import read_picture
 from ..rewards.scales import scaled
 from ..runs import RECORD, Record, load_record, read_lines
+from ..types import RewardSpec
 from .pairing import Group, Picture, spec_of, spread_of
 from .store import Store
 
@@ -145,7 +146,7 @@ def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> I
                                None if row["variant"] == "original" else row.get("reason", ""), by)
         ]  # fmt: skip
         if pictures:
-            yield by.group(rows[0]["prompt"], pictures, "grpo", run,
+            yield by.group(rows[0]["prompt"], pictures, "training", run,
                            (settings.get("renderer") or {}).get("name", "shapeworld"))  # fmt: skip
     by.tell(run, note)
 
@@ -182,13 +183,14 @@ def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
     stamp = file.with_suffix(".json")
     try:
         made = json.loads(stamp.read_text(encoding="utf-8"))
-        named = str(made["reward"])
+        told = made.get("spec") or {}  # files of earlier versions have none
+        named = str(told.get("name") or made["reward"])
+        spec = RewardSpec(**told) if told else spec_of(named)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{stamp} does not say what scored {file.name}; bring it back, as `reprise "
                        "judge-data` left it") from error  # fmt: skip
     if reward not in (None, named):
         raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
-    by = Comparison({named: 1.0})
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
     groups: dict[str, list[Picture]] = {}
     try:
@@ -201,7 +203,8 @@ def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged ({error}); make it anew with `reprise judge-data`") from error
     for prompt, pictures in groups.items():
-        yield by.group(prompt, pictures, "judge-data", file, made.get("renderer"))
+        yield Group(prompt, pictures, named, spec.higher_is_better if spec else True, spread_of(spec),
+                    "judge-data", str(file), made.get("renderer"))  # fmt: skip
 
 
 def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> Comparison:

@@ -7,14 +7,14 @@ pairs come from a search's own record, and their scores may be graded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING
 
 from ..registry import REWARDS, resolve
 from ..types import RewardSpec
-from .store import Pair, RewritePair, Side, Store, Text
+from .store import P, Pair, RewritePair, Side, Store, Text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,9 +92,9 @@ class Mined:
         self._texts(group)
 
     def copy(self, other: Store, reward: str | None = None) -> None:
-        """The pairs to learn from of another store, of one reward or all, and their pictures."""
-        for pair in other.pairs():
-            if not self._counts(pair, reward):
+        """The pairs to learn from of another store, of one reward or each, and their pictures."""
+        for pair in _of_each(other, other.all_pairs(), reward):
+            if not self._counts(pair):
                 continue
             images = [other.image(side.image) for side in (pair.chosen, pair.rejected)]
             kept = [self.store.put_image(image) for image in images if image is not None]
@@ -102,11 +102,10 @@ class Mined:
                 self.pairs.append(pair)
             else:
                 self.counts["gone"] += 1
-        self.rewrites += [pair for pair in other.rewrites() if self._counts(pair, reward)]
+        rewrites = _of_each(other, other.all_rewrites(), reward)
+        self.rewrites += [pair for pair in rewrites if self._counts(pair)]
 
-    def _counts(self, pair: Pair | RewritePair, reward: str | None) -> bool:
-        if reward not in (None, pair.reward):
-            return False
+    def _counts(self, pair: Pair | RewritePair) -> bool:
         self.counts["groups"] += 1
         self.counts["ties"] += not self._apart(pair.margin)
         return self._apart(pair.margin)
@@ -154,3 +153,9 @@ class Mined:
 
     def _apart(self, margin: float) -> bool:
         return margin > 0 and margin >= self.least
+
+
+def _of_each(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
+    for one in dict.fromkeys(pair.reward for pair in recorded):
+        if reward in (None, one):
+            yield from store.usable(recorded, one)

@@ -2,8 +2,9 @@
 
 `pairs.jsonl` (pictures) and `rewrites.jsonl` (texts) hold a pair a line and only grow; `images/` the
 pictures, 8-bit PNG, each under a name that its pixels decide; `strikes.json` the ids of pairs that nobody
-should learn from. A pair's id is made of what it compares, so that the same one, mined twice, is kept once.
-Two pairs that say the opposite of each other (two rewards that disagree) are both left out, as a tie is.
+should learn from. A pair's id is made of what it compares, so that the same one, mined twice, is kept once;
+where two rewards found it, once for each, and who learns from both sees it once. Pairs that say the opposite
+of each other, where rewards disagree and nobody asked for one of them, are left out, as ties are.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from ..cache import Cache
 from ..config import one_line
 from ..errors import BadInput, RepriseError
-from ..runs import write_whole
+from ..runs import prepare_folder, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRS, REWRITES, STRIKES, IMAGES = "pairs.jsonl", "rewrites.jsonl", "strikes.json", "images"
-WITHOUT_END = 2**62  # bytes: a store forgets nothing
+LOCK = ".lock"  # held while pairs are added
 
 
 class _Part(BaseModel):
@@ -59,7 +60,7 @@ class _Origin(_Part):
     prompt: str = Field(min_length=1)  # the user's, which the judge compared with
     reward: str
     margin: float = Field(gt=0)  # between the scores: in parts of the reward's range, where that is known
-    source: str  # "render", "grpo", "round", "judge-data", "comfyui" or "table"
+    source: str  # "render", "training", "round", "judge-data", "comfyui" or "table"
     run: str
     renderer: str | None = None
 
@@ -120,14 +121,14 @@ class Store:
                 f"{self.folder} holds no preferences; fill it with: reprise preferences mine RUN --store "
                 f"{self.folder}"
             )
-        self.images = Cache(self.folder / IMAGES, WITHOUT_END)
+        self.images = Cache(self.folder / IMAGES, limit=None)  # a store forgets nothing
 
     def put_image(self, image: Tensor) -> str:
         """Keep a picture (H, W, 3) in 0..1; its name. Raises RepriseError where the disk does not take it."""
         pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().contiguous()
         digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
         name = Cache.key("picture", *pixels.shape, digest)
-        if not self.has_image(name):
+        if self.image(name) is None:  # not there, or damaged
             self.images.put_image(name, pixels.float() / 255)
             if not self.has_image(name):
                 raise RepriseError(
@@ -149,10 +150,10 @@ class Store:
 
     def add(self, pairs: Iterable[Pair]) -> Added:
         """Keep pairs whose pictures are in already, each once."""
-        return self._add(PAIRS, pairs, self.all_pairs())
+        return self._add(PAIRS, Pair, pairs)
 
     def add_rewrites(self, pairs: Iterable[RewritePair]) -> Added:
-        return self._add(REWRITES, pairs, self.all_rewrites())
+        return self._add(REWRITES, RewritePair, pairs)
 
     def all_pairs(self) -> list[Pair]:
         """Every pair on record, struck ones too. Raises BadInput for a damaged line."""
@@ -161,12 +162,12 @@ class Store:
     def all_rewrites(self) -> list[RewritePair]:
         return self._read(REWRITES, RewritePair)
 
-    def pairs(self) -> list[Pair]:
-        """The pairs to learn from: those not struck, and not contradicted by another."""
-        return self._usable(self.all_pairs())
+    def pairs(self, reward: str | None = None) -> list[Pair]:
+        """The pairs to learn from, of one reward or of all; see `usable`."""
+        return self.usable(self.all_pairs(), reward)
 
-    def rewrites(self) -> list[RewritePair]:
-        return self._usable(self.all_rewrites())
+    def rewrites(self, reward: str | None = None) -> list[RewritePair]:
+        return self.usable(self.all_rewrites(), reward)
 
     def struck(self) -> set[str]:
         path = self.folder / STRIKES
@@ -193,46 +194,56 @@ class Store:
         pairs, rewrites = self.all_pairs(), self.all_rewrites()
         named = {side.image for pair in pairs for side in (pair.chosen, pair.rejected)}
         return {
-            "pairs": self._figures(pairs, self._usable(pairs)),
-            "rewrites": self._figures(rewrites, self._usable(rewrites)),
+            "pairs": self._figures(pairs), "rewrites": self._figures(rewrites),
             "images": {"named": len(named), "gone": sum(not self.has_image(name) for name in named)},
         }
 
-    def _figures(self, recorded: Sequence[P], usable: Sequence[P]) -> dict[str, Any]:
-        struck = self.struck()
-        out = sum(pair.id in struck for pair in recorded)
+    def _figures(self, recorded: Sequence[P]) -> dict[str, Any]:
+        usable, ids = self.usable(recorded), {pair.id for pair in recorded}
+        out = len(ids & self.struck())
         margins = sorted(pair.margin for pair in usable)
         return {
-            "recorded": len(recorded), "struck": out, "contradicted": len(recorded) - out - len(usable),
+            "recorded": len(ids), "struck": out, "contradicted": len(ids) - out - len(usable),
             "usable": len(usable), "prompts": len({pair.prompt for pair in usable}),
             "margin": {"least": margins[0], "median": median(margins), "most": margins[-1]}
             if margins else None,
             "rewards": {
                 reward: {"pairs": len(found), "chosen": mean(pair.chosen.score for pair in found),
                          "rejected": mean(pair.rejected.score for pair in found)}
-                for reward in dict.fromkeys(pair.reward for pair in usable)
-                if (found := [pair for pair in usable if pair.reward == reward])
+                for reward in dict.fromkeys(pair.reward for pair in recorded)
+                if (found := self.usable(recorded, reward))
             },
             "runs": dict(Counter(f"{pair.source} {pair.run}" for pair in usable)),
         }  # fmt: skip
 
-    def _usable(self, pairs: list[P]) -> list[P]:
+    def usable(self, recorded: Sequence[P], reward: str | None = None) -> list[P]:
+        """Of these pairs the ones to learn from: of `reward`, or of all, not struck, and not contradicted by
+        another of them; each comparison once."""
         struck = self.struck()
-        ids = {pair.id for pair in pairs} - struck
         # A struck pair contradicts no one any more.
-        return [pair for pair in pairs if pair.id not in struck and pair.opposite not in ids]
+        ids = {pair.id: pair for pair in reversed(recorded)
+               if reward in (None, pair.reward) and pair.id not in struck}  # fmt: skip
+        return [pair for pair in recorded if ids.get(pair.id) is pair and pair.opposite not in ids]
 
-    def _add(self, name: str, pairs: Iterable[P], recorded: Sequence[P]) -> Added:
-        known, fresh, again = {pair.id for pair in recorded}, [], 0
-        for pair in pairs:
-            if pair.id in known:
-                again += 1
-                continue
-            known.add(pair.id)
-            fresh.append(pair)
-        if fresh:
-            lines = [pair.model_dump_json() + "\n" for pair in (*recorded, *fresh)]
-            write_whole(self.folder / name, "".join(lines))
+    def _add(self, name: str, kind: type[P], pairs: Iterable[P]) -> Added:
+        from filelock import FileLock
+
+        pairs = list(pairs)
+        if not pairs:
+            return Added(0, 0)
+        prepare_folder(self.folder)
+        with FileLock(self.folder / LOCK):  # another process may mine into the same store
+            recorded = self._read(name, kind)
+            known, fresh, again = {(pair.id, pair.reward) for pair in recorded}, [], 0
+            for pair in pairs:
+                if (pair.id, pair.reward) in known:
+                    again += 1
+                    continue
+                known.add((pair.id, pair.reward))
+                fresh.append(pair)
+            if fresh:
+                lines = [pair.model_dump_json() + "\n" for pair in (*recorded, *fresh)]
+                write_whole(self.folder / name, "".join(lines))
         return Added(len(fresh), again)
 
     def _read(self, name: str, kind: type[P]) -> list[P]:

@@ -36,7 +36,8 @@ class Row(BaseModel):
 
 
 def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterator[Group]:
-    """A group for each prompt. `reward` names the scores; one of ours brings its range and direction.
+    """A group for each prompt. `path` is the table, or a folder with one. `reward` names the scores; one of
+    ours brings its range and direction.
 
     Raises BadInput with the line's number, also for a picture that cannot be read.
     """
@@ -45,6 +46,8 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
         raise BadInput(f"higher scores of {reward!r} are better; leave --lower-is-better out, or call the "
                        "table's something else by --reward")  # fmt: skip
     higher = spec.higher_is_better if spec else not lower_is_better
+    if path.is_dir():
+        path = _only_table(path)
     groups: dict[str, list[Picture]] = {}
     for number, row in _rows(path):
         file = path.parent / row.image
@@ -56,6 +59,14 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
         )  # fmt: skip
     for prompt, pictures in groups.items():
         yield Group(prompt, pictures, reward, higher, spread_of(spec), "table", str(path))
+
+
+def _only_table(folder: Path) -> Path:
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
+    if len(found) != 1:
+        there = f"it has {', '.join(file.name for file in found)}: name one" if found else "it has none"
+        raise BadInput(f"expected a folder with one table, .csv or .jsonl, in {folder}; {there}")
+    return found[0]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:

@@ -85,8 +85,9 @@ class Rounds(BaseRounds):
         (store.folder / PAIRS).unlink(missing_ok=True)  # of an attempt that had lost some: the order counts
         store.add(pairs)
         scores = [self.mixed(one) for row in rows for one in row["scores"]]
-        ties, gone = (sum(mined.counts[name] for mined in found.values()) for name in ("ties", "gone"))
-        return {"prompts": len(rows), "pairs": len(pairs), "ties": ties, "gone": gone,
+        left_out = {name: sum(mined.counts[name] for mined in found.values())
+                    for name in ("ties", "alone", "gone")}  # fmt: skip
+        return {"prompts": len(rows), "pairs": len(pairs), **left_out,
                 "reward": sum(scores) / len(scores)}  # fmt: skip
 
     def _drawn(self, studio: Studio, part: Sequence[tuple[int, Asked]]) -> list[dict[str, Any]]:

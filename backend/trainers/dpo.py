@@ -172,7 +172,7 @@ def learn(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]
 def usable_rewrites(store: Store, reward: str | None, margin: float) -> list[RewritePair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none is left."""
     return apart(
-        store.rewrites(), reward, margin, "pairs of rewrites", of="rewrites", folder=store.folder,
+        store, store.all_rewrites(), reward, margin, "pairs of rewrites", of="rewrites",
         none="mine runs that tried several rewrites of a prompt", ties="lower margin",
     )  # fmt: skip
 

@@ -60,11 +60,13 @@ class Rounds(BaseRounds):
                     self.record(number, fresh)
                     rows += fresh
                     self.log(f"round {number}: wrote and drew for {len(rows)} of {len(asked)} prompts")
-        pairs = [pair for row in rows if (pair := self._pair(row, number))]
+        several = [row for row in rows if len(_texts(row)) > 1]
+        pairs = [pair for row in several if (pair := self._pair(row, number))]
         store = Store(self.of(number) / "preferences", create=True)
         store.add_rewrites(pairs)
         scores = [text["score"] for row in rows for text in row["rewrites"]]
-        return {"prompts": len(rows), "pairs": len(pairs), "ties": len(rows) - len(pairs), "gone": 0,
+        return {"prompts": len(rows), "pairs": len(pairs), "ties": len(several) - len(pairs),
+                "alone": len(rows) - len(several), "gone": 0,
                 "reward": sum(scores) / max(1, len(scores))}  # fmt: skip
 
     def learn(self, number: int, newest: Path | None) -> Path:
@@ -102,17 +104,21 @@ class Rounds(BaseRounds):
 
     def _pair(self, row: Mapping[str, Any], number: int) -> RewritePair | None:
         """Best against worst of one prompt's rewrites; None for a tie."""
-        texts = {(one["reason"], one["rewrite"]): Text(reason=one["reason"], rewrite=one["rewrite"],
-                                                      score=one["score"], pictures=len(one["pictures"]))
-                 for one in row["rewrites"]}  # fmt: skip
-        ranked = sorted(texts.values(), key=lambda text: -text.score)
-        margin = ranked[0].score - ranked[-1].score if ranked else 0.0
+        ranked = sorted(_texts(row), key=lambda text: -text.score)
+        margin = ranked[0].score - ranked[-1].score
         if margin <= 0 or margin < self.config.margin:
             return None
         return RewritePair(
             prompt=row["prompt"], chosen=ranked[0], rejected=ranked[-1], reward="+".join(self.rounds.rewards),
             margin=margin, source="round", run=str(number), renderer=self.rounds.renderer.name,
         )  # fmt: skip
+
+
+def _texts(row: Mapping[str, Any]) -> list[Text]:
+    """A prompt's rewrites that differ."""
+    return list({(one["reason"], one["rewrite"]): Text(
+        reason=one["reason"], rewrite=one["rewrite"], score=one["score"], pictures=len(one["pictures"]),
+    ) for one in row["rewrites"]}.values())  # fmt: skip
 
 
 def _row(rollouts: Rollouts, group: Group) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 
 from ..errors import FEW, BadInput, CheckpointError, TrainingFailed, first_line
 from ..rewriters.reprompt import SETTINGS
-from ..runs import write_whole
+from ..runs import for_others, write_whole
 from . import ranks
 
 # What a run may go on with in another way: nothing that it learned depends on it. A round knows nothing of
@@ -171,6 +171,9 @@ def put_whole(final: Path) -> Iterator[Path]:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     yield part
+    for file in part.rglob("*"):
+        if file.is_file():
+            for_others(file)
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)

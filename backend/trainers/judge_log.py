@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 LOOKS = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75)  # shares of the steps after which previews are kept
 ALIKE = 0.9
+SPEC = "spec"  # in the stamp of what was drawn: what the reward's numbers mean
 Progress = Callable[[int, int], None]
 
 
@@ -137,7 +138,10 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
     store = Store(path.with_name(f"{path.name}.pictures"), create=True)
     rollouts = path.with_name(f"{path.name}.rollouts.jsonl")
     sources = list({_key(one): one for one in sources}.values())
-    stamp = {"reward": identity(reward), "looks": looks and sorted(looks), **(made_by or {})}
+    spec = reward.spec
+    stamp = {"reward": identity(reward), "looks": looks and sorted(looks), **(made_by or {}), SPEC: {
+        "name": spec.name, "low": spec.low, "high": spec.high, "higher_is_better": spec.higher_is_better,
+    }}  # fmt: skip
     _check_same(rollouts, stamp)
     known = _known(rollouts)
     todo = [one for one in sources if _key(one) not in known]
@@ -287,7 +291,7 @@ def _check_same(rollouts: Path, made_by: Mapping[str, Any]) -> None:
     if rollouts.exists():
         try:
             kept = json.loads(stamp.read_text(encoding="utf-8"))
-            same = all(kept[key] == value for key, value in now.items() if key != "fingerprint")
+            same = all(kept[key] == value for key, value in now.items() if key not in ("fingerprint", SPEC))
             drawn_by = now.get("fingerprint")  # not known where nothing is to be drawn
             same = same and drawn_by in (None, kept.get("fingerprint", drawn_by))
         except (OSError, ValueError, KeyError, TypeError):

@@ -31,7 +31,7 @@ TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[[str], None]) -> list[Pair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none or too few are left."""
     found = apart(
-        store.pairs(), reward, margin, "pairs", of="pictures", folder=store.folder,
+        store, store.all_pairs(), reward, margin, "pairs", of="pictures",
         none="mine more: reprise preferences mine RUN",
         ties="lower margin, or mine runs with more candidates",
     )  # fmt: skip
@@ -47,24 +47,34 @@ def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[
     return kept
 
 
-def apart(recorded: Sequence[P], reward: str | None, margin: float, named: str, *, of: str, folder: Path,
+def apart(store: Store, recorded: Sequence[P], reward: str | None, margin: float, named: str, *, of: str,
           none: str, ties: str) -> list[P]:  # fmt: skip
-    """The pairs of `reward`, or of all, that are at least `margin` apart.
+    """Those of a store's pairs to learn from, of `reward` or of all, that are at least `margin` apart.
 
-    Raises BadInput where none is: `named` says what they are, `of` what they pair and `folder` where they
-    are kept; `none` and `ties` say what to do.
+    Raises BadInput where none is: `named` says what they are and `of` what they pair; `none` and `ties` say
+    what to do.
     """
-    found = [pair for pair in recorded if reward in (None, pair.reward)]
+    found = store.usable(recorded, reward)
     if not found:
-        known = sorted({pair.reward for pair in recorded})
-        what = f"of {reward!r}, only of {', '.join(known)}" if known else f"of {of} that are not struck"
-        raise BadInput(f"{folder} has no pairs {what}; {none}")
+        raise BadInput(f"{store.folder} has no pairs {_what_is_missing(store, recorded, reward, of, none)}")
     kept = [pair for pair in found if pair.margin >= margin]
     if not kept:
         widest = max(pair.margin for pair in found)
-        raise BadInput(f"all {len(found)} {named} of {folder} are ties: none is {margin:g} apart, the widest "
-                       f"{widest:.3g}; {ties}")  # fmt: skip
+        raise BadInput(f"all {len(found)} {named} of {store.folder} are ties: none is {margin:g} apart, the "
+                       f"widest {widest:.3g}; {ties}")  # fmt: skip
     return kept
+
+
+def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of: str, none: str) -> str:
+    rewards = sorted({pair.reward for pair in recorded})
+    if reward is not None and rewards and reward not in rewards:
+        return f"of {reward!r}, only of {', '.join(rewards)}; {none}"
+    asked = {pair.id for pair in recorded if reward in (None, pair.reward)}
+    struck = len(asked & store.struck())
+    if struck == len(asked):
+        return f"of {of} that are not struck; {none}"
+    return (f"of {of} to learn from: {struck} are struck, and {len(asked) - struck} say the opposite of each "
+            f"other; name one of their rewards ({', '.join(rewards)}), or strike one of each two")
 
 
 def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
@@ -75,18 +85,19 @@ def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
     path = run / BEGUN_WITH
     if not path.is_file():
         return None
-    known = {pair.id: pair for pair in recorded}
-    ids = json.loads(path.read_text(encoding="utf-8"))
-    lost = sum(name not in known for name in ids)
+    known = {(pair.id, pair.reward): pair for pair in recorded}
+    names = [tuple(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+    lost = sum(name not in known for name in names)
     if lost:
-        raise BadInput(f"{lost} of the {len(ids)} pairs that {run} began with are not in the store any more; "
-                       "bring its old pairs back, or begin another run")  # fmt: skip
-    return [known[name] for name in ids]
+        raise BadInput(f"{lost} of the {len(names)} pairs that {run} began with are not in the store any "
+                       "more; bring its old pairs back, or begin another run")  # fmt: skip
+    return [known[name] for name in names]
 
 
 def begin_with(run: Path, pairs: Sequence[Pair | RewritePair]) -> None:
     """Remember for `begun_with` what a run is about to learn from."""
-    write_whole(run / BEGUN_WITH, json.dumps([pair.id for pair in pairs], indent=0) + "\n")
+    names = ",\n".join(json.dumps([pair.id, pair.reward]) for pair in pairs)
+    write_whole(run / BEGUN_WITH, f"[\n{names}\n]\n")
 
 
 class Encoded:

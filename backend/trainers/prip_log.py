@@ -28,7 +28,6 @@ from .studio import Studio
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNLIMITED = 2**62  # bytes: these pictures are the result
 IN_A_ROW = 8  # pictures that a reward fails for, after which it is not the pictures' fault
 Progress = Callable[[int, int], None]
 
@@ -46,7 +45,7 @@ def make_log(
     BadInput for a picture that cannot be read, RepriseError where the disk does not take the pictures.
     """
     assert rewards, "a studio draws what it has to judge"
-    cache = Cache(path.with_name(f"{path.name}.pictures"), UNLIMITED)
+    cache = Cache(path.with_name(f"{path.name}.pictures"), limit=None)  # they are the result
     todo = [record for record in records if record.image is None]
     of, done, failed = len(records) + len(todo) * (renders - 1), 0, 0
     lines: list[list[Line]] = [[] for _ in records]

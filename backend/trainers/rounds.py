@@ -158,8 +158,8 @@ class BaseRounds(ABC):
     @abstractmethod
     def gather(self, number: int, newest: Path | None) -> dict[str, float]:
         """Draw and judge a round with the `final/` of the one before, and put its pairs into its store; how
-        many "prompts", "pairs", "ties", and "gone" (pairs whose pictures are gone) there were, and the mean
-        "reward" of all that was drawn, 0..1."""
+        many "prompts", "pairs", "ties", "alone" (with nothing to be compared with) and "gone" (pairs whose
+        pictures are gone) there were, and the mean "reward" of all that was drawn, 0..1."""
 
     @abstractmethod
     def learn(self, number: int, newest: Path | None) -> Path:
@@ -267,8 +267,11 @@ class BaseRounds(ABC):
         return False
 
     def _without(self, number: int, counts: Mapping[str, float]) -> str:
+        alone = counts.get("alone", 0)  # rounds of earlier versions counted them as ties
         return (f"round {number} has {counts['pairs']} pairs of {counts['prompts']} prompts: "
-                f"{counts['ties']} were ties, and the pictures of {counts['gone']} are gone")  # fmt: skip
+                f"{counts['ties']} were ties, "
+                + (f"{alone} had nothing to be compared with, " if alone else "")
+                + f"and the pictures of {counts['gone']} are gone")  # fmt: skip
 
     def _learned(self, number: int, newest: Path | None) -> Path:
         final = self.of(number) / "final"

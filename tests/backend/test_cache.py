@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -69,6 +70,32 @@ def test_a_damaged_entry_is_a_miss_and_goes(cache, damage):
     assert not [path for path in cache.folder.rglob("*") if path.is_file()]
     cache.put_image(key, picture(1))
     assert cache.get_image(key) is not None
+
+
+def test_what_cannot_be_read_now_stays(cache, monkeypatch):
+    """Too many open files say nothing of the entry."""
+    key = Cache.key("image", 1)
+    cache.put_image(key, torch.zeros(2, 2, 3))
+    cache.put_scores(key, {"a": 1.0})
+
+    def refused(*given, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.Image.open", refused)
+        patched.setattr("pathlib.Path.read_bytes", refused)
+        assert cache.get_image(key) is None and cache.get_scores(key) is None
+    assert cache.get_image(key) is not None and cache.get_scores(key) == {"a": 1.0}
+
+
+def test_without_a_limit_nothing_is_deleted(tmp_path):
+    cache, keys = Cache(tmp_path, limit=None), [Cache.key("image", i) for i in range(20)]
+    for key in keys:
+        cache.put_image(key, torch.zeros(64, 64, 3))
+    assert all(cache.get_image(key) is not None for key in keys)
+    damaged = next(tmp_path.rglob("*.png"))
+    damaged.write_bytes(b"half")
+    assert cache.get_image(damaged.stem) is None and damaged.read_bytes() == b"half"
 
 
 @pytest.mark.parametrize("text", [

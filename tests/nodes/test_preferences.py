@@ -29,3 +29,26 @@ def test_a_run_of_nodes_gives_pairs(server, graph, tmp_path):
     first, *_ = server.images(entry, "20")
     kept = mined.store.image(pair.chosen.image)
     assert (kept * 255).round().byte().numpy().tolist() == first.tolist()
+
+
+def test_a_reflection_loop_gives_pairs(server, graph, tmp_path):
+    nodes = graph("reflection_loop")
+    nodes["4"]["inputs"]["value"] = "a photo of a blue star left of a green diamond"
+    nodes["8"]["inputs"] |= {"rounds": 2, "steps": 4, "seed": 83}
+    entry = server.run(nodes)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (report,) = entry["outputs"]["8"]["reprise_reflection"]
+    rounds = {one["seed"]: one for one in report["rounds"]}
+    mined = Mined(Store(tmp_path / "store", create=True), by="prompt", margin=0.0)
+    notes = []
+    for group in read_history(f"http://127.0.0.1:{server.port}", notes.append):
+        if group.prompt == nodes["4"]["inputs"]["value"]:
+            mined.take(group)
+    assert len(rounds) > 1 and mined.counts["groups"] == 1, "the nodes that the loop made report parts of it"
+    (pair,) = mined.pairs
+    best, worst = max(rounds, key=lambda seed: rounds[seed]["score"]), pair.rejected.seed
+    assert pair.chosen.seed == best and rounds[worst]["score"] == min(one["score"] for one in rounds.values())
+    assert pair.chosen.drawn_as == rounds[best]["prompt"]
+    shown = server.images(entry, "11")
+    kept = mined.store.image(pair.chosen.image)
+    assert (kept * 255).round().byte().numpy().tolist() == shown[best - 83].tolist()

@@ -51,7 +51,7 @@ def test_rewrites_are_among_them(store, tmp_path):
     better, worse = (Text(reason=f"Why {words}.", rewrite=words, score=score, pictures=2)
                      for words, score in (("a large dog", 0.7), (EVIL, 0.5)))  # fmt: skip
     text = RewritePair(prompt="a dog", chosen=better, rejected=worse, reward="shapeworld", margin=0.2,
-                       source="grpo", run="out/b")  # fmt: skip
+                       source="training", run="out/b")  # fmt: skip
     store.add_rewrites([text])
     assert write_pairs(tmp_path / "pairs.html", store, 10) == 4
     page = (tmp_path / "pairs.html").read_text()

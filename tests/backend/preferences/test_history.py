@@ -151,6 +151,30 @@ def test_a_reward_scorer(mined):
     assert mined(graph, outputs, {"best.png": 255, "mid.png": 100, "last.png": 0}).pairs == [pair]
 
 
+def test_a_reflection_loop(mined):
+    """Its rounds' pictures come in their order; what the nodes that it made report is not counted again."""
+    graph = {**GRAPH, "8": {"class_type": "RepriseReflectionLoop", "inputs": {"prompt": "a cat"}}}
+    drawn = [("a cat", 0.2), ("a large cat", 0.9), ("a cat, low", 0.5)]
+    rounds = [{"round": i, "seed": 7 + i, "prompt": text, "score": score, "verdict": "no", "critique": "low"}
+              for i, (text, score) in enumerate(drawn)]  # fmt: skip
+    whole = {"judge": "shapeworld", "higher_is_better": True, "low": 0.0, "high": 1.0, "best": 1,
+             "prompt": "a cat", "rounds": rounds}  # fmt: skip
+    names = ["a.png", "b.png", "c.png"]
+    part = {**whole, "rounds": rounds[:1], "part": True}
+    outputs = {"8": {"reprise_reflection": [whole]}, "10": {"images": files(*names)},
+               "8.0.0.5": {"reprise_reflection": [part]}}  # fmt: skip
+    pictures = {"a.png": 0, "b.png": 255, "c.png": 100}
+    found = mined(graph, outputs, pictures, by="prompt")
+    [pair] = found.pairs
+    assert (pair.prompt, pair.condition, pair.chosen.drawn_as) == ("a cat", "a cat", "a large cat")
+    assert (pair.chosen.seed, pair.rejected.seed, pair.margin) == (8, 7, pytest.approx(0.7))
+    assert torch.equal(found.store.image(pair.chosen.image), torch.ones(8, 8, 3))
+    assert not found.rewrites and not found.notes
+    assert not mined(graph, outputs, pictures).pairs, "other words drew each"
+    del outputs["10"]
+    assert "connect its `images`" in mined(graph, outputs, pictures).notes[0]
+
+
 def test_what_was_not_kept_is_said(mined):
     graph = {name: node for name, node in GRAPH.items() if name != "10"}
     outputs = shown(["a large cat"], [report([0.2, 0.9])], [])

@@ -105,7 +105,8 @@ def test_rollouts(training, mined):
     assert seeds(found) == [("a large cat", 0, 1), ("a cat, low", 1, 0), ("a cat", 1, 0)]
     assert found.counts["ties"] == 1
     pair = found.pairs[0]
-    assert (pair.source, pair.reward, pair.renderer, pair.prompt) == ("grpo", "shapeworld", "fake", "a cat")
+    assert (pair.source, pair.reward) == ("training", "shapeworld")
+    assert (pair.renderer, pair.prompt) == ("fake", "a cat")
     assert seeds(mined(run, by="prompt")) == [("a cat", 0, 0)]
     [texts] = found.rewrites
     assert (texts.chosen.rewrite, texts.rejected.rewrite) == ("a large cat", "a cat, low")
@@ -168,6 +169,21 @@ def test_runs_are_found_below_a_folder(render, training, mined, tmp_path):
         mined(tmp_path / "out" / "one" / "candidates")
     with pytest.raises(BadInput, match="no folder"):
         mined(tmp_path / "none")
+
+
+def test_a_judge_of_its_own_kind_is_called_by_its_name(mined, tmp_path):
+    """The stamp says what the numbers mean: a fingerprint is no name, and this one counts downwards."""
+    file = tmp_path / "j.jsonl.rollouts.jsonl"
+    kept = Store(tmp_path / "j.jsonl.pictures", create=True)
+    rows = [{"key": json.dumps(["a cat", "a large cat", seed, None]), "prompt": "a cat", "score": score,
+             "image": kept.put_image(picture(seed))} for seed, score in enumerate([4.0, 1.0])]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"name": "vlm:mine", "low": 0.0, "high": 10.0, "higher_is_better": False}
+    file.with_suffix(".json").write_text(json.dumps({"reward": "0f" * 32, "renderer": "fake", "spec": spec}))
+    [pair] = mined(file, "vlm:mine").pairs
+    assert (pair.reward, pair.chosen.seed, pair.margin) == ("vlm:mine", 1, pytest.approx(0.3))
+    with pytest.raises(BadInput, match="it has those of vlm:mine"):
+        mined(file, "other")
 
 
 def test_a_reward_that_counts_downwards(tmp_path):

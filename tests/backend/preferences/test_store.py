@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def pair(store, better=1, worse=2, margin=0.5, prompt="a cat", **changes):
 def rewrites(better="a large cat", worse="a cat, low"):
     return RewritePair(prompt="a cat", chosen=Text(reason="r", rewrite=better, score=0.9, pictures=2),
                        rejected=Text(reason="r", rewrite=worse, score=0.1), reward="shapeworld", margin=0.8,
-                       source="grpo", run="runs/a")  # fmt: skip
+                       source="training", run="runs/a")  # fmt: skip
 
 
 def test_a_picture_is_kept_once_under_a_name_of_its_pixels(store):
@@ -37,13 +38,56 @@ def test_a_picture_is_kept_once_under_a_name_of_its_pixels(store):
     assert store.image("00" * 32) is None
 
 
-def test_the_same_pair_is_kept_once_whoever_found_it(store):
+def test_a_damaged_picture_is_left_and_can_be_put_again(store):
+    name = store.put_image(picture(1))
+    store.image_path(name).write_bytes(b"half")
+    assert store.image(name) is None and store.image_path(name).read_bytes() == b"half"
+    assert store.put_image(picture(1)) == name and torch.equal(store.image(name), picture(1))
+
+
+def test_the_same_pair_is_kept_once(store):
     assert store.add([pair(store), pair(store, run="out/b", margin=0.7)]).new == 1
-    again = store.add([pair(store, reward="other"), pair(store, worse=3)])
+    again = store.add([pair(store), pair(store, worse=3)])
     assert (again.new, again.known) == (1, 1)
     assert [p.rejected.seed for p in Store(store.folder).pairs()] == [2, 3]
     # In another condition, or the other way round, it is another pair.
     assert store.add([pair(store, condition="a dog"), pair(store, 2, 1)]).new == 2
+
+
+def test_each_reward_has_its_own_pairs(store):
+    """Where two agree, both have the pair and whoever asks for neither sees it once; where they differ, only
+    who asks for one of them learns from it."""
+    store.add([pair(store, 1, 2), pair(store, 3, 4), pair(store, 1, 2, 0.2, reward="other"),
+               pair(store, 4, 3, reward="other")])  # fmt: skip
+    assert [(p.chosen.seed, p.reward) for p in store.pairs()] == [(1, "shapeworld")]
+    assert [p.chosen.seed for p in store.pairs("shapeworld")] == [1, 3]
+    assert [(p.chosen.seed, p.margin) for p in store.pairs("other")] == [(1, 0.2), (4, 0.5)]
+    found = store.statistics()["pairs"]
+    assert (found["recorded"], found["contradicted"], found["usable"]) == (3, 2, 1)
+    assert {name: one["pairs"] for name, one in found["rewards"].items()} == {"shapeworld": 2, "other": 2}
+    # What is struck is struck for all of them.
+    store.strike([pair(store, 1, 2).id])
+    assert [p.chosen.seed for p in store.pairs("other")] == [4] and not store.pairs()
+
+
+def test_processes_that_add_at_once_lose_nothing(store, monkeypatch):
+    """Another one adds after this one has read, and before it has written."""
+    mine, theirs, waited = pair(store, 1, 2), pair(store, 3, 4), []
+    read = Store._read
+
+    def meanwhile(self, *given):
+        found = read(self, *given)
+        if not waited:
+            other = threading.Thread(target=Store(store.folder, create=True).add, args=([theirs],))
+            waited.append(other)
+            other.start()
+            other.join(0.3)  # it waits for the lock, or would be done by now
+        return found
+
+    monkeypatch.setattr(Store, "_read", meanwhile)
+    store.add([mine])
+    waited[0].join()
+    assert sorted(p.chosen.seed for p in store.pairs()) == [1, 3]
 
 
 def test_pairs_that_contradict_each_other_are_left_out(store):

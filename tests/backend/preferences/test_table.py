@@ -26,6 +26,18 @@ def test_csv(folder):
     assert dogs.source == "table" and dogs.run == str(table)
 
 
+def test_a_folder_with_a_table(folder):
+    (folder / "scores.csv").write_text("image,prompt,score\na.png,a cat,1\nb.png,a cat,0\n")
+    [group] = read_table(folder, "taste")
+    assert len(group.pictures) == 2 and group.run == str(folder / "scores.csv")
+    (folder / "more.jsonl").write_text("")
+    with pytest.raises(BadInput, match="it has more.jsonl, scores.csv: name one"):
+        next(read_table(folder, "taste"))
+    (folder / "empty").mkdir()
+    with pytest.raises(BadInput, match="one table, .csv or .jsonl, in .*empty; it has none"):
+        next(read_table(folder / "empty", "taste"))
+
+
 def test_json_lines_and_a_reward_of_ours(folder):
     table = folder / "scores.jsonl"
     rows = [{"image": "a.png", "prompt": "a cat", "score": 21.0, "drawn_as": "a large cat"},

@@ -12,7 +12,7 @@ from reprise.backend.errors import BadInput
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
-from reprise.backend.trainers import rounds
+from reprise.backend.trainers import dpo_rounds, rounds
 from reprise.backend.trainers.dpo import DpoConfig, train
 
 from .rounds_world import killed_at
@@ -105,6 +105,18 @@ def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_
 def test_all_ties_stop_with_the_reason(values, tmp_path):
     with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties"):
         train(DpoConfig(**{**values, "margin": 2.0}), tmp_path / "run", log=quiet)
+
+
+def test_rewrites_that_have_nothing_to_be_compared_with_are_no_ties(values, tmp_path, monkeypatch):
+    row = dpo_rounds._row
+
+    def read_one(*given):
+        found = row(*given)
+        return {**found, "rewrites": found["rewrites"][:1]}
+
+    monkeypatch.setattr(dpo_rounds, "_row", read_one)
+    with pytest.raises(BadInput, match="of 4 prompts: 0 were ties, 4 had nothing to be compared with"):
+        train(DpoConfig(**values), tmp_path / "run", log=quiet)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -6,7 +6,7 @@ import torch
 from reprise.backend.errors import BadInput, CheckpointError, Unsupported
 from reprise.backend.preferences.store import Pair, Side, Store
 from reprise.backend.renderers.diffusers import family_of_pipeline
-from reprise.backend.trainers.pairs import Encoded, cropped, usable_pairs
+from reprise.backend.trainers.pairs import Encoded, begin_with, begun_with, cropped, usable_pairs
 
 from ..renderers.conftest import build
 
@@ -45,6 +45,27 @@ def test_nothing_to_learn_from(store):
     store.strike([pair.id for pair in store.pairs()])
     with pytest.raises(BadInput, match="not struck"):
         usable_pairs(store, None, 0.0, print)
+
+
+def test_pairs_that_all_contradict_each_other(store):
+    first, second, third = store.pairs()
+    for one in (first, second):
+        turned = {"chosen": one.rejected, "rejected": one.chosen, "reward": "other"}
+        store.add([one.model_copy(update=turned)])
+    store.strike([third.id])
+    with pytest.raises(BadInput, match=r"1 are struck, and 4 say the opposite .* \(other, shapeworld\)"):
+        usable_pairs(store, None, 0.0, print)
+    assert usable_pairs(store, "shapeworld", 0.0, print) == [first, second]
+
+
+def test_a_stopped_run_goes_on_with_the_pairs_of_its_reward(store, tmp_path):
+    first = store.pairs()[0]
+    same = first.model_copy(update={"reward": "other", "margin": 0.7})
+    store.add([same])
+    begin_with(tmp_path, [same])
+    assert begun_with(tmp_path, store.all_pairs()) == [same] != [first]
+    with pytest.raises(BadInput, match="1 of the 1 pairs"):
+        begun_with(tmp_path, [first])
 
 
 def test_pictures_that_are_gone(tmp_path):

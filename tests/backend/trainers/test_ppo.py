@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from reprise.backend.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed
+from reprise.backend.preferences.mining import read_runs
 from reprise.backend.rewriters.prip import PripRewriter
 from reprise.backend.runs import read_lines
 from reprise.backend.trainers import ppo
@@ -80,6 +81,18 @@ def test_the_run_folder(finished):
     assert list((finished / "tensorboard").iterdir())
     kept = {path.stem for path in (finished / "checkpoints" / "checkpoint-4").iterdir()}
     assert kept == {"critic", "encoder", "optimizer", "trainer_state"}
+
+
+def test_preferences_are_mined_from_a_run(finished):
+    """What `reprise preferences mine` finds: the pictures of each prompt, and which refinement drew them."""
+    lines = read_lines(finished / "rollouts" / "rollouts.jsonl")
+    groups = list(read_runs(finished, "redness", print))
+    assert sum(len(group.pictures) for group in groups) == sum(len(line["pictures"]) for line in lines)
+    assert {group.source for group in groups} == {"training"} and len(groups) == 4 * 4
+    for group in groups:
+        plain = [one for one in group.pictures if one.reason is None]
+        assert {one.drawn_as for one in plain} == {group.prompt} and len(plain) < len(group.pictures)
+        assert all(one.load() is not None for one in group.pictures)
 
 
 def test_the_encoder_alone_changes(finished, refiner):
