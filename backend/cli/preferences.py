@@ -46,7 +46,8 @@ def mine(
         list[str],
         typer.Argument(metavar="RUN…", show_default=False, help="Folders, searched for runs of `reprise "
                        "render` and `reprise train` (with rounds, too); a FILE.rollouts.jsonl of `reprise "
-                       "judge-data`; another store; or comfyui:URL, the history of a running server."),
+                       "judge-data`; another store; or comfyui:URL, the history of a server, which "
+                       "is gone when that stops."),
     ],
     store: Where = STORE,
     reward: Annotated[
