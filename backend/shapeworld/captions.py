@@ -107,9 +107,10 @@ def _relation(a: Thing, b: Thing) -> str:
     return "above" if a.y < b.y else "below"
 
 
-def training_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption from the renderer's training distribution; empty for one in twelve (guidance)."""
+def training_caption(scene: Scene, rng: random.Random, empty: float = 1 / 12, incomplete: float = 0.2) -> str:
+    """A caption from a renderer's training distribution: empty for a share of them (guidance), empty or loose
+    for a share, and else spelled out."""
     kind = rng.random()
-    if kind < 1 / 12:
+    if kind < empty:
         return ""
-    return loose(scene, rng) if kind < 0.2 else spelled_out(scene, rng)
+    return loose(scene, rng) if kind < incomplete else spelled_out(scene, rng)

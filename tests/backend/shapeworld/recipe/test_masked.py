@@ -1,6 +1,7 @@
 """The masked renderer's recipe: a few steps of it, and a folder that diffusers draws from as we do."""
 
 import random
+import shutil
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ def quiet(line):
 def work(tmp_path_factory):
     """The build's folder after a few steps of each stage; of ten of the first, nine know codes."""
     work = tmp_path_factory.mktemp("work")
-    recipe.train_vqvae(work, steps=10, log=quiet)
+    recipe.train_codes(work, steps=10, log=quiet)
+    recipe.train_encoder(work, steps=2, log=quiet)
     recipe.train_text_encoder(work, steps=2, log=quiet)
     recipe.train_transformer(work, steps=3, scenes=32, log=quiet)
     return work
@@ -40,12 +42,11 @@ def test_a_killed_training_takes_the_same_steps(work, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe.StepLoop, "run", _saving_each_step(recipe.StepLoop.run))
     monkeypatch.setattr(recipe.Quantizer, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        recipe.train_vqvae(tmp_path, steps=10, log=quiet)
+        recipe.train_codes(tmp_path, steps=10, log=quiet)
     assert calls == [False, True, True, True, True, True]
-    recipe.train_vqvae(tmp_path, steps=10, log=quiet)
+    recipe.train_codes(tmp_path, steps=10, log=quiet)
     assert len(calls) == 6 + 5
-    one, other = (load_file(folder / "masked" / "vqvae" / "diffusion_pytorch_model.safetensors")
-                  for folder in (work, tmp_path))  # fmt: skip
+    one, other = (load_file(folder / "masked" / "codes.safetensors") for folder in (work, tmp_path))
     assert one and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -61,19 +62,46 @@ def test_tokens_are_the_nearest_codes_of_latents(work):
     scenes, tokens = recipe.tokenized_scenes(work, 0, 32, quiet)
     assert tokens.shape == (32, 16, 16) and tokens.dtype == torch.long
     assert 0 <= tokens.min() and tokens.max() < recipe.CODES
-    vqvae = recipe.new_vqvae()
-    vqvae.load_state_dict(load_file(work / "masked" / "vqvae" / "diffusion_pytorch_model.safetensors"))
-    with torch.no_grad():
-        latents = vqvae.eval().encode(recipe.to_pictures([draw(scenes[5])])).latents[0].flatten(1).T
-        nearest = torch.cdist(latents, vqvae.quantize.embedding.weight).argmin(1)
+    model = recipe.read_codes(work)
+    latents = model.local(recipe.to_pictures([draw(scenes[5])]))[0].flatten(1).T
+    nearest = torch.cdist(latents, model.vqvae.quantize.embedding.weight).argmin(1)
     assert (nearest == tokens[5].flatten()).float().mean() > 0.99  # alone, and in a batch: rounding
+
+
+def test_a_token_is_chosen_by_its_own_window():
+    model = recipe.Quantizer().eval()
+    image = torch.rand(1, 3, 128, 128)
+    other = torch.rand_like(image)
+    other[:, :, 38:50, 62:74] = image[:, :, 38:50, 62:74]  # 12 pixels about the 8 of row 5, column 8
+    same = (model.local(image) - model.local(other)).abs().amax((0, 1)) < 1e-6
+    assert same.nonzero().tolist() == [[5, 8]]
+
+
+def test_the_encoder_learns_the_codes_and_nothing_else_changes(work, tmp_path, monkeypatch):
+    """Its tokens come nearer to those that the transformer is taught; codes and decoder are as they were."""
+    model = recipe.read_codes(work)
+    taught = load_file(work / "masked" / "vqvae" / "diffusion_pytorch_model.safetensors")
+    before = model.vqvae.state_dict()
+    changed = {name.split(".")[0] for name in taught if not torch.equal(taught[name], before[name])}
+    assert changed == {"encoder", "quant_conv"} and set(taught) == set(before)
+    (tmp_path / "masked").mkdir()
+    shutil.copy(work / "masked" / "codes.safetensors", tmp_path / "masked")
+    losses = []
+    run = recipe.StepLoop.run
+
+    def watched(self, take_step, **kwargs):
+        run(self, lambda rng, step: losses.append(take_step(rng, step)) or losses[-1], **kwargs)
+
+    monkeypatch.setattr(recipe.StepLoop, "run", watched)
+    recipe.train_encoder(tmp_path, steps=12, log=quiet)
+    assert min(losses[-3:]) < 0.8 * losses[0]
 
 
 def test_idle_codes_move_to_where_the_error_is():
     torch.manual_seed(0)
     model = recipe.Quantizer().eval()
     images = recipe.to_pictures([draw(random_scene(random.Random(0))) for _ in range(2)])
-    latents = model.vqvae.encode(images).latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    latents = model.local(images).detach().permute(0, 2, 3, 1).flatten(0, 2)
     codes = model.vqvae.quantize.embedding.weight
 
     def error():
