@@ -3,9 +3,9 @@
 An entry's name is the SHA-256 of all that decides its content (`key`). Pictures are PNG (8 bits, which
 is what renderers give, so that a cached picture equals a fresh one), scores JSON. A file is written
 whole and then renamed; one that is damaged is deleted and counts as absent, one that cannot be read now (no
-permission, too many open files) only counts as absent. When the cache grows beyond its limit the entries used
-longest ago go. A disk that is full or not writable costs the cache,
-never the result: one warning, then the work goes on uncached.
+permission, too many open files) only counts as absent. When the cache grows beyond its limit the entries
+used longest ago go. A disk that is full or not writable costs the cache, never the result: one warning, then
+the work goes on uncached.
 """
 
 from __future__ import annotations

@@ -31,8 +31,10 @@ def write_pairs(path: Path, store: Store, most: int) -> int:
 def doubtful(pairs: Sequence[Either], most: int) -> list[Either]:
     """Those of the smallest margin, which are the likeliest to be wrong, first; one that several rewards
     found is shown once."""
-    widest_first = sorted(pairs, key=lambda pair: -pair.margin)
-    return list(reversed({pair.id: pair for pair in widest_first}.values()))[:most]
+    found: dict[str, Either] = {}
+    for pair in sorted(pairs, key=lambda pair: pair.margin):
+        found.setdefault(pair.id, pair)
+    return list(found.values())[:most]
 
 
 def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:

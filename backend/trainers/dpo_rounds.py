@@ -60,8 +60,8 @@ class Rounds(BaseRounds):
                     self.record(number, fresh)
                     rows += fresh
                     self.log(f"round {number}: wrote and drew for {len(rows)} of {len(asked)} prompts")
-        several = [row for row in rows if len(_texts(row)) > 1]
-        pairs = [pair for row in several if (pair := self._pair(row, number))]
+        several = [(row, texts) for row in rows if len(texts := _texts(row)) > 1]
+        pairs = [pair for row, texts in several if (pair := self._pair(row, texts, number))]
         store = Store(self.of(number) / "preferences", create=True)
         store.add_rewrites(pairs)
         scores = [text["score"] for row in rows for text in row["rewrites"]]
@@ -102,9 +102,9 @@ class Rounds(BaseRounds):
             yield Rollouts(writer, studio, words, specs, Stream(self.prompts, self.seed), self.rolling,
                            studio.phases)  # fmt: skip
 
-    def _pair(self, row: Mapping[str, Any], number: int) -> RewritePair | None:
+    def _pair(self, row: Mapping[str, Any], texts: list[Text], number: int) -> RewritePair | None:
         """Best against worst of one prompt's rewrites; None for a tie."""
-        ranked = sorted(_texts(row), key=lambda text: -text.score)
+        ranked = sorted(texts, key=lambda text: -text.score)
         margin = ranked[0].score - ranked[-1].score
         if margin <= 0 or margin < self.config.margin:
             return None

@@ -20,7 +20,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,10 +138,8 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
     store = Store(path.with_name(f"{path.name}.pictures"), create=True)
     rollouts = path.with_name(f"{path.name}.rollouts.jsonl")
     sources = list({_key(one): one for one in sources}.values())
-    spec = reward.spec
-    stamp = {"reward": identity(reward), "looks": looks and sorted(looks), **(made_by or {}), SPEC: {
-        "name": spec.name, "low": spec.low, "high": spec.high, "higher_is_better": spec.higher_is_better,
-    }}  # fmt: skip
+    stamp = {"reward": identity(reward), SPEC: asdict(reward.spec), "looks": looks and sorted(looks),
+             **(made_by or {})}  # fmt: skip
     _check_same(rollouts, stamp)
     known = _known(rollouts)
     todo = [one for one in sources if _key(one) not in known]

@@ -85,8 +85,9 @@ def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
     path = run / BEGUN_WITH
     if not path.is_file():
         return None
-    known = {(pair.id, pair.reward): pair for pair in recorded}
-    names = [tuple(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+    known: dict[object, P] = {(pair.id, pair.reward): pair for pair in recorded}
+    known |= {pair.id: pair for pair in recorded}  # runs of earlier versions named them by their ids alone
+    names = [name if isinstance(name, str) else tuple(name) for name in json.loads(path.read_text("utf-8"))]
     lost = sum(name not in known for name in names)
     if lost:
         raise BadInput(f"{lost} of the {len(names)} pairs that {run} began with are not in the store any "

@@ -68,6 +68,9 @@ def test_rewrites_are_among_them(store, tmp_path):
 
 def test_only_the_doubtful_and_pictures_that_are_gone(store, tmp_path):
     assert [pair.margin for pair in doubtful(store.all_pairs(), 2)] == [0.1, 0.3]
+    first, *others = doubtful(store.all_pairs(), 3)
+    wider = first.model_copy(update={"reward": "other", "margin": 0.9})
+    assert doubtful([wider, *others, first], 3) == [first, *others]  # once, where it is most in doubt
     store.image_path(store.all_pairs()[1].chosen.image).unlink()
     write_pairs(tmp_path / "pairs.html", store, 1)
     page = (tmp_path / "pairs.html").read_text()

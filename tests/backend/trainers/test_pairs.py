@@ -1,5 +1,7 @@
 """Which pairs are learned from, and what is encoded of them, once."""
 
+import json
+
 import pytest
 import torch
 
@@ -64,6 +66,9 @@ def test_a_stopped_run_goes_on_with_the_pairs_of_its_reward(store, tmp_path):
     store.add([same])
     begin_with(tmp_path, [same])
     assert begun_with(tmp_path, store.all_pairs()) == [same] != [first]
+    (tmp_path / "checkpoints" / "pairs.json").write_text(json.dumps([store.pairs()[1].id]))
+    assert begun_with(tmp_path, store.all_pairs()) == [store.pairs()[1]], "a run of an earlier version"
+    begin_with(tmp_path, [same])
     with pytest.raises(BadInput, match="1 of the 1 pairs"):
         begun_with(tmp_path, [first])
 
