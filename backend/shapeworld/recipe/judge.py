@@ -6,7 +6,8 @@ prompt asks for, and what is wrong with them, while each noun of a question lear
 has seen no picture of a renderer: it is to the embedded world what a zero-shot VLM is to photographs. Then
 `reprise judge-data` and `reprise train judge` tune it on the embedded renderer's own pictures and previews.
 
-Run: `python -m reprise.backend.shapeworld.recipe.judge WORK_FOLDER`.
+Run: `python -m reprise.backend.shapeworld.recipe.judge WORK_FOLDER [SEED…]`; each seed is one more
+judge tuned from the same base, on pictures of its own.
 """
 
 from __future__ import annotations
@@ -334,10 +335,11 @@ def _save(model: Any, made: Any, folder: Path) -> Path:
     return beside.rename(folder)
 
 
-def tune(work: Path, log: Callable[[str], None] = print) -> Path:
+def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
     """Third stage, from `work/base`: the renderer's own pictures and previews, and what the detector says of
     them. Each prompt is drawn as it is typed, which mostly fails, and as the rewriter has it, which mostly
-    does not; of one kind alone a judge learns which prompts fail. The run's `final`, float16."""
+    does not; of one kind alone a judge learns which prompts fail. `seed` is that of pictures and training.
+    The run's `final`, float16."""
     from ...registry import RENDERERS, REWARDS, REWRITERS, resolve
     from ...runs import write_whole
     from ...trainers import judge
@@ -345,7 +347,8 @@ def tune(work: Path, log: Callable[[str], None] = print) -> Path:
     from ...trainers.prompts import read_prompts
     from .ablation import run_of
 
-    data, asked = work / "judge.jsonl", work / "asked.jsonl"
+    asked, named = work / "asked.jsonl", f"-{seed}" if seed else ""
+    data, run = work / f"judge{named}.jsonl", work / f"tuned{named}"
     if not asked.exists():
         texts = [one.prompt for one in read_prompts(PROMPTS)]
         rewrites = resolve("rewriter", REWRITERS, REWRITER)().rewrite(texts)
@@ -354,10 +357,10 @@ def tune(work: Path, log: Callable[[str], None] = print) -> Path:
         write_whole(asked, "".join(json.dumps(line) + "\n" for line in lines))
     if not data.exists():
         drawer, reads = resolve("renderer", RENDERERS, RENDERER), resolve("reward", REWARDS, RENDERER)
-        make_data(data, read_sources(str(asked), RENDERS, 0), drawer, reads(), Labels(0.5),
+        make_data(data, read_sources(str(asked), RENDERS, seed), drawer, reads(), Labels(0.5),
                   made_by={"renderer": RENDERER, "steps": None})  # fmt: skip
-    given = {"model": str(work / "base"), "data": str(data)}
-    return run_of(judge, "judge_shapeworld", given, work / "tuned", log)
+    given = {"model": str(work / "base"), "data": str(data), "seed": seed}
+    return run_of(judge, "judge_shapeworld", given, run, log)
 
 
 def assemble(model: Path, out: Path) -> Path:
@@ -387,4 +390,7 @@ def build(work: Path, log: Callable[[str], None] = print) -> Path:
 if __name__ == "__main__":
     import sys
 
-    print(build(Path(sys.argv[1])))
+    folder, *seeds = sys.argv[1:]
+    print(build(Path(folder)))
+    for seed in map(int, seeds):
+        print(tune(Path(folder), seed=seed))

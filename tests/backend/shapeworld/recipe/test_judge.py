@@ -1,7 +1,9 @@
 """The tiny judge's pieces: its words, its eyes, what drawings teach, and both stages at a few steps."""
 
+import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,13 +82,16 @@ def test_a_stage_that_is_done_is_not_done_again(work, monkeypatch):
 def test_tuned_on_the_renderers_pictures_and_stored_in_halves(work, tmp_path, monkeypatch):
     """The third stage at a few steps of a tiny drawing."""
     shutil.copytree(work / "base", tmp_path / "base")
-    monkeypatch.setattr(judge, "PROMPTS", "shapeworld:3")
+    monkeypatch.setattr(judge, "PROMPTS", "shapeworld:1")
     monkeypatch.setattr(judge, "RENDERS", 1)
     plain = ablation.run_of
     monkeypatch.setattr(ablation, "run_of", lambda trainer, config, settings, *rest: plain(
         trainer, config, {**settings, "max_steps": 2, "batch_size": 4, "eval_most": 8}, *rest))
-    final = judge.tune(tmp_path, lambda line: None)
-    assert (tmp_path / "judge.jsonl").exists() and final == tmp_path / "tuned" / "final"
+    final, another = (judge.tune(tmp_path, lambda line: None, seed) for seed in (0, 1))
+    assert (final, another) == (tmp_path / "tuned" / "final", tmp_path / "tuned-1" / "final")
+    drawn = [{Path(json.loads(line)["image"]).name for line in (tmp_path / name).read_text().splitlines()}
+             for name in ("judge.jsonl", "judge-1.jsonl")]  # fmt: skip
+    assert all(drawn) and not drawn[0] & drawn[1]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("card")
     out = judge.assemble(final, tmp_path / "out")
