@@ -23,6 +23,7 @@ REWRITERS: dict[str, str] = {
 RENDERERS: dict[str, str] = {
     "shapeworld": ".renderers.shapeworld:ShapeWorldRenderer",
     "shapeworld-sd": ".renderers.shapeworld:ShapeWorldSDRenderer",
+    "shapeworld-masked": ".renderers.shapeworld:ShapeWorldMaskedRenderer",
     "shapeworld-styled": ".renderers.shapeworld:StyledRenderer",
     "shapeworld-sd-styled": ".renderers.shapeworld:StyledSDRenderer",
     "diffusers": ".renderers.diffusers:DiffusersRenderer",

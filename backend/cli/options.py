@@ -26,8 +26,8 @@ Rewriter = Annotated[
 ]
 Renderer = Annotated[
     str,
-    typer.Option(metavar="NAME", help="shapeworld (an embedded FLUX) or shapeworld-sd (an embedded Stable "
-                 "Diffusion), a diffusers folder or Hugging Face name, or "
+    typer.Option(metavar="NAME", help="shapeworld (an embedded FLUX), shapeworld-sd (Stable Diffusion) or "
+                 "shapeworld-masked (aMUSEd), a diffusers folder or Hugging Face name, or "
                  "comfyui:WORKFLOW.json@URL (saved in API format; several servers with commas)."),
 ]
 Rewards = Annotated[

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 DEFAULT_RENDERER = DEFAULT_JUDGE = "shapeworld"
 DEFAULT_REWRITER = "reprompt"
 # Renderers for whose pictures the embedded rewriter and judge are made.
-EMBEDDED_WORLD = ("shapeworld", "shapeworld-sd", "shapeworld-styled", "shapeworld-sd-styled", "fake")
+EMBEDDED_WORLD = (
+    "shapeworld", "shapeworld-sd", "shapeworld-masked", "shapeworld-styled", "shapeworld-sd-styled", "fake",
+)  # fmt: skip
 REMOTE = "remote:"  # what a reward's name begins with that another process runs
 VLM = "vlm:"  # and one that any vision-language model gives
 WEIGHTS = ("reprompt", "prip", "promptist")  # rewriters of which there may be many folders

@@ -11,6 +11,7 @@ from .diffusers import DiffusersRenderer
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "shapeworld" / "weights" / "renderer"
 SD_WEIGHTS = WEIGHTS.with_name("renderer-sd")
+MASKED_WEIGHTS = WEIGHTS.with_name("renderer-masked")
 
 
 class ShapeWorldRenderer(DiffusersRenderer):
@@ -59,10 +60,10 @@ class ShapeWorldMaskedRenderer(DiffusersRenderer):
     name = "shapeworld-masked"
     SIZE = 128
     STEPS = 16
-    GUIDANCE = 3.0  # against an empty prompt: two rows of the transformer a step
+    GUIDANCE = 1.25  # against an empty prompt: two rows of the transformer a step; more bends outlines
     CHUNK = 64
 
-    def __init__(self, folder: str | Path = WEIGHTS.with_name("renderer-masked"), *, steps: int = STEPS,
+    def __init__(self, folder: str | Path = MASKED_WEIGHTS, *, steps: int = STEPS,
                  guidance: float = GUIDANCE, chunk: int = CHUNK, dtype: str = "auto", device: str = "auto",
                  cache: Cache | None = None, **settings: Any):  # fmt: skip
         super().__init__(

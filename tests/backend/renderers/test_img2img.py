@@ -22,7 +22,11 @@ from diffusers import (
 from reprise.backend.cache import Cache
 from reprise.backend.errors import BadInput, Unsupported
 from reprise.backend.renderers.diffusers import _borrowed
-from reprise.backend.renderers.shapeworld import ShapeWorldRenderer, ShapeWorldSDRenderer
+from reprise.backend.renderers.shapeworld import (
+    ShapeWorldMaskedRenderer,
+    ShapeWorldRenderer,
+    ShapeWorldSDRenderer,
+)
 from reprise.backend.types import InitImage, Job
 
 from .conftest import ROWS, SETTINGS
@@ -71,7 +75,7 @@ def test_each_candidate_is_the_plain_classes_own_picture(family, renderer, pipel
     assert torch.equal(before[0], draw.render([Job("a red cat", 1)]).images[0])
 
 
-@pytest.mark.parametrize("make", [ShapeWorldRenderer, ShapeWorldSDRenderer])
+@pytest.mark.parametrize("make", [ShapeWorldRenderer, ShapeWorldSDRenderer, ShapeWorldMaskedRenderer])
 def test_the_less_it_may_change_the_nearer_it_is(make):
     draw = make(steps=8)
     image = draw.render([Job("two red circles on a white background", 3)]).images[0]

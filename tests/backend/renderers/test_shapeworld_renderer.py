@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from reprise.backend.registry import RENDERERS, resolve
-from reprise.backend.renderers.shapeworld import ShapeWorldMaskedRenderer
 from reprise.backend.types import Job
 
 
@@ -24,8 +23,8 @@ def test_the_second_is_a_stable_diffusion_with_guidance(folders):
 
 
 def test_the_masked_one_is_an_amused_with_guidance(folders):
-    renderer = ShapeWorldMaskedRenderer(folders("amused"), steps=1)
-    assert (renderer.width, renderer.guidance, renderer.family.name) == (128, 3.0, "aMUSEd")
+    renderer = resolve("renderer", RENDERERS, "shapeworld-masked")(folders("amused"), steps=1)
+    assert (renderer.width, renderer.guidance, renderer.family.name) == (128, 1.25, "aMUSEd")
     assert renderer.STEPS == 16 and renderer.guided
     drawn = renderer.render([Job("a red circle", 0)])
     assert drawn.images[0].shape == (128, 128, 3) and drawn.denoiser_rows == 2

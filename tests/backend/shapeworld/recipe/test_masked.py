@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reprise.backend.renderers.shapeworld import ShapeWorldMaskedRenderer
+from reprise.backend.renderers.shapeworld import MASKED_WEIGHTS, ShapeWorldMaskedRenderer
+from reprise.backend.renderers.tokens import decode_tokens
+from reprise.backend.shapeworld.captions import spelled_out
+from reprise.backend.shapeworld.detector import detect
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.recipe import masked as recipe
 from reprise.backend.shapeworld.scenes import random_scene
@@ -116,6 +119,32 @@ def test_idle_codes_move_to_where_the_error_is():
     assert model.used[:5].eq(1).all() and not model.used[5:].any()
 
 
+def test_the_committed_autoencoder_keeps_what_is_drawn():
+    from diffusers import VQModel
+
+    vqvae = VQModel.from_pretrained(MASKED_WEIGHTS / "vqvae", torch_dtype=torch.float32).eval()
+    rng = random.Random(5)
+    drawn = [draw(random_scene(rng)) for _ in range(24)]
+    with torch.no_grad():
+        latents = vqvae.encode(recipe.to_pictures(drawn)).latents
+        tokens = vqvae.quantize(latents)[2][2].view(24, 16, 16)
+        kept = decode_tokens(vqvae, tokens).clamp(0, 1).mul(255).round().byte().movedim(1, -1).numpy()
+    things = [[{(t.shape, t.color, t.place) for t in detect(picture)} for picture in some]
+              for some in (drawn, kept)]  # fmt: skip
+    assert sum(before == after for before, after in zip(*things)) >= 22
+
+
+def test_the_committed_renderer_draws_what_is_spelled_out():
+    rng = random.Random(6)
+    scenes = [random_scene(rng) for _ in range(12)]
+    jobs = [Job(spelled_out(scene), seed) for seed, scene in enumerate(scenes)]
+    drawn = ShapeWorldMaskedRenderer().render(jobs).images
+    wanted = [{(t.shape, t.color, t.place) for t in scene.things} for scene in scenes]
+    found = [{(t.shape, t.color, t.place) for t in detect((image * 255).round().byte().numpy())}
+             for image in drawn]  # fmt: skip
+    assert sum(map(set.__eq__, wanted, found)) >= 6
+
+
 def test_what_is_hidden():
     torch.manual_seed(0)
     hidden = recipe.hide(torch.zeros(4000, 16, 16, dtype=torch.long))
@@ -160,9 +189,12 @@ def test_the_assembled_folder_draws_as_diffusers_draws(work, tmp_path):
     folder = recipe.assemble_masked(work, tmp_path / "renderer-masked")
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 12 * 2**20
     assert not any("_name_or_path" in file.read_text() for file in folder.glob("*/config.json"))
-    image = ShapeWorldMaskedRenderer(folder, steps=2).render([Job("a red circle", 7)]).images[0]
+    renderer = ShapeWorldMaskedRenderer(folder, steps=2)
+    image = renderer.render([Job("a red circle", 7)]).images[0]
     plain = AmusedPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
-    expected = plain("a red circle", num_inference_steps=2, guidance_scale=3.0, output_type="pt",
-                     generator=torch.Generator().manual_seed(7)).images[0]  # fmt: skip
+    expected = plain(
+        "a red circle", num_inference_steps=2, guidance_scale=renderer.guidance, output_type="pt",
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]  # fmt: skip
     assert torch.allclose(image, expected.permute(1, 2, 0), atol=1.1 / 255)
