@@ -136,7 +136,9 @@ def test_a_stopped_candidate_shows_its_last_preview(tmp_path):
     (shown,) = [tag.attrs["src"] for tag in Tags(html).tags if "last preview" in tag.attrs.get("alt", "")]
     data = (tmp_path / record.candidates[1].preview).read_bytes()
     assert shown == f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    assert "≈ 0.12" in html and "<b>step 2</b> of 8" in html
+    assert "≈ 0.12" in html and "<span>step 2 of 8</span>" in html
+    text = html[html.index(">", html.index("last preview")) + 1 :].lstrip()
+    assert text.startswith("</div>"), "nothing lies over the preview"
     (tmp_path / record.candidates[1].preview).unlink()
     without = write_page(tmp_path, [(tmp_path, record)]).read_text()
     assert "of 8, stopped" in without and "picture moved away" not in without
