@@ -112,4 +112,12 @@ def _fail(error: object, code: int) -> int:
 
 
 def main() -> None:
-    sys.exit(run())
+    try:
+        code = run()
+    except SystemExit as end:  # one that leaves it to another process of the run to say why
+        code = end.code if isinstance(end.code, int) else 1
+    if code:
+        from ..trainers import ranks
+
+        ranks.abandon(code)
+    sys.exit(code)

@@ -8,6 +8,7 @@ write. In a run of one process each function here is the plain call.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -192,6 +193,18 @@ def lost(error: BaseException) -> bool:
     """Whether it says no more than that another process is gone."""
     broken = isinstance(error, RuntimeError) and any(words in str(error) for words in BROKEN)
     return broken and several()
+
+
+def abandon(code: int) -> None:
+    """End this process at once, with `code`, where it is one of several and the run failed; alone, nothing.
+
+    Python's own end would take threads of gloo's apart that still wait for the others, and now and then
+    abort with another exit code (pytorch/pytorch pull request 179291).
+    """
+    if several():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
 
 
 def leave() -> None:

@@ -240,3 +240,13 @@ def test_ways_of_launching_that_cannot_be(monkeypatch):
     with pytest.raises(Unsupported, match="2 processes want a GPU each, and this machine has 1"):
         ranks.gpu("auto")
     assert not ranks.gpu("cpu")
+
+
+@pytest.mark.parametrize(("processes", "code", "printed"), [("2", 3, "said"), ("1", 0, "said and done")])
+def test_one_of_several_that_fails_is_not_taken_apart(processes, code, printed):
+    """Gloo's threads may abort at Python's own end, with an exit code of theirs."""
+    source = ("import atexit; from reprise.backend.trainers import ranks; print('said', end=''); "
+              "atexit.register(print, ' and done', end=''); ranks.abandon(3)")  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60,
+                           env={**os.environ, "WORLD_SIZE": processes})  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (code, printed), ended.stderr
