@@ -89,6 +89,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, STOPPED)
     except RepriseError as error:
         return _fail(error, error.exit_code)
+    except SystemExit as end:  # it is left to another process of the run to say why
+        return end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:  # `reprise … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it complains again
         return 1
@@ -112,10 +114,7 @@ def _fail(error: object, code: int) -> int:
 
 
 def main() -> None:
-    try:
-        code = run()
-    except SystemExit as end:  # one that leaves it to another process of the run to say why
-        code = end.code if isinstance(end.code, int) else 1
+    code = run()
     if code:
         from ..trainers import ranks
 
