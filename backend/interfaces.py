@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Rewriter(Protocol):
-    """User prompts -> rewrites."""
+    """User prompts -> rewrites. Where `reads_critiques` is there and False, critiques change no words."""
 
     name: str
 

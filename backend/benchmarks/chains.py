@@ -37,7 +37,7 @@ from .shapeworld import SEED_STRIDE, chosen_cases, chosen_tasks
 from .statistics import training_intervals
 
 BATCH = 48  # pictures drawn at once where nothing is searched
-SEVERAL = ("rewriter", "lora", "judge", "previews")  # what may be a list, one for each training seed
+SEVERAL = ("rewriter", "lora", "judge", "previews", "corrector")  # may be lists, one for each training seed
 
 
 class Row(Config):
@@ -59,6 +59,8 @@ class Row(Config):
     """Rounds of mending at most."""
     correction: str = CORRECTIONS[0]
     """How a round mends: draw again, or image to image over the best picture so far."""
+    corrector: str | list[str] | None = None
+    """Who mends prompts, as --rewriter takes it; by default the rewriter. `none` keeps the words."""
     strength: float = Field(0.75, gt=0, le=1)
     """How much of that picture image to image may change."""
     variants: PositiveInt = 1
@@ -72,6 +74,8 @@ class Row(Config):
             raise ValueError(str(error)) from error
         if self.previews is not None and self.prune == "none":
             raise ValueError("previews are judged where something is pruned; give prune, or leave them out")
+        if self.corrector is not None and not self.reflect:
+            raise ValueError("a corrector mends in rounds of reflection; give reflect, or leave it out")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}")
         lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
@@ -100,12 +104,13 @@ class Training:
     lora: str | None
     judge: str
     previews: str | None
+    corrector: str | None
     row: Row = field(hash=False)  # it holds lists
 
     @property
     def name(self) -> str:
         parts = [self.lora, self.rewriter if self.rewriter != "none" else None]
-        parts += [self.judge, self.previews] if self.row.searched else []
+        parts += [self.judge, self.previews, self.corrector] if self.row.searched else []
         return ", ".join(filter(None, parts)) or "the renderer alone"
 
 
@@ -160,8 +165,9 @@ class Table:
                 vars(renderer)["cache"] = self.pictures
             for training in of:
                 rewriter = self.makers.rewriter(training.rewriter)
-                self.marks[training] = mark = self._mark(training, renderer, rewriter)
-                for rows in self._drawn(training, renderer, rewriter, mark):
+                corrector = self.makers.rewriter(training.corrector) if training.corrector else None
+                self.marks[training] = mark = self._mark(training, renderer, rewriter, corrector)
+                for rows in self._drawn(training, renderer, rewriter, corrector, mark):
                     self.kept.add(rows)
                     self.known |= {(row["what"], row["prompt"], row["seed"]): row for row in rows}
                     self.tell("draw", done + sum(key[0] == mark for key in self.known), total)
@@ -172,18 +178,19 @@ class Table:
         return [{"task": case.task, **self.known[self.marks[training], case.prompt, base]}
                 for base in self.bases for case in self.cases]  # fmt: skip
 
-    def _mark(self, training: Training, renderer: Renderer, rewriter: Rewriter) -> str:
+    def _mark(self, training: Training, renderer: Renderer, rewriter: Rewriter,
+              corrector: Rewriter | None) -> str:  # fmt: skip
         """What decides a training's figures."""
         row = training.row
         judges = [one and self.makers.judge_mark(one) for one in (training.judge, training.previews)]
         searched = [row.best_of, row.prune, row.reflect, row.variants, *judges]
         if row.reflect and row.correction == CORRECTIONS[1]:
             searched += [row.correction, row.strength]
-        written = getattr(rewriter, "fingerprint", None) or rewriter.name
-        return Cache.key("chain", renderer.fingerprint, written, identity(self.measure),
+        searched += [_identity(corrector)] if corrector else []
+        return Cache.key("chain", renderer.fingerprint, _identity(rewriter), identity(self.measure),
                          searched if row.searched else None)  # fmt: skip
 
-    def _drawn(self, training: Training, renderer: Renderer, rewriter: Rewriter,
+    def _drawn(self, training: Training, renderer: Renderer, rewriter: Rewriter, corrector: Rewriter | None,
                mark: str) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
         todo = [(case, base) for base in self.bases for case in self.cases
                 if (mark, case.prompt, base) not in self.known]  # fmt: skip
@@ -196,7 +203,8 @@ class Table:
         for case, base in todo:
             assert judge is not None
             chain = Chain(rewriter, renderer, judge, row.best_of, row.prune, row.reflect, base,
-                          min(row.variants, row.best_of), looks, row.correction, row.strength)  # fmt: skip
+                          min(row.variants, row.best_of), looks, row.correction, row.strength,
+                          corrector)  # fmt: skip
             found = chain.run(case.prompt)
             image, cost = found.candidates[found.best].image, found.cost
             assert image is not None, "the best is one that was finished"
@@ -221,6 +229,10 @@ class Table:
         return [{"what": mark, "prompt": case.prompt, "seed": base, "score": score,
                  "rows": drawn.denoiser_rows_full // len(part), "calls": 0}
                 for (case, base), score in zip(part, scores, strict=True)]  # fmt: skip
+
+
+def _identity(rewriter: Rewriter) -> str:
+    return getattr(rewriter, "fingerprint", None) or rewriter.name
 
 
 def tabulate(*, rows: Mapping[str, Row], makers: Makers, measure: Reward, folder: Path, per_task: int = 66,

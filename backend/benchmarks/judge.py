@@ -6,16 +6,19 @@ value is the unweighted mean over the questions that a judge answers. A last row
 is commoner at the step: what is known without looking at pictures. And because a search chooses among
 pictures of one prompt, where knowing which prompts fail is of no use, there is the share of pairs of one
 prompt, a right and a wrong one, that are told apart (the area under the ROC curve within prompts; half: by
-chance).
+chance). Where critiques are among the data, what judges say is wrong with those pictures is compared, too
+(`critiques`).
 
-A VLM is asked each question in its own words. Of any other reward the score itself, brought to 0..1 by its
+A VLM is asked each question in its own words, and of previews also whether they match: what PARM's potential
+is there to know better. Of any other reward the score itself, brought to 0..1 by its
 range, stands for P(yes) to `match` and to `potential`; it knows no clarity.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,46 +27,57 @@ import numpy as np
 from ..cache import Cache
 from ..calibration import BINS, bin_of, reliability
 from ..errors import BadInput
-from ..interfaces import Reward
-from ..judging import image_scores
+from ..interfaces import Critic, Reward
+from ..judging import image_scores, verdicts
 from ..rewards.pictures import read_picture
 from ..rewards.scales import scaled
 from ..rewards.vlm import VLMJudge, shown
+from .critiques import tabulate
 from .kept import Kept
-from .statistics import Interval, interval_of, prompt_shares
+from .statistics import Interval, interval_of, prompt_shares, text_of
 
 BATCH = 32  # pictures judged, and kept, before the next
-QUESTIONS = ("match", "clarity", "potential")
+QUESTIONS, CRITIQUE = ("match", "clarity", "potential"), "critique"
+Answer = float | str  # P(yes), or a critique
 
 
 @dataclass(frozen=True)
 class Case:
-    """A question about a picture; `step` is that of a preview, 0 of a finished picture."""
+    """A question about a picture; `step` is that of a preview, 0 of a finished picture. `reason` is the right
+    answer to "critique"."""
 
     question: str
     prompt: str
     picture: Path
     right: bool
     step: int = 0
+    reason: str = ""
 
 
 class Answers(Protocol):
-    """P(yes) to each case, all of one question; None where this judge does not know the question."""
+    """P(yes) to each case, or what is wrong, all of one question and all finished or all previews; None where
+    this judge does not know the question."""
 
-    def __call__(self, cases: Sequence[Case]) -> list[float] | None: ...
+    def __call__(self, cases: Sequence[Case]) -> Sequence[Answer] | None: ...
 
 
 def answers_of(judge: Reward) -> Answers:
     """How a judge answers."""
 
-    def ask(cases: Sequence[Case]) -> list[float] | None:
+    def ask(cases: Sequence[Case]) -> Sequence[Answer] | None:
         import torch
 
         question, words = cases[0].question, [case.prompt for case in cases]
         pictures = [read_picture(case.picture) for case in cases]
         if isinstance(judge, VLMJudge):
-            return judge.ask(question, [shown(picture[None])[0] for picture in pictures], words)
-        if question == "clarity":
+            seen = [shown(picture[None])[0] for picture in pictures]
+            if question == CRITIQUE:
+                return judge.reasons(seen, words) if judge.tuned.knows(CRITIQUE) else None
+            return judge.ask(question, seen, words)
+        if question == CRITIQUE:
+            return [one.critique for picture, word in zip(pictures, words, strict=True)
+                    for one in verdicts(judge, picture[None], [word])] if isinstance(judge, Critic) else None
+        if question == "clarity" or (question == "match" and cases[0].step):
             return None
         alike = len({picture.shape for picture in pictures}) == 1
         groups = [list(range(len(cases)))] if alike else [[i] for i in range(len(cases))]
@@ -83,20 +97,22 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
     `judges` are made one after the other. `marks` say what a name stands for, such as a folder's state: what
     `kept` holds of another state is asked again. Raises BadInput for no cases, RewardFailed.
     """
-    if not cases:
+    if not any(case.question in QUESTIONS for case in cases):
         raise BadInput("there is nothing to evaluate: no questions of yes or no")
     questions = [question for question in QUESTIONS if any(case.question == question for case in cases)]
+    wrong = [case for case in cases if case.question == CRITIQUE]
+    early = [replace(case, question="match") for case in cases if case.question == "potential"]
     file = Kept(kept)
     prompts = list(dict.fromkeys(case.prompt for case in cases))
     shares = prompt_shares(len(prompts), seed)
-    rows, by_step, errors, apart, curves = [], [], [], [], {}
+    rows, by_step, errors, apart, curves, said = [], [], [], [], {}, {}
     steps = sorted({case.step for case in cases} - {0})
     for name, make in judges.items():
-        likely = _answered(name, make, cases, questions, file, (marks or {}).get(name, ""), tell)
+        answers = _answered(name, make, [*cases, *early], file, (marks or {}).get(name, ""), tell)
         tasks, draws, means, ece = {}, [], [], {}
         for question in questions:
-            some = [(case, likely[i]) for i, case in enumerate(cases) if case.question == question]
-            asked = [(case, p) for case, p in some if p is not None]
+            known = [(case, p) for case, p in answers if case.question == question and isinstance(p, float)]
+            asked = [(case, p) for case, p in known if question != "match" or not case.step]
             if not asked:
                 continue
             mean, drawn = _accuracy(asked, prompts, shares)
@@ -105,14 +121,15 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
             means.append(mean)
             error = _calibration(asked, prompts, shares)
             ece[question], curve_name = error, f"{name}, {question}"
-            errors.append([curve_name, len(asked), _text(error)])
+            errors.append([curve_name, len(asked), text_of(error)])
             curves[curve_name] = reliability([p for _, p in asked], [case.right for case, _ in asked])
             if question != "clarity":
-                apart.append([curve_name, *_told_apart(asked, [0, *steps], prompts, shares)])
-            if question != "match":
-                at = [[pair for pair in asked if pair[0].step == step] for step in steps]
-                cells = [_text(interval_of(*_accuracy(row, prompts, shares))) if row else None for row in at]
-                by_step.append([curve_name, *cells])
+                apart.append([curve_name, *_told_apart(known, [0, *steps], prompts, shares)])
+            at = [[pair for pair in known if pair[0].step == step] for step in steps]
+            if any(at):
+                by_step.append([curve_name, *(_cell(row, prompts, shares) for row in at)])
+        if spoken := [(case.prompt, one, case.reason) for case, one in answers if isinstance(one, str)]:
+            said[name] = spoken
         cost = {f"calibration error, {question}": error[0] for question, error in ece.items()}
         overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
         rows.append({"name": name, "overall": overall, "tasks": tasks, "cost": cost,
@@ -129,32 +146,37 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
         tables.insert(0, {"title": "accuracy by denoising step",
                           "columns": ["judge, question", *(f"step {step}" for step in steps)],
                           "rows": by_step})  # fmt: skip
+    if wrong:
+        tables.append(tabulate(said, [(case.prompt, case.reason) for case in wrong], seed))
     settings = {"questions": questions, "answers": len(cases), "prompts": len(prompts), "seed": seed}
     return {"name": "judge", "rows": rows, "tables": tables, "reliability": curves, "settings": settings}
 
 
-def _answered(name: str, make: Callable[[], Answers], cases: Sequence[Case], questions: Sequence[str],
-              file: Kept, mark: str,
-              tell: Callable[[str, int, int], None] | None) -> list[float | None]:  # fmt: skip
-    """P(yes) of each case, some asked by an earlier call."""
-    known = {row["key"]: row["likely"] for row in file.rows if row["judge"] == name and row["mark"] == mark}
+def _answered(name: str, make: Callable[[], Answers], cases: Sequence[Case], file: Kept, mark: str,
+              tell: Callable[[str, int, int], None] | None
+              ) -> list[tuple[Case, Answer | None]]:  # fmt: skip
+    """Each case with its answer, some asked by an earlier call."""
+    known = {row["key"]: row["answer"] for row in file.rows
+             if row["judge"] == name and row["mark"] == mark and "answer" in row}  # fmt: skip
     keys = [Cache.key("case", case.question, case.prompt, str(case.picture), case.step) for case in cases]
-    todo = [i for i, key in enumerate(keys) if key not in known]
-    ask = make() if todo else None
-    done = 0
-    for question in questions:
-        mine = [i for i in todo if cases[i].question == question]
+    alike: dict[tuple[str, bool], list[int]] = defaultdict(list)  # asked at once
+    for i, case in enumerate(cases):
+        if keys[i] not in known:
+            alike[case.question, case.step > 0].append(i)
+    ask, todo, done = make() if alike else None, sum(map(len, alike.values())), 0
+    for mine in alike.values():
         for start in range(0, len(mine), BATCH):
             part = mine[start : start + BATCH]
             assert ask is not None
             found = ask([cases[i] for i in part]) or [None] * len(part)
-            fresh = [{"judge": name, "mark": mark, "key": keys[i], "likely": p} for i, p in zip(part, found)]
+            fresh = [{"judge": name, "mark": mark, "key": keys[i], "answer": one}
+                     for i, one in zip(part, found, strict=True)]  # fmt: skip
             file.add(fresh)
-            known |= {row["key"]: row["likely"] for row in fresh}
+            known |= {row["key"]: row["answer"] for row in fresh}
             done += len(part)
             if tell:
-                tell(name, done, len(todo))
-    return [known[key] for key in keys]
+                tell(name, done, todo)
+    return [(case, known[key]) for case, key in zip(cases, keys, strict=True)]
 
 
 COMMONER = "always the commoner answer"
@@ -175,8 +197,7 @@ def _commoner(cases: Sequence[Case], questions: Sequence[str], steps: Sequence[i
         draws.append(drawn)
         means.append(mean)
         if question != "match":
-            cells = [_text(interval_of(*_accuracy(row, prompts, shares))) if row else None
-                     for row in said[1:]]  # fmt: skip
+            cells = [_cell(row, prompts, shares) for row in said[1:]]
             by_step.append([f"{COMMONER}, {question}", *cells])
     overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
     row = {"name": COMMONER, "overall": overall, "tasks": tasks, "cost": {}, "calibration_error": {}}
@@ -192,6 +213,10 @@ def _accuracy(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> tuple
     hits, counts = (shares @ sums).T
     with np.errstate(invalid="ignore"):
         return float(sums[:, 0].sum() / sums[:, 1].sum()), hits / counts
+
+
+def _cell(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> str | None:
+    return text_of(interval_of(*_accuracy(asked, prompts, shares))) if asked else None
 
 
 def _told_apart(asked: Asked, steps: Sequence[int], prompts: Sequence[str],
@@ -213,7 +238,7 @@ def _told_apart(asked: Asked, steps: Sequence[int], prompts: Sequence[str],
         told, pairs = (shares @ sums).T
         with np.errstate(invalid="ignore"):
             mean = sums[:, 0].sum() / sums[:, 1].sum()
-            found.append(_text(interval_of(float(mean), told / pairs)) if sums[:, 1].any() else None)
+            found.append(text_of(interval_of(float(mean), told / pairs)) if sums[:, 1].any() else None)
     return found
 
 
@@ -231,8 +256,3 @@ def _calibration(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> In
             return np.abs(off).sum(1) / counts.sum(1)
 
     return interval_of(float(error(flat.sum(0, keepdims=True))[0]), error(shares @ flat))
-
-
-def _text(value: Interval) -> str:
-    mean, low, high = value
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"

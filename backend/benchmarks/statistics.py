@@ -79,3 +79,8 @@ def interval_of(mean: float, resampled: np.ndarray) -> Interval:
     """[mean, low, high] from the value of each resample; one that has none is NaN, and left out."""
     low, high = np.nanpercentile(resampled, (2.5, 97.5))
     return [round(float(v), 4) for v in (mean, low, high)]
+
+
+def text_of(value: Interval) -> str:
+    mean, low, high = value
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"

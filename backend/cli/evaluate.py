@@ -133,7 +133,8 @@ def evaluate(
     for row in table.values():  # names that there are not are refused before the first picture
         for one in row.trainings():
             find_renderer(renderer, steps, lora=Path(one.lora) if one.lora else None)
-            find_rewriter(one.rewriter)
+            for writing in filter(None, (one.rewriter, one.corrector)):
+                find_rewriter(writing)
             choose_prune(row.prune, renderer)
             for judging in filter(None, (one.judge, one.previews)):
                 check_judge(judging)

@@ -35,8 +35,8 @@ def evaluate_judges(names: Sequence[str], data: Path | None, out: Path | None, s
         if name.startswith(VLM) and name.rpartition("#")[2] in MODES:
             raise BadInput(f"{name} names one question, and a judge is asked all; leave off "
                            f"#{name.rpartition('#')[2]}")  # fmt: skip
-    examples = of_split(read_examples(data), SPLIT, YES_OR_NO)
-    if not examples:
+    examples = of_split(read_examples(data), SPLIT, (*YES_OR_NO, "critique"))
+    if not any(one.line.question in YES_OR_NO for one in examples):
         raise BadInput(f"{data} has no questions of yes or no in the split {SPLIT!r}; make it with reprise "
                        "judge-data --test-share 1, of prompts that no judge was trained on")  # fmt: skip
     marks = {name: reward_mark(name) for name in names}
@@ -49,8 +49,8 @@ def evaluate_judges(names: Sequence[str], data: Path | None, out: Path | None, s
             raise BadInput(f"{told}; make others with reprise judge-data --held-out, or of other prompts")
         terminal.note(f"{told}; they are left out")
         examples = unseen
-    cases = [Case(one.line.question, one.line.prompt, one.picture, bool(one.line.label), one.line.step or 0)
-             for one in present(examples, terminal.note)]  # fmt: skip
+    cases = [Case(one.line.question, one.line.prompt, one.picture, bool(one.line.label), one.line.step or 0,
+                  one.line.text) for one in present(examples, terminal.note)]  # fmt: skip
     makers: dict[str, Callable[[], Answers]] = {name: partial(_make, name) for name in names}
     out = prepare_folder(out or Path("out") / "evaluate-judge")
     with results.progress_bars(as_json, out) as tell:

@@ -54,6 +54,11 @@ def render(
         typer.Option(metavar="ROUNDS", show_default="1, or 0 with a judge that only scores",
                      help="Rounds of mending at most; it stops once all is right."),
     ] = None,
+    corrector: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="the rewriter", help="Mends the prompt by what the judge "
+                     "finds wrong, as --rewriter names one."),
+    ] = None,
     correction: options.Correction = "draw-again",
     strength: options.Strength = 0.75,
     judge: Annotated[
@@ -114,6 +119,9 @@ def render(
         if prune == "none":
             raise BadInput("--previews has no use where nothing is pruned; leave it out, or give --prune")
     finding, writing = find_renderer(renderer, steps, lora=lora), find_rewriter(rewriter, renderer)
+    if corrector is not None and reflect == 0:
+        raise BadInput("--corrector has no use without rounds of reflection; leave it out, or give --reflect")
+    mending_words = find_rewriter(corrector, renderer) if corrector not in (None, rewriter) else None
     from ..runs import prepare_folder, slug, versions
 
     several = len(texts) > 1
@@ -122,6 +130,7 @@ def render(
         "reflect": reflect, "judge": judge, "rewards": weights, "seed": seed, "steps": steps,
         **({"previews": previews} if previews else {}),
         **({"lora": str(lora)} if lora else {}),
+        **({"corrector": corrector} if corrector else {}),
         **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),
     }  # fmt: skip
     # Named by prompts and options: another try of the same prompt never replaces an earlier one.
@@ -129,21 +138,25 @@ def render(
     with terminal.quiet_stdout(as_json):
         judging = make_judge(judge, weights, renderer)
         if reflect is None:
-            reflect = 1 if isinstance(judging, Critic) else 0
+            reflect = 1 if isinstance(judging, Critic) or corrector else 0
         looking = make_reward(previews) if previews not in (None, judge) else None
         drawing, rewriting = finding(), writing()
         from ..search.chain import Chain
+        from ..search.reflection import unread
 
+        correcting = mending_words() if mending_words else None
+        if reflect and (told := unread(correcting or rewriting)):
+            terminal.note(f"{told}; name one that does with --corrector, or give --reflect 0")
         chain = Chain(rewriting, drawing, judging, best_of=best_of, prune=prune, reflect=reflect, seed=seed,
                       variants=variants, correction=mending, strength=strength,
-                      previews=looking)  # fmt: skip
+                      previews=looking, corrector=correcting)  # fmt: skip
         settings = {**asked, "rewriter": rewriter or DEFAULT_REWRITER, "reflect": reflect,
                     "renderer_fingerprint": drawing.fingerprint, "steps": drawing.steps}  # fmt: skip
-        for role, one in (("judge", judging), ("previews", looking)):
+        roles = (("judge", judging), ("previews", looking), ("rewriter", rewriting),
+                 ("corrector", correcting))  # fmt: skip
+        for role, one in roles:
             if mark := getattr(one, "fingerprint", None):
                 settings[f"{role}_fingerprint"] = mark
-        if getattr(rewriting, "fingerprint", None):
-            settings["rewriter_fingerprint"] = rewriting.fingerprint  # type: ignore[attr-defined]
         folders = {text: out / slug(text) if several else out for text in texts}
         entries = _run_all(chain, folders, settings, versions(), out, redo)
     if as_json:

@@ -79,8 +79,8 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
 def command(record: Record) -> str:
     """The command line that draws this record's pictures again."""
     words = ["reprise", "render", record.prompt]
-    for name in ("renderer", "lora", "rewriter", "best_of", "variants", "prune", "reflect", "correction",
-                 "strength", "judge", "seed", "steps"):  # fmt: skip
+    for name in ("renderer", "lora", "rewriter", "best_of", "variants", "prune", "previews", "reflect",
+                 "corrector", "correction", "strength", "judge", "seed", "steps"):  # fmt: skip
         value = record.settings.get(name)
         if value is not None:
             words += ["--" + name.replace("_", "-"), str(value)]

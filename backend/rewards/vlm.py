@@ -118,9 +118,20 @@ class VLMJudge:
         likely = self.vlm.agree(pictures, [QUESTIONS[question].format(prompt.strip()) for prompt in prompts])
         return list(map(self.tuned.calibrations.get(question, PLAIN), likely))
 
+    def reasons(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[str]:
+        """What is wrong with each of some pictures, in the model's words; "" where it has none."""
+        asked = [CRITIQUE.format(prompt.strip()) for prompt in prompts]
+        said = self.vlm.write(asked, pictures, REASON_TOKENS) if asked else []
+        return [" ".join(one.text.split()) for one in said]
+
     def _pictures(self, images: Tensor, prompts: Sequence[str]) -> list[Image]:
         check_asked(self.spec.name, images, prompts)
         return shown(images)
+
+
+def split_faults(reason: str) -> tuple[str, ...]:
+    """The faults that a reason names, which semicolons part."""
+    return tuple(part.strip() for part in reason.split(";") if part.strip())
 
 
 class VLMPotential(VLMJudge):
@@ -144,16 +155,13 @@ class VLMCritic(VLMJudge):
         model says nothing."""
         pictures = self._pictures(images, prompts)
         wrong = [i for i, p in enumerate(self.rate(pictures, prompts)) if p < 0.5]
-        asked = [CRITIQUE.format(prompts[i].strip()) for i in wrong]
-        said = self.vlm.write(asked, [pictures[i] for i in wrong], REASON_TOKENS) if wrong else []
+        said = self.reasons([pictures[i] for i in wrong], [prompts[i] for i in wrong])
         found = [Verdict(True, "")] * len(pictures)
-        for i, one in zip(wrong, said, strict=True):
-            reason = " ".join(one.text.split())
+        for i, reason in zip(wrong, said, strict=True):
             if not reason:
                 raise RewardFailed(self.spec.name, "it finds a picture wrong and says no word about it; "
                                    "take #checklist")  # fmt: skip
-            faults = tuple(part.strip() for part in reason.split(";") if part.strip())
-            found[i] = Verdict(False, reason, faults)
+            found[i] = Verdict(False, reason, split_faults(reason))
         return found
 
 

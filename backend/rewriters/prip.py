@@ -64,6 +64,7 @@ class PripRewriter(LocalRewriter):
     """
 
     name = "prip"
+    reads_critiques = False
 
     def __init__(self, model: str | Path | Prip | None = None, *, device: str | None = None,
                  dtype: str | None = None, max_new_tokens: int | None = None,

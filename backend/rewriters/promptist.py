@@ -26,6 +26,7 @@ class PromptistRewriter(AskingRewriter):
     """It gives no reason, and a critique only changes the noise of variants that are drawn."""
 
     name = "promptist"
+    reads_critiques = False
 
     def __init__(self, model: str | Path | tuple[Any, Any], *, device: str | None = None,
                  dtype: str | None = None, max_new_tokens: int = 75, temperature: float = 1.0,

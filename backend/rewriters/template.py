@@ -18,6 +18,7 @@ class KeepPrompt:
     """The user's prompt as it is, to the letter."""
 
     name = "none"
+    reads_critiques = False
 
     def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
                 critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
@@ -30,6 +31,7 @@ class TemplateRewriter:
     """The zero-effort rewrite: the prompt, a comma, quality words."""
 
     name = "template"
+    reads_critiques = False
 
     def __init__(self, words: str = QUALITY_WORDS):
         self.words = words

@@ -25,7 +25,8 @@ class Chain:
     `best_of` candidates share `variants` rewrites in turn; `prune` is a schedule as `parm.read_pruning` reads
     it, and the `of_previews` of `previews`, by default of the judge, judges the previews that it looks at;
     `reflect` is the most rounds of reflection, each drawing `best_of` more candidates at most, by
-    `correction`, one of CORRECTIONS, with `strength` where that is image to image.
+    `correction`, one of CORRECTIONS, with `strength` where that is image to image. `corrector` writes the
+    corrected prompts, by default the rewriter; of one that ignores critiques they are the same words again.
     """
 
     rewriter: Rewriter
@@ -39,6 +40,7 @@ class Chain:
     previews: Reward | None = None
     correction: str = CORRECTIONS[0]
     strength: float = 0.75
+    corrector: Rewriter | None = None
 
     def __post_init__(self):
         # All candidates of all rounds must have a seed, so the range is checked for all of them.
@@ -97,10 +99,10 @@ class Chain:
         outcome = Outcome(prompt, list(rewrites), found.candidates, found.best, [], found.cost)
         if self.reflect:
             mended = reflect(
-                found, prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
-                rounds=self.reflect, n=self.best_of, seed=self.seed, variants=self.variants,
-                schedule=self._mending, previews=self.previews, correction=self.correction,
-                strength=self.strength,
+                found, prompt, rewriter=self.corrector or self.rewriter, renderer=self.renderer,
+                judge=self.judge, rounds=self.reflect, n=self.best_of, seed=self.seed,
+                variants=min(self.variants, self.best_of), schedule=self._mending, previews=self.previews,
+                correction=self.correction, strength=self.strength,
                 progress=lambda done, total: tell("reflect", done, total),
             )  # fmt: skip
             outcome.candidates, outcome.best = mended.candidates, mended.best

@@ -74,6 +74,14 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
     return state
 
 
+def unread(corrector: Rewriter) -> str | None:
+    """What to tell who lets a rewriter correct that changes no words for a critique; None where it does."""
+    if getattr(corrector, "reads_critiques", True):
+        return None
+    return (f"the rewriter {corrector.name!r} does not read what the judge finds wrong: rounds of reflection "
+            "draw from words that owe it nothing")  # fmt: skip
+
+
 def check_critic(judge: Reward) -> Critic:
     """The judge, as one that can say what is wrong. Raises BadInput where it cannot."""
     if not isinstance(judge, Critic):

@@ -1,5 +1,6 @@
 """The table of what adds up, with a renderer that draws by its prompt and a LoRA that is a word."""
 
+import json
 import random
 
 import pytest
@@ -119,6 +120,29 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
     result = tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=tmp_path, per_task=1,
                       seeds=1, tasks=TASKS)  # fmt: skip
     assert asked and sum(asked) < sum(row["cost"]["judge_calls"] for row in result["rows"]) * len(TASKS)
+
+
+def test_a_corrector_is_a_setting_of_its_own(tmp_path):
+    """What it writes is drawn in the rounds alone; rows without one are known by the marks they had."""
+    seen = []
+
+    class Corrects(Same):
+        name = "corrects"
+
+        def rewrite(self, prompts, variants=1, seed=0, critiques=None):
+            seen.append(critiques)
+            return super().rewrite(prompts, variants)
+
+    makers = Makers(Drawn, lambda name: Corrects() if name == "corrects" else Same(),
+                    lambda name: ShapeWorldSoft(), str)  # fmt: skip
+    rows = {"same": Row(reflect=1), "corrected": Row(reflect=1, corrector="corrects")}
+    result = tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=tmp_path, per_task=3,
+                      seeds=2, tasks=TASKS)  # fmt: skip
+    assert seen and all(one and one[0] for one in seen), "it sees critiques alone"
+    assert "corrects" in result["rows"][1]["trainings"][0]["with"]
+    assert len({json.loads(line)["what"] for line in (tmp_path / "pictures.jsonl").open()}) == 2
+    with pytest.raises(ValueError, match="a corrector mends in rounds"):
+        Row(corrector="reprompt")
 
 
 def test_rows_may_draw_over_what_they_mend(tmp_path):

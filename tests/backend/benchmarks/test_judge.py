@@ -6,11 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from reprise.backend.benchmarks.critiques import BLIND
 from reprise.backend.benchmarks.judge import COMMONER, Case, answers_of, evaluate
 from reprise.backend.calibration import Calibration
 from reprise.backend.cli.main import run
 from reprise.backend.errors import BadInput
 from reprise.backend.rewards.vlm import Tuned, VLMJudge
+from reprise.backend.rewards.vlm_local import Said
 from reprise.backend.rewards.vlm_questions import QUESTIONS
 from reprise.backend.trainers.judge_data import prompt_mark
 from reprise.backend.types import RewardSpec
@@ -67,7 +69,9 @@ def test_figures_by_hand(cases):
     assert told["cost"]["calibration error, potential"] == pytest.approx(0.4, abs=1e-4)
     assert bright["tasks"].keys() == {"match", "potential"} and bright["tasks"]["potential"][0] == 1
     steps, errors, apart = result["tables"]
-    assert ["played, match", "1.000 [1.000, 1.000]", None, None] in apart["rows"]
+    assert ["played, match", *["1.000 [1.000, 1.000]"] * 3] in apart["rows"]
+    assert ["bright, match", "1.000 [1.000, 1.000]", None, None] in apart["rows"], "it has one question"
+    assert ["played, match", *["1.000 [1.000, 1.000]"] * 2] in steps["rows"], "of previews, too"
     assert ["played, potential", None, *["0.500 [0.500, 0.500]"] * 2] in apart["rows"], "it hopes for all"
     assert steps["columns"] == ["judge, question", "step 2", "step 4"]
     assert ["played, potential", "0.500 [0.500, 0.500]", "0.500 [0.500, 0.500]"] in steps["rows"]
@@ -117,11 +121,12 @@ def test_a_second_call_asks_nothing(cases, tmp_path):
     first, again = Played(), Played()
     kept = tmp_path / "kept.jsonl"
     one = evaluate({"played": lambda: answers_of(VLMJudge(first))}, cases, kept=kept, marks={"played": "a"})
-    assert len(first.asked) == len(cases)
+    previews = sum(case.question == "potential" for case in cases)  # which are asked whether they match, too
+    assert len(first.asked) == len(cases) + previews
     two = evaluate({"played": lambda: answers_of(VLMJudge(again))}, cases, kept=kept, marks={"played": "a"})
     assert two == one and not again.asked
     evaluate({"played": lambda: answers_of(VLMJudge(again))}, cases, kept=kept, marks={"played": "b"})
-    assert len(again.asked) == len(cases)
+    assert len(again.asked) == len(first.asked)
     with pytest.raises(BadInput, match="nothing to evaluate"):
         evaluate({}, [])
 
@@ -152,6 +157,32 @@ def test_the_command(cases, tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert "Reliability" in page and "Accuracy by denoising step" in page
     assert json.loads((out / "result.json").read_text()) == result
+
+
+class Critic(Played):
+    """Says of every picture what it is told to."""
+
+    def write(self, questions, pictures, most):
+        return [Said("There is no cat.; I see 2 dogs", False) for _ in questions]
+
+
+def test_critiques_by_hand(cases):
+    """Of six pictures four have a fault that is named; of 12 named faults 5 are true, of 7 true ones 5."""
+    reasons = {"light 0": ("there is no cat", "I see 2 dogs; there is no cat"),
+               "light 1": ("there is no cat", "it is dark"), "light 2": ("there is no bird", "I see 2 dogs")}
+    picture = cases[0].picture
+    wrong = [Case("critique", prompt, picture, False, reason=reason)
+             for prompt, two in reasons.items() for reason in two]  # fmt: skip
+    untaught = VLMJudge(Critic(), tuned=Tuned(frozenset({"match"})))
+    judges = {"says": lambda: answers_of(VLMJudge(Critic())), "bright": lambda: answers_of(Brightness()),
+              "untaught": lambda: answers_of(untaught)}  # fmt: skip
+    result = evaluate(judges, [*cases, *wrong])
+    table = result["tables"][-1]
+    said, blind = table["rows"]
+    assert said[:2] == ["says", 6] and [cell[:5] for cell in said[2:]] == ["0.667", "0.417", "0.714"]
+    assert blind[:2] == [BLIND, 6] and [cell[:5] for cell in blind[2:]] == ["0.333", "0.286", "0.286"]
+    assert result["rows"][0]["tasks"] == evaluate(judges, cases)["rows"][0]["tasks"], "answers of yes or no"
+    json.dumps(result, allow_nan=False)
 
 
 def test_what_a_judge_was_trained_on_gives_no_figure(cases, tmp_path, capsys):

@@ -181,6 +181,21 @@ def test_a_round_may_draw_over_the_best_so_far(reprise, drawn, tmp_path):
     assert over["cost"]["denoiser_rows"] < again["cost"]["denoiser_rows"]  # half of a mended picture's steps
 
 
+def test_who_mends_may_be_another_than_who_writes(reprise, drawn, tmp_path):
+    words = ["render", "a red circle", "--renderer", "fake", "--rewriter", "none", "--best-of", 1,
+             "--seed", 1, "--reflect", 1]  # fmt: skip
+    deaf = reprise(*words, "--out", "o")
+    assert "does not read what the judge finds wrong" in deaf.err and "--corrector" in deaf.err
+    told = reprise(*words, "--corrector", "reprompt", "--out", "p", "--json")
+    found = json.loads(told.out)
+    assert "does not read" not in told.err and found["settings"]["corrector"] == "reprompt"
+    assert [r["rewriter"] for r in found["rewrites"]] == ["none", "reprompt"]
+    assert found["candidates"][0]["prompt"] == "a red circle" != found["candidates"][1]["prompt"]
+    assert "--corrector reprompt" in (tmp_path / "p" / "index.html").read_text()
+    one_line(reprise(*words[:-1], 0, "--corrector", "reprompt"), 2, "--corrector has no use without rounds")
+    one_line(reprise(*words, "--corrector", "repromt"), 2, "repromt")
+
+
 def test_a_judge_that_only_scores_mends_nothing(reprise, drawn, monkeypatch):
     """Without --reflect there are no rounds then; asked for, they are refused before anything is drawn."""
     from reprise.backend.rewards.shapeworld import ShapeWorldSoft

@@ -7,7 +7,9 @@ from reprise.backend.errors import BadInput, Interrupted, RewardFailed, UnknownN
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.vlm import VLMCritic
 from reprise.backend.rewards.vlm_local import Said
+from reprise.backend.rewriters.template import KeepPrompt
 from reprise.backend.search.chain import Chain
+from reprise.backend.search.reflection import unread
 from reprise.backend.types import RewardSpec
 
 
@@ -38,6 +40,16 @@ def test_the_critique_reaches_the_rewriter_and_the_mended_picture_wins(brightnes
     assert [(r.verdict, r.candidate) for r in outcome.reflection] == [("no", 0), ("yes", 2)]
     assert outcome.best == 2 and outcome.candidates[2].round == 1
     assert outcome.rewrites[-1].prompt == outcome.reflection[-1].prompt
+
+
+def test_a_corrector_mends_what_another_has_written(brightness, echo):
+    """The first pictures are of the prompt to the letter, a round's of what its critique made of it."""
+    outcome = chain(grey({"too dark": 0.8, "": 0.2}), brightness, KeepPrompt(), corrector=echo).run("p")
+    assert [c.prompt for c in outcome.candidates[:2]] == ["p", "p"] and echo.critiques == [["too dark"]]
+    assert outcome.best == 2 and "too dark" in outcome.candidates[2].prompt
+    assert unread(KeepPrompt()) and unread(echo) is None
+    same = chain(grey({"too dark": 0.8, "": 0.2}), brightness, KeepPrompt()).run("p")
+    assert {c.prompt for c in same.candidates} == {"p"}, "whoever does not read it has no other words"
 
 
 def test_the_best_so_far_is_never_lost(brightness, echo):
