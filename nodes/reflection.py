@@ -8,6 +8,7 @@ the loop or expands into the next round. So LoRAs, progress, interrupts and memo
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,12 +17,14 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..backend.errors import BadInput
 from ..backend.interfaces import Critic
 from ..backend.judging import image_scores, ranking, verdicts
-from ..backend.search.reflection import CORRECTIONS
+from ..backend.search.reflection import CORRECTIONS, unread
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
 from .reports import LiveReport, scale, thumbnail
 from .rewriter import ask_waiting
+
+log = logging.getLogger(__name__)
 
 STEP = "RepriseReflectionStep"
 
@@ -33,8 +36,10 @@ def _inputs() -> list:
         io.Clip.Input("clip"),
         io.Vae.Input("vae"),
         io.Conditioning.Input("negative"),
-        io.Latent.Input("latent_image", tooltip="Batch of 1: size of the picture, or what to start from."),
-        sockets.Rewriter.Input("rewriter", tooltip="From Load Rewriter: mends the prompt."),
+        io.Latent.Input("latent_image", tooltip="Batch of 1: size of the picture, or with less denoise what "
+                                                "to start from. Its noise mask is kept."),
+        sockets.Rewriter.Input("rewriter", tooltip="From Load Rewriter: mends the prompt by what is wrong. A "
+                                                   "PRIP or Promptist model does not read that."),
         sockets.Judge.Input("judge", tooltip="From Load Judge: must be able to say what is wrong."),
         io.String.Input("prompt", multiline=True, default="",
                         tooltip="Your ORIGINAL prompt: what the picture should show."),
@@ -47,6 +52,13 @@ def _inputs() -> list:
         io.Float.Input("strength", default=0.75, min=0.01, max=1.0, step=0.01, advanced=True,
                        tooltip="Denoise of image to image; 1 keeps nothing."),
     ]  # fmt: skip
+
+
+def _denoise() -> io.Input:
+    """Last and optional: workflows that were saved without it run as they did."""
+    return io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True, advanced=True,
+                          tooltip="Of the first picture and of those that are drawn again; 1 draws all anew, "
+                                  "less starts from latent_image.")  # fmt: skip
 
 
 def _outputs() -> list:
@@ -74,6 +86,7 @@ class ReflectionLoop(io.ComfyNode):
                 io.String.Input("first_prompt", optional=True, force_input=True,
                                 tooltip="Drawn first, for example from RePrompt Rewriter. Without it the "
                                         "rewriter's own first rewrite is."),
+                _denoise(),
             ],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -83,7 +96,7 @@ class ReflectionLoop(io.ComfyNode):
 
     @classmethod
     async def execute(cls, prompt, rewriter, judge, latent_image, rounds, seed, first_prompt=None,
-                      **settings) -> io.NodeOutput:  # fmt: skip
+                      denoise=1.0, **settings) -> io.NodeOutput:  # fmt: skip
         graph = GraphBuilder()  # before anything is waited for: its ids are ComfyUI's of the moment
         asked = check_prompt(prompt)
         if not isinstance(judge, Critic):
@@ -96,11 +109,13 @@ class ReflectionLoop(io.ComfyNode):
                 f"expected a latent batch of 1, got {len(latent_image['samples'])}; set batch_size to 1"
             )
         first = first_prompt or await _rewrite(rewriter, asked, "", seed, 0)
+        if told := unread(rewriter):
+            log.warning("%s", told)
         links = _links(cls.hidden)
         links.pop("first_prompt", None)
         report = LiveReport(id=graph.prefix, judge=judge.spec.name, **scale(judge.spec), prompt=asked,
                             best=0, rounds=[])  # fmt: skip
-        return _expand(links, first, seed, latent_image=links["latent_image"], denoise=1.0, history=[],
+        return _expand(links, first, seed, latent_image=links["latent_image"], denoise=denoise, history=[],
                        report=report, graph=graph, ui={"reprise_reflection": [report.shown]})  # fmt: skip
 
 
@@ -120,6 +135,7 @@ class ReflectionStep(io.ComfyNode):
                 io.Image.Input("images", optional=True),
                 io.String.Input("history", default="[]"),
                 io.Custom("REPRISE_REPORT").Input("report"),
+                _denoise(),
             ],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -129,7 +145,8 @@ class ReflectionStep(io.ComfyNode):
 
     @classmethod
     async def execute(cls, prompt, rewriter, judge, vae, rounds, seed, image, history, correction, strength,
-                      report, images=None, **settings) -> io.NodeOutput:  # fmt: skip
+                      report, latent_image, images=None, denoise=1.0,
+                      **settings) -> io.NodeOutput:  # fmt: skip
         import torch
 
         graph = GraphBuilder()
@@ -157,10 +174,12 @@ class ReflectionStep(io.ComfyNode):
         if images is not None:
             kept = graph.node("ImageBatch", image1=links["images"], image2=kept).out(0)
         links["images"] = kept
-        start, denoise = links["latent_image"], 1.0
+        start = links["latent_image"]
         if correction == CORRECTIONS[1]:
             shown = graph.node("ImageFromBatch", image=kept, batch_index=best, length=1)
             start, denoise = graph.node("VAEEncode", pixels=shown.out(0), vae=links["vae"]).out(0), strength
+            if (mask := latent_image.get("noise_mask")) is not None:
+                start = graph.node("SetLatentNoiseMask", samples=start, mask=mask).out(0)
         return _expand(links, mended, seed, latent_image=start, denoise=denoise, history=past, report=report,
                        graph=graph, ui=ui)  # fmt: skip
 

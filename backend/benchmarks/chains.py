@@ -30,7 +30,7 @@ from ..search.chain import Chain
 from ..search.parm import read_pruning
 from ..search.reflection import CORRECTIONS
 from ..shapeworld.prompts import PromptCase
-from ..types import Job
+from ..types import Job, Rewrite
 from .ablation import overall_of, row_of, values_of
 from .kept import Kept
 from .shapeworld import SEED_STRIDE, chosen_cases, chosen_tasks
@@ -61,6 +61,8 @@ class Row(Config):
     """How a round mends: draw again, or image to image over the best picture so far."""
     corrector: str | list[str] | None = None
     """Who mends prompts, as --rewriter takes it; by default the rewriter. `none` keeps the words."""
+    told: bool = True
+    """Whether who mends is told what is wrong; false is the control."""
     strength: float = Field(0.75, gt=0, le=1)
     """How much of that picture image to image may change."""
     variants: PositiveInt = 1
@@ -76,6 +78,8 @@ class Row(Config):
             raise ValueError("previews are judged where something is pruned; give prune, or leave them out")
         if self.corrector is not None and not self.reflect:
             raise ValueError("a corrector mends in rounds of reflection; give reflect, or leave it out")
+        if not (self.told or self.reflect):
+            raise ValueError("told is of rounds of reflection; give reflect, or leave it out")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}")
         lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
@@ -187,6 +191,7 @@ class Table:
         if row.reflect and row.correction == CORRECTIONS[1]:
             searched += [row.correction, row.strength]
         searched += [_identity(corrector)] if corrector else []
+        searched += [] if row.told else ["untold"]
         return Cache.key("chain", renderer.fingerprint, _identity(rewriter), identity(self.measure),
                          searched if row.searched else None)  # fmt: skip
 
@@ -202,9 +207,10 @@ class Table:
         looks = self.makers.judge(training.previews) if todo and training.previews else None
         for case, base in todo:
             assert judge is not None
+            mends = None if row.told else Untold(corrector or rewriter)
             chain = Chain(rewriter, renderer, judge, row.best_of, row.prune, row.reflect, base,
                           min(row.variants, row.best_of), looks, row.correction, row.strength,
-                          corrector)  # fmt: skip
+                          mends or corrector)  # fmt: skip
             found = chain.run(case.prompt)
             image, cost = found.candidates[found.best].image, found.cost
             assert image is not None, "the best is one that was finished"
@@ -229,6 +235,17 @@ class Table:
         return [{"what": mark, "prompt": case.prompt, "seed": base, "score": score,
                  "rows": drawn.denoiser_rows_full // len(part), "calls": 0}
                 for (case, base), score in zip(part, scores, strict=True)]  # fmt: skip
+
+
+class Untold:
+    """A rewriter that is not told what was wrong."""
+
+    def __init__(self, rewriter: Rewriter):
+        self.rewriter, self.name = rewriter, rewriter.name
+
+    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
+                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:  # fmt: skip
+        return self.rewriter.rewrite(prompts, variants, seed)
 
 
 def _identity(rewriter: Rewriter) -> str:

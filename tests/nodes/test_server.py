@@ -179,6 +179,34 @@ def test_the_reflection_loop_mends_and_keeps_the_best(server, graph, correction)
     assert np.array_equal(picture, server.images(entry, "11")[best["round"]])
 
 
+@pytest.mark.parametrize("correction", ["draw again", "image to image"])
+def test_the_reflection_loop_keeps_what_a_mask_keeps(server, graph, correction):
+    """Inpainting: the right half of a blue picture is nobody's to change, in any round; and with denoise .5
+    much of the left one stays, too."""
+    nodes = _with(graph("reflection_loop"), "8", correction=correction, latent_image=["25", 0], rounds=2)
+    nodes |= {
+        "21": {"class_type": "EmptyImage", "inputs": {"width": 128, "height": 128, "batch_size": 1,
+                                                      "color": 0x2040C0}},
+        "22": {"class_type": "VAEEncode", "inputs": {"pixels": ["21", 0], "vae": ["1", 2]}},
+        "23": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}},
+        "24": {"class_type": "MaskComposite", "inputs": {
+            "destination": ["23", 0], "source": ["26", 0], "x": 0, "y": 0, "operation": "add"}},
+        "25": {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["22", 0], "mask": ["24", 0]}},
+        "26": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 128}},
+        "27": {"class_type": "VAEDecode", "inputs": {"samples": ["22", 0], "vae": ["1", 2]}},
+        "28": {"class_type": "PreviewImage", "inputs": {"images": ["27", 0]}},
+    }  # fmt: skip
+    entry = server.run(nodes)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (blue,), rounds = server.images(entry, "28"), server.images(entry, "11")
+    assert len(rounds) == 3, "half a picture satisfies nobody"
+    change = [np.abs(picture.astype(float) - blue).mean((0, 2)) for picture in rounds]
+    assert all(one[72:].mean() < 6 and one[:56].mean() > 12 for one in change), change
+    fewer = server.images(server.run(_with(nodes, "8", denoise=0.3, rounds=0)), "11")
+    less = np.abs(fewer[0].astype(float) - blue).mean((0, 2))
+    assert less[:56].mean() < change[0][:56].mean() / 2, "denoise starts from what there is"
+
+
 def test_reflection_refuses_a_batch_and_needs_words(server, graph):
     nodes = graph("reflection_loop")
     assert "batch of 1" in error_of(server.run(_with(nodes, "7", batch_size=2)))["exception_message"]
