@@ -207,6 +207,22 @@ def test_the_reflection_loop_keeps_what_a_mask_keeps(server, graph, correction):
     assert less[:56].mean() < change[0][:56].mean() / 2, "denoise starts from what there is"
 
 
+def test_the_tuned_judge_criticises_in_the_loop(server, graph):
+    """PARM++ with a judge that was trained: what it says reaches the rewriter, and the record."""
+    nodes = graph("reflection_loop")
+    (loader,) = [key for key, node in nodes.items() if node["class_type"] == "RepriseLoadJudge"]
+    nodes[loader]["inputs"]["judge"] = "vlm: embedded#critique"
+    for seed in range(20, 28):  # it is wrong about one picture in eight, and may be satisfied by the first
+        entry = server.run(_with(nodes, "8", rounds=1, seed=seed))
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        history = json.loads(entry["outputs"]["10"]["text"][0])
+        if len(history) == 2:
+            break
+    first, second = history
+    assert first["verdict"] == "no" and first["critique"] and first["prompt"] != second["prompt"]
+    assert len(server.images(entry, "11")) == 2
+
+
 def test_reflection_refuses_a_batch_and_needs_words(server, graph):
     nodes = graph("reflection_loop")
     assert "batch of 1" in error_of(server.run(_with(nodes, "7", batch_size=2)))["exception_message"]
