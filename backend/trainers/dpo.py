@@ -141,7 +141,7 @@ def learn(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]
 
     assert config.preferences is not None, "with rounds each has its own"
     final = run / "final"
-    with setting_up(run, resume):
+    with setting_up(run, save_config(config), resume):
         store = Store(config.preferences)
         pairs = begun_with(run, store.all_rewrites()) if resume else None
         if pairs is None:

@@ -25,6 +25,7 @@ from . import ranks
 ROUNDS_ASKED = "rounds.count"
 FREE = ("save_every", "log_every", "gradient_checkpointing", "offload", "keep_gb", "rounds.offload",
         "rounds.keep_gb", ROUNDS_ASKED)  # fmt: skip
+KEPT_CONFIG = Path("checkpoints") / "config.yaml"
 
 
 def claim(run: Path, text: str, resume: bool) -> list[str]:
@@ -32,19 +33,15 @@ def claim(run: Path, text: str, resume: bool) -> list[str]:
     Which settings a resumed run goes on with in another way.
 
     The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too. A
-    resumed run takes changed settings of `FREE`, and both files are then the new ones; others are refused,
-    and nothing is written.
+    resumed run takes changed settings of `FREE`, which `setting_up` writes down; others are refused.
     """
-    kept = run / "checkpoints" / "config.yaml"
+    kept = run / KEPT_CONFIG
     if kept.exists():
         if not resume:
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or choose another folder")
         if (begun := kept.read_text(encoding="utf-8")) == text:
             return []
-        changed = _changed_free(run, kept, begun, text)
-        write_whole(kept, text)
-        write_whole(run / "config.yaml", text)
-        return changed
+        return _changed_free(run, kept, begun, text)
     if resume:
         raise BadInput(f"{run} holds no run to go on with: it has no checkpoints/config.yaml")
     try:
@@ -79,18 +76,23 @@ def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def setting_up(run: Path, resume: bool) -> Iterator[None]:
-    """A new run that cannot even begin gives its folder back: after bad input nothing is half-written."""
+def setting_up(run: Path, text: str, resume: bool) -> Iterator[None]:
+    """What cannot even begin leaves nothing half-written: a new run gives its folder back, and a resumed one
+    is as it was. Its files have the config `text` once it has begun."""
     try:
         yield
     except BaseException:
         if not resume and ranks.is_main():
-            for path in (run / "checkpoints" / "config.yaml", run / "config.yaml"):
+            for path in (run / KEPT_CONFIG, run / "config.yaml"):
                 path.unlink(missing_ok=True)
             for folder in (run / "checkpoints", run):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
         raise
+    if resume and ranks.is_main():
+        for path in (run / "config.yaml", run / KEPT_CONFIG):
+            if path.is_file() and path.read_text(encoding="utf-8") != text:
+                write_whole(path, text)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -185,7 +185,7 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
 
     from transformers import set_seed
 
-    with quiet_loading(), setting_up(run, resume):
+    with quiet_loading(), setting_up(run, save_config(config), resume):
         gpu = ranks.gpu(config.device)
         set_seed(config.seed)
         model, tokenizer, _, system = load_rewriter(config.model, config, gpu)

@@ -44,19 +44,19 @@ class RunnableLoop(Protocol):
 def carry_out(run: Path, text: str, resume: bool, log: Callable[[str], None],
               begin: Callable[[], RunnableLoop]) -> Path:  # fmt: skip
     """Claim the run folder for the config `text`, `begin` a loop and run it; a finished run's `final/` is
-    returned as it is, unless it is asked for another number of rounds. What cannot begin leaves nothing."""
+    returned as it is, unless it is asked for another number of rounds. What cannot begin changes nothing."""
     final = run / "final"
-    changed = ranks.on_main(lambda: claim(run, text, resume))
-    if ROUNDS_ASKED in changed:
-        shutil.rmtree(final, ignore_errors=True)  # a copy of a round's, of which there will be a later one
-    if resume and final.is_dir():
+    more = ROUNDS_ASKED in ranks.on_main(lambda: claim(run, text, resume))
+    if resume and final.is_dir() and not more:
         log(f"{run} is finished already")
         return final
     from ..loading import quiet_loading
 
     with quiet_loading():
-        with setting_up(run, resume):
+        with setting_up(run, text, resume):
             loop = begin()
+            if more:
+                shutil.rmtree(final, ignore_errors=True)  # a copy of a round's; there will be a later one
         return loop.run()
 
 

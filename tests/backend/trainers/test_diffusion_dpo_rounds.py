@@ -171,6 +171,22 @@ def test_a_finished_run_takes_another_round(values, finished, tmp_path):
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
 
 
+def files_of(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_was(values, finished, tmp_path):
+    run, prompts = shutil.copytree(finished[0], tmp_path / "run"), Path(values["rounds"]["prompts"])
+    before = files_of(run)
+    gone = prompts.rename(prompts.with_suffix(".gone"))
+    try:
+        with pytest.raises(BadInput, match="train.txt"):
+            train(changed(values, {"count": 3}), run, resume=True, log=quiet)
+    finally:
+        gone.rename(prompts)
+    assert files_of(run) == before
+
+
 def test_all_ties_stop_with_the_reason(values, tmp_path):
     with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties.*lower margin"):
         train(changed(values, margin=0.9), tmp_path / "ties", log=quiet)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from reprise.backend.errors import BadInput
-from reprise.backend.trainers.folder import claim
+from reprise.backend.trainers.folder import claim, setting_up
 
 BEGUN = {"beta": 5.0, "save_every": 50, "lora": {"r": 16}, "rounds": {"count": 3, "keep_gb": 20.0, "size": 8}}
 
@@ -24,8 +24,13 @@ def kept(run):
 
 
 def test_what_decides_nothing_that_is_learned_may_change(run):
-    text = changed(save_every=5, rounds={"count": 5, "keep_gb": 90.0, "size": 8})
+    text, before = changed(save_every=5, rounds={"count": 5, "keep_gb": 90.0, "size": 8}), kept(run)
     assert claim(run, text, True) == ["save_every", "rounds.count", "rounds.keep_gb"]
+    with pytest.raises(BadInput, match="no data"), setting_up(run, text, True):
+        raise BadInput("no data")
+    assert kept(run) == before, "it did not begin"
+    with setting_up(run, text, True):
+        pass
     assert kept(run) == [text, text], "a later --resume alone goes on so, too"
     assert claim(run, text, True) == []
 
