@@ -57,7 +57,10 @@ TARGETS = {"attention": files.ATTENTION, "blocks": files.BLOCKS}
 class Loop:
     """One run. Everything that is loaded is loaded here; `run` trains and exports."""
 
-    def __init__(self, config: DiffusionDpoConfig, run: Path, resume: bool, log: Callable[[str], None]):
+    def __init__(self, config: DiffusionDpoConfig, run: Path, resume: bool, log: Callable[[str], None],
+                 of_rounds: bool = False):  # fmt: skip
+        """With `of_rounds` it is a round, whose pairs nobody chose: too few to hold some out are all trained
+        on."""
         import torch
         from transformers import set_seed
 
@@ -72,6 +75,13 @@ class Loop:
         if pairs is None:
             pairs = usable_pairs(store, config.reward, config.margin, log)
         self.pairs, self.held_out = split(pairs, config.eval_share)
+        if not self.pairs:
+            prompts = len({pair.prompt for pair in pairs})
+            said = f"eval_share={config.eval_share:g} of {prompts} prompts leaves none to train on"
+            if not of_rounds:
+                raise BadInput(f"{said}; lower it")
+            log(f"{said}: nothing is held out")
+            self.pairs, self.held_out = pairs, []
 
         self.device = device = choose_device(config.device)
         self.dtype = getattr(torch, choose_training_dtype(config.dtype, device))
@@ -371,12 +381,10 @@ def _said(row: dict[str, Any], steps: int) -> str:
 
 
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """(to train on, held out): whole prompts, by their words alone. Raises BadInput where none is left."""
+    """(to train on, held out): whole prompts, by their words alone."""
     prompts = sorted({pair.prompt for pair in pairs}, key=lambda prompt: seed_of("held out", prompt))
     aside = set(prompts[: math.ceil(share * len(prompts))])
     training = [pair for pair in pairs if pair.prompt not in aside]
-    if not training:
-        raise BadInput(f"eval_share={share:g} of {len(prompts)} prompts leaves none to train on; lower it")
     return training, [pair for pair in pairs if pair.prompt in aside]
 
 

@@ -130,7 +130,7 @@ class Rounds(BaseRounds):
             "start": _file(newest) if newest else self.config.start,
         })  # fmt: skip
         write_whole(folder / "config.yaml", save_config(config))
-        loop = Loop(config, folder, True, lambda line: self.log(f"round {number}: {line}"))
+        loop = Loop(config, folder, True, lambda line: self.log(f"round {number}: {line}"), of_rounds=True)
         return loop.run()
 
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -26,7 +26,7 @@ from ..rewriters.reprompt import EMBEDDED
 from . import ranks
 from .folder import claim, cut_lines, export, newest_checkpoint, setting_up, step_of
 from .lora import LoraSettings, merged
-from .pairs import apart, begin_with, begun_with
+from .pairs import TeachesNothing, apart, begin_with, begun_with
 from .rounds import RewriterRounds
 from .sft import MAX_DROPPED, metrics_callback
 from .start import check_offload, check_precision, check_schedule, load_rewriter
@@ -195,7 +195,7 @@ def _encoded(pairs: Sequence[RewritePair], tokenizer: Any, system: str, config: 
             continue
         rows.append(row)
     if not rows or long > MAX_DROPPED * len(pairs):
-        raise BadInput(
+        raise TeachesNothing(
             f"of {len(pairs)} pairs {long} are longer than max_length={config.max_length} tokens and "
             f"{unread} cannot be written as answers; raise max_length, or mine other runs"
         )

@@ -29,6 +29,7 @@ from ..registry import REWARDS, resolve
 from ..renderers.diffusers import unscaled
 from ..rewards.judge import LearnedJudge
 from ..rewards.pictures import MEAN, STD, to_pil
+from .pairs import TeachesNothing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
         found = [max(0.0, sign * (pair.chosen.scores[judge] - pair.rejected.scores[judge])) for pair in pairs]
     mean = sum(found) / len(found)
     if mean <= 0:
-        raise BadInput(f"weigh_by={judge!r}: it prefers the better picture of no pair; weigh by another")
+        raise TeachesNothing(f"weigh_by={judge!r}: it prefers the better picture of no pair; weigh by another")
     return {pair.id: value / mean for pair, value in zip(pairs, found)}
 
 

@@ -28,6 +28,10 @@ MAX_LOST = 0.1  # share of the pairs whose pictures may be gone; beyond it a run
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
+class TeachesNothing(BadInput):
+    """As they are set, a training takes none of the pairs that there are; rounds end before such a round."""
+
+
 def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[[str], None]) -> list[Pair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none or too few are left."""
     found = apart(

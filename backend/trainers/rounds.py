@@ -37,7 +37,7 @@ from ..types import Job
 from . import ranks
 from .folder import append_lines, put_whole
 from .guidance import MARGIN
-from .pairs import MAX_LOST
+from .pairs import MAX_LOST, TeachesNothing
 from .phases import Phases, judge_modules, modules_mover, renderer_modules
 from .prompts import Asked, order, read_prompts
 from .renderers import RendererSettings
@@ -163,7 +163,8 @@ class BaseRounds(ABC):
 
     @abstractmethod
     def learn(self, number: int, newest: Path | None) -> Path:
-        """Train on a round's pairs, from the `final/` of the one before; the round's own."""
+        """Train on a round's pairs, from the `final/` of the one before; the round's own. Raises
+        TeachesNothing where the settings leave none of them."""
 
     @abstractmethod
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -181,7 +182,10 @@ class BaseRounds(ABC):
         for number in range(1, self.settings.count + 1):
             if stop or not self._gathered(number, newest):
                 break
-            newest = self._learned(number, newest)
+            learned = self._learned(number, newest)
+            if learned is None:
+                break
+            newest = learned
             stop = self._look(number, newest)
         assert newest is not None, "the first round raises where it has no pairs"
         final = self._put(newest, self.folder / "final")
@@ -259,7 +263,7 @@ class BaseRounds(ABC):
                 raise BadInput(f"{said}; begin another run, with a lower margin or more pictures a prompt")
             counts = {**counts, "stopped": None if counts["pairs"] else said}
             write_whole(path, json.dumps(counts) + "\n")
-        if counts["pairs"]:
+        if not counts["stopped"]:
             self.log(f"round {number}: {counts['pairs']} pairs of {counts['prompts']} prompts, "
                      f"{counts['ties']} ties left out")  # fmt: skip
             return True
@@ -273,11 +277,20 @@ class BaseRounds(ABC):
                 + (f"{alone} had nothing to be compared with, " if alone else "")
                 + f"and the pictures of {counts['gone']} are gone")  # fmt: skip
 
-    def _learned(self, number: int, newest: Path | None) -> Path:
+    def _learned(self, number: int, newest: Path | None) -> Path | None:
+        """A round's `final/`; None where nothing can be learned from its pairs. Of the first that is raised."""
         final = self.of(number) / "final"
         if not final.is_dir():
             try:
                 self.learn(number, newest)
+            except TeachesNothing as error:
+                if newest is None:
+                    raise
+                path, said = self.of(number) / MINED, f"round {number} teaches nothing: {error}"
+                counts = json.loads(path.read_text(encoding="utf-8"))
+                write_whole(path, json.dumps({**counts, "stopped": said}) + "\n")
+                self.log(f"stopped: {said}")
+                return None
             except TrainingFailed as error:  # what goes on is the whole run
                 raise TrainingFailed(str(error).replace(str(self.of(number)), str(self.folder))) from error
             let_go()

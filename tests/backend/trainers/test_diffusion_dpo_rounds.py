@@ -21,7 +21,7 @@ from reprise.backend.types import RewardSpec
 
 from ..renderers.conftest import build
 from .rounds_world import killed_at
-from .world import Redness
+from .world import Blueness, Redness
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -268,6 +268,33 @@ def test_a_later_round_of_ties_ends_the_run_with_what_there_is(values, tmp_path,
     one, other = (load_file(path / "lora.safetensors") for path in (final, run / "rounds/1/final"))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert "4 were ties" in (run / "report.html").read_text()
+
+
+def test_a_later_round_that_teaches_nothing_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
+    """The judge that weighs pairs agrees in the first round, and then says the same of all pictures."""
+    run, said = tmp_path / "run", []
+
+    def score(self, images, prompts):
+        learned = (run / "rounds/1/final").is_dir()
+        return [0.5] * len(prompts) if learned else Redness.score(self, images, prompts)
+
+    monkeypatch.setattr(Blueness, "score", score)
+    config = changed(values, {"count": 3, "per_round": 2, "eval_prompts": None}, weigh_by="blueness")
+    final = train(config, run, log=said.append)
+    assert any("stopped: round 2 teaches nothing: weigh_by='blueness'" in line for line in said)
+    assert "round 2 teaches nothing" in (run / "report.html").read_text()
+    assert same(run, run / "rounds/1") and not (run / "rounds/3").exists()
+    shutil.rmtree(final)
+    assert train(config, run, resume=True, log=quiet) == final and same(run, run / "rounds/1")
+
+
+def test_a_round_of_too_few_prompts_holds_none_out(values, tmp_path):
+    said = []
+    asked = {"count": 1, "per_round": 1, "eval_prompts": None}
+    train(changed(values, asked, eval_share=0.5, max_steps=1), tmp_path / "run", log=said.append)
+    assert any("eval_share=0.5 of 1 prompts leaves none to train on: nothing is held out" in line
+               for line in said)  # fmt: skip
+    assert rows(tmp_path / "run/metrics.jsonl") and (tmp_path / "run/final").is_dir()
 
 
 def test_rounds_that_bring_nothing_stop(values, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from reprise.backend.errors import BadInput
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
-from reprise.backend.trainers import dpo_rounds, rounds
+from reprise.backend.trainers import dpo, dpo_rounds, rounds
 from reprise.backend.trainers.dpo import DpoConfig, train
 
 from .rounds_world import killed_at
@@ -105,6 +105,19 @@ def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_
 def test_all_ties_stop_with_the_reason(values, tmp_path):
     with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties"):
         train(DpoConfig(**{**values, "margin": 2.0}), tmp_path / "run", log=quiet)
+
+
+def test_a_later_round_that_teaches_nothing_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
+    run, said, ids = tmp_path / "run", [], dpo.prompt_ids
+
+    def longer(*given, **options):
+        return ids(*given, **options) * (20 if (run / "rounds/1/final").is_dir() else 1)
+
+    monkeypatch.setattr(dpo, "prompt_ids", longer)
+    rounds = {**values["rounds"], "eval_prompts": None}
+    train(DpoConfig(**{**values, "rounds": rounds, "export_dtype": "same"}), run, log=said.append)
+    assert any("stopped: round 2 teaches nothing: of" in line for line in said)
+    assert same(run / "final", run / "rounds/1/final")
 
 
 def test_rewrites_that_have_nothing_to_be_compared_with_are_no_ties(values, tmp_path, monkeypatch):
