@@ -110,14 +110,24 @@ def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
             )
         half = found[2].replace("lora_down", "lora_A").replace("lora_up", "lora_B")
         parts.setdefault(modules[found[1]], {})[half] = value.float()
+    if not parts:
+        raise CheckpointError(f"{path} is empty: expected a LoRA's weights, and it holds none; copy it anew")
     adapter = {}
     for module, part in parts.items():
         if not {"lora_A.weight", "lora_B.weight"} <= part.keys():
             raise CheckpointError(f"{path} is damaged: of {module} it has only one half; copy it anew")
-        a, b = part["lora_A.weight"], part["lora_B.weight"]
+        a, b, alpha = part["lora_A.weight"], part["lora_B.weight"], part.get("alpha")
+        if a.ndim != 2 or b.ndim != 2 or not len(a) or (alpha is not None and alpha.numel() != 1):
+            shown = ", ".join(f"{half} {tuple(value.shape)}" for half, value in sorted(part.items()))
+            raise CheckpointError(f"{path} is no LoRA of linear layers: of {module} expected two matrices of "
+                                  f"a rank of 1 at least, and one alpha, got {shown}")  # fmt: skip
         if (len(b), a.shape[1]) != shapes.get(f"{module}.weight") or b.shape[1] != len(a):
             raise CheckpointError(f"{path} is a LoRA of another size: it does not fit {module}")
-        adapter[module] = a, b * (float(part["alpha"]) / len(a) if "alpha" in part else 1.0)
+        b = b if alpha is None else b * (float(alpha) / len(a))
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise CheckpointError(f"{path} is damaged: {module} has values that are no numbers, or too large "
+                                  "ones; copy it anew, or train it again")  # fmt: skip
+        adapter[module] = a, b
     return adapter
 
 

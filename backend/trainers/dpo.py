@@ -18,7 +18,6 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..config import Config, save_config
-from ..errors import BadInput
 from ..loading import quiet_loading
 from ..preferences.store import RewritePair, Store, Text
 from ..rewriters.prompting import FORM, PLAIN_FORM, Answer, Unparsable, answer_ids, parse, prompt_ids

@@ -77,7 +77,8 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
         found = [max(0.0, sign * (pair.chosen.scores[judge] - pair.rejected.scores[judge])) for pair in pairs]
     mean = sum(found) / len(found)
     if mean <= 0:
-        raise TeachesNothing(f"weigh_by={judge!r}: it prefers the better picture of no pair; weigh by another")
+        raise TeachesNothing(f"weigh_by={judge!r}: it prefers the better picture of no pair; weigh by "
+                             "another")  # fmt: skip
     return {pair.id: value / mean for pair, value in zip(pairs, found)}
 
 

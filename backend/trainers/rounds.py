@@ -278,7 +278,7 @@ class BaseRounds(ABC):
                 + f"and the pictures of {counts['gone']} are gone")  # fmt: skip
 
     def _learned(self, number: int, newest: Path | None) -> Path | None:
-        """A round's `final/`; None where nothing can be learned from its pairs. Of the first that is raised."""
+        """A round's `final/`; None where its pairs teach nothing, which the first round raises."""
         final = self.of(number) / "final"
         if not final.is_dir():
             try:

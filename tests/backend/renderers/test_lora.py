@@ -1,6 +1,7 @@
 """LoRA files: what diffusers, peft and ComfyUI's key maps read, of every family."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -178,6 +179,28 @@ def test_an_alpha_of_another_tool_counts(tmp_path):
     apply_lora(tmp_path / "l.safetensors", denoiser_of(pipe), strength=0.5)
     added = denoiser_of(pipe).get_submodule(module).weight - before
     torch.testing.assert_close(added, torch.full_like(added, 0.5 * 2 * 0.5))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (None, "is empty"), ({"lora_down.weight": torch.ones(8)}, r"got .*lora_A.weight \(8,\)"),
+    ({"lora_up.weight": torch.ones(8)}, "two matrices"),
+    ({"lora_up.weight": torch.tensor(1.0)}, "two matrices"),
+    ({"lora_down.weight": torch.ones(2, 8, 1, 1)}, "linear layers"),
+    ({"lora_down.weight": torch.ones(0, 8), "lora_up.weight": torch.ones(8, 0)}, "rank of 1 at least"),
+    ({"alpha": torch.ones(3)}, "one alpha, got alpha"), ({"alpha": torch.tensor(math.nan)}, "no numbers"),
+    ({"alpha": torch.tensor(math.inf)}, "no numbers"),
+    ({"lora_down.weight": torch.full((2, 8), math.nan)}, "no numbers"),
+    ({"lora_up.weight": torch.full((8, 2), 1e300, dtype=torch.float64)}, "too large"),
+])  # fmt: skip
+def test_files_that_nobody_should_trust(changes, message, tmp_path):
+    denoiser = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8)})
+    whole = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(8, 2), "alpha": torch.ones(1)}
+    tensors = {} if changes is None else {**whole, **changes}
+    save_file({f"lora_unet_a.{name}": one for name, one in tensors.items()}, tmp_path / "l.safetensors")
+    before = denoiser["a"].weight.detach().clone()
+    with pytest.raises(CheckpointError, match=message) as raised:
+        apply_lora(tmp_path / "l.safetensors", denoiser)
+    assert "\n" not in str(raised.value) and torch.equal(denoiser["a"].weight, before)
 
 
 def test_files_that_do_not_fit(tmp_path):
