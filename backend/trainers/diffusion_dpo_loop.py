@@ -25,13 +25,13 @@ from ..registry import RENDERERS, resolve
 from ..renderers import lora as files
 from ..renderers.checkpoints import find_pipeline, load_pipeline, read_index
 from ..renderers.devices import choose_device, choose_training_dtype
-from ..renderers.families import family_of
+from ..renderers.families import Family, family_of
 from ..rewards.judge import LearnedJudge
 from .denoisers import Denoiser, noising_of, stacked
 from .diffusion_dpo import DiffusionDpoConfig
 from .folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
 from .guidance import Guide, JudgeGradient, clear_enough, importance
-from .pairs import TEXT, Encoded, begin_with, begun_with, usable_pairs
+from .pairs import TEXT, Encoded, begin_with, begun_with, check_size, usable_pairs
 from .prompts import order
 from .rollouts import seed_of
 from .start import open_reward
@@ -85,13 +85,11 @@ class Loop:
 
         self.device = device = choose_device(config.device)
         self.dtype = getattr(torch, choose_training_dtype(config.dtype, device))
-        folder, length = _where(config.model)
-        self.family = family_of(read_index(folder)["_class_name"])
+        folder, length, self.family = trainable(config.model)
         # Pictures are encoded and decoded in float32: some VAEs overflow in half precision.
         self.pipeline = load_pipeline(folder, self.dtype, {"vae": torch.float32})
         length = config.max_sequence_length or (length if self.family.has_text_length else None)
-        if config.max_sequence_length and not self.family.has_text_length:
-            raise Unsupported(f"{self.family.name} has a fixed text length; leave max_sequence_length out")
+        check_text_length(config, self.family)
         self.encoded = Encoded(store, self.pipeline, self.family, config.size, length)
         self.guide: Guide | None = None
         shape = self._encode(pairs, device)
@@ -99,7 +97,7 @@ class Loop:
         self.beta = config.beta or BETA[self.noising.prediction]
 
         set_seed(config.seed)
-        start = self._start()
+        start = start_of(config, getattr(self.pipeline, self.family.denoiser))
         self.model = self._adapted().to(device)
         self.denoiser = Denoiser(self.pipeline, self.family, self.model, config.guidance)
         self.weights = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
@@ -182,23 +180,6 @@ class Loop:
         settings = LoraConfig(r=lora.r, lora_alpha=alpha, target_modules=TARGETS[lora.targets])
         # In eval mode: without its adapter it is the reference, and nothing in that may be random.
         return get_peft_model(denoiser, settings).eval()
-
-    def _start(self) -> files.Adapter | None:
-        """The adapter to go on from. Raises BadInput for one of another rank or on other modules."""
-        config = self.config
-        if config.start is None:
-            return None
-        denoiser = getattr(self.pipeline, self.family.denoiser)
-        found = files.read_lora(config.start, denoiser)
-        modules = {name for name, one in denoiser.named_modules()
-                   if re.fullmatch(TARGETS[config.lora.targets], name)}  # fmt: skip
-        sizes = {len(a) for a, _ in found.values()}
-        if found.keys() != modules or sizes != {config.lora.r}:
-            raise BadInput(
-                f"{config.start} is an adapter of rank {max(sizes)} on {len(found)} modules, and lora asks "
-                f"for rank {config.lora.r} on {len(modules)}; set lora.r and lora.targets as they were"
-            )
-        return found
 
     def _begun(self, start: files.Adapter | None) -> dict[str, Tensor] | None:
         """Put the adapter to go on from into the new one; a copy, which stays the reference."""
@@ -388,8 +369,49 @@ def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     return training, [pair for pair in pairs if pair.prompt in aside]
 
 
+def check_possible(config: DiffusionDpoConfig, pipeline: Any, family: Family, side: int) -> None:
+    """What a run would refuse of its settings once there are pictures of `side`. Raises as `Loop` does."""
+    check_text_length(config, family)
+    if config.size is not None:
+        check_size(config.size, family.multiple(pipeline))
+    latent = (config.size or side) // pipeline.vae_scale_factor
+    noising_of(pipeline, (latent, latent), config.shift)
+    denoiser = getattr(pipeline, family.denoiser)
+    Denoiser(pipeline, family, denoiser, config.guidance)
+    start_of(config, denoiser)
+
+
+def check_text_length(config: DiffusionDpoConfig, family: Family) -> None:
+    if config.max_sequence_length and not family.has_text_length:
+        raise Unsupported(f"{family.name} has a fixed text length; leave max_sequence_length out")
+
+
+def start_of(config: DiffusionDpoConfig, denoiser: Any) -> files.Adapter | None:
+    """The adapter to go on from. Raises BadInput for one of another rank or on other modules."""
+    if config.start is None:
+        return None
+    found = files.read_lora(config.start, denoiser)
+    modules = {name for name, _ in denoiser.named_modules()
+               if re.fullmatch(TARGETS[config.lora.targets], name)}  # fmt: skip
+    sizes = {len(a) for a, _ in found.values()}
+    if found.keys() != modules or sizes != {config.lora.r}:
+        raise BadInput(
+            f"{config.start} is an adapter of rank {max(sizes)} on {len(found)} modules, and lora asks "
+            f"for rank {config.lora.r} on {len(modules)}; set lora.r and lora.targets as they were"
+        )
+    return found
+
+
+def trainable(model: str) -> tuple[Path, int | None, Family]:
+    """The folder of a renderer, the length of text that an embedded one was trained with, and its family.
+    Raises Unsupported for a family that no adapter is known for."""
+    folder, length = _where(model)
+    family = family_of(read_index(folder)["_class_name"])
+    files.check_layout(family)
+    return folder, length, family
+
+
 def _where(model: str) -> tuple[Path, int | None]:
-    """The folder of a renderer, and the length of text that an embedded one was trained with."""
     if model in RENDERERS:
         made = resolve("renderer", RENDERERS, model)
         folder = signature(made).parameters.get("folder")

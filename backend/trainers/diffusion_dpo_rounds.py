@@ -16,12 +16,15 @@ from ..interfaces import Renderer
 from ..preferences.pairing import Group, Mined, Picture
 from ..preferences.store import PAIRS, Store
 from ..renderers.devices import choose_device, choose_training_dtype
+from ..renderers.diffusers import DiffusersRenderer
 from ..runs import write_whole
 from ..types import Job
+from .guidance import check_gradient
 from .prompts import Asked
 from .renderers import open_renderer
 from .rollouts import seed_of
 from .rounds import BaseRounds, RendererRounds, let_go, refuse_text
+from .start import open_reward
 from .studio import Judged, Studio
 from .watching import SHOWN
 
@@ -39,7 +42,19 @@ class Rounds(BaseRounds):
         refuse_text(self.rewards)
         self.opened: tuple[Path | None, Renderer] | None = None
         if not self.of(1).exists():
-            self.renderer(None)  # settings that it does not have are refused before anything is drawn
+            self._check()
+
+    def _check(self) -> None:
+        """What would be refused of the settings once a round is drawn is refused before."""
+        from .diffusion_dpo_loop import check_possible, trainable
+
+        trainable(self.config.model)
+        if self.config.judge is not None:
+            name = self.config.judge.reward
+            check_gradient(name, self.rewards.get(name) or open_reward(name, self.device))
+        renderer = self.renderer(None)
+        assert isinstance(renderer, DiffusersRenderer), "all that can be trained are"
+        check_possible(self.config, renderer.pipeline, renderer.family, renderer.width)
 
     def renderer(self, newest: Path | None) -> Renderer:
         """The one that is trained, with a round's LoRA or the one to start from; it evaluates a round and

@@ -82,6 +82,12 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
     return {pair.id: value / mean for pair, value in zip(pairs, found)}
 
 
+def check_gradient(name: str, judge: Any) -> None:
+    if not isinstance(judge, LearnedJudge):
+        raise Unsupported(f"judge.reward={name!r} gives no gradient through pixels; weigh_by takes every "
+                          "reward")  # fmt: skip
+
+
 class Guide:
     """A frozen judge behind a frozen decoder: latents -> scores that have a gradient."""
 
@@ -90,9 +96,7 @@ class Guide:
         pictures as this class does. Raises Unsupported where not."""
         self.settings, self.vae, self.judge = settings, vae, judge
         name = settings.reward
-        if not isinstance(judge, LearnedJudge):
-            raise Unsupported(f"judge.reward={name!r} gives no gradient through pixels; weigh_by takes every "
-                              "reward")  # fmt: skip
+        check_gradient(name, judge)
         if picture.shape[0] != picture.shape[1]:
             raise Unsupported("a judge's gradient is for square pictures, of which none is cut off; set size")
         judge.model.requires_grad_(False)

@@ -158,8 +158,7 @@ class Encoded:
                 raise BadInput(f"a picture of {wide} x {high} cannot be encoded, where sides are multiples "
                                f"of {multiple}; set size")  # fmt: skip
             return picture
-        if self.size % multiple:
-            raise BadInput(f"size={self.size} is no multiple of {multiple}, which this renderer draws in")
+        check_size(self.size, multiple)
         return cropped(picture, self.size)
 
     def _paths(self, pairs: Sequence[Pair]) -> list[Path]:
@@ -176,6 +175,11 @@ class Encoded:
     def _path(self, *parts: object) -> Path:
         name = Cache.key(*parts)
         return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def check_size(size: int, multiple: int) -> None:
+    if size % multiple:
+        raise BadInput(f"size={size} is no multiple of {multiple}, which this renderer draws in")
 
 
 def cropped(picture: Tensor, size: int) -> Tensor:

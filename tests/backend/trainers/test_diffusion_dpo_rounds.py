@@ -1,19 +1,20 @@
 """Rounds of Diffusion-DPO with a tiny FLUX and a judge that likes red."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from reprise.backend.config import load_config, parse_config
-from reprise.backend.errors import BadInput, RewardFailed, TrainingFailed, Unsupported
+from reprise.backend.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed, Unsupported
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
-from reprise.backend.renderers.lora import apply_lora
+from reprise.backend.renderers.lora import BLOCKS, apply_lora
 from reprise.backend.trainers import rounds
 from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
 from reprise.backend.trainers.diffusion_dpo_loop import Loop
@@ -383,6 +384,31 @@ def test_impossible_settings(changes, message, values):
         return
     with pytest.raises(BadInput, match=message):
         parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model": "shapeworld-masked"}, "no layout of a LoRA file is known for aMUSEd"),
+    ({"model": "comfyui:workflow.json"}, "expected a pipeline's folder"),
+    ({"start": 2, "lora": {"r": 4, "targets": "blocks"}}, "adapter of rank 2 .* asks for rank 4"),
+    ({"start": 0}, "is empty"), ({"judge": {"reward": "redness"}}, "gives no gradient through pixels"),
+    ({"size": 99}, "size=99 is no multiple"),
+    ({"model": "shapeworld-sd", "shift": 2.0}, "shift is for flows"),
+    ({"model": "shapeworld-sd", "guidance": 2.0}, "no guidance embedding"),
+])  # fmt: skip
+def test_what_cannot_be_learned_is_refused_before_anything_is_drawn(changes, message, values, tmp_path):
+    rounds = dict(values["rounds"])
+    if "start" in changes:
+        file, flux = tmp_path / "start.safetensors", build("flux").transformer
+        sizes = {name: one.weight.shape for name, one in flux.named_modules() if re.fullmatch(BLOCKS, name)}
+        halves = {f"transformer.{name}.lora_{half}.weight": torch.ones(shape) for name, (high, wide)
+                  in sizes.items() for half, shape in (("A", (2, wide)), ("B", (high, 2)))}  # fmt: skip
+        save_file(halves if changes["start"] else {}, file)
+        changes = {**changes, "start": file}
+    if "model" in changes:
+        rounds["renderer"], changes = {"steps": 2}, {"max_sequence_length": None, **changes}
+    with pytest.raises((BadInput, CheckpointError, Unsupported), match=message):
+        train(changed(values, rounds, **changes), tmp_path / "run", log=quiet)
+    assert not (tmp_path / "run").exists()
 
 
 class OnItsDevice(Redness):
