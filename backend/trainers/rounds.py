@@ -54,7 +54,7 @@ class RoundSettings(Config):
     """What rounds of a renderer and of a rewriter share."""
 
     count: PositiveInt = 3
-    """Rounds. A finished run goes on with more: --resume RUN rounds.count=N."""
+    """Rounds. A finished run goes on with more, never with fewer: --resume RUN rounds.count=N."""
     prompts: str
     """A file with a prompt a line (text, or JSON with `prompt` and `judged_as`), or shapeworld:N."""
     per_round: PositiveInt | None = None
@@ -142,6 +142,10 @@ class BaseRounds(ABC):
                  log: Callable[[str], None]):  # fmt: skip
         self.settings, self.folder, self.seed, self.log = settings, run, seed, log
         self.device = device  # "auto" or "cpu", of all that draws, judges and learns
+        done = len(list(run.glob(f"{ROUNDS}/*/final")))
+        if settings.count < done:
+            raise BadInput(f"{run} has {done} rounds behind it, and rounds.count={settings.count} are fewer; "
+                           f"set {done} or more, an earlier round is in {run / ROUNDS}")  # fmt: skip
         self.prompts = read_prompts(settings.prompts, "train", seed)
         self.sets = fixed_prompts(self.prompts, settings.eval_prompts)
         self.rewards = {name: open_reward(name, device) for name in (*settings.rewards, *settings.held_out)}

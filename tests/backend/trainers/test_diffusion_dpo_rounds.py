@@ -185,6 +185,8 @@ def test_a_refused_resume_leaves_a_finished_run_as_it_was(values, finished, tmp_
             train(changed(values, {"count": 3}), run, resume=True, log=quiet)
     finally:
         gone.rename(prompts)
+    with pytest.raises(BadInput, match="has 2 rounds behind it, and rounds.count=1 are fewer; set 2 or more"):
+        train(changed(values, {"count": 1}), run, resume=True, log=quiet)
     assert files_of(run) == before
 
 
