@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -64,7 +65,8 @@ def keeping(where: str) -> Iterator[None]:
     except (KeyboardInterrupt, Interrupted) as stop:
         raise Interrupted(f"stopped; what was drawn is kept in {where}, the same command goes on") from stop
     except RepriseError:
-        note(f"what was drawn is kept in {where}, the same command goes on")
+        if Path(where).is_dir():  # else it could not begin
+            note(f"what was drawn is kept in {where}, the same command goes on")
         raise
 
 

@@ -140,15 +140,17 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
     sources = list({_key(one): one for one in sources}.values())
     stamp = {"reward": identity(reward), SPEC: asdict(reward.spec), "looks": looks and sorted(looks),
              **(made_by or {})}  # fmt: skip
-    _check_same(rollouts, stamp)
+    marked = _check_same(rollouts, stamp)
     known = _known(rollouts)
     todo = [one for one in sources if _key(one) not in known]
     drawer = renderer() if any(one.load is None for one in todo) else None
     if drawer is not None:
-        _check_same(rollouts, {**stamp, "fingerprint": drawer.fingerprint})
+        marked = _check_same(rollouts, {**stamp, "fingerprint": drawer.fingerprint})
         looks = default_looks(drawer.steps) if looks is None else looks
-        if any(not 1 <= step < drawer.steps for step in looks):
-            raise BadInput(f"previews are seen after steps 1 to {drawer.steps - 1}; got {max(looks)}")
+        wrong = [step for step in looks if not 1 <= step < drawer.steps]
+        if wrong:
+            raise BadInput(f"previews are seen after steps 1 to {drawer.steps - 1}; got {wrong[0]}")
+    write_whole(rollouts.with_suffix(".json"), json.dumps(marked, sort_keys=True))
     done = len(sources) - len(todo)
     for start in range(0, len(todo), at_once):
         progress(done, len(sources))
@@ -281,9 +283,9 @@ def _known(rollouts: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check_same(rollouts: Path, made_by: Mapping[str, Any]) -> None:
-    """What was drawn and judged in another way is not gone on with; what is not known yet is added. Raises
-    BadInput."""
+def _check_same(rollouts: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be kept of how pictures are made: `made_by`, and what is known already. Raises BadInput for
+    what was drawn and judged in another way, which is not gone on with."""
     stamp = rollouts.with_suffix(".json")
     now = dict(made_by)
     if rollouts.exists():
@@ -297,4 +299,4 @@ def _check_same(rollouts: Path, made_by: Mapping[str, Any]) -> None:
         if not same:
             raise BadInput(f"{rollouts} was made with another renderer, reward or steps; give another --out")
         now = {**kept, **now}
-    write_whole(stamp, json.dumps(now, sort_keys=True))
+    return now

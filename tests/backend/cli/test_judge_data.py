@@ -23,13 +23,13 @@ def test_bad_input(tmp_path, prompts, capsys):
         (["--test-share", "0.6", "--calibration-share", "0.6"], "more than 1 together"),
         (["--reward", "structure"], "reads rewrites, not pictures"),
         (["--look", "8"], "previews are seen after steps 1 to 7; got 8"),
-        (["--look", "0"], "previews are seen after steps 1 to 7; got 0"),
+        (["--look", "0", "--look", "2"], "previews are seen after steps 1 to 7; got 0"),
         (["--out", str(prompts)], "was not made by this command"),
     ):
         assert run([*known, *more]) == 2, more
         caught = capsys.readouterr().err
         assert said in caught.splitlines()[-1] and "Traceback" not in caught, more
-        assert not out.exists()
+        assert not list(tmp_path.glob("judge.jsonl*")) and "goes on" not in caught, more
     assert run(["judge-data", str(tmp_path / "none.txt")]) == 2
     assert "cannot read" in capsys.readouterr().err
 
