@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 OF_A_MODEL = {"diffusers", "comfyui"}  # not to be named alone
+FIXED = {"size": "SIZE", "max_sequence_length": "TEXT_LENGTH"}  # what a renderer of ours may have of its own
 
 
 class RendererSettings(Config):
@@ -70,6 +71,11 @@ def open_renderer(settings: RendererSettings, device: str = "auto") -> Renderer:
         made = resolve("renderer", RENDERERS, name)
         known = signature(made).parameters
         takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
+        for key, attribute in FIXED.items():  # not to be passed on, where it is the same
+            own = getattr(made, attribute, None)
+            if own is not None and given.pop(key, own) != own:
+                raise BadInput(f"renderer {name!r} draws with {key}={own} alone, got "
+                               f"{getattr(settings, key)}; leave it out")  # fmt: skip
         if not takes_all:
             _refuse_others(name, given, set(known))
         if device != "auto" and (takes_all or "device" in known):

@@ -15,7 +15,7 @@ from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
 from reprise.backend.renderers.lora import BLOCKS, apply_lora
-from reprise.backend.trainers import rounds
+from reprise.backend.trainers import diffusion_dpo_rounds, rounds
 from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
 from reprise.backend.trainers.diffusion_dpo_loop import Loop
 from reprise.backend.types import RewardSpec
@@ -301,7 +301,6 @@ def test_a_round_of_too_few_prompts_holds_none_out(values, tmp_path):
 
 
 def test_rounds_that_bring_nothing_stop(values, tmp_path, monkeypatch):
-    from reprise.backend.trainers import diffusion_dpo_rounds
 
     looks = iter([0.5, 0.6, 0.4, 0.3, 0.2])
 
@@ -396,6 +395,8 @@ def test_impossible_settings(changes, message, values):
     ({"size": 99}, "size=99 is no multiple"),
     ({"model": "shapeworld-sd", "shift": 2.0}, "shift is for flows"),
     ({"model": "shapeworld-sd", "guidance": 2.0}, "no guidance embedding"),
+    ({"model": "shapeworld", "size": 64}, "'shapeworld' draws with size=128 alone, got 64; leave it out"),
+    ({"model": "shapeworld", "max_sequence_length": 20}, "max_sequence_length=48 alone, got 20"),
 ])  # fmt: skip
 def test_what_cannot_be_learned_is_refused_before_anything_is_drawn(changes, message, values, tmp_path):
     rounds = dict(values["rounds"])
@@ -413,6 +414,12 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_drawn(changes, mes
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_renderer_has_of_its_own_may_be_said(values, tmp_path):
+    config = changed(values, {"renderer": {"steps": 2}}, model="shapeworld", size=128, max_sequence_length=48)
+    renderer = diffusion_dpo_rounds.Rounds(config, config.rounds, tmp_path / "run", quiet).renderer(None)
+    assert (renderer.width, renderer.max_sequence_length) == (128, 48)
+
+
 class OnItsDevice(Redness):
     spec = RewardSpec("redness", 0.0, 1.0)
 
@@ -423,7 +430,6 @@ class OnItsDevice(Redness):
 def test_the_renderer_draws_as_it_is_trained(values, tmp_path, monkeypatch):
     """In the dtype of the training, and with device=cpu neither it nor a judge looks for a GPU."""
     from reprise.backend.registry import REWARDS
-    from reprise.backend.trainers import diffusion_dpo_rounds
 
     monkeypatch.setitem(REWARDS, "redness", f"{__name__}:OnItsDevice")
     opened, real = [], diffusion_dpo_rounds.open_renderer
