@@ -44,6 +44,7 @@ from .stepping import (
     autocast,
     check_begun,
     check_loss,
+    digest_of,
     items_of,
     load_checkpoint,
     rate_factor,
@@ -269,8 +270,10 @@ class JudgeLoop:
     # What is kept
 
     def _check_begun(self) -> None:
-        lines = [one.line.model_dump_json() for one in (*self.items, *self.fitted_on, *self.aside)]
-        now = {"examples": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+        examples = (*self.items, *self.fitted_on, *self.aside)
+        lines = [one.line.model_dump_json() for one in examples]
+        now = {"examples": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+               "pictures": digest_of(one.picture for one in examples)}  # fmt: skip
         check_begun(self.folder, self.config.data, now, self.checkpoint is not None)
 
     def _restore(self) -> int:

@@ -35,6 +35,7 @@ from .stepping import (
     autocast,
     check_begun,
     check_loss,
+    digest_of,
     items_of,
     load_checkpoint,
     rate_factor,
@@ -356,7 +357,8 @@ class StageLoop(Generic[Item]):
 
     def _check_begun(self) -> None:
         lines = [[str(one.image), one.prompt, one.system] for one in map(self._record, self.items)]
-        now = {"records": len(lines), "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
+        now = {"records": len(lines), "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
+               "pictures": digest_of(self._record(item).picture for item in self.items)}  # fmt: skip
         check_begun(self.folder, self.config.log, now, self.checkpoint is not None)
 
     def _tensors(self) -> dict[str, Tensor]:

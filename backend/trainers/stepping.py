@@ -3,10 +3,11 @@ learning rate, numbers that are none, and checkpoints of weights and AdamW's mom
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -62,13 +63,26 @@ def carry_out(run: Path, text: str, resume: bool, log: Callable[[str], None],
 
 def check_begun(run: Path, source: object, now: Mapping[str, Any], resumed: bool) -> None:
     """A resumed run learns from what it began with: `now` says what `source` gives, and is kept in the run
-    where it begins. Raises BadInput where that changed."""
+    where it begins. Raises BadInput where that changed; runs of earlier versions kept less of it."""
     path = run / BEGUN
     if not resumed:
         write_whole(path, json.dumps(now) + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != now:
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if any(now.get(name) != value for name, value in kept.items()):
         raise BadInput(f"{source} or its pictures changed since {run} began; bring them back, or begin "
                        "another run")  # fmt: skip
+
+
+def digest_of(pictures: Iterable[Path]) -> str:
+    """Of what is in all of the files, for `check_begun`. Raises BadInput for one that cannot be read."""
+    found = hashlib.sha256()
+    for path in dict.fromkeys(pictures):
+        try:
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise BadInput(f"cannot read the picture {path}: {error.strerror}; bring it back") from error
+    return found.hexdigest()
 
 
 def rate_factor(config: Schedule, optimizer: Optimizer) -> Callable[[int], float]:

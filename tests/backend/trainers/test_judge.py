@@ -197,6 +197,24 @@ def test_killed_and_resumed_is_never_killed(folders, data, tmp_path, monkeypatch
     assert run_of(config, tmp_path / "cut", resume=True) == resumed
 
 
+def test_pictures_that_changed_stop_a_resumed_run(folders, data, tmp_path):
+    own = shutil.copytree(data.parent, tmp_path / "data")
+    config = settings(folders, own / data.name, max_steps=2, save_every=1)
+
+    def stop(line):
+        if line.startswith("step 2/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", log=stop)
+    before = (own / "0.png").read_bytes()
+    (own / "0.png").write_bytes((own / "1.png").read_bytes())
+    with pytest.raises(BadInput, match="judge.jsonl or its pictures changed since .* began; bring them back"):
+        run_of(config, tmp_path / "run", resume=True)
+    (own / "0.png").write_bytes(before)
+    run_of(config, tmp_path / "run", resume=True)
+
+
 def changed(before, after):
     return {name for name in before if not torch.equal(before[name], after[name].to(before[name].dtype))}
 

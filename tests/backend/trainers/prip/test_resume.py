@@ -108,6 +108,12 @@ def test_a_log_that_changed_stops_a_resumed_run(refiner, tmp_path):
 
     with pytest.raises(Killed):
         train("decoder", config, tmp_path / "run", log=stop)
-    log.write_text(log.read_text().replace(" white background", " pale background"))
+    lines, files = log.read_text(), sorted((log.parent / "pictures").iterdir())
+    log.write_text(lines.replace(" white background", " pale background"))
+    with pytest.raises(BadInput, match="or its pictures changed since .* began"):
+        train("decoder", config, tmp_path / "run", resume=True)
+    log.write_text(lines)
+    for file in files:
+        file.write_bytes(files[0].read_bytes())
     with pytest.raises(BadInput, match="or its pictures changed since .* began"):
         train("decoder", config, tmp_path / "run", resume=True)
