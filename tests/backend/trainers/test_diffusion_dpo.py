@@ -23,7 +23,7 @@ from reprise.backend.trainers.folder import claim
 from ..renderers.conftest import build
 from .conftest import half_write
 
-FAMILIES = ["flux", "flux_true_cfg", "sd3", "sd1", "sd1_v", "sdxl", "pixart"]
+FAMILIES = ["flux", "flux_true_cfg", "sd3", "sd1", "sd1_v", "sdxl", "sdxl_v", "pixart"]
 COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.1, 0.9]])  # liked, and not
 
 
@@ -53,12 +53,13 @@ def folders(tmp_path_factory):
 
     def get(family):
         if family not in saved:
-            pipe = build("sd1" if family == "sd1_v" else family)
-            if family == "sd1_v":
+            pipe = build(family.removesuffix("_v"))
+            if family.endswith("_v"):
                 from diffusers import DDIMScheduler
 
-                changed = {**pipe.scheduler.config, "prediction_type": "v_prediction"}
-                pipe.scheduler = DDIMScheduler.from_config(changed)
+                # As a word of its own: in the config it is marked as a default, and would be left as it was.
+                pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config,
+                                                           prediction_type="v_prediction")  # fmt: skip
             saved[family] = tmp_path_factory.mktemp(family) / "model"
             pipe.save_pretrained(saved[family])
         return saved[family]
@@ -96,11 +97,13 @@ def same(one, other):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, folders, store, tmp_path):
     """It starts at log 2, only the adapter learns, and the file makes the renderer that was trained."""
-    config = settings(folders(family), store, lora={"r": 2, "alpha": 4, "targets": "blocks"})
+    config = settings(folders(family), store, learning_rate=2e-3,
+                      lora={"r": 2, "alpha": 4, "targets": "blocks"})  # fmt: skip
     claim(tmp_path, save_config(config), False)
     loop = Loop(config, tmp_path, False, quiet)
     assert loop.weights and all("lora_" in name for name in loop.weights)
     assert loop.beta == (100 if loop.noising.prediction == "flow" else 5000)
+    assert (loop.noising.prediction == "v_prediction") is family.endswith("_v")
     frozen = {name: weight.clone() for name, weight in loop.model.state_dict().items() if "lora_" not in name}
     reference = answer(loop)
     final = loop.run()
@@ -116,7 +119,7 @@ def test_every_family(family, folders, store, tmp_path):
     assert notes["role"] == "lora" and notes["beta"] == loop.beta and notes["pairs"] == 6
     trained = answer(loop)
     assert (trained - reference).abs().max() > 1e-4
-    plain = build("sd1" if family == "sd1_v" else family)
+    plain = build(family.removesuffix("_v"))
     loop.denoiser.module = getattr(plain, loop.family.denoiser)
     apply_lora(lora_of(tmp_path), loop.denoiser.module)
     torch.testing.assert_close(answer(loop), trained, rtol=1e-3, atol=1e-4)
