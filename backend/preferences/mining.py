@@ -172,7 +172,7 @@ def of_rounds(run: Path, files: list[Path], reward: str | None,
                 for key, seed, scores in zip(row["pictures"], row["seeds"], row["scores"]):
                     if (score := by.score(scores)) is not None:
                         load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
-                        pictures.append(Picture(load, row["prompt"], score, seed, scores))
+                        pictures.append(Picture(load, row["prompt"], score, seed, scores, content=key))
             if pictures:
                 yield by.group(row["prompt"], pictures, "round", run, renderer)
     by.tell(run, note)
@@ -198,7 +198,7 @@ def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
             _, drawn_as, seed, _ = json.loads(key)
             groups.setdefault(row["prompt"], []).append(
                 Picture(partial(store.image, row["image"]), drawn_as, row["score"], seed,
-                        {named: row["score"]})
+                        {named: row["score"]}, content=row["image"])
             )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged ({error}); make it anew with `reprise judge-data`") from error
@@ -224,7 +224,7 @@ def _of_row(cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int]
     for seed, key in zip(seeds, row["pictures"]):
         scores = _scores(cache, key, meaning, row)
         if (score := by.score(scores)) is not None:
-            yield Picture(partial(_kept, cache, key), row["rewrite"], score, seed, scores, reason)
+            yield Picture(partial(_kept, cache, key), row["rewrite"], score, seed, scores, reason, key)
 
 
 def _settings(run: Path) -> dict[str, Any]:

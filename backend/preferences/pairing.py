@@ -1,5 +1,7 @@
 """From scored pictures of one prompt to pairs: best against worst, ties dropped by their margin.
 
+A picture that has several scores, as of several raters, counts once with their mean.
+
 Source: PARM (Guo et al. 2025, arXiv 2501.13926), one good and one bad picture of a prompt. Departs from it:
 pairs come from a search's own record, and their scores may be graded.
 """
@@ -8,13 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
 from ..registry import REWARDS, resolve
 from ..types import RewardSpec
-from .store import P, Pair, RewritePair, Side, Store, Text
+from .store import P, Pair, RewritePair, Side, Store, Text, picture_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +26,8 @@ BY = ("drawn", "prompt")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a run drew and scored. `load` gives it as (H, W, 3) in 0..1, None where it is gone."""
+    """A picture that a run drew and scored. `load` gives it as (H, W, 3) in 0..1, None where it is gone; of
+    one `content` there is one picture, where that is known."""
 
     load: Callable[[], Tensor | None]
     drawn_as: str
@@ -32,6 +35,7 @@ class Picture:
     seed: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
     reason: str | None = None  # None: no rewriter wrote what drew it, or it had more to go by than the prompt
+    content: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Mined:
         for picture in group.pictures:
             shared.setdefault(picture.drawn_as if self.by == "drawn" else group.prompt, []).append(picture)
         for condition, pictures in shared.items():
-            self._pictures(group, condition, group.ranked(pictures))
+            self._pictures(group, condition, group.ranked(_each_once(pictures)))
         self._texts(group)
 
     def copy(self, other: Store, reward: str | None = None) -> None:
@@ -122,6 +126,9 @@ class Mined:
             if any(image is None for image in images):
                 self.counts["gone"] += 1
                 continue
+            if len({picture_name(image) for image in images if image is not None}) < 2:
+                self.counts["ties"] += 1  # it cannot be better than itself
+                continue
             chosen, rejected = (
                 Side(image=self.store.put_image(image), drawn_as=one.drawn_as, score=one.score, seed=one.seed,
                      scores=one.scores)
@@ -153,6 +160,20 @@ class Mined:
 
     def _apart(self, margin: float) -> bool:
         return margin > 0 and margin >= self.least
+
+
+def _each_once(pictures: Iterable[Picture]) -> list[Picture]:
+    """Pictures that have several scores with the mean of each reward's."""
+    found: dict[object, list[Picture]] = {}
+    for one in pictures:
+        found.setdefault(one.content or id(one), []).append(one)
+    return [_mean(same) if len(same) > 1 else same[0] for same in found.values()]
+
+
+def _mean(same: Sequence[Picture]) -> Picture:
+    names = dict.fromkeys(name for one in same for name in one.scores)
+    scores = {name: mean(one.scores[name] for one in same if name in one.scores) for name in names}
+    return replace(same[0], score=mean(one.score for one in same), scores=scores)
 
 
 def _of_each(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:

@@ -125,11 +125,9 @@ class Store:
 
     def put_image(self, image: Tensor) -> str:
         """Keep a picture (H, W, 3) in 0..1; its name. Raises RepriseError where the disk does not take it."""
-        pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().contiguous()
-        digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-        name = Cache.key("picture", *pixels.shape, digest)
+        name = picture_name(image)
         if self.image(name) is None:  # not there, or damaged
-            self.images.put_image(name, pixels.float() / 255)
+            self.images.put_image(name, image)
             if not self.has_image(name):
                 raise RepriseError(
                     f"a picture cannot be written to {self.images.folder}; nothing was recorded: make room, "
@@ -261,6 +259,12 @@ class Store:
                 raise BadInput(f"{path}, line {number}: {one_line(error)}; delete the line, or mine the runs "
                                "into another --store") from error  # fmt: skip
         return found
+
+
+def picture_name(image: Tensor) -> str:
+    """The name that the pixels of a picture (H, W, 3) in 0..1 decide."""
+    pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().contiguous()
+    return Cache.key("picture", *pixels.shape, hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
 
 
 def read_strikes(path: Path) -> tuple[list[str], list[str]]:

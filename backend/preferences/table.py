@@ -2,7 +2,8 @@
 
 The table is CSV with a head, or JSON lines: `image` (a path, from the table's folder), `prompt`, `score`, and
 where they are known `drawn_as` (the words that drew the picture, if not the prompt) and `seed`. Pictures of
-the same prompt are compared with each other.
+the same prompt are compared with each other; one in several lines, whatever its files are called, counts once
+with the mean of its scores.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..errors import BadInput
 from ..rewards.pictures import read_picture
 from ..runs import read_text
 from .pairing import Group, Picture, spec_of, spread_of
+from .store import picture_name
 
 
 class Row(BaseModel):
@@ -49,16 +51,27 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
     if path.is_dir():
         path = _only_table(path)
     groups: dict[str, list[Picture]] = {}
+    contents: dict[Path, str] = {}
     for number, row in _rows(path):
         file = path.parent / row.image
-        if not file.is_file():
-            raise BadInput(f"{path}, line {number}: no picture {file}; paths start where the table is")
+        if file not in contents:
+            contents[file] = _content(path, number, file)
         groups.setdefault(row.prompt, []).append(
             Picture(partial(read_picture, file), row.drawn_as or row.prompt, row.score, row.seed,
-                    {reward: row.score})
+                    {reward: row.score}, content=contents[file])
         )  # fmt: skip
     for prompt, pictures in groups.items():
         yield Group(prompt, pictures, reward, higher, spread_of(spec), "table", str(path))
+
+
+def _content(table: Path, number: int, file: Path) -> str:
+    """What a line's picture shows. Raises BadInput."""
+    if not file.is_file():
+        raise BadInput(f"{table}, line {number}: no picture {file}; paths start where the table is")
+    try:
+        return picture_name(read_picture(file))
+    except BadInput as error:
+        raise BadInput(f"{table}, line {number}: {error}; mend it, or take the line out") from error
 
 
 def _only_table(folder: Path) -> Path:

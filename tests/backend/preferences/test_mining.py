@@ -192,3 +192,11 @@ def test_a_reward_that_counts_downwards(tmp_path):
     found = Mined(Store(tmp_path, create=True))
     found.take(Group("a cat", shown, spec.name, spec.higher_is_better, 10.0, "render", "r"))
     assert seeds(found) == [("x", 1, 0)] and found.pairs[0].margin == pytest.approx(0.5)
+
+
+def test_two_that_look_the_same_are_no_pair(tmp_path):
+    """A judge that says something else each time; nobody can learn from a picture against itself."""
+    shown = [Picture(lambda: picture(1), "x", score, seed) for seed, score in enumerate((0.2, 0.9))]
+    found = Mined(Store(tmp_path, create=True))
+    found.take(Group("a cat", shown, "shapeworld", True, 1.0, "render", "r"))
+    assert not found.pairs and found.counts["ties"] == 1 and not list(tmp_path.iterdir())

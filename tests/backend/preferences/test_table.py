@@ -4,6 +4,8 @@ import pytest
 from PIL import Image
 
 from reprise.backend.errors import BadInput
+from reprise.backend.preferences.pairing import Mined
+from reprise.backend.preferences.store import Store
 from reprise.backend.preferences.table import read_table
 
 
@@ -52,6 +54,19 @@ def test_json_lines_and_a_reward_of_ours(folder):
         next(read_table(table, "pick-score", lower_is_better=True))
 
 
+def test_a_picture_that_several_have_judged_counts_once(folder):
+    """With the mean of its scores, also where a copy of it has another name; it is never its own opposite."""
+    Image.open(folder / "a.png").save(folder / "copy.png", compress_level=0)
+    (folder / "t.csv").write_text("image,prompt,score\na.png,a cat,0.1\ncopy.png,a cat,0.9\nb.png,a cat,0.3\n"
+                                  "c.png,a dog,0\nc.png,a dog,1\n")  # fmt: skip
+    found = Mined(Store(folder / "store", create=True), most=2)
+    for group in read_table(folder / "t.csv", "taste"):
+        found.take(group)
+    [pair] = found.pairs
+    assert (pair.chosen.score, pair.rejected.score) == (pytest.approx(0.5), 0.3)
+    assert pair.chosen.scores == {"taste": pytest.approx(0.5)} and found.counts["alone"] == 1
+
+
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("t.csv", "", "names no pictures"), ("t.csv", "image,prompt,score\n", "names no pictures"),
     ("t.csv", "image,prompt\na.png,a cat\n", "line 2: score: field required"),
@@ -60,6 +75,7 @@ def test_json_lines_and_a_reward_of_ours(folder):
     ("t.csv", "image,prompt,score,mood\na.png,a cat,1,fine\n", "line 2: mood: "),
     ("t.csv", "image,prompt,score\na.png,a cat,1,2\n", "line 2: None: "),
     ("t.csv", "image,prompt,score\nz.png,a cat,1\n", "line 2: no picture .*z.png"),
+    ("t.csv", "image,prompt,score\na.png,a cat,1\nt.csv,a cat,2\n", "line 3: .*t.csv is no picture"),
     ("t.jsonl", '{"image": "a.png"', "line 1: no JSON"), ("t.jsonl", "[1]", "line 1: "),
     ("t.jsonl", '{"image": "a.png", "prompt": " ", "score": 1}', "line 1: prompt: "),
 ])  # fmt: skip
