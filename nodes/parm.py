@@ -190,7 +190,7 @@ def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_imag
     for candidate, image in zip(finished, images, strict=True):
         candidate.image = image
     judge_candidates(judge, asked, finished, cost)
-    return _result(found, best_of(found, judge), samples, judge, latent_image, cost)
+    return _result(found, best_of(found, judge), samples, judge, asked, latent_image, cost)
 
 
 def _latents(model: Any, latent_image: dict, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -205,13 +205,14 @@ def _latents(model: Any, latent_image: dict, count: int) -> tuple[torch.Tensor, 
     return samples.repeat(repeats, *[1] * (samples.ndim - 1)), latent_image.get("noise_mask")
 
 
-def _result(found: list[Candidate], best: int, samples: torch.Tensor, judge: Any, latent_image: dict,
-            cost: Cost) -> io.NodeOutput:  # fmt: skip
+def _result(found: list[Candidate], best: int, samples: torch.Tensor, judge: Any, asked: str,
+            latent_image: dict, cost: Cost) -> io.NodeOutput:  # fmt: skip
     scores = {c.index: c.score for c in found if c.score is not None}
     ranked = [found[i] for i in ranking(judge.spec, scores)]
     images = torch.stack([c.image for c in ranked if c.image is not None])
     report = {
-        "judge": judge.spec.name, **scale(judge.spec), "best": best, "seed": found[best].seed,
+        "judge": judge.spec.name, **scale(judge.spec), "prompt": asked, "best": best,
+        "seed": found[best].seed,
         "candidates": [
             {"index": c.index, "seed": c.seed, "score": c.score, "pruned_at": c.pruned_at,
              "preview_scores": c.preview_scores, "preview_clarity": c.preview_clarity} for c in found

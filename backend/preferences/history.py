@@ -8,10 +8,15 @@ Preview node the pictures.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from ..config import one_line
 from ..errors import BadInput, first_line
 from ..judging import ranking
 from ..keys import check_address
@@ -26,148 +31,226 @@ if TYPE_CHECKING:
 SECONDS = 60.0  # that one answer may take
 SCORER_RANKED = 1  # an output of the node
 IMAGES = {"reprise_parm": 2, "reprise_reflection": 2}  # what a node reports -> which output its pictures are
+FILE = ("filename", "subfolder", "type")  # what `/view` finds a picture by
 Outputs = Mapping[str, Mapping[str, Any]]  # what each node of a run showed
+File = dict[str, str]
+View = Callable[[File], "Tensor | None"]
+
+
+class _Part(BaseModel):
+    # Nodes of newer versions may tell more; what is there must be right.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Report(_Part):
+    """What a node told of one run of it."""
+
+    judge: str
+    higher_is_better: bool
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+
+    @property
+    def spec(self) -> RewardSpec:
+        """A judge with an open end has no range, and margins are as its scores are."""
+        known = spec_of(self.judge)
+        if known is not None:
+            return known
+        low, high = self.low, self.high
+        if low is None or high is None or low == high:
+            low, high = 0.0, 1.0
+        return RewardSpec(self.judge, low, high, self.higher_is_better)
+
+
+class _Candidate(_Part):
+    index: int
+    seed: int
+    score: FiniteFloat | None
+
+
+class _Parm(_Report):
+    prompt: str = ""
+    candidates: list[_Candidate]
+
+
+class _Round(_Part):
+    prompt: str
+    score: FiniteFloat
+    seed: int
+
+
+class _Reflection(_Report):
+    prompt: str
+    rounds: list[_Round]
+
+
+class _Scores(_Report):
+    prompt: str
+    scores: list[FiniteFloat]
+    ranking: list[int]
+
+
+R = TypeVar("R", bound=_Report)
+Scored = tuple[str, _Report, Picture]  # the user's prompt, what judged, what was drawn
 
 
 def read_history(url: str, note: Callable[[str], None]) -> Iterator[Group]:
-    """The groups of every run that the server at `url` remembers. Raises BadInput where none answers."""
+    """The groups of every run that the server at `url` remembers; one that is not as ComfyUI keeps runs is
+    left out, and noted. Raises BadInput where no server answers."""
     import httpx
 
     url = check_address(url, "http://127.0.0.1:8188")
     try:
         answer = httpx.get(f"{url}/history", timeout=SECONDS)
-        found = answer.raise_for_status().json()
-        runs = [(name, run["prompt"][2], run["outputs"]) for name, run in found.items()]
+        runs = answer.raise_for_status().json()
     except (httpx.HTTPError, OSError) as error:
         raise BadInput(f"the ComfyUI server {url} does not show its history: {first_line(error)}") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BadInput(f"{url} is no ComfyUI server: its /history is something else") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{url} is no ComfyUI server: its /history is no JSON") from error
+    if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
+        raise BadInput(f"{url} is no ComfyUI server: its /history is something else")
     told = 0
-    for name, graph, outputs in runs:
-        for node, shown in outputs.items():
-            for read in (_parm, _reflected, _scored):
-                if (group := read(url, graph, outputs, node)) is not None:
-                    told += 1
-                    yield group
-            for key, output in IMAGES.items():
-                if key in shown and node in graph and not _pictures(graph, outputs, [node, output]):
-                    note(f"{url}, run {name}: the pictures of node {node} were not kept; connect its "
-                         "`images` to a Preview Image node")  # fmt: skip
+    for name, run in runs.items():
+        try:
+            graph, outputs = run["prompt"][2], run["outputs"]
+            groups = [group for node in outputs for group in _of_node(url, graph, outputs, node)]
+            lost = _not_kept(graph, outputs)
+        except ValidationError as error:
+            note(f"{url}: run {name} was left out, a report of it is damaged: {one_line(error)}")
+            continue
+        except (LookupError, TypeError, ValueError, AttributeError, BadInput) as error:
+            note(f"{url}: run {name} was left out, it is not as ComfyUI keeps runs: {_said(error)}")
+            continue
+        for node in lost:
+            note(f"{url}, run {name}: the pictures of node {node} were not kept; connect its `images` to a "
+                 "Preview Image node")  # fmt: skip
+        told += len(groups)
+        yield from groups
     if not told:
         note(f"{url} remembers {len(runs)} runs, none with scored pictures that were kept")
 
 
-def _parm(url: str, graph: Graph, outputs: Outputs, node: str) -> Group | None:
-    """What PARM Best-of-N reported; with a list of prompts it ran once for each."""
-    reports = outputs[node].get("reprise_parm")
-    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_parm"]]))
+def _said(error: Exception) -> str:
+    said = first_line(error)
+    return said if isinstance(error, BadInput) else f"{type(error).__name__}: {said}"
+
+
+def _not_kept(graph: Graph, outputs: Outputs) -> list[str]:
+    """The nodes whose pictures nothing saved or showed."""
+    return [node for node, shown in outputs.items() for key, output in IMAGES.items()
+            if key in shown and node in graph and not _pictures(graph, outputs, [node, output])]  # fmt: skip
+
+
+def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Group]:
+    """The groups of what a node reported: with a list of prompts, or of judges, it ran once for each, and has
+    one of each."""
+    found: dict[tuple[str, RewardSpec], list[Picture]] = {}
+    for read in (_parm, _reflected, _scored):
+        for prompt, report, picture in read(partial(_view, url), graph, outputs, node):
+            found.setdefault((prompt.strip(), report.spec), []).append(picture)
+    return [Group(prompt, pictures, spec.name, spec.higher_is_better, spread_of(spec), "comfyui", url,
+                  "comfyui")
+            for (prompt, spec), pictures in found.items() if prompt]  # fmt: skip
+
+
+def _parm(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
+    """What PARM Best-of-N reported."""
+    reports = _reports(_Parm, outputs[node].get("reprise_parm"))
     if not reports or node not in graph:
-        return None
-    pictures = []
+        return
+    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_parm"]]))
+    typed = text_at(graph, Socket(node, "prompt"))
     for number, report in enumerate(reports):
-        spec = _spec(report)
-        finished = {c["index"]: c for c in report["candidates"] if c["score"] is not None}
-        words, reason = _drawn_as(graph, outputs, [node], number)
-        for index in ranking(spec, {i: c["score"] for i, c in finished.items()}):
+        # Nodes of earlier versions do not say it; which of a list it was then nobody knows.
+        one_of_many = len(reports) > 1 and is_link(graph[node]["inputs"]["prompt"])
+        prompt = report.prompt or ("" if one_of_many else typed)
+        finished = {c.index: c for c in report.candidates if c.score is not None}
+        words, reason = _drawn_as(graph, outputs, [node], number, typed, prompt)
+        for index in ranking(report.spec, {i: c.score or 0.0 for i, c in finished.items()}):
             file = next(kept, None)
             if file is not None and words:
                 one = finished[index]
-                pictures.append(Picture(partial(_view, url, file), words, one["score"], one["seed"],
-                                        {spec.name: one["score"]}, reason))  # fmt: skip
-    prompt = text_at(graph, Socket(node, "prompt"))
-    return _group(url, prompt, reports[0], pictures)
+                yield prompt, report, _picture(view, file, words, report, one.score, one.seed, reason)
 
 
-def _reflected(url: str, graph: Graph, outputs: Outputs, node: str) -> Group | None:
+def _reflected(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
     """What a Reflection Loop reported; its rounds differ in words, so that they pair by the user's. The nodes
     that it made report parts of it, and are not in the graph."""
-    reports = outputs[node].get("reprise_reflection")
-    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_reflection"]]))
+    reports = _reports(_Reflection, outputs[node].get("reprise_reflection"))
     if not reports or node not in graph:
-        return None
-    pictures = []
+        return
+    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_reflection"]]))
     for report in reports:
-        name = _spec(report).name
-        for one, file in zip(report["rounds"], kept):
+        for one, file in zip(report.rounds, kept):
             # A later rewrite had a critique to go by, which pairs of rewrites do not know.
-            pictures.append(Picture(partial(_view, url, file), one["prompt"], one["score"], one["seed"],
-                                    {name: one["score"]}))  # fmt: skip
-    return _group(url, reports[0]["prompt"], reports[0], pictures)
+            yield report.prompt, report, _picture(view, file, one.prompt, report, one.score, one.seed, None)
 
 
-def _scored(url: str, graph: Graph, outputs: Outputs, node: str) -> Group | None:
+def _scored(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
     """What a Reward Scorer reported. Which seed drew which picture of a batch it does not know."""
-    reports = outputs[node].get("reprise_scores")
+    reports = _reports(_Scores, outputs[node].get("reprise_scores"))
     link = graph[node]["inputs"].get("images") if node in graph else None
     if not reports or link is None or not is_link(link):
-        return None
+        return
     samplers = [name for name, one in upstream(graph, link).items() if is_sampler(one)]
+    typed = text_at(graph, Socket(node, "prompt"))
     given = _pictures(graph, outputs, link)
     ranked = iter(given or _pictures(graph, outputs, [node, SCORER_RANKED]))
-    pictures = []
     for number, report in enumerate(reports):
-        spec, scores = _spec(report), report["scores"]
-        words, reason = _drawn_as(graph, outputs, samplers, number)
-        for index in range(len(scores)) if given else report["ranking"]:
+        words, reason = _drawn_as(graph, outputs, samplers, number, typed, report.prompt)
+        for index in range(len(report.scores)) if given else report.ranking:
             file = next(ranked, None)
             if file is not None and words:
-                pictures.append(Picture(partial(_view, url, file), words, scores[index], None,
-                                        {spec.name: scores[index]}, reason))  # fmt: skip
-    return _group(url, reports[0]["prompt"], reports[0], pictures)
+                yield report.prompt, report, _picture(view, file, words, report, report.scores[index], None,
+                                                      reason)  # fmt: skip
 
 
-def _group(url: str, prompt: str, report: Mapping[str, Any], pictures: list[Picture]) -> Group | None:
-    spec = _spec(report)
-    if not pictures or not prompt.strip():
-        return None
-    return Group(prompt.strip(), pictures, spec.name, spec.higher_is_better, spread_of(spec), "comfyui", url,
-                 "comfyui")  # fmt: skip
+def _reports(kind: type[R], told: Any) -> list[R]:
+    """The reports of a node, checked; none where it told nothing."""
+    return [kind.model_validate(one) for one in told or []]
 
 
-def _spec(report: Mapping[str, Any]) -> RewardSpec:
-    """As the report says it; a judge with an open end has no range, and margins are as its scores are."""
-    low, high = report["low"], report["high"]
-    known = spec_of(report["judge"])
-    if known is not None:
-        return known
-    low, high = (low, high) if None not in (low, high) and low != high else (0.0, 1.0)
-    return RewardSpec(report["judge"], low, high, report["higher_is_better"])
+def _picture(view: View, file: File, words: str, report: _Report, score: float | None, seed: int | None,
+             reason: str | None) -> Picture:  # fmt: skip
+    assert score is not None
+    scores = {report.spec.name: score}
+    return Picture(partial(view, file), words, score, seed, scores, reason, content=json.dumps(file))
 
 
-def _pictures(graph: Graph, outputs: Outputs, link: list[Any]) -> list[dict[str, str]]:
+def _pictures(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
     """The files of the first node that saved or showed what `link` leads to."""
     for name, shown in outputs.items():
         given = graph[name]["inputs"].get("images") if name in graph else None
         if given == link and shown.get("images"):
-            return list(shown["images"])
+            return [{key: str(file.get(key, "")) for key in FILE} for file in shown["images"]]
     return []
 
 
-def _drawn_as(graph: Graph, outputs: Outputs, samplers: list[str], number: int) -> tuple[str, str | None]:
-    """(the text that the samplers drew, its rewriter's reason); "" where it is not one text."""
+def _drawn_as(graph: Graph, outputs: Outputs, samplers: list[str], number: int, typed: str,
+              prompt: str) -> tuple[str, str | None]:  # fmt: skip
+    """(the text that the samplers drew, its rewriter's reason) in one run of a node, the `number`th; "" where
+    it is not one text. What the judge was given, too, is that run's `prompt`, whatever list `typed` is of."""
     found: dict[str, str | None] = {}
     for socket in (socket for name in samplers for socket in texts_of(graph, name)):
         value = graph[socket.node]["inputs"][socket.input]
         if not is_link(value):
             if value.strip():
-                found.setdefault(value.strip(), None)
+                found.setdefault((prompt if value == typed else value).strip(), None)
         elif graph[value[0]]["class_type"] in REWRITERS:
-            (shown, *_) = outputs.get(value[0], {}).get("reprise_rewrite") or [{}]
-            prompts, reasons = shown.get("prompts", []), shown.get("reasons", [])
-            if number < len(prompts):
-                found[prompts[number]] = reasons[number] if number < len(reasons) else None
+            told = outputs.get(value[0], {}).get("reprise_rewrite") or []
+            rewrites = [one for shown in told for one in zip_longest(shown["prompts"], shown["reasons"])]
+            found |= dict(rewrites[number : number + 1])
     return next(iter(found.items())) if len(found) == 1 else ("", None)
 
 
-def _view(url: str, file: Mapping[str, str]) -> Tensor | None:
+def _view(url: str, file: File) -> Tensor | None:
     """A picture that the server still has."""
     import httpx
     from PIL import Image
 
-    wanted = {key: str(file.get(key, "")) for key in ("filename", "subfolder", "type")}
     try:
-        answer = httpx.get(f"{url}/view", params=wanted, timeout=SECONDS)
+        answer = httpx.get(f"{url}/view", params=file, timeout=SECONDS)
         with Image.open(io.BytesIO(answer.raise_for_status().content)) as opened:
             return from_pil(opened)
-    except (httpx.HTTPError, OSError, SyntaxError, ValueError):
+    except (httpx.HTTPError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
@@ -173,6 +174,100 @@ def test_a_reflection_loop(mined):
     assert not mined(graph, outputs, pictures).pairs, "other words drew each"
     del outputs["10"]
     assert "connect its `images`" in mined(graph, outputs, pictures).notes[0]
+
+
+def pooled(found):
+    """Which scores stood together, by prompt."""
+    return {(pair.prompt, pair.chosen.drawn_as, pair.chosen.score, pair.rejected.score)
+            for pair in found.pairs}  # fmt: skip
+
+
+PROMPTS = ("a red star", "two blue cats")
+LISTED = {"class_type": "SplitLines", "inputs": {"text": "\n".join(PROMPTS)}}  # some node that makes a list
+NAMES = ["a.png", "b.png", "c.png", "d.png"]
+GREYS = {name: 60 * i for i, name in enumerate(NAMES)}
+APART = {("a red star", "a red star", 0.9, 0.2), ("two blue cats", "two blue cats", 0.8, 0.4)}
+
+
+def test_a_search_over_a_list_of_prompts(mined):
+    """What the judge was given is what was drawn where both come from the list; nodes that do not say which
+    prompt it was give nothing."""
+    graph = {**GRAPH, "4": LISTED}
+    graph["8"] = {**GRAPH["8"], "inputs": {**GRAPH["8"]["inputs"], "prompt": ["4", 0]}}
+    reports = [report([0.2, 0.9], prompt=PROMPTS[0]), report([0.8, 0.4], prompt=PROMPTS[1])]
+    outputs = shown([], reports, NAMES)
+    del outputs["4"]
+    assert pooled(mined(graph, outputs, GREYS)) == APART
+    for one in reports:
+        del one["prompt"]
+    assert mined(graph, outputs, GREYS).counts["groups"] == 0
+
+
+def test_a_search_over_rewrites_of_a_list_of_prompts(mined):
+    graph = {**GRAPH, "8": {**GRAPH["8"], "inputs": {**GRAPH["8"]["inputs"], "prompt": ["11", 0]}},
+             "11": LISTED}  # fmt: skip
+    reports = [report([0.2, 0.9], prompt=PROMPTS[0]), report([0.8, 0.4], prompt=PROMPTS[1])]
+    outputs = shown([], reports, NAMES)
+    outputs["4"]["reprise_rewrite"] = [{"prompts": [f"large {one}"], "reasons": ["Why."]} for one in PROMPTS]
+    found = mined(graph, outputs, GREYS, by="prompt")
+    assert pooled(found) == {(one, f"large {words}", *rest) for one, words, *rest in APART}
+    assert not found.rewrites
+
+
+def test_reflection_over_a_list_of_prompts_and_of_judges(mined):
+    loop = {"class_type": "RepriseReflectionLoop", "inputs": {"prompt": ["4", 0]}}
+    graph = {**GRAPH, "4": LISTED, "8": loop}
+    told = [{**report([]), "prompt": prompt, "judge": judge,
+             "rounds": [{"prompt": prompt, "seed": 7, "score": score} for score in scores]}
+            for prompt, scores, judge in zip(PROMPTS, ((0.2, 0.9), (0.8, 0.4)), ("shapeworld", "other"))
+            ]  # fmt: skip
+    outputs = {"8": {"reprise_reflection": told}, "10": {"images": files(*NAMES)}}
+    found = mined(graph, outputs, GREYS, by="prompt")
+    assert pooled(found) == APART and [pair.reward for pair in found.pairs] == ["shapeworld", "other"]
+    for one in told:
+        one["prompt"] = "a cat"
+    found = mined(graph, outputs, GREYS, by="prompt")
+    assert [pair.reward for pair in found.pairs] == ["shapeworld", "other"]
+
+
+def test_a_scorer_over_a_list_of_prompts(mined):
+    graph = {
+        "1": {"class_type": "Loader", "inputs": {}}, "4": LISTED,
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ["4", 0], "clip": ["1", 1]}},
+        "5": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "seed": 3, "positive": ["2", 0]}},
+        "7": {"class_type": "RepriseRewardScorer", "inputs": {"images": ["5", 0], "prompt": ["4", 0]}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 1]}},
+    }
+    told = [{**report([]), "prompt": PROMPTS[0], "scores": [0.2, 0.9], "ranking": [1, 0]},
+            {**report([]), "prompt": PROMPTS[1], "scores": [0.8, 0.4], "ranking": [0, 1]}]  # fmt: skip
+    outputs = {"7": {"reprise_scores": told}, "8": {"images": files(*NAMES)}}
+    assert pooled(mined(graph, outputs, GREYS)) == APART
+
+
+def _without(one, *keys):
+    return {key: value for key, value in one.items() if key not in keys}
+
+
+WHOLE = shown(["a large cat"], [report([0.2, 0.9])], ["a.png", "b.png"])
+
+
+@pytest.mark.parametrize(("graph", "outputs", "said"), [
+    (GRAPH, None, "not as ComfyUI keeps runs"),
+    (GRAPH, {**WHOLE, "8": None}, "not as ComfyUI keeps runs"),
+    (GRAPH, {**WHOLE, "8": {"reprise_parm": [_without(report([0.2]), "low")]}}, "low: field required"),
+    (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([0.2, "fine"])]}}, "score: .*'fine'"),
+    (GRAPH, {**WHOLE, "10": {"images": ["a.png", "b.png"]}}, "not as ComfyUI keeps runs"),
+    ({**GRAPH, "10": {"class_type": "PreviewImage"}}, WHOLE, "not as ComfyUI keeps runs: KeyError: 'inputs'"),
+    (None, WHOLE, "not as ComfyUI keeps runs"),
+])  # fmt: skip
+def test_a_damaged_run_is_noted_and_the_others_are_read(server, tmp_path, graph, outputs, said):
+    server.history = {"bad": {"prompt": [0, "bad", graph], "outputs": outputs}, "short": {"prompt": []},
+                      "good": {"prompt": [0, "good", GRAPH], "outputs": WHOLE}}  # fmt: skip
+    notes = []
+    [group] = read_history(server.url, notes.append)
+    assert [one.score for one in group.pictures] == [0.9, 0.2]
+    assert len(notes) == 2 and not any("\n" in note for note in notes)
+    assert re.search(f"run bad was left out.*{said}", notes[0]) and "run short was left out" in notes[1]
 
 
 def test_what_was_not_kept_is_said(mined):
