@@ -24,6 +24,7 @@ from ..renderers.workflow import REWRITERS, Graph, Socket, is_link, is_sampler, 
 from ..rewards.pictures import from_pil
 from ..types import RewardSpec
 from .pairing import Group, Picture, spec_of, spread_of
+from .store import called
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ class _Report(_Part):
         low, high = self.low, self.high
         if low is None or high is None or low == high:
             low, high = 0.0, 1.0
-        return RewardSpec(self.judge, low, high, self.higher_is_better)
+        return RewardSpec(called(self.judge), low, high, self.higher_is_better)
 
 
 class _Candidate(_Part):

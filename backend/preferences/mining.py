@@ -7,7 +7,7 @@ Candidates that were stopped early have no picture and are left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..rewards.scales import scaled
 from ..runs import RECORD, Record, load_record, read_lines
 from ..types import RewardSpec
 from .pairing import Group, Picture, spec_of, spread_of
-from .store import Store
+from .store import Store, called
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,7 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
 
     Raises BadInput where there is no run, or a run has no such score.
     """
+    reward = reward and called(reward)
     if path.is_file() and path.name.endswith(JUDGE_DATA):
         yield from of_judge_data(path, reward)
         return
@@ -107,11 +108,11 @@ def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
     """The finished candidates of one prompt, those of reflection rounds too."""
     finished = [c for c in record.candidates if c.image is not None and c.score is not None]
     settings = record.settings
-    selected_by = [settings.get("judge"), *(settings.get("rewards") or {})]
-    name = reward or "+".join(dict.fromkeys(filter(None, selected_by))) or EMBEDDED_JUDGE
-    scores = {c.index: (c.score or 0.0) if reward is None else c.scores.get(reward) for c in finished}
+    named = {c.index: {called(name): score for name, score in c.scores.items()} for c in finished}
+    name = reward or _selected_by(settings, list(named.values()))
+    scores = {c.index: (c.score or 0.0) if reward is None else named[c.index].get(reward) for c in finished}
     if None in scores.values():
-        known = sorted({name for c in finished for name in c.scores})
+        known = sorted({name for of_one in named.values() for name in of_one})
         raise BadInput(f"{folder / RECORD} has no scores of {reward!r}; it has those of {', '.join(known)}")
     spec = spec_of(name)
     if spec is not None:
@@ -123,11 +124,21 @@ def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
     reasons = {r.prompt: r.reason for r in record.rewrites if r.fallback is None and r.rewriter != "none"}
     pictures = [
         Picture(partial(_file, folder / str(c.image)), c.prompt, float(scores[c.index] or 0.0), c.seed,
-                dict(c.scores), reasons.get(c.prompt) if c.round == 0 else None)
+                named[c.index], reasons.get(c.prompt) if c.round == 0 else None)
         for c in finished
     ]  # fmt: skip
     return Group(record.prompt, pictures, name, higher, spread_of(spec), "render", str(folder),
                  str(settings.get("renderer")))  # fmt: skip
+
+
+def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, float]]) -> str:
+    """The name of what selected. Of a judge alone it is the one that its scores bear: it may have been named
+    by its folder or its server."""
+    alone = {name for of_one in scores for name in of_one}
+    asked = list(filter(None, dict.fromkeys([settings.get("judge"), *(settings.get("rewards") or {})])))
+    if len(asked) < 2 and len(alone) == 1:
+        return alone.pop()
+    return called("+".join(asked)) or EMBEDDED_JUDGE
 
 
 def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
@@ -169,7 +180,8 @@ def of_rounds(run: Path, files: list[Path], reward: str | None,
                     pictures += _of_row(cache, meaning, one, row["seeds"], one["reason"], by)
             else:
                 renderer = settings.get("model")
-                for key, seed, scores in zip(row["pictures"], row["seeds"], row["scores"]):
+                for key, seed, told in zip(row["pictures"], row["seeds"], row["scores"]):
+                    scores = {called(name): value for name, value in told.items()}
                     if (score := by.score(scores)) is not None:
                         load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
                         pictures.append(Picture(load, row["prompt"], score, seed, scores, content=key))
@@ -184,7 +196,7 @@ def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
     try:
         made = json.loads(stamp.read_text(encoding="utf-8"))
         told = made.get("spec") or {}  # files of earlier versions have none
-        named = str(told.get("name") or made["reward"])
+        named = called(str(told.get("name") or made["reward"]))
         spec = RewardSpec(**told) if told else spec_of(named)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{stamp} does not say what scored {file.name}; bring it back, as `reprise "
@@ -211,7 +223,7 @@ def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> Co
     """By `reward`, or by those that a training counts and that look at pictures."""
     if reward is not None:
         return Comparison({reward: 1.0})
-    looking = {name: weight for name, weight in trained.items()
+    looking = {called(name): weight for name, weight in trained.items()
                if (spec := spec_of(name)) is None or spec.reads == "images"}  # fmt: skip
     if not looking:
         raise BadInput(f"{run / 'config.yaml'} has no reward that looks at pictures; name one with --reward")
@@ -240,7 +252,8 @@ def _settings(run: Path) -> dict[str, Any]:
 def _scores(cache: Cache, key: str, meaning: str, row: Mapping[str, Any]) -> dict[str, float]:
     """A picture's own scores. The row's are means over its pictures, and stand in where there is one."""
     found = cache.get_scores(Cache.key("scores", key, meaning))
-    return found or (dict(row["scores"]) if len(row["pictures"]) == 1 else {})
+    found = found or (row["scores"] if len(row["pictures"]) == 1 else {})
+    return {called(name): score for name, score in found.items()}
 
 
 def _stored(store: Store, name: str | None, cache: Cache, key: str) -> Tensor | None:

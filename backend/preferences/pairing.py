@@ -8,15 +8,17 @@ pairs come from a search's own record, and their scores may be graded.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from ..errors import BadInput, plain
 from ..registry import REWARDS, resolve
 from ..types import RewardSpec
-from .store import P, Pair, RewritePair, Side, Store, Text, picture_name
+from .store import P, Pair, RewritePair, Side, Store, Text, called, picture_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +42,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Group:
-    """The pictures of one prompt in one run, scored by one reward; `spread` is the reward's range."""
+    """The pictures of one prompt in one run, scored by one reward; `spread` is the reward's range. Raises
+    BadInput for scores between which there is no margin."""
 
     prompt: str
     pictures: list[Picture]
@@ -50,6 +53,17 @@ class Group:
     source: str
     run: str
     renderer: str | None = None
+
+    def __post_init__(self) -> None:
+        scores = [one.score for one in self.pictures]
+        odd = [score for score in scores if not math.isfinite(score)]
+        if not odd and scores and not math.isfinite(self.margin(max(scores), min(scores))):
+            odd = [max(scores), min(scores)]
+        if odd:
+            got = " and ".join(map(str, odd[:2]))
+            raise BadInput(f"{self.run}: expected scores of {self.reward!r} that are numbers a finite "
+                           f"distance apart, got {got} for {plain(self.prompt, 60)!r}; mend them, or leave "
+                           "these pictures out")  # fmt: skip
 
     def margin(self, better: float, worse: float) -> float:
         """How far apart two scores are, in parts of the range; below 0 where the second is better."""
@@ -178,5 +192,5 @@ def _mean(same: Sequence[Picture]) -> Picture:
 
 def _of_each(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
     for one in dict.fromkeys(pair.reward for pair in recorded):
-        if reward in (None, one):
+        if reward is None or called(reward) == one:
             yield from store.usable(recorded, one)

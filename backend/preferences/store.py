@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..cache import Cache
 from ..config import one_line
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 
 PAIRS, REWRITES, STRIKES, IMAGES = "pairs.jsonl", "rewrites.jsonl", "strikes.json", "images"
 LOCK = ".lock"  # held while pairs are added
+
+
+def called(reward: str) -> str:
+    """The one name of a reward, or of a mix joined by "+": what earlier versions recorded of a VLM judge that
+    can say what is wrong had #critique after it, though its scores are the same."""
+    return re.sub(r"(vlm:[^+]*)#(?:critique|match)(?=\+|$)", r"\1", reward)
+
+
+Named = Annotated[str, AfterValidator(called)]
 
 
 class _Part(BaseModel):
@@ -44,7 +54,7 @@ class Side(_Part):
     drawn_as: str  # the words that drew it
     score: FiniteFloat  # as the reward gave it
     seed: int | None = None
-    scores: dict[str, FiniteFloat] = {}  # of other rewards
+    scores: dict[Named, FiniteFloat] = {}  # of other rewards
 
 
 class Text(_Part):
@@ -58,8 +68,8 @@ class Text(_Part):
 
 class _Origin(_Part):
     prompt: str = Field(min_length=1)  # the user's, which the judge compared with
-    reward: str
-    margin: float = Field(gt=0)  # between the scores: in parts of the reward's range, where that is known
+    reward: Named
+    margin: FiniteFloat = Field(gt=0)  # of the scores: in parts of the reward's range, where it is known
     source: str  # "render", "training", "round", "judge-data", "comfyui" or "table"
     run: str
     renderer: str | None = None
@@ -217,7 +227,7 @@ class Store:
     def usable(self, recorded: Sequence[P], reward: str | None = None) -> list[P]:
         """Of these pairs the ones to learn from: of `reward`, or of all, not struck, and not contradicted by
         another of them; each comparison once."""
-        struck = self.struck()
+        struck, reward = self.struck(), reward and called(reward)
         # A struck pair contradicts no one any more.
         ids = {pair.id: pair for pair in reversed(recorded)
                if reward in (None, pair.reward) and pair.id not in struck}  # fmt: skip

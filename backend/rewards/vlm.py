@@ -2,7 +2,8 @@
 
 Named on the command line as vlm:FOLDER, vlm:MODEL@URL, each with #MODE after it. Modes: `match`, `clarity`
 and `potential` are one question each; `critique` is `match` that can say what is wrong in the model's own
-words, as one does that `reprise train judge` has tuned, and the mode of such a folder where none is given;
+words, as one does that `reprise train judge` has tuned, and the mode of such a folder where none is given:
+its scores are those of `match`, and so is its name on record;
 `checklist` asks for each part of the prompt by itself and can say which are missing; `score` takes the
 model's own grade. Words and sources in `vlm_questions`. Previews are looked at by `potential` and `clarity`
 in the place of `match` and `critique`.
@@ -92,7 +93,8 @@ class VLMJudge:
 
     def __init__(self, vlm: VLM, mode: str = "match", tuned: Tuned | None = None):
         self.vlm, self.mode, self.model, self.tuned = vlm, mode, vlm.model, tuned or Tuned()
-        self.spec = RewardSpec(f"vlm:{vlm.name}" + (f"#{mode}" if mode != "match" else ""), 0.0, 1.0)
+        asked = "" if mode in ("match", "critique") else f"#{mode}"
+        self.spec = RewardSpec(f"vlm:{vlm.name}{asked}", 0.0, 1.0)
 
     @property
     def fingerprint(self) -> str:

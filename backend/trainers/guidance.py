@@ -24,7 +24,7 @@ from pydantic import Field, PositiveFloat
 
 from ..config import Config
 from ..errors import BadInput, Unsupported
-from ..preferences.store import Pair
+from ..preferences.store import Pair, called
 from ..registry import REWARDS, resolve
 from ..renderers.diffusers import unscaled
 from ..rewards.judge import LearnedJudge
@@ -67,6 +67,7 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
     if judge == MARGIN:
         found = [pair.margin for pair in pairs]
     else:
+        judge = called(judge)
         lacking = sum(judge not in side.scores for pair in pairs for side in (pair.chosen, pair.rejected))
         if lacking:
             known = sorted({name for pair in pairs for name in pair.chosen.scores})

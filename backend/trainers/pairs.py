@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..cache import Cache
 from ..errors import BadInput, CheckpointError, TrainingFailed, first_line
-from ..preferences.store import Pair, RewritePair, Store
+from ..preferences.store import Pair, RewritePair, Store, called
 from ..renderers.checkpoints import pipeline_fingerprint
 from ..renderers.families import Family
 from ..renderers.lora import check_layout
@@ -70,7 +70,7 @@ def apart(store: Store, recorded: Sequence[P], reward: str | None, margin: float
 
 
 def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of: str, none: str) -> str:
-    rewards = sorted({pair.reward for pair in recorded})
+    rewards, reward = sorted({pair.reward for pair in recorded}), reward and called(reward)
     if reward is not None and rewards and reward not in rewards:
         return f"of {reward!r}, only of {', '.join(rewards)}; {none}"
     asked = {pair.id for pair in recorded if reward in (None, pair.reward)}
@@ -91,7 +91,8 @@ def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
         return None
     known: dict[object, P] = {(pair.id, pair.reward): pair for pair in recorded}
     known |= {pair.id: pair for pair in recorded}  # runs of earlier versions named them by their ids alone
-    names = [name if isinstance(name, str) else tuple(name) for name in json.loads(path.read_text("utf-8"))]
+    names = [name if isinstance(name, str) else (name[0], called(name[1]))
+             for name in json.loads(path.read_text("utf-8"))]  # fmt: skip
     lost = sum(name not in known for name in names)
     if lost:
         raise BadInput(f"{lost} of the {len(names)} pairs that {run} began with are not in the store any "

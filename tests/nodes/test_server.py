@@ -64,7 +64,7 @@ def test_parm_as_its_paper_has_it(server, graph):
         return told
 
     strict = report(_with(nodes, "8", potential=1.0))  # of those that are clear one goes on
-    assert strict["judge"] == "vlm:embedded#critique" and 0 <= strict["low"] < strict["high"] <= 1
+    assert strict["judge"] == "vlm:embedded" and 0 <= strict["low"] < strict["high"] <= 1
     looks = [look for c in strict["candidates"] for look in c["preview_clarity"].items()]
     assert looks and all(0 <= likely <= 1 for _, likely in looks)
     for c in strict["candidates"]:

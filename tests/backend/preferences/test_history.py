@@ -256,6 +256,7 @@ WHOLE = shown(["a large cat"], [report([0.2, 0.9])], ["a.png", "b.png"])
     (GRAPH, {**WHOLE, "8": None}, "not as ComfyUI keeps runs"),
     (GRAPH, {**WHOLE, "8": {"reprise_parm": [_without(report([0.2]), "low")]}}, "low: field required"),
     (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([0.2, "fine"])]}}, "score: .*'fine'"),
+    (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([1e308, -1e308])]}}, "a finite distance apart"),
     (GRAPH, {**WHOLE, "10": {"images": ["a.png", "b.png"]}}, "not as ComfyUI keeps runs"),
     ({**GRAPH, "10": {"class_type": "PreviewImage"}}, WHOLE, "not as ComfyUI keeps runs: KeyError: 'inputs'"),
     (None, WHOLE, "not as ComfyUI keeps runs"),

@@ -79,6 +79,21 @@ def test_a_mix_and_a_judge_that_counts_downwards(render, mined):
     assert seeds(mined(folder)) == [("x", 10, 11)], "what was selected says which way it counts"
 
 
+@pytest.mark.parametrize("asked", ["vlm:embedded", "vlm:embedded#critique", "vlm:runs/embedded/final"])
+@pytest.mark.parametrize("stored", ["vlm:embedded", "vlm:embedded#critique"])
+def test_a_judge_has_one_name(render, mined, asked, stored):
+    """That of its scores, however it was named, and whatever else it could do."""
+    folder = render("a cat", [("x", 0.2), ("x", 0.9)], scores=[{stored: 0.2}, {stored: 0.9}], judge=asked)
+    record = json.loads((folder / RECORD).read_text())
+    for candidate in record["candidates"]:
+        del candidate["scores"]["shapeworld"]
+    (folder / RECORD).write_text(json.dumps(record))
+    [pair] = mined(folder).pairs
+    assert (pair.reward, pair.chosen.scores) == ("vlm:embedded", {"vlm:embedded": 0.9})
+    for name in ("vlm:embedded", "vlm:embedded#critique"):
+        assert mined(folder, name).pairs == [pair]
+
+
 def test_rewrites_are_compared_by_their_means(render, mined):
     assert not mined(render("a cat", CANDIDATES)).rewrites, "of both the mean is .5"
     [texts] = mined(render("a dog", [("large", 0.9), ("low", 0.2), ("large", 0.7), ("low", None)])).rewrites
@@ -192,6 +207,13 @@ def test_a_reward_that_counts_downwards(tmp_path):
     found = Mined(Store(tmp_path, create=True))
     found.take(Group("a cat", shown, spec.name, spec.higher_is_better, 10.0, "render", "r"))
     assert seeds(found) == [("x", 1, 0)] and found.pairs[0].margin == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("scores", [(1e308, -1e308), (0.1, float("nan")), (float("inf"),)])
+def test_scores_that_have_no_margin(scores):
+    shown = [Picture(lambda: None, "x", score) for score in scores]
+    with pytest.raises(BadInput, match="scores of 'r' that are numbers a finite distance apart, got"):
+        Group("a cat", shown, "r", True, 1.0, "table", "t.csv")
 
 
 def test_two_that_look_the_same_are_no_pair(tmp_path):

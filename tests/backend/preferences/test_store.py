@@ -70,6 +70,19 @@ def test_each_reward_has_its_own_pairs(store):
     assert [p.chosen.seed for p in store.pairs("other")] == [4] and not store.pairs()
 
 
+def test_a_judge_has_one_name(store):
+    """Stores of earlier versions called it by another name where it could say what is wrong."""
+    old = pair(store).model_dump() | {"reward": "vlm:x#critique+clip-score"}
+    old["chosen"]["scores"] = {"vlm:x#critique": 0.5, "vlm:x#checklist": 0.4}
+    store.folder.mkdir(exist_ok=True)
+    (store.folder / "pairs.jsonl").write_text(json.dumps(old) + "\n")
+    for name in ("vlm:x+clip-score", "vlm:x#critique+clip-score"):
+        [found] = store.pairs(name)
+        assert found.reward == "vlm:x+clip-score"
+        assert found.chosen.scores == {"vlm:x": 0.5, "vlm:x#checklist": 0.4}
+    assert store.add([found]).known == 1
+
+
 def test_processes_that_add_at_once_lose_nothing(store, monkeypatch):
     """Another one adds after this one has read, and before it has written."""
     mine, theirs, waited = pair(store, 1, 2), pair(store, 3, 4), []
@@ -156,6 +169,8 @@ def test_what_is_no_store(tmp_path, store):
     store.add([pair(store)])
     with (store.folder / "pairs.jsonl").open("a") as file:
         file.write('{"prompt": "half')
+    with pytest.raises(ValueError, match="margin\n.*finite"):
+        Pair.model_validate({**pair(store).model_dump(), "margin": float("inf")})
     with pytest.raises(BadInput, match="line 2"):
         store.pairs()
 

@@ -57,6 +57,16 @@ def test_spec_scores_and_critique_are_those_of_the_served_judge():
         assert isinstance(mix, Critic) and len(mix.score(images, PROMPTS)) == 4
 
 
+def test_a_judge_that_criticises_answers_to_how_it_was_asked_for(monkeypatch):
+    """It is served under its plain name; one that only scores is not taken for it."""
+    cards = [{**CARD, "name": name, "critic": name == "vlm:x"} for name in ("vlm:x", "vlm:y")]
+    Play(monkeypatch, good(), catalogue={**CATALOGUE, "rewards": cards})
+    for name in ("vlm:x", "vlm:x#critique"):
+        assert connect("http://127.0.0.1:1", name).spec.name == "vlm:x"
+    with pytest.raises(UnknownName):
+        connect("http://127.0.0.1:1", "vlm:y#critique")
+
+
 def test_a_search_reflects_with_a_judge_elsewhere():
     from reprise.backend.renderers.fake import FakeRenderer
     from reprise.backend.rewriters.template import KeepPrompt

@@ -159,6 +159,7 @@ def test_names_on_the_command_line(vlm_folders, monkeypatch):
     monkeypatch.setenv("REPRISE_MODELS", str(vlm_folders.parent))
     (vlm_folders.parent / "judges").symlink_to(vlm_folders)
     assert make_reward("vlm:llava").spec.name == "vlm:llava"
+    assert make_reward("vlm:llava#critique").spec.name == "vlm:llava", "its scores are those of match"
     snapshot = vlm_folders.parent / "hub" / "models--tiny--chat" / "snapshots" / "0123"
     shutil.copytree(vlm_folders / "llava", snapshot)
     (refs := snapshot.parents[1] / "refs").mkdir()

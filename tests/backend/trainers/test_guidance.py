@@ -61,6 +61,8 @@ def test_weights_by_hand():
     pairs = [pair(0, judge=(0.9, 0.5)), pair(1, judge=(0.2, 0.6)), pair(2, judge=(0.7, 0.5))]
     found = importance(pairs, "judge")
     assert [found[one.id] for one in pairs] == pytest.approx([2.0, 0.0, 1.0])
+    pairs = [pair(0, **{"vlm:x#critique": (0.9, 0.5)})]
+    assert importance(pairs, "vlm:x") == importance(pairs, "vlm:x#critique") == {pairs[0].id: 1.0}
     with pytest.raises(BadInput, match="prefers the better picture of no pair"):
         importance([pair(0, judge=(0.2, 0.6))], "judge")
     with pytest.raises(BadInput, match="2 of the pairs' 4 pictures .*; expected margin, judge"):

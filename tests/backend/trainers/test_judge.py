@@ -159,7 +159,7 @@ def test_the_judge_loads_by_its_folder(finished):
     red, blue = vlm_judge(f"{finished / 'final'}", device="cpu").score(images, ["a red circle 7"] * 2)
     assert red > 0.5 > blue
     critic = vlm_judge(str(finished / "final"), device="cpu")
-    assert isinstance(critic, VLMCritic) and critic.spec.name == "vlm:run#critique"
+    assert isinstance(critic, VLMCritic) and critic.spec.name == "vlm:run"
     right, wrong = critic.criticize(images, ["a red circle 7"] * 2)
     assert right.satisfied and not wrong.satisfied and wrong.critique
     fitted = {question: one._asdict() for question, one in critic.tuned.calibrations.items()}
