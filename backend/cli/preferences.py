@@ -13,12 +13,14 @@ from ..preferences.pairing import BY
 from . import options
 
 if TYPE_CHECKING:
-    from ..preferences.pairing import Mined
+    from ..preferences.pairing import Group, Mined
     from ..preferences.store import Store
 
 SERVER = "comfyui:"
 PAGE = "pairs.html"
 ACROSS = "--by prompt compares pictures of different rewrites, too"
+MORE = {"render": "`reprise render --prune none` finishes more pictures of a prompt",
+        "comfyui": "nodes with pruning off finish more pictures of a prompt"}  # fmt: skip
 KINDS = ("pairs", "rewrites")
 
 app = typer.Typer(no_args_is_help=True, help="Pairs of better and worse pictures and rewrites, to train on.")
@@ -65,7 +67,7 @@ def mine(
     from ..preferences.store import Store, is_store
     from . import terminal
 
-    mined = _begin(store, by, margin, most)
+    mined, found = _begin(store, by, margin, most), list["Group | Store"]()
     for run in runs:
         if run.startswith(SERVER):
             if reward is not None:
@@ -74,12 +76,17 @@ def mine(
         elif is_store(Path(run)):
             if by != "drawn" or most != 1:
                 raise BadInput(f"the pairs of {run} are made already; leave --by and --pairs out")
-            mined.copy(Store(run), reward)
-            continue
+            other = Store(run)
+            other.check()
+            groups = [other]
         else:
             groups = read_runs(Path(run), reward, terminal.note)
-        for group in groups:
-            mined.take(group)
+        found += groups
+    for one in found:  # all of them can be read: now pictures are written
+        if isinstance(one, Store):
+            mined.copy(one, reward)
+        else:
+            mined.take(one)
     _finish(mined)
 
 
@@ -101,9 +108,8 @@ def import_(
     from ..preferences.table import read_table
 
     mined = _begin(store, by, margin, most)
-    for table in tables:
-        for group in read_table(table, reward, lower):
-            mined.take(group)
+    for group in [group for table in tables for group in read_table(table, reward, lower)]:
+        mined.take(group)
     _finish(mined)
 
 
@@ -182,7 +188,12 @@ def _begin(store: Path, by: str, margin: float, most: int) -> Mined:
     if not (math.isfinite(margin) and margin >= 0):
         raise BadInput(f"--margin must be 0 or more, got {margin}")
     check_at_least_one(pairs=most)
-    return Mined(Store(store, create=True), by, margin, most)
+    there = next(path for path in (store, *store.parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(f"{there} is a file; expected a folder that keeps preferences: give another --store")
+    kept = Store(store, create=True)
+    kept.check()
+    return Mined(kept, by, margin, most)
 
 
 def _finish(mined: Mined) -> None:
@@ -193,16 +204,16 @@ def _finish(mined: Mined) -> None:
     lost = {"with one picture alone": counts["alone"], "ties": counts["ties"],
             "whose pictures are gone": counts["gone"]}  # fmt: skip
     said = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
+    hints = [ACROSS] if counts["across"] and mined.by == "drawn" else []
+    hints += [MORE[source] for source in sorted(mined.lone & MORE.keys())]
     if not found:
-        hint = "; lower --margin" if counts["ties"] else ""
-        if counts["alone"] and mined.by == "drawn":
-            hint = f"; {ACROSS}"
-        raise BadInput(f"no pair among {counts['groups']} prompts{': ' + said if said else ''}{hint}")
+        hints = ["lower --margin"] * bool(counts["ties"]) + hints
+        raise BadInput(f"no pair among {counts['groups']} prompts{': ' + said if said else ''}"
+                       + "".join(f"; {hint}" for hint in hints))  # fmt: skip
     pictures, texts = mined.store.add(mined.pairs), mined.store.add_rewrites(mined.rewrites)
     _say(mined.store, pictures.new, texts.new, pictures.known + texts.known)
     if said:
-        hint = f"; {ACROSS}" if not mined.pairs and mined.by == "drawn" else ""
-        terminal.note(f"left out: {said}{hint}")
+        terminal.note(f"left out: {said}" + "".join(f"; {hint}" for hint in hints if not mined.pairs))
 
 
 def _say(store: Store, pairs: int, rewrites: int, known: int) -> None:

@@ -97,7 +97,8 @@ class Mined:
         self.store, self.by, self.least, self.most = store, by, margin, most
         self.pairs: list[Pair] = []
         self.rewrites: list[RewritePair] = []
-        self.counts: Counter[str] = Counter()  # groups, alone, ties, gone
+        self.counts: Counter[str] = Counter()  # groups, alone, ties, gone; those that `by` "prompt" compares
+        self.lone: set[str] = set()  # sources of pictures that were alone
 
     def take(self, group: Group) -> None:
         """Pairs of pictures, and of rewrites, of one group; pictures are copied into the store."""
@@ -105,6 +106,7 @@ class Mined:
         shared: dict[str, list[Picture]] = {}
         for picture in group.pictures:
             shared.setdefault(picture.drawn_as if self.by == "drawn" else group.prompt, []).append(picture)
+        self.counts["across"] += len(shared) > 1
         for condition, pictures in shared.items():
             self._pictures(group, condition, group.ranked(_each_once(pictures)))
         self._texts(group)
@@ -114,12 +116,14 @@ class Mined:
         for pair in _of_each(other, other.all_pairs(), reward):
             if not self._counts(pair):
                 continue
-            images = [other.image(side.image) for side in (pair.chosen, pair.rejected)]
-            kept = [self.store.put_image(image) for image in images if image is not None]
-            if kept == [pair.chosen.image, pair.rejected.image]:
-                self.pairs.append(pair)
-            else:
+            named = [pair.chosen.image, pair.rejected.image]
+            images = [image for name in named if (image := other.image(name)) is not None]
+            if [picture_name(image) for image in images] != named:
                 self.counts["gone"] += 1
+                continue
+            for image in images:
+                self.store.put_image(image)
+            self.pairs.append(pair)
         rewrites = _of_each(other, other.all_rewrites(), reward)
         self.rewrites += [pair for pair in rewrites if self._counts(pair)]
 
@@ -131,6 +135,7 @@ class Mined:
     def _pictures(self, group: Group, condition: str, ranked: Sequence[Picture]) -> None:
         if len(ranked) < 2:
             self.counts["alone"] += 1
+            self.lone.add(group.source)
         for best, worst in list(zip(ranked, reversed(ranked)))[: min(self.most, len(ranked) // 2)]:
             margin = group.margin(best.score, worst.score)
             if not self._apart(margin):

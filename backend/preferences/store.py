@@ -133,6 +133,10 @@ class Store:
             )
         self.images = Cache(self.folder / IMAGES, limit=None)  # a store forgets nothing
 
+    def check(self) -> None:
+        """Raises BadInput where something of it cannot be read, before more is put into it."""
+        self.all_pairs(), self.all_rewrites(), self.struck()
+
     def put_image(self, image: Tensor) -> str:
         """Keep a picture (H, W, 3) in 0..1; its name. Raises RepriseError where the disk does not take it."""
         name = picture_name(image)
@@ -250,8 +254,11 @@ class Store:
                 known.add((pair.id, pair.reward))
                 fresh.append(pair)
             if fresh:
-                lines = [pair.model_dump_json() + "\n" for pair in (*recorded, *fresh)]
-                write_whole(self.folder / name, "".join(lines))
+                path = self.folder / name
+                # Lines stay as they are: a newer version may have written more into them.
+                before = path.read_bytes() if recorded else b""
+                ended = before if before.endswith(b"\n") or not before else before + b"\n"
+                write_whole(path, ended + "".join(pair.model_dump_json() + "\n" for pair in fresh).encode())
         return Added(len(fresh), again)
 
     def _read(self, name: str, kind: type[P]) -> list[P]:

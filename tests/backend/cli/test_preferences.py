@@ -63,13 +63,20 @@ def test_nothing_but_ties_or_single_pictures(reprise, drawn, tmp_path):
     assert reprise("render", "a photo of a red circle", "--best-of", 1, *FAKE, "--out", "one").code == 0
     done = reprise("preferences", "mine", "one")
     assert done.code == 2 and done.err == (
-        "reprise: no pair among 1 prompts: 1 with one picture alone; --by prompt compares pictures of "
-        "different rewrites, too\n"
-    )
+        "reprise: no pair among 1 prompts: 1 with one picture alone; `reprise render --prune none` finishes "
+        "more pictures of a prompt\n"
+    ), "--by prompt would find none, either"
     assert not (tmp_path / "preferences").exists(), "nothing half-written"
     assert reprise("render", "a photo of a red circle", "--best-of", 4, *FAKE, "--out", "two").code == 0
     done = reprise("preferences", "mine", "two", "--margin", 5)
     assert done.code == 2 and "1 ties; lower --margin" in done.err
+    for i in range(2):
+        Image.new("RGB", (8, 8), (90 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "t.csv").write_text("image,prompt,score,drawn_as\n0.png,a cat,0,large\n1.png,a cat,1,low\n")
+    done = reprise("preferences", "import", "t.csv")
+    assert done.code == 2 and done.err.endswith("alone; --by prompt compares pictures of different "
+                                                "rewrites, too\n")  # fmt: skip
+    assert reprise("preferences", "import", "t.csv", "--by", "prompt").code == 0
 
 
 def test_import(reprise, tmp_path):
@@ -87,6 +94,32 @@ def test_import(reprise, tmp_path):
     assert reprise("preferences", "import", "scores.csv", "--lower-is-better", "--store", "low").code == 0
     low = json.loads((tmp_path / "low" / "pairs.jsonl").read_text())
     assert low["chosen"]["score"] == 0.0 and low["source"] == "table"
+
+
+def test_where_something_cannot_be_read_nothing_is_written(reprise, drawn, tmp_path):
+    done = reprise("render", "a photo of a red circle", *FAKE, "--best-of", 4, "--out", "good")
+    assert done.code == 0, done.err
+    assert reprise("preferences", "mine", "good", "--store", "other").code == 0
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "bad").mkdir()
+    for name, text in (("pairs.jsonl", "{"), ("strikes.json", "{")):
+        (tmp_path / "bad" / name).write_text(text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:41])
+    (tmp_path / "t.csv").write_text("image,prompt,score\na.png,a cat,0\nb.png,a cat,1\nhalf.png,a dog,1\n")
+    before = sorted(tmp_path.rglob("*"))
+    for words, message in (
+        (("mine", "good", "nowhere"), "there is no folder nowhere"), (("mine", "good", "bad"), "line 1"),
+        (("mine", "good", "--store", "bad"), "bad/pairs.jsonl, line 1"),
+        (("mine", "good", "--store", "file"), "file is a file; expected a folder"),
+        (("mine", "good", "--store", "file/sub"), "file is a file; expected a folder"),
+        (("import", "t.csv"), "t.csv, line 4: half.png is damaged"),
+        (("import", "t.csv", "--store", "file"), "file is a file; expected a folder"),
+    ):  # fmt: skip
+        done = reprise("preferences", *words)
+        assert done.code == 2 and message in done.err and done.err.count("\n") == 1, (words, done.err)
+        assert sorted(tmp_path.rglob("*")) == before, words
 
 
 def test_bad_calls(reprise, tmp_path):

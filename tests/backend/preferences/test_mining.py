@@ -173,6 +173,7 @@ def test_another_store(render, mined, tmp_path):
     lost = Mined(Store(tmp_path / "lost", create=True), margin=0.0)
     lost.copy(own.store)
     assert not lost.pairs and lost.counts["gone"] == 1
+    assert not lost.store.images.folder.exists(), "nor is the other one kept for nothing"
 
 
 def test_runs_are_found_below_a_folder(render, training, mined, tmp_path):

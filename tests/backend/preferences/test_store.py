@@ -54,6 +54,16 @@ def test_the_same_pair_is_kept_once(store):
     assert store.add([pair(store, condition="a dog"), pair(store, 2, 1)]).new == 2
 
 
+def test_what_is_on_record_stays_as_it_is(store):
+    """Newer versions write more into a line; an editor may have left the last one without its end."""
+    store.add([pair(store)])
+    file = store.folder / "pairs.jsonl"
+    old = json.dumps({**json.loads(file.read_text()), "rater": "x\u2028"}, ensure_ascii=False).encode()
+    file.write_bytes(b"\n" + old)
+    assert store.add([pair(store), pair(store, 3, 4)]).new == 1
+    assert file.read_bytes().startswith(b"\n" + old + b"\n{") and len(store.all_pairs()) == 2
+
+
 def test_each_reward_has_its_own_pairs(store):
     """Where two agree, both have the pair and whoever asks for neither sees it once; where they differ, only
     who asks for one of them learns from it."""
