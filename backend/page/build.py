@@ -193,6 +193,7 @@ def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
     try:
         data = (folder / name).read_bytes()
         picture = Image.open(io.BytesIO(data))
+        picture.load()  # a browser would show half of a damaged one
         kind = "png"
         if max(picture.size) > side:
             picture = picture.convert("RGB")
@@ -200,6 +201,6 @@ def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
             out = io.BytesIO()
             picture.save(out, "JPEG", quality=90)
             data, kind = out.getvalue(), "jpeg"
-    except OSError:
-        return None  # moved away since; the page says so
+    except Exception:  # moved away since, or damaged, of which Pillow raises many kinds; the page says so
+        return None
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

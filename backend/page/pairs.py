@@ -6,6 +6,7 @@ One file, no requests. What is struck is saved from the page as `strikes.json`, 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:
     struck = store.struck()
     return template("pairs.html.jinja").render(
         name=store.folder.resolve().name, version=__version__, recorded=recorded,
-        folder=str(store.folder), pairs=[_view(store, pair, pair.id in struck) for pair in pairs],
+        folder=shlex.quote(str(store.folder)),
+        pairs=[_view(store, pair, pair.id in struck) for pair in pairs],
     )  # fmt: skip
 
 

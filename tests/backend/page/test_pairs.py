@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
+from html import unescape
 
 import pytest
 import torch
+from PIL import Image
 
-from reprise.backend.page.pairs import doubtful, write_pairs
+from reprise.backend.page.pairs import doubtful, render_pairs, write_pairs
 from reprise.backend.preferences.store import Pair, RewritePair, Side, Store, Text
 
 EVIL = "<script>alert('x')</script> & \"a\" cat"
@@ -76,6 +79,28 @@ def test_only_the_doubtful_and_pictures_that_are_gone(store, tmp_path):
     page = (tmp_path / "pairs.html").read_text()
     assert page.count("picture gone") == 1 and page.count("data-pair=") == 1
     assert "1 of 3 pairs" in page
+
+
+def test_pictures_that_are_damaged_are_gone(store, tmp_path, monkeypatch):
+    """A second part without its name, the first half of a file, more pixels than anyone wants to see."""
+    pair = store.all_pairs()[0]
+    chosen, rejected = (store.image_path(side.image) for side in (pair.chosen, pair.rejected))
+    Image.effect_noise((600, 600), 90).convert("RGB").save(chosen)
+    whole = chosen.read_bytes()
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    chosen.write_bytes(whole[:second] + bytes(4) + whole[second + 4 :])
+    rejected.write_bytes(rejected.read_bytes()[:50])
+    other = store.image_path(store.all_pairs()[1].chosen.image)
+    Image.new("RGB", (1000, 1000)).save(other)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400_000)
+    assert write_pairs(tmp_path / "pairs.html", store, 3) == 3
+    page = (tmp_path / "pairs.html").read_text()
+    assert page.count("picture gone") == 3 and page.count("data:image") == 3
+
+
+def test_the_command_can_be_copied(tmp_path):
+    page = render_pairs(Store(tmp_path / "my store; $HOME", create=True), [], 0)
+    assert f"--store {shlex.quote(str(tmp_path / 'my store; $HOME'))}" in unescape(page)
 
 
 def test_what_the_page_saves_is_what_the_store_takes(store, tmp_path):
