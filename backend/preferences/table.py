@@ -85,7 +85,7 @@ def _only_table(folder: Path) -> Path:
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
     text = read_text(path, "table", "is")
     empty = True
-    for number, values in _csv(text) if path.suffix.lower() == ".csv" else _json_lines(path, text):
+    for number, values in _csv(path, text) if path.suffix.lower() == ".csv" else _json_lines(path, text):
         empty = False
         try:
             yield number, Row.model_validate(values)
@@ -95,11 +95,16 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise BadInput(f"{path} names no pictures; expected the columns image, prompt, score")
 
 
-def _csv(text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    for values in reader:
-        # A cell left empty is a value left out; what stands beyond the head is refused under its own name.
-        yield reader.line_num, {str(key): value for key, value in values.items() if value}
+    whole = 0  # lines of what has been read
+    try:
+        for values in reader:
+            whole = reader.line_num
+            # An empty cell is a value left out; what stands beyond the head is refused under its own name.
+            yield whole, {str(key): value for key, value in values.items() if value}
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {whole + 1}: no CSV ({error}); is a quote left open?") from error
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
@@ -107,5 +112,5 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadInput(f"{path}, line {number}: no JSON ({error})") from error

@@ -76,6 +76,9 @@ def test_a_picture_that_several_have_judged_counts_once(folder):
     ("t.csv", "image,prompt,score\na.png,a cat,1,2\n", "line 2: None: "),
     ("t.csv", "image,prompt,score\nz.png,a cat,1\n", "line 2: no picture .*z.png"),
     ("t.csv", "image,prompt,score\na.png,a cat,1\nt.csv,a cat,2\n", "line 3: .*t.csv is no picture"),
+    ("t.csv", 'image,prompt,score\na.png,a cat,1\n"b.png,a cat,1\n' + "x\n" * 70_000,
+     "line 3: no CSV .*; is a quote left open"),
+    ("t.jsonl", "\n" + "[" * 200_000, "line 2: no JSON"),
     ("t.jsonl", '{"image": "a.png"', "line 1: no JSON"), ("t.jsonl", "[1]", "line 1: "),
     ("t.jsonl", '{"image": "a.png", "prompt": " ", "score": 1}', "line 1: prompt: "),
 ])  # fmt: skip
