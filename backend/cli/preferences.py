@@ -34,7 +34,7 @@ Margin = Annotated[
 By = Annotated[
     str,
     typer.Option(metavar="|".join(BY), help="What a pair shares: the words that drew both pictures, or the "
-                 "user's prompt alone, however it was rewritten."),
+                 "user's prompt alone, as the judge read it, however it was rewritten."),
 ]
 Most = Annotated[
     int, typer.Option("--pairs", metavar="K", help="Pairs of a prompt: best and worst, second best and …")

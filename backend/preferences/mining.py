@@ -7,7 +7,9 @@ Candidates that were stopped early have no picture and are left out.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..cache import Cache
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from ..rewards.pictures import read_picture
 from ..rewards.scales import scaled
 from ..runs import RECORD, Record, load_record, read_lines
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
 
 ROLLOUTS = Path("rollouts") / "rollouts.jsonl"
 PICTURES = Path("rollouts") / "pictures"
+CONFIG = "config.yaml"
 ROUNDS = "rounds/*/rollouts.jsonl"
 JUDGE_DATA = ".rollouts.jsonl"  # behind the name of a file of `reprise judge-data`, beside NAME.pictures/
 EMBEDDED_JUDGE = "shapeworld"  # what selects where neither judge nor rewards were named
+TAKEN = "which way {} counts is not on record; higher was taken for better"
+BRING = "bring it back as it was left, or leave this run out"
 
 
 @dataclass
@@ -59,11 +64,11 @@ class Comparison:
                     for name, weight in self.weights.items())  # fmt: skip
         return total / sum(self.weights.values())
 
-    def group(self, prompt: str, pictures: list[Picture], source: str, run: object,
-              renderer: str | None) -> Group:  # fmt: skip
+    def group(self, typed: str, meaning: str, pictures: list[Picture], source: str, run: object,
+              renderer: object) -> Group:  # fmt: skip
         spec = spec_of(self.name)
-        return Group(prompt, pictures, self.name, spec.higher_is_better if spec else True, spread_of(spec),
-                     source, str(run), renderer)  # fmt: skip
+        return Group(meaning, pictures, self.name, spec.higher_is_better if spec else True, spread_of(spec),
+                     source, str(run), _renderer(renderer), typed)  # fmt: skip
 
     def tell(self, run: object, note: Callable[[str], None]) -> None:
         """Raises BadInput where nothing had such a score."""
@@ -72,6 +77,8 @@ class Comparison:
                            f"{', '.join(sorted(self.seen))}")  # fmt: skip
         if self.unscored:
             note(f"{run}: {self.unscored} pictures have no score of {self.name!r}, and were left out")
+        if unknown := [name for name in self.weights if spec_of(name) is None]:
+            note(f"{run}: {TAKEN.format(', '.join(unknown))}")
 
 
 def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
@@ -82,7 +89,7 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
     """
     reward = reward and called(reward)
     if path.is_file() and path.name.endswith(JUDGE_DATA):
-        yield from of_judge_data(path, reward)
+        yield from of_judge_data(path, reward, note)
         return
     if not path.is_dir():
         raise BadInput(f"there is no folder {path}; name one of `reprise render` or `reprise train`, a "
@@ -94,18 +101,39 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
     if not any((records, rollouts, rounds, judged)):
         raise BadInput(f"{path} holds no run: no {RECORD} of `reprise render`, and no rollouts of `reprise "
                        "train` or `reprise judge-data`")  # fmt: skip
+    unsaid = False
     for file in records:
-        yield of_record(file.parent, load_record(file), reward)
+        record = load_record(file)
+        yield of_record(file.parent, record, reward)
+        unsaid |= reward is not None and spec_of(reward) is None and not _selects(record, reward)
+    if unsaid:
+        note(f"{path}: {TAKEN.format(reward)}")
     for file in rollouts:
         yield from of_rollouts(file.parent.parent, reward, note)
     for run in dict.fromkeys(file.parent.parent.parent for file in rounds):
         yield from of_rounds(run, [file for file in rounds if file.is_relative_to(run)], reward, note)
     for file in judged:
-        yield from of_judge_data(file, reward)
+        yield from of_judge_data(file, reward, note)
+
+
+@contextmanager
+def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
+    """Raises BadInput where what a file says is not what is written there."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+            StopIteration) as error:  # fmt: skip
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise BadInput(f"{file} is damaged ({said}); {remedy}") from error
 
 
 def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
-    """The finished candidates of one prompt, those of reflection rounds too."""
+    """The finished candidates of one prompt, those of reflection rounds too. Raises BadInput."""
+    with _whole(folder / RECORD):
+        return _of_record(folder, record, reward)
+
+
+def _of_record(folder: Path, record: Record, reward: str | None) -> Group:
     finished = [c for c in record.candidates if c.image is not None and c.score is not None]
     settings = record.settings
     named = {c.index: {called(name): score for name, score in c.scores.items()} for c in finished}
@@ -118,8 +146,8 @@ def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
     if spec is not None:
         higher = spec.higher_is_better
     else:  # what was selected says which way it counts
-        winner = record.winner.score
-        higher = reward is not None or winner is None or all(winner >= (c.score or 0.0) for c in finished)
+        winner, selects = record.winner.score, reward is None or _selects(record, reward)
+        higher = not selects or winner is None or all(winner >= (c.score or 0.0) for c in finished)
     # A rewrite of a reflection round had a critique to go by, too, which pairs of rewrites do not know.
     reasons = {r.prompt: r.reason for r in record.rewrites if r.fallback is None and r.rewriter != "none"}
     pictures = [
@@ -129,6 +157,12 @@ def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
     ]  # fmt: skip
     return Group(record.prompt, pictures, name, higher, spread_of(spec), "render", str(folder),
                  str(settings.get("renderer")))  # fmt: skip
+
+
+def _selects(record: Record, reward: str) -> bool:
+    """Whether a reward's scores are those that the best picture was selected by."""
+    return all({called(name): score for name, score in c.scores.items()}.get(reward) == c.score
+               for c in record.candidates if c.score is not None)  # fmt: skip
 
 
 def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, float]]) -> str:
@@ -143,22 +177,23 @@ def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, floa
 
 def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
     """The groups of a training: every picture of every rewrite of a prompt, and of the prompt as typed."""
-    settings = _settings(run)
-    by = _compared(run, settings.get("rewards") or {}, reward)
-    cache = Cache(run / PICTURES)
+    settings, cache = _settings(run), Cache(run / PICTURES)
+    with _whole(run / CONFIG):
+        by = _compared(run, settings.get("rewards") or {}, reward)
+        renderer = (settings.get("renderer") or {}).get("name", "shapeworld")
     groups: dict[int, list[dict[str, Any]]] = {}
-    for row in read_lines(run / ROLLOUTS):
-        groups.setdefault(row["position"], []).append(row)
-    for rows in groups.values():
-        meaning = rows[0].get("judged_as") or rows[0]["prompt"]
-        pictures = [
-            one for row in rows if row["pictures"]  # what could not be read was not drawn
-            for one in _of_row(cache, meaning, row, row["seeds"],
-                               None if row["variant"] == "original" else row.get("reason", ""), by)
-        ]  # fmt: skip
-        if pictures:
-            yield by.group(rows[0]["prompt"], pictures, "training", run,
-                           (settings.get("renderer") or {}).get("name", "shapeworld"))  # fmt: skip
+    with _whole(run / ROLLOUTS):
+        for row in read_lines(run / ROLLOUTS):
+            groups.setdefault(row["position"], []).append(row)
+        for rows in groups.values():
+            typed, meaning = _prompts(rows[0])
+            pictures = [
+                one for row in rows if row["pictures"]  # what could not be read was not drawn
+                for one in _of_row(cache, meaning, row, row["seeds"],
+                                   None if row["variant"] == "original" else row.get("reason", ""), by)
+            ]  # fmt: skip
+            if pictures:
+                yield by.group(typed, meaning, pictures, "training", run, renderer)
     by.tell(run, note)
 
 
@@ -166,31 +201,33 @@ def of_rounds(run: Path, files: list[Path], reward: str | None,
               note: Callable[[str], None]) -> Iterator[Group]:  # fmt: skip
     """The groups of a training in rounds, of a renderer's pictures or a rewriter's rewrites: `files` are what
     its rounds have on record. Pictures of pairs are in the round's own store, too."""
-    settings = _settings(run)
-    rounds = settings.get("rounds") or {}
-    by = _compared(run, rounds.get("rewards") or {}, reward)
-    cache = Cache(run / PICTURES)
+    settings, cache = _settings(run), Cache(run / PICTURES)
+    with _whole(run / CONFIG):
+        rounds = settings.get("rounds") or {}
+        by = _compared(run, rounds.get("rewards") or {}, reward)
+        drawing = (rounds.get("renderer") or {}).get("name", "shapeworld")
     for file in files:
         store = Store(file.parent / "preferences", create=True)
-        for row in read_lines(file):
-            meaning, pictures = row.get("judged_as") or row["prompt"], list[Picture]()
-            if "rewrites" in row:
-                renderer = (rounds.get("renderer") or {}).get("name", "shapeworld")
-                for one in row["rewrites"]:
-                    pictures += _of_row(cache, meaning, one, row["seeds"], one["reason"], by)
-            else:
-                renderer = settings.get("model")
-                for key, seed, told in zip(row["pictures"], row["seeds"], row["scores"]):
-                    scores = {called(name): value for name, value in told.items()}
-                    if (score := by.score(scores)) is not None:
-                        load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
-                        pictures.append(Picture(load, row["prompt"], score, seed, scores, content=key))
-            if pictures:
-                yield by.group(row["prompt"], pictures, "round", run, renderer)
+        with _whole(file):
+            for row in read_lines(file):
+                (typed, meaning), pictures = _prompts(row), list[Picture]()
+                if "rewrites" in row:
+                    for one in row["rewrites"]:
+                        pictures += _of_row(cache, meaning, one, row["seeds"], one["reason"], by)
+                else:
+                    pictures += _of_seeds(cache, store, row, by)
+                if pictures:
+                    renderer = drawing if "rewrites" in row else settings.get("model")
+                    yield by.group(typed, meaning, pictures, "round", run, renderer)
     by.tell(run, note)
 
 
-def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
+def _prompts(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(as it was typed, as the judges read it)."""
+    return _text(row["prompt"]), _text(row.get("judged_as") or row["prompt"])
+
+
+def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
     """The groups of what `reprise judge-data` drew and scored: the finished pictures of each prompt."""
     stamp = file.with_suffix(".json")
     try:
@@ -198,6 +235,7 @@ def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
         told = made.get("spec") or {}  # files of earlier versions have none
         named = called(str(told.get("name") or made["reward"]))
         spec = RewardSpec(**told) if told else spec_of(named)
+        spread = spread_of(spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{stamp} does not say what scored {file.name}; bring it back, as `reprise "
                        "judge-data` left it") from error  # fmt: skip
@@ -205,18 +243,19 @@ def of_judge_data(file: Path, reward: str | None) -> Iterator[Group]:
         raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
     groups: dict[str, list[Picture]] = {}
-    try:
+    with _whole(file, "make it anew with `reprise judge-data`"):
         for key, row in {row["key"]: row for row in read_lines(file)}.items():
             _, drawn_as, seed, _ = json.loads(key)
-            groups.setdefault(row["prompt"], []).append(
-                Picture(partial(store.image, row["image"]), drawn_as, row["score"], seed,
-                        {named: row["score"]}, content=row["image"])
+            scores = _numbers({named: row["score"]})
+            groups.setdefault(_text(row["prompt"]), []).append(
+                Picture(partial(store.image, _text(row["image"])), _text(drawn_as), scores[named],
+                        _seed(seed), scores, content=row["image"])
             )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{file} is damaged ({error}); make it anew with `reprise judge-data`") from error
+    if spec is None:
+        note(f"{file}: {TAKEN.format(named)}")
     for prompt, pictures in groups.items():
-        yield Group(prompt, pictures, named, spec.higher_is_better if spec else True, spread_of(spec),
-                    "judge-data", str(file), made.get("renderer"))  # fmt: skip
+        yield Group(prompt, pictures, named, spec.higher_is_better if spec else True, spread, "judge-data",
+                    str(file), _renderer(made.get("renderer")))  # fmt: skip
 
 
 def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> Comparison:
@@ -226,7 +265,7 @@ def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> Co
     looking = {called(name): weight for name, weight in trained.items()
                if (spec := spec_of(name)) is None or spec.reads == "images"}  # fmt: skip
     if not looking:
-        raise BadInput(f"{run / 'config.yaml'} has no reward that looks at pictures; name one with --reward")
+        raise BadInput(f"{run / CONFIG} has no reward that looks at pictures; name one with --reward")
     return Comparison(looking)
 
 
@@ -236,12 +275,44 @@ def _of_row(cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int]
     for seed, key in zip(seeds, row["pictures"]):
         scores = _scores(cache, key, meaning, row)
         if (score := by.score(scores)) is not None:
-            yield Picture(partial(_kept, cache, key), row["rewrite"], score, seed, scores, reason, key)
+            yield Picture(partial(_kept, cache, key), _text(row["rewrite"]), score, _seed(seed), scores,
+                          reason if reason is None else _text(reason), key)  # fmt: skip
+
+
+def _of_seeds(cache: Cache, store: Store, row: Mapping[str, Any], by: Comparison) -> Iterator[Picture]:
+    """The pictures of one prompt that a renderer drew as it is."""
+    for key, seed, told in zip(row["pictures"], row["seeds"], row["scores"]):
+        scores = _numbers(told)
+        if (score := by.score(scores)) is not None:
+            load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
+            yield Picture(load, _text(row["prompt"]), score, _seed(seed), scores, content=key)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r:.60}")
+    return value
+
+
+def _seed(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _renderer(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Scores by the rewards' names. Raises ValueError or TypeError."""
+    found = {called(name): float(score) for name, score in scores.items()}
+    if not all(map(math.isfinite, found.values())):
+        raise ValueError(f"a score that is no number in {found}")
+    return found
 
 
 def _settings(run: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        found = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
     except (OSError, ValueError, yaml.YAMLError):
@@ -252,8 +323,7 @@ def _settings(run: Path) -> dict[str, Any]:
 def _scores(cache: Cache, key: str, meaning: str, row: Mapping[str, Any]) -> dict[str, float]:
     """A picture's own scores. The row's are means over its pictures, and stand in where there is one."""
     found = cache.get_scores(Cache.key("scores", key, meaning))
-    found = found or (row["scores"] if len(row["pictures"]) == 1 else {})
-    return {called(name): score for name, score in found.items()}
+    return _numbers(found or (row["scores"] if len(row["pictures"]) == 1 else {}))
 
 
 def _stored(store: Store, name: str | None, cache: Cache, key: str) -> Tensor | None:

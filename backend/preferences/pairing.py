@@ -42,8 +42,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Group:
-    """The pictures of one prompt in one run, scored by one reward; `spread` is the reward's range. Raises
-    BadInput for scores between which there is no margin."""
+    """The pictures of one prompt in one run, scored by one reward; `prompt` is what that compared them with,
+    `typed` what the user wrote, where it is something else; `spread` is the reward's range. Raises BadInput
+    for scores between which there is no margin."""
 
     prompt: str
     pictures: list[Picture]
@@ -53,6 +54,7 @@ class Group:
     source: str
     run: str
     renderer: str | None = None
+    typed: str = ""
 
     def __post_init__(self) -> None:
         scores = [one.score for one in self.pictures]
@@ -75,21 +77,29 @@ class Group:
 
 
 def spec_of(reward: str) -> RewardSpec | None:
-    """What a reward's numbers mean, where its name alone says it; a server's or a mix's does not."""
+    """What a reward's numbers mean, where its name alone says it; a mix's does not. A server's is called what
+    it is here."""
+    reward = called(reward)
+    if reward.startswith("remote:"):
+        reward = called(reward.removeprefix("remote:").rpartition("@http")[0])
+    if reward.startswith("vlm:") and "+" not in reward:
+        return RewardSpec(reward, 0.0, 1.0)  # of all its modes
     found = getattr(resolve("reward", REWARDS, reward), "spec", None) if reward in REWARDS else None
     return found if isinstance(found, RewardSpec) else None
 
 
 def spread_of(spec: RewardSpec | None) -> float:
-    return abs(spec.high - spec.low) if spec else 1.0
+    """The reward's range; of one that has none 1: margins are as its scores are."""
+    spread = abs(spec.high - spec.low) if spec else 0.0
+    return spread if spread and math.isfinite(spread) else 1.0
 
 
 class Mined:
     """Takes groups into a store, and counts what became of them.
 
     `by` says what the pictures of a pair share: "drawn", the words that drew them, on which a renderer is
-    then trained; "prompt", the user's words alone, however they were rewritten, and a renderer is trained on
-    the user's words. `margin` is the least distance of a pair, `most` how many pairs a prompt may give.
+    then trained; "prompt", what the judge compared with alone, however it was rewritten, and a renderer is
+    trained on that. `margin` is the least distance of a pair, `most` how many pairs a prompt may give.
     """
 
     def __init__(self, store: Store, by: str = "drawn", margin: float = 0.05, most: int = 1):
@@ -173,8 +183,9 @@ class Mined:
         margin = group.margin(texts[0].score, texts[-1].score)
         if self._apart(margin):
             self.rewrites.append(RewritePair(
-                prompt=group.prompt, chosen=texts[0], rejected=texts[-1], reward=group.reward, margin=margin,
-                source=group.source, run=group.run, renderer=group.renderer,
+                prompt=group.typed or group.prompt, chosen=texts[0], rejected=texts[-1],
+                reward=group.reward, margin=margin, source=group.source, run=group.run,
+                renderer=group.renderer,
             ))  # fmt: skip
 
     def _apart(self, margin: float) -> bool:

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from ..cache import Cache
 from ..config import one_line
 from ..errors import BadInput, RepriseError
-from ..runs import prepare_folder, write_whole
+from ..runs import prepare_folder, read_text, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ class Text(_Part):
 
 
 class _Origin(_Part):
-    prompt: str = Field(min_length=1)  # the user's, which the judge compared with
+    prompt: str = Field(min_length=1)  # which the judge compared with; of rewrites, which was rewritten
     reward: Named
     margin: FiniteFloat = Field(gt=0)  # of the scores: in parts of the reward's range, where it is known
     source: str  # "render", "training", "round", "judge-data", "comfyui" or "table"
@@ -267,7 +267,8 @@ class Store:
             return []
         found = []
         # Not splitlines: a line separator of Unicode inside a prompt ends no line.
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        text = read_text(path, "preferences", "are", "; bring the file back, or give another --store")
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:

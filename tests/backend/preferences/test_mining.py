@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from reprise.backend.cache import Cache
 from reprise.backend.errors import BadInput
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import Group, Mined, Picture
@@ -10,6 +11,29 @@ from reprise.backend.runs import RECORD
 from reprise.backend.types import RewardSpec
 
 from .conftest import picture
+
+
+@pytest.fixture
+def rounds(tmp_path):
+    """(rows, rewards) -> a run folder of rounds of a renderer."""
+
+    def make(rows, rewards=None):
+        run = tmp_path / "rounds"
+        (run / "rounds" / "1").mkdir(parents=True, exist_ok=True)
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (run / "rounds" / "1" / "rollouts.jsonl").write_text("".join(line + "\n" for line in lines))
+        settings = {"model": "fake", "rounds": {"rewards": rewards or {"shapeworld": 1.0}}}
+        (run / "config.yaml").write_text(json.dumps(settings))
+        cache = Cache(run / "rollouts" / "pictures")
+        for i, key in enumerate(("aa", "bb")):
+            cache.put_image(key, picture(i))
+        return run
+
+    return make
+
+
+ROW = {"prompt": "a cat", "judged_as": "felis", "seeds": [0, 1], "pictures": ["aa", "bb"],
+       "scores": [{"shapeworld": 0.9}, {"shapeworld": 0.1}]}  # fmt: skip
 
 
 @pytest.fixture
@@ -121,11 +145,61 @@ def test_rollouts(training, mined):
     assert found.counts["ties"] == 1
     pair = found.pairs[0]
     assert (pair.source, pair.reward) == ("training", "shapeworld")
-    assert (pair.renderer, pair.prompt) == ("fake", "a cat")
-    assert seeds(mined(run, by="prompt")) == [("a cat", 0, 0)]
+    assert (pair.renderer, pair.prompt) == ("fake", "felis"), "what the judge compared with"
+    assert seeds(mined(run, by="prompt")) == [("felis", 0, 0)]
     [texts] = found.rewrites
+    assert texts.prompt == "a cat", "what the rewriter was given"
     assert (texts.chosen.rewrite, texts.rejected.rewrite) == ("a large cat", "a cat, low")
     assert texts.chosen.pictures == 2 and texts.margin == pytest.approx(0.35)
+
+
+def test_rounds_of_a_renderer(rounds, mined):
+    [pair] = mined(rounds([ROW])).pairs
+    assert (pair.prompt, pair.condition, pair.renderer) == ("felis", "a cat", "fake")
+    assert (pair.chosen.seed, pair.rejected.seed) == (0, 1)
+
+
+@pytest.mark.parametrize("row", [
+    "{", "[1]", "7", {**ROW, "scores": [{"shapeworld": "x"}] * 2}, {**ROW, "seeds": ["x", "y"]},
+    {**ROW, "prompt": 3, "judged_as": None}, {"prompt": "a cat"}, {**ROW, "scores": [[0.9], [0.1]]},
+    {**ROW, "scores": [{"shapeworld": float("nan")}] * 2},
+])  # fmt: skip
+def test_a_damaged_round_is_named(rounds, mined, row):
+    with pytest.raises(BadInput, match=r"1/rollouts.jsonl is damaged \(\w+: .*\); bring it back") as caught:
+        mined(rounds([ROW, row]))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_settings_and_records_are_named(rounds, render, training, mined):
+    run = rounds([ROW], ["shapeworld"])
+    with pytest.raises(BadInput, match="rounds/config.yaml is damaged"):
+        mined(run)
+    folder = render("a cat", CANDIDATES, rewards=[["a"], ["b"]])
+    with pytest.raises(BadInput, match="record.json is damaged"):
+        mined(folder)
+    run = training([{"prompt": "a dog", "rewrites": [("x", [0.9, 0.1])]}])
+    file = run / "rollouts" / "rollouts.jsonl"
+    file.write_bytes(file.read_bytes() + b"\xff\n")
+    with pytest.raises(BadInput, match="rollouts.jsonl is damaged .UnicodeDecodeError"):
+        mined(run)
+
+
+def test_what_is_not_known_of_a_reward_is_said(rounds, render, mined):
+    """A served reward counts as ours of its name does; of others higher is better, which is said."""
+    scores = [{"remote:x@http://h": 1.0}, {"remote:x@http://h": 2.0}]
+    found = mined(rounds([{**ROW, "scores": scores}], {"remote:x@http://h": 1.0}))
+    assert seeds(found) == [("a cat", 1, 0)] and len(found.notes) == 1
+    assert "which way remote:x@http://h counts is not on record; higher was taken" in found.notes[0]
+    for name in ("remote:image-reward@http://h", "vlm:x"):
+        found = mined(rounds([{**ROW, "scores": [{name: 1.0}, {name: 2.0}]}], {name: 1.0}))
+        assert seeds(found) == [("a cat", 1, 0)] and not found.notes
+    assert mined(rounds([{**ROW, "scores": [{"remote:image-reward@http://h": 1.0},
+                                            {"remote:image-reward@http://h": 2.0}]}],
+                        {"remote:image-reward@http://h": 1.0})).pairs[0].margin == 0.25  # fmt: skip
+    folder = render("a cat", [("x", 0.2), ("x", 0.9)], scores=[{"y": 2.0, "z": 0.2}, {"y": 1.0, "z": 0.9}])
+    found = mined(folder, "y")
+    assert seeds(found) == [("x", 10, 11)] and "which way y counts" in found.notes[0]
+    assert not mined(folder, "z").notes, "it selected"
 
 
 def test_rollouts_whose_scores_are_gone(training, mined):
@@ -200,6 +274,10 @@ def test_a_judge_of_its_own_kind_is_called_by_its_name(mined, tmp_path):
     assert (pair.reward, pair.chosen.seed, pair.margin) == ("vlm:mine", 1, pytest.approx(0.3))
     with pytest.raises(BadInput, match="it has those of vlm:mine"):
         mined(file, "other")
+    rows[0]["score"] = "x"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match="is damaged .*; make it anew with `reprise judge-data`"):
+        mined(file)
 
 
 def test_a_reward_that_counts_downwards(tmp_path):

@@ -185,6 +185,13 @@ def test_what_is_no_store(tmp_path, store):
         store.pairs()
 
 
+def test_a_store_that_is_no_text(store):
+    store.add([pair(store)])
+    (store.folder / "pairs.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(BadInput, match="pairs.jsonl are not UTF-8"):
+        store.pairs()
+
+
 def test_a_disk_that_takes_no_picture(store):
     store.images.folder.parent.mkdir(parents=True, exist_ok=True)
     store.images.folder.write_text("a file where a folder should be")
