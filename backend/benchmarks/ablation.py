@@ -160,7 +160,7 @@ def compare(*, methods: Mapping[str, Sequence[str]], rewriters: Rewriters, rende
     assert methods and per_task > 0 and seeds > 0
     check(methods, baseline)
     # All are opened before the first one writes: a folder that is none costs no work.
-    marks = {name: _once(make, _fingerprint) for name, make in rewriters.items()}
+    marks = {name: _once(make, rewriter_identity) for name, make in rewriters.items()}
     for name, given in methods.items():
         _check_different(name, given, marks)
     tasks = chosen_tasks(tasks)
@@ -214,7 +214,8 @@ def _once(make: Callable[[], Rewriter], use: Callable[[Rewriter], T]) -> T:
     return found
 
 
-def _fingerprint(rewriter: Rewriter) -> str:
+def rewriter_identity(rewriter: Rewriter) -> str:
+    """What decides its rewrites, for keys of what is kept."""
     return getattr(rewriter, "fingerprint", None) or rewriter.name
 
 

@@ -31,7 +31,7 @@ from ..search.parm import read_pruning
 from ..search.reflection import CORRECTIONS
 from ..shapeworld.prompts import PromptCase
 from ..types import Job, Rewrite
-from .ablation import overall_of, row_of, values_of
+from .ablation import overall_of, rewriter_identity, row_of, values_of
 from .kept import Kept
 from .shapeworld import SEED_STRIDE, chosen_cases, chosen_tasks
 from .statistics import training_intervals
@@ -190,9 +190,9 @@ class Table:
         searched = [row.best_of, row.prune, row.reflect, row.variants, *judges]
         if row.reflect and row.correction == CORRECTIONS[1]:
             searched += [row.correction, row.strength]
-        searched += [_identity(corrector)] if corrector else []
+        searched += [rewriter_identity(corrector)] if corrector else []
         searched += [] if row.told else ["untold"]
-        return Cache.key("chain", renderer.fingerprint, _identity(rewriter), identity(self.measure),
+        return Cache.key("chain", renderer.fingerprint, rewriter_identity(rewriter), identity(self.measure),
                          searched if row.searched else None)  # fmt: skip
 
     def _drawn(self, training: Training, renderer: Renderer, rewriter: Rewriter, corrector: Rewriter | None,
@@ -246,10 +246,6 @@ class Untold:
     def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
                 critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:  # fmt: skip
         return self.rewriter.rewrite(prompts, variants, seed)
-
-
-def _identity(rewriter: Rewriter) -> str:
-    return getattr(rewriter, "fingerprint", None) or rewriter.name
 
 
 def tabulate(*, rows: Mapping[str, Row], makers: Makers, measure: Reward, folder: Path, per_task: int = 66,

@@ -111,7 +111,8 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
         answers = _answered(name, make, [*cases, *early], file, (marks or {}).get(name, ""), tell)
         tasks, draws, means, ece = {}, [], [], {}
         for question in questions:
-            known = [(case, p) for case, p in answers if case.question == question and isinstance(p, float)]
+            known = [(case, p) for case, p in answers
+                     if case.question == question and p is not None and not isinstance(p, str)]  # fmt: skip
             asked = [(case, p) for case, p in known if question != "match" or not case.step]
             if not asked:
                 continue
