@@ -9,9 +9,7 @@ def _as_package() -> None:
     from importlib.util import module_from_spec, spec_from_file_location
 
     root = Path(__file__).resolve().parent
-    spec = spec_from_file_location(
-        "reprise", root / "__init__.py", submodule_search_locations=[str(root)]
-    )
+    spec = spec_from_file_location("reprise", root / "__init__.py", submodule_search_locations=[str(root)])
     assert spec is not None and spec.loader is not None
     package = module_from_spec(spec)
     sys.modules["reprise"] = package

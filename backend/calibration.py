@@ -29,8 +29,11 @@ def reliability(likely: Sequence[float], right: Sequence[bool]) -> list[list[flo
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for p, yes in zip(likely, right, strict=True):
         bins[bin_of(p)].append((p, yes))
-    return [[sum(p for p, _ in one) / len(one), sum(yes for _, yes in one) / len(one), len(one)]
-            for one in bins if one]  # fmt: skip
+    return [
+        [sum(p for p, _ in one) / len(one), sum(yes for _, yes in one) / len(one), len(one)]
+        for one in bins
+        if one
+    ]
 
 
 def calibration_error(likely: Sequence[float], right: Sequence[bool]) -> float:

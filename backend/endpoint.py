@@ -206,10 +206,11 @@ class _Call:
         address = httpx.URL(self.endpoint.url)
         local = is_local(address.host)
         async with httpx.AsyncClient(
-            headers=headers, timeout=httpx.Timeout(self.endpoint.timeout, connect=CONNECT),
+            headers=headers,
+            timeout=httpx.Timeout(self.endpoint.timeout, connect=CONNECT),
             trust_env=not local,  # a proxy of the environment cannot reach this machine's own servers
             verify=not local or address.scheme == "https",  # reading certificates for nothing takes .1 s
-        ) as client:  # fmt: skip
+        ) as client:
 
             async def one(number: int, ask: Ask) -> None:
                 async with turn:
@@ -414,8 +415,11 @@ def _message(body: bytes) -> str:
     """What a server says is wrong, in one of the usual places, or else all that it says."""
     parsed = _parsed(body)
     error = parsed.get("error")
-    for found in (error.get("message") if isinstance(error, dict) else error, parsed.get("message"),
-                  parsed.get("detail")):  # fmt: skip
+    for found in (
+        error.get("message") if isinstance(error, dict) else error,
+        parsed.get("message"),
+        parsed.get("detail"),
+    ):
         if isinstance(found, str) and found.strip():
             return found
     return _text(body)

@@ -16,8 +16,13 @@ class Rewriter(Protocol):
 
     name: str
 
-    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
-                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+    ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; `critiques[i]` says what was wrong with an earlier picture.
 
         The first is the best single one, whatever the seed; the others are sampled. The same call gives
@@ -44,8 +49,12 @@ class Renderer(Protocol):
     steps: int
     fingerprint: str  # changes when the same job would give other pixels
 
-    def render(self, jobs: Sequence[Job], watcher: Watcher | None = None,
-               progress: Callable[[int, int], None] | None = None) -> Rendered:
+    def render(
+        self,
+        jobs: Sequence[Job],
+        watcher: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Rendered:
         """Draw all jobs as one search: a watcher sees all rows alive at once, also where they are
         evaluated in chunks. `progress(step, steps)` is called after each step and may raise
         `Interrupted`. Jobs start from noise, or all from pictures with one strength: their first steps are

@@ -53,8 +53,9 @@ def denoising_error(output: Tensor, target: Tensor) -> Tensor:
     return (output.float() - target.float()).square().flatten(1).mean(1)
 
 
-def diffusion_dpo(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor,
-                  beta: float) -> tuple[Tensor, Tensor]:
+def diffusion_dpo(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """(losses, margins) of pairs, (B,) each; a loss is -log sigmoid of its margin.
 
     Source: Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908), eq. 14, for epsilon; for a flow's
@@ -100,8 +101,9 @@ def prompt_error(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return each[mask.flatten().bool()].mean()
 
 
-def advantages_over_time(rewards: Tensor, values: Tensor, mask: Tensor,
-                         lam: float = 0.95) -> tuple[Tensor, Tensor]:
+def advantages_over_time(
+    rewards: Tensor, values: Tensor, mask: Tensor, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
     """(advantages, returns) of each token, (B, T) both, 0 where the mask is.
 
     Source: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), eq. 16, with gamma 1
@@ -146,8 +148,9 @@ def whitened(numbers: Tensor) -> Tensor:
     return centred / std if std > 1e-6 else torch.zeros_like(numbers)
 
 
-def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor,
-                      clip: float) -> tuple[Tensor, Tensor]:
+def clipped_surrogate(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
     """PPO's (losses, ratios) of tokens, all (N,).
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7, as a loss:

@@ -185,31 +185,38 @@ def record_from(outcome: Outcome, settings: dict[str, Any], versions: dict[str, 
     """The record of an outcome. Raises RepriseError on a number that is none (NaN, infinite)."""
     cost = outcome.cost
     try:
-        return Record.model_validate({
-            "prompt": outcome.prompt,
-            "rewrites": [vars(r) for r in outcome.rewrites],
-            "candidates": [
-                {**_fields(c), "image": c.path, "preview": c.preview_path} for c in outcome.candidates
-            ],
-            "best": outcome.best,
-            "reflection": [vars(r) for r in outcome.reflection],
-            "cost": vars(cost),
-            "settings": settings,
-            "versions": versions,
-        })
+        return Record.model_validate(
+            {
+                "prompt": outcome.prompt,
+                "rewrites": [vars(r) for r in outcome.rewrites],
+                "candidates": [
+                    {**_fields(c), "image": c.path, "preview": c.preview_path} for c in outcome.candidates
+                ],
+                "best": outcome.best,
+                "reflection": [vars(r) for r in outcome.reflection],
+                "cost": vars(cost),
+                "settings": settings,
+                "versions": versions,
+            }
+        )
     except ValidationError as error:
         raise RepriseError(f"this run's record is not sound: {one_line(error)}") from error
 
 
-def save_outcome(folder: Path, outcome: Outcome, settings: dict[str, Any],
-                 versions: dict[str, str]) -> Record:
+def save_outcome(
+    folder: Path, outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]
+) -> Record:
     """Write the pictures, then the record. Sets `path` and `preview_path` of the outcome's candidates."""
     clear(folder)
     for candidate in outcome.candidates:
         candidate.path = candidate.preview_path = None
         name = f"{candidate.index:02d}-{candidate.seed}.png"
-        drawn = {"prompt": candidate.prompt, "user_prompt": outcome.prompt, "seed": candidate.seed,
-                 "settings": settings}  # fmt: skip
+        drawn = {
+            "prompt": candidate.prompt,
+            "user_prompt": outcome.prompt,
+            "seed": candidate.seed,
+            "settings": settings,
+        }
         if candidate.image is not None:
             candidate.path = f"candidates/{name}"
             data = png_bytes(candidate.image, {**drawn, "scores": candidate.scores})
@@ -311,6 +318,8 @@ def _umask() -> int:
 
 def _cannot_write(path: Path, error: OSError) -> RepriseError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RepriseError(f"the disk is full: {path} was not written; finished prompts are kept, "
-                            "make room and run the same command again")
+        return RepriseError(
+            f"the disk is full: {path} was not written; finished prompts are kept, "
+            "make room and run the same command again"
+        )
     return BadInput(f"cannot write {path}: {error.strerror or error}; give another --out")

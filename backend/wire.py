@@ -46,8 +46,9 @@ class Asked(_Message):
 
     images: Annotated[list[str], Field(min_length=1, max_length=MOST)]
     prompts: Annotated[list[Annotated[str, Field(max_length=LONGEST_PROMPT)]], Field(max_length=MOST)]
-    rewards: Annotated[list[Annotated[str, Field(max_length=LONGEST_NAME)]],
-                       Field(min_length=1, max_length=MOST)]  # fmt: skip
+    rewards: Annotated[
+        list[Annotated[str, Field(max_length=LONGEST_NAME)]], Field(min_length=1, max_length=MOST)
+    ]
 
     @model_validator(mode="after")
     def _a_prompt_each(self) -> Asked:

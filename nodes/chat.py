@@ -33,27 +33,51 @@ class EndpointRewriter(io.ComfyNode):
             display_name="Endpoint Rewriter",
             category=LOADERS,
             description="A chat model behind an OpenAI-compatible address (Ollama, llama.cpp, vLLM, LM "
-                        "Studio or a hosted service) rewrites prompts. A key is read from the environment "
-                        "variable REPRISE_ENDPOINT_KEY, else OPENAI_API_KEY, and never saved with the "
-                        "workflow.",
+            "Studio or a hosted service) rewrites prompts. A key is read from the environment "
+            "variable REPRISE_ENDPOINT_KEY, else OPENAI_API_KEY, and never saved with the "
+            "workflow.",
             search_aliases=["LLM", "OpenAI", "Ollama", "llama.cpp", "vLLM", "LM Studio", "chat model", "API"],
             inputs=[
-                io.String.Input("url", default="http://127.0.0.1:11434/v1",
-                                tooltip="The server's address, which usually ends in /v1. Ollama: "
-                                        "http://127.0.0.1:11434/v1. Never write a key here."),
-                io.String.Input("model", default="",
-                                tooltip="The model's name as the server knows it, for example qwen3:8b."),
-                io.Float.Input("temperature", default=0.9, min=0.05, max=2.0, step=0.05,
-                               tooltip="How far several variants differ. The first is asked for at 0."),
-                io.Int.Input("max_tokens", default=2048, min=16, max=32768, advanced=True,
-                             tooltip="The longest answer. Models that think first need more."),
-                io.Int.Input("timeout", default=120, min=1, max=3600, advanced=True,
-                             tooltip="Seconds to wait for one answer."),
+                io.String.Input(
+                    "url",
+                    default="http://127.0.0.1:11434/v1",
+                    tooltip="The server's address, which usually ends in /v1. Ollama: "
+                    "http://127.0.0.1:11434/v1. Never write a key here.",
+                ),
+                io.String.Input(
+                    "model",
+                    default="",
+                    tooltip="The model's name as the server knows it, for example qwen3:8b.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.9,
+                    min=0.05,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How far several variants differ. The first is asked for at 0.",
+                ),
+                io.Int.Input(
+                    "max_tokens",
+                    default=2048,
+                    min=16,
+                    max=32768,
+                    advanced=True,
+                    tooltip="The longest answer. Models that think first need more.",
+                ),
+                io.Int.Input(
+                    "timeout",
+                    default=120,
+                    min=1,
+                    max=3600,
+                    advanced=True,
+                    tooltip="Seconds to wait for one answer.",
+                ),
             ],
             outputs=[
                 sockets.Rewriter.Output("rewriter", tooltip="For RePrompt Rewriter and Reflection Loop."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, url=None, model=None) -> bool | str:
@@ -74,9 +98,9 @@ class EndpointRewriter(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..backend.rewriters.chat import ChatRewriter
 
-        return io.NodeOutput(ChatRewriter(
-            url, model, temperature=temperature, max_new_tokens=max_tokens, timeout=timeout
-        ))  # fmt: skip
+        return io.NodeOutput(
+            ChatRewriter(url, model, temperature=temperature, max_new_tokens=max_tokens, timeout=timeout)
+        )
 
 
 class RewriterFromClip(io.ComfyNode):
@@ -89,22 +113,40 @@ class RewriterFromClip(io.ComfyNode):
             display_name="Rewriter from CLIP",
             category=LOADERS,
             description="Rewrites prompts with a text encoder that is a whole language model, such as "
-                        "Z-Image's or FLUX.2 klein's Qwen3 or LTX-2's Gemma: nothing more to download or to "
-                        "keep in memory.",
+            "Z-Image's or FLUX.2 klein's Qwen3 or LTX-2's Gemma: nothing more to download or to "
+            "keep in memory.",
             search_aliases=["LLM", "text encoder", "Generate Text", "qwen", "gemma", "prompt model"],
             inputs=[
                 io.Clip.Input("clip", tooltip="A CLIP that can write: one that works in Generate Text."),
-                io.Float.Input("temperature", default=0.9, min=0.05, max=2.0, step=0.05,
-                               tooltip="How far several variants differ. The first is the likeliest."),
-                io.Int.Input("max_length", default=1024, min=16, max=32768,
-                             tooltip="The longest answer in tokens. Models that think first need more."),
-                io.Float.Input("top_p", default=0.95, min=0.01, max=1.0, step=0.01, advanced=True,
-                               tooltip="Several variants: the likeliest words that make up this share."),
+                io.Float.Input(
+                    "temperature",
+                    default=0.9,
+                    min=0.05,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How far several variants differ. The first is the likeliest.",
+                ),
+                io.Int.Input(
+                    "max_length",
+                    default=1024,
+                    min=16,
+                    max=32768,
+                    tooltip="The longest answer in tokens. Models that think first need more.",
+                ),
+                io.Float.Input(
+                    "top_p",
+                    default=0.95,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Several variants: the likeliest words that make up this share.",
+                ),
             ],
             outputs=[
                 sockets.Rewriter.Output("rewriter", tooltip="For RePrompt Rewriter and Reflection Loop."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, clip, temperature: float, max_length: int, top_p: float) -> io.NodeOutput:
@@ -121,15 +163,28 @@ class ClipRewriter:
 
     name = "clip"
 
-    def __init__(self, clip: Any, *, temperature: float = 0.9, max_length: int = 1024, top_p: float = 0.95,
-                 system: str = SYSTEM):  # fmt: skip
+    def __init__(
+        self,
+        clip: Any,
+        *,
+        temperature: float = 0.9,
+        max_length: int = 1024,
+        top_p: float = 0.95,
+        system: str = SYSTEM,
+    ):
         self.clip, self.system = clip, system
         self.temperature, self.max_length, self.top_p = temperature, max_length, top_p
 
-    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
-                critiques: Sequence[str | None] | None = None, *,
-                should_stop: Callable[[], bool] | None = None,
-                progress: Callable[[int, int], None] | None = None) -> list[list[Rewrite]]:  # fmt: skip
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; see `interfaces.Rewriter`.
 
         `should_stop` is asked before each row; within a row the core's progress raises its interrupt after
@@ -160,9 +215,16 @@ class ClipRewriter:
         tokens = self.clip.tokenize(asked, skip_template=False, min_length=1, thinking=False)
         # As Generate Text asks, but without its penalties and cuts, which would bias the draw.
         ids = self.clip.generate(
-            tokens, do_sample=seed is not None, max_length=self.max_length, temperature=self.temperature,
-            top_k=0, top_p=self.top_p, min_p=0.0, repetition_penalty=1.0, seed=seed,
-        )  # fmt: skip
+            tokens,
+            do_sample=seed is not None,
+            max_length=self.max_length,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=self.top_p,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            seed=seed,
+        )
         limit = f"{self.max_length} tokens" if len(ids) >= self.max_length else ""
         return self.clip.decode(ids), prompt, self.name, limit
 

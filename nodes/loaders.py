@@ -68,13 +68,15 @@ class LoadRewriter(io.ComfyNode):
             search_aliases=["reprompt", "prompt model", "LLM loader"],
             inputs=[
                 io.Combo.Input(
-                    "rewriter", options=[EMBEDDED, *installed("rewriters")], default=EMBEDDED,
+                    "rewriter",
+                    options=[EMBEDDED, *installed("rewriters")],
+                    default=EMBEDDED,
                     tooltip="Folders in models/reprise/rewriters: any chat model in the Hugging Face layout, "
-                            "or one trained by `reprise train`. The embedded one knows coloured shapes only.",
+                    "or one trained by `reprise train`. The embedded one knows coloured shapes only.",
                 ),
             ],
             outputs=[sockets.Rewriter.Output("rewriter", tooltip="For RePrompt Rewriter.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, rewriter: str) -> io.NodeOutput:
@@ -96,17 +98,19 @@ class LoadRefiner(io.ComfyNode):
             display_name="Load Refiner",
             category=LOADERS,
             description="Loads a prompt refiner (PRIP): the embedded one, or a folder of "
-                        "models/reprise/refiners.",
+            "models/reprise/refiners.",
             search_aliases=["PRIP", "Promptist", "prompt model"],
             inputs=[
                 io.Combo.Input(
-                    "refiner", options=[EMBEDDED, *installed("refiners")], default=EMBEDDED,
+                    "refiner",
+                    options=[EMBEDDED, *installed("refiners")],
+                    default=EMBEDDED,
                     tooltip="Folders in models/reprise/refiners: PRIP models, or language models in "
-                            "Promptist's format. The embedded one knows coloured shapes and their styles.",
+                    "Promptist's format. The embedded one knows coloured shapes and their styles.",
                 ),
             ],
             outputs=[sockets.Refiner.Output("refiner", tooltip="For PRIP Refiner and PRIP Describe.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, refiner: str) -> io.NodeOutput:
@@ -133,15 +137,17 @@ class LoadJudge(io.ComfyNode):
             search_aliases=["reward", "scorer", "ImageReward", "HPSv2", "PickScore", "aesthetic", "VLM"],
             inputs=[
                 io.Combo.Input(
-                    "judge", options=[*image_rewards(), *vlm_judges()], default="shapeworld",
+                    "judge",
+                    options=[*image_rewards(), *vlm_judges()],
+                    default="shapeworld",
                     tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right. "
-                            "vlm: is a vision-language model in models/reprise/judges and what it is asked; "
-                            "with #checklist it also says what is missing, and with #critique what is wrong, "
-                            "once `reprise train judge` has tuned it.",
+                    "vlm: is a vision-language model in models/reprise/judges and what it is asked; "
+                    "with #checklist it also says what is missing, and with #critique what is wrong, "
+                    "once `reprise train judge` has tuned it.",
                 ),
             ],
             outputs=[sockets.Judge.Output("judge", tooltip="For Reward Scorer, PARM and Reflection Loop.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
@@ -195,17 +201,20 @@ class LoadShapeWorld(io.ComfyNode):
             display_name="Load ShapeWorld",
             category=LOADERS,
             description="The embedded tiny FLUX that draws coloured shapes at 128 x 128: MODEL, CLIP and VAE "
-                        "for stock nodes. Use 16 steps, euler, simple, CFG 3.",
+            "for stock nodes. Use 16 steps, euler, simple, CFG 3.",
             search_aliases=["tiny flux", "demo model", "test model"],
             inputs=[
                 io.Combo.Input(
-                    "look", options=list(LOOKS), default="plain", optional=True,
+                    "look",
+                    options=list(LOOKS),
+                    default="plain",
+                    optional=True,
                     tooltip="styled also draws the palettes, outlines, backgrounds and textures that a "
-                            "prompt names: glossy, framed, neon…",
+                    "prompt names: glossy, framed, neon…",
                 ),
             ],
             outputs=[io.Model.Output("model"), io.Clip.Output("clip"), io.Vae.Output("vae")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, look: str = "plain") -> io.NodeOutput:

@@ -33,27 +33,61 @@ def _search_inputs() -> list:
     return [
         io.Vae.Input("vae", tooltip="Decodes the finished candidates; must belong to the model."),
         sockets.Judge.Input("judge", tooltip="From Load Judge: looks at previews and at finished pictures."),
-        io.String.Input("prompt", multiline=True, default="",
-                        tooltip="Your ORIGINAL prompt, for the judge: what the picture should show."),
-        io.Int.Input("candidates", default=8, min=1, max=MAX_CANDIDATES,
-                     tooltip="How many seeds start: seed, seed + 1, …"),
-        io.Combo.Input("prune", options=list(SCHEDULES), default="halving",
-                       tooltip="halving: the better part goes on at each look. potential: those that a "
-                               "vision-language judge gives no hope stop, or with another judge those far "
-                               "below the best. none: all are finished."),
-        io.Combo.Input("preview", options=list(METHODS), default="auto", advanced=True,
-                       tooltip="How x0 previews are decoded for the judge. auto: TAESD where its file is, "
-                               "else latent to RGB, else the VAE."),
-        io.Int.Input("chunk", default=0, min=0, max=MAX_CANDIDATES, advanced=True,
-                     tooltip="Most candidates evaluated at once; 0: all. Falls if memory runs out."),
-        io.Float.Input("potential", default=THRESHOLD, min=0.0, max=1.0, step=0.01, optional=True,
-                       advanced=True,
-                       tooltip="With prune potential and a vision-language judge: candidates that come out "
-                               "right with a lower probability than this stop."),
-        sockets.Judge.Input("preview_judge", optional=True,
-                            tooltip="Looks at previews in the judge's place. A vision-language judge needs "
-                                    "none: it is asked what will become of a preview."),
-    ]  # fmt: skip
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            default="",
+            tooltip="Your ORIGINAL prompt, for the judge: what the picture should show.",
+        ),
+        io.Int.Input(
+            "candidates",
+            default=8,
+            min=1,
+            max=MAX_CANDIDATES,
+            tooltip="How many seeds start: seed, seed + 1, …",
+        ),
+        io.Combo.Input(
+            "prune",
+            options=list(SCHEDULES),
+            default="halving",
+            tooltip="halving: the better part goes on at each look. potential: those that a "
+            "vision-language judge gives no hope stop, or with another judge those far "
+            "below the best. none: all are finished.",
+        ),
+        io.Combo.Input(
+            "preview",
+            options=list(METHODS),
+            default="auto",
+            advanced=True,
+            tooltip="How x0 previews are decoded for the judge. auto: TAESD where its file is, "
+            "else latent to RGB, else the VAE.",
+        ),
+        io.Int.Input(
+            "chunk",
+            default=0,
+            min=0,
+            max=MAX_CANDIDATES,
+            advanced=True,
+            tooltip="Most candidates evaluated at once; 0: all. Falls if memory runs out.",
+        ),
+        io.Float.Input(
+            "potential",
+            default=THRESHOLD,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="With prune potential and a vision-language judge: candidates that come out "
+            "right with a lower probability than this stop.",
+        ),
+        sockets.Judge.Input(
+            "preview_judge",
+            optional=True,
+            tooltip="Looks at previews in the judge's place. A vision-language judge needs "
+            "none: it is asked what will become of a preview.",
+        ),
+    ]
 
 
 def _outputs() -> list:
@@ -83,18 +117,32 @@ class ParmBestOfN(io.ComfyNode):
                 *sockets.sampling("The first candidate's seed; candidate i has seed + i."),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image",
-                                tooltip="Batch of 1: each candidate starts from it. Its noise mask is kept."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="Batch of 1: each candidate starts from it. Its noise mask is kept.",
+                ),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
                 *_search_inputs(),
             ],
             outputs=_outputs(),
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
-                denoise, **search) -> io.NodeOutput:  # fmt: skip
+    def execute(
+        cls,
+        model,
+        seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise,
+        **search,
+    ) -> io.NodeOutput:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
@@ -135,10 +183,23 @@ class ParmBestOfNAdvanced(io.ComfyNode):
         return search_in_graph(guider, sampler, sigmas, latent_image, seed, **search)
 
 
-def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_image: dict, seed: int, *,
-                    vae: Any, judge: Any, prompt: str, candidates: int, prune: str, preview: str,
-                    chunk: int, potential: float = THRESHOLD, preview_judge: Any = None
-                    ) -> io.NodeOutput:  # fmt: skip
+def search_in_graph(
+    guider: Any,
+    sampler: Any,
+    sigmas: torch.Tensor,
+    latent_image: dict,
+    seed: int,
+    *,
+    vae: Any,
+    judge: Any,
+    prompt: str,
+    candidates: int,
+    prune: str,
+    preview: str,
+    chunk: int,
+    potential: float = THRESHOLD,
+    preview_judge: Any = None,
+) -> io.NodeOutput:
     """Best of `candidates` seeds in one run of the sampler; see `backend/search` for what is chosen."""
     asked = check_prompt(prompt)
     check_search(candidates, seed)
@@ -179,10 +240,15 @@ def search_in_graph(guider: Any, sampler: Any, sigmas: torch.Tensor, latent_imag
     masked.model_options = masked.model_patcher.model_options
     row_mask.attach(masked.model_options)
     samples = masked.sample(
-        first_noise(latents, seed, candidates), latents,
-        SeededSampler(sampler, [c.seed for c in found]), sigmas,
-        denoise_mask=mask, callback=callback, disable_pbar=False, seed=seed,
-    )  # fmt: skip
+        first_noise(latents, seed, candidates),
+        latents,
+        SeededSampler(sampler, [c.seed for c in found]),
+        sigmas,
+        denoise_mask=mask,
+        callback=callback,
+        disable_pbar=False,
+        seed=seed,
+    )
     samples = samples.to(management.intermediate_device())
     cost.denoiser_rows, cost.denoiser_rows_full = row_mask.rows, row_mask.rows_full
     finished = [c for c in found if c.pruned_at is None]
@@ -205,22 +271,44 @@ def _latents(model: Any, latent_image: dict, count: int) -> tuple[torch.Tensor, 
     return samples.repeat(repeats, *[1] * (samples.ndim - 1)), latent_image.get("noise_mask")
 
 
-def _result(found: list[Candidate], best: int, samples: torch.Tensor, judge: Any, asked: str,
-            latent_image: dict, cost: Cost) -> io.NodeOutput:  # fmt: skip
+def _result(
+    found: list[Candidate],
+    best: int,
+    samples: torch.Tensor,
+    judge: Any,
+    asked: str,
+    latent_image: dict,
+    cost: Cost,
+) -> io.NodeOutput:
     scores = {c.index: c.score for c in found if c.score is not None}
     ranked = [found[i] for i in ranking(judge.spec, scores)]
     images = torch.stack([c.image for c in ranked if c.image is not None])
     report = {
-        "judge": judge.spec.name, **scale(judge.spec), "prompt": asked, "best": best,
+        "judge": judge.spec.name,
+        **scale(judge.spec),
+        "prompt": asked,
+        "best": best,
         "seed": found[best].seed,
         "candidates": [
-            {"index": c.index, "seed": c.seed, "score": c.score, "pruned_at": c.pruned_at,
-             "preview_scores": c.preview_scores, "preview_clarity": c.preview_clarity} for c in found
+            {
+                "index": c.index,
+                "seed": c.seed,
+                "score": c.score,
+                "pruned_at": c.pruned_at,
+                "preview_scores": c.preview_scores,
+                "preview_clarity": c.preview_clarity,
+            }
+            for c in found
         ],
         "cost": vars(cost),
-    }  # fmt: skip
+    }
     latent = {**latent_image, "samples": samples[best : best + 1]}
     return io.NodeOutput(
-        images[:1], latent, images, [c.score for c in ranked], found[best].seed, json.dumps(report, indent=2),
+        images[:1],
+        latent,
+        images,
+        [c.score for c in ranked],
+        found[best].seed,
+        json.dumps(report, indent=2),
         ui={"reprise_parm": [report]},
-    )  # fmt: skip
+    )

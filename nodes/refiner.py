@@ -20,7 +20,7 @@ class PripRefiner(io.ComfyNode):
             display_name="PRIP Refiner",
             category=sockets.CATEGORY,
             description="Imagines the picture that people would prefer, as an embedding, and writes the "
-                        "prompt that describes it (PRIP).",
+            "prompt that describes it (PRIP).",
             search_aliases=["prompt refiner", "prompt enhancer", "promptist", "PRIP"],
             inputs=[
                 *sockets.rewriting(
@@ -28,11 +28,15 @@ class PripRefiner(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("prompt", display_name="prompt", is_output_list=True,
-                                 tooltip="The refined prompts, for CLIP Text Encode."),
+                io.String.Output(
+                    "prompt",
+                    display_name="prompt",
+                    is_output_list=True,
+                    tooltip="The refined prompts, for CLIP Text Encode.",
+                ),
             ],
             has_intermediate_output=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, prompt: str, refiner, variants: int, seed: int) -> io.NodeOutput:
@@ -52,19 +56,24 @@ class PripDescribe(io.ComfyNode):
             display_name="PRIP Describe",
             category=sockets.CATEGORY,
             description="Writes the prompt that would draw a picture like this one, with a refiner that has "
-                        "its vision tower (PRIP).",
+            "its vision tower (PRIP).",
             search_aliases=["image to prompt", "interrogate", "caption", "CLIP interrogator", "PRIP"],
             inputs=[
                 io.Image.Input("image", tooltip="One picture or a batch."),
-                sockets.Refiner.Input("refiner", tooltip="From Load Refiner: a PRIP folder with its vision "
-                                                         "tower in it."),
+                sockets.Refiner.Input(
+                    "refiner", tooltip="From Load Refiner: a PRIP folder with its vision tower in it."
+                ),
                 *sockets.variants_of("description"),
             ],
             outputs=[
-                io.String.Output("prompt", display_name="prompt", is_output_list=True,
-                                 tooltip="The prompts, picture by picture, for CLIP Text Encode."),
+                io.String.Output(
+                    "prompt",
+                    display_name="prompt",
+                    is_output_list=True,
+                    tooltip="The prompts, picture by picture, for CLIP Text Encode.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, image, refiner, variants: int, seed: int) -> io.NodeOutput:
@@ -79,7 +88,9 @@ class PripDescribe(io.ComfyNode):
             managed(eye)
         ready(eye, refiner)
         found = refiner.describe(
-            image[..., :3], variants, seed,
+            image[..., :3],
+            variants,
+            seed,
             should_stop=lambda: bool(management.throw_exception_if_processing_interrupted()),
-        )  # fmt: skip
+        )
         return io.NodeOutput([one.prompt for described in found for one in described])

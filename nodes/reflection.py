@@ -36,29 +36,63 @@ def _inputs() -> list:
         io.Clip.Input("clip"),
         io.Vae.Input("vae"),
         io.Conditioning.Input("negative"),
-        io.Latent.Input("latent_image", tooltip="Batch of 1: size of the picture, or with less denoise what "
-                                                "to start from. Its noise mask is kept."),
-        sockets.Rewriter.Input("rewriter", tooltip="From Load Rewriter: mends the prompt by what is wrong. A "
-                                                   "PRIP or Promptist model does not read that."),
+        io.Latent.Input(
+            "latent_image",
+            tooltip="Batch of 1: size of the picture, or with less denoise what "
+            "to start from. Its noise mask is kept.",
+        ),
+        sockets.Rewriter.Input(
+            "rewriter",
+            tooltip="From Load Rewriter: mends the prompt by what is wrong. A "
+            "PRIP or Promptist model does not read that.",
+        ),
         sockets.Judge.Input("judge", tooltip="From Load Judge: must be able to say what is wrong."),
-        io.String.Input("prompt", multiline=True, default="",
-                        tooltip="Your ORIGINAL prompt: what the picture should show."),
-        io.Int.Input("rounds", default=3, min=0, max=16,
-                     tooltip="Most corrections; the loop stops as soon as the judge is satisfied."),
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            default="",
+            tooltip="Your ORIGINAL prompt: what the picture should show.",
+        ),
+        io.Int.Input(
+            "rounds",
+            default=3,
+            min=0,
+            max=16,
+            tooltip="Most corrections; the loop stops as soon as the judge is satisfied.",
+        ),
         *sockets.sampling("Round r draws with seed + r."),
-        io.Combo.Input("correction", options=list(CORRECTIONS), default=CORRECTIONS[0],
-                       tooltip="draw again: a new picture from the mended prompt. image to image: the best "
-                               "picture so far is drawn over."),
-        io.Float.Input("strength", default=0.75, min=0.01, max=1.0, step=0.01, advanced=True,
-                       tooltip="Denoise of image to image; 1 keeps nothing."),
-    ]  # fmt: skip
+        io.Combo.Input(
+            "correction",
+            options=list(CORRECTIONS),
+            default=CORRECTIONS[0],
+            tooltip="draw again: a new picture from the mended prompt. image to image: the best "
+            "picture so far is drawn over.",
+        ),
+        io.Float.Input(
+            "strength",
+            default=0.75,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Denoise of image to image; 1 keeps nothing.",
+        ),
+    ]
 
 
 def _denoise() -> io.Input:
     """Last and optional: workflows that were saved without it run as they did."""
-    return io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True, advanced=True,
-                          tooltip="Of the first picture and of those that are drawn again; 1 draws all anew, "
-                                  "less starts from latent_image.")  # fmt: skip
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.01,
+        max=1.0,
+        step=0.01,
+        optional=True,
+        advanced=True,
+        tooltip="Of the first picture and of those that are drawn again; 1 draws all anew, "
+        "less starts from latent_image.",
+    )
 
 
 def _outputs() -> list:
@@ -83,20 +117,25 @@ class ReflectionLoop(io.ComfyNode):
             search_aliases=["critique", "self correct", "fix prompt", "refine image", "retry"],
             inputs=[
                 *_inputs(),
-                io.String.Input("first_prompt", optional=True, force_input=True,
-                                tooltip="Drawn first, for example from RePrompt Rewriter. Without it the "
-                                        "rewriter's own first rewrite is."),
+                io.String.Input(
+                    "first_prompt",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Drawn first, for example from RePrompt Rewriter. Without it the "
+                    "rewriter's own first rewrite is.",
+                ),
                 _denoise(),
             ],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             is_output_node=True,
             enable_expand=True,
-        )  # fmt: skip
+        )
 
     @classmethod
-    async def execute(cls, prompt, rewriter, judge, latent_image, rounds, seed, first_prompt=None,
-                      denoise=1.0, **settings) -> io.NodeOutput:  # fmt: skip
+    async def execute(
+        cls, prompt, rewriter, judge, latent_image, rounds, seed, first_prompt=None, denoise=1.0, **settings
+    ) -> io.NodeOutput:
         graph = GraphBuilder()  # before anything is waited for: its ids are ComfyUI's of the moment
         asked = check_prompt(prompt)
         if not isinstance(judge, Critic):
@@ -113,10 +152,20 @@ class ReflectionLoop(io.ComfyNode):
             log.warning("%s", told)
         links = _links(cls.hidden)
         links.pop("first_prompt", None)
-        report = LiveReport(id=graph.prefix, judge=judge.spec.name, **scale(judge.spec), prompt=asked,
-                            best=0, rounds=[])  # fmt: skip
-        return _expand(links, first, seed, latent_image=links["latent_image"], denoise=denoise, history=[],
-                       report=report, graph=graph, ui={"reprise_reflection": [report.shown]})  # fmt: skip
+        report = LiveReport(
+            id=graph.prefix, judge=judge.spec.name, **scale(judge.spec), prompt=asked, best=0, rounds=[]
+        )
+        return _expand(
+            links,
+            first,
+            seed,
+            latent_image=links["latent_image"],
+            denoise=denoise,
+            history=[],
+            report=report,
+            graph=graph,
+            ui={"reprise_reflection": [report.shown]},
+        )
 
 
 class ReflectionStep(io.ComfyNode):
@@ -144,9 +193,24 @@ class ReflectionStep(io.ComfyNode):
         )
 
     @classmethod
-    async def execute(cls, prompt, rewriter, judge, vae, rounds, seed, image, history, correction, strength,
-                      report, latent_image, images=None, denoise=1.0,
-                      **settings) -> io.NodeOutput:  # fmt: skip
+    async def execute(
+        cls,
+        prompt,
+        rewriter,
+        judge,
+        vae,
+        rounds,
+        seed,
+        image,
+        history,
+        correction,
+        strength,
+        report,
+        latent_image,
+        images=None,
+        denoise=1.0,
+        **settings,
+    ) -> io.NodeOutput:
         import torch
 
         graph = GraphBuilder()
@@ -155,8 +219,11 @@ class ReflectionStep(io.ComfyNode):
         ready(judge)
         score = image_scores(judge, picture, [prompt])[0]
         (verdict,) = verdicts(judge, picture, [prompt])
-        past[-1] |= {"score": score, "verdict": "yes" if verdict.satisfied else "no",
-                     "critique": verdict.critique}  # fmt: skip
+        past[-1] |= {
+            "score": score,
+            "verdict": "yes" if verdict.satisfied else "no",
+            "critique": verdict.critique,
+        }
         every = picture if images is None else torch.cat([images.float().cpu(), picture])
         best = ranking(judge.spec, {i: drawn["score"] for i, drawn in enumerate(past)})[0]
         told = [*report.shown["rounds"][: len(past) - 1], {**past[-1], "picture": thumbnail(picture)}]
@@ -180,8 +247,17 @@ class ReflectionStep(io.ComfyNode):
             start, denoise = graph.node("VAEEncode", pixels=shown.out(0), vae=links["vae"]).out(0), strength
             if (mask := latent_image.get("noise_mask")) is not None:
                 start = graph.node("SetLatentNoiseMask", samples=start, mask=mask).out(0)
-        return _expand(links, mended, seed, latent_image=start, denoise=denoise, history=past, report=report,
-                       graph=graph, ui=ui)  # fmt: skip
+        return _expand(
+            links,
+            mended,
+            seed,
+            latent_image=start,
+            denoise=denoise,
+            history=past,
+            report=report,
+            graph=graph,
+            ui=ui,
+        )
 
 
 def _links(hidden: Any) -> dict[str, Any]:
@@ -194,16 +270,34 @@ async def _rewrite(rewriter: Any, prompt: str, critique: str, seed: int, number:
     return (await ask_waiting(rewriter, prompt, max(1, number), seed, critique))[-1].prompt
 
 
-def _expand(links: dict[str, Any], text: str, seed: int, *, latent_image: Any, denoise: float,
-            history: list[dict], report: LiveReport, graph: Any, ui: dict) -> io.NodeOutput:  # fmt: skip
+def _expand(
+    links: dict[str, Any],
+    text: str,
+    seed: int,
+    *,
+    latent_image: Any,
+    denoise: float,
+    history: list[dict],
+    report: LiveReport,
+    graph: Any,
+    ui: dict,
+) -> io.NodeOutput:
     """One round as nodes: encode, sample, decode, judge."""
     number = len(history)
     positive = graph.node("CLIPTextEncode", text=text, clip=links["clip"])
     sampled = graph.node(
-        "KSampler", model=links["model"], seed=seed + number, steps=links["steps"], cfg=links["cfg"],
-        sampler_name=links["sampler_name"], scheduler=links["scheduler"], positive=positive.out(0),
-        negative=links["negative"], latent_image=latent_image, denoise=denoise,
-    )  # fmt: skip
+        "KSampler",
+        model=links["model"],
+        seed=seed + number,
+        steps=links["steps"],
+        cfg=links["cfg"],
+        sampler_name=links["sampler_name"],
+        scheduler=links["scheduler"],
+        positive=positive.out(0),
+        negative=links["negative"],
+        latent_image=latent_image,
+        denoise=denoise,
+    )
     picture = graph.node("VAEDecode", samples=sampled.out(0), vae=links["vae"])
     past = [*history, {"round": number, "seed": seed + number, "prompt": text}]
     given = {"image": picture.out(0), "history": json.dumps(past), "report": report}

@@ -28,36 +28,65 @@ class RePromptRewriterNode(io.ComfyNode):
             display_name="RePrompt Rewriter",
             category=sockets.CATEGORY,
             description="A language model thinks the scene through, then rewrites the prompt (RePrompt, "
-                        "arXiv 2505.17540). Lock the text to edit it and keep it.",
+            "arXiv 2505.17540). Lock the text to edit it and keep it.",
             search_aliases=["prompt enhancer", "prompt upsampler", "reprompt", "LLM prompt", "magic prompt"],
             inputs=[
                 *sockets.rewriting(
                     sockets.Rewriter.Input(
-                        "rewriter", optional=True,
+                        "rewriter",
+                        optional=True,
                         tooltip="From Load Rewriter, Endpoint Rewriter or Rewriter from CLIP. "
-                                "Not needed while the text is locked.",
+                        "Not needed while the text is locked.",
                     ),
                     "rewrite",
                 ),
-                io.Boolean.Input("locked", default=False,
-                                 tooltip="Use the text below instead of rewriting again."),
-                io.String.Input("locked_prompt", multiline=True, default="", optional=True,
-                                tooltip="The rewrite, to edit. Used while locked."),
-                io.String.Input("critique", multiline=True, default="", optional=True, advanced=True,
-                                tooltip="What was wrong with the last picture; the rewrite mends it."),
+                io.Boolean.Input(
+                    "locked", default=False, tooltip="Use the text below instead of rewriting again."
+                ),
+                io.String.Input(
+                    "locked_prompt",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="The rewrite, to edit. Used while locked.",
+                ),
+                io.String.Input(
+                    "critique",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What was wrong with the last picture; the rewrite mends it.",
+                ),
             ],
             outputs=[
-                io.String.Output("prompt", display_name="prompt", is_output_list=True,
-                                 tooltip="The rewritten prompts, for CLIP Text Encode."),
-                io.String.Output("reason", display_name="reason", is_output_list=True,
-                                 tooltip="What the model thought, one for each prompt."),
+                io.String.Output(
+                    "prompt",
+                    display_name="prompt",
+                    is_output_list=True,
+                    tooltip="The rewritten prompts, for CLIP Text Encode.",
+                ),
+                io.String.Output(
+                    "reason",
+                    display_name="reason",
+                    is_output_list=True,
+                    tooltip="What the model thought, one for each prompt.",
+                ),
             ],
             has_intermediate_output=True,
-        )  # fmt: skip
+        )
 
     @classmethod
-    async def execute(cls, prompt: str, variants: int, seed: int, locked: bool, rewriter=None,
-                      locked_prompt: str = "", critique: str = "") -> io.NodeOutput:  # fmt: skip
+    async def execute(
+        cls,
+        prompt: str,
+        variants: int,
+        seed: int,
+        locked: bool,
+        rewriter=None,
+        locked_prompt: str = "",
+        critique: str = "",
+    ) -> io.NodeOutput:
         from ..backend.errors import BadInput
 
         if locked:
@@ -72,8 +101,14 @@ class RePromptRewriterNode(io.ComfyNode):
         )
 
 
-def ask(rewriter: Any, prompt: str, variants: int = 1, seed: int = 0, critique: str = "",
-        should_stop: Callable[[], bool] | None = None) -> list[Rewrite]:  # fmt: skip
+def ask(
+    rewriter: Any,
+    prompt: str,
+    variants: int = 1,
+    seed: int = 0,
+    critique: str = "",
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Rewrite]:
     """`variants` rewrites of one prompt. ComfyUI's interrupt is raised here, between two tokens.
 
     What was asked before is remembered: under memory pressure ComfyUI's own cache forgets, and the
@@ -91,9 +126,12 @@ def ask(rewriter: Any, prompt: str, variants: int = 1, seed: int = 0, critique: 
             return _REMEMBERED[key]
     ready(rewriter)
     answers = rewriter.rewrite(
-        [prompt], variants, seed, [critique or None],
+        [prompt],
+        variants,
+        seed,
+        [critique or None],
         should_stop=should_stop or (lambda: bool(management.throw_exception_if_processing_interrupted())),
-    )[0]  # fmt: skip
+    )[0]
     if fingerprint is not None:
         with _LOCK:
             _REMEMBERED[key] = answers

@@ -63,9 +63,12 @@ class RowMask:
             management.throw_exception_if_processing_interrupted()
             try:
                 part = executor(
-                    model, [take(cond, rows, self.count) for cond in conds], x_in[rows],
-                    timestep[rows] if len(timestep) == self.count else timestep, model_options,
-                )  # fmt: skip
+                    model,
+                    [take(cond, rows, self.count) for cond in conds],
+                    x_in[rows],
+                    timestep[rows] if len(timestep) == self.count else timestep,
+                    model_options,
+                )
             except management.OOM_EXCEPTION as error:
                 if len(rows) == 1:
                     raise RenderFailed(

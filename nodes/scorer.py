@@ -23,8 +23,12 @@ class RewardScorer(io.ComfyNode):
             search_aliases=["ImageReward", "HPSv2", "PickScore", "CLIP score", "aesthetic", "rank images"],
             inputs=[
                 io.Image.Input("images", tooltip="A batch of any size; each image gets a score of its own."),
-                io.String.Input("prompt", multiline=True, default="",
-                                tooltip="Your ORIGINAL prompt, not the rewrite: what should be seen."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="Your ORIGINAL prompt, not the rewrite: what should be seen.",
+                ),
                 sockets.Judge.Input("judge", tooltip="From Load Judge."),
             ],
             outputs=[
@@ -35,7 +39,7 @@ class RewardScorer(io.ComfyNode):
                 io.String.Output("report", tooltip="Scores and verdicts as JSON."),
             ],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, images, prompt: str, judge) -> io.NodeOutput:
@@ -49,11 +53,20 @@ class RewardScorer(io.ComfyNode):
         pictures = images[..., :3].float().cpu()
         scores = image_scores(judge, pictures, asked)
         order = ranking(judge.spec, dict(enumerate(scores)))
-        report = {"judge": judge.spec.name, **scale(judge.spec), "prompt": prompt, "scores": scores,
-                  "ranking": order}  # fmt: skip
+        report = {
+            "judge": judge.spec.name,
+            **scale(judge.spec),
+            "prompt": prompt,
+            "scores": scores,
+            "ranking": order,
+        }
         if isinstance(judge, Critic):
             report["critiques"] = [verdict.critique for verdict in judge.criticize(pictures, asked)]
         return io.NodeOutput(
-            images[order[:1]], images[order], scores, order[0], json.dumps(report, indent=2),
+            images[order[:1]],
+            images[order],
+            scores,
+            order[0],
+            json.dumps(report, indent=2),
             ui={"reprise_scores": [report]},
-        )  # fmt: skip
+        )

@@ -41,8 +41,17 @@ class SeededSampler(comfy.samplers.KSAMPLER):
     def max_denoise(self, model_wrap, sigmas):
         return self.inner.max_denoise(model_wrap, sigmas)
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
-               disable_pbar=False):  # fmt: skip
+    def sample(
+        self,
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
+    ):
         sampler = self.inner
         function = getattr(sampler, "sampler_function", None)
         options = dict(getattr(sampler, "extra_options", {}))

@@ -61,14 +61,26 @@ def load_model(folder: Path = WEIGHTS) -> ModelPatcher:
         supported_inference_dtypes = [torch.float32]
 
     heads, width = made["num_attention_heads"], made["attention_head_dim"]
-    config = TinyFlux({
-        "image_model": "flux", "in_channels": made["in_channels"] // 4,
-        "out_channels": made["in_channels"] // 4, "vec_in_dim": made["pooled_projection_dim"],
-        "context_in_dim": made["joint_attention_dim"], "hidden_size": heads * width, "mlp_ratio": 4.0,
-        "num_heads": heads, "depth": made["num_layers"], "depth_single_blocks": made["num_single_layers"],
-        "axes_dim": list(made["axes_dims_rope"]), "theta": 10000, "patch_size": 2, "qkv_bias": True,
-        "guidance_embed": made["guidance_embeds"], "txt_ids_dims": [],
-    })  # fmt: skip
+    config = TinyFlux(
+        {
+            "image_model": "flux",
+            "in_channels": made["in_channels"] // 4,
+            "out_channels": made["in_channels"] // 4,
+            "vec_in_dim": made["pooled_projection_dim"],
+            "context_in_dim": made["joint_attention_dim"],
+            "hidden_size": heads * width,
+            "mlp_ratio": 4.0,
+            "num_heads": heads,
+            "depth": made["num_layers"],
+            "depth_single_blocks": made["num_single_layers"],
+            "axes_dim": list(made["axes_dims_rope"]),
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": made["guidance_embeds"],
+            "txt_ids_dims": [],
+        }
+    )
     config.set_inference_dtype(torch.float32, None)
     weights = _weights(folder, "transformer", "diffusion_pytorch_model.safetensors")
     converted = comfy.model_detection.convert_diffusers_mmdit(weights, "")
@@ -91,9 +103,14 @@ def load_clip(folder: Path = WEIGHTS) -> comfy.sd.CLIP:
                 str(folder / "tokenizer"), embedding_size=clip_config["hidden_size"], **common
             )
             self.t5xxl = comfy.sd1_clip.SDTokenizer(
-                str(folder / "tokenizer_2"), embedding_size=t5_config["d_model"], embedding_key="t5xxl",
-                has_start_token=False, pad_with_end=False, max_length=TEXT_LENGTH, **common,
-            )  # fmt: skip
+                str(folder / "tokenizer_2"),
+                embedding_size=t5_config["d_model"],
+                embedding_key="t5xxl",
+                has_start_token=False,
+                pad_with_end=False,
+                max_length=TEXT_LENGTH,
+                **common,
+            )
 
         def tokenize_with_weights(self, text: str, return_word_ids=False, **options):
             return {
@@ -125,23 +142,29 @@ def load_clip(folder: Path = WEIGHTS) -> comfy.sd.CLIP:
 
         def __init__(self, config, dtype, device, operations):
             super().__init__(config, dtype, device, operations)
-            self.set_input_embeddings(operations.Embedding(
-                config["vocab_size"], config["hidden_size"], device=device, dtype=dtype
-            ))  # fmt: skip
+            self.set_input_embeddings(
+                operations.Embedding(config["vocab_size"], config["hidden_size"], device=device, dtype=dtype)
+            )
 
     class Encoders(nn.Module):
         def __init__(self, device="cpu", dtype=None, model_options=None):
             super().__init__()
             start, end = clip_config["bos_token_id"], clip_config["eos_token_id"]
             self.clip_l = comfy.sd1_clip.SDClipModel(
-                device=device, dtype=dtype, textmodel_json_config=clip_config, return_projected_pooled=False,
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=clip_config,
+                return_projected_pooled=False,
                 model_class=ClipText,
                 special_tokens={"start": start, "end": end, "pad": clip_config["pad_token_id"]},
-            )  # fmt: skip
+            )
             self.t5xxl = comfy.sd1_clip.SDClipModel(
-                device=device, dtype=dtype, textmodel_json_config=t5_config, model_class=T5,
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=t5_config,
+                model_class=T5,
                 special_tokens={"end": t5_config["eos_token_id"], "pad": t5_config["pad_token_id"]},
-            )  # fmt: skip
+            )
             self.dtypes = {dtype}
 
         def set_clip_options(self, options):
@@ -179,8 +202,9 @@ class TinyAutoencoder(nn.Module):
         conv, block = comfy.taesd.taesd.conv, comfy.taesd.taesd.Block
         channels = config["latent_channels"]
         encoder, width = [], config["in_channels"]
-        for level, (out, blocks) in enumerate(zip(config["encoder_block_out_channels"],
-                                                  config["num_encoder_blocks"])):  # fmt: skip
+        for level, (out, blocks) in enumerate(
+            zip(config["encoder_block_out_channels"], config["num_encoder_blocks"])
+        ):
             encoder.append(conv(width, out) if level == 0 else conv(width, out, stride=2, bias=False))
             encoder += [block(out, out) for _ in range(blocks)]
             width = out

@@ -15,31 +15,48 @@ EMBEDDED = "shapeworld (embedded)"
 def rewriting(socket: io.Input, word: str) -> list[io.Input]:
     """Inputs of a node that writes prompts; `word` is what it calls one of them."""
     return [
-        io.String.Input("prompt", multiline=True, default="", dynamic_prompts=True,
-                        tooltip="What the picture shows, in your own few words."),
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            default="",
+            dynamic_prompts=True,
+            tooltip="What the picture shows, in your own few words.",
+        ),
         socket,
         *variants_of(word),
-    ]  # fmt: skip
+    ]
 
 
 def variants_of(word: str) -> list[io.Input]:
     """How many prompts a model writes, and the seed of all but the first."""
     return [
-        io.Int.Input("variants", default=1, min=1, max=64,
-                     tooltip=f"1: the model's best single {word}. More: that many different ones, as a list; "
-                             "what follows in the graph runs once for each."),
-        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
-                     tooltip=f"The same seed gives the same {word}s. No effect with one variant."),
-    ]  # fmt: skip
+        io.Int.Input(
+            "variants",
+            default=1,
+            min=1,
+            max=64,
+            tooltip=f"1: the model's best single {word}. More: that many different ones, as a list; "
+            "what follows in the graph runs once for each.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=True,
+            tooltip=f"The same seed gives the same {word}s. No effect with one variant.",
+        ),
+    ]
 
 
 def sampling(seed_means: str) -> list[io.Input]:
     """The KSampler's settings, for nodes that draw."""
     return [
-        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True,
-                     tooltip=seed_means),
+        io.Int.Input(
+            "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip=seed_means
+        ),
         io.Int.Input("steps", default=20, min=1, max=10000),
         io.Float.Input("cfg", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01),
         io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
         io.Combo.Input("scheduler", options=comfy.samplers.SCHEDULER_NAMES, default="simple"),
-    ]  # fmt: skip
+    ]

@@ -21,19 +21,40 @@ from .servers import QuietServer
 STEPS = 4
 # The smallest graph that anybody draws with.
 GRAPH = {
-    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"},
-          "_meta": {"title": "Load Checkpoint"}},
-    "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["1", 1]},
-          "_meta": {"title": "Positive"}},
-    "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["1", 1]},
-          "_meta": {"title": "Negative"}},
+    "1": {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": "sd15.safetensors"},
+        "_meta": {"title": "Load Checkpoint"},
+    },
+    "2": {
+        "class_type": "CLIPTextEncode",
+        "inputs": {"text": "a cat", "clip": ["1", 1]},
+        "_meta": {"title": "Positive"},
+    },
+    "3": {
+        "class_type": "CLIPTextEncode",
+        "inputs": {"text": "blurry", "clip": ["1", 1]},
+        "_meta": {"title": "Negative"},
+    },
     "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-    "5": {"class_type": "KSampler", "inputs": {
-        "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 1,
-        "steps": STEPS, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 1,
+            "steps": STEPS,
+            "cfg": 7.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        },
+    },
     "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
     "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "cats"}},
-}  # fmt: skip
+}
 
 
 def picture(prompt: str, seed: int) -> np.ndarray:
@@ -201,15 +222,23 @@ class Handler(BaseHTTPRequestHandler):
         if path == "ws":
             return self.websocket(query["clientId"])
         if path == "system_stats":
-            return self.json({"system": {"comfyui_version": fake.version, "pytorch_version": "2.13.0"},
-                              "devices": [{"name": "cpu", "type": "cpu"}]})  # fmt: skip
+            return self.json(
+                {
+                    "system": {"comfyui_version": fake.version, "pytorch_version": "2.13.0"},
+                    "devices": [{"name": "cpu", "type": "cpu"}],
+                }
+            )
         if path == "object_info/SaveImageWebsocket":
             return self.json({"SaveImageWebsocket": {}} if fake.sink else {})
         if path == "queue":
             running = [fake.running] if fake.running else []
-            return self.json({"queue_running": [entry(*run) for run in running],
-                              "queue_pending": [entry(*run) for run in fake.pending]
-                              + [entry("theirs", {}, {})] * fake.queued})  # fmt: skip
+            return self.json(
+                {
+                    "queue_running": [entry(*run) for run in running],
+                    "queue_pending": [entry(*run) for run in fake.pending]
+                    + [entry("theirs", {}, {})] * fake.queued,
+                }
+            )
         if path == "view" and query["filename"] in fake.files:
             return self.answer(200, fake.files[query["filename"]])
         self.answer(404, b"not found")

@@ -6,8 +6,22 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"torch", "numpy", "scipy", "PIL", "transformers", "diffusers", "pydantic", "typer", "rich", "jinja2",
-         "yaml", "comfy", "comfy_api", "asyncio"}  # fmt: skip
+HEAVY = {
+    "torch",
+    "numpy",
+    "scipy",
+    "PIL",
+    "transformers",
+    "diffusers",
+    "pydantic",
+    "typer",
+    "rich",
+    "jinja2",
+    "yaml",
+    "comfy",
+    "comfy_api",
+    "asyncio",
+}
 
 
 def loaded_by(code: str, cwd) -> set[str]:

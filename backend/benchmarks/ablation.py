@@ -56,21 +56,33 @@ def check(methods: Mapping[str, Sequence[str]], baseline: str | None) -> None:
 class Comparison:
     """What is known of rewriters and pictures, and how to find out the rest; kept in `folder`."""
 
-    def __init__(self, cases: Sequence[PromptCase], bases: Sequence[int], renderer: Renderer, judge: Reward,
-                 folder: Path, tell: Callable[[str, int, int], None] | None = None):
+    def __init__(
+        self,
+        cases: Sequence[PromptCase],
+        bases: Sequence[int],
+        renderer: Renderer,
+        judge: Reward,
+        folder: Path,
+        tell: Callable[[str, int, int], None] | None = None,
+    ):
         self.cases, self.bases, self.renderer, self.judge = cases, bases, renderer, judge
         self.tell = tell or (lambda stage, done, total: None)
         self.pictures = Cache(folder / "pictures")
         self.kept_rewrites = Kept(folder / "rewrites.jsonl")
         self.kept_scores = Kept(folder / "scores.jsonl")
         self.rewrites = {(row["rewriter"], row["prompt"]): row for row in self.kept_rewrites.rows}
-        self.scores = {(row["picture"], row["prompt"]): row for row in self.kept_scores.rows
-                       if row["judge"] == identity(judge)}  # fmt: skip
+        self.scores = {
+            (row["picture"], row["prompt"]): row
+            for row in self.kept_scores.rows
+            if row["judge"] == identity(judge)
+        }
 
     def write(self, rewriters: Rewriters, marks: Mapping[str, str]) -> None:
         """Have all prompts rewritten, one rewriter in memory at a time; `marks`: their fingerprints."""
-        todo = {mark: [case.prompt for case in self.cases if (mark, case.prompt) not in self.rewrites]
-                for mark in marks.values()}  # fmt: skip
+        todo = {
+            mark: [case.prompt for case in self.cases if (mark, case.prompt) not in self.rewrites]
+            for mark in marks.values()
+        }
         done, total = 0, sum(map(len, todo.values()))
         for name, mark in marks.items():
             prompts = todo.pop(mark, [])  # two names may be one rewriter
@@ -82,9 +94,16 @@ class Comparison:
         for start in range(0, len(prompts), REWRITE):
             part = prompts[start : start + REWRITE]
             answers = [row[0] for row in rewriter.rewrite(part)]
-            fresh = [{"rewriter": mark, "prompt": prompt, "reason": answer.reason, "rewrite": answer.prompt,
-                      "unreadable": answer.fallback}
-                     for prompt, answer in zip(part, answers, strict=True)]  # fmt: skip
+            fresh = [
+                {
+                    "rewriter": mark,
+                    "prompt": prompt,
+                    "reason": answer.reason,
+                    "rewrite": answer.prompt,
+                    "unreadable": answer.fallback,
+                }
+                for prompt, answer in zip(part, answers, strict=True)
+            ]
             self.kept_rewrites.add(fresh)
             self.rewrites |= {(mark, row["prompt"]): row for row in fresh}
             self.tell("rewrite", done + start + len(part), total)
@@ -101,9 +120,16 @@ class Comparison:
             images = torch.stack([drawn[job][0] for job, _ in part])
             scores = image_scores(self.judge, images, [prompt for _, prompt in part])
             name = identity(self.judge)
-            fresh = [{"judge": name, "picture": self.key(job), "prompt": prompt, "score": score,
-                      "rows": drawn[job][1]}
-                     for (job, prompt), score in zip(part, scores, strict=True)]  # fmt: skip
+            fresh = [
+                {
+                    "judge": name,
+                    "picture": self.key(job),
+                    "prompt": prompt,
+                    "score": score,
+                    "rows": drawn[job][1],
+                }
+                for (job, prompt), score in zip(part, scores, strict=True)
+            ]
             self.kept_scores.add(fresh)
             self.scores |= {(row["picture"], row["prompt"]): row for row in fresh}
             self.tell("draw", start + len(part), len(todo))
@@ -138,17 +164,30 @@ class Comparison:
     def results(self, text: Text) -> list[dict[str, Any]]:
         """The scores of the pictures of `text`, as `views` has them, with their tasks."""
         tasks = [case.task for case in self.cases] * len(self.bases)
-        return [{"task": task, **self.scores[self.key(job), prompt]}
-                for task, (job, prompt) in zip(tasks, self.views(text), strict=True)]  # fmt: skip
+        return [
+            {"task": task, **self.scores[self.key(job), prompt]}
+            for task, (job, prompt) in zip(tasks, self.views(text), strict=True)
+        ]
 
     def rewrite_of(self, mark: str) -> Text:
         return lambda case, base: self.rewrites[mark, case.prompt]["rewrite"]
 
 
-def compare(*, methods: Mapping[str, Sequence[str]], rewriters: Rewriters, renderer: Renderer, judge: Reward,
-            folder: Path, per_task: int = 66, seeds: int = 4, seed: int = 0, split: str = "held-out",
-            tasks: Sequence[str] = (), baseline: str | None = None,
-            tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+def compare(
+    *,
+    methods: Mapping[str, Sequence[str]],
+    rewriters: Rewriters,
+    renderer: Renderer,
+    judge: Reward,
+    folder: Path,
+    per_task: int = 66,
+    seeds: int = 4,
+    seed: int = 0,
+    split: str = "held-out",
+    tasks: Sequence[str] = (),
+    baseline: str | None = None,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller. A
     row of `methods` has "trainings" too: each rewriter's fingerprint and its own mean.
 
@@ -182,8 +221,10 @@ def compare(*, methods: Mapping[str, Sequence[str]], rewriters: Rewriters, rende
     for name, given in methods.items():
         answers = [work.rewrites[marks[one], case.prompt] for one in given for case in cases]
         readable = [answer["rewrite"] for answer in answers if answer["unreadable"] is None]
-        rows[name]["rewrites"] = {"words": _mean_words(readable),
-                                  "unreadable": round(1 - len(readable) / len(answers), 4)}  # fmt: skip
+        rows[name]["rewrites"] = {
+            "words": _mean_words(readable),
+            "unreadable": round(1 - len(readable) / len(answers), 4),
+        }
         rows[name]["trainings"] = [
             {"rewriter": one, "fingerprint": marks[one], "overall": overall_of(values[name], number)}
             for number, one in enumerate(given)
@@ -194,12 +235,22 @@ def compare(*, methods: Mapping[str, Sequence[str]], rewriters: Rewriters, rende
             interval, by_task = training_intervals(values[name], over=values[base])
             row["gain"] = {"over": base, "interval": interval, "tasks": by_task}
     settings = {
-        "split": split, "tasks": tasks, "prompts": len(cases), "seeds": seeds, "seed": seed,
-        "rewrites": "greedy", "baseline": base, "steps": renderer.steps, "renderer": renderer.fingerprint,
+        "split": split,
+        "tasks": tasks,
+        "prompts": len(cases),
+        "seeds": seeds,
+        "seed": seed,
+        "rewrites": "greedy",
+        "baseline": base,
+        "steps": renderer.steps,
+        "renderer": renderer.fingerprint,
         "judge": judge.spec.name,
-    }  # fmt: skip
-    trainings = {"title": "training seeds", "columns": ["", "rewriter", "fingerprint", "overall"],
-                 "rows": [[name, *one.values()] for name in methods for one in rows[name]["trainings"]]}
+    }
+    trainings = {
+        "title": "training seeds",
+        "columns": ["", "rewriter", "fingerprint", "overall"],
+        "rows": [[name, *one.values()] for name in methods for one in rows[name]["trainings"]],
+    }
     return {"name": "shapeworld", "rows": list(rows.values()), "tables": [trainings], "settings": settings}
 
 
@@ -223,8 +274,10 @@ def _check_different(name: str, given: Sequence[str], marks: Mapping[str, str]) 
     first: dict[str, str] = {}
     for one in given:
         if marks[one] in first:
-            raise BadInput(f"--compare {name!r} has the same weights twice, {first[marks[one]]} and {one}; "
-                           "give each training seed's own")  # fmt: skip
+            raise BadInput(
+                f"--compare {name!r} has the same weights twice, {first[marks[one]]} and {one}; "
+                "give each training seed's own"
+            )
         first[marks[one]] = one
 
 

@@ -95,8 +95,13 @@ class Row(Config):
         """The row's settings for each of its training seeds."""
         given = {name: getattr(self, name) for name in SEVERAL}
         count = max(len(value) if isinstance(value, list) else 1 for value in given.values())
-        one = [{name: value[i % len(value)] if isinstance(value, list) else value
-                for name, value in given.items()} for i in range(count)]  # fmt: skip
+        one = [
+            {
+                name: value[i % len(value)] if isinstance(value, list) else value
+                for name, value in given.items()
+            }
+            for i in range(count)
+        ]
         return [Training(**each, row=self) for each in one]
 
 
@@ -145,8 +150,15 @@ def read_rows(path: Path) -> dict[str, Row]:
 class Table:
     """What is known of rows, and how to find out the rest; kept in `folder`."""
 
-    def __init__(self, cases: Sequence[PromptCase], bases: Sequence[int], makers: Makers, measure: Reward,
-                 folder: Path, tell: Callable[[str, int, int], None] | None = None):
+    def __init__(
+        self,
+        cases: Sequence[PromptCase],
+        bases: Sequence[int],
+        makers: Makers,
+        measure: Reward,
+        folder: Path,
+        tell: Callable[[str, int, int], None] | None = None,
+    ):
         self.cases, self.bases, self.makers, self.measure = cases, bases, makers, measure
         self.tell = tell or (lambda stage, done, total: None)
         self.pictures = Cache(folder / "pictures")
@@ -179,11 +191,15 @@ class Table:
 
     def results(self, training: Training) -> list[dict[str, Any]]:
         """Drawing seed by drawing seed, the prompts in their order."""
-        return [{"task": case.task, **self.known[self.marks[training], case.prompt, base]}
-                for base in self.bases for case in self.cases]  # fmt: skip
+        return [
+            {"task": case.task, **self.known[self.marks[training], case.prompt, base]}
+            for base in self.bases
+            for case in self.cases
+        ]
 
-    def _mark(self, training: Training, renderer: Renderer, rewriter: Rewriter,
-              corrector: Rewriter | None) -> str:  # fmt: skip
+    def _mark(
+        self, training: Training, renderer: Renderer, rewriter: Rewriter, corrector: Rewriter | None
+    ) -> str:
         """What decides a training's figures."""
         row = training.row
         judges = [one and self.makers.judge_mark(one) for one in (training.judge, training.previews)]
@@ -192,13 +208,28 @@ class Table:
             searched += [row.correction, row.strength]
         searched += [rewriter_identity(corrector)] if corrector else []
         searched += [] if row.told else ["untold"]
-        return Cache.key("chain", renderer.fingerprint, rewriter_identity(rewriter), identity(self.measure),
-                         searched if row.searched else None)  # fmt: skip
+        return Cache.key(
+            "chain",
+            renderer.fingerprint,
+            rewriter_identity(rewriter),
+            identity(self.measure),
+            searched if row.searched else None,
+        )
 
-    def _drawn(self, training: Training, renderer: Renderer, rewriter: Rewriter, corrector: Rewriter | None,
-               mark: str) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
-        todo = [(case, base) for base in self.bases for case in self.cases
-                if (mark, case.prompt, base) not in self.known]  # fmt: skip
+    def _drawn(
+        self,
+        training: Training,
+        renderer: Renderer,
+        rewriter: Rewriter,
+        corrector: Rewriter | None,
+        mark: str,
+    ) -> Iterator[list[dict[str, Any]]]:
+        todo = [
+            (case, base)
+            for base in self.bases
+            for case in self.cases
+            if (mark, case.prompt, base) not in self.known
+        ]
         if not training.row.searched:
             for start in range(0, len(todo), BATCH):
                 yield self._singles(todo[start : start + BATCH], renderer, rewriter, mark)
@@ -208,20 +239,40 @@ class Table:
         for case, base in todo:
             assert judge is not None
             mends = None if row.told else Untold(corrector or rewriter)
-            chain = Chain(rewriter, renderer, judge, row.best_of, row.prune, row.reflect, base,
-                          min(row.variants, row.best_of), looks, row.correction, row.strength,
-                          mends or corrector)  # fmt: skip
+            chain = Chain(
+                rewriter,
+                renderer,
+                judge,
+                row.best_of,
+                row.prune,
+                row.reflect,
+                base,
+                min(row.variants, row.best_of),
+                looks,
+                row.correction,
+                row.strength,
+                mends or corrector,
+            )
             found = chain.run(case.prompt)
             image, cost = found.candidates[found.best].image, found.cost
             assert image is not None, "the best is one that was finished"
             (score,) = image_scores(self.measure, image[None], [case.prompt])
             # Unpruned candidates may come from the cache, and cost the same.
             rows = cost.denoiser_rows_full if row.prune == "none" else cost.denoiser_rows
-            yield [{"what": mark, "prompt": case.prompt, "seed": base, "score": score, "rows": rows,
-                    "calls": cost.judge_calls}]  # fmt: skip
+            yield [
+                {
+                    "what": mark,
+                    "prompt": case.prompt,
+                    "seed": base,
+                    "score": score,
+                    "rows": rows,
+                    "calls": cost.judge_calls,
+                }
+            ]
 
-    def _singles(self, part: Sequence[tuple[PromptCase, int]], renderer: Renderer, rewriter: Rewriter,
-                 mark: str) -> list[dict[str, Any]]:  # fmt: skip
+    def _singles(
+        self, part: Sequence[tuple[PromptCase, int]], renderer: Renderer, rewriter: Rewriter, mark: str
+    ) -> list[dict[str, Any]]:
         import torch
 
         prompts = [case.prompt for case, _ in part]
@@ -232,9 +283,17 @@ class Table:
                 raise RenderFailed(f"{renderer.name} gave no picture for {prompt[:80]!r}")
         images = torch.stack([image for image in drawn.images if image is not None])
         scores = image_scores(self.measure, images, prompts)
-        return [{"what": mark, "prompt": case.prompt, "seed": base, "score": score,
-                 "rows": drawn.denoiser_rows_full // len(part), "calls": 0}
-                for (case, base), score in zip(part, scores, strict=True)]  # fmt: skip
+        return [
+            {
+                "what": mark,
+                "prompt": case.prompt,
+                "seed": base,
+                "score": score,
+                "rows": drawn.denoiser_rows_full // len(part),
+                "calls": 0,
+            }
+            for (case, base), score in zip(part, scores, strict=True)
+        ]
 
 
 class Untold:
@@ -243,15 +302,30 @@ class Untold:
     def __init__(self, rewriter: Rewriter):
         self.rewriter, self.name = rewriter, rewriter.name
 
-    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
-                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:  # fmt: skip
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+    ) -> list[list[Rewrite]]:
         return self.rewriter.rewrite(prompts, variants, seed)
 
 
-def tabulate(*, rows: Mapping[str, Row], makers: Makers, measure: Reward, folder: Path, per_task: int = 66,
-             seeds: int = 4, seed: int = 0, split: str = "held-out", tasks: Sequence[str] = (),
-             baseline: str | None = None,
-             tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+def tabulate(
+    *,
+    rows: Mapping[str, Row],
+    makers: Makers,
+    measure: Reward,
+    folder: Path,
+    per_task: int = 66,
+    seeds: int = 4,
+    seed: int = 0,
+    split: str = "held-out",
+    tasks: Sequence[str] = (),
+    baseline: str | None = None,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
 
     Differences are from the row `baseline`, by default the first. Raises BadInput for the same weights twice
@@ -279,16 +353,24 @@ def tabulate(*, rows: Mapping[str, Row], makers: Makers, measure: Reward, folder
     for name, row in made.items():
         drawn = [result["calls"] for of in results[name] for result in of]
         row["cost"]["judge_calls"] = round(sum(drawn) / len(drawn), 1)
-        row["trainings"] = [{"with": one.name, "overall": overall_of(values[name], number)}
-                            for number, one in enumerate(trainings[name])]  # fmt: skip
+        row["trainings"] = [
+            {"with": one.name, "overall": overall_of(values[name], number)}
+            for number, one in enumerate(trainings[name])
+        ]
         if name != base:
             interval, by_task = training_intervals(values[name], over=values[base])
             row["gain"] = {"over": base, "interval": interval, "tasks": by_task}
     settings = {
-        "split": split, "tasks": tasks, "prompts": len(cases), "seeds": seeds, "seed": seed, "baseline": base,
-        "steps": table.steps, "judge": measure.spec.name,
+        "split": split,
+        "tasks": tasks,
+        "prompts": len(cases),
+        "seeds": seeds,
+        "seed": seed,
+        "baseline": base,
+        "steps": table.steps,
+        "judge": measure.spec.name,
         "rows": {name: row.model_dump(exclude_defaults=True) for name, row in rows.items()},
-    }  # fmt: skip
+    }
     listed = [[name, *one.values()] for name, row in made.items() for one in row["trainings"]]
     shown = {"title": "training seeds", "columns": ["", "with", "overall"], "rows": listed}
     return {"name": "shapeworld", "rows": list(made.values()), "tables": [shown], "settings": settings}

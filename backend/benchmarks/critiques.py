@@ -37,16 +37,23 @@ def tabulate(said: Mapping[str, Said], labels: Sequence[tuple[str, str]], seed: 
     rows = [[name, len(of), *_shares(of, seed)] for name, of in said.items()]
     blind = _blind(labels)
     rows += [[BLIND, len(blind), *_shares(blind, seed)]] if blind else []
-    return {"title": "critiques of wrong pictures: the faults that the labels name", "columns": COLUMNS,
-            "rows": rows}  # fmt: skip
+    return {
+        "title": "critiques of wrong pictures: the faults that the labels name",
+        "columns": COLUMNS,
+        "rows": rows,
+    }
 
 
 def _blind(labels: Sequence[tuple[str, str]]) -> Said:
     by_prompt: dict[str, list[str]] = defaultdict(list)
     for prompt, critique in labels:
         by_prompt[prompt].append(critique)
-    return [(prompt, of[(i + 1) % len(of)], own) for prompt, of in by_prompt.items() if len(of) > 1
-            for i, own in enumerate(of)]  # fmt: skip
+    return [
+        (prompt, of[(i + 1) % len(of)], own)
+        for prompt, of in by_prompt.items()
+        if len(of) > 1
+        for i, own in enumerate(of)
+    ]
 
 
 def _shares(said: Said, seed: int) -> list[str | None]:

@@ -31,8 +31,12 @@ class Witness:
     `rows` of the denoiser and `pictures` of the decoder count since `reset`.
     """
 
-    def __init__(self, renderer: DiffusersRenderer, rewriter: RePromptRewriter,
-                 autocast: Callable[[], AbstractContextManager[Any]]):
+    def __init__(
+        self,
+        renderer: DiffusersRenderer,
+        rewriter: RePromptRewriter,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ):
         self.renderer, self.rewriter, self.autocast = renderer, rewriter, autocast
         self.denoiser = getattr(renderer.pipeline, renderer.family.denoiser)
         self.vae = renderer.pipeline.vae
@@ -127,15 +131,23 @@ def _generate(model: Any, prompts: Tensor, answers: Tensor, mask: Tensor) -> Non
     mask = torch.cat([mask[:, :width], torch.ones_like(answers)], 1)  # as generating, ended rows go on
     out = model(input_ids=prompts, attention_mask=mask[:, :width], use_cache=True, logits_to_keep=1)
     for i in range(length - 1):
-        out = model(input_ids=answers[:, i : i + 1], attention_mask=mask[:, : width + i + 1],
-                    past_key_values=out.past_key_values, use_cache=True)  # fmt: skip
+        out = model(
+            input_ids=answers[:, i : i + 1],
+            attention_mask=mask[:, : width + i + 1],
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
 
 
 def _pass(model: Any, reference: Any, prompts: Tensor, answers: Tensor, mask: Tensor) -> None:
     import torch
 
-    asked = {"input_ids": torch.cat([prompts, answers], 1), "attention_mask": mask,
-             "logits_to_keep": answers.shape[1] + 1, "use_cache": False}  # fmt: skip
+    asked = {
+        "input_ids": torch.cat([prompts, answers], 1),
+        "attention_mask": mask,
+        "logits_to_keep": answers.shape[1] + 1,
+        "use_cache": False,
+    }
     if reference is not None:
         with torch.no_grad():
             reference(**asked)

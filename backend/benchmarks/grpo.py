@@ -29,17 +29,30 @@ from .process import Process
 
 SCRIPT = Path(__file__).parent / "inside" / "grpo.py"
 GOAL = 4.0  # times the other loop's speed
-PHASES = {"write": "writing", "render": "drawing", "score": "judging", "update": "update",
-          "record": "records, logs"}  # fmt: skip
-DID = {"processor": "processor seconds", "answers": "answers", "unreadable": "answers that cannot be read",
-       "pictures": "pictures drawn", "reused": "pictures there already", "rows": "denoiser rows",
-       "groups": "groups", "signal": "groups with signal"}  # fmt: skip
+PHASES = {
+    "write": "writing",
+    "render": "drawing",
+    "score": "judging",
+    "update": "update",
+    "record": "records, logs",
+}
+DID = {
+    "processor": "processor seconds",
+    "answers": "answers",
+    "unreadable": "answers that cannot be read",
+    "pictures": "pictures drawn",
+    "reused": "pictures there already",
+    "rows": "denoiser rows",
+    "groups": "groups",
+    "signal": "groups with signal",
+}
 OWN, EQUAL = "each at its own steps", "at equal steps"
 Step = dict[str, Any]
 
 
-def bench(settings: Mapping[str, Any], *, pairs: int = 5,
-          tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+def bench(
+    settings: Mapping[str, Any], *, pairs: int = 5, tell: Callable[[str, int, int], None] | None = None
+) -> dict[str, Any]:
     """`pairs` optimiser steps of ours and of the other loop at each number of the renderer's steps, after a
     first one that is not counted; `settings` are a GrpoConfig's, as JSON.
 
@@ -47,15 +60,23 @@ def bench(settings: Mapping[str, Any], *, pairs: int = 5,
     out, which the other loop has not; our records and the held-out judges count, which it has not either.
     Raises RepriseError where a loop breaks.
     """
-    settings = {**settings, "max_steps": pairs + 1, "init": "weights", "iterations": 1,
-                "eval_prompts": None, "paraphrases": None}  # fmt: skip
+    settings = {
+        **settings,
+        "max_steps": pairs + 1,
+        "init": "weights",
+        "iterations": 1,
+        "eval_prompts": None,
+        "paraphrases": None,
+    }
     with tempfile.TemporaryDirectory(prefix="reprise-bench-") as folder, ExitStack() as running:
         kinds = ("ours", "peer")
         if tell:
             tell("warm-up", 0, pairs)
         commands = {kind: [sys.executable, SCRIPT, kind, folder, json.dumps(settings)] for kind in kinds}
-        sides = {kind: running.enter_context(Process(kind, words, Path(folder)))
-                 for kind, words in commands.items()}  # fmt: skip
+        sides = {
+            kind: running.enter_context(Process(kind, words, Path(folder)))
+            for kind, words in commands.items()
+        }
         ready = {kind: side.hear() for kind, side in sides.items()}
         steps = {OWN: ready["peer"]["steps"], EQUAL: ready["ours"]["steps"]}
         if steps[OWN] == steps[EQUAL]:
@@ -71,8 +92,19 @@ def bench(settings: Mapping[str, Any], *, pairs: int = 5,
                     found[name].append(sides["peer"].ask({"do": "step", "steps": steps[name]}))
             if tell:
                 tell("steps", turn + 1, pairs)
-    kept = ("model", "prompts", "renderer", "rewards", "prompts_per_step", "rewrites", "max_new_tokens",
-            "batch_size", "resample", "device", "seed")  # fmt: skip
+    kept = (
+        "model",
+        "prompts",
+        "renderer",
+        "rewards",
+        "prompts_per_step",
+        "rewrites",
+        "max_new_tokens",
+        "batch_size",
+        "resample",
+        "device",
+        "seed",
+    )
     result = result_of(found, ours=ready["ours"]["steps"], steps=steps)
     result["settings"] = {name: settings[name] for name in kept}
     result["settings"] |= {"pairs": pairs, "goal": GOAL, "sides": ready}
@@ -88,9 +120,11 @@ def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[
     for kind, count in steps.items():
         title = f"{kind} ({ours} and {count})" if count != ours else f"{kind} ({ours})"
         theirs = found[kind]
-        for name, unit, turned in (("seconds per optimiser step", None, False),
-                                   ("pictures per second", "pictures", True),
-                                   ("seconds per group with signal", "signal", False)):  # fmt: skip
+        for name, unit, turned in (
+            ("seconds per optimiser step", None, False),
+            ("pictures per second", "pictures", True),
+            ("seconds per group with signal", "signal", False),
+        ):
             times = times_as_fast(mine, theirs, unit)
             if times is None:
                 continue  # nothing of the kind came about
@@ -98,11 +132,14 @@ def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[
             cost = {key: round(1 / rate if turned else rate, 4) for key, rate in rates.items()}
             rows.append({"name": f"{name}, {title}", "overall": times, "tasks": {}, "cost": cost})
     floor = [sum(step.values()) for step in found["floor"]]
-    rows.append({
-        "name": "share of our step that the networks alone take", "tasks": {},
-        "overall": ratio_interval(floor, [step["seconds"] for step in mine]),
-        "cost": {"ours": round(sum(floor) / len(floor), 4)},
-    })  # fmt: skip
+    rows.append(
+        {
+            "name": "share of our step that the networks alone take",
+            "tasks": {},
+            "overall": ratio_interval(floor, [step["seconds"] for step in mine]),
+            "cost": {"ours": round(sum(floor) / len(floor), 4)},
+        }
+    )
     return {"name": "grpo", "rows": rows, "tables": [_phases(found, steps), _did(found, steps)]}
 
 
@@ -111,8 +148,10 @@ def times_as_fast(ours: Sequence[Step], theirs: Sequence[Step], unit: str | None
     over pairs of steps. None where one of the two has nothing of it."""
     import numpy as np
 
-    a, b = (np.asarray([(step["seconds"], step[unit] if unit else 1) for step in side], float)
-            for side in (ours, theirs))  # fmt: skip
+    a, b = (
+        np.asarray([(step["seconds"], step[unit] if unit else 1) for step in side], float)
+        for side in (ours, theirs)
+    )
     if not a[:, 1].sum() or not b[:, 1].sum():
         return None
     chosen = np.random.default_rng(0).integers(0, len(a), (4000, len(a)))
@@ -130,10 +169,14 @@ def _rate(side: Sequence[Step], unit: str | None) -> float:
 
 
 def _phases(found: Mapping[str, Sequence[Step]], steps: Mapping[str, int]) -> dict[str, Any]:
-    sides = {"ours": [{**step["phases"], "all": step["seconds"]} for step in found["ours"]],
-             "floor": [{**step, "all": sum(step.values())} for step in found["floor"]]}  # fmt: skip
-    sides |= {f"other, {count} steps": [{**step["phases"], "all": step["seconds"]} for step in found[kind]]
-              for kind, count in steps.items()}  # fmt: skip
+    sides = {
+        "ours": [{**step["phases"], "all": step["seconds"]} for step in found["ours"]],
+        "floor": [{**step, "all": sum(step.values())} for step in found["floor"]],
+    }
+    sides |= {
+        f"other, {count} steps": [{**step["phases"], "all": step["seconds"]} for step in found[kind]]
+        for kind, count in steps.items()
+    }
     rows = []
     for key, name in {**PHASES, "all": "all"}.items():
         mean = {side: _mean(values, key) for side, values in sides.items()}

@@ -75,23 +75,40 @@ def answers_of(judge: Reward) -> Answers:
                 return judge.reasons(seen, words) if judge.tuned.knows(CRITIQUE) else None
             return judge.ask(question, seen, words)
         if question == CRITIQUE:
-            return [one.critique for picture, word in zip(pictures, words, strict=True)
-                    for one in verdicts(judge, picture[None], [word])] if isinstance(judge, Critic) else None
+            return (
+                [
+                    one.critique
+                    for picture, word in zip(pictures, words, strict=True)
+                    for one in verdicts(judge, picture[None], [word])
+                ]
+                if isinstance(judge, Critic)
+                else None
+            )
         if question == "clarity" or (question == "match" and cases[0].step):
             return None
         alike = len({picture.shape for picture in pictures}) == 1
         groups = [list(range(len(cases)))] if alike else [[i] for i in range(len(cases))]
-        scores = [score for rows in groups
-                  for score in image_scores(judge, torch.stack([pictures[i] for i in rows]),
-                                            [words[i] for i in rows])]  # fmt: skip
+        scores = [
+            score
+            for rows in groups
+            for score in image_scores(
+                judge, torch.stack([pictures[i] for i in rows]), [words[i] for i in rows]
+            )
+        ]
         return [min(1.0, max(0.0, scaled(judge.spec, score))) for score in scores]
 
     return ask
 
 
-def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case], *,
-             marks: Mapping[str, str] | None = None, kept: Path | None = None, seed: int = 0,
-             tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+def evaluate(
+    judges: Mapping[str, Callable[[], Answers]],
+    cases: Sequence[Case],
+    *,
+    marks: Mapping[str, str] | None = None,
+    kept: Path | None = None,
+    seed: int = 0,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """The table as design.md 5's object; versions are added by the caller.
 
     `judges` are made one after the other. `marks` say what a name stands for, such as a folder's state: what
@@ -111,8 +128,11 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
         answers = _answered(name, make, [*cases, *early], file, (marks or {}).get(name, ""), tell)
         tasks, draws, means, ece = {}, [], [], {}
         for question in questions:
-            known = [(case, p) for case, p in answers
-                     if case.question == question and p is not None and not isinstance(p, str)]  # fmt: skip
+            known = [
+                (case, p)
+                for case, p in answers
+                if case.question == question and p is not None and not isinstance(p, str)
+            ]
             asked = [(case, p) for case, p in known if question != "match" or not case.step]
             if not asked:
                 continue
@@ -133,32 +153,55 @@ def evaluate(judges: Mapping[str, Callable[[], Answers]], cases: Sequence[Case],
             said[name] = spoken
         cost = {f"calibration error, {question}": error[0] for question, error in ece.items()}
         overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
-        rows.append({"name": name, "overall": overall, "tasks": tasks, "cost": cost,
-                     "calibration_error": ece})  # fmt: skip
+        rows.append(
+            {"name": name, "overall": overall, "tasks": tasks, "cost": cost, "calibration_error": ece}
+        )
     blind, blind_steps = _commoner(cases, questions, steps, prompts, shares)
     rows.append(blind)
     by_step += blind_steps
-    tables = [{"title": f"calibration error, {BINS} bins of equal width",
-               "columns": ["judge, question", "answers", "error [95 %]"], "rows": errors}]  # fmt: skip
-    tables.append({"title": "pairs of one prompt told apart, a right and a wrong one",
-                   "columns": ["judge, question", "finished", *(f"step {step}" for step in steps)],
-                   "rows": apart})  # fmt: skip
+    tables = [
+        {
+            "title": f"calibration error, {BINS} bins of equal width",
+            "columns": ["judge, question", "answers", "error [95 %]"],
+            "rows": errors,
+        }
+    ]
+    tables.append(
+        {
+            "title": "pairs of one prompt told apart, a right and a wrong one",
+            "columns": ["judge, question", "finished", *(f"step {step}" for step in steps)],
+            "rows": apart,
+        }
+    )
     if steps:
-        tables.insert(0, {"title": "accuracy by denoising step",
-                          "columns": ["judge, question", *(f"step {step}" for step in steps)],
-                          "rows": by_step})  # fmt: skip
+        tables.insert(
+            0,
+            {
+                "title": "accuracy by denoising step",
+                "columns": ["judge, question", *(f"step {step}" for step in steps)],
+                "rows": by_step,
+            },
+        )
     if wrong:
         tables.append(tabulate(said, [(case.prompt, case.reason) for case in wrong], seed))
     settings = {"questions": questions, "answers": len(cases), "prompts": len(prompts), "seed": seed}
     return {"name": "judge", "rows": rows, "tables": tables, "reliability": curves, "settings": settings}
 
 
-def _answered(name: str, make: Callable[[], Answers], cases: Sequence[Case], file: Kept, mark: str,
-              tell: Callable[[str, int, int], None] | None
-              ) -> list[tuple[Case, Answer | None]]:  # fmt: skip
+def _answered(
+    name: str,
+    make: Callable[[], Answers],
+    cases: Sequence[Case],
+    file: Kept,
+    mark: str,
+    tell: Callable[[str, int, int], None] | None,
+) -> list[tuple[Case, Answer | None]]:
     """Each case with its answer, some asked by an earlier call."""
-    known = {row["key"]: row["answer"] for row in file.rows
-             if row["judge"] == name and row["mark"] == mark and "answer" in row}  # fmt: skip
+    known = {
+        row["key"]: row["answer"]
+        for row in file.rows
+        if row["judge"] == name and row["mark"] == mark and "answer" in row
+    }
     keys = [Cache.key("case", case.question, case.prompt, str(case.picture), case.step) for case in cases]
     alike: dict[tuple[str, bool], list[int]] = defaultdict(list)  # asked at once
     for i, case in enumerate(cases):
@@ -170,8 +213,10 @@ def _answered(name: str, make: Callable[[], Answers], cases: Sequence[Case], fil
             part = mine[start : start + BATCH]
             assert ask is not None
             found = ask([cases[i] for i in part]) or [None] * len(part)
-            fresh = [{"judge": name, "mark": mark, "key": keys[i], "answer": one}
-                     for i, one in zip(part, found, strict=True)]  # fmt: skip
+            fresh = [
+                {"judge": name, "mark": mark, "key": keys[i], "answer": one}
+                for i, one in zip(part, found, strict=True)
+            ]
             file.add(fresh)
             known |= {row["key"]: row["answer"] for row in fresh}
             done += len(part)
@@ -184,15 +229,23 @@ COMMONER = "always the commoner answer"
 Asked = Sequence[tuple[Case, float]]
 
 
-def _commoner(cases: Sequence[Case], questions: Sequence[str], steps: Sequence[int], prompts: Sequence[str],
-              shares: np.ndarray) -> tuple[dict[str, Any], list[list[str | None]]]:  # fmt: skip
+def _commoner(
+    cases: Sequence[Case],
+    questions: Sequence[str],
+    steps: Sequence[int],
+    prompts: Sequence[str],
+    shares: np.ndarray,
+) -> tuple[dict[str, Any], list[list[str | None]]]:
     """Who does not look: its row of the table, and its accuracies by step."""
     tasks, draws, means, by_step = {}, [], [], []
     for question in questions:
-        groups = [[case for case in cases if (case.question, case.step) == (question, step)]
-                  for step in (0, *steps)]  # fmt: skip
-        said = [[(case, float(2 * sum(one.right for one in group) >= len(group))) for case in group]
-                for group in groups]  # fmt: skip
+        groups = [
+            [case for case in cases if (case.question, case.step) == (question, step)] for step in (0, *steps)
+        ]
+        said = [
+            [(case, float(2 * sum(one.right for one in group) >= len(group))) for case in group]
+            for group in groups
+        ]
         mean, drawn = _accuracy([pair for row in said for pair in row], prompts, shares)
         tasks[question] = interval_of(mean, drawn)
         draws.append(drawn)
@@ -220,8 +273,9 @@ def _cell(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> str | Non
     return text_of(interval_of(*_accuracy(asked, prompts, shares))) if asked else None
 
 
-def _told_apart(asked: Asked, steps: Sequence[int], prompts: Sequence[str],
-                shares: np.ndarray) -> list[str | None]:  # fmt: skip
+def _told_apart(
+    asked: Asked, steps: Sequence[int], prompts: Sequence[str], shares: np.ndarray
+) -> list[str | None]:
     """At each step, of all pairs of a prompt's pictures of which one is right, those whose P(yes) says so; a
     tie is half. None where there is no pair."""
     place = {prompt: i for i, prompt in enumerate(prompts)}

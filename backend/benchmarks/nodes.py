@@ -47,8 +47,10 @@ def bench(
         tell("nodes", 0, 1)
     done = subprocess.run(
         [str(python), str(SCRIPT), str(folder), str(PACK), str(pairs), str(steps)],
-        capture_output=True, text=True, cwd=folder,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()
@@ -72,15 +74,25 @@ def result_of(found: dict[str, Any], pairs: int, steps: int) -> dict[str, Any]:
     share = round(found["import"] / IMPORT_GOAL, 4)
     rows.append(_row(f"import of the pack, over {IMPORT_GOAL} s", [share] * 3, seconds=found["import"]))
     return {
-        "name": "nodes", "rows": rows,
-        "settings": {"comfyui": found["comfyui"], "pairs": pairs, "steps": steps, "sampler": "euler, CFG 3",
-                     "threads": os.environ.get("OMP_NUM_THREADS", "default")},
-    }  # fmt: skip
+        "name": "nodes",
+        "rows": rows,
+        "settings": {
+            "comfyui": found["comfyui"],
+            "pairs": pairs,
+            "steps": steps,
+            "sampler": "euler, CFG 3",
+            "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+        },
+    }
 
 
 def _row(name: str, ratio: list[float], **seconds: float) -> dict[str, Any]:
-    return {"name": name, "overall": ratio, "tasks": {},
-            "cost": {key: round(value, 4) for key, value in seconds.items()}}  # fmt: skip
+    return {
+        "name": name,
+        "overall": ratio,
+        "tasks": {},
+        "cost": {key: round(value, 4) for key, value in seconds.items()},
+    }
 
 
 def _middle(values: tuple[float, ...]) -> float:

@@ -68,16 +68,25 @@ class Pool:
         return [self.candidates[i : i + n] for i in range(0, len(self.candidates) - n + 1, n)]
 
 
-def draw_pools(renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], size: int, seed: int,
-               tell: Callable[[str, int, int], None] | None = None, *, looks: Iterable[int] = LOOKS,
-               previews: Reward | None = None) -> list[Pool]:  # fmt: skip
+def draw_pools(
+    renderer: Renderer,
+    judge: Reward,
+    cases: Sequence[PromptCase],
+    size: int,
+    seed: int,
+    tell: Callable[[str, int, int], None] | None = None,
+    *,
+    looks: Iterable[int] = LOOKS,
+    previews: Reward | None = None,
+) -> list[Pool]:
     """One pool of `size` candidates per case; the prompt is drawn as it is, unrewritten. `previews` judges
     what is seen after the steps `looks`, by default the judge."""
     seen = Recording(Halving({step: 1 for step in sorted(looks) if step < renderer.steps}))
     pools = []
     for number, case in enumerate(cases, start=1):
-        found = search(renderer, judge, case.prompt, [case.prompt], n=size, seed=seed, schedule=seen,
-                       previews=previews)  # fmt: skip
+        found = search(
+            renderer, judge, case.prompt, [case.prompt], n=size, seed=seed, schedule=seen, previews=previews
+        )
         rows_each = found.cost.denoiser_rows_full / (renderer.steps * size)
         for candidate in found.candidates:
             candidate.image = None  # only the scores are needed from here on
@@ -100,10 +109,13 @@ def measure(pools: Sequence[Pool], n: int, schedule: Schedule) -> dict[str, Any]
     kept = [p - s for p, s in zip(scores, singles, strict=True)]
     full_rows = n * pools[0].steps * pools[0].rows_each
     return {
-        "score": mean_interval(scores), "full": mean_interval(fulls), "single": mean_interval(singles),
-        "kept": ratio_interval(kept, gains), "rows": round(_mean(rows), 1),
+        "score": mean_interval(scores),
+        "full": mean_interval(fulls),
+        "single": mean_interval(singles),
+        "kept": ratio_interval(kept, gains),
+        "rows": round(_mean(rows), 1),
         "rows_share": round(_mean(rows) / full_rows, 4),
-    }  # fmt: skip
+    }
 
 
 def ratio_interval(tops: Sequence[float], bottoms: Sequence[float], seed: int = 0) -> list[float]:
@@ -138,8 +150,9 @@ def rank_correlations(pools: Sequence[Pool]) -> dict[str, list[float]]:
     return out
 
 
-def timing(renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], n: int, schedule: Schedule,
-           seed: int) -> dict[str, Any]:
+def timing(
+    renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], n: int, schedule: Schedule, seed: int
+) -> dict[str, Any]:
     """Full and pruned searches for real, alternating: wall times, rows, and whether survivors agree."""
     spent = {"full": 0.0, "pruned": 0.0}
     rows = {"full": 0, "pruned": 0}
@@ -157,18 +170,29 @@ def timing(renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], n: in
             if b.image is not None and a.image is not None:
                 largest = max(largest, float((a.image - b.image).abs().max()))
     return {
-        "prompts": len(cases), "seconds_full": round(spent["full"], 2),
+        "prompts": len(cases),
+        "seconds_full": round(spent["full"], 2),
         "seconds_pruned": round(spent["pruned"], 2),
         "wall_share": round(spent["pruned"] / spent["full"], 4),
-        "rows_full": rows["full"], "rows_pruned": rows["pruned"],
+        "rows_full": rows["full"],
+        "rows_pruned": rows["pruned"],
         "rows_share": round(rows["pruned"] / rows["full"], 4),
         "survivors_max_difference": round(largest, 6),
-    }  # fmt: skip
+    }
 
 
-def bench(*, renderer: Renderer, judge: Reward, per_task: int = 8, n: int = 16, pool: int = 64, seed: int = 0,
-          sweep: bool = False, timed: int = 6,
-          tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+def bench(
+    *,
+    renderer: Renderer,
+    judge: Reward,
+    per_task: int = 8,
+    n: int = 16,
+    pool: int = 64,
+    seed: int = 0,
+    sweep: bool = False,
+    timed: int = 6,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """Best of `n`, full and pruned, and, of a larger `pool`, the best pruned to best-of-`n`'s row budget.
 
     With `sweep`, schedules are first compared on train prompts and the best one within a quarter of the
@@ -191,26 +215,48 @@ def bench(*, renderer: Renderer, judge: Reward, per_task: int = 8, n: int = 16, 
     whole = measure(pools, n, Full())
     rows = [
         _row(f"best of {n}, full", whole["score"], whole["rows"], 1.0, [1.0, 1.0, 1.0], None),
-        _row(f"best of {n}, pruned", narrow["score"], narrow["rows"], narrow["rows_share"], narrow["kept"],
-             chosen),
-    ]  # fmt: skip
+        _row(
+            f"best of {n}, pruned",
+            narrow["score"],
+            narrow["rows"],
+            narrow["rows_share"],
+            narrow["kept"],
+            chosen,
+        ),
+    ]
     if wide_cuts:
         wide = measure(pools, pool, wide_cuts)
         rows += [
             _row(f"best of {pool}, full", wide["full"], pool * whole["rows"] / n, pool / n, None, None),
-            _row(f"best of {pool}, pruned", wide["score"], wide["rows"], wide["rows"] / whole["rows"],
-                 wide["kept"], wide_cuts),
-        ]  # fmt: skip
+            _row(
+                f"best of {pool}, pruned",
+                wide["score"],
+                wide["rows"],
+                wide["rows"] / whole["rows"],
+                wide["kept"],
+                wide_cuts,
+            ),
+        ]
     rows.append(_row("one candidate", whole["single"], whole["rows"] / n, 1 / n, None, None))
     timed_cases = cases[:: max(1, len(cases) // timed)][:timed] if timed else []
     return {
-        "name": "parm", "rows": rows, "rank_correlation": rank_correlations(pools),
+        "name": "parm",
+        "rows": rows,
+        "rank_correlation": rank_correlations(pools),
         "timing": timing(renderer, judge, timed_cases, n, chosen, seed) if timed_cases else None,
         "sweep": swept[:20],
-        "settings": {"prompts": len(cases), "per_task": per_task, "pool": pool, "best_of": n, "steps": steps,
-                     "seed": seed, "cuts": {str(k): v for k, v in chosen.cuts.items()},
-                     "renderer": renderer.fingerprint, "judge": judge.spec.name},
-    }  # fmt: skip
+        "settings": {
+            "prompts": len(cases),
+            "per_task": per_task,
+            "pool": pool,
+            "best_of": n,
+            "steps": steps,
+            "seed": seed,
+            "cuts": {str(k): v for k, v in chosen.cuts.items()},
+            "renderer": renderer.fingerprint,
+            "judge": judge.spec.name,
+        },
+    }
 
 
 def within_budget(n: int, steps: int, budget: int) -> Halving:
@@ -224,10 +270,14 @@ def within_budget(n: int, steps: int, budget: int) -> Halving:
 
 def _row(name: str, overall, rows: float, share: float, kept, schedule: Halving | None) -> dict[str, Any]:
     return {
-        "name": name, "overall": overall, "tasks": {}, "cost": {"denoiser_rows": round(rows, 1)},
-        "rows_share": round(share, 4), "gain_kept": kept,
+        "name": name,
+        "overall": overall,
+        "tasks": {},
+        "cost": {"denoiser_rows": round(rows, 1)},
+        "rows_share": round(share, 4),
+        "gain_kept": kept,
         "cuts": {str(k): v for k, v in schedule.cuts.items()} if schedule else None,
-    }  # fmt: skip
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -43,20 +43,39 @@ class Beside:
         return image_scores(self.reward, images, prompts)
 
 
-def compare(*, renderer: Renderer, reward: Reward, judge: Reward, aside: Sequence[str], per_task: int = 8,
-            n: int = 8, pool: int = 16, seed: int = 0,
-            tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+def compare(
+    *,
+    renderer: Renderer,
+    reward: Reward,
+    judge: Reward,
+    aside: Sequence[str],
+    per_task: int = 8,
+    n: int = 8,
+    pool: int = 16,
+    seed: int = 0,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """The table as design.md 5's object. `aside` are the prompts that the threshold is fitted on. Raises
     Unsupported for a judge that knows no potential."""
     other = of_previews(judge)
     if not isinstance(other, PreviewReward):
-        raise Unsupported(f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
-                          "vision-language judge, vlm:…")  # fmt: skip
+        raise Unsupported(
+            f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
+            "vision-language judge, vlm:…"
+        )
     steps, cuts = renderer.steps, halving(n, renderer.steps)
     looks = steps_at(LOOKS, steps)
     known = {case.prompt: case for case in prompts("train")}
-    fitting = _drawn(renderer, reward, other, [known[prompt] for prompt in aside], pool, seed + 10**6,
-                     looks | cuts.looks, tell)  # fmt: skip
+    fitting = _drawn(
+        renderer,
+        reward,
+        other,
+        [known[prompt] for prompt in aside],
+        pool,
+        seed + 10**6,
+        looks | cuts.looks,
+        tell,
+    )
     budget = _rows(fitting, "reward", n, cuts)
     plans = [Likely(looks, threshold) for threshold in THRESHOLDS]
     # Rows fall as the threshold rises.
@@ -66,31 +85,48 @@ def compare(*, renderer: Renderer, reward: Reward, judge: Reward, aside: Sequenc
     name, first = other.spec.name, f"halving by {reward.spec.name}"
     as_costly = _cuts_for(fitting, n, looks | cuts.looks, _rows(pools, "clear", n, likely))
     plain: dict[str, tuple[str, Schedule]] = {
-        first: ("reward", cuts), f"halving by {name}": ("judge", cuts),
+        first: ("reward", cuts),
+        f"halving by {name}": ("judge", cuts),
         f"{name} below {likely.threshold:g} stops": ("clear", likely),
-        f"{reward.spec.name} stops as many": ("reward", as_costly), "none is stopped": ("reward", Full()),
-    }  # fmt: skip
+        f"{reward.spec.name} stops as many": ("reward", as_costly),
+        "none is stopped": ("reward", Full()),
+    }
     scores = {row: _scores(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
     spent = {row: _rows(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
     scores["one candidate"] = [sum(c.score or 0.0 for c in one["reward"].candidates) / pool for one in pools]
     spent["one candidate"] = pools[0]["reward"].rows_each * steps
     rows: list[dict[str, Any]] = [
-        {"name": row, "overall": mean_interval(values), "tasks": {},
-         "cost": {"denoiser_rows": round(spent[row], 1)}} for row, values in scores.items()
-    ]  # fmt: skip
+        {
+            "name": row,
+            "overall": mean_interval(values),
+            "tasks": {},
+            "cost": {"denoiser_rows": round(spent[row], 1)},
+        }
+        for row, values in scores.items()
+    ]
     for row in rows[1:]:
         # The judge's own stopping is beside what costs as much.
         over = rows[3]["name"] if row is rows[2] else first
         gains = [a - b for a, b in zip(scores[row["name"]], scores[over], strict=True)]
         row["gain"] = {"over": over, "interval": mean_interval(gains), "tasks": {}}
     settings = {
-        "split": "held-out", "prompts": len(cases), "per_task": per_task, "best_of": n, "pool": pool,
-        "steps": steps, "seed": seed, "cuts": {str(k): v for k, v in cuts.cuts.items()},
+        "split": "held-out",
+        "prompts": len(cases),
+        "per_task": per_task,
+        "best_of": n,
+        "pool": pool,
+        "steps": steps,
+        "seed": seed,
+        "cuts": {str(k): v for k, v in cuts.cuts.items()},
         "cuts_as_many": {str(k): v for k, v in as_costly.cuts.items()},
-        "looks": sorted(looks), "threshold": likely.threshold, "fitted_on": len(aside),
+        "looks": sorted(looks),
+        "threshold": likely.threshold,
+        "fitted_on": len(aside),
         "rows_while_fitting": [round(budget, 1), round(_rows(fitting, "clear", n, likely), 1)],
-        "renderer": renderer.fingerprint, "judge": reward.spec.name, "previews": identity(other),
-    }  # fmt: skip
+        "renderer": renderer.fingerprint,
+        "judge": reward.spec.name,
+        "previews": identity(other),
+    }
     return {"name": "parm", "rows": rows, "settings": settings}
 
 
@@ -100,15 +136,24 @@ def _cuts_for(pools: Sequence[dict[str, Pool]], n: int, looks: frozenset[int], r
     steps, each = pools[0]["reward"].steps, pools[0]["reward"].rows_each
     single = [{step: kept} for step in sorted(looks) for kept in range(1, n)]
     double = [{**a, **b} for a, b in combinations(single, 2) if max(a) < max(b) and a[max(a)] > b[max(b)]]
-    by_distance = sorted((abs(plan.rows(n, steps) * each - rows), i, plan)
-                         for i, plan in enumerate(map(Halving, [{}, *single, *double])))  # fmt: skip
+    by_distance = sorted(
+        (abs(plan.rows(n, steps) * each - rows), i, plan)
+        for i, plan in enumerate(map(Halving, [{}, *single, *double]))
+    )
     near = [plan for distance, _, plan in by_distance if distance <= 0.02 * rows]
     return max(near or [by_distance[0][2]], key=lambda plan: sum(_scores(pools, "reward", n, plan)))
 
 
-def _drawn(renderer: Renderer, reward: Reward, other: PreviewReward, cases: Sequence[PromptCase], size: int,
-           seed: int, looks: frozenset[int],
-           tell: Callable[[str, int, int], None] | None) -> list[dict[str, Pool]]:  # fmt: skip
+def _drawn(
+    renderer: Renderer,
+    reward: Reward,
+    other: PreviewReward,
+    cases: Sequence[PromptCase],
+    size: int,
+    seed: int,
+    looks: frozenset[int],
+    tell: Callable[[str, int, int], None] | None,
+) -> list[dict[str, Pool]]:
     """Of each case the same candidates three times: with the reward's scores of their previews, with the
     judge's potential, and with that where the judge finds the preview clear."""
     beside = Beside(reward, other)
@@ -125,8 +170,9 @@ def _drawn(renderer: Renderer, reward: Reward, other: PreviewReward, cases: Sequ
                 kinds["judge"][i].preview_scores[step] = p
                 if clear is None or clear[i] >= CLEAR:
                     kinds["clear"][i].preview_scores[step] = p
-        found.append({kind: Pool(pool.case, some, pool.steps, pool.rows_each)
-                      for kind, some in kinds.items()})  # fmt: skip
+        found.append(
+            {kind: Pool(pool.case, some, pool.steps, pool.rows_each) for kind, some in kinds.items()}
+        )
     return found
 
 

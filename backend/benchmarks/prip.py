@@ -24,14 +24,27 @@ from .process import Process
 
 SCRIPT = Path(__file__).parent / "inside" / "prip.py"
 GOAL = 0.95  # of the decoder's own speed
-PHASES = {"write": "writing", "render": "drawing", "score": "judging", "update": "update",
-          "record": "records, logs"}  # fmt: skip
-DID = {"tokens": "tokens of a refinement", "pictures": "pictures drawn",
-       "pictures_reused": "pictures there already"}  # fmt: skip
+PHASES = {
+    "write": "writing",
+    "render": "drawing",
+    "score": "judging",
+    "update": "update",
+    "record": "records, logs",
+}
+DID = {
+    "tokens": "tokens of a refinement",
+    "pictures": "pictures drawn",
+    "pictures_reused": "pictures there already",
+}
 
 
-def bench(settings: Mapping[str, Any], *, pairs: int = 5, refined: int = 64,
-          tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+def bench(
+    settings: Mapping[str, Any],
+    *,
+    pairs: int = 5,
+    refined: int = 64,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """`pairs` rounds of `refined` prompts by ours and by `generate`, in turns, and as many PPO steps, after a
     first one of each that is not counted; `settings` are a PpoConfig's, as JSON. Evaluations are left out.
 
@@ -49,30 +62,39 @@ def bench(settings: Mapping[str, Any], *, pairs: int = 5, refined: int = 64,
                     if tell:
                         tell("refinements" if what == "refine" else "steps", turn, pairs)
     rounds, steps = found["refine"][1:], found["step"][1:]
-    result = result_of({way: [one[way] for one in rounds] for way in rounds[0]},
-                       [one["step"] for one in steps], [one["floor"] for one in steps])  # fmt: skip
+    result = result_of(
+        {way: [one[way] for one in rounds] for way in rounds[0]},
+        [one["step"] for one in steps],
+        [one["floor"] for one in steps],
+    )
     result["settings"] = {"pairs": pairs, "goal": GOAL, "refined": refined, "side": ready, **settings}
     return result
 
 
-def result_of(speeds: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequence[Mapping[str, float]],
-              floors: Sequence[Mapping[str, float]]) -> dict[str, Any]:  # fmt: skip
+def result_of(
+    speeds: Mapping[str, Sequence[Mapping[str, float]]],
+    steps: Sequence[Mapping[str, float]],
+    floors: Sequence[Mapping[str, float]],
+) -> dict[str, Any]:
     """The bench's object (design.md 5). `speeds` has rounds of the five ways, `steps` rows of metrics."""
     rows = []
     for name, ours, theirs, unit in (
         ("refinements per second, from prompts", "ours", "generate", "rows"),
         ("refinements per second, from pivots", "ours, pivots", "generate", "rows"),
         ("tokens per second, drawn, from pivots", "ours, drawn", "generate, drawn", "tokens"),
-    ):  # fmt: skip
+    ):
         a, b = ([one["seconds"] / one[unit] for one in speeds[side]] for side in (ours, theirs))
         cost = {"ours": round(len(a) / sum(a), 2), "generate": round(len(b) / sum(b), 2)}
         rows.append({"name": name, "overall": ratio_interval(b, a), "tasks": {}, "cost": cost})
     whole = [step["seconds"] for step in steps]
-    rows.append({
-        "name": "share of a step that the networks alone take", "tasks": {},
-        "overall": ratio_interval([sum(floor.values()) for floor in floors], whole),
-        "cost": {"ours": round(sum(whole) / len(whole), 4)},
-    })  # fmt: skip
+    rows.append(
+        {
+            "name": "share of a step that the networks alone take",
+            "tasks": {},
+            "overall": ratio_interval([sum(floor.values()) for floor in floors], whole),
+            "cost": {"ours": round(sum(whole) / len(whole), 4)},
+        }
+    )
     split = []
     for step in steps:
         spent = {name: step[f"seconds/{name}"] for name in PHASES if name != "record"}
@@ -83,15 +105,23 @@ def result_of(speeds: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequen
         mine, least = _mean(split, key), _mean(found, key)
         share = round(least / mine, 3) if mine and least is not None else None
         table.append([name, mine, least, share])
-    tokens = [["greedy", _per_row(speeds["ours, pivots"]), _per_row(speeds["generate"])],
-              ["drawn", _per_row(speeds["ours, drawn"]), _per_row(speeds["generate, drawn"])]]  # fmt: skip
+    tokens = [
+        ["greedy", _per_row(speeds["ours, pivots"]), _per_row(speeds["generate"])],
+        ["drawn", _per_row(speeds["ours, drawn"]), _per_row(speeds["generate, drawn"])],
+    ]
     did = [[name, _mean(steps, key)] for key, name in DID.items()]
-    tables = [("seconds of a step of ppo, mean", ["ours", "its floor", "share"], table),
-              ("what a step of ppo does, mean", ["ours"], did),
-              ("tokens of a refinement, mean", ["ours", "generate"], tokens)]  # fmt: skip
-    return {"name": "prip", "rows": rows, "tables": [
-        {"title": title, "columns": ["", *columns], "rows": lines} for title, columns, lines in tables
-    ]}  # fmt: skip
+    tables = [
+        ("seconds of a step of ppo, mean", ["ours", "its floor", "share"], table),
+        ("what a step of ppo does, mean", ["ours"], did),
+        ("tokens of a refinement, mean", ["ours", "generate"], tokens),
+    ]
+    return {
+        "name": "prip",
+        "rows": rows,
+        "tables": [
+            {"title": title, "columns": ["", *columns], "rows": lines} for title, columns, lines in tables
+        ],
+    }
 
 
 def _per_row(rounds: Sequence[Mapping[str, float]]) -> float:

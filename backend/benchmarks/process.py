@@ -21,9 +21,13 @@ class Process:
     def __init__(self, kind: str, command: Sequence[str | Path], folder: Path):
         self.kind, self.log = kind, (folder / f"{kind}.log").open("w+", errors="replace")
         self.process = subprocess.Popen(
-            [*map(str, command)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            [*map(str, command)],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
             env={**os.environ, "REPRISE_ROOT": str(PACK)},
-        )  # fmt: skip
+        )
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Raises RepriseError with the last that it said where the script broke."""

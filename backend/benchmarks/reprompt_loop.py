@@ -63,8 +63,13 @@ class Reviewer:
     caller's to reset.
     """
 
-    def __init__(self, draughtsman: Draughtsman, rewards: Mapping[str, Any], weights: Mapping[str, float],
-                 phases: Callable[[str], AbstractContextManager[Any]]):
+    def __init__(
+        self,
+        draughtsman: Draughtsman,
+        rewards: Mapping[str, Any],
+        weights: Mapping[str, float],
+        phases: Callable[[str], AbstractContextManager[Any]],
+    ):
         self.draughtsman, self.phases = draughtsman, phases
         self.looking = {n: reward for n, reward in rewards.items() if reward.spec.reads == "images"}
         self.reading = {n: reward for n, reward in rewards.items() if n not in self.looking}
@@ -77,8 +82,9 @@ class Reviewer:
         names = list(self.reading)
         return [self.look, *map(self._texts, names)], [1.0, *(self.weights[name] for name in names)]
 
-    def look(self, completions: Sequence[Any], asked: Sequence[str], meaning: Sequence[str],
-             **_: Any) -> list[float]:
+    def look(
+        self, completions: Sequence[Any], asked: Sequence[str], meaning: Sequence[str], **_: Any
+    ) -> list[float]:
         """The weighted sum of each answer's picture's scores, as the rewards give them."""
         from ..rewards.pictures import from_pil
 
@@ -95,8 +101,10 @@ class Reviewer:
                 image = from_pil(picture)[None]
                 for name, reward in self.looking.items():
                     self.scores[name] += image_scores(reward, image, [words])
-        return [sum(self.weights[name] * self.scores[name][i] for name in self.looking)
-                for i in range(len(pictures))]  # fmt: skip
+        return [
+            sum(self.weights[name] * self.scores[name][i] for name in self.looking)
+            for i in range(len(pictures))
+        ]
 
     def _texts(self, name: str) -> Callable[..., list[float]]:
         def score(completions: Sequence[Any], asked: Sequence[str], **_: Any) -> list[float]:
@@ -113,8 +121,16 @@ def _rewrites(completions: Sequence[Any], asked: Sequence[str]) -> list[Rewrite]
     return [read_answer(turn[0]["content"], prompt, "reprompt") for turn, prompt in zip(completions, asked)]
 
 
-def make_trainer(*, model: Any, tokenizer: Any, system: str, asked: Sequence[tuple[str, str]],
-                 reviewer: Reviewer, settings: Mapping[str, Any], adapter: Any = None) -> Any:
+def make_trainer(
+    *,
+    model: Any,
+    tokenizer: Any,
+    system: str,
+    asked: Sequence[tuple[str, str]],
+    reviewer: Reviewer,
+    settings: Mapping[str, Any],
+    adapter: Any = None,
+) -> Any:
     """TRL's GRPOTrainer over `asked`, (prompt, words that the judge reads) in the order of the steps.
 
     `settings` are GRPOConfig's; everything else stays as TRL has it.
@@ -127,15 +143,25 @@ def make_trainer(*, model: Any, tokenizer: Any, system: str, asked: Sequence[tup
             with reviewer.phases("write"):
                 return super()._generate(*arguments, **options)
 
-    rows = [{"prompt": build_messages(prompt, system=system), "asked": prompt, "meaning": meaning}
-            for prompt, meaning in asked]  # fmt: skip
+    rows = [
+        {"prompt": build_messages(prompt, system=system), "asked": prompt, "meaning": meaning}
+        for prompt, meaning in asked
+    ]
     functions, weights = reviewer.functions()
     return Trainer(
-        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), peft_config=adapter,
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        peft_config=adapter,
         reward_funcs=functions,
         args=GRPOConfig(
-            **settings, reward_weights=weights, shuffle_dataset=False, logging_steps=1,
-            save_steps=100, report_to="none", disable_tqdm=True,
+            **settings,
+            reward_weights=weights,
+            shuffle_dataset=False,
+            logging_steps=1,
+            save_steps=100,
+            report_to="none",
+            disable_tqdm=True,
             chat_template_kwargs={"enable_thinking": False},
         ),
-    )  # fmt: skip
+    )

@@ -33,9 +33,16 @@ TOLERANCE = 1e-3
 PROMPT = "a large red circle at the top left and a small blue star in the center, on a grey background"
 
 
-def bench(*, judges: Sequence[str] = (), reference: Path | None = None, images: int = 4, pairs: int = 5,
-          size: int = 1024, seed: int = 0,
-          tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+def bench(
+    *,
+    judges: Sequence[str] = (),
+    reference: Path | None = None,
+    images: int = 4,
+    pairs: int = 5,
+    size: int = 1024,
+    seed: int = 0,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """`pairs` calls of each side with 1 picture and with `images` of them, `size` pixels wide and high.
 
     `reference` is the Python that has the packages (tests/data/rewards/README.md). With it a row's
@@ -58,8 +65,16 @@ def bench(*, judges: Sequence[str] = (), reference: Path | None = None, images: 
                 for count in sorted({1, images}):
                     calls = take_turns(sides, pictures[:count], pairs, f"{name}, {count} a call", tell)
                     rows += rows_of(name, count, *calls, packages=packages)
-    settings = {"images": images, "pairs": pairs, "pixels": size, "seed": seed, "prompt": PROMPT,
-                "tolerance": TOLERANCE, "sides": ready, "reference": packages or None}  # fmt: skip
+    settings = {
+        "images": images,
+        "pairs": pairs,
+        "pixels": size,
+        "seed": seed,
+        "prompt": PROMPT,
+        "tolerance": TOLERANCE,
+        "sides": ready,
+        "reference": packages or None,
+    }
     return {"name": "rewards", "rows": rows, "settings": settings}
 
 
@@ -77,21 +92,31 @@ def packages_of(python: Path, judges: Sequence[str]) -> dict[str, str]:
 
     Raises BadInput where it is no Python, or lacks one of them.
     """
-    code = ("import json, sys; from importlib.metadata import distributions; "
-            "found = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in distributions()}; "
-            "print(json.dumps({n: found.get(n) for n in sys.argv[1:]}))")  # fmt: skip
+    code = (
+        "import json, sys; from importlib.metadata import distributions; "
+        "found = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in distributions()}; "
+        "print(json.dumps({n: found.get(n) for n in sys.argv[1:]}))"
+    )
     needed = [PACKAGES[name] for name in judges]
     try:
-        done = subprocess.run([str(python), "-c", code, *needed, "torch", "transformers"],
-                              capture_output=True, text=True, timeout=60)  # fmt: skip
+        done = subprocess.run(
+            [str(python), "-c", code, *needed, "torch", "transformers"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         found = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        raise BadInput(f"--reference must be a Python interpreter, got {python}; give the one of an "
-                       "environment with image-reward and hpsv2") from error  # fmt: skip
+        raise BadInput(
+            f"--reference must be a Python interpreter, got {python}; give the one of an "
+            "environment with image-reward and hpsv2"
+        ) from error
     lost = [name for name in needed if not found[name]]
     if lost:
-        raise BadInput(f"{python} has no {' and no '.join(lost)}; install image-reward 1.5 and hpsv2 1.2.0 "
-                       "there, as tests/data/rewards/README.md says")  # fmt: skip
+        raise BadInput(
+            f"{python} has no {' and no '.join(lost)}; install image-reward 1.5 and hpsv2 1.2.0 "
+            "there, as tests/data/rewards/README.md says"
+        )
     return found
 
 
@@ -106,8 +131,13 @@ class Side(Process):
         return self.ask({"pictures": [*map(str, pictures)], "prompt": PROMPT})
 
 
-def take_turns(sides: Sequence[Side], pictures: Sequence[Path], pairs: int, stage: str,
-               tell: Callable[[str, int, int], None] | None) -> list[list[dict[str, Any]]]:
+def take_turns(
+    sides: Sequence[Side],
+    pictures: Sequence[Path],
+    pairs: int,
+    stage: str,
+    tell: Callable[[str, int, int], None] | None,
+) -> list[list[dict[str, Any]]]:
     """`pairs` answers of each side, taking turns; before them one call each that is not counted."""
     found: list[list[dict[str, Any]]] = [[] for _ in sides]
     for turn in range(pairs + 1):
@@ -121,8 +151,14 @@ def take_turns(sides: Sequence[Side], pictures: Sequence[Path], pairs: int, stag
     return found
 
 
-def rows_of(name: str, count: int, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]] = (), *,
-            packages: dict[str, str]) -> list[dict[str, Any]]:
+def rows_of(
+    name: str,
+    count: int,
+    ours: Sequence[dict[str, Any]],
+    theirs: Sequence[dict[str, Any]] = (),
+    *,
+    packages: dict[str, str],
+) -> list[dict[str, Any]]:
     """One row of our calls alone; or one of theirs over ours, and one without their reading of the file.
 
     Raises RepriseError where the scores differ."""
@@ -135,8 +171,10 @@ def rows_of(name: str, count: int, ours: Sequence[dict[str, Any]], theirs: Seque
     pairs = [pair for a, b in zip(ours, theirs) for pair in zip(a["scores"], b["scores"], strict=True)]
     difference = max((abs(a - b) for a, b in pairs), key=lambda apart: (apart != apart, apart))  # NaN first
     if not difference <= TOLERANCE:
-        raise RepriseError(f"scores of {name} and its reference differ by {difference:.2g}, expected at most "
-                           f"{TOLERANCE}; they do not compute the same, so speed says nothing")  # fmt: skip
+        raise RepriseError(
+            f"scores of {name} and its reference differ by {difference:.2g}, expected at most "
+            f"{TOLERANCE}; they do not compute the same, so speed says nothing"
+        )
     spread = max(theirs[0]["scores"]) - min(theirs[0]["scores"])
     package = f"{PACKAGES[name]} {packages[PACKAGES[name]]}"
     rows = []
@@ -144,12 +182,20 @@ def rows_of(name: str, count: int, ours: Sequence[dict[str, Any]], theirs: Seque
     steady = [call["seconds"] - call["reading"] for call in theirs]
     kinds = {"": whole} if steady == whole else {"": whole, " without reading its file": steady}
     for what, spent in kinds.items():
-        rows.append({
-            "name": f"{title}, over {package}{what}", "overall": ratio_interval(spent, seconds), "tasks": {},
-            "cost": {**cost, "reference_images_per_second": _per_second(count, spent),
-                     **{f"reference_{key}": value for key, value in _peaks(theirs).items()}},
-            "score_difference": float(f"{difference:.2g}"), "score_spread": float(f"{spread:.2g}"),
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": f"{title}, over {package}{what}",
+                "overall": ratio_interval(spent, seconds),
+                "tasks": {},
+                "cost": {
+                    **cost,
+                    "reference_images_per_second": _per_second(count, spent),
+                    **{f"reference_{key}": value for key, value in _peaks(theirs).items()},
+                },
+                "score_difference": float(f"{difference:.2g}"),
+                "score_spread": float(f"{spread:.2g}"),
+            }
+        )
     return rows
 
 
@@ -239,8 +285,17 @@ def random_weights(shapes: dict[str, list[int]], seed: int, dtype: torch.dtype) 
 def write_vocabulary(path: Path, size: int) -> None:
     """`size` lines in the layout of bert-base-uncased's vocab.txt, which know letters and PROMPT's words."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *letters, *("##" + c for c in letters),
-             *PROMPT.replace(",", "").split()]  # fmt: skip
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        ",",
+        *letters,
+        *("##" + c for c in letters),
+        *PROMPT.replace(",", "").split(),
+    ]
     words = list(dict.fromkeys(words))
     words += [f"[unused{i}]" for i in range(size - len(words))]
     path.write_text("\n".join(words) + "\n", encoding="utf-8")

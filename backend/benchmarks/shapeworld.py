@@ -55,8 +55,11 @@ def replay(candidates: Sequence[Candidate], schedule: Schedule) -> list[int | No
     was not clear has none, and goes on."""
     pruned: list[int | None] = [None] * len(candidates)
     for step in sorted(schedule.looks):
-        judged = {i: candidates[i].preview_scores[step] for i, at in enumerate(pruned)
-                  if at is None and step in candidates[i].preview_scores}  # fmt: skip
+        judged = {
+            i: candidates[i].preview_scores[step]
+            for i, at in enumerate(pruned)
+            if at is None and step in candidates[i].preview_scores
+        }
         kept = set(schedule.keep(step, judged)) if judged else set()
         for i in judged:
             if i not in kept:
@@ -72,9 +75,21 @@ def replayed_rows(pruned: Sequence[int | None], steps: int, rows_each: float) ->
 class Evaluation:
     """One run: the roles, the settings, and the results so far, kept in `partial.jsonl`."""
 
-    def __init__(self, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judge: Reward, *,
-                 best_of: int, prune: str, rounds: int, variants: int, seed: int,
-                 kept: Path | None = None, tell: Callable[[str, int, int], None] | None = None):
+    def __init__(
+        self,
+        rewriter: Rewriter,
+        template: Rewriter,
+        renderer: Renderer,
+        judge: Reward,
+        *,
+        best_of: int,
+        prune: str,
+        rounds: int,
+        variants: int,
+        seed: int,
+        kept: Path | None = None,
+        tell: Callable[[str, int, int], None] | None = None,
+    ):
         self.rewriter, self.template, self.renderer, self.judge = rewriter, template, renderer, judge
         self.best_of, self.prune, self.rounds = best_of, prune, rounds
         self.variants, self.seed, self.tell = variants, seed, tell
@@ -103,8 +118,10 @@ class Evaluation:
             images = torch.stack([image for image in drawn.images if image is not None])
             scores = image_scores(self.judge, images, [case.prompt for case, _ in part])
             rows = drawn.denoiser_rows_full / len(part)
-            self.kept.add(_result(method, case, base, score, rows, 0)
-                      for (case, base), score in zip(part, scores, strict=True))  # fmt: skip
+            self.kept.add(
+                _result(method, case, base, score, rows, 0)
+                for (case, base), score in zip(part, scores, strict=True)
+            )
             self._progress(method, start + len(part), len(todo))
 
     def chain(self, pairs: Sequence[tuple[PromptCase, int]]) -> None:
@@ -113,31 +130,60 @@ class Evaluation:
         todo = [(c, base) for c, base in pairs if (names[-1], c.prompt, base) not in self.done]
         schedule = self.schedule(self.best_of)
         for number, (case, base, rewrites) in enumerate(self.rewritten(todo), start=1):
-            full = search(self.renderer, self.judge, case.prompt, [r.prompt for r in rewrites],
-                          n=self.best_of, seed=base, schedule=Recording(schedule))  # fmt: skip
+            full = search(
+                self.renderer,
+                self.judge,
+                case.prompt,
+                [r.prompt for r in rewrites],
+                n=self.best_of,
+                seed=base,
+                schedule=Recording(schedule),
+            )
             steps, n = self.renderer.steps, self.best_of
             rows_each = full.cost.denoiser_rows_full / (steps * n)
             pruned_at = replay(full.candidates, schedule)
             # What a pruned run would leave: nothing of a candidate after its last look.
-            left = [c if at is None else replace(c, image=None, score=None, pruned_at=at)
-                    for c, at in zip(full.candidates, pruned_at, strict=True)]  # fmt: skip
-            looked = sum(at is None or step <= at for c, at in zip(left, pruned_at, strict=True)
-                         for step in c.preview_scores)  # fmt: skip
+            left = [
+                c if at is None else replace(c, image=None, score=None, pruned_at=at)
+                for c, at in zip(full.candidates, pruned_at, strict=True)
+            ]
+            looked = sum(
+                at is None or step <= at
+                for c, at in zip(left, pruned_at, strict=True)
+                for step in c.preview_scores
+            )
             calls_pruned = looked + pruned_at.count(None)
             pruned = SearchResult(left, best_of(left, self.judge), full.cost)
             pruned_rows = replayed_rows(pruned_at, steps, rows_each)
             mended = reflect(
-                pruned, case.prompt, rewriter=self.rewriter, renderer=self.renderer, judge=self.judge,
-                rounds=self.rounds, n=n, seed=base, variants=self.variants,
+                pruned,
+                case.prompt,
+                rewriter=self.rewriter,
+                renderer=self.renderer,
+                judge=self.judge,
+                rounds=self.rounds,
+                n=n,
+                seed=base,
+                variants=self.variants,
                 schedule=self.schedule,
-            )  # fmt: skip
-            score = [full.candidates[0].score, full.candidates[full.best].score,
-                     full.candidates[pruned.best].score, mended.candidates[mended.best].score]  # fmt: skip
-            rows = [rows_each * steps, rows_each * steps * n, pruned_rows,
-                    pruned_rows + mended.cost.denoiser_rows]  # fmt: skip
+            )
+            score = [
+                full.candidates[0].score,
+                full.candidates[full.best].score,
+                full.candidates[pruned.best].score,
+                mended.candidates[mended.best].score,
+            ]
+            rows = [
+                rows_each * steps,
+                rows_each * steps * n,
+                pruned_rows,
+                pruned_rows + mended.cost.denoiser_rows,
+            ]
             calls = [0, n, calls_pruned, calls_pruned + mended.cost.judge_calls]
-            self.kept.add(_result(name, case, base, s, r, c)
-                      for name, s, r, c in zip(names, score, rows, calls, strict=True))  # fmt: skip
+            self.kept.add(
+                _result(name, case, base, s, r, c)
+                for name, s, r, c in zip(names, score, rows, calls, strict=True)
+            )
             self._progress("chain", number, len(todo))
 
     def rewritten(
@@ -171,8 +217,15 @@ def spelled(case: PromptCase, base: int) -> str:
 def _result(method: str, case: PromptCase, seed: int, score: float | None, rows: float, calls: int) -> Result:
     assert score is not None
     # ShapeWorldSoft is above .5 exactly where the strict verdict is "right".
-    return {"method": method, "prompt": case.prompt, "task": case.task, "seed": seed,
-            "right": score > 0.5, "rows": rows, "calls": calls}  # fmt: skip
+    return {
+        "method": method,
+        "prompt": case.prompt,
+        "task": case.task,
+        "seed": seed,
+        "right": score > 0.5,
+        "rows": rows,
+        "calls": calls,
+    }
 
 
 def chosen_tasks(names: Sequence[str]) -> list[str]:
@@ -189,11 +242,24 @@ def chosen_cases(split: str, per_task: int, seed: int, tasks: Sequence[str]) -> 
     return [case for case in sample_prompts(split, per_task, seed) if case.task in tasks]
 
 
-def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judge: Reward,
-             per_task: int = 66, seeds: int = 4, best_of: int = 8, prune: str = "halving",
-             rounds: int = 2, variants: int = 4, seed: int = 0, split: str = "held-out",
-             tasks: Sequence[str] = (), kept: Path | None = None,
-             tell: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+def evaluate(
+    *,
+    rewriter: Rewriter,
+    template: Rewriter,
+    renderer: Renderer,
+    judge: Reward,
+    per_task: int = 66,
+    seeds: int = 4,
+    best_of: int = 8,
+    prune: str = "halving",
+    rounds: int = 2,
+    variants: int = 4,
+    seed: int = 0,
+    split: str = "held-out",
+    tasks: Sequence[str] = (),
+    kept: Path | None = None,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
 
     `per_task` prompts of each task (fewer where a task has fewer), `seeds` repetitions each; `tasks`
@@ -207,20 +273,40 @@ def evaluate(*, rewriter: Rewriter, template: Rewriter, renderer: Renderer, judg
     tasks = chosen_tasks(tasks)
     cases = chosen_cases(split, per_task, seed, tasks)
     settings = {
-        "split": split, "tasks": tasks, "prompts": len(cases), "seeds": seeds, "best_of": best_of,
-        "prune": prune, "rounds": rounds, "variants": min(variants, best_of), "seed": seed,
+        "split": split,
+        "tasks": tasks,
+        "prompts": len(cases),
+        "seeds": seeds,
+        "best_of": best_of,
+        "prune": prune,
+        "rounds": rounds,
+        "variants": min(variants, best_of),
+        "seed": seed,
         "steps": renderer.steps,
-        "renderer": renderer.fingerprint, "rewriter": rewriter.name,
-        "rewriter_fingerprint": getattr(rewriter, "fingerprint", None), "judge": judge.spec.name,
+        "renderer": renderer.fingerprint,
+        "rewriter": rewriter.name,
+        "rewriter_fingerprint": getattr(rewriter, "fingerprint", None),
+        "judge": judge.spec.name,
         **({"judge_fingerprint": identity(judge)} if identity(judge) != judge.spec.name else {}),
-    }  # fmt: skip
+    }
     schedule = schedule_from(prune, best_of, renderer.steps, of_previews(judge))
     if isinstance(schedule, Halving):
         settings["cuts"] = {str(step): kept for step, kept in schedule.cuts.items()}
     if kept:
         kept = _partial(kept, settings)
-    run = Evaluation(rewriter, template, renderer, judge, best_of=best_of, prune=prune, rounds=rounds,
-                     variants=min(variants, best_of), seed=seed, kept=kept, tell=tell)  # fmt: skip
+    run = Evaluation(
+        rewriter,
+        template,
+        renderer,
+        judge,
+        best_of=best_of,
+        prune=prune,
+        rounds=rounds,
+        variants=min(variants, best_of),
+        seed=seed,
+        kept=kept,
+        tell=tell,
+    )
     results = run.run(cases, seeds)
     order = ["terse", "template", *run.chain_methods(), "spelled-out oracle"]
     rows = [_row(method, [r for r in results if r["method"] == method]) for method in order]
@@ -261,8 +347,10 @@ def by_prompt(results: Sequence[Result], figure: str = "right") -> dict[str, dic
 def _row(method: str, results: Sequence[Result]) -> dict[str, Any]:
     shares = by_prompt(results)
     overall, tasks = task_intervals({task: list(by.values()) for task, by in shares.items()})
-    cost = {"denoiser_rows": round(sum(r["rows"] for r in results) / len(results), 1),
-            "judge_calls": round(sum(r["calls"] for r in results) / len(results), 1)}  # fmt: skip
+    cost = {
+        "denoiser_rows": round(sum(r["rows"] for r in results) / len(results), 1),
+        "judge_calls": round(sum(r["calls"] for r in results) / len(results), 1),
+    }
     return {"name": method, "overall": overall, "tasks": tasks, "cost": cost}
 
 

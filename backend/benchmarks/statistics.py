@@ -22,14 +22,16 @@ Trained = Mapping[str, Sequence[Sequence[float]]]  # task -> values (training se
 RESAMPLES = 4000
 
 
-def task_intervals(by_task: Mapping[str, Sequence[float]],
-                   seed: int = 0) -> tuple[Interval, dict[str, Interval]]:
+def task_intervals(
+    by_task: Mapping[str, Sequence[float]], seed: int = 0
+) -> tuple[Interval, dict[str, Interval]]:
     """Per-prompt values of each task -> (overall, per task), each [mean, low, high]."""
     return training_intervals({task: [values] for task, values in by_task.items()}, seed=seed)
 
 
-def training_intervals(by_task: Trained, over: Trained | None = None,
-                       seed: int = 0) -> tuple[Interval, dict[str, Interval]]:
+def training_intervals(
+    by_task: Trained, over: Trained | None = None, seed: int = 0
+) -> tuple[Interval, dict[str, Interval]]:
     """Values of each task, (training seeds, prompts) -> (overall, per task), each [mean, low, high].
 
     `over`: another method's values of the same prompts, whose difference from it is wanted. Prompts are
@@ -37,8 +39,9 @@ def training_intervals(by_task: Trained, over: Trained | None = None,
     """
     rng = np.random.default_rng(seed)
     sides = [(1, by_task), (-1, over)] if over else [(1, by_task)]
-    shares = [_training_shares(len(next(iter(values.values()))), seed + i)
-              for i, (_, values) in enumerate(sides)]  # fmt: skip
+    shares = [
+        _training_shares(len(next(iter(values.values()))), seed + i) for i, (_, values) in enumerate(sides)
+    ]
     draws, tasks, means = [], {}, []
     for task, rows in by_task.items():
         count = len(rows[0])

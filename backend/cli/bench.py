@@ -25,8 +25,11 @@ def bench(
     ] = False,
     previews: Annotated[
         str | None,
-        typer.Option(metavar="JUDGE", help="parm: another table, of stopping what this vision-language judge "
-                     "gives no hope, beside halving at equal rows."),
+        typer.Option(
+            metavar="JUDGE",
+            help="parm: another table, of stopping what this vision-language judge "
+            "gives no hope, beside halving at equal rows.",
+        ),
     ] = None,
     timed: Annotated[int, typer.Option(metavar="N", help="Prompts drawn for the wall times.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the prompts chosen and of every picture.")] = 0,
@@ -103,8 +106,14 @@ def bench(
         if name == "nodes":
             result = nodes.bench(pairs=pairs or 12, steps=steps or 16, tell=tell)
         elif name == "rewards":
-            result = rewards.bench(judges=judges or (), reference=reference, images=images, pairs=pairs or 5,
-                                   seed=seed, tell=tell)  # fmt: skip
+            result = rewards.bench(
+                judges=judges or (),
+                reference=reference,
+                images=images,
+                pairs=pairs or 5,
+                seed=seed,
+                tell=tell,
+            )
         elif name == "grpo":
             result = grpo.bench(settings, pairs=pairs or 5, tell=tell)
         elif name == "prip":
@@ -116,18 +125,34 @@ def bench(
                 from ..trainers.prompts import read_prompts
 
                 result = potential.compare(
-                    renderer=drawing(), reward=scoring, judge=make_reward(previews), per_task=per_task,
+                    renderer=drawing(),
+                    reward=scoring,
+                    judge=make_reward(previews),
+                    per_task=per_task,
                     aside=[one.prompt for one in read_prompts(f"shapeworld:{per_task}", "evaluate")],
-                    n=best_of, pool=pool, seed=seed, tell=tell,
-                )  # fmt: skip
+                    n=best_of,
+                    pool=pool,
+                    seed=seed,
+                    tell=tell,
+                )
             else:
-                result = parm.bench(renderer=drawing(), judge=scoring, per_task=per_task, n=best_of,
-                                    pool=pool, seed=seed, sweep=sweep, timed=timed, tell=tell)  # fmt: skip
+                result = parm.bench(
+                    renderer=drawing(),
+                    judge=scoring,
+                    per_task=per_task,
+                    n=best_of,
+                    pool=pool,
+                    seed=seed,
+                    sweep=sweep,
+                    timed=timed,
+                    tell=tell,
+                )
     results.finish(result, out, as_json)
 
 
-def _grpo_settings(path: Path | None, prompts: int | None, rewrites: int | None, steps: int | None,
-                   seed: int) -> dict[str, Any]:
+def _grpo_settings(
+    path: Path | None, prompts: int | None, rewrites: int | None, steps: int | None, seed: int
+) -> dict[str, Any]:
     """A GrpoConfig's, as JSON: of the file, with what was asked for on top, in batches as large as the file's
     at most."""
     from .. import trainers
@@ -142,13 +167,21 @@ def _grpo_settings(path: Path | None, prompts: int | None, rewrites: int | None,
     batch = max(size for size in range(1, plain.batch_size + 1) if rows % size == 0)
     config = load_config(GrpoConfig, path, [*words, f"batch_size={batch}"])
     if config.renderer.elsewhere:
-        raise BadInput("the loop to compare with calls a diffusers pipeline, and a ComfyUI server is none; "
-                       "give a config that draws with one")  # fmt: skip
+        raise BadInput(
+            "the loop to compare with calls a diffusers pipeline, and a ComfyUI server is none; "
+            "give a config that draws with one"
+        )
     return config.model_dump(mode="json")
 
 
-def _ppo_settings(path: Path | None, prompts: int | None, rewrites: int | None, steps: int | None, seed: int,
-                  refiner: str | None) -> dict[str, Any]:  # fmt: skip
+def _ppo_settings(
+    path: Path | None,
+    prompts: int | None,
+    rewrites: int | None,
+    steps: int | None,
+    seed: int,
+    refiner: str | None,
+) -> dict[str, Any]:
     """A PpoConfig's, likewise, in as many minibatches as the file's at most."""
     from .. import trainers
     from ..config import load_config
@@ -156,8 +189,13 @@ def _ppo_settings(path: Path | None, prompts: int | None, rewrites: int | None, 
 
     init = refiner or ("shapeworld" if path is None else None)
     path = path or Path(trainers.__path__[0]) / "configs" / "ppo_shapeworld.yaml"
-    asked = {"prompts_per_step": prompts, "rewrites": rewrites, "renderer.steps": steps, "seed": seed,
-             "init": init}  # fmt: skip
+    asked = {
+        "prompts_per_step": prompts,
+        "rewrites": rewrites,
+        "renderer.steps": steps,
+        "seed": seed,
+        "init": init,
+    }
     words = [f"{key}={value}" for key, value in asked.items() if value is not None]
     plain = load_config(PpoConfig, path)
     if rewrites == 1:  # with nothing to be compared with
@@ -166,6 +204,8 @@ def _ppo_settings(path: Path | None, prompts: int | None, rewrites: int | None, 
     parts = max(number for number in range(1, plain.minibatches + 1) if rows % number == 0)
     config = load_config(PpoConfig, path, [*words, f"minibatches={parts}"])
     if config.renderer.elsewhere:
-        raise BadInput("a step's floor is measured on a diffusers pipeline, and a ComfyUI server is none; "
-                       "give a config that draws with one")  # fmt: skip
+        raise BadInput(
+            "a step's floor is measured on a diffusers pipeline, and a ComfyUI server is none; "
+            "give a config that draws with one"
+        )
     return config.model_dump(mode="json")

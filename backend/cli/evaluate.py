@@ -22,13 +22,20 @@ def evaluate(
     ],
     judges: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[JUDGE…]", show_default=False, help="Of the benchmark judge: what is "
-                       "measured, vlm:FOLDER or any reward."),
+        typer.Argument(
+            metavar="[JUDGE…]",
+            show_default=False,
+            help="Of the benchmark judge: what is measured, vlm:FOLDER or any reward.",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default=False, help="Of the benchmark judge: its questions, as "
-                     "`reprise judge-data` makes them; those of the split test are asked."),
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Of the benchmark judge: its questions, as "
+            "`reprise judge-data` makes them; those of the split test are asked.",
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -44,41 +51,59 @@ def evaluate(
     best_of: Annotated[int, typer.Option("--best-of", metavar="N", help="Candidates of a search.")] = 8,
     prune: Annotated[
         str | None,
-        typer.Option(metavar=options.PRUNING, show_default="halving, or none without previews",
-                     help="How the pruned row stops candidates."),
+        typer.Option(
+            metavar=options.PRUNING,
+            show_default="halving, or none without previews",
+            help="How the pruned row stops candidates.",
+        ),
     ] = None,
     reflect: Annotated[int, typer.Option(metavar="ROUNDS", help="Rounds of mending at most.")] = 2,
     variants: Annotated[int, typer.Option(metavar="K", help="Rewrites that the candidates share.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the prompts chosen and of every picture.")] = 0,
     compare: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=REWRITER,…", show_default=False, help="A row of a table of rewriters "
-                     "instead, one picture of each greedy rewrite; may be given several times. A rewriter is "
-                     "what --rewriter takes, with commas where a method was trained from several seeds."),
+        typer.Option(
+            metavar="NAME=REWRITER,…",
+            show_default=False,
+            help="A row of a table of rewriters "
+            "instead, one picture of each greedy rewrite; may be given several times. A rewriter is "
+            "what --rewriter takes, with commas where a method was trained from several seeds.",
+        ),
     ] = None,
     rows: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.yaml", show_default=False, help="A table of these rows instead, each "
-                     "a renderer's LoRA, a rewriter, a judge and a search, with lists for several training "
-                     "seeds, such as `DPO + PARM: {lora: [A, B], best_of: 8, prune: halving}`."),
+        typer.Option(
+            metavar="FILE.yaml",
+            show_default=False,
+            help="A table of these rows instead, each "
+            "a renderer's LoRA, a rewriter, a judge and a search, with lists for several training "
+            "seeds, such as `DPO + PARM: {lora: [A, B], best_of: 8, prune: halving}`.",
+        ),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="the best of --compare, the first of --rows",
-                     help="The row that all others' gains are over."),
+        typer.Option(
+            metavar="NAME",
+            show_default="the best of --compare, the first of --rows",
+            help="The row that all others' gains are over.",
+        ),
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="shapeworld-strict", help="Reward whose mean the rows of "
-                     "--compare and --rows are."),
+        typer.Option(
+            metavar="NAME",
+            show_default="shapeworld-strict",
+            help="Reward whose mean the rows of --compare and --rows are.",
+        ),
     ] = None,
     renderer: options.Renderer = "shapeworld",
     rewriter: options.Rewriter = None,
     steps: options.Steps = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", show_default="out/evaluate-, compare- or rows-BENCHMARK",
-                     help="Where to write."),
+        typer.Option(
+            metavar="RUN", show_default="out/evaluate-, compare- or rows-BENCHMARK", help="Where to write."
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -105,8 +130,10 @@ def evaluate(
         options.check_seed(seed)
         return evaluate_judges(judges or [], data, out, seed, as_json)
     if judges or data is not None:
-        raise BadInput("judges and --data belong to the benchmark judge; expected reprise evaluate judge "
-                       "JUDGE… --data FILE")  # fmt: skip
+        raise BadInput(
+            "judges and --data belong to the benchmark judge; expected reprise evaluate judge "
+            "JUDGE… --data FILE"
+        )
     from ..benchmarks import ablation, chains, shapeworld
 
     tasks = shapeworld.chosen_tasks(task or [])
@@ -128,8 +155,10 @@ def evaluate(
     scoring = make_reward((judge or "shapeworld-strict") if methods or table else "shapeworld")
     makers = chains.Makers(
         lambda lora: find_renderer(renderer, steps, lora=Path(lora) if lora else None)(),
-        lambda one: find_rewriter(one)(), make_reward, reward_mark,
-    )  # fmt: skip
+        lambda one: find_rewriter(one)(),
+        make_reward,
+        reward_mark,
+    )
     for row in table.values():  # names that there are not are refused before the first picture
         for one in row.trainings():
             find_renderer(renderer, steps, lora=Path(one.lora) if one.lora else None)
@@ -145,21 +174,48 @@ def evaluate(
     with results.progress_bars(as_json, out) as tell:
         if methods:
             result = ablation.compare(
-                methods=methods, rewriters=rewriters, renderer=drawing(), folder=out, tasks=tasks,
-                judge=scoring, per_task=per_task, seeds=seeds, seed=seed,
-                baseline=baseline, tell=tell,
-            )  # fmt: skip
+                methods=methods,
+                rewriters=rewriters,
+                renderer=drawing(),
+                folder=out,
+                tasks=tasks,
+                judge=scoring,
+                per_task=per_task,
+                seeds=seeds,
+                seed=seed,
+                baseline=baseline,
+                tell=tell,
+            )
         elif table:
             result = chains.tabulate(
-                rows=table, makers=makers, measure=scoring, folder=out, per_task=per_task, seeds=seeds,
-                seed=seed, tasks=tasks, baseline=baseline, tell=tell,
-            )  # fmt: skip
+                rows=table,
+                makers=makers,
+                measure=scoring,
+                folder=out,
+                per_task=per_task,
+                seeds=seeds,
+                seed=seed,
+                tasks=tasks,
+                baseline=baseline,
+                tell=tell,
+            )
         else:
             result = shapeworld.evaluate(
-                rewriter=rewriting(), template=find_rewriter("template")(), renderer=drawing(), kept=out,
-                judge=scoring, per_task=per_task, seeds=seeds, best_of=best_of, prune=prune,
-                rounds=reflect, variants=variants, seed=seed, tasks=tasks, tell=tell,
-            )  # fmt: skip
+                rewriter=rewriting(),
+                template=find_rewriter("template")(),
+                renderer=drawing(),
+                kept=out,
+                judge=scoring,
+                per_task=per_task,
+                seeds=seeds,
+                best_of=best_of,
+                prune=prune,
+                rounds=reflect,
+                variants=variants,
+                seed=seed,
+                tasks=tasks,
+                tell=tell,
+            )
     results.finish(result, out, as_json)
 
 
@@ -177,5 +233,6 @@ def _refuse_the_chains(context: typer.Context, table: str) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             why = {"compare": "which draws one picture of each greedy rewrite", "rows": "whose rows say it"}
-            raise BadInput(f"--{name.replace('_', '-')} has no use with --{table}, {why[table]}; "
-                           "leave it out")  # fmt: skip
+            raise BadInput(
+                f"--{name.replace('_', '-')} has no use with --{table}, {why[table]}; leave it out"
+            )

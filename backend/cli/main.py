@@ -34,9 +34,12 @@ from . import (
 STOPPED = 130  # what shells report for a program that Ctrl-C stopped
 
 app = typer.Typer(
-    name="reprise", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="reprise",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="A short prompt becomes a better picture: rehearse it, try many seeds, keep and mend the best.",
-)  # fmt: skip
+)
 app.command("render")(render.render)
 app.command("rewrite")(rewrite.rewrite)
 app.command("score")(score.score)
@@ -62,8 +65,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True,
-                                 help="Show the version and leave."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and leave."
+    ),
 ) -> None:
     pass
 
@@ -78,8 +82,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8")
     command = typer.main.get_command(app)
     try:
-        code = command.main(None if arguments is None else list(arguments), prog_name="reprise",
-                            standalone_mode=False)
+        code = command.main(
+            None if arguments is None else list(arguments), prog_name="reprise", standalone_mode=False
+        )
         if code == STOPPED:  # newer versions of typer turn Ctrl-C into this, older ones raise
             return _fail("stopped", STOPPED)
         return code if isinstance(code, int) else 0
@@ -96,8 +101,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         # A host brings these itself; a bare installation of the base has none of them.
-        remedy = ("pip install 'reprise-nodes[render]' brings what drawing needs, [train] what training, "
-                  "[serve] what serving needs")  # fmt: skip
+        remedy = (
+            "pip install 'reprise-nodes[render]' brings what drawing needs, [train] what training, "
+            "[serve] what serving needs"
+        )
         return _fail(f"{error.name} is not installed; {remedy}", 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own: a wrong option or value

@@ -52,9 +52,15 @@ def find_judges() -> list[Judge]:
     for name, needs in files.JUDGES.items():
         paths = [files.find(wanted) for wanted in needs.files]
         lost = [wanted for wanted, path in zip(needs.files, paths) if path is None]
-        parts = [{"name": wanted.name, "bytes": path.stat().st_size if path else wanted.bytes,
-                  "from": wanted.page, "path": str(path) if path else None}
-                 for wanted, path in zip(needs.files, paths)]  # fmt: skip
+        parts = [
+            {
+                "name": wanted.name,
+                "bytes": path.stat().st_size if path else wanted.bytes,
+                "from": wanted.page,
+                "path": str(path) if path else None,
+            }
+            for wanted, path in zip(needs.files, paths)
+        ]
         size = sum(part["bytes"] for part in parts)
         found.append(Judge(name, needs.parameters, size, parts, files.advice(lost) if lost else None))
     return found
@@ -123,8 +129,11 @@ def find_all() -> list[Found]:
     for root in model_folders():
         for kind in KINDS:
             if (root / kind).is_dir():
-                found += [look_at(kind, p.name, p) for p in sorted((root / kind).iterdir())
-                          if p.is_dir() and not (kind == "judges" and p.name in known)]  # fmt: skip
+                found += [
+                    look_at(kind, p.name, p)
+                    for p in sorted((root / kind).iterdir())
+                    if p.is_dir() and not (kind == "judges" and p.name in known)
+                ]
     return found
 
 
@@ -167,24 +176,39 @@ def models(
             judge.fits = weights * HEADROOM <= free
     names = {"rewriters": sorted(REWRITERS), "renderers": sorted(RENDERERS), "rewards": sorted(REWARDS)}
     if as_json:
-        terminal.print_json({
-            "device": {"name": name, "free_bytes": free},
-            "folders": [str(folder) for folder in model_folders()],
-            "models": [asdict(model) for model in found],
-            "judges": [asdict(judge) for judge in judges],
-            "names": names,
-        })
+        terminal.print_json(
+            {
+                "device": {"name": name, "free_bytes": free},
+                "folders": [str(folder) for folder in model_folders()],
+                "models": [asdict(model) for model in found],
+                "judges": [asdict(judge) for judge in judges],
+                "names": names,
+            }
+        )
         return
     rows = []
     for m in found:
-        rows.append((m.kind, m.name, _millions(m.parameters), _mebibytes(m.bytes), m.fault or _state(m.fits),
-                     m.path))
+        rows.append(
+            (m.kind, m.name, _millions(m.parameters), _mebibytes(m.bytes), m.fault or _state(m.fits), m.path)
+        )
     for j in judges:
         if j.advice is None:
-            rows.append(("judges", j.name, _millions(j.parameters), _mebibytes(j.bytes), _state(j.fits),
-                         j.files[0]["path"]))
-    terminal.print_table(None, ("kind", "name", "parameters", "size", "on this device", "path"), rows,
-                         numbers=("parameters", "size"))
+            rows.append(
+                (
+                    "judges",
+                    j.name,
+                    _millions(j.parameters),
+                    _mebibytes(j.bytes),
+                    _state(j.fits),
+                    j.files[0]["path"],
+                )
+            )
+    terminal.print_table(
+        None,
+        ("kind", "name", "parameters", "size", "on this device", "path"),
+        rows,
+        numbers=("parameters", "size"),
+    )
     out = terminal.out()
     for j in judges:
         if j.advice is not None:
@@ -193,8 +217,12 @@ def models(
         out.print(f"[bold]{kind}[/bold]: {', '.join(known)}", soft_wrap=True)
     memory = f", {free / 2**30:.1f} GiB free" if free is not None else ""
     out.print(f"[bold]device[/bold]: {name}{memory}", soft_wrap=True)
-    out.print("[bold]looked for in[/bold]: " + ", ".join(str(f) for f in model_folders())
-              + " (set REPRISE_MODELS to add a folder)", soft_wrap=True)
+    out.print(
+        "[bold]looked for in[/bold]: "
+        + ", ".join(str(f) for f in model_folders())
+        + " (set REPRISE_MODELS to add a folder)",
+        soft_wrap=True,
+    )
 
 
 def _product(shape: list[int]) -> int:

@@ -19,21 +19,31 @@ PromptFile = Annotated[
 ]
 Rewriter = Annotated[
     str | None,
-    typer.Option(metavar="NAME", show_default="reprompt",
-                 help="reprompt or prip (embedded), template, none, a folder of weights, prip:FOLDER, "
-                 "promptist:FOLDER, or chat:MODEL@URL (OpenAI-compatible; a key comes from "
-                 "REPRISE_ENDPOINT_KEY)."),
+    typer.Option(
+        metavar="NAME",
+        show_default="reprompt",
+        help="reprompt or prip (embedded), template, none, a folder of weights, prip:FOLDER, "
+        "promptist:FOLDER, or chat:MODEL@URL (OpenAI-compatible; a key comes from "
+        "REPRISE_ENDPOINT_KEY).",
+    ),
 ]
 Renderer = Annotated[
     str,
-    typer.Option(metavar="NAME", help="shapeworld (an embedded FLUX), shapeworld-sd (Stable Diffusion) or "
-                 "shapeworld-masked (aMUSEd), a diffusers folder or Hugging Face name, or "
-                 "comfyui:WORKFLOW.json@URL (saved in API format; several servers with commas)."),
+    typer.Option(
+        metavar="NAME",
+        help="shapeworld (an embedded FLUX), shapeworld-sd (Stable Diffusion) or "
+        "shapeworld-masked (aMUSEd), a diffusers folder or Hugging Face name, or "
+        "comfyui:WORKFLOW.json@URL (saved in API format; several servers with commas).",
+    ),
 ]
 Rewards = Annotated[
     list[str] | None,
-    typer.Option("--reward", metavar="NAME", show_default="shapeworld", help="Once or several times; "
-                 "vlm:FOLDER or vlm:MODEL@URL asks a vision-language model."),
+    typer.Option(
+        "--reward",
+        metavar="NAME",
+        show_default="shapeworld",
+        help="Once or several times; vlm:FOLDER or vlm:MODEL@URL asks a vision-language model.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")]
 Steps = Annotated[int | None, typer.Option(show_default="the renderer's own", help="Denoising steps.")]
@@ -44,9 +54,12 @@ CORRECTIONS = ("draw-again", "image-to-image")
 
 Correction = Annotated[
     str,
-    typer.Option(metavar="|".join(CORRECTIONS), help="How a round mends: a new picture from the mended "
-                 "prompt, or that drawn over the best one so far."),
-]  # fmt: skip
+    typer.Option(
+        metavar="|".join(CORRECTIONS),
+        help="How a round mends: a new picture from the mended "
+        "prompt, or that drawn over the best one so far.",
+    ),
+]
 Strength = Annotated[
     float, typer.Option(metavar="SHARE", help="How much image-to-image may change: 1 keeps nothing.")
 ]

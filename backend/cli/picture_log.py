@@ -16,10 +16,14 @@ AT_ONCE = 64  # pictures drawn, judged and kept before the next
 def picture_log(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", show_default=False, help="What to draw: a file with a prompt a "
-                       'line, shapeworld:N, or JSON lines {"prompt": …, "system": what draws it}. Or what is '
-                       'drawn and only to be scored: such lines with an "image", DiffusionDB\'s folders, a '
-                       "folder of pictures with captions."),
+        typer.Argument(
+            metavar="SOURCE",
+            show_default=False,
+            help="What to draw: a file with a prompt a "
+            'line, shapeworld:N, or JSON lines {"prompt": …, "system": what draws it}. Or what is '
+            'drawn and only to be scored: such lines with an "image", DiffusionDB\'s folders, a '
+            "folder of pictures with captions.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="The log; pictures and scores go into FILE.pictures/.")
@@ -66,8 +70,9 @@ def picture_log(
     if drawn and (renderer is not None or steps is not None):
         raise BadInput(f"all of {source} is drawn already; leave --renderer and --steps out")
     if not reward and (drawn or name not in EMBEDDED_WORLD):
-        raise BadInput("say what scores these pictures with --reward; the embedded judge reads ShapeWorld "
-                       "pictures only")  # fmt: skip
+        raise BadInput(
+            "say what scores these pictures with --reward; the embedded judge reads ShapeWorld pictures only"
+        )
     weights = parse_weights(reward or [DEFAULT_JUDGE])
     if set(weights.values()) != {1.0}:
         raise BadInput("a log keeps the scores of each reward; leave weights to the training that reads it")
@@ -76,14 +81,24 @@ def picture_log(
         tell = start(source)
         with terminal.keeping(f"{out}.pictures"):
             made = make_log(
-                out, records, find, {name: make_reward(name) for name in weights}, renders=renders, seed=seed,
-                at_once=AT_ONCE, overlap=name.startswith("comfyui:"), meanings=meanings,
+                out,
+                records,
+                find,
+                {name: make_reward(name) for name in weights},
+                renders=renders,
+                seed=seed,
+                at_once=AT_ONCE,
+                overlap=name.startswith("comfyui:"),
+                meanings=meanings,
                 progress=lambda done, of: tell("draw", done, of),
-            )  # fmt: skip
+            )
     if as_json:
         terminal.print_json(made)
         return
     if made["not_judged"]:
         terminal.note(f"{made['not_judged']} pictures could not be judged")
-    terminal.out().print(f"[bold]{made['file']}[/bold]: {made['pictures']} pictures of {made['prompts']} "
-                         f"prompts, {made['drawn']} drawn now", soft_wrap=True)  # fmt: skip
+    terminal.out().print(
+        f"[bold]{made['file']}[/bold]: {made['pictures']} pictures of {made['prompts']} "
+        f"prompts, {made['drawn']} drawn now",
+        soft_wrap=True,
+    )

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 SERVER = "comfyui:"
 PAGE = "pairs.html"
 ACROSS = "--by prompt compares pictures of different rewrites, too"
-MORE = {"render": "`reprise render --prune none` finishes more pictures of a prompt",
-        "comfyui": "nodes with pruning off finish more pictures of a prompt"}  # fmt: skip
+MORE = {
+    "render": "`reprise render --prune none` finishes more pictures of a prompt",
+    "comfyui": "nodes with pruning off finish more pictures of a prompt",
+}
 KINDS = ("pairs", "rewrites")
 
 app = typer.Typer(no_args_is_help=True, help="Pairs of better and worse pictures and rewrites, to train on.")
@@ -28,13 +30,19 @@ app = typer.Typer(no_args_is_help=True, help="Pairs of better and worse pictures
 Where = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder that keeps them.")]
 Margin = Annotated[
     float,
-    typer.Option(metavar="M", help="Least distance of a pair's scores, in parts of the reward's range (of a "
-                 "mix or an unknown reward: as they are); closer ones are ties."),
+    typer.Option(
+        metavar="M",
+        help="Least distance of a pair's scores, in parts of the reward's range (of a "
+        "mix or an unknown reward: as they are); closer ones are ties.",
+    ),
 ]
 By = Annotated[
     str,
-    typer.Option(metavar="|".join(BY), help="What a pair shares: the words that drew both pictures, or the "
-                 "user's prompt alone, as the judge read it, however it was rewritten."),
+    typer.Option(
+        metavar="|".join(BY),
+        help="What a pair shares: the words that drew both pictures, or the "
+        "user's prompt alone, as the judge read it, however it was rewritten.",
+    ),
 ]
 Most = Annotated[
     int, typer.Option("--pairs", metavar="K", help="Pairs of a prompt: best and worst, second best and …")
@@ -46,16 +54,24 @@ STORE = Path("preferences")
 def mine(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN…", show_default=False, help="Folders, searched for runs of `reprise "
-                       "render` and `reprise train` (with rounds, too); a FILE.rollouts.jsonl of `reprise "
-                       "judge-data`; another store; or comfyui:URL, the history of a server, which "
-                       "is gone when that stops."),
+        typer.Argument(
+            metavar="RUN…",
+            show_default=False,
+            help="Folders, searched for runs of `reprise "
+            "render` and `reprise train` (with rounds, too); a FILE.rollouts.jsonl of `reprise "
+            "judge-data`; another store; or comfyui:URL, the history of a server, which "
+            "is gone when that stops.",
+        ),
     ],
     store: Where = STORE,
     reward: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="what the run selected by; of a training the mean of its "
-                     "rewards of pictures, by their weights", help="Compare by it."),
+        typer.Option(
+            metavar="NAME",
+            show_default="what the run selected by; of a training the mean of its "
+            "rewards of pictures, by their weights",
+            help="Compare by it.",
+        ),
     ] = None,
     by: By = "drawn",
     margin: Margin = 0.05,
@@ -94,8 +110,12 @@ def mine(
 def import_(
     tables: Annotated[
         list[Path],
-        typer.Argument(metavar="TABLE…", show_default=False, help="CSV or JSON lines beside the pictures, or "
-                       "their folder: image, prompt, score, and where known drawn_as, seed."),
+        typer.Argument(
+            metavar="TABLE…",
+            show_default=False,
+            help="CSV or JSON lines beside the pictures, or "
+            "their folder: image, prompt, score, and where known drawn_as, seed.",
+        ),
     ],
     store: Where = STORE,
     reward: Annotated[str, typer.Option(metavar="NAME", help="What the scores are called.")] = "score",
@@ -127,14 +147,24 @@ def show(store: Where = STORE, as_json: options.Json = False) -> None:
     for kind in KINDS:
         one = found[kind]
         margin = one["margin"] or {"least": "", "median": "", "most": ""}
-        rows.append((
-            kind, one["recorded"], one["struck"], one["contradicted"], one["usable"], one["prompts"],
-            *(_short(margin[key]) for key in ("least", "median", "most")),
-        ))  # fmt: skip
+        rows.append(
+            (
+                kind,
+                one["recorded"],
+                one["struck"],
+                one["contradicted"],
+                one["usable"],
+                one["prompts"],
+                *(_short(margin[key]) for key in ("least", "median", "most")),
+            )
+        )
     columns = ["", "recorded", "struck", "contradicted", "usable", "prompts", "margin", "median", "most"]
     terminal.print_table(None, columns, rows, numbers=columns[1:])
-    scores = [(kind, name, one["pairs"], _short(one["chosen"]), _short(one["rejected"]))
-              for kind in KINDS for name, one in found[kind]["rewards"].items()]  # fmt: skip
+    scores = [
+        (kind, name, one["pairs"], _short(one["chosen"]), _short(one["rejected"]))
+        for kind in KINDS
+        for name, one in found[kind]["rewards"].items()
+    ]
     columns = ["", "reward", "usable", "better", "worse"]
     terminal.print_table("mean scores", columns, scores, numbers=columns[2:])
     runs = [(kind, run, count) for kind in KINDS for run, count in found[kind]["runs"].items()]
@@ -201,15 +231,20 @@ def _finish(mined: Mined) -> None:
     from . import terminal
 
     counts, found = mined.counts, len(mined.pairs) + len(mined.rewrites)
-    lost = {"with one picture alone": counts["alone"], "ties": counts["ties"],
-            "whose pictures are gone": counts["gone"]}  # fmt: skip
+    lost = {
+        "with one picture alone": counts["alone"],
+        "ties": counts["ties"],
+        "whose pictures are gone": counts["gone"],
+    }
     said = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
     hints = [ACROSS] if counts["across"] and mined.by == "drawn" else []
     hints += [MORE[source] for source in sorted(mined.lone & MORE.keys())]
     if not found:
         hints = ["lower --margin"] * bool(counts["ties"]) + hints
-        raise BadInput(f"no pair among {counts['groups']} prompts{': ' + said if said else ''}"
-                       + "".join(f"; {hint}" for hint in hints))  # fmt: skip
+        raise BadInput(
+            f"no pair among {counts['groups']} prompts{': ' + said if said else ''}"
+            + "".join(f"; {hint}" for hint in hints)
+        )
     pictures, texts = mined.store.add(mined.pairs), mined.store.add_rewrites(mined.rewrites)
     _say(mined.store, pictures.new, texts.new, pictures.known + texts.known)
     if said:

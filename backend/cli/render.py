@@ -46,32 +46,49 @@ def render(
     ] = 4,
     prune: Annotated[
         str | None,
-        typer.Option(metavar=options.PRUNING, show_default="halving, or none without previews",
-                     help="How hopeless candidates stop early."),
+        typer.Option(
+            metavar=options.PRUNING,
+            show_default="halving, or none without previews",
+            help="How hopeless candidates stop early.",
+        ),
     ] = None,
     reflect: Annotated[
         int | None,
-        typer.Option(metavar="ROUNDS", show_default="1, or 0 with a judge that only scores",
-                     help="Rounds of mending at most; it stops once all is right."),
+        typer.Option(
+            metavar="ROUNDS",
+            show_default="1, or 0 with a judge that only scores",
+            help="Rounds of mending at most; it stops once all is right.",
+        ),
     ] = None,
     corrector: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="the rewriter", help="Mends the prompt by what the judge "
-                     "finds wrong, as --rewriter names one."),
+        typer.Option(
+            metavar="NAME",
+            show_default="the rewriter",
+            help="Mends the prompt by what the judge finds wrong, as --rewriter names one.",
+        ),
     ] = None,
     correction: options.Correction = "draw-again",
     strength: options.Strength = 0.75,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="shapeworld", help="Selects, and says what is wrong; "
-                     "remote:NAME@URL is one that `reprise serve rewards` runs, vlm:FOLDER or vlm:MODEL@URL "
-                     "a vision-language model, which criticises with #checklist after it, or #critique once "
-                     "`reprise train judge` has tuned it."),
+        typer.Option(
+            metavar="NAME",
+            show_default="shapeworld",
+            help="Selects, and says what is wrong; "
+            "remote:NAME@URL is one that `reprise serve rewards` runs, vlm:FOLDER or vlm:MODEL@URL "
+            "a vision-language model, which criticises with #checklist after it, or #critique once "
+            "`reprise train judge` has tuned it.",
+        ),
     ] = None,
     previews: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="the judge", help="Looks at previews in the judge's place. "
-                     "A vision-language model is asked what will become of them (PARM's potential)."),
+        typer.Option(
+            metavar="NAME",
+            show_default="the judge",
+            help="Looks at previews in the judge's place. "
+            "A vision-language model is asked what will become of them (PARM's potential).",
+        ),
     ] = None,
     reward: Annotated[
         list[str] | None,
@@ -90,8 +107,11 @@ def render(
     redo: Annotated[bool, typer.Option("--redo", help="Draw again what is finished already.")] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="The record on stdout, nothing else: an object for one PROMPT, an array "
-                     "for several or for a file."),
+        typer.Option(
+            "--json",
+            help="The record on stdout, nothing else: an object for one PROMPT, an array "
+            "for several or for a file.",
+        ),
     ] = False,
 ) -> None:
     """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
@@ -126,13 +146,21 @@ def render(
 
     several = len(texts) > 1
     asked: dict[str, Any] = {
-        "renderer": renderer, "rewriter": rewriter, "best_of": best_of, "variants": variants, "prune": prune,
-        "reflect": reflect, "judge": judge, "rewards": weights, "seed": seed, "steps": steps,
+        "renderer": renderer,
+        "rewriter": rewriter,
+        "best_of": best_of,
+        "variants": variants,
+        "prune": prune,
+        "reflect": reflect,
+        "judge": judge,
+        "rewards": weights,
+        "seed": seed,
+        "steps": steps,
         **({"previews": previews} if previews else {}),
         **({"lora": str(lora)} if lora else {}),
         **({"corrector": corrector} if corrector else {}),
         **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),
-    }  # fmt: skip
+    }
     # Named by prompts and options: another try of the same prompt never replaces an earlier one.
     out = prepare_folder(out or Path("out") / slug("\n".join(texts), salt=repr(asked)))
     with terminal.quiet_stdout(as_json):
@@ -147,13 +175,33 @@ def render(
         correcting = mending_words() if mending_words else None
         if reflect and (told := unread(correcting or rewriting)):
             terminal.note(f"{told}; name one that does with --corrector, or give --reflect 0")
-        chain = Chain(rewriting, drawing, judging, best_of=best_of, prune=prune, reflect=reflect, seed=seed,
-                      variants=variants, correction=mending, strength=strength,
-                      previews=looking, corrector=correcting)  # fmt: skip
-        settings = {**asked, "rewriter": rewriter or DEFAULT_REWRITER, "reflect": reflect,
-                    "renderer_fingerprint": drawing.fingerprint, "steps": drawing.steps}  # fmt: skip
-        roles = (("judge", judging), ("previews", looking), ("rewriter", rewriting),
-                 ("corrector", correcting))  # fmt: skip
+        chain = Chain(
+            rewriting,
+            drawing,
+            judging,
+            best_of=best_of,
+            prune=prune,
+            reflect=reflect,
+            seed=seed,
+            variants=variants,
+            correction=mending,
+            strength=strength,
+            previews=looking,
+            corrector=correcting,
+        )
+        settings = {
+            **asked,
+            "rewriter": rewriter or DEFAULT_REWRITER,
+            "reflect": reflect,
+            "renderer_fingerprint": drawing.fingerprint,
+            "steps": drawing.steps,
+        }
+        roles = (
+            ("judge", judging),
+            ("previews", looking),
+            ("rewriter", rewriting),
+            ("corrector", correcting),
+        )
         for role, one in roles:
             if mark := getattr(one, "fingerprint", None):
                 settings[f"{role}_fingerprint"] = mark
@@ -179,8 +227,14 @@ def _check(best_of: int, variants: int, reflect: int, seed: int, steps: int | No
         raise BadInput(f"--steps must be 1 to 1000, got {steps}")
 
 
-def _run_all(chain: Chain, folders: dict[str, Path], settings: dict[str, Any], found: dict[str, str],
-             out: Path, redo: bool) -> list[Entry]:
+def _run_all(
+    chain: Chain,
+    folders: dict[str, Path],
+    settings: dict[str, Any],
+    found: dict[str, str],
+    out: Path,
+    redo: bool,
+) -> list[Entry]:
     """Draw what is not finished. A prompt that cannot be judged is passed over where there are more.
 
     Whatever happens, the page shows what is finished when this is left.
@@ -218,8 +272,10 @@ def _run_all(chain: Chain, folders: dict[str, Path], settings: dict[str, Any], f
         if entries:
             _page_or_note(write_page, out, entries)
     if refused:
-        raise BadInput(f"{len(refused)} of {len(folders)} prompts could not be judged, the rest is in {out}; "
-                       f"the first was {refused[0][:80]!r}")
+        raise BadInput(
+            f"{len(refused)} of {len(folders)} prompts could not be judged, the rest is in {out}; "
+            f"the first was {refused[0][:80]!r}"
+        )
     return entries
 
 

@@ -31,10 +31,12 @@ def rewrite(
     with terminal.quiet_stdout(as_json):
         found = find().rewrite(texts, variants, seed)
     if as_json:
-        terminal.print_json([
-            {"prompt": text, "rewrites": [vars(r) for r in rewrites]}
-            for text, rewrites in zip(texts, found, strict=True)
-        ])
+        terminal.print_json(
+            [
+                {"prompt": text, "rewrites": [vars(r) for r in rewrites]}
+                for text, rewrites in zip(texts, found, strict=True)
+            ]
+        )
         return
     rows = []
     for text, rewrites in zip(texts, found, strict=True):

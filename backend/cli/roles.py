@@ -19,15 +19,21 @@ DEFAULT_RENDERER = DEFAULT_JUDGE = "shapeworld"
 DEFAULT_REWRITER = "reprompt"
 # Renderers for whose pictures the embedded rewriter and judge are made.
 EMBEDDED_WORLD = (
-    "shapeworld", "shapeworld-sd", "shapeworld-masked", "shapeworld-styled", "shapeworld-sd-styled", "fake",
-)  # fmt: skip
+    "shapeworld",
+    "shapeworld-sd",
+    "shapeworld-masked",
+    "shapeworld-styled",
+    "shapeworld-sd-styled",
+    "fake",
+)
 REMOTE = "remote:"  # what a reward's name begins with that another process runs
 VLM = "vlm:"  # and one that any vision-language model gives
 WEIGHTS = ("reprompt", "prip", "promptist")  # rewriters of which there may be many folders
 
 
-def find_renderer(name: str, steps: int | None = None, cache: Cache | None = None,
-                  lora: Path | None = None) -> Callable[[], Renderer]:  # fmt: skip
+def find_renderer(
+    name: str, steps: int | None = None, cache: Cache | None = None, lora: Path | None = None
+) -> Callable[[], Renderer]:
     """What makes the renderer of a registry name, a folder in diffusers' layout, a Hugging Face name
     "owner/model", or comfyui:WORKFLOW.json@URL. The name is checked here; weights are read, and servers
     asked, when it is called. `cache` gets each picture of a ComfyUI server as soon as it is there; what
@@ -74,8 +80,10 @@ def choose_prune(prune: str | None, renderer: str) -> str:
 
     read_pruning(prune)
     if prune != "none" and not previews:
-        raise Unsupported(f"--prune {prune} needs previews, which a ComfyUI server does not give; take "
-                          "--prune none, or a PARM Best-of-N node in the workflow")  # fmt: skip
+        raise Unsupported(
+            f"--prune {prune} needs previews, which a ComfyUI server does not give; take "
+            "--prune none, or a PARM Best-of-N node in the workflow"
+        )
     return prune
 
 
@@ -86,8 +94,10 @@ def find_rewriter(name: str | None, renderer: str = DEFAULT_RENDERER) -> Callabl
     UnknownName with the near match."""
     if name is None:
         if renderer not in EMBEDDED_WORLD:
-            raise BadInput(f"--renderer {renderer} needs a --rewriter: the embedded one knows coloured "
-                           "shapes only; take none, a folder of weights, or chat:MODEL@URL")
+            raise BadInput(
+                f"--renderer {renderer} needs a --rewriter: the embedded one knows coloured "
+                "shapes only; take none, a folder of weights, or chat:MODEL@URL"
+            )
         name = DEFAULT_REWRITER
     kind, colon, rest = name.partition(":")
     if name == "chat" or (colon and (kind == "chat" or "//" in rest)):
@@ -125,8 +135,10 @@ def _find_chat(kind: str, rest: str) -> Callable[[], Rewriter]:
         raise UnknownName("kind of rewriter", kind, ["chat"])
     model, at, url = rest.partition("@http")
     if kind != "chat" or not (model.strip() and at):
-        raise BadInput("expected --rewriter chat:MODEL@URL, for example "
-                       f"chat:qwen3:8b@http://127.0.0.1:11434/v1, got {kind}:{rest[:80]}")
+        raise BadInput(
+            "expected --rewriter chat:MODEL@URL, for example "
+            f"chat:qwen3:8b@http://127.0.0.1:11434/v1, got {kind}:{rest[:80]}"
+        )
     # Nothing is sent before it rewrites, so a wrong address is refused at once.
     made = resolve("rewriter", REWRITERS, "chat")("http" + url, model)
     return lambda: made
@@ -195,8 +207,10 @@ def parse_methods(words: Sequence[str]) -> dict[str, list[str]]:
         name, _, given = (part.strip() for part in word.partition("="))
         rewriters = [one.strip() for one in given.split(",")]
         if not (name and all(rewriters)):
-            raise BadInput(f"--compare {word!r}: expected NAME=REWRITER, or NAME=REWRITER,REWRITER,… for "
-                           "several training seeds; a rewriter is a folder, or a name that --rewriter knows")
+            raise BadInput(
+                f"--compare {word!r}: expected NAME=REWRITER, or NAME=REWRITER,REWRITER,… for "
+                "several training seeds; a rewriter is a folder, or a name that --rewriter knows"
+            )
         if name in methods:
             raise BadInput(f"--compare {name!r} is given twice; name each row once, with all its rewriters")
         methods[name] = rewriters
@@ -212,8 +226,10 @@ def make_judge(judge: str | None, rewards: dict[str, float], renderer: str = DEF
     weights = dict(rewards)
     if judge is None and not weights:
         if renderer not in EMBEDDED_WORLD:
-            raise BadInput(f"--renderer {renderer} needs a --judge or --reward: the embedded judge reads "
-                           "ShapeWorld pictures only; `reprise models` lists those for photographs")
+            raise BadInput(
+                f"--renderer {renderer} needs a --judge or --reward: the embedded judge reads "
+                "ShapeWorld pictures only; `reprise models` lists those for photographs"
+            )
         judge = DEFAULT_JUDGE
     if judge is not None:
         weights = {judge: weights.pop(judge, 1.0), **weights}

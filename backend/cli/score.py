@@ -43,11 +43,17 @@ def score(
             scores = {name: image_scores(reward, picture, [text])[0] for name, reward in rewards.items()}
             rows.append((str(path), scores))
     if as_json:
-        terminal.print_json([
-            {"image": path, "prompt": text, "scores": {name: scores[name] for name in names},
-             "held_out": {name: scores[name] for name in apart}}
-            for path, scores in rows
-        ])  # fmt: skip
+        terminal.print_json(
+            [
+                {
+                    "image": path,
+                    "prompt": text,
+                    "scores": {name: scores[name] for name in names},
+                    "held_out": {name: scores[name] for name in apart},
+                }
+                for path, scores in rows
+            ]
+        )
         return
     table = [(path, *(f"{score:.4f}" for score in scores.values())) for path, scores in rows]
     columns = [*names, *(f"{name} (held out)" for name in apart)]

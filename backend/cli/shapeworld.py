@@ -153,12 +153,18 @@ def detect(
         reading, style = read_styled(picture) if styled else (read(picture), PLAIN)
         found.append((str(path), reading, style))
     if as_json:
-        terminal.print_json([
-            {"image": path, "ground": reading.ground, "ground_confidence": float(reading.ground_confidence),
-             "detections": [d.as_dict() for d in reading.detections],
-             **({"style": asdict(style)} if styled else {})}
-            for path, reading, style in found
-        ])  # fmt: skip
+        terminal.print_json(
+            [
+                {
+                    "image": path,
+                    "ground": reading.ground,
+                    "ground_confidence": float(reading.ground_confidence),
+                    "detections": [d.as_dict() for d in reading.detections],
+                    **({"style": asdict(style)} if styled else {}),
+                }
+                for path, reading, style in found
+            ]
+        )
         return
     rows = []
     for path, reading, style in found:

@@ -46,8 +46,9 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]],
-                numbers: Sequence[str] = ()) -> None:
+def print_table(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[str] = ()
+) -> None:
     """A table on stdout; the columns named in `numbers` are set to the right."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
@@ -76,8 +77,12 @@ def stage_progress() -> Iterator[Callable[[str], Callable[[str, int, int], None]
     prompt's `progress(stage, done, total)`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-               TimeElapsedColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     console = err()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
@@ -88,8 +93,9 @@ def stage_progress() -> Iterator[Callable[[str], Callable[[str, int, int], None]
             task = bars.add_task(escape(short), total=None)
 
             def progress(stage: str, done: int, total: int) -> None:
-                bars.update(task, description=f"[bold]{stage:<8}[/bold]{escape(short)}",
-                            completed=done, total=total)  # fmt: skip
+                bars.update(
+                    task, description=f"[bold]{stage:<8}[/bold]{escape(short)}", completed=done, total=total
+                )
 
             return progress
 

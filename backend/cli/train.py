@@ -23,16 +23,22 @@ def train(
     ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG.yaml] [key=value…]", show_default=False,
-                       help="A config file, and single settings on top."),
+        typer.Argument(
+            metavar="[CONFIG.yaml] [key=value…]",
+            show_default=False,
+            help="A config file, and single settings on top.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="RUN", show_default="a new one in runs/", help="The run folder.")
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Go on with a stopped run, with its own config; what decides "
-                             "nothing that is learned may change, such as save_every and keep_gb."),
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a stopped run, with its own config; what decides "
+            "nothing that is learned may change, such as save_every and keep_gb.",
+        ),
     ] = None,
 ) -> None:
     """Train what the nodes load. Ctrl-C stops it; --resume RUN goes on exactly."""
@@ -73,8 +79,10 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     ranks.on_main(begin)
     note = ranks.main_alone(terminal.note)
     if ranks.alone_against_expectation():
-        note("accelerate launch started one process: on the CPU it starts several through MPI alone; "
-             "torchrun --nproc_per_node N does without")
+        note(
+            "accelerate launch started one process: on the CPU it starts several through MPI alone; "
+            "torchrun --nproc_per_node N does without"
+        )
     note(f"{name} in {run}" + (f", {ranks.count()} processes" if ranks.several() else ""))
     again = f"go on with: reprise train {name} --resume {run}"
     try:

@@ -27,14 +27,22 @@ PICTURES_GB = 20  # kept on disk; beyond it those used longest ago go
 def train_data(
     prompts: Annotated[
         str,
-        typer.Argument(metavar="PROMPTS", show_default=False, help="A file with a prompt a line, as text or "
-                       'as JSON {"prompt": …, "judged_as": …}; or shapeworld:N.'),
+        typer.Argument(
+            metavar="PROMPTS",
+            show_default=False,
+            help="A file with a prompt a line, as text or "
+            'as JSON {"prompt": …, "judged_as": …}; or shapeworld:N.',
+        ),
     ],
     rewriter: Annotated[
         str,
-        typer.Option(metavar="NAME", show_default=False, help="Who writes: chat:MODEL@URL (OpenAI-compatible;"
-                     " a key comes from REPRISE_ENDPOINT_KEY), a folder of weights or Hugging Face name, "
-                     "or reprompt (embedded)."),
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Who writes: chat:MODEL@URL (OpenAI-compatible;"
+            " a key comes from REPRISE_ENDPOINT_KEY), a folder of weights or Hugging Face name, "
+            "or reprompt (embedded).",
+        ),
     ],
     out: Annotated[
         Path,
@@ -46,8 +54,12 @@ def train_data(
     ] = 2,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="NAME", help="Use only what has this text reward's full score: "
-                     "length (15 to 77 words) or structure. May be given several times."),
+        typer.Option(
+            "--filter",
+            metavar="NAME",
+            help="Use only what has this text reward's full score: "
+            "length (15 to 77 words) or structure. May be given several times.",
+        ),
     ] = None,
     eval_share: Annotated[
         float, typer.Option(metavar="SHARE", help="Hold out about this share of the prompts, such as 0.05.")
@@ -58,23 +70,35 @@ def train_data(
     ] = None,
     keep_best: Annotated[
         bool,
-        typer.Option("--keep-best", help="Draw all rewrites; keep each prompt's best by --reward, if it is "
-                     "no worse than the prompt as it was typed."),
+        typer.Option(
+            "--keep-best",
+            help="Draw all rewrites; keep each prompt's best by --reward, if it is "
+            "no worse than the prompt as it was typed.",
+        ),
     ] = False,
     renderer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="shapeworld", help="With --keep-best: what draws, as for "
-                     "`reprise render`."),
+        typer.Option(
+            metavar="NAME",
+            show_default="shapeworld",
+            help="With --keep-best: what draws, as for `reprise render`.",
+        ),
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=WEIGHT", show_default="shapeworld", help="With --keep-best: what judges; "
-                     "once or several times."),
+        typer.Option(
+            metavar="NAME=WEIGHT",
+            show_default="shapeworld",
+            help="With --keep-best: what judges; once or several times.",
+        ),
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(metavar="N", show_default="1", help="With --keep-best: pictures of each rewrite, from "
-                     "the same seeds for all of a prompt."),
+        typer.Option(
+            metavar="N",
+            show_default="1",
+            help="With --keep-best: pictures of each rewrite, from the same seeds for all of a prompt.",
+        ),
     ] = None,
     steps: options.Steps = None,
     seed: Annotated[int, typer.Option(help="Of what is written, drawn and held out.")] = 0,
@@ -120,8 +144,9 @@ def train_data(
                 found, choice = choose(asked, found, partial(tell, "draw"))
                 result |= choice
         except (KeyboardInterrupt, Interrupted) as stop:
-            raise Interrupted(f"stopped; {answers.count} answers are kept in {folder}, the same command goes "
-                              "on") from stop  # fmt: skip
+            raise Interrupted(
+                f"stopped; {answers.count} answers are kept in {folder}, the same command goes on"
+            ) from stop
         except RepriseError:
             if answers.count:
                 terminal.note(f"{answers.count} answers are kept in {folder}, the same command goes on")
@@ -144,8 +169,10 @@ def train_data(
     for name in ("held_out", "train"):
         if name in result:
             made = result[name]
-            terminal.out().print(f"[bold]{made['file']}[/bold]: {made['examples']} examples of "
-                                 f"{made['prompts']} prompts", soft_wrap=True)  # fmt: skip
+            terminal.out().print(
+                f"[bold]{made['file']}[/bold]: {made['examples']} examples of {made['prompts']} prompts",
+                soft_wrap=True,
+            )
 
 
 def _reasoning(rewriter: Rewriter) -> AsksRows:
@@ -153,8 +180,10 @@ def _reasoning(rewriter: Rewriter) -> AsksRows:
     from ..rewriters.rows import AsksRows
 
     if not isinstance(rewriter, AsksRows):
-        raise Unsupported(f"--rewriter {rewriter.name} gives no reasons to learn; take chat:MODEL@URL, or "
-                          "the weights of a chat model")  # fmt: skip
+        raise Unsupported(
+            f"--rewriter {rewriter.name} gives no reasons to learn; take chat:MODEL@URL, or "
+            "the weights of a chat model"
+        )
     return rewriter
 
 
@@ -173,10 +202,14 @@ def _prompts(source: str) -> list[Asked]:
     return list(once.values())
 
 
-def _check(variants: int, retries: int, share: float, out: Path, eval_out: Path | None, images: int,
-           seed: int) -> None:  # fmt: skip
-    for name, value, low, high in (("variants", variants, 1, 256), ("retries", retries, 0, 256),
-                                   ("images", images, 1, 64)):  # fmt: skip
+def _check(
+    variants: int, retries: int, share: float, out: Path, eval_out: Path | None, images: int, seed: int
+) -> None:
+    for name, value, low, high in (
+        ("variants", variants, 1, 256),
+        ("retries", retries, 0, 256),
+        ("images", images, 1, 64),
+    ):
         if not low <= value <= high:
             raise BadInput(f"--{name} must be {low} to {high}, got {value}")
     if not 0 <= share < 1:
@@ -199,8 +232,9 @@ def _filters(names: list[str]) -> dict[str, TextReward]:
     return found
 
 
-def _chooser(folder: Path, renderer: str | None, reward: list[str] | None, images: int, steps: int | None,
-             seed: int) -> Callable[..., tuple[dict[str, list[Example]], dict[str, int]]]:  # fmt: skip
+def _chooser(
+    folder: Path, renderer: str | None, reward: list[str] | None, images: int, steps: int | None, seed: int
+) -> Callable[..., tuple[dict[str, list[Example]], dict[str, int]]]:
     """What keeps each prompt's best example by its pictures. The names are checked here; models are loaded
     when it is called, by which time the rewriter is gone."""
     from ..cache import Cache
@@ -220,8 +254,9 @@ def _chooser(folder: Path, renderer: str | None, reward: list[str] | None, image
         raise BadInput(f"--renderer {name} needs a --reward: the embedded one reads ShapeWorld pictures only")
     weights = parse_weights(reward or [DEFAULT_JUDGE])
 
-    def choose(asked: list[Asked], examples: Mapping[str, list[Example]],
-               progress: Callable[[int, int], None]) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    def choose(
+        asked: list[Asked], examples: Mapping[str, list[Example]], progress: Callable[[int, int], None]
+    ) -> tuple[dict[str, list[Example]], dict[str, int]]:
         from ..runs import write_whole
         from ..trainers.phases import Phases
         from ..trainers.sft_data import keep_best
@@ -229,8 +264,15 @@ def _chooser(folder: Path, renderer: str | None, reward: list[str] | None, image
 
         rewards = {name: make_reward(name) for name in weights}
         studio = Studio(find(), rewards, cache, Phases(), AT_ONCE, overlap=elsewhere)
-        best, rows = keep_best(asked, examples, studio, weights, range(seed, seed + images),
-                               AT_ONCE * (4 if elsewhere else 1), progress)  # fmt: skip
+        best, rows = keep_best(
+            asked,
+            examples,
+            studio,
+            weights,
+            range(seed, seed + images),
+            AT_ONCE * (4 if elsewhere else 1),
+            progress,
+        )
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(folder / "pictures.jsonl", "".join(lines))
         left = [bool(row["failed"]) for row in rows if not row["best"]]
@@ -246,9 +288,11 @@ def _told(result: Mapping[str, Any]) -> list[str]:
         whys = [f"{why} ({count})" for why, count in list(unusable.items())[:FEW]]
         more = f"; and {len(unusable) - FEW} other reasons" if len(unusable) > FEW else ""
         said.append(f"{sum(unusable.values())} cannot be used: {'; '.join(whys)}{more}")
-    for key, words in (("duplicates", "say what another says"),
-                       ("not_better", "prompts left out: no rewrite's pictures are as good as their own"),
-                       ("not_judged", "prompts left out: their pictures were not judged")):  # fmt: skip
+    for key, words in (
+        ("duplicates", "say what another says"),
+        ("not_better", "prompts left out: no rewrite's pictures are as good as their own"),
+        ("not_judged", "prompts left out: their pictures were not judged"),
+    ):
         if result.get(key):
             said.append(f"{result[key]} {words}")
     return said

@@ -38,8 +38,9 @@ def template(name: str):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True).get_template(name)
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template(name)
 
 
 def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
@@ -58,29 +59,52 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
         "fallback": drawn.fallback if drawn else None,
         "words": marked(record.prompt, winner.prompt),
         "rewrites": [
-            {"letter": letters[r.prompt], "words": marked(record.prompt, r.prompt), "reason": r.reason,
-             "fallback": r.fallback}
+            {
+                "letter": letters[r.prompt],
+                "words": marked(record.prompt, r.prompt),
+                "reason": r.reason,
+                "fallback": r.fallback,
+            }
             for r in {r.prompt: r for r in reversed(record.rewrites)}.values()
         ][::-1],
         "walls": _walls(folder, record, scale, letters),
         "rounds": [
-            {"round": r.round, "right": r.verdict == "yes", "critique": r.critique,
-             "kept": r.candidate == record.best, "score": number_text(r.score),
-             "picture": inline_picture(folder, images.get(r.candidate), WALL_SIDE)}
+            {
+                "round": r.round,
+                "right": r.verdict == "yes",
+                "critique": r.critique,
+                "kept": r.candidate == record.best,
+                "score": number_text(r.score),
+                "picture": inline_picture(folder, images.get(r.candidate), WALL_SIDE),
+            }
             for r in record.reflection
         ],
         "cost": _cost(record),
         "command": command(record),
         "settings": {k: v for k, v in record.settings.items() if v not in (None, {}, [])},
         "versions": record.versions,
-    }  # fmt: skip
+    }
 
 
 def command(record: Record) -> str:
     """The command line that draws this record's pictures again."""
     words = ["reprise", "render", record.prompt]
-    for name in ("renderer", "lora", "rewriter", "best_of", "variants", "prune", "previews", "reflect",
-                 "corrector", "correction", "strength", "judge", "seed", "steps"):  # fmt: skip
+    for name in (
+        "renderer",
+        "lora",
+        "rewriter",
+        "best_of",
+        "variants",
+        "prune",
+        "previews",
+        "reflect",
+        "corrector",
+        "correction",
+        "strength",
+        "judge",
+        "seed",
+        "steps",
+    ):
         value = record.settings.get(name)
         if value is not None:
             words += ["--" + name.replace("_", "-"), str(value)]
@@ -133,14 +157,18 @@ def _walls(folder: Path, record: Record, scale: _Scale, letters: dict[str, str])
         of_round = [c for c in record.candidates if c.round == number]
         ranked = sorted(of_round, key=lambda c: scale.order(c, record.best))
         stopped = sum(c.pruned_at is not None for c in of_round)
-        walls.append({
-            "round": number, "count": len(of_round), "stopped": stopped,
-            "alive": _alive(of_round, record.settings.get("steps")),
-            "cards": [
-                {**_candidate(folder, c, scale, letters, WALL_SIDE), "best": c.index == record.best}
-                for c in ranked
-            ],
-        })  # fmt: skip
+        walls.append(
+            {
+                "round": number,
+                "count": len(of_round),
+                "stopped": stopped,
+                "alive": _alive(of_round, record.settings.get("steps")),
+                "cards": [
+                    {**_candidate(folder, c, scale, letters, WALL_SIDE), "best": c.index == record.best}
+                    for c in ranked
+                ],
+            }
+        )
     return walls
 
 
@@ -160,13 +188,19 @@ def _candidate(folder: Path, c: CandidateRecord, scale: _Scale, letters: dict[st
     preview = c.preview_scores[last] if last is not None else None
     shown = c.score if c.score is not None else preview
     return {
-        "index": c.index, "seed": c.seed, "letter": letters.get(c.prompt, ""), "score": number_text(shown),
-        "percent": scale.percent(shown), "pruned_at": c.pruned_at,
+        "index": c.index,
+        "seed": c.seed,
+        "letter": letters.get(c.prompt, ""),
+        "score": number_text(shown),
+        "percent": scale.percent(shown),
+        "pruned_at": c.pruned_at,
         "scores": {name: number_text(value) for name, value in c.scores.items()},
-        "previews": {step: number_text(c.preview_scores[step]) if step in c.preview_scores else "not clear"
-                     for step in sorted({*c.preview_scores, *c.preview_clarity})},
+        "previews": {
+            step: number_text(c.preview_scores[step]) if step in c.preview_scores else "not clear"
+            for step in sorted({*c.preview_scores, *c.preview_clarity})
+        },
         "picture": inline_picture(folder, c.image or c.preview, side),
-    }  # fmt: skip
+    }
 
 
 def _cost(record: Record) -> dict[str, Any]:
@@ -177,11 +211,13 @@ def _cost(record: Record) -> dict[str, Any]:
     rest = max(0.0, total - sum(named.values()))
     parts = [(k, v) for k, v in [*named.items(), ("other", rest)] if v / total > 0.005]
     return {
-        "rows": cost.denoiser_rows, "full": cost.denoiser_rows_full,
-        "percent": round(100 * cost.denoiser_rows / full, 1), "judge_calls": cost.judge_calls,
+        "rows": cost.denoiser_rows,
+        "full": cost.denoiser_rows_full,
+        "percent": round(100 * cost.denoiser_rows / full, 1),
+        "judge_calls": cost.judge_calls,
         "seconds": f"{total:.1f}",
         "parts": [{"name": k, "seconds": f"{v:.1f}", "percent": round(100 * v / total, 1)} for k, v in parts],
-    }  # fmt: skip
+    }
 
 
 def inline_picture(folder: Path, name: str | None, side: int) -> str | None:

@@ -25,15 +25,22 @@ def render_figures(result: dict[str, Any]) -> str:
     costs = list(dict.fromkeys(name for row in rows for name in counts_of(row)))
     high = max([1.0, *(row["overall"][2] for row in rows)])
     return template("figures.html.jinja").render(
-        name=result["name"], version=__version__, tasks=tasks, costs=costs,
+        name=result["name"],
+        version=__version__,
+        tasks=tasks,
+        costs=costs,
         rows=[_row(row, tasks, costs, high) for row in rows],
         trained=any(row.get("trainings") for row in rows),
-        gained=any(row.get("gain") for row in rows), kept=any(row.get("gain_kept") for row in rows),
+        gained=any(row.get("gain") for row in rows),
+        kept=any(row.get("gain_kept") for row in rows),
         correlation=_correlation(result.get("rank_correlation") or {}),
-        timing=result.get("timing") or {}, sweep=[_swept(row) for row in result.get("sweep") or []],
-        tables=tables_of(result), reliability=reliability_figures(result.get("reliability") or {}),
-        settings=result["settings"], versions=result.get("versions", {}),
-    )  # fmt: skip
+        timing=result.get("timing") or {},
+        sweep=[_swept(row) for row in result.get("sweep") or []],
+        tables=tables_of(result),
+        reliability=reliability_figures(result.get("reliability") or {}),
+        settings=result["settings"],
+        versions=result.get("versions", {}),
+    )
 
 
 def interval_text(value: list[float] | None, digits: int = 2, sign: str = "") -> str:
@@ -65,12 +72,18 @@ def _cell(value: str | float | None) -> str:
 def _row(row: dict[str, Any], tasks: list[str], costs: list[str], high: float) -> dict[str, Any]:
     gain, counts = row.get("gain"), counts_of(row)
     return {
-        "name": row["name"], "judge": row.get("judge"), "overall": interval_text(row["overall"], 3),
+        "name": row["name"],
+        "judge": row.get("judge"),
+        "overall": interval_text(row["overall"], 3),
         "bar": _bar(row["overall"], high),
         "tasks": [
-            {"mean": f"{row['tasks'][t][0]:.2f}", "range": "{1:.2f}–{2:.2f}".format(*row["tasks"][t]),
-             "percent": round(100 * min(1.0, max(0.0, row["tasks"][t][0])))}
-            if t in row["tasks"] else None
+            {
+                "mean": f"{row['tasks'][t][0]:.2f}",
+                "range": "{1:.2f}–{2:.2f}".format(*row["tasks"][t]),
+                "percent": round(100 * min(1.0, max(0.0, row["tasks"][t][0]))),
+            }
+            if t in row["tasks"]
+            else None
             for t in tasks
         ],
         "costs": [f"{counts[c]:,g}" if c in counts else "" for c in costs],
@@ -78,7 +91,7 @@ def _row(row: dict[str, Any], tasks: list[str], costs: list[str], high: float) -
         "gain": interval_text(gain["interval"], 3, "+") if gain else "",
         "over": gain["over"] if gain else "",
         "kept": interval_text(row.get("gain_kept"), 3),
-    }  # fmt: skip
+    }
 
 
 def _bar(value: list[float], high: float) -> dict[str, float]:

@@ -43,31 +43,49 @@ def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:
 
     struck = store.struck()
     return template("pairs.html.jinja").render(
-        name=store.folder.resolve().name, version=__version__, recorded=recorded,
+        name=store.folder.resolve().name,
+        version=__version__,
+        recorded=recorded,
         folder=shlex.quote(str(store.folder)),
         pairs=[_view(store, pair, pair.id in struck) for pair in pairs],
-    )  # fmt: skip
+    )
 
 
 def _view(store: Store, pair: Either, struck: bool) -> dict[str, Any]:
-    sides = ([_text(pair.prompt, text) for text in (pair.chosen, pair.rejected)]
-             if isinstance(pair, RewritePair) else
-             [_side(store, pair, side) for side in (pair.chosen, pair.rejected)])  # fmt: skip
+    sides = (
+        [_text(pair.prompt, text) for text in (pair.chosen, pair.rejected)]
+        if isinstance(pair, RewritePair)
+        else [_side(store, pair, side) for side in (pair.chosen, pair.rejected)]
+    )
     return {
-        "id": pair.id, "struck": struck, "prompt": pair.prompt, "margin": number_text(pair.margin),
-        "reward": pair.reward, "run": pair.run, "written": isinstance(pair, RewritePair), "sides": sides,
-    }  # fmt: skip
+        "id": pair.id,
+        "struck": struck,
+        "prompt": pair.prompt,
+        "margin": number_text(pair.margin),
+        "reward": pair.reward,
+        "run": pair.run,
+        "written": isinstance(pair, RewritePair),
+        "sides": sides,
+    }
 
 
 def _side(store: Store, pair: Pair, side: Side) -> dict[str, Any]:
     path = store.image_path(side.image)
     return {
-        "picture": inline_picture(path.parent, path.name, SIDE), "score": number_text(side.score),
-        "seed": side.seed, "words": marked(pair.prompt, side.drawn_as),
+        "picture": inline_picture(path.parent, path.name, SIDE),
+        "score": number_text(side.score),
+        "seed": side.seed,
+        "words": marked(pair.prompt, side.drawn_as),
         "scores": {name: number_text(value) for name, value in side.scores.items() if name != pair.reward},
-    }  # fmt: skip
+    }
 
 
 def _text(prompt: str, text: Text) -> dict[str, Any]:
-    return {"score": number_text(text.score), "seed": None, "words": marked(prompt, text.rewrite),
-            "scores": {}, "reason": text.reason, "pictures": text.pictures}  # fmt: skip
+    return {
+        "score": number_text(text.score),
+        "seed": None,
+        "words": marked(prompt, text.rewrite),
+        "scores": {},
+        "reason": text.reason,
+        "pictures": text.pictures,
+    }

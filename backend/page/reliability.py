@@ -16,11 +16,14 @@ def reliability_figures(curves: Mapping[str, Sequence[Sequence[float]]]) -> list
         of = sum(count for _, _, count in bins)
         error = sum(count * abs(share - mean) for mean, share, count in bins) / of
         dots = [
-            {"x": _along(mean), "y": _up(share),
-             "r": round(LEAST + (MOST - LEAST) * (count / of) ** 0.5, 1),
-             "title": f"P(yes) {mean:.2f}: yes in {share:.2f} of {int(count)}"}
+            {
+                "x": _along(mean),
+                "y": _up(share),
+                "r": round(LEAST + (MOST - LEAST) * (count / of) ** 0.5, 1),
+                "title": f"P(yes) {mean:.2f}: yes in {share:.2f} of {int(count)}",
+            }
             for mean, share, count in bins
-        ]  # fmt: skip
+        ]
         points = " ".join(f"{dot['x']},{dot['y']}" for dot in dots)
         figures.append({"name": name, "dots": dots, "points": points, "error": f"{error:.3f}", "of": int(of)})
     return figures

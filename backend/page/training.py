@@ -28,20 +28,27 @@ WIDTH, HEIGHT, EDGE = 360, 120, 6  # of a curve
 Row = Mapping[str, Any]
 # Title -> keys of metrics.jsonl, drawn into one frame; None stands for all rewards.
 CURVES: dict[str, Sequence[str] | None] = {
-    "Reward, training": ("reward",), "Over the user's own prompt, training": ("gain",),
-    "Each reward, training": None, "Loss, training": ("loss",),
-    "Groups without signal": ("zero_variance",), "Answers that cannot be read": ("unparsable",),
+    "Reward, training": ("reward",),
+    "Over the user's own prompt, training": ("gain",),
+    "Each reward, training": None,
+    "Loss, training": ("loss",),
+    "Groups without signal": ("zero_variance",),
+    "Answers that cannot be read": ("unparsable",),
     "Refinements cut off; that add nothing": ("cut_off", "unchanged"),
     "Of the returns' variance, by the critic": ("explained",),
-    "Words of a rewrite": ("words",), "KL from the first weights, per token": ("kl",),
-    "Entropy, per token": ("entropy",), "Largest |ratio - 1|": ("ratio_off",),
-    "Ratio, mean": ("ratio",), "Ratios clipped": ("clipped",), "Error of the critic": ("value_loss",),
+    "Words of a rewrite": ("words",),
+    "KL from the first weights, per token": ("kl",),
+    "Entropy, per token": ("entropy",),
+    "Largest |ratio - 1|": ("ratio_off",),
+    "Ratio, mean": ("ratio",),
+    "Ratios clipped": ("clipped",),
+    "Error of the critic": ("value_loss",),
     "Distance from the first pivots": ("drift",),
-    "Pairs told apart, training": ("accuracy",), "Errors over the reference's": ("chosen", "rejected"),
+    "Pairs told apart, training": ("accuracy",),
+    "Errors over the reference's": ("chosen", "rejected"),
     "Gradient norm": ("grad_norm",),
-    "Seconds a step": ("seconds/write", "seconds/render", "seconds/score", "seconds/wait",
-                       "seconds/update"),
-}  # fmt: skip
+    "Seconds a step": ("seconds/write", "seconds/render", "seconds/score", "seconds/wait", "seconds/update"),
+}
 
 
 def write_report(run: Path, finished: bool = False) -> Path:
@@ -60,13 +67,22 @@ def render_report(run: Path, finished: bool = False) -> str:
     curves += [_curve(title, steps, keys or _rewards(steps)) for title, keys in CURVES.items()]
     rows = [*steps, *evaluations]
     return template("training.html.jinja").render(
-        name=run.name, version=__version__, finished=finished, settings=settings, rounds=_rounds(run),
-        step=max([row["step"] for row in rows], default=0), steps=_in_all(settings, rows),
-        facts=_facts(steps, evaluations), curves=[curve for curve in curves if curve is not None],
-        prompts=_through_time(run, evaluations), group=_last_group(run), width=WIDTH, height=HEIGHT,
+        name=run.name,
+        version=__version__,
+        finished=finished,
+        settings=settings,
+        rounds=_rounds(run),
+        step=max([row["step"] for row in rows], default=0),
+        steps=_in_all(settings, rows),
+        facts=_facts(steps, evaluations),
+        curves=[curve for curve in curves if curve is not None],
+        prompts=_through_time(run, evaluations),
+        group=_last_group(run),
+        width=WIDTH,
+        height=HEIGHT,
         reliability=reliability_figures(evaluations[-1].get("reliability") or {}) if evaluations else [],
         by_step=_by_step(evaluations),
-    )  # fmt: skip
+    )
 
 
 def _in_all(settings: Row, rows: Sequence[Row]) -> int:
@@ -136,10 +152,22 @@ def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, An
     drawn = []
     for name, points in zip(_names(list(lines)), lines.values()):
         places = [place(*point) for point in points]
-        drawn.append({"name": name, "points": " ".join(f"{x},{y}" for x, y in places), "end": places[-1],
-                      "last": f"{points[-1][1]:.3g}"})  # fmt: skip
-    return {"title": title, "lines": drawn, "low": f"{low:.3g}", "high": f"{high:.3g}",
-            "left": left, "right": right}  # fmt: skip
+        drawn.append(
+            {
+                "name": name,
+                "points": " ".join(f"{x},{y}" for x, y in places),
+                "end": places[-1],
+                "last": f"{points[-1][1]:.3g}",
+            }
+        )
+    return {
+        "title": title,
+        "lines": drawn,
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "left": left,
+        "right": right,
+    }
 
 
 def _names(keys: list[str]) -> list[str]:
@@ -160,11 +188,16 @@ def _through_time(run: Path, evaluations: Sequence[Row]) -> list[dict[str, Any]]
         views = []
         for row in (evaluations[i] for i in chosen):
             one = row["samples"][number]
-            views.append({
-                "step": row["step"], "picture": _picture(run, one["picture"]), "fallback": one["fallback"],
-                "words": marked(one["prompt"], one["rewrite"]), "reason": one["reason"],
-                "scores": {name: number_text(value) for name, value in one["scores"].items()},
-            })  # fmt: skip
+            views.append(
+                {
+                    "step": row["step"],
+                    "picture": _picture(run, one["picture"]),
+                    "fallback": one["fallback"],
+                    "words": marked(one["prompt"], one["rewrite"]),
+                    "reason": one["reason"],
+                    "scores": {name: number_text(value) for name, value in one["scores"].items()},
+                }
+            )
         shown.append({"prompt": sample["prompt"], "views": views})
     return shown
 
@@ -175,8 +208,10 @@ def _by_step(evaluations: Sequence[Row]) -> dict[str, Any] | None:
     if not found:
         return None
     steps = sorted({int(step) for row in found.values() for step in row})
-    rows = [(name, [f"{row[str(s)][0]:.3f} ({row[str(s)][1]})" if str(s) in row else "" for s in steps])
-            for name, row in found.items()]  # fmt: skip
+    rows = [
+        (name, [f"{row[str(s)][0]:.3f} ({row[str(s)][1]})" if str(s) in row else "" for s in steps])
+        for name, row in found.items()
+    ]
     return {"steps": [f"step {step}" if step else "finished" for step in steps], "rows": rows}
 
 
@@ -195,15 +230,20 @@ def _last_group(run: Path) -> dict[str, Any] | None:
     group = [row for row in rows if row["position"] == telling[-1]]
     group.sort(key=lambda row: -row.get("advantage", -10))
     return {
-        "prompt": group[0]["prompt"], "step": group[0]["step"],
+        "prompt": group[0]["prompt"],
+        "step": group[0]["step"],
         "cards": [
-            {"picture": _picture(run, next(iter(row["pictures"]), None)), "variant": row["variant"],
-             "advantage": f"{row['advantage']:+.2f}" if "advantage" in row else "not trained on",
-             "words": marked(row["prompt"], row.get("rewrite", "")), "unparsable": row.get("unparsable"),
-             "scores": {name: number_text(value) for name, value in row["scores"].items()}}
+            {
+                "picture": _picture(run, next(iter(row["pictures"]), None)),
+                "variant": row["variant"],
+                "advantage": f"{row['advantage']:+.2f}" if "advantage" in row else "not trained on",
+                "words": marked(row["prompt"], row.get("rewrite", "")),
+                "unparsable": row.get("unparsable"),
+                "scores": {name: number_text(value) for name, value in row["scores"].items()},
+            }
             for row in group
         ],
-    }  # fmt: skip
+    }
 
 
 def _picture(run: Path, key: str | None) -> str | None:

@@ -123,8 +123,10 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[Group]:
             note(f"{url}: run {name} was left out, it is not as ComfyUI keeps runs: {_said(error)}")
             continue
         for node in lost:
-            note(f"{url}, run {name}: the pictures of node {node} were not kept; connect its `images` to a "
-                 "Preview Image node")  # fmt: skip
+            note(
+                f"{url}, run {name}: the pictures of node {node} were not kept; connect its `images` to a "
+                "Preview Image node"
+            )
         told += len(groups)
         yield from groups
     if not told:
@@ -138,8 +140,12 @@ def _said(error: Exception) -> str:
 
 def _not_kept(graph: Graph, outputs: Outputs) -> list[str]:
     """The nodes whose pictures nothing saved or showed."""
-    return [node for node, shown in outputs.items() for key, output in IMAGES.items()
-            if key in shown and node in graph and not _pictures(graph, outputs, [node, output])]  # fmt: skip
+    return [
+        node
+        for node, shown in outputs.items()
+        for key, output in IMAGES.items()
+        if key in shown and node in graph and not _pictures(graph, outputs, [node, output])
+    ]
 
 
 def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Group]:
@@ -149,9 +155,11 @@ def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Group]
     for read in (_parm, _reflected, _scored):
         for prompt, report, picture in read(partial(_view, url), graph, outputs, node):
             found.setdefault((prompt.strip(), report.spec), []).append(picture)
-    return [Group(prompt, pictures, spec.name, spec.higher_is_better, spread_of(spec), "comfyui", url,
-                  "comfyui")
-            for (prompt, spec), pictures in found.items() if prompt]  # fmt: skip
+    return [
+        Group(prompt, pictures, spec.name, spec.higher_is_better, spread_of(spec), "comfyui", url, "comfyui")
+        for (prompt, spec), pictures in found.items()
+        if prompt
+    ]
 
 
 def _parm(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
@@ -202,8 +210,11 @@ def _scored(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[S
         for index in range(len(report.scores)) if given else report.ranking:
             file = next(ranked, None)
             if file is not None and words:
-                yield report.prompt, report, _picture(view, file, words, report, report.scores[index], None,
-                                                      reason)  # fmt: skip
+                yield (
+                    report.prompt,
+                    report,
+                    _picture(view, file, words, report, report.scores[index], None, reason),
+                )
 
 
 def _reports(kind: type[R], told: Any) -> list[R]:
@@ -211,8 +222,15 @@ def _reports(kind: type[R], told: Any) -> list[R]:
     return [kind.model_validate(one) for one in told or []]
 
 
-def _picture(view: View, file: File, words: str, report: _Report, score: float | None, seed: int | None,
-             reason: str | None) -> Picture:  # fmt: skip
+def _picture(
+    view: View,
+    file: File,
+    words: str,
+    report: _Report,
+    score: float | None,
+    seed: int | None,
+    reason: str | None,
+) -> Picture:
     assert score is not None
     scores = {report.spec.name: score}
     return Picture(partial(view, file), words, score, seed, scores, reason, content=json.dumps(file))
@@ -227,8 +245,9 @@ def _pictures(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
     return []
 
 
-def _drawn_as(graph: Graph, outputs: Outputs, samplers: list[str], number: int, typed: str,
-              prompt: str) -> tuple[str, str | None]:  # fmt: skip
+def _drawn_as(
+    graph: Graph, outputs: Outputs, samplers: list[str], number: int, typed: str, prompt: str
+) -> tuple[str, str | None]:
     """(the text that the samplers drew, its rewriter's reason) in one run of a node, the `number`th; "" where
     it is not one text. What the judge was given, too, is that run's `prompt`, whatever list `typed` is of."""
     found: dict[str, str | None] = {}

@@ -60,21 +60,34 @@ class Comparison:
         if len(self.weights) == 1:
             return scores[self.name]
         specs = {name: spec_of(name) for name in self.weights}
-        total = sum(weight * (scaled(spec, scores[name]) if (spec := specs[name]) else scores[name])
-                    for name, weight in self.weights.items())  # fmt: skip
+        total = sum(
+            weight * (scaled(spec, scores[name]) if (spec := specs[name]) else scores[name])
+            for name, weight in self.weights.items()
+        )
         return total / sum(self.weights.values())
 
-    def group(self, typed: str, meaning: str, pictures: list[Picture], source: str, run: object,
-              renderer: object) -> Group:  # fmt: skip
+    def group(
+        self, typed: str, meaning: str, pictures: list[Picture], source: str, run: object, renderer: object
+    ) -> Group:
         spec = spec_of(self.name)
-        return Group(meaning, pictures, self.name, spec.higher_is_better if spec else True, spread_of(spec),
-                     source, str(run), _renderer(renderer), typed)  # fmt: skip
+        return Group(
+            meaning,
+            pictures,
+            self.name,
+            spec.higher_is_better if spec else True,
+            spread_of(spec),
+            source,
+            str(run),
+            _renderer(renderer),
+            typed,
+        )
 
     def tell(self, run: object, note: Callable[[str], None]) -> None:
         """Raises BadInput where nothing had such a score."""
         if self.unscored and not self.weights.keys() <= self.seen:
-            raise BadInput(f"{run} has no scores of {self.name!r}; it has those of "
-                           f"{', '.join(sorted(self.seen))}")  # fmt: skip
+            raise BadInput(
+                f"{run} has no scores of {self.name!r}; it has those of {', '.join(sorted(self.seen))}"
+            )
         if self.unscored:
             note(f"{run}: {self.unscored} pictures have no score of {self.name!r}, and were left out")
         if unknown := [name for name in self.weights if spec_of(name) is None]:
@@ -92,15 +105,21 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
         yield from of_judge_data(path, reward, note)
         return
     if not path.is_dir():
-        raise BadInput(f"there is no folder {path}; name one of `reprise render` or `reprise train`, a "
-                       f"store, or a FILE{JUDGE_DATA} of `reprise judge-data`")  # fmt: skip
+        raise BadInput(
+            f"there is no folder {path}; name one of `reprise render` or `reprise train`, a "
+            f"store, or a FILE{JUDGE_DATA} of `reprise judge-data`"
+        )
     records, judged = sorted(path.rglob(RECORD)), sorted(path.rglob(f"*{JUDGE_DATA}"))
     rollouts = sorted(path.rglob(str(ROLLOUTS)))
-    rounds = sorted((file for file in path.rglob(ROUNDS) if file.parent.name.isdecimal()),
-                    key=lambda file: (file.parent.parent, int(file.parent.name)))  # fmt: skip
+    rounds = sorted(
+        (file for file in path.rglob(ROUNDS) if file.parent.name.isdecimal()),
+        key=lambda file: (file.parent.parent, int(file.parent.name)),
+    )
     if not any((records, rollouts, rounds, judged)):
-        raise BadInput(f"{path} holds no run: no {RECORD} of `reprise render`, and no rollouts of `reprise "
-                       "train` or `reprise judge-data`")  # fmt: skip
+        raise BadInput(
+            f"{path} holds no run: no {RECORD} of `reprise render`, and no rollouts of `reprise "
+            "train` or `reprise judge-data`"
+        )
     unsaid = False
     for file in records:
         record = load_record(file)
@@ -121,8 +140,16 @@ def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
     """Raises BadInput where what a file says is not what is written there."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
-            StopIteration) as error:  # fmt: skip
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        StopIteration,
+    ) as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise BadInput(f"{file} is damaged ({said}); {remedy}") from error
 
@@ -151,18 +178,35 @@ def _of_record(folder: Path, record: Record, reward: str | None) -> Group:
     # A rewrite of a reflection round had a critique to go by, too, which pairs of rewrites do not know.
     reasons = {r.prompt: r.reason for r in record.rewrites if r.fallback is None and r.rewriter != "none"}
     pictures = [
-        Picture(partial(_file, folder / str(c.image)), c.prompt, float(scores[c.index] or 0.0), c.seed,
-                named[c.index], reasons.get(c.prompt) if c.round == 0 else None)
+        Picture(
+            partial(_file, folder / str(c.image)),
+            c.prompt,
+            float(scores[c.index] or 0.0),
+            c.seed,
+            named[c.index],
+            reasons.get(c.prompt) if c.round == 0 else None,
+        )
         for c in finished
-    ]  # fmt: skip
-    return Group(record.prompt, pictures, name, higher, spread_of(spec), "render", str(folder),
-                 str(settings.get("renderer")))  # fmt: skip
+    ]
+    return Group(
+        record.prompt,
+        pictures,
+        name,
+        higher,
+        spread_of(spec),
+        "render",
+        str(folder),
+        str(settings.get("renderer")),
+    )
 
 
 def _selects(record: Record, reward: str) -> bool:
     """Whether a reward's scores are those that the best picture was selected by."""
-    return all({called(name): score for name, score in c.scores.items()}.get(reward) == c.score
-               for c in record.candidates if c.score is not None)  # fmt: skip
+    return all(
+        {called(name): score for name, score in c.scores.items()}.get(reward) == c.score
+        for c in record.candidates
+        if c.score is not None
+    )
 
 
 def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, float]]) -> str:
@@ -188,17 +232,26 @@ def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> I
         for rows in groups.values():
             typed, meaning = _prompts(rows[0])
             pictures = [
-                one for row in rows if row["pictures"]  # what could not be read was not drawn
-                for one in _of_row(cache, meaning, row, row["seeds"],
-                                   None if row["variant"] == "original" else row.get("reason", ""), by)
-            ]  # fmt: skip
+                one
+                for row in rows
+                if row["pictures"]  # what could not be read was not drawn
+                for one in _of_row(
+                    cache,
+                    meaning,
+                    row,
+                    row["seeds"],
+                    None if row["variant"] == "original" else row.get("reason", ""),
+                    by,
+                )
+            ]
             if pictures:
                 yield by.group(typed, meaning, pictures, "training", run, renderer)
     by.tell(run, note)
 
 
-def of_rounds(run: Path, files: list[Path], reward: str | None,
-              note: Callable[[str], None]) -> Iterator[Group]:  # fmt: skip
+def of_rounds(
+    run: Path, files: list[Path], reward: str | None, note: Callable[[str], None]
+) -> Iterator[Group]:
     """The groups of a training in rounds, of a renderer's pictures or a rewriter's rewrites: `files` are what
     its rounds have on record. Pictures of pairs are in the round's own store, too."""
     settings, cache = _settings(run), Cache(run / PICTURES)
@@ -237,8 +290,9 @@ def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -
         spec = RewardSpec(**told) if told else spec_of(named)
         spread = spread_of(spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{stamp} does not say what scored {file.name}; bring it back, as `reprise "
-                       "judge-data` left it") from error  # fmt: skip
+        raise BadInput(
+            f"{stamp} does not say what scored {file.name}; bring it back, as `reprise judge-data` left it"
+        ) from error
     if reward not in (None, named):
         raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
@@ -248,35 +302,60 @@ def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -
             _, drawn_as, seed, _ = json.loads(key)
             scores = _numbers({named: row["score"]})
             groups.setdefault(_text(row["prompt"]), []).append(
-                Picture(partial(store.image, _text(row["image"])), _text(drawn_as), scores[named],
-                        _seed(seed), scores, content=row["image"])
-            )  # fmt: skip
+                Picture(
+                    partial(store.image, _text(row["image"])),
+                    _text(drawn_as),
+                    scores[named],
+                    _seed(seed),
+                    scores,
+                    content=row["image"],
+                )
+            )
     if spec is None:
         note(f"{file}: {TAKEN.format(named)}")
     for prompt, pictures in groups.items():
-        yield Group(prompt, pictures, named, spec.higher_is_better if spec else True, spread, "judge-data",
-                    str(file), _renderer(made.get("renderer")))  # fmt: skip
+        yield Group(
+            prompt,
+            pictures,
+            named,
+            spec.higher_is_better if spec else True,
+            spread,
+            "judge-data",
+            str(file),
+            _renderer(made.get("renderer")),
+        )
 
 
 def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> Comparison:
     """By `reward`, or by those that a training counts and that look at pictures."""
     if reward is not None:
         return Comparison({reward: 1.0})
-    looking = {called(name): weight for name, weight in trained.items()
-               if (spec := spec_of(name)) is None or spec.reads == "images"}  # fmt: skip
+    looking = {
+        called(name): weight
+        for name, weight in trained.items()
+        if (spec := spec_of(name)) is None or spec.reads == "images"
+    }
     if not looking:
         raise BadInput(f"{run / CONFIG} has no reward that looks at pictures; name one with --reward")
     return Comparison(looking)
 
 
-def _of_row(cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int], reason: str | None,
-            by: Comparison) -> Iterator[Picture]:  # fmt: skip
+def _of_row(
+    cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int], reason: str | None, by: Comparison
+) -> Iterator[Picture]:
     """The pictures of one rewrite."""
     for seed, key in zip(seeds, row["pictures"]):
         scores = _scores(cache, key, meaning, row)
         if (score := by.score(scores)) is not None:
-            yield Picture(partial(_kept, cache, key), _text(row["rewrite"]), score, _seed(seed), scores,
-                          reason if reason is None else _text(reason), key)  # fmt: skip
+            yield Picture(
+                partial(_kept, cache, key),
+                _text(row["rewrite"]),
+                score,
+                _seed(seed),
+                scores,
+                reason if reason is None else _text(reason),
+                key,
+            )
 
 
 def _of_seeds(cache: Cache, store: Store, row: Mapping[str, Any], by: Comparison) -> Iterator[Picture]:

@@ -63,9 +63,11 @@ class Group:
             odd = [max(scores), min(scores)]
         if odd:
             got = " and ".join(map(str, odd[:2]))
-            raise BadInput(f"{self.run}: expected scores of {self.reward!r} that are numbers a finite "
-                           f"distance apart, got {got} for {plain(self.prompt, 60)!r}; mend them, or leave "
-                           "these pictures out")  # fmt: skip
+            raise BadInput(
+                f"{self.run}: expected scores of {self.reward!r} that are numbers a finite "
+                f"distance apart, got {got} for {plain(self.prompt, 60)!r}; mend them, or leave "
+                "these pictures out"
+            )
 
     def margin(self, better: float, worse: float) -> float:
         """How far apart two scores are, in parts of the range; below 0 where the second is better."""
@@ -159,15 +161,29 @@ class Mined:
                 self.counts["ties"] += 1  # it cannot be better than itself
                 continue
             chosen, rejected = (
-                Side(image=self.store.put_image(image), drawn_as=one.drawn_as, score=one.score, seed=one.seed,
-                     scores=one.scores)
-                for one, image in zip((best, worst), images) if image is not None
-            )  # fmt: skip
-            self.pairs.append(Pair(
-                prompt=group.prompt, condition=condition, chosen=chosen, rejected=rejected,
-                reward=group.reward, margin=margin, source=group.source, run=group.run,
-                renderer=group.renderer,
-            ))  # fmt: skip
+                Side(
+                    image=self.store.put_image(image),
+                    drawn_as=one.drawn_as,
+                    score=one.score,
+                    seed=one.seed,
+                    scores=one.scores,
+                )
+                for one, image in zip((best, worst), images)
+                if image is not None
+            )
+            self.pairs.append(
+                Pair(
+                    prompt=group.prompt,
+                    condition=condition,
+                    chosen=chosen,
+                    rejected=rejected,
+                    reward=group.reward,
+                    margin=margin,
+                    source=group.source,
+                    run=group.run,
+                    renderer=group.renderer,
+                )
+            )
 
     def _texts(self, group: Group) -> None:
         """Best against worst rewrite, each by the mean of its pictures' scores."""
@@ -177,16 +193,25 @@ class Mined:
                 drawn.setdefault((one.reason, one.drawn_as), []).append(one.score)
         if len(drawn) < 2:
             return
-        texts = [Text(reason=reason, rewrite=rewrite, score=mean(scores), pictures=len(scores))
-                 for (reason, rewrite), scores in drawn.items()]  # fmt: skip
+        texts = [
+            Text(reason=reason, rewrite=rewrite, score=mean(scores), pictures=len(scores))
+            for (reason, rewrite), scores in drawn.items()
+        ]
         texts.sort(key=lambda text: -text.score if group.higher else text.score)
         margin = group.margin(texts[0].score, texts[-1].score)
         if self._apart(margin):
-            self.rewrites.append(RewritePair(
-                prompt=group.typed or group.prompt, chosen=texts[0], rejected=texts[-1],
-                reward=group.reward, margin=margin, source=group.source, run=group.run,
-                renderer=group.renderer,
-            ))  # fmt: skip
+            self.rewrites.append(
+                RewritePair(
+                    prompt=group.typed or group.prompt,
+                    chosen=texts[0],
+                    rejected=texts[-1],
+                    reward=group.reward,
+                    margin=margin,
+                    source=group.source,
+                    run=group.run,
+                    renderer=group.renderer,
+                )
+            )
 
     def _apart(self, margin: float) -> bool:
         return margin > 0 and margin >= self.least

@@ -206,7 +206,8 @@ class Store:
         pairs, rewrites = self.all_pairs(), self.all_rewrites()
         named = {side.image for pair in pairs for side in (pair.chosen, pair.rejected)}
         return {
-            "pairs": self._figures(pairs), "rewrites": self._figures(rewrites),
+            "pairs": self._figures(pairs),
+            "rewrites": self._figures(rewrites),
             "images": {"named": len(named), "gone": sum(not self.has_image(name) for name in named)},
         }
 
@@ -215,26 +216,36 @@ class Store:
         out = len(ids & self.struck())
         margins = sorted(pair.margin for pair in usable)
         return {
-            "recorded": len(ids), "struck": out, "contradicted": len(ids) - out - len(usable),
-            "usable": len(usable), "prompts": len({pair.prompt for pair in usable}),
+            "recorded": len(ids),
+            "struck": out,
+            "contradicted": len(ids) - out - len(usable),
+            "usable": len(usable),
+            "prompts": len({pair.prompt for pair in usable}),
             "margin": {"least": margins[0], "median": median(margins), "most": margins[-1]}
-            if margins else None,
+            if margins
+            else None,
             "rewards": {
-                reward: {"pairs": len(found), "chosen": mean(pair.chosen.score for pair in found),
-                         "rejected": mean(pair.rejected.score for pair in found)}
+                reward: {
+                    "pairs": len(found),
+                    "chosen": mean(pair.chosen.score for pair in found),
+                    "rejected": mean(pair.rejected.score for pair in found),
+                }
                 for reward in dict.fromkeys(pair.reward for pair in recorded)
                 if (found := self.usable(recorded, reward))
             },
             "runs": dict(Counter(f"{pair.source} {pair.run}" for pair in usable)),
-        }  # fmt: skip
+        }
 
     def usable(self, recorded: Sequence[P], reward: str | None = None) -> list[P]:
         """Of these pairs the ones to learn from: of `reward`, or of all, not struck, and not contradicted by
         another of them; each comparison once."""
         struck, reward = self.struck(), reward and called(reward)
         # A struck pair contradicts no one any more.
-        ids = {pair.id: pair for pair in reversed(recorded)
-               if reward in (None, pair.reward) and pair.id not in struck}  # fmt: skip
+        ids = {
+            pair.id: pair
+            for pair in reversed(recorded)
+            if reward in (None, pair.reward) and pair.id not in struck
+        }
         return [pair for pair in recorded if ids.get(pair.id) is pair and pair.opposite not in ids]
 
     def _add(self, name: str, kind: type[P], pairs: Iterable[P]) -> Added:
@@ -274,8 +285,10 @@ class Store:
             try:
                 found.append(kind.model_validate_json(line))
             except ValidationError as error:
-                raise BadInput(f"{path}, line {number}: {one_line(error)}; delete the line, or mine the runs "
-                               "into another --store") from error  # fmt: skip
+                raise BadInput(
+                    f"{path}, line {number}: {one_line(error)}; delete the line, or mine the runs "
+                    "into another --store"
+                ) from error
         return found
 
 

@@ -45,8 +45,10 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
     """
     spec = spec_of(reward)
     if spec and spec.higher_is_better and lower_is_better:
-        raise BadInput(f"higher scores of {reward!r} are better; leave --lower-is-better out, or call the "
-                       "table's something else by --reward")  # fmt: skip
+        raise BadInput(
+            f"higher scores of {reward!r} are better; leave --lower-is-better out, or call the "
+            "table's something else by --reward"
+        )
     higher = spec.higher_is_better if spec else not lower_is_better
     if path.is_dir():
         path = _only_table(path)
@@ -57,9 +59,15 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
         if file not in contents:
             contents[file] = _content(path, number, file)
         groups.setdefault(row.prompt, []).append(
-            Picture(partial(read_picture, file), row.drawn_as or row.prompt, row.score, row.seed,
-                    {reward: row.score}, content=contents[file])
-        )  # fmt: skip
+            Picture(
+                partial(read_picture, file),
+                row.drawn_as or row.prompt,
+                row.score,
+                row.seed,
+                {reward: row.score},
+                content=contents[file],
+            )
+        )
     for prompt, pictures in groups.items():
         yield Group(prompt, pictures, reward, higher, spread_of(spec), "table", str(path))
 

@@ -35,31 +35,39 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not folder.is_dir():
         what = "a single file" if folder.is_file() else "nothing"
-        raise CheckpointError(f"expected a pipeline's folder at {folder}, found {what}; "
-                              "give a folder made by save_pretrained, or a Hugging Face id")  # fmt: skip
+        raise CheckpointError(
+            f"expected a pipeline's folder at {folder}, found {what}; "
+            "give a folder made by save_pretrained, or a Hugging Face id"
+        )
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no diffusers pipeline: it has no model_index.json; "
-                              "give the folder that holds it")  # fmt: skip
+        raise CheckpointError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that holds it"
+        )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path} is damaged: expected JSON with a _class_name; fetch it anew") from None
     if not isinstance(name, str):
-        raise Unsupported(f"{folder} brings its own pipeline code {name!r}, which is never run; "
-                          "use a checkpoint of one of diffusers' classes")  # fmt: skip
+        raise Unsupported(
+            f"{folder} brings its own pipeline code {name!r}, which is never run; "
+            "use a checkpoint of one of diffusers' classes"
+        )
     family_of(name)
     for part, source in index.items():
         if part.startswith("_") or part in _UNUSED or not isinstance(source, list) or source[0] is None:
             continue
         if source[0] not in _LIBRARIES:
-            raise Unsupported(f"{folder}: its {part} is {source[1]} of {source[0]!r}, which is never run; "
-                              f"only classes of {' and '.join(_LIBRARIES)} are loaded")  # fmt: skip
+            raise Unsupported(
+                f"{folder}: its {part} is {source[1]} of {source[0]!r}, which is never run; "
+                f"only classes of {' and '.join(_LIBRARIES)} are loaded"
+            )
         if not (folder / part).is_dir():
             raise CheckpointError(f"{folder} lacks the folder of its {part}; fetch it anew")
         if "Tokenizer" in source[1] and not any((folder / part / name).is_file() for name in _VOCABULARIES):
-            raise CheckpointError(f"{folder / part} lacks its vocabulary, one of {', '.join(_VOCABULARIES)}; "
-                                  "fetch it anew")  # fmt: skip
+            raise CheckpointError(
+                f"{folder / part} lacks its vocabulary, one of {', '.join(_VOCABULARIES)}; fetch it anew"
+            )
     return index
 
 
@@ -94,9 +102,11 @@ def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.d
         models = {
             part: _load_model(folder / part, source, (others or {}).get(part, dtype))
             for part, source in index.items()
-            if isinstance(source, list) and source[0] is not None and part not in _UNUSED
+            if isinstance(source, list)
+            and source[0] is not None
+            and part not in _UNUSED
             and _has_weights(folder / part, source)
-        }  # fmt: skip
+        }
         unused = {part: None for part in _UNUSED if part in index}
         if "requires_safety_checker" in index:
             unused["requires_safety_checker"] = False  # type: ignore[assignment]
@@ -121,8 +131,9 @@ def _has_weights(folder: Path, source: list) -> bool:
 def _class(folder: Path, source: list) -> Any:
     module = __import__(source[0])
     if not hasattr(module, source[1]):
-        raise CheckpointError(f"{folder}: this {source[0]} has no class {source[1]!r}; update it, "
-                              "or fetch the checkpoint anew")  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: this {source[0]} has no class {source[1]!r}; update it, or fetch the checkpoint anew"
+        )
     return getattr(module, source[1])
 
 
@@ -130,25 +141,35 @@ def _load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
     files = [file.name for file in folder.glob("*.safetensors")]
     if not files:
         found = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
-        raise CheckpointError(f"{folder} holds {found}; only safetensors are read, which cannot run code; "
-                              "fetch or convert the safetensors version")  # fmt: skip
+        raise CheckpointError(
+            f"{folder} holds {found}; only safetensors are read, which cannot run code; "
+            "fetch or convert the safetensors version"
+        )
     # Some repositories hold half-precision files only, named so.
     variant = "fp16" if all(".fp16" in name for name in files) else None
     try:
         model, report = _class(folder, source).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True,
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            variant=variant,
+            local_files_only=True,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     except RepriseError:
         raise
     except Exception as error:
-        raise CheckpointError(f"weights in {folder} cannot be read: truncated, tampered with, or of another "
-                              f"model ({_line(error)}); fetch them anew") from error  # fmt: skip
+        raise CheckpointError(
+            f"weights in {folder} cannot be read: truncated, tampered with, or of another "
+            f"model ({_line(error)}); fetch them anew"
+        ) from error
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         wrong = sorted(map(str, report.get(kind) or ()))
         if wrong:
-            raise CheckpointError(f"weights in {folder} do not fit its config ({kind.replace('_', ' ')}: "
-                                  f"{len(wrong)}, first {wrong[0]}); fetch them anew")  # fmt: skip
+            raise CheckpointError(
+                f"weights in {folder} do not fit its config ({kind.replace('_', ' ')}: "
+                f"{len(wrong)}, first {wrong[0]}); fetch them anew"
+            )
     return model.eval()
 
 
@@ -161,8 +182,9 @@ def _check_finite(pipeline: Any, folder: Path) -> None:
             continue
         for key, weight in model.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():
-                raise CheckpointError(f"weights in {folder / name} are damaged: {key} is not finite; "
-                                      "fetch them anew")  # fmt: skip
+                raise CheckpointError(
+                    f"weights in {folder / name} are damaged: {key} is not finite; fetch them anew"
+                )
 
 
 def pipeline_fingerprint(pipeline: Any) -> str:

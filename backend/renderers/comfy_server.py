@@ -37,8 +37,18 @@ SHOWN = 200  # characters of a server's own words in a message
 SOCKET_SINK, FILE_SINK = "SaveImageWebsocket", "PreviewImage"
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4  # kinds of binary messages
 # Other kinds are custom nodes' own, or for the editor.
-HEARD = ("status", "progress", "progress_state", "executing", "executed", "execution_start",
-         "execution_cached", "execution_error", "execution_interrupted", "execution_success")  # fmt: skip
+HEARD = (
+    "status",
+    "progress",
+    "progress_state",
+    "executing",
+    "executed",
+    "execution_start",
+    "execution_cached",
+    "execution_error",
+    "execution_interrupted",
+    "execution_success",
+)
 
 
 class ServerLost(Exception):
@@ -125,10 +135,17 @@ class Server:
             self.sink = SOCKET_SINK if status == 200 and SOCKET_SINK in _parsed(body) else FILE_SINK
             address = f"ws{self.url.removeprefix('http')}/ws?clientId={self.client_id}"
             proxy = None if self.local else True
-            async with connect(address, max_size=MOST_BYTES, open_timeout=CONNECT, ping_timeout=ANSWER,
-                               close_timeout=1, proxy=proxy) as socket:  # fmt: skip
-                await socket.send(json.dumps({"type": "feature_flags",
-                                              "data": {"supports_preview_metadata": True}}))  # fmt: skip
+            async with connect(
+                address,
+                max_size=MOST_BYTES,
+                open_timeout=CONNECT,
+                ping_timeout=ANSWER,
+                close_timeout=1,
+                proxy=proxy,
+            ) as socket:
+                await socket.send(
+                    json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+                )
                 self._remaining = await self.abandon()  # what it still has of a connection that broke
                 self.alive, self.asked, self._node, self._why = True, True, None, None
                 self._socket = socket
@@ -167,10 +184,16 @@ class Server:
         name = str(uuid.uuid4())
         self.runs[name] = run
         try:
-            status, body = await self._send("POST", "prompt", {
-                "prompt": graph, "client_id": self.client_id, "prompt_id": name,
-                "extra_data": {"preview_method": "none"},
-            })  # fmt: skip
+            status, body = await self._send(
+                "POST",
+                "prompt",
+                {
+                    "prompt": graph,
+                    "client_id": self.client_id,
+                    "prompt_id": name,
+                    "extra_data": {"preview_method": "none"},
+                },
+            )
             answer = _parsed(body)
             if status == 400 and "error" in answer:
                 raise Unsupported(f"{self.url} cannot run the workflow: {_refusal(workflow, answer)}")
@@ -187,8 +210,9 @@ class Server:
             if not pictures:
                 raise NoPicture("the run ended without a picture")
             if len(pictures) > 1:
-                raise Unsupported(f"the workflow gives {len(pictures)} pictures for one seed; set its batch "
-                                  "size to 1")  # fmt: skip
+                raise Unsupported(
+                    f"the workflow gives {len(pictures)} pictures for one seed; set its batch size to 1"
+                )
             return pictures[0]
         finally:
             self.runs.pop(name, None)
@@ -242,8 +266,9 @@ class Server:
             raise NoPicture(f"{wanted['filename']!r} cannot be fetched ({status}: {quoted(body)})")
         return body
 
-    async def _send(self, method: str, path: str, content: Any = None,
-                    query: dict[str, str] | None = None) -> tuple[int, bytes]:  # fmt: skip
+    async def _send(
+        self, method: str, path: str, content: Any = None, query: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """Status and body of an answer whose size and time are bounded."""
         import httpx
 

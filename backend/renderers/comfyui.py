@@ -82,11 +82,21 @@ class ComfyUIRenderer:
     previews = False
     img2img = False
 
-    def __init__(self, workflow: Workflow, urls: Sequence[str], *, cache: Cache | None = None,
-                 retries: int = 2, silence: float = 600.0, patience: float = 60.0):
+    def __init__(
+        self,
+        workflow: Workflow,
+        urls: Sequence[str],
+        *,
+        cache: Cache | None = None,
+        retries: int = 2,
+        silence: float = 600.0,
+        patience: float = 60.0,
+    ):
         if not urls or retries < 0 or silence <= 0 or patience < 0:
-            raise BadInput(f"expected a server, retries >= 0, silence > 0 and patience >= 0; got {len(urls)} "
-                           f"servers, {retries}, {silence}, {patience}")  # fmt: skip
+            raise BadInput(
+                f"expected a server, retries >= 0, silence > 0 and patience >= 0; got {len(urls)} "
+                f"servers, {retries}, {silence}, {patience}"
+            )
         self.urls = list(dict.fromkeys(check_server(url) for url in urls))
         self.workflow, self.steps, self.cache = workflow, workflow.steps, cache
         self.retries, self.silence, self.patience = retries, silence, patience
@@ -94,8 +104,12 @@ class ComfyUIRenderer:
         self.version = _in_loop(self._probe())
         self.fingerprint = Cache.key("comfyui", workflow.content, self.version)
 
-    def render(self, jobs: Sequence[Job], watcher: Watcher | None = None,
-               progress: Callable[[int, int], None] | None = None) -> Rendered:
+    def render(
+        self,
+        jobs: Sequence[Job],
+        watcher: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Rendered:
         """Draw all jobs, each by a run of its own; see `interfaces.Renderer`. The same job is drawn once.
 
         `progress` counts the samplers' steps of all jobs. When it raises, or on Ctrl-C, what is queued is
@@ -103,12 +117,16 @@ class ComfyUIRenderer:
         the workflow, RenderFailed where a node fails or no server is left.
         """
         if watcher is not None:
-            raise Unsupported("pruning needs previews, which a workflow on a ComfyUI server does not give; "
-                              "take --prune none, or a PARM Best-of-N node in the workflow")  # fmt: skip
+            raise Unsupported(
+                "pruning needs previews, which a workflow on a ComfyUI server does not give; "
+                "take --prune none, or a PARM Best-of-N node in the workflow"
+            )
         check_jobs(jobs, None, self.steps)
         if any(job.init for job in jobs):
-            raise Unsupported("a workflow on a ComfyUI server starts from what it says itself, not from "
-                              "another picture; draw again, or put a Reflection Loop into it")  # fmt: skip
+            raise Unsupported(
+                "a workflow on a ComfyUI server starts from what it says itself, not from "
+                "another picture; draw again, or put a Reflection Loop into it"
+            )
         import torch  # noqa: F401  seconds when it is the first time: not while servers talk
 
         images: dict[Job, Tensor] = {}
@@ -153,8 +171,10 @@ class ComfyUIRenderer:
         if not versions:
             raise no_server(servers)
         if len(set(versions)) > 1:
-            log.warning("the ComfyUI servers differ (%s), so their pictures may, too",
-                        "; ".join(sorted(set(versions))))  # fmt: skip
+            log.warning(
+                "the ComfyUI servers differ (%s), so their pictures may, too",
+                "; ".join(sorted(set(versions))),
+            )
         for server in servers:
             if not server.version:
                 log.warning("%s is left out until it answers: %s", server.url, server.why)

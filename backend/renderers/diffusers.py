@@ -70,12 +70,24 @@ class DiffusersRenderer:
 
     name = "diffusers"
 
-    def __init__(self, model: str | Path | DiffusionPipeline, *, steps: int | None = None,
-                 guidance: float | None = None, true_cfg: float = 1.0,
-                 size: int | tuple[int, int] | None = None, negative_prompt: str = "",
-                 max_sequence_length: int | None = None, dtype: str = "auto", device: str = "auto",
-                 offload: str = "auto", chunk: int | None = None, preview_decoder: Any = None,
-                 lora: str | Path | None = None, cache: Cache | None = None):
+    def __init__(
+        self,
+        model: str | Path | DiffusionPipeline,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        true_cfg: float = 1.0,
+        size: int | tuple[int, int] | None = None,
+        negative_prompt: str = "",
+        max_sequence_length: int | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        offload: str = "auto",
+        chunk: int | None = None,
+        preview_decoder: Any = None,
+        lora: str | Path | None = None,
+        cache: Cache | None = None,
+    ):
         self.pipeline, weights = _open(model, dtype, device, offload, lora)
         pipe, family = self.pipeline, family_of_pipeline(self.pipeline)
         self.family: Family = family
@@ -102,8 +114,10 @@ class DiffusersRenderer:
         self.chunk = chunk or max(1, round(8 * area))
         self.decode_chunk = min(self.chunk, max(1, round(4 * area)))
         if preview_decoder is not None and family.tokens:
-            raise Unsupported(f"{type(pipe).__name__} draws tokens, which its own {family.vae} alone "
-                              "decodes; drop preview_decoder")  # fmt: skip
+            raise Unsupported(
+                f"{type(pipe).__name__} draws tokens, which its own {family.vae} alone "
+                "decodes; drop preview_decoder"
+            )
         self.preview_decoder = _open_decoder(preview_decoder, pipe)
         self.cache = cache
         self.fingerprint = self._fingerprint(weights)
@@ -122,8 +136,12 @@ class DiffusersRenderer:
         distilled = getattr(self.pipeline, self.family.denoiser).config.get("time_cond_proj_dim") is not None
         return self.guidance is not None and self.guidance > 1 and not distilled
 
-    def render(self, jobs: Sequence[Job], watcher: Watcher | None = None,
-               progress: Callable[[int, int], None] | None = None) -> Rendered:
+    def render(
+        self,
+        jobs: Sequence[Job],
+        watcher: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Rendered:
         """Draw all jobs in one sampler batch; see `interfaces.Renderer`.
 
         Pictures are rounded to 8 bits, so that a cached one equals a fresh one. Raises BadInput for a
@@ -155,8 +173,9 @@ class DiffusersRenderer:
                 self.cache.put_image(self._key(jobs[i]), image, {"rows": each})
         return result
 
-    def _draw(self, jobs: Sequence[Job], watcher: Watcher | None,
-              progress: Callable[[int, int], None] | None) -> Rendered:
+    def _draw(
+        self, jobs: Sequence[Job], watcher: Watcher | None, progress: Callable[[int, int], None] | None
+    ) -> Rendered:
         import torch
 
         pipe = self.pipeline
@@ -164,8 +183,15 @@ class DiffusersRenderer:
         mask = RowMask(getattr(pipe, self.family.denoiser), len(jobs), self.chunk)
         vae = getattr(pipe, self.family.vae)
         preview = self.preview_decoder or vae
-        sampling = Sampling(pipe.scheduler, mask, self.steps, generators, watcher,
-                            lambda latents: self._decode(latents, preview), progress)  # fmt: skip
+        sampling = Sampling(
+            pipe.scheduler,
+            mask,
+            self.steps,
+            generators,
+            watcher,
+            lambda latents: self._decode(latents, preview),
+            progress,
+        )
         images: list[Tensor | None] = [None] * len(jobs)
         try:
             with torch.no_grad(), _borrowed(pipe, sampling.scheduler):
@@ -177,10 +203,15 @@ class DiffusersRenderer:
                 size = {"width": self.width, "height": self.height}
                 with mask, contextlib.suppress(AllPruned):
                     latents = draw(
-                        **conditions, **dict(self.family.call), **accepted(draw, size), **start,
-                        num_inference_steps=self.steps, generator=generators, output_type="latent",
+                        **conditions,
+                        **dict(self.family.call),
+                        **accepted(draw, size),
+                        **start,
+                        num_inference_steps=self.steps,
+                        generator=generators,
+                        output_type="latent",
                         return_dict=False,
-                    )[0]  # fmt: skip
+                    )[0]
                 if mask.alive:
                     decoded = self._decode(latents[mask.alive], vae)
                     for row, image in zip(mask.alive, decoded.mul(255).round() / 255, strict=True):
@@ -192,8 +223,10 @@ class DiffusersRenderer:
                 raise
             names = f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}"
             if isinstance(error, torch.OutOfMemoryError):
-                raise RenderFailed(f"{names} ran out of memory; use a smaller size, fewer candidates, "
-                                   "offload='model' or a smaller chunk") from error  # fmt: skip
+                raise RenderFailed(
+                    f"{names} ran out of memory; use a smaller size, fewer candidates, "
+                    "offload='model' or a smaller chunk"
+                ) from error
             cause = " ".join(str(error).split()) or type(error).__name__
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
         # All calls of a run ask for the same number of rows; a run left early is extrapolated.
@@ -288,12 +321,23 @@ class DiffusersRenderer:
 
         scheduler = self.pipeline.scheduler
         return Cache.key(
-            type(self.pipeline).__name__, weights, type(scheduler).__name__, str(dict(scheduler.config)),
-            self.steps, self.guidance, self.true_cfg, self.width, self.height, self.negative_prompt,
-            self.max_sequence_length, str(getattr(self.pipeline, self.family.denoiser).dtype),
+            type(self.pipeline).__name__,
+            weights,
+            type(scheduler).__name__,
+            str(dict(scheduler.config)),
+            self.steps,
+            self.guidance,
+            self.true_cfg,
+            self.width,
+            self.height,
+            self.negative_prompt,
+            self.max_sequence_length,
+            str(getattr(self.pipeline, self.family.denoiser).dtype),
             self.pipeline._execution_device.type,
-            diffusers.__version__, torch.__version__, transformers.__version__,
-        )  # fmt: skip
+            diffusers.__version__,
+            torch.__version__,
+            transformers.__version__,
+        )
 
     def _key(self, job: Job) -> str:
         return picture_key(self.fingerprint, job)
@@ -361,8 +405,10 @@ def _open_decoder(decoder: Any, pipe: Any) -> Any:
         loaded = AutoencoderTiny.from_pretrained(decoder, use_safetensors=True, torch_dtype=pipe.vae.dtype)
     except Exception as error:
         cause = " ".join(str(error).split())
-        raise CheckpointError(f"preview decoder {str(decoder)!r} cannot be loaded ({cause[:200]}); "
-                              "give the folder or id of an AutoencoderTiny") from error  # fmt: skip
+        raise CheckpointError(
+            f"preview decoder {str(decoder)!r} cannot be loaded ({cause[:200]}); "
+            "give the folder or id of an AutoencoderTiny"
+        ) from error
     return loaded.eval().to(pipe._execution_device)
 
 
@@ -377,8 +423,10 @@ def _check_size(size: int | tuple[int, int], multiple: int, pipe: Any) -> tuple[
         _check_count("size", side)
         if side % multiple:
             near = max(multiple, round(side / multiple) * multiple)
-            raise BadInput(f"{type(pipe).__name__} draws sides that are multiples of {multiple} pixels; "
-                           f"got {side}, use {near}")  # fmt: skip
+            raise BadInput(
+                f"{type(pipe).__name__} draws sides that are multiples of {multiple} pixels; "
+                f"got {side}, use {near}"
+            )
     return width, height
 
 

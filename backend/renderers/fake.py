@@ -28,8 +28,13 @@ class FakeRenderer:
     name = "fake"
     img2img = True
 
-    def __init__(self, steps: int = 8, size: int = 64, rows_per_step: int = 1,
-                 draw: Callable[[str, int], Tensor] | None = None):
+    def __init__(
+        self,
+        steps: int = 8,
+        size: int = 64,
+        rows_per_step: int = 1,
+        draw: Callable[[str, int], Tensor] | None = None,
+    ):
         for name, value in (("steps", steps), ("rows_per_step", rows_per_step)):
             if value < 1:
                 raise BadInput(f"{name} is 1 or more; got {value}")
@@ -40,8 +45,12 @@ class FakeRenderer:
         self.fingerprint = f"fake-{steps}-{size}-{getattr(draw, '__qualname__', 'squares')}"
         self.calls: list[list[Job]] = []
 
-    def render(self, jobs: Sequence[Job], watcher: Watcher | None = None,
-               progress: Callable[[int, int], None] | None = None) -> Rendered:
+    def render(
+        self,
+        jobs: Sequence[Job],
+        watcher: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Rendered:
         """Draw all jobs; looks, prunes, counts and reports as a real renderer does."""
         import torch
 
@@ -50,8 +59,10 @@ class FakeRenderer:
         init = jobs[0].init if jobs else None
         begin = self.steps - int(self.steps * init.strength) if init else 0
         finals = [self._final(job).mul(255).round() / 255 for job in jobs]
-        noise = [torch.rand(image.shape, generator=_generator("noise", job.prompt, job.seed))
-                 for job, image in zip(jobs, finals, strict=True)]  # fmt: skip
+        noise = [
+            torch.rand(image.shape, generator=_generator("noise", job.prompt, job.seed))
+            for job, image in zip(jobs, finals, strict=True)
+        ]
         alive = list(range(len(jobs)))
         pruned_at: list[int | None] = [None] * len(jobs)
         rows = 0

@@ -88,30 +88,58 @@ class Family:
 _POOLED = {"prompt_embeds": 0, "pooled_prompt_embeds": 2}
 FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
-        "FLUX", "transformer", {"prompt_embeds": 0, "pooled_prompt_embeds": 1},
-        single_encode=True, packed=True, img2img="FluxImg2ImgPipeline",
+        "FLUX",
+        "transformer",
+        {"prompt_embeds": 0, "pooled_prompt_embeds": 1},
+        single_encode=True,
+        packed=True,
+        img2img="FluxImg2ImgPipeline",
     ),
     "StableDiffusion3Pipeline": Family(
-        "SD3", "transformer", _POOLED, img2img="StableDiffusion3Img2ImgPipeline",
+        "SD3",
+        "transformer",
+        _POOLED,
+        img2img="StableDiffusion3Img2ImgPipeline",
     ),
     "StableDiffusionPipeline": Family(
-        "SD1.x", "unet", {"prompt_embeds": 0}, half="float16", has_text_length=False, step=8,
+        "SD1.x",
+        "unet",
+        {"prompt_embeds": 0},
+        half="float16",
+        has_text_length=False,
+        step=8,
         img2img="StableDiffusionImg2ImgPipeline",
     ),
     "StableDiffusionXLPipeline": Family(
-        "SDXL", "unet", _POOLED, half="float16", has_text_length=False, upcasts_vae=True, step=8,
+        "SDXL",
+        "unet",
+        _POOLED,
+        half="float16",
+        has_text_length=False,
+        upcasts_vae=True,
+        step=8,
         img2img="StableDiffusionXLImg2ImgPipeline",
     ),
     "PixArtSigmaPipeline": Family(
-        "PixArt-Sigma", "transformer", {"prompt_embeds": 0, "prompt_attention_mask": 1}, step=8,
+        "PixArt-Sigma",
+        "transformer",
+        {"prompt_embeds": 0, "prompt_attention_mask": 1},
+        step=8,
         # The size asked for is the size drawn; binning would draw another and resize.
         call=(("use_resolution_binning", False), ("negative_prompt", None)),
     ),
     "AmusedPipeline": Family(
-        "aMUSEd", "transformer", {"prompt_embeds": 0, "encoder_hidden_states": 1}, half="float16",
-        has_text_length=False, tokens=True, vae="vqvae", upcasts_vae=True, img2img="AmusedImg2ImgPipeline",
+        "aMUSEd",
+        "transformer",
+        {"prompt_embeds": 0, "encoder_hidden_states": 1},
+        half="float16",
+        has_text_length=False,
+        tokens=True,
+        vae="vqvae",
+        upcasts_vae=True,
+        img2img="AmusedImg2ImgPipeline",
     ),
-}  # fmt: skip
+}
 
 
 def family_of(class_name: str) -> Family:

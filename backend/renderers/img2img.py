@@ -26,8 +26,9 @@ def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size:
         return
     if family.img2img is None:
         able = ", ".join(one.name for one in FAMILIES.values() if one.img2img)
-        raise Unsupported(f"{type(pipe).__name__} is not drawn over a picture here, as {able} are; "
-                          "draw again instead")  # fmt: skip
+        raise Unsupported(
+            f"{type(pipe).__name__} is not drawn over a picture here, as {able} are; draw again instead"
+        )
     strength = inits[0].strength
     if len(inits) < len(jobs) or any(init.strength != strength for init in inits):
         raise BadInput("jobs drawn at once start all from noise, or all from pictures with one strength")
@@ -35,8 +36,10 @@ def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size:
     for init in inits:
         height, width = init.image.shape[:2]
         if (width, height) != size:
-            raise BadInput(f"the picture to start from has {width} x {height} pixels, and what is drawn "
-                           f"{size[0]} x {size[1]}; give it in that size")  # fmt: skip
+            raise BadInput(
+                f"the picture to start from has {width} x {height} pixels, and what is drawn "
+                f"{size[0]} x {size[1]}; give it in that size"
+            )
 
 
 def check_strength(strength: float, steps: int) -> None:

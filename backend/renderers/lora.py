@@ -32,16 +32,23 @@ _BLOCK = r".*transformer_blocks\.\d+\."
 ATTENTION = _BLOCK + r"attn[12]?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 BLOCKS = f"({ATTENTION})|({_BLOCK}" + r"(ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out))"
 KOHYA, PEFT = "lora_unet_", "base_model.model."
-PREFIXES = {"FLUX": "transformer.", "SD3": "transformer.", "PixArt-Sigma": PEFT, "SD1.x": KOHYA,
-            "SDXL": KOHYA}  # fmt: skip
+PREFIXES = {
+    "FLUX": "transformer.",
+    "SD3": "transformer.",
+    "PixArt-Sigma": PEFT,
+    "SD1.x": KOHYA,
+    "SDXL": KOHYA,
+}
 _ENDS = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_down\.weight|lora_up\.weight|alpha)")
 
 
 def check_layout(family: Family) -> None:
     """Raises Unsupported for a family whose LoRA no reader of ours would know."""
     if family.name not in PREFIXES:
-        raise Unsupported(f"no layout of a LoRA file is known for {family.name}; LoRAs are trained and read "
-                          f"for {', '.join(PREFIXES)}")  # fmt: skip
+        raise Unsupported(
+            f"no layout of a LoRA file is known for {family.name}; LoRAs are trained and read "
+            f"for {', '.join(PREFIXES)}"
+        )
 
 
 def lora_tensors(family: Family, adapter: Adapter, scale: float) -> dict[str, Tensor]:
@@ -54,15 +61,23 @@ def lora_tensors(family: Family, adapter: Adapter, scale: float) -> dict[str, Te
         a, b = a.detach().cpu().contiguous(), (b.detach().cpu() * scale).contiguous()
         if prefix == KOHYA:
             name = prefix + module.replace(".", "_")
-            found |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b,
-                      f"{name}.alpha": torch.tensor(float(len(a)))}  # fmt: skip
+            found |= {
+                f"{name}.lora_down.weight": a,
+                f"{name}.lora_up.weight": b,
+                f"{name}.alpha": torch.tensor(float(len(a))),
+            }
         else:
             found |= {f"{prefix}{module}.lora_A.weight": a, f"{prefix}{module}.lora_B.weight": b}
     return found
 
 
-def save_lora(folder: Path, family: Family, tensors: Mapping[str, Tensor], notes: Mapping[str, Any],
-              dtype: str = "float32") -> Path:  # fmt: skip
+def save_lora(
+    folder: Path,
+    family: Family,
+    tensors: Mapping[str, Tensor],
+    notes: Mapping[str, Any],
+    dtype: str = "float32",
+) -> Path:
     """Write `lora_tensors` to `folder`, with `notes` in the file's head; the file.
 
     For a family that peft alone reads it has peft's name, and peft's settings beside it.
@@ -70,8 +85,10 @@ def save_lora(folder: Path, family: Family, tensors: Mapping[str, Tensor], notes
     import torch
     from safetensors.torch import save_file
 
-    stored = {key: value if key.endswith(".alpha") else value.to(getattr(torch, dtype))
-              for key, value in tensors.items()}  # fmt: skip
+    stored = {
+        key: value if key.endswith(".alpha") else value.to(getattr(torch, dtype))
+        for key, value in tensors.items()
+    }
     peft = PREFIXES[family.name] == PEFT
     path = folder / ("adapter_model.safetensors" if peft else "lora.safetensors")
     # One entry: several come in an order of chance, and a renderer's fingerprint is of the file's bytes.
@@ -98,8 +115,11 @@ def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
     shapes = {name: tuple(weight.shape) for name, weight in denoiser.named_parameters()}
-    modules = {prefix + (name.replace(".", "_") if prefix == KOHYA else name): name
-               for name, _ in denoiser.named_modules() for prefix in set(PREFIXES.values())}  # fmt: skip
+    modules = {
+        prefix + (name.replace(".", "_") if prefix == KOHYA else name): name
+        for name, _ in denoiser.named_modules()
+        for prefix in set(PREFIXES.values())
+    }
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         found = _ENDS.fullmatch(key)
@@ -119,14 +139,18 @@ def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
         a, b, alpha = part["lora_A.weight"], part["lora_B.weight"], part.get("alpha")
         if a.ndim != 2 or b.ndim != 2 or not len(a) or (alpha is not None and alpha.numel() != 1):
             shown = ", ".join(f"{half} {tuple(value.shape)}" for half, value in sorted(part.items()))
-            raise CheckpointError(f"{path} is no LoRA of linear layers: of {module} expected two matrices of "
-                                  f"a rank of 1 at least, and one alpha, got {shown}")  # fmt: skip
+            raise CheckpointError(
+                f"{path} is no LoRA of linear layers: of {module} expected two matrices of "
+                f"a rank of 1 at least, and one alpha, got {shown}"
+            )
         if (len(b), a.shape[1]) != shapes.get(f"{module}.weight") or b.shape[1] != len(a):
             raise CheckpointError(f"{path} is a LoRA of another size: it does not fit {module}")
         b = b if alpha is None else b * (float(alpha) / len(a))
         if not (a.isfinite().all() and b.isfinite().all()):
-            raise CheckpointError(f"{path} is damaged: {module} has values that are no numbers, or too large "
-                                  "ones; copy it anew, or train it again")  # fmt: skip
+            raise CheckpointError(
+                f"{path} is damaged: {module} has values that are no numbers, or too large "
+                "ones; copy it anew, or train it again"
+            )
         adapter[module] = a, b
     return adapter
 
@@ -154,8 +178,10 @@ def _put_beside(layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor) -> None:
     """Add B A x to what a linear layer says of x."""
     from torch import nn
 
-    halves = [nn.Linear(half.shape[1], half.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
-              for half in (a, b)]  # fmt: skip
+    halves = [
+        nn.Linear(half.shape[1], half.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
+        for half in (a, b)
+    ]
     for linear, half in zip(halves, (a, b)):
         linear.weight.copy_(half)
     beside = nn.Sequential(*halves).requires_grad_(False)

@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Their sample is x0 + sigma e; the model itself sees it divided by sqrt(sigma^2 + 1).
-_EXPLODING = frozenset({
-    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler",
-})  # fmt: skip
+_EXPLODING = frozenset(
+    {
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+    }
+)
 # They draw one noise for the whole batch, so a candidate would depend on its neighbours.
 _BATCH_NOISE = frozenset({"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"})
 

@@ -35,9 +35,16 @@ class AllPruned(Exception):
 class Sampling:
     """One call's scheduler (`scheduler`) and what happens after each of its steps."""
 
-    def __init__(self, scheduler: Any, mask: RowMask, steps: int, generators: list[torch.Generator],
-                 watcher: Watcher | None, decode: Callable[[Tensor], Tensor],
-                 progress: Callable[[int, int], None] | None):
+    def __init__(
+        self,
+        scheduler: Any,
+        mask: RowMask,
+        steps: int,
+        generators: list[torch.Generator],
+        watcher: Watcher | None,
+        decode: Callable[[Tensor], Tensor],
+        progress: Callable[[int, int], None] | None,
+    ):
         check_scheduler(scheduler, watched=watcher is not None)
         self.mask, self.steps, self.generators = mask, steps, generators
         self.watcher, self.decode, self.progress = watcher, decode, progress

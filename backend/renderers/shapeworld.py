@@ -27,13 +27,30 @@ class ShapeWorldRenderer(DiffusersRenderer):
     TEXT_LENGTH = 48  # tokens that its text encoders were trained on
     CHUNK = 64  # rows at once; a row's activations are a few megabytes
 
-    def __init__(self, folder: str | Path = WEIGHTS, *, steps: int = STEPS, true_cfg: float = CFG,
-                 chunk: int = CHUNK, dtype: str = "auto", device: str = "auto", cache: Cache | None = None,
-                 **settings: Any):
+    def __init__(
+        self,
+        folder: str | Path = WEIGHTS,
+        *,
+        steps: int = STEPS,
+        true_cfg: float = CFG,
+        chunk: int = CHUNK,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: Cache | None = None,
+        **settings: Any,
+    ):
         super().__init__(
-            Path(folder), steps=steps, true_cfg=true_cfg, size=self.SIZE, chunk=chunk, dtype=dtype,
-            device=device, max_sequence_length=self.TEXT_LENGTH, cache=cache, **settings,
-        )  # fmt: skip
+            Path(folder),
+            steps=steps,
+            true_cfg=true_cfg,
+            size=self.SIZE,
+            chunk=chunk,
+            dtype=dtype,
+            device=device,
+            max_sequence_length=self.TEXT_LENGTH,
+            cache=cache,
+            **settings,
+        )
 
 
 class ShapeWorldSDRenderer(DiffusersRenderer):
@@ -45,13 +62,29 @@ class ShapeWorldSDRenderer(DiffusersRenderer):
     GUIDANCE = 3.0  # against an empty prompt: two denoiser rows a step
     CHUNK = 64
 
-    def __init__(self, folder: str | Path = SD_WEIGHTS, *, steps: int = STEPS, guidance: float = GUIDANCE,
-                 chunk: int = CHUNK, dtype: str = "auto", device: str = "auto", cache: Cache | None = None,
-                 **settings: Any):
+    def __init__(
+        self,
+        folder: str | Path = SD_WEIGHTS,
+        *,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        chunk: int = CHUNK,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: Cache | None = None,
+        **settings: Any,
+    ):
         super().__init__(
-            Path(folder), steps=steps, guidance=guidance, size=self.SIZE, chunk=chunk, dtype=dtype,
-            device=device, cache=cache, **settings,
-        )  # fmt: skip
+            Path(folder),
+            steps=steps,
+            guidance=guidance,
+            size=self.SIZE,
+            chunk=chunk,
+            dtype=dtype,
+            device=device,
+            cache=cache,
+            **settings,
+        )
 
 
 class ShapeWorldMaskedRenderer(DiffusersRenderer):
@@ -63,13 +96,29 @@ class ShapeWorldMaskedRenderer(DiffusersRenderer):
     GUIDANCE = 1.25  # against an empty prompt: two rows of the transformer a step; more bends outlines
     CHUNK = 64
 
-    def __init__(self, folder: str | Path = MASKED_WEIGHTS, *, steps: int = STEPS,
-                 guidance: float = GUIDANCE, chunk: int = CHUNK, dtype: str = "auto", device: str = "auto",
-                 cache: Cache | None = None, **settings: Any):  # fmt: skip
+    def __init__(
+        self,
+        folder: str | Path = MASKED_WEIGHTS,
+        *,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        chunk: int = CHUNK,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: Cache | None = None,
+        **settings: Any,
+    ):
         super().__init__(
-            Path(folder), steps=steps, guidance=guidance, size=self.SIZE, chunk=chunk, dtype=dtype,
-            device=device, cache=cache, **settings,
-        )  # fmt: skip
+            Path(folder),
+            steps=steps,
+            guidance=guidance,
+            size=self.SIZE,
+            chunk=chunk,
+            dtype=dtype,
+            device=device,
+            cache=cache,
+            **settings,
+        )
 
 
 class StyledRenderer(ShapeWorldRenderer):

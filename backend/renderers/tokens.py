@@ -28,8 +28,14 @@ def fills_in_tokens(scheduler: Any) -> bool:
     return "mask_token_id" in scheduler.config
 
 
-def step_rows(step: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, timestep: Any, tokens: Tensor,
-              rows: Sequence[int], generators: Sequence[torch.Generator]) -> Any:  # fmt: skip
+def step_rows(
+    step: Callable[..., tuple[Tensor, Tensor]],
+    logits: Tensor,
+    timestep: Any,
+    tokens: Tensor,
+    rows: Sequence[int],
+    generators: Sequence[torch.Generator],
+) -> Any:
     """AmusedScheduler's `step` for `rows` of `tokens` (B, h, w), each with its generator; others stay.
 
     `logits` are (B, codes, h, w). The result has `prev_sample` and `pred_original_sample`, (B, h, w) both.
@@ -39,18 +45,26 @@ def step_rows(step: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, timest
     from diffusers.schedulers.scheduling_amused import AmusedSchedulerOutput
 
     if not torch.isfinite(logits[list(rows)]).all():
-        raise RenderFailed("the transformer gave logits that are not finite; its weights are damaged, or its "
-                           "dtype is too narrow (try dtype='bfloat16' or 'float32')")  # fmt: skip
+        raise RenderFailed(
+            "the transformer gave logits that are not finite; its weights are damaged, or its "
+            "dtype is too narrow (try dtype='bfloat16' or 'float32')"
+        )
     following, predicted = tokens.clone(), tokens.clone()
     for row in rows:
         one = slice(row, row + 1)
-        following[one], predicted[one] = step(logits[one], timestep, tokens[one],
-                                              generator=generators[row], return_dict=False)  # fmt: skip
+        following[one], predicted[one] = step(
+            logits[one], timestep, tokens[one], generator=generators[row], return_dict=False
+        )
     return AmusedSchedulerOutput(following, predicted)  # type: ignore[arg-type]  # typed as a Generator
 
 
-def hide_rows(add_noise: Callable[..., Tensor], tokens: Tensor, timestep: Any, mask_token: int,
-              generators: Sequence[torch.Generator]) -> Tensor:  # fmt: skip
+def hide_rows(
+    add_noise: Callable[..., Tensor],
+    tokens: Tensor,
+    timestep: Any,
+    mask_token: int,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
     """AmusedScheduler's `add_noise` for each row of `tokens` (B, h, w) with its own generator.
 
     AmusedImg2ImgPipeline asks for the noise of the step before the first one that is drawn. Where none is
@@ -60,16 +74,18 @@ def hide_rows(add_noise: Callable[..., Tensor], tokens: Tensor, timestep: Any, m
 
     if int(timestep) == 0:
         return torch.full_like(tokens, mask_token)
-    return torch.cat([add_noise(tokens[row : row + 1], timestep, generator=one)
-                      for row, one in enumerate(generators)])  # fmt: skip
+    return torch.cat(
+        [add_noise(tokens[row : row + 1], timestep, generator=one) for row, one in enumerate(generators)]
+    )
 
 
 def encode_text(pipeline: Any, text: str) -> tuple[Tensor, Tensor]:
     """(pooled (1, width), token states (1, T, width)), as AmusedPipeline.__call__ makes them; it has no
     `encode_prompt`."""
     words = pipeline.tokenizer
-    ids = words(text, return_tensors="pt", padding="max_length", truncation=True,
-                max_length=words.model_max_length).input_ids  # fmt: skip
+    ids = words(
+        text, return_tensors="pt", padding="max_length", truncation=True, max_length=words.model_max_length
+    ).input_ids
     said = pipeline.text_encoder(ids.to(pipeline._execution_device), output_hidden_states=True)
     return said.text_embeds, said.hidden_states[-2]
 

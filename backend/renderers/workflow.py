@@ -23,12 +23,39 @@ Graph = dict[str, Node]
 
 SINK = "reprise"  # the id of the node that hands the picture over
 # The texts of encode nodes, of nodes that hold a text, and of samplers that encode by themselves.
-TEXTS = ("text", "prompt", "first_prompt", "user_prompt", "clip_l", "clip_g", "text_l", "text_g", "t5xxl",
-         "bert", "mt5xl", "llama", "caption", "positive", "value", "string")  # fmt: skip
+TEXTS = (
+    "text",
+    "prompt",
+    "first_prompt",
+    "user_prompt",
+    "clip_l",
+    "clip_g",
+    "text_l",
+    "text_g",
+    "t5xxl",
+    "bert",
+    "mt5xl",
+    "llama",
+    "caption",
+    "positive",
+    "value",
+    "string",
+)
 SEEDS = ("seed", "noise_seed")
 # Links that lead from a node of unknown class to anything but conditioning.
-NO_CONDITIONING = ("model", "clip", "vae", "image", "latent", "samples", "control_net", "mask", "style_model",
-                   "negative", "uncond")  # fmt: skip
+NO_CONDITIONING = (
+    "model",
+    "clip",
+    "vae",
+    "image",
+    "latent",
+    "samples",
+    "control_net",
+    "mask",
+    "style_model",
+    "negative",
+    "uncond",
+)
 # They make the text that is drawn from another one. A job brings that text, so they are passed over.
 REWRITERS = ("RepriseRewriter", "RepriseRefiner")
 AGAIN = "export it again in API format"
@@ -113,8 +140,11 @@ def read_workflow(path: Path) -> Graph:
     if not isinstance(found, dict) or not found:
         raise BadInput(f"{path} holds no nodes; give a workflow that ComfyUI saved in API format")
     for name, node in found.items():
-        if not (isinstance(node, dict) and isinstance(node.get("class_type"), str)
-                and isinstance(node.get("inputs"), dict)):  # fmt: skip
+        if not (
+            isinstance(node, dict)
+            and isinstance(node.get("class_type"), str)
+            and isinstance(node.get("inputs"), dict)
+        ):
             raise BadInput(f"{path}: node {name!r} has no class_type and inputs; {AGAIN}")
         for key, value in node["inputs"].items():
             if is_link(value) and value[0] not in found:
@@ -129,8 +159,13 @@ def load_workflow(path: Path, names: Names | None = None, steps: int | None = No
 
 
 def is_link(value: Any) -> bool:
-    return (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-            and isinstance(value[1], int) and not isinstance(value[1], bool))  # fmt: skip
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )
 
 
 def prepare(graph: Graph, names: Names = Names(), steps: int | None = None, where: str = "flow") -> Workflow:
@@ -157,10 +192,15 @@ def prepare(graph: Graph, names: Names = Names(), steps: int | None = None, wher
     for node in graph.values():
         node.pop("_meta", None)
     return Workflow(
-        graph, picture, prompts=tuple(s for s in prompts if s.node in graph),
-        seeds=tuple(s for s in seeds if s.node in graph), samplers=samplers, titles=titles,
-        steps=max(1, sum(n for n, _ in counted)), rows=max(1, sum(n * rows for n, rows in counted)),
-    )  # fmt: skip
+        graph,
+        picture,
+        prompts=tuple(s for s in prompts if s.node in graph),
+        seeds=tuple(s for s in seeds if s.node in graph),
+        samplers=samplers,
+        titles=titles,
+        steps=max(1, sum(n for n, _ in counted)),
+        rows=max(1, sum(n * rows for n, rows in counted)),
+    )
 
 
 def upstream(graph: Graph, link: Sequence[Any]) -> Graph:
@@ -186,8 +226,12 @@ def texts_of(graph: Graph, sampler: str) -> list[Socket]:
     """The inputs where the texts that a sampler draws stand; behind a rewriter, the encoder's own input."""
     search = _Search("flow", graph, Names())
     encoders = dict.fromkeys(search._encoders(sampler))
-    inputs = [Socket(node, key) for node in encoders for key in TEXTS
-              if _may_be(graph[node]["inputs"].get(key), str)]  # fmt: skip
+    inputs = [
+        Socket(node, key)
+        for node in encoders
+        for key in TEXTS
+        if _may_be(graph[node]["inputs"].get(key), str)
+    ]
     return [found for socket in inputs for found in search._texts(socket)]
 
 
@@ -251,8 +295,12 @@ class _Search:
             if sockets:
                 units.setdefault("\n".join(sorted({self._text(s) for s in sockets})), []).extend(sockets)
         if not units:
-            texts = {str(Socket(name, key)): node["inputs"][key] for name, node in self.graph.items()
-                     for key in TEXTS if isinstance(node["inputs"].get(key), str)}  # fmt: skip
+            texts = {
+                str(Socket(name, key)): node["inputs"][key]
+                for name, node in self.graph.items()
+                for key in TEXTS
+                if isinstance(node["inputs"].get(key), str)
+            }
             if not texts:
                 raise BadInput(f"{self.where} has no input for a prompt: no text reaches a sampler")
             raise self._unclear("prompt", texts)
@@ -261,8 +309,12 @@ class _Search:
         sockets = next(iter(units.values()))
         texts = {self._text(socket) for socket in sockets} - {""}
         # A judge or a second encoder that was given the same words goes with them.
-        sockets += [Socket(name, key) for name, node in self.graph.items() for key in TEXTS
-                    if isinstance(node["inputs"].get(key), str) and node["inputs"][key] in texts]  # fmt: skip
+        sockets += [
+            Socket(name, key)
+            for name, node in self.graph.items()
+            for key in TEXTS
+            if isinstance(node["inputs"].get(key), str) and node["inputs"][key] in texts
+        ]
         for name, node in self.graph.items():
             if is_link(node["inputs"].get("judge")) and _may_be(node["inputs"].get("prompt"), str):
                 judged = self._texts(Socket(name, "prompt"))
@@ -287,8 +339,11 @@ class _Search:
             if not links and any(_may_be(inputs.get(key), str) for key in TEXTS):
                 found.append(name)
             else:
-                todo += links or [value for key, value in inputs.items()
-                                  if is_link(value) and not key.startswith(NO_CONDITIONING)]  # fmt: skip
+                todo += links or [
+                    value
+                    for key, value in inputs.items()
+                    if is_link(value) and not key.startswith(NO_CONDITIONING)
+                ]
         return found
 
     def _conditioning(self, name: str, slot: int) -> list[list[Any]]:
@@ -312,8 +367,12 @@ class _Search:
             return [socket]
         if source in seen:
             return []
-        found = [s for key, given in inputs.items() if _may_be(given, str) and key != "delimiter"
-                 for s in self._texts(Socket(source, key), seen | {source})]  # fmt: skip
+        found = [
+            s
+            for key, given in inputs.items()
+            if _may_be(given, str) and key != "delimiter"
+            for s in self._texts(Socket(source, key), seen | {source})
+        ]
         return [s for s in found if self._text(s).strip()] or found[:1]
 
     def _text(self, socket: Socket) -> str:
@@ -339,16 +398,26 @@ class _Search:
             if is_link(inputs.get("noise")):
                 behind = upstream(self.graph, inputs["noise"])
                 # What noise is made from, but not the seeds of samplers before it.
-                found += [Socket(node, key) for node in behind for key in SEEDS
-                          if key in behind[node]["inputs"] and not is_sampler(behind[node])]  # fmt: skip
+                found += [
+                    Socket(node, key)
+                    for node in behind
+                    for key in SEEDS
+                    if key in behind[node]["inputs"] and not is_sampler(behind[node])
+                ]
         found = list(dict.fromkeys(found))
         if found:
             return found
-        seeds = {str(Socket(name, key)): node["inputs"][key] for name, node in self.graph.items()
-                 for key in SEEDS if key in node["inputs"]}  # fmt: skip
+        seeds = {
+            str(Socket(name, key)): node["inputs"][key]
+            for name, node in self.graph.items()
+            for key in SEEDS
+            if key in node["inputs"]
+        }
         if not seeds:
-            raise BadInput(f"{self.where} has no input for a seed, so all its pictures would be alike; draw "
-                           "with a node that takes one, such as KSampler")  # fmt: skip
+            raise BadInput(
+                f"{self.where} has no input for a seed, so all its pictures would be alike; draw "
+                "with a node that takes one, such as KSampler"
+            )
         raise self._unclear("seed", seeds)
 
     def set_steps(self, samplers: Sequence[str], steps: int | None) -> list[tuple[int, int]]:
@@ -361,8 +430,10 @@ class _Search:
             if not sockets:
                 raise Unsupported(f"--steps: {self.where} has no input for steps; leave it out")
             if any(self._partly(name) for name in samplers):
-                raise Unsupported(f"--steps: samplers of {self.where} share their steps by start_at_step and "
-                                  "end_at_step; leave it out and set all three in the workflow")  # fmt: skip
+                raise Unsupported(
+                    f"--steps: samplers of {self.where} share their steps by start_at_step and "
+                    "end_at_step; leave it out and set all three in the workflow"
+                )
             if len(sockets) > 1 and self.names.steps is None:
                 raise self._unclear("steps", {str(s): self._value(s) for s in sockets})
             for socket in sockets:
@@ -428,8 +499,9 @@ class _Search:
             if not dot:
                 node = key
             if node not in self.graph:
-                raise UnknownName(f"node for {what} among those that make the picture of {self.where}:", node,
-                                  self.graph)  # fmt: skip
+                raise UnknownName(
+                    f"node for {what} among those that make the picture of {self.where}:", node, self.graph
+                )
             inputs = self.graph[node]["inputs"]
             if not dot:
                 fit = [name for name in usual if _may_be(inputs.get(name), kind)]
@@ -441,8 +513,10 @@ class _Search:
                 raise UnknownName(f"input of node {node} in {self.where}:", key, inputs)
             if not _may_be(inputs[key], kind):
                 wanted = "a text" if kind is str else "a whole number"
-                raise BadInput(f"{self.where}: {what}={node}.{key} is no input for {wanted}, it holds "
-                               f"{inputs[key]!r:.40}")  # fmt: skip
+                raise BadInput(
+                    f"{self.where}: {what}={node}.{key} is no input for {wanted}, it holds "
+                    f"{inputs[key]!r:.40}"
+                )
             sockets.append(Socket(node, key))
         return list(dict.fromkeys(sockets))
 
@@ -456,8 +530,10 @@ class _Search:
         more = f" and {len(candidates) - FEW} more" if len(candidates) > FEW else ""
         first = next(iter(candidates), "NODE.INPUT")
         which = "node that has the picture" if what == "output" else f"input for {what}"
-        return BadInput(f"{self.where}: the {which} is not clear; it could be {', '.join(shown)}{more}; name "
-                        f"it, for example {Path(self.where).name},{what}={first}")  # fmt: skip
+        return BadInput(
+            f"{self.where}: the {which} is not clear; it could be {', '.join(shown)}{more}; name "
+            f"it, for example {Path(self.where).name},{what}={first}"
+        )
 
 
 def _may_be(value: Any, kind: type) -> bool:
@@ -478,4 +554,3 @@ def _class(node: Node) -> str:
 
 def _title(name: str, node: Node) -> str:
     return f"node {name} ({_class(node)})"
-

@@ -29,8 +29,14 @@ class Aesthetic(LearnedJudge):
     reads_prompt = False
     head = (1024, 128, 64, 16)  # widths of the last layers
 
-    def __init__(self, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None,
-                 batch_size: int = 16):
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 16,
+    ):
         """`path`: the .pth file or its folder; by default where `files.find` looks, as it does for CLIP's.
         `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError."""
         head, clip, settings = locate(self.spec.name, path)
@@ -40,8 +46,16 @@ class Aesthetic(LearnedJudge):
         where, kind = placement(device, dtype)
         tensors = {f"clip.{key}": value for key, value in read_weights(clip).items()}
         tensors |= {f"head.{key}": value for key, value in read_weights(head).items()}
-        self.model = fill(lambda: self.build(config), tensors, source, unused, device=where, dtype=kind,
-                          what="the aesthetic predictor v2 on CLIP ViT-L/14", path=head)
+        self.model = fill(
+            lambda: self.build(config),
+            tensors,
+            source,
+            unused,
+            device=where,
+            dtype=kind,
+            what="the aesthetic predictor v2 on CLIP ViT-L/14",
+            path=head,
+        )
 
     @classmethod
     def build(cls, config) -> nn.Module:
@@ -49,10 +63,12 @@ class Aesthetic(LearnedJudge):
         from transformers import CLIPVisionModelWithProjection
 
         config.vision_config.projection_dim = config.projection_dim
-        return nn.ModuleDict({
-            "clip": CLIPVisionModelWithProjection(config.vision_config),
-            "layers": linear_head(config.projection_dim, cls.head),
-        })  # fmt: skip
+        return nn.ModuleDict(
+            {
+                "clip": CLIPVisionModelWithProjection(config.vision_config),
+                "layers": linear_head(config.projection_dim, cls.head),
+            }
+        )
 
     def prepare(self, picture: Image) -> Tensor:
         return cropped(picture, self.size)

@@ -34,8 +34,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             found = _unpickled(path)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than weights, or is no checkpoint; it was not loaded: "
-                              f"reading it could run code ({first_line(error)})") from error  # fmt: skip
+        raise CheckpointError(
+            f"{path} holds more than weights, or is no checkpoint; it was not loaded: "
+            f"reading it could run code ({first_line(error)})"
+        ) from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise CheckpointError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
@@ -69,9 +71,17 @@ def _unpickled(path: Path):
         return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
 
 
-def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], source: Callable[[str], Source],
-         unused: Callable[[str], bool], *, what: str, path: Path, device: torch.device,
-         dtype: torch.dtype | None) -> nn.Module:
+def fill(
+    build: Callable[[], nn.Module],
+    tensors: Mapping[str, Tensor],
+    source: Callable[[str], Source],
+    unused: Callable[[str], bool],
+    *,
+    what: str,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> nn.Module:
     """The module of `build` with the weights in `tensors`, ready to compute and without gradients.
 
     It is built without memory and takes each tensor as it is read, in `dtype` (None: the one that most
@@ -109,8 +119,11 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], source: 
 
 def refuse(path: Path, what: str, **keys: Sequence[str]) -> None:
     """Raises CheckpointError where keys are missing, unexpected or so, and names some of them."""
-    faults = [f"{len(of)} keys are {kind} ({', '.join(of[:SHOWN])}{', …' * (len(of) > SHOWN)})"
-              for kind, of in keys.items() if of]  # fmt: skip
+    faults = [
+        f"{len(of)} keys are {kind} ({', '.join(of[:SHOWN])}{', …' * (len(of) > SHOWN)})"
+        for kind, of in keys.items()
+        if of
+    ]
     if faults:
         raise CheckpointError(f"{path} is not {what}: {' and '.join(faults)}")
 

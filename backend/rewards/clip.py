@@ -63,16 +63,20 @@ def _codec() -> tuple[Any, int]:
     hidden = [byte for byte in range(256) if byte not in alphabet]
     letters = [chr(byte) for byte in alphabet] + [chr(256 + i) for i in range(len(hidden))]
     pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    codec = Tokenizer(models.BPE(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, end_of_word_suffix="</w>"
-    ))  # fmt: skip
+    codec = Tokenizer(
+        models.BPE(
+            vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, end_of_word_suffix="</w>"
+        )
+    )
     codec.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    codec.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])  # fmt: skip
+    codec.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     return codec, len(pieces)
 
 

@@ -34,9 +34,11 @@ def _fetch(wanted: Wanted, folder: Path) -> Path:
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
         promised = get_hf_file_metadata(hf_hub_url(wanted.repo, wanted.name, endpoint=endpoint))
-        path = Path(hf_hub_download(
-            wanted.repo, wanted.name, revision=promised.commit_hash, endpoint=endpoint, local_dir=folder
-        ))  # fmt: skip
+        path = Path(
+            hf_hub_download(
+                wanted.repo, wanted.name, revision=promised.commit_hash, endpoint=endpoint, local_dir=folder
+            )
+        )
     except Exception as error:  # the hub's, its HTTP library's and the disk's own kinds
         raise CheckpointError(
             f"{wanted.name} cannot be had from {wanted.page}: {first_line(error)}"

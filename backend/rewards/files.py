@@ -45,45 +45,84 @@ class Needs:
 
 CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_L_FILES = (
-    Wanted("clip-vit-large-patch14", "model.safetensors", 1_710_540_580, CLIP_L,
-           other_names=("pytorch_model.bin",)),
+    Wanted(
+        "clip-vit-large-patch14",
+        "model.safetensors",
+        1_710_540_580,
+        CLIP_L,
+        other_names=("pytorch_model.bin",),
+    ),
     Wanted("clip-vit-large-patch14", "config.json", 4_519, CLIP_L),
-)  # fmt: skip
+)
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
-GENEVAL = Needs((
-    Wanted("mask2former-swin-small-coco-instance", "model.safetensors", 275_500_000, DETECTOR,
-           other_names=("pytorch_model.bin",)),
-    Wanted("mask2former-swin-small-coco-instance", "config.json", 8_000, DETECTOR),
-    Wanted("mask2former-swin-small-coco-instance", "preprocessor_config.json", 600, DETECTOR),
-    *CLIP_L_FILES,
-), 496_356_060)  # fmt: skip
-JUDGES: dict[str, Needs] = {
-    "image-reward": Needs((
-        Wanted("image-reward", "ImageReward.pt", 1_790_000_000, "THUDM/ImageReward",
-               other_repos=("zai-org/ImageReward",)),
-        Wanted("image-reward", "vocab.txt", 231_508, "google-bert/bert-base-uncased",
-               other_repos=("bert-base-uncased",)),
-    ), 446_206_689),
-    "hps-v2.1": Needs((
-        Wanted("hps-v2.1", "HPS_v2.1_compressed.pt", 1_972_000_000, "xswu/HPSv2"),
-    ), 986_109_441),
-    "hps-v2": Needs((
-        Wanted("hps-v2", "HPS_v2_compressed.pt", 1_972_000_000, "xswu/HPSv2"),
-    ), 986_109_441),
-    "pick-score": Needs((
-        Wanted("pick-score", "model.safetensors", 3_944_000_000, "yuvalkirstain/PickScore_v1",
-               other_names=("pytorch_model.bin",)),
-        Wanted("pick-score", "config.json", 5_000, "yuvalkirstain/PickScore_v1"),
-    ), 986_109_441),
-    "clip-score": Needs(CLIP_L_FILES, 427_616_513),
-    "aesthetic": Needs((
-        Wanted("aesthetic", "sac+logos+ava1-l14-linearMSE.pth", 3_714_000,
-               url="https://github.com/christophschuhmann/improved-aesthetic-predictor"),
+GENEVAL = Needs(
+    (
+        Wanted(
+            "mask2former-swin-small-coco-instance",
+            "model.safetensors",
+            275_500_000,
+            DETECTOR,
+            other_names=("pytorch_model.bin",),
+        ),
+        Wanted("mask2former-swin-small-coco-instance", "config.json", 8_000, DETECTOR),
+        Wanted("mask2former-swin-small-coco-instance", "preprocessor_config.json", 600, DETECTOR),
         *CLIP_L_FILES,
-    ), 304_894_177),
+    ),
+    496_356_060,
+)
+JUDGES: dict[str, Needs] = {
+    "image-reward": Needs(
+        (
+            Wanted(
+                "image-reward",
+                "ImageReward.pt",
+                1_790_000_000,
+                "THUDM/ImageReward",
+                other_repos=("zai-org/ImageReward",),
+            ),
+            Wanted(
+                "image-reward",
+                "vocab.txt",
+                231_508,
+                "google-bert/bert-base-uncased",
+                other_repos=("bert-base-uncased",),
+            ),
+        ),
+        446_206_689,
+    ),
+    "hps-v2.1": Needs(
+        (Wanted("hps-v2.1", "HPS_v2.1_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441
+    ),
+    "hps-v2": Needs((Wanted("hps-v2", "HPS_v2_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441),
+    "pick-score": Needs(
+        (
+            Wanted(
+                "pick-score",
+                "model.safetensors",
+                3_944_000_000,
+                "yuvalkirstain/PickScore_v1",
+                other_names=("pytorch_model.bin",),
+            ),
+            Wanted("pick-score", "config.json", 5_000, "yuvalkirstain/PickScore_v1"),
+        ),
+        986_109_441,
+    ),
+    "clip-score": Needs(CLIP_L_FILES, 427_616_513),
+    "aesthetic": Needs(
+        (
+            Wanted(
+                "aesthetic",
+                "sac+logos+ava1-l14-linearMSE.pth",
+                3_714_000,
+                url="https://github.com/christophschuhmann/improved-aesthetic-predictor",
+            ),
+            *CLIP_L_FILES,
+        ),
+        304_894_177,
+    ),
     "geneval": GENEVAL,
     "geneval-strict": GENEVAL,
-}  # fmt: skip
+}
 
 
 def needs(judge: str) -> Needs:

@@ -52,8 +52,10 @@ MULTIPLE = 32  # that the sides are padded to
 PAIRS = 100  # of a query and a class, the surest ones, that may become detections
 GROUND = "#999"  # painted over what is not the thing whose colour is asked
 TEMPLATES = (
-    "a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object",
-)  # fmt: skip
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
 SCALE = 100.0  # CLIP's, on cosines
 
 
@@ -66,8 +68,15 @@ class GenEval:
     spec = RewardSpec("geneval", 0.0, 1.0)
     model: Any  # an nn.ModuleDict: the detector and CLIP
 
-    def __init__(self, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None,
-                 side: int = 800, metadata: str | Path | None = None):
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        side: int = 800,
+        metadata: str | Path | None = None,
+    ):
         """`path`: the detector's folder, or its weights; by default where `files.find` looks, as it does for
         CLIP's. `device` and `dtype` as in `checkpoint.placement`; the detector stays in float32, on which
         its thresholds lie. `side`: the shortest that it sees, in pixels; a smaller one is faster and
@@ -84,8 +93,16 @@ class GenEval:
         config = read_config(clip_settings)
         self.size = config.vision_config.image_size
         detector = load_detector(read_weights(weights), settings, weights).to(where)
-        reader = fill(lambda: CLIPModel(config), read_weights(clip), same_name, position_ids, path=clip,
-                      what=f"the CLIP that {clip_settings} describes", device=where, dtype=kind)
+        reader = fill(
+            lambda: CLIPModel(config),
+            read_weights(clip),
+            same_name,
+            position_ids,
+            path=clip,
+            what=f"the CLIP that {clip_settings} describes",
+            device=where,
+            dtype=kind,
+        )
         self.model = nn.ModuleDict({"detector": detector, "clip": reader})
         self._classifiers: dict[str, Tensor] = {}  # class -> (10, D), on the CPU
 
@@ -181,8 +198,9 @@ class GenEvalStrict(GenEval):
         return [float(is_right(case, seen)) for case, seen in self._looked_at(images, prompts)]
 
 
-def prepare(picture: Image, side: int, mean: Sequence[float], std: Sequence[float]
-            ) -> tuple[Tensor, tuple[int, int]]:
+def prepare(
+    picture: Image, side: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, tuple[int, int]]:
     """An RGB picture -> (3, H, W) for the detector and the (height, width) of it that is no padding."""
     import numpy as np
     import torch
@@ -231,20 +249,28 @@ def load_detector(tensors: Mapping[str, Tensor], settings: Path, path: Path) -> 
 
     config = Mask2FormerConfig.from_dict(read_settings(settings, "mask2former"))
     if config.num_labels != len(CLASSES):
-        raise CheckpointError(f"{settings} tells {config.num_labels} kinds of things apart, expected COCO's "
-                              f"{len(CLASSES)}; take the coco-instance one")  # fmt: skip
+        raise CheckpointError(
+            f"{settings} tells {config.num_labels} kinds of things apart, expected COCO's "
+            f"{len(CLASSES)}; take the coco-instance one"
+        )
     with quiet_loading():
         loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
-            None, config=config, state_dict=dict(tensors), output_loading_info=True,
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, and refused below
-        )  # fmt: skip
+        )
     model, report = loaded
     # Newer versions give (name, found, expected), older ones the name.
     misshapen = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-    refuse(path, f"the Mask2Former that {settings} describes",
-           missing=sorted(key for key in report["missing_keys"] if not idle(key)),
-           unexpected=sorted(key for key in report["unexpected_keys"] if not derived(key)),
-           misshapen=sorted(misshapen))  # fmt: skip
+    refuse(
+        path,
+        f"the Mask2Former that {settings} describes",
+        missing=sorted(key for key in report["missing_keys"] if not idle(key)),
+        unexpected=sorted(key for key in report["unexpected_keys"] if not derived(key)),
+        misshapen=sorted(misshapen),
+    )
     return model.float().eval().requires_grad_(False)
 
 

@@ -29,21 +29,98 @@ from ..shapeworld.prompts import RELATIONS
 
 # COCO's classes in the detector's order, under GenEval's names.
 CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
-    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
-    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
-    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
-    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote",
-    "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
-    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "computer mouse",
+    "tv remote",
+    "computer keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
 COCO_NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
 PLURALS = {
-    "person": "people", "sheep": "sheep", "skis": "skis", "knife": "knives", "broccoli": "broccoli",
-    "computer mouse": "computer mice", "mouse": "mice", "scissors": "scissors",
-}  # fmt: skip
+    "person": "people",
+    "sheep": "sheep",
+    "skis": "skis",
+    "knife": "knives",
+    "broccoli": "broccoli",
+    "computer mouse": "computer mice",
+    "mouse": "mice",
+    "scissors": "scissors",
+}
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -104,17 +181,25 @@ class Case:
     def from_metadata(cls, line: Any) -> Case:
         """The case of a line of `evaluation_metadata.jsonl`. Raises BadInput for one that is none."""
         try:
-            needs = tuple(Requirement(_known(entry["class"], CLASSES), _number(entry["count"]),
-                                      _known(entry["color"], COLORS) if "color" in entry else None,
-                                      _relative(entry["position"], i) if "position" in entry else None)
-                          for i, entry in enumerate(line["include"]))  # fmt: skip
-            exclude = tuple((_known(entry["class"], CLASSES), _number(entry["count"]))
-                            for entry in line.get("exclude", []))  # fmt: skip
+            needs = tuple(
+                Requirement(
+                    _known(entry["class"], CLASSES),
+                    _number(entry["count"]),
+                    _known(entry["color"], COLORS) if "color" in entry else None,
+                    _relative(entry["position"], i) if "position" in entry else None,
+                )
+                for i, entry in enumerate(line["include"])
+            )
+            exclude = tuple(
+                (_known(entry["class"], CLASSES), _number(entry["count"]))
+                for entry in line.get("exclude", [])
+            )
             prompt, tag = str(line["prompt"]), str(line["tag"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             fault = f"no {error}" if isinstance(error, KeyError) else first_line(error)
-            raise BadInput(f"expected a line of GenEval's metadata, with tag, include and prompt: {fault}"
-                           ) from error  # fmt: skip
+            raise BadInput(
+                f"expected a line of GenEval's metadata, with tag, include and prompt: {fault}"
+            ) from error
         fault = _repeated(needs) if needs else "it includes nothing"
         if fault:
             raise BadInput(f"the metadata of {prompt[:80]!r} cannot be checked: {fault}")
@@ -371,4 +456,3 @@ def _tint(need: Requirement, seen: Detection) -> float:
         return 1.0
     assert seen.colors is not None
     return WRONG_COLOR + (1 - WRONG_COLOR) * seen.colors[need.color]
-

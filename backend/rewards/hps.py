@@ -33,20 +33,38 @@ class HPSv21(LearnedJudge):
     config: ClassVar[dict[str, Any]] = {
         "projection_dim": 1024,
         "vision_config": {
-            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-            "num_attention_heads": 16, "patch_size": 14, "image_size": SIZE, "hidden_act": "gelu",
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "patch_size": 14,
+            "image_size": SIZE,
+            "hidden_act": "gelu",
             "projection_dim": 1024,
         },
         "text_config": {
-            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-            "num_attention_heads": 16, "vocab_size": 49408, "max_position_embeddings": 77,
-            "hidden_act": "gelu", "projection_dim": 1024,
-            "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "vocab_size": 49408,
+            "max_position_embeddings": 77,
+            "hidden_act": "gelu",
+            "projection_dim": 1024,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 0,
         },
-    }  # fmt: skip
+    }
 
-    def __init__(self, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None,
-                 batch_size: int = 16):
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 16,
+    ):
         """`path`: the published .pt file or its folder; by default where `files.find` looks. `device` and
         `dtype` as in `checkpoint.placement`. Raises CheckpointError."""
         (weights,) = locate(self.spec.name, path)
@@ -58,8 +76,16 @@ class HPSv21(LearnedJudge):
         """The model with the published tensors. Raises CheckpointError where they are others."""
         from transformers import CLIPConfig, CLIPModel
 
-        return fill(lambda: CLIPModel(CLIPConfig(**cls.config)), tensors, open_clip_source, position_ids,
-                    what=f"{cls.title} (open_clip's ViT-H-14)", path=path, device=device, dtype=dtype)
+        return fill(
+            lambda: CLIPModel(CLIPConfig(**cls.config)),
+            tensors,
+            open_clip_source,
+            position_ids,
+            what=f"{cls.title} (open_clip's ViT-H-14)",
+            path=path,
+            device=device,
+            dtype=dtype,
+        )
 
     def prepare(self, picture: Image) -> Tensor:
         return padded(picture, SIZE)

@@ -34,18 +34,37 @@ class ImageReward(LearnedJudge):
 
     spec = RewardSpec("image-reward", -2.0, 2.0)
     vision: ClassVar[dict[str, Any]] = {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "patch_size": 16, "image_size": SIZE, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
-    }  # fmt: skip
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 16,
+        "image_size": SIZE,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }
     text: ClassVar[dict[str, Any]] = {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "encoder_hidden_size": 1024, "vocab_size": 30524, "max_position_embeddings": 512,
-        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "pad_token_id": 0,
-    }  # fmt: skip
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "encoder_hidden_size": 1024,
+        "vocab_size": 30524,
+        "max_position_embeddings": 512,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }
     head = (1024, 128, 64, 16)  # widths of the last layers
 
-    def __init__(self, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None,
-                 batch_size: int = 16):
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 16,
+    ):
         """`path`: ImageReward.pt or its folder; by default where `files.find` looks. `device` and `dtype`
         as in `checkpoint.placement`. Raises CheckpointError."""
         weights, vocabulary = locate("image-reward", path)
@@ -57,8 +76,9 @@ class ImageReward(LearnedJudge):
     @classmethod
     def load(cls, tensors: dict[str, Tensor], path: Path, device, dtype) -> nn.Module:
         """The model with the published tensors. Raises CheckpointError where they are others."""
-        return fill(cls.build, tensors, source, unused, what="ImageReward v1.0", path=path, device=device,
-                    dtype=dtype)
+        return fill(
+            cls.build, tensors, source, unused, what="ImageReward v1.0", path=path, device=device, dtype=dtype
+        )
 
     @classmethod
     def build(cls) -> nn.Module:
@@ -67,11 +87,13 @@ class ImageReward(LearnedJudge):
         from transformers.models.blip.modeling_blip import BlipVisionModel
         from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-        return nn.ModuleDict({
-            "vision": BlipVisionModel(BlipVisionConfig(**cls.vision)),
-            "text": BlipTextModel(BlipTextConfig(**cls.text), add_pooling_layer=False),
-            "mlp": linear_head(cls.text["hidden_size"], cls.head),
-        })  # fmt: skip
+        return nn.ModuleDict(
+            {
+                "vision": BlipVisionModel(BlipVisionConfig(**cls.vision)),
+                "text": BlipTextModel(BlipTextConfig(**cls.text), add_pooling_layer=False),
+                "mlp": linear_head(cls.text["hidden_size"], cls.head),
+            }
+        )
 
     def prepare(self, picture: Image) -> Tensor:
         return cropped(picture, SIZE)
@@ -85,10 +107,12 @@ class ImageReward(LearnedJudge):
         ids = torch.tensor([row.ids[:longest] for row in read], device=pixels.device)
         mask = torch.tensor([row.attention_mask[:longest] for row in read], device=pixels.device)
         first = self.model["text"](
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen,
+            input_ids=ids,
+            attention_mask=mask,
+            encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=pixels.device),
             is_decoder=False,
-        ).last_hidden_state[:, 0]  # fmt: skip
+        ).last_hidden_state[:, 0]
         return (self.model["mlp"](first)[:, 0].float() - MEAN) / STD
 
 
@@ -104,8 +128,10 @@ def codec(vocabulary: Path, size: int) -> Tokenizer:
     ids = {word: i for i, word in enumerate([*words, "[DEC]", "[ENC]"])}
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
     if len(ids) != size or not all(word in ids for word in special) or ids["[PAD]"] != 0:
-        raise CheckpointError(f"{vocabulary} is not bert-base-uncased's vocab.txt: it has {len(words)} "
-                              f"lines, expected {size - 2}, [PAD] first")  # fmt: skip
+        raise CheckpointError(
+            f"{vocabulary} is not bert-base-uncased's vocab.txt: it has {len(words)} "
+            f"lines, expected {size - 2}, [PAD] first"
+        )
     made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
     made.add_special_tokens(list(special))
     made.normalizer = normalizers.BertNormalizer(lowercase=True)

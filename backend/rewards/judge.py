@@ -58,8 +58,9 @@ def check_asked(name: str, images: Tensor, prompts: Sequence[str], reads_prompt:
     if len(images) != len(prompts):
         raise BadInput(f"expected one prompt per picture, got {len(prompts)} for {len(images)}")
     if reads_prompt and not all(prompt.strip() for prompt in prompts):
-        raise BadInput(f"{name} compares a picture with words, and a prompt is empty; "
-                       "say what the picture should show")  # fmt: skip
+        raise BadInput(
+            f"{name} compares a picture with words, and a prompt is empty; say what the picture should show"
+        )
 
 
 @contextmanager

@@ -30,8 +30,14 @@ class PickScore(LearnedJudge):
     spec = RewardSpec("pick-score", 19.0, 24.0)
     vision = (1280, 32)  # width and layers of its ViT, by which another CLIP is told apart
 
-    def __init__(self, path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None,
-                 batch_size: int = 16):
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 16,
+    ):
         """`path`: the folder in Hugging Face's layout, or the weights in it; by default where `files.find`
         looks. `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError."""
         from transformers import CLIPModel
@@ -40,13 +46,23 @@ class PickScore(LearnedJudge):
         config = read_config(settings)
         seen = (config.vision_config.hidden_size, config.vision_config.num_hidden_layers)
         if seen != self.vision:
-            raise CheckpointError(f"{settings} is not {self.spec.name}'s: its vision tower has width and "
-                                  f"layers {seen}, expected {self.vision}")  # fmt: skip
+            raise CheckpointError(
+                f"{settings} is not {self.spec.name}'s: its vision tower has width and "
+                f"layers {seen}, expected {self.vision}"
+            )
         self.batch_size = batch_size
         self.size = config.vision_config.image_size
         where, kind = placement(device, dtype)
-        self.model = fill(lambda: CLIPModel(config), read_weights(weights), same_name, position_ids,
-                          what=f"the CLIP that {settings} describes", path=weights, device=where, dtype=kind)
+        self.model = fill(
+            lambda: CLIPModel(config),
+            read_weights(weights),
+            same_name,
+            position_ids,
+            what=f"the CLIP that {settings} describes",
+            path=weights,
+            device=where,
+            dtype=kind,
+        )
 
     def prepare(self, picture: Image) -> Tensor:
         return cropped(picture, self.size, floor=True)

@@ -34,8 +34,10 @@ def to_pil(images: Tensor) -> list[Image]:
     for i, pixels in enumerate(images.detach(), start=1):
         low, high = pixels.aminmax()  # NaN if one of them is
         if not (low.isfinite() and high.isfinite()):
-            raise BadInput(f"picture {i} of {len(images)} holds pixels that are no numbers (NaN); "
-                           "a VAE in half precision makes them, run it in float32")  # fmt: skip
+            raise BadInput(
+                f"picture {i} of {len(images)} holds pixels that are no numbers (NaN); "
+                "a VAE in half precision makes them, run it in float32"
+            )
         # In place, one picture at a time: fresh memory for each step costs more than the arithmetic.
         whole = pixels.float().clamp(0, 1).mul_(255).round_().byte().expand(*pixels.shape[:2], 3)
         pictures.append(images_of.fromarray(whole.contiguous().cpu().numpy()))

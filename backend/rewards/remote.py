@@ -143,10 +143,11 @@ class Server:
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         self.client = httpx.Client(
-            headers=headers, timeout=httpx.Timeout(timeout, connect=CONNECT),
+            headers=headers,
+            timeout=httpx.Timeout(timeout, connect=CONNECT),
             trust_env=not local,  # a proxy of the environment cannot reach this machine's own servers
             verify=not local or parsed.scheme == "https",  # reading certificates for nothing takes .1 s
-        )  # fmt: skip
+        )
         self.catalogue = self._read(self._ask("GET", "rewards"), Catalogue)
         self.limits = self.catalogue.limits
 
@@ -229,8 +230,9 @@ class Server:
             advice = self.key_note if self.key is None else f"correct {self.key_note} in the environment"
             return EndpointError(f"{self.url} wants its key {said}; {advice}")
         if status in (429, 503):
-            return EndpointError(f"{self.url} has no room{_times(tried)} {said}; wait, or start it with a "
-                                 "longer --queue")  # fmt: skip
+            return EndpointError(
+                f"{self.url} has no room{_times(tried)} {said}; wait, or start it with a longer --queue"
+            )
         if status >= 500 or status == 408:
             return EndpointError(f"{self.url} failed{_times(tried)} {said}; its log says why")
         if status in (404, 405) or status < 400:

@@ -130,8 +130,12 @@ def soft_score(case: PromptCase, reading: Reading) -> float:
         credits.append(credit)
         if need.position:
             relation, index = need.position
-            pairs = [component(a, b, relation) for a in _found(need, reading)
-                     for b in _found(case.include[index], reading) if a is not b]  # fmt: skip
+            pairs = [
+                component(a, b, relation)
+                for a in _found(need, reading)
+                for b in _found(case.include[index], reading)
+                if a is not b
+            ]
             credits.append(min(1.0, (max(pairs) + 1) / (1 + COMPONENT)) if pairs else 0.0)
     if case.ground:
         credits.append(reading.ground_confidence * (reading.ground == case.ground))

@@ -161,8 +161,9 @@ class VLMCritic(VLMJudge):
         found = [Verdict(True, "")] * len(pictures)
         for i, reason in zip(wrong, said, strict=True):
             if not reason:
-                raise RewardFailed(self.spec.name, "it finds a picture wrong and says no word about it; "
-                                   "take #checklist")  # fmt: skip
+                raise RewardFailed(
+                    self.spec.name, "it finds a picture wrong and says no word about it; take #checklist"
+                )
             found[i] = Verdict(False, reason, split_faults(reason))
         return found
 
@@ -233,8 +234,9 @@ MODES: dict[str, type[VLMJudge]] = {
 }
 
 
-def vlm_judge(source: str = "", *, device: str | None = None, dtype: str | None = None,
-              batch_size: int = 8) -> VLMJudge:  # fmt: skip
+def vlm_judge(
+    source: str = "", *, device: str | None = None, dtype: str | None = None, batch_size: int = 8
+) -> VLMJudge:
     """The judge that `source` names: FOLDER (or embedded, its name under models/reprise/judges, or
     "owner/model" in Hugging Face's cache) or MODEL@URL, each with #MODE after it. The options are for a
     folder.
@@ -293,15 +295,19 @@ def read_tuned(folder: Path) -> Tuned:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         questions = kept.get("questions")
-        found = {str(name): Calibration(float(one["temperature"]), float(one["bias"]))
-                 for name, one in kept.get("calibration", {}).items()}  # fmt: skip
+        found = {
+            str(name): Calibration(float(one["temperature"]), float(one["bias"]))
+            for name, one in kept.get("calibration", {}).items()
+        }
         if not all(one.possible for one in found.values()) or found.keys() - QUESTIONS:
             raise ValueError("a calibration that cannot be")
         prompts = frozenset(map(str, kept.get("prompts", ())))
         return Tuned(None if questions is None else frozenset(map(str, questions)), found, prompts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
-                              "delete the file to judge without calibration") from error  # fmt: skip
+        raise CheckpointError(
+            f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
+            "delete the file to judge without calibration"
+        ) from error
 
 
 def embedded_judges() -> dict[str, Path]:

@@ -54,8 +54,10 @@ class EndpointVLM:
         says = read_answer(reply.text)
         if says is None:
             cut = f", cut off after {LIMIT} tokens" if reply.cut else ""
-            raise EndpointError(f"expected yes or no from {self.name!r} at {self.endpoint.url}, got "
-                                f"{_short(reply.text)}{cut}; take another model")  # fmt: skip
+            raise EndpointError(
+                f"expected yes or no from {self.name!r} at {self.endpoint.url}, got "
+                f"{_short(reply.text)}{cut}; take another model"
+            )
         try:
             top = _top(reply.choice, "yes" if says else "no")
             if top is None:
@@ -69,11 +71,13 @@ class EndpointVLM:
                 f"{self.endpoint.url} sent logprobs that cannot be read ({why}); take another server"
             ) from error
 
-
     def _tell(self) -> None:
         if not self._told:
-            log.warning("%s sends no logprobs for the answers of %r: scores are 0 or 1, nothing between",
-                        self.endpoint.url, self.name)  # fmt: skip
+            log.warning(
+                "%s sends no logprobs for the answers of %r: scores are 0 or 1, nothing between",
+                self.endpoint.url,
+                self.name,
+            )
             self._told = True
 
 

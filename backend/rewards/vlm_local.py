@@ -36,8 +36,15 @@ class LocalVLM:
     """Weights in a folder. It computes where they are, in their precision; a host may move `model` between
     calls."""
 
-    def __init__(self, folder: str | Path, *, name: str = "", device: str | None = None,
-                 dtype: str | None = None, batch_size: int = 8):  # fmt: skip
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str = "",
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 8,
+    ):
         """`folder` in Hugging Face's layout, safetensors; its own name stands in for `name`. `device` and
         `dtype` as in `checkpoint.placement`.
 
@@ -66,8 +73,11 @@ class LocalVLM:
         """P(yes) to each question about its picture, 0..1. Raises RewardFailed for neither yes nor no."""
         found = self.answers(pictures, questions)
         if not all(yes + no >= LEAST for yes, no in found):  # false for NaN, too
-            raise RewardFailed(f"vlm:{self.name}", "it answers neither yes nor no; take a model that is "
-                               "tuned to follow instructions and does not think first")  # fmt: skip
+            raise RewardFailed(
+                f"vlm:{self.name}",
+                "it answers neither yes nor no; take a model that is "
+                "tuned to follow instructions and does not think first",
+            )
         return [yes / (yes + no) for yes, no in found]
 
     def answers(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[tuple[float, float]]:
@@ -104,10 +114,12 @@ class LocalVLM:
         texts = [self._chat(question, pictures is not None) for question in questions]
         start = self.tokenizer.bos_token
         made = self.processor(
-            text=texts, images=None if pictures is None else [[picture] for picture in pictures],
-            padding=True, return_tensors="pt",
+            text=texts,
+            images=None if pictures is None else [[picture] for picture in pictures],
+            padding=True,
+            return_tensors="pt",
             add_special_tokens=not (start and texts[0].startswith(start)),  # the template has written it
-        )  # fmt: skip
+        )
         inputs = dict(made)
         if "token_type_ids" not in inspect.signature(self.model.forward).parameters:
             inputs.pop("token_type_ids", None)  # written by tokenizers of no kind of their own
@@ -122,14 +134,17 @@ class LocalVLM:
         marks = {*self.tokenizer.all_special_tokens, str(getattr(self.processor, "image_token", ""))}
         found = next((mark for mark in marks if len(mark) > 2 and mark in question), None)  # "!" may be one
         if found is not None:
-            raise BadInput(f"a prompt holds {found}, which vlm:{self.name} takes for a mark of its own; "
-                           "leave it out")  # fmt: skip
+            raise BadInput(
+                f"a prompt holds {found}, which vlm:{self.name} takes for a mark of its own; leave it out"
+            )
         content = [{"type": "image"}] * with_picture + [{"type": "text", "text": question}]
         knows = "enable_thinking" in str(self.processor.chat_template)  # the first token is to be the answer
         return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False,
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=False,
             **({"enable_thinking": False} if knows else {}),
-        )  # fmt: skip
+        )
 
     def _generate(self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int) -> Any:
         from transformers import GenerationConfig
@@ -137,11 +152,17 @@ class LocalVLM:
         # The checkpoint's own settings (sampling, penalties) would change what is read: all are set here.
         own = self.model.generation_config
         plain = GenerationConfig(
-            max_new_tokens=limit, do_sample=False, num_beams=1, repetition_penalty=1.0,
-            no_repeat_ngram_size=0, pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self._ends() or None, output_logits=True, return_dict_in_generate=True,
+            max_new_tokens=limit,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self._ends() or None,
+            output_logits=True,
+            return_dict_in_generate=True,
             cache_implementation=getattr(own, "cache_implementation", None),  # some cannot do with another
-        )  # fmt: skip
+        )
         self.model.generation_config = plain
         try:
             with computable(self.model):
@@ -182,8 +203,10 @@ class LocalVLM:
             raise self._unfit("its processor cannot pad on the left")
 
     def _unfit(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.folder} cannot judge pictures: {why}; take a chat model that sees, "
-                               "such as Qwen2.5-VL, LLaVA-OneVision or SmolVLM")  # fmt: skip
+        return CheckpointError(
+            f"{self.folder} cannot judge pictures: {why}; take a chat model that sees, "
+            "such as Qwen2.5-VL, LLaVA-OneVision or SmolVLM"
+        )
 
 
 def answer_tokens(tokenizer: Any, word: str) -> list[int]:
@@ -209,8 +232,10 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
         with quiet_loading():
             config = AutoConfig.from_pretrained(folder, **local)
             if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-                raise CheckpointError(f"{folder} is a model of type {config.model_type!r}; this transformers "
-                                      "knows none such that reads pictures and writes text")  # fmt: skip
+                raise CheckpointError(
+                    f"{folder} is a model of type {config.model_type!r}; this transformers "
+                    "knows none such that reads pictures and writes text"
+                )
             processor: Any = AutoProcessor.from_pretrained(folder, **local)
             # `dtype` is called so since 4.56; the old name works before and after.
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -221,14 +246,20 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
         raise
     except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds
         if isinstance(error, ImportError) and "torchvision" in str(error).casefold():
-            raise Unsupported(f"transformers prepares pictures for {folder} with torchvision, which is not "
-                              "installed; install it (pip install torchvision)") from error  # fmt: skip
+            raise Unsupported(
+                f"transformers prepares pictures for {folder} with torchvision, which is not "
+                "installed; install it (pip install torchvision)"
+            ) from error
         raise CheckpointError(f"cannot load the VLM {folder}: {first_line(error)}; fetch it again") from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise CheckpointError(f"{folder} holds no processor of pictures beside its tokenizer; fetch it again "
-                              "with preprocessor_config.json and processor_config.json")  # fmt: skip
+        raise CheckpointError(
+            f"{folder} holds no processor of pictures beside its tokenizer; fetch it again "
+            "with preprocessor_config.json and processor_config.json"
+        )
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
-        raise CheckpointError(f"the VLM {folder} lacks {len(lacking)} of its weights or has them in another "
-                              f"shape (first: {lacking[0]}); fetch it again")  # fmt: skip
+        raise CheckpointError(
+            f"the VLM {folder} lacks {len(lacking)} of its weights or has them in another "
+            f"shape (first: {lacking[0]}); fetch it again"
+        )
     return processor, model.eval().requires_grad_(False)

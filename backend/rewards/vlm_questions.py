@@ -49,10 +49,32 @@ _ADJECTIVES = frozenset(
     "yellow green blue purple pink brown black white grey gray golden silver".split()
 )
 _RELATIONS = (
-    "to the left of", "to the right of", "on the left of", "on the right of", "left of", "right of",
-    "on top of", "in front of", "next to", "inside of", "above", "below", "under", "behind", "beside", "near",
-    "inside", "over", "between", "holding", "wearing", "with", "on", "in", "at",
-)  # fmt: skip
+    "to the left of",
+    "to the right of",
+    "on the left of",
+    "on the right of",
+    "left of",
+    "right of",
+    "on top of",
+    "in front of",
+    "next to",
+    "inside of",
+    "above",
+    "below",
+    "under",
+    "behind",
+    "beside",
+    "near",
+    "inside",
+    "over",
+    "between",
+    "holding",
+    "wearing",
+    "with",
+    "on",
+    "in",
+    "at",
+)
 _OPENING = re.compile(r"^(?:an?|the)\s+(?:photo|photograph|picture|image)\s+of\s+", re.I)
 _MEDIUM = re.compile(
     r"^((?:an?|the)\s+(?:[\w-]+\s+)*(?:painting|drawing|sketch|illustration|render))\s+of\s+", re.I

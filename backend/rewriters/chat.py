@@ -28,8 +28,16 @@ class ChatRewriter:
     name = "chat"
     remote = True  # `rewrite` waits for a server: nothing of this machine's GPU or weights is needed
 
-    def __init__(self, url: str, model: str, *, temperature: float = 0.9, max_new_tokens: int = 2048,
-                 timeout: float = 120.0, system: str = SYSTEM):  # fmt: skip
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        temperature: float = 0.9,
+        max_new_tokens: int = 2048,
+        timeout: float = 120.0,
+        system: str = SYSTEM,
+    ):
         """`url` such as http://127.0.0.1:11434/v1; `timeout` in seconds for one answer.
 
         Nothing is sent yet. Raises BadInput.
@@ -41,10 +49,16 @@ class ChatRewriter:
             )
         self.temperature, self.max_new_tokens, self.system = temperature, max_new_tokens, system
 
-    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
-                critiques: Sequence[str | None] | None = None, *,
-                should_stop: Callable[[], bool] | None = None,
-                progress: Callable[[int, int], None] | None = None) -> list[list[Rewrite]]:  # fmt: skip
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; see `interfaces.Rewriter`.
 
         `should_stop` is asked ten times a second and ends the work with Interrupted; `progress(done,
@@ -56,8 +70,13 @@ class ChatRewriter:
         replies = self.endpoint.complete(asks, should_stop, progress)
         return by_prompt([self._read(row, reply) for row, reply in zip(rows, replies)], variants)
 
-    def ask(self, rows: Sequence[Row], seed: int, told: Callable[[int, Rewrite | AnswerRefused], None],
-            should_stop: Callable[[], bool] | None = None) -> None:
+    def ask(
+        self,
+        rows: Sequence[Row],
+        seed: int,
+        told: Callable[[int, Rewrite | AnswerRefused], None],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
         """See `AsksRows`. Raises EndpointError for what is not the fault of one row."""
 
         def read(number: int, reply: Reply | AnswerRefused) -> None:
@@ -67,11 +86,14 @@ class ChatRewriter:
         self.endpoint.answers([self._ask(row, seed) for row in rows], read, should_stop)
 
     def _ask(self, row: Row, seed: int) -> Ask:
-        return Ask(build_messages(row.prompt, row.critique, self.system), {
-            "temperature": self.temperature if row.variant else 0,
-            "seed": row_seed(seed, row.prompt, row.critique, row.variant) % SEEDS,
-            "max_tokens": self.max_new_tokens,
-        })  # fmt: skip
+        return Ask(
+            build_messages(row.prompt, row.critique, self.system),
+            {
+                "temperature": self.temperature if row.variant else 0,
+                "seed": row_seed(seed, row.prompt, row.critique, row.variant) % SEEDS,
+                "max_tokens": self.max_new_tokens,
+            },
+        )
 
     def _read(self, row: Row, reply: Reply) -> Rewrite:
         limit = f"{self.max_new_tokens} tokens"

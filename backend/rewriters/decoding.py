@@ -69,17 +69,26 @@ class LocalRewriter:
 
     def check(self) -> None:
         """Raises BadInput for impossible settings."""
-        if (self.temperature <= 0 or not 0 < self.top_p <= 1
-                or min(self.batch_size, self.max_new_tokens, self.beams) < 1):  # fmt: skip
+        if (
+            self.temperature <= 0
+            or not 0 < self.top_p <= 1
+            or min(self.batch_size, self.max_new_tokens, self.beams) < 1
+        ):
             raise BadInput(
                 "expected temperature > 0, 0 < top_p <= 1, batch_size, max_new_tokens and beams >= 1, got "
                 f"{self.temperature}, {self.top_p}, {self.batch_size}, {self.max_new_tokens} and {self.beams}"
             )
 
-    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
-                critiques: Sequence[str | None] | None = None, *,
-                should_stop: Callable[[], bool] | None = None,
-                progress: Callable[[int, int], None] | None = None) -> list[list[Rewrite]]:  # fmt: skip
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; see `interfaces.Rewriter`.
 
         `should_stop` is asked after every token and ends the work with Interrupted; `progress(done,
@@ -94,27 +103,39 @@ class LocalRewriter:
                 progress(len(answers), len(rows))
         return by_prompt([answers[number] for number in range(len(rows))], variants)
 
-    def ask(self, rows: Sequence[Row], seed: int, told: Callable[[int, Rewrite | AnswerRefused], None],
-            should_stop: Callable[[], bool] | None = None) -> None:  # fmt: skip
+    def ask(
+        self,
+        rows: Sequence[Row],
+        seed: int,
+        told: Callable[[int, Rewrite | AnswerRefused], None],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
         """See `AsksRows`; they come in batches."""
         for part in self._written(rows, seed, should_stop):
             for number, rewrite in part.items():
                 told(number, rewrite)
 
-    def _written(self, rows: Sequence[Row], seed: int,
-                 should_stop: Callable[[], bool] | None) -> Iterator[dict[int, Rewrite]]:  # fmt: skip
+    def _written(
+        self, rows: Sequence[Row], seed: int, should_stop: Callable[[], bool] | None
+    ) -> Iterator[dict[int, Rewrite]]:
         """What is written to the rows, by their numbers, batch by batch."""
         raise NotImplementedError
 
-    def _batches(self, rows: Sequence[Row], lengths: Sequence[int], seed: int,
-                 among: Iterable[int]) -> Iterator[tuple[list[int], list[int | None]]]:  # fmt: skip
+    def _batches(
+        self, rows: Sequence[Row], lengths: Sequence[int], seed: int, among: Iterable[int]
+    ) -> Iterator[tuple[list[int], list[int | None]]]:
         """The numbers in `among`, `batch_size` at a time, each with the key of its row's noise: None for the
         first variant. Rows of like lengths go together: less padding."""
         order = sorted(among, key=lambda n: (lengths[n], n))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            yield batch, [row_seed(seed, row.prompt, row.critique, row.variant) if row.variant else None
-                          for row in (rows[n] for n in batch)]  # fmt: skip
+            yield (
+                batch,
+                [
+                    row_seed(seed, row.prompt, row.critique, row.variant) if row.variant else None
+                    for row in (rows[n] for n in batch)
+                ],
+            )
 
     def _settings(self) -> list[Any]:
         """What changes the answers beside the weights, for the fingerprint."""
@@ -144,16 +165,20 @@ class AskingRewriter(LocalRewriter):
         """The rewrite in what was written for `prompt`; where there is none, the prompt and why."""
         raise NotImplementedError
 
-    def _written(self, rows: Sequence[Row], seed: int,
-                 should_stop: Callable[[], bool] | None) -> Iterator[dict[int, Rewrite]]:  # fmt: skip
+    def _written(
+        self, rows: Sequence[Row], seed: int, should_stop: Callable[[], bool] | None
+    ) -> Iterator[dict[int, Rewrite]]:
         """What is written to the rows, by their numbers: first what none can be written to, then batches."""
         questions = {(row.prompt, row.critique) for row in rows}
         asked = {question: self.question(*question) for question in questions}
         ids = [asked[row.prompt, row.critique] for row in rows]
         lengths, longest = [len(one) for one in ids], self.context() - self.max_new_tokens
         why = "the prompt is {} tokens long, this rewriter reads {}"
-        too_long = {n: kept(row.prompt, self.name, why.format(lengths[n], longest))
-                    for n, row in enumerate(rows) if lengths[n] > longest}  # fmt: skip
+        too_long = {
+            n: kept(row.prompt, self.name, why.format(lengths[n], longest))
+            for n, row in enumerate(rows)
+            if lengths[n] > longest
+        }
         if too_long:
             yield too_long
         for batch, keys in self._batches(rows, lengths, seed, set(range(len(rows))) - too_long.keys()):
@@ -164,15 +189,26 @@ class AskingRewriter(LocalRewriter):
         """Tokens that fit, prompt and answer together."""
         return context_of(self.model)
 
-    def write(self, asked: list[list[int]], keys: Sequence[int | None],
-              should_stop: Callable[[], bool] | None = None) -> list[Written]:  # fmt: skip
+    def write(
+        self,
+        asked: list[list[int]],
+        keys: Sequence[int | None],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Written]:
         """What the model writes to each row of prompt ids, in one batch; a row without a key is not drawn."""
         inputs = padded(asked, pad_of(self.tokenizer), self.model.device)
         return write(self.model, self.tokenizer, inputs, keys, self.decoding, should_stop)
 
 
-def write(model: Any, tokenizer: Any, inputs: dict[str, Tensor], keys: Sequence[int | None], how: Decoding,
-          should_stop: Callable[[], bool] | None = None, opening: Tensor | None = None) -> list[Written]:
+def write(
+    model: Any,
+    tokenizer: Any,
+    inputs: dict[str, Tensor],
+    keys: Sequence[int | None],
+    how: Decoding,
+    should_stop: Callable[[], bool] | None = None,
+    opening: Tensor | None = None,
+) -> list[Written]:
     """What the model writes to each row of `inputs`, in one batch; a row is drawn where it has a key.
 
     `inputs` are `attention_mask` and either `input_ids` or `inputs_embeds`, padded on the left. `opening`
@@ -190,8 +226,15 @@ def write(model: Any, tokenizer: Any, inputs: dict[str, Tensor], keys: Sequence[
     return _write(model, tokenizer, inputs, keys, how, should_stop, opening)
 
 
-def _write(model: Any, tokenizer: Any, inputs: dict[str, Tensor], keys: Sequence[int | None], how: Decoding,
-           should_stop: Callable[[], bool] | None, opening: Tensor | None) -> list[Written]:
+def _write(
+    model: Any,
+    tokenizer: Any,
+    inputs: dict[str, Tensor],
+    keys: Sequence[int | None],
+    how: Decoding,
+    should_stop: Callable[[], bool] | None,
+    opening: Tensor | None,
+) -> list[Written]:
     import torch
     from transformers import (
         GenerationConfig,
@@ -216,10 +259,17 @@ def _write(model: Any, tokenizer: Any, inputs: dict[str, Tensor], keys: Sequence
     ends = ends_of(model, tokenizer)
     # The checkpoint's own settings (penalties, top_k) would bias the draw: all are set here.
     plain = GenerationConfig(
-        max_new_tokens=how.max_new_tokens, do_sample=False, num_beams=beams, use_cache=True,
-        length_penalty=how.length_penalty, repetition_penalty=1.0, no_repeat_ngram_size=0, min_new_tokens=0,
-        eos_token_id=ends, pad_token_id=pad_of(tokenizer),
-    )  # fmt: skip
+        max_new_tokens=how.max_new_tokens,
+        do_sample=False,
+        num_beams=beams,
+        use_cache=True,
+        length_penalty=how.length_penalty,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        min_new_tokens=0,
+        eos_token_id=ends,
+        pad_token_id=pad_of(tokenizer),
+    )
     own, model.generation_config = model.generation_config, plain
     try:
         with torch.inference_mode():

@@ -66,10 +66,19 @@ class PripRewriter(LocalRewriter):
     name = "prip"
     reads_critiques = False
 
-    def __init__(self, model: str | Path | Prip | None = None, *, device: str | None = None,
-                 dtype: str | None = None, max_new_tokens: int | None = None,
-                 temperature: float | None = None, top_p: float | None = None, beams: int | None = None,
-                 length_penalty: float | None = None, batch_size: int = 16):
+    def __init__(
+        self,
+        model: str | Path | Prip | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        beams: int | None = None,
+        length_penalty: float | None = None,
+        batch_size: int = 16,
+    ):
         """`model`: a folder, a model, or None for the embedded one.
 
         `dtype` is a torch name; by default float32 on a CPU, bfloat16 or float16 on a GPU.
@@ -96,16 +105,18 @@ class PripRewriter(LocalRewriter):
 
     # Prompts
 
-    def _written(self, rows: Sequence[Row], seed: int,
-                 should_stop: Callable[[], bool] | None) -> Iterator[dict[int, Rewrite]]:  # fmt: skip
+    def _written(
+        self, rows: Sequence[Row], seed: int, should_stop: Callable[[], bool] | None
+    ) -> Iterator[dict[int, Rewrite]]:
         ids, begun = self.read_prompts([row.prompt for row in rows])
         pivots = self.imagine(ids, should_stop)
         starts = [begun[row.prompt] for row in rows]
         for batch, keys in self._batches(rows, list(map(len, starts)), seed, range(len(rows))):
             seen = [pivots[rows[n].prompt] for n in batch]
             written = self.write(seen, [starts[n] for n in batch], keys, should_stop)
-            yield {n: self.read(one, rows[n].prompt, starts[n])
-                   for n, one in zip(batch, written, strict=True)}  # fmt: skip
+            yield {
+                n: self.read(one, rows[n].prompt, starts[n]) for n, one in zip(batch, written, strict=True)
+            }
 
     def read_prompts(self, prompts: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         """By prompt, the token ids that the encoder reads, and those that the decoder goes on from.
@@ -120,8 +131,9 @@ class PripRewriter(LocalRewriter):
             check_prompt(prompt, len(begun[prompt]), room)
         return ids, begun
 
-    def imagine(self, ids: dict[str, list[int]],
-                should_stop: Callable[[], bool] | None = None) -> dict[str, Tensor]:  # fmt: skip
+    def imagine(
+        self, ids: dict[str, list[int]], should_stop: Callable[[], bool] | None = None
+    ) -> dict[str, Tensor]:
         """The pivot (queries, width) of each prompt."""
         import torch
 
@@ -133,8 +145,13 @@ class PripRewriter(LocalRewriter):
                 pivots |= dict(zip(batch, self.model.encode([ids[prompt] for prompt in batch]), strict=True))
         return pivots
 
-    def write(self, pivots: Sequence[Tensor], begun: Sequence[Sequence[int]], keys: Sequence[int | None],
-              should_stop: Callable[[], bool] | None = None) -> list[Written]:  # fmt: skip
+    def write(
+        self,
+        pivots: Sequence[Tensor],
+        begun: Sequence[Sequence[int]],
+        keys: Sequence[int | None],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Written]:
         """What the decoder writes in one batch to each pivot (queries, width) and the ids that its prompt
         begins with; a row without a key is not drawn. All prompts are begun, or none is."""
         import torch
@@ -176,8 +193,14 @@ class PripRewriter(LocalRewriter):
         check_tower(tower, self.model)
         return Eye(tower)
 
-    def describe(self, images: Tensor, variants: int = 1, seed: int = 0, *,
-                 should_stop: Callable[[], bool] | None = None) -> list[list[Rewrite]]:  # fmt: skip
+    def describe(
+        self,
+        images: Tensor,
+        variants: int = 1,
+        seed: int = 0,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[list[Rewrite]]:
         """`variants` prompts for each of the pictures (B, H, W, 3) in 0..1, the first the likeliest.
 
         A picture's prompts do not depend on its neighbours. Raises BadInput, CheckpointError for a refiner

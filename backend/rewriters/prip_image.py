@@ -86,15 +86,18 @@ class ImagePivot(nn.Module):
         (where / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu",
-                        dtype: torch.dtype = torch.float32) -> ImagePivot:
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> ImagePivot:
         """What `save_pretrained` wrote, frozen. Raises CheckpointError."""
         from safetensors.torch import load_file
 
         where = Path(folder).expanduser()
         if not (where / "config.json").is_file():
-            raise CheckpointError(f"no vision tower at {where}: this refiner was saved without one and "
-                                  "cannot look at pictures; take one with a folder 'image'")  # fmt: skip
+            raise CheckpointError(
+                f"no vision tower at {where}: this refiner was saved without one and "
+                "cannot look at pictures; take one with a folder 'image'"
+            )
         try:
             config = ImageConfig.model_validate_json((where / "config.json").read_bytes())
             with quiet_loading():
@@ -103,8 +106,9 @@ class ImagePivot(nn.Module):
         except ValidationError as error:
             raise CheckpointError(f"{where / 'config.json'}: {one_line(error)}; fetch it again") from error
         except Exception as error:  # torch, transformers and safetensors raise a dozen kinds
-            raise CheckpointError(f"cannot load the vision tower in {where}: {first_line(error)}; fetch it "
-                                  "again") from error  # fmt: skip
+            raise CheckpointError(
+                f"cannot load the vision tower in {where}: {first_line(error)}; fetch it again"
+            ) from error
         return model.to(device, dtype).eval().requires_grad_(False)
 
     @classmethod
@@ -117,16 +121,19 @@ class ImagePivot(nn.Module):
             with quiet_loading():
                 published = Blip2Config.from_pretrained(where)
                 config = ImageConfig(
-                    queries=published.num_query_tokens, vision=_arguments(published.vision_config),
+                    queries=published.num_query_tokens,
+                    vision=_arguments(published.vision_config),
                     qformer=_arguments(published.qformer_config),
-                )  # fmt: skip
+                )
                 model = cls(config)
                 tensors = _published(where)
             tensors["queries.weight"] = tensors.pop("query_tokens")[0]
             model.load_state_dict(tensors)
         except Exception as error:  # as above, and what downloads raise
-            raise CheckpointError(f"cannot take BLIP-2's vision part from {where}: {first_line(error)}; give "
-                                  "a folder or a name such as Salesforce/blip2-opt-2.7b") from error
+            raise CheckpointError(
+                f"cannot take BLIP-2's vision part from {where}: {first_line(error)}; give "
+                "a folder or a name such as Salesforce/blip2-opt-2.7b"
+            ) from error
         return model.eval().requires_grad_(False)
 
 

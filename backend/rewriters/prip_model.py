@@ -62,9 +62,12 @@ class PreferenceEncoder(nn.Module):
         # T5's decoder is causal unless it is given a mask for every pair: nothing is hidden from any query.
         seen = queries.new_zeros(len(queries), 1, queries.shape[1], queries.shape[1])
         states = self.t5(
-            input_ids=input_ids, attention_mask=attention_mask, decoder_inputs_embeds=queries,
-            decoder_attention_mask=seen, use_cache=False,
-        ).last_hidden_state  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_inputs_embeds=queries,
+            decoder_attention_mask=seen,
+            use_cache=False,
+        ).last_hidden_state
         return self.head(states)
 
 
@@ -114,14 +117,18 @@ class Prip(nn.Module):
         for name, found in zip(_STATISTICS, (mean, std)):
             kept = getattr(self, name)
             if found.shape != kept.shape:
-                raise CheckpointError(f"expected {name} of shape {tuple(kept.shape)}, got "
-                                      f"{tuple(found.shape)}; train the refiner's first stages again")
+                raise CheckpointError(
+                    f"expected {name} of shape {tuple(kept.shape)}, got "
+                    f"{tuple(found.shape)}; train the refiner's first stages again"
+                )
             kept.copy_(found)
         if not (self.pivot_mean.isfinite().all() and self.pivot_std.isfinite().all()):
             raise CheckpointError("pivot_mean or pivot_std is not finite; train the first stages again")
         if not (self.pivot_std > 0).all():
-            raise CheckpointError("pivot_std has numbers that are not above 0, where pictures' embeddings "
-                                  "never vary; take a trained vision tower")  # fmt: skip
+            raise CheckpointError(
+                "pivot_std has numbers that are not above 0, where pictures' embeddings "
+                "never vary; take a trained vision tower"
+            )
 
     def standardise(self, pivots: Tensor) -> Tensor:
         """Pictures' pivots (B, queries, width) as `ImagePivot` gives them -> standardised."""
@@ -138,8 +145,10 @@ class Prip(nn.Module):
     @cached_property
     def template(self) -> tuple[list[int], list[int]]:
         """Token ids before and after the pivot."""
-        before, after = (self.writer(text, add_special_tokens=False)["input_ids"]
-                         for text in (self.config.before, self.config.after))  # fmt: skip
+        before, after = (
+            self.writer(text, add_special_tokens=False)["input_ids"]
+            for text in (self.config.before, self.config.after)
+        )
         first = self.writer.bos_token_id
         return [*([] if first is None else [first]), *before], after
 
@@ -153,15 +162,22 @@ class Prip(nn.Module):
         embed = self.decoder.get_input_embeddings()
         before, after = (embed(self._ids(ids)) for ids in self.template)
         shown = self.projector(pivots.to(self.projector.weight.dtype))
-        rows = [torch.cat([before, pivot, after, embed(self._ids(prefix))])
-                for pivot, prefix in zip(shown, prefixes, strict=True)]  # fmt: skip
+        rows = [
+            torch.cat([before, pivot, after, embed(self._ids(prefix))])
+            for pivot, prefix in zip(shown, prefixes, strict=True)
+        ]
         length = max(map(len, rows))
         embeds = torch.stack([nn.functional.pad(row, (0, 0, length - len(row), 0)) for row in rows])
         mask = self._ids([[0] * (length - len(row)) + [1] * len(row) for row in rows])
         return {"inputs_embeds": embeds, "attention_mask": mask}
 
-    def logits(self, pivots: Tensor, prefixes: Sequence[Sequence[int]], answers: Sequence[Sequence[int]],
-               guarded: bool = False) -> Tensor:
+    def logits(
+        self,
+        pivots: Tensor,
+        prefixes: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        guarded: bool = False,
+    ) -> Tensor:
         """What the decoder thinks of each token of `answers`: (B, T, V), float32, T the longest answer's.
 
         Rows beyond an answer's end mean nothing. `guarded`: an answer may not begin with what `opening`
@@ -169,8 +185,13 @@ class Prip(nn.Module):
         """
         return self.logits_and_states(pivots, prefixes, answers, guarded)[0]
 
-    def logits_and_states(self, pivots: Tensor, prefixes: Sequence[Sequence[int]],
-                          answers: Sequence[Sequence[int]], guarded: bool = False) -> tuple[Tensor, Tensor]:
+    def logits_and_states(
+        self,
+        pivots: Tensor,
+        prefixes: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        guarded: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """`logits`, and the decoder's states (B, T, hidden) that they are made of."""
         begun = self.inputs(pivots, prefixes)
         most = max(map(len, answers))
@@ -224,8 +245,14 @@ class Prip(nn.Module):
 
     # Files
 
-    def save_pretrained(self, folder: str | Path, *, settings: dict[str, Any] | None = None,
-                        image: ImagePivot | None = None, frozen: Path | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        settings: dict[str, Any] | None = None,
+        image: ImagePivot | None = None,
+        frozen: Path | None = None,
+    ) -> None:
         """Write a refiner's folder; `settings` for its `reprise.json`, `image` where it is to come along.
 
         `frozen` is a refiner's folder whose decoder and projector are taken as they lie there.
@@ -237,8 +264,10 @@ class Prip(nn.Module):
         if not all(getattr(self, name).isfinite().all() for name in _STATISTICS):
             raise CheckpointError("this refiner has no pivot statistics yet; look at pictures first")
         where = Path(folder)
-        for part, model, tokenizer in (("encoder", self.encoder.t5, self.reader),
-                                       ("decoder", self.decoder, self.writer)):  # fmt: skip
+        for part, model, tokenizer in (
+            ("encoder", self.encoder.t5, self.reader),
+            ("decoder", self.decoder, self.writer),
+        ):
             if part == "decoder" and frozen is not None:
                 shutil.copytree(frozen / part, where / part)
                 continue
@@ -252,13 +281,21 @@ class Prip(nn.Module):
             bridge |= {name: known[name] for name in bridge if name.startswith("projector.")}
         save_file(bridge, where / "model.safetensors", metadata={"format": "pt"})
         known = {"format": 1, "role": "refiner", **(settings or {})}
-        for name, text in (("config.json", self.config.model_dump_json(indent=1)),
-                           (SETTINGS, json.dumps(known, indent=1, ensure_ascii=False))):  # fmt: skip
+        for name, text in (
+            ("config.json", self.config.model_dump_json(indent=1)),
+            (SETTINGS, json.dumps(known, indent=1, ensure_ascii=False)),
+        ):
             (where / name).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu", dtype: str | None = None,
-                        encoder_dtype: str | None = None) -> Prip:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        encoder_dtype: str | None = None,
+    ) -> Prip:
         """The model in a folder, without its vision tower; `dtype` as for `load_checkpoint`.
 
         `encoder_dtype`, by default the same, is that of the encoder alone.
@@ -273,26 +310,34 @@ class Prip(nn.Module):
         decoder_config = _load("decoder", where / "decoder", lambda path: AutoConfig.from_pretrained(path))
         given, wide = len(bridge["projector.weight"]), decoder_config.get_text_config().hidden_size
         if given != wide:
-            raise CheckpointError(f"the decoder in {where / 'decoder'} is {wide} wide, this refiner's "
-                                  f"projector writes {given}; put the decoder back that it was trained with")
+            raise CheckpointError(
+                f"the decoder in {where / 'decoder'} is {wide} wide, this refiner's "
+                f"projector writes {given}; put the decoder back that it was trained with"
+            )
         decoder, writer, _ = load_checkpoint(str(where / "decoder"), device, dtype)
         t5, reader = _load("encoder", where / "encoder", _t5)
         given, wide = bridge["encoder.queries.weight"].shape[1], t5.config.d_model
         if given != wide:
-            raise CheckpointError(f"the encoder in {where / 'encoder'} is {wide} wide, this refiner's "
-                                  f"queries are {given}; put the encoder back that it was trained with")
+            raise CheckpointError(
+                f"the encoder in {where / 'encoder'} is {wide} wide, this refiner's "
+                f"queries are {given}; put the encoder back that it was trained with"
+            )
         model = cls(config, t5, decoder, reader, writer)
         try:
             missing, unexpected = model.load_state_dict(
                 {name: tensor for name, tensor in bridge.items() if name not in _STATISTICS}, strict=False
             )
         except RuntimeError as error:  # shapes
-            raise CheckpointError(f"{where / 'model.safetensors'} does not fit {where / 'config.json'}: "
-                                  f"{_second_line(error)}; train the refiner again") from error  # fmt: skip
+            raise CheckpointError(
+                f"{where / 'model.safetensors'} does not fit {where / 'config.json'}: "
+                f"{_second_line(error)}; train the refiner again"
+            ) from error
         lacking = [name for name in missing if _is_bridge(name) and name not in _STATISTICS]
         if lacking or unexpected:
-            raise CheckpointError(f"{where / 'model.safetensors'} lacks {lacking or 'nothing'} and has "
-                                  f"{unexpected or 'nothing'} besides; train the refiner again")  # fmt: skip
+            raise CheckpointError(
+                f"{where / 'model.safetensors'} lacks {lacking or 'nothing'} and has "
+                f"{unexpected or 'nothing'} besides; train the refiner again"
+            )
         model.set_statistics(*(bridge[name] for name in _STATISTICS))
         model.projector.to(decoder.dtype)
         # T5's numbers are too large for float16.
@@ -346,8 +391,9 @@ def _is_bridge(name: str) -> bool:
 def _read_config(where: Path) -> PripConfig:
     path = where / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"no refiner at {where}: expected a folder with a config.json; give one that "
-                              "was trained")  # fmt: skip
+        raise CheckpointError(
+            f"no refiner at {where}: expected a folder with a config.json; give one that was trained"
+        )
     try:
         return PripConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -365,8 +411,10 @@ def _read_bridge(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # OSError, and what safetensors raises
         raise CheckpointError(f"cannot read {path}: {first_line(error)}; train the refiner again") from error
     if not all(name in found for name in _STATISTICS):
-        raise CheckpointError(f"{path} has no pivot statistics (pivot_mean, pivot_std), without which pivots "
-                              "mean nothing; train the refiner's first stages")  # fmt: skip
+        raise CheckpointError(
+            f"{path} has no pivot statistics (pivot_mean, pivot_std), without which pivots "
+            "mean nothing; train the refiner's first stages"
+        )
     for name in ("projector.weight", "encoder.queries.weight"):
         if name not in found or found[name].ndim != 2:
             raise CheckpointError(f"{path} lacks {name}; train the refiner again")
@@ -381,22 +429,25 @@ def _t5(where: Path | str) -> tuple[Any, Any]:
     model, info = loaded
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:
-        raise CheckpointError(f"{len(lacking)} of its weights are missing or have another shape (first: "
-                              f"{lacking[0]})")  # fmt: skip
+        raise CheckpointError(
+            f"{len(lacking)} of its weights are missing or have another shape (first: {lacking[0]})"
+        )
     return model, tokenizer
 
 
 def _load(part: str, where: Path | str, load: Any) -> Any:
     """What `load(where)` gives. Raises CheckpointError where it cannot."""
     if isinstance(where, Path) and not where.is_dir():
-        raise CheckpointError(f"{where.parent} is no whole refiner: it holds no folder {where.name!r}; copy "
-                              "it again")  # fmt: skip
+        raise CheckpointError(
+            f"{where.parent} is no whole refiner: it holds no folder {where.name!r}; copy it again"
+        )
     try:
         with quiet_loading():
             return load(where)
     except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds
-        raise CheckpointError(f"cannot load the {part} {where}: {first_line(error)}; fetch or train it "
-                              "again") from error  # fmt: skip
+        raise CheckpointError(
+            f"cannot load the {part} {where}: {first_line(error)}; fetch or train it again"
+        ) from error
 
 
 def _second_line(error: Exception) -> str:

@@ -31,8 +31,7 @@ PLAIN_SYSTEM = (
     "exactly this form, with nothing before or after it:\n" + PLAIN_FORM.format(prompt="the detailed prompt")
 )
 _CRITIQUE = (
-    "{prompt}\n\nThe last picture was wrong: {critique}\n"
-    "Write the answer again so that this is mended."
+    "{prompt}\n\nThe last picture was wrong: {critique}\nWrite the answer again so that this is mended."
 )
 
 _TAG = re.compile(r"<\s*(?:(/)\s*)?(reason|prompt|think|answer)\s*>", re.IGNORECASE)

@@ -28,9 +28,19 @@ class PromptistRewriter(AskingRewriter):
     name = "promptist"
     reads_critiques = False
 
-    def __init__(self, model: str | Path | tuple[Any, Any], *, device: str | None = None,
-                 dtype: str | None = None, max_new_tokens: int = 75, temperature: float = 1.0,
-                 top_p: float = 1.0, beams: int = 8, length_penalty: float = -1.0, batch_size: int = 4):
+    def __init__(
+        self,
+        model: str | Path | tuple[Any, Any],
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_new_tokens: int = 75,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        beams: int = 8,
+        length_penalty: float = -1.0,
+        batch_size: int = 4,
+    ):
         """`model`: a folder or hub name, or (model, tokenizer); `dtype` as for RePrompt. `batch_size` counts
         rows, each with its beams. Raises CheckpointError and BadInput."""
         import torch

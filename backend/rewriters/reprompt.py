@@ -47,10 +47,18 @@ class RePromptRewriter(AskingRewriter):
 
     name = "reprompt"
 
-    def __init__(self, model: str | Path | tuple[Any, Any] | None = None, *, device: str | None = None,
-                 dtype: str | None = None, max_new_tokens: int | None = None,
-                 temperature: float | None = None, top_p: float | None = None, batch_size: int = 16,
-                 system: str | None = None):
+    def __init__(
+        self,
+        model: str | Path | tuple[Any, Any] | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        batch_size: int = 16,
+        system: str | None = None,
+    ):
         """`model`: a folder or hub name, (model, tokenizer), or None for the embedded one.
 
         `dtype` is a torch name; by default float32 on a CPU, bfloat16 or float16 on a GPU.
@@ -86,8 +94,9 @@ class RePromptRewriter(AskingRewriter):
         return [self.system, self.max_new_tokens, self.temperature, self.top_p]
 
 
-def load_checkpoint(where: str, device: str = "cpu",
-                    dtype: str | None = None) -> tuple[Any, Any, CheckpointSettings]:
+def load_checkpoint(
+    where: str, device: str = "cpu", dtype: str | None = None
+) -> tuple[Any, Any, CheckpointSettings]:
     """(model, tokenizer, settings of `reprise.json`) of a folder or hub name; safetensors, no remote code.
 
     Raises CheckpointError where anything is missing, truncated, of another shape or not a causal LM.
@@ -113,9 +122,12 @@ def load_checkpoint(where: str, device: str = "cpu",
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, use_safetensors=True, trust_remote_code=False, torch_dtype=chosen,
+                where,
+                use_safetensors=True,
+                trust_remote_code=False,
+                torch_dtype=chosen,
                 output_loading_info=True,
-            )  # fmt: skip
+            )
     except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds
         raise CheckpointError(
             f"cannot load the rewriter {where}: {first_line(error)}; fetch or train it again"

@@ -34,8 +34,13 @@ class AsksRows(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def ask(self, rows: Sequence[Row], seed: int, told: Callable[[int, Rewrite | AnswerRefused], None],
-            should_stop: Callable[[], bool] | None = None) -> None:
+    def ask(
+        self,
+        rows: Sequence[Row],
+        seed: int,
+        told: Callable[[int, Rewrite | AnswerRefused], None],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
         """Hand each row's rewrite to `told(its number, rewrite)` as it comes, in the caller's thread; what
         has come, also when the call fails or is stopped. A server that answers others may refuse a row."""
         ...
@@ -46,8 +51,11 @@ def all_rows(
 ) -> list[Row]:
     """The rows of a call of `rewrite`, by prompts. Raises BadInput where it is asked wrongly."""
     critiques = check_request(prompts, variants, seed, critiques)
-    return [Row(prompt, variant, critique) for prompt, critique in zip(prompts, critiques, strict=True)
-            for variant in range(variants)]  # fmt: skip
+    return [
+        Row(prompt, variant, critique)
+        for prompt, critique in zip(prompts, critiques, strict=True)
+        for variant in range(variants)
+    ]
 
 
 def by_prompt(rewrites: Sequence[Rewrite], variants: int) -> list[list[Rewrite]]:

@@ -20,8 +20,13 @@ class KeepPrompt:
     name = "none"
     reads_critiques = False
 
-    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
-                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+    ) -> list[list[Rewrite]]:
         """`variants` times the prompt itself; `seed` and `critiques` change nothing."""
         _check(prompts, variants)
         return [[Rewrite("", prompt, self.name)] * variants for prompt in prompts]
@@ -36,8 +41,13 @@ class TemplateRewriter:
     def __init__(self, words: str = QUALITY_WORDS):
         self.words = words
 
-    def rewrite(self, prompts: Sequence[str], variants: int = 1, seed: int = 0,
-                critiques: Sequence[str | None] | None = None) -> list[list[Rewrite]]:
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+    ) -> list[list[Rewrite]]:
         """`variants` times the same text; `seed` and `critiques` change nothing."""
         _check(prompts, variants)
         texts = (" ".join(prompt.split()).rstrip(" .,;") for prompt in prompts)

@@ -30,9 +30,19 @@ def check_search(n: int, seed: int) -> None:
         raise BadInput(f"seed must be in 0 … 2^63 - {n} (the number of candidates), got {seed}")
 
 
-def search(renderer: Renderer, judge: Reward, prompt: str, drawn: Sequence[str], *, n: int, seed: int,
-           schedule: Schedule | None = None, previews: Reward | None = None, init: InitImage | None = None,
-           progress: Callable[[int, int], None] | None = None) -> SearchResult:
+def search(
+    renderer: Renderer,
+    judge: Reward,
+    prompt: str,
+    drawn: Sequence[str],
+    *,
+    n: int,
+    seed: int,
+    schedule: Schedule | None = None,
+    previews: Reward | None = None,
+    init: InitImage | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SearchResult:
     """The best of `n` pictures for `prompt`, judged against it, drawn with the prompts `drawn` in turn.
 
     Candidate i has seed `seed + i` and prompt `drawn[i % len(drawn)]`. With a schedule, candidates are

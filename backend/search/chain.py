@@ -49,8 +49,10 @@ class Chain:
         self.previews = of_previews(self.previews or self.judge)
         self.schedule(self.best_of)
         if self.prune != "none" and not getattr(self.renderer, "previews", True):
-            raise Unsupported(f"pruning by {self.prune!r} needs previews, which renderer "
-                              f"{self.renderer.name!r} does not give; prune by 'none'")  # fmt: skip
+            raise Unsupported(
+                f"pruning by {self.prune!r} needs previews, which renderer "
+                f"{self.renderer.name!r} does not give; prune by 'none'"
+            )
         if self.reflect < 0:
             raise BadInput(f"reflect must be 0 or more rounds, got {self.reflect}")
         if self.correction not in CORRECTIONS:
@@ -64,8 +66,9 @@ class Chain:
 
     def _check_img2img(self) -> None:
         if not getattr(self.renderer, "img2img", False):
-            raise Unsupported(f"renderer {self.renderer.name!r} cannot draw over a picture; "
-                              f"correct by {CORRECTIONS[0]!r}")  # fmt: skip
+            raise Unsupported(
+                f"renderer {self.renderer.name!r} cannot draw over a picture; correct by {CORRECTIONS[0]!r}"
+            )
         check_strength(self.strength, self.renderer.steps)
 
     def schedule(self, n: int) -> Schedule:
@@ -91,20 +94,35 @@ class Chain:
         rewriting = time.perf_counter() - started
         tell("rewrite", 1, 1)
         found = search(
-            self.renderer, self.judge, prompt, [r.prompt for r in rewrites], n=self.best_of, seed=self.seed,
-            schedule=self.schedule(self.best_of), previews=self.previews,
+            self.renderer,
+            self.judge,
+            prompt,
+            [r.prompt for r in rewrites],
+            n=self.best_of,
+            seed=self.seed,
+            schedule=self.schedule(self.best_of),
+            previews=self.previews,
             progress=lambda done, total: tell("render", done, total),
-        )  # fmt: skip
+        )
         tell("judge", 1, 1)
         outcome = Outcome(prompt, list(rewrites), found.candidates, found.best, [], found.cost)
         if self.reflect:
             mended = reflect(
-                found, prompt, rewriter=self.corrector or self.rewriter, renderer=self.renderer,
-                judge=self.judge, rounds=self.reflect, n=self.best_of, seed=self.seed,
-                variants=min(self.variants, self.best_of), schedule=self._mending, previews=self.previews,
-                correction=self.correction, strength=self.strength,
+                found,
+                prompt,
+                rewriter=self.corrector or self.rewriter,
+                renderer=self.renderer,
+                judge=self.judge,
+                rounds=self.reflect,
+                n=self.best_of,
+                seed=self.seed,
+                variants=min(self.variants, self.best_of),
+                schedule=self._mending,
+                previews=self.previews,
+                correction=self.correction,
+                strength=self.strength,
                 progress=lambda done, total: tell("reflect", done, total),
-            )  # fmt: skip
+            )
             outcome.candidates, outcome.best = mended.candidates, mended.best
             outcome.reflection, outcome.rewrites = mended.rounds, [*rewrites, *mended.rewrites]
             outcome.cost += mended.cost

@@ -196,8 +196,10 @@ def schedule_from(pruning: str, n: int, steps: int, looking: Reward | None = Non
     name, threshold = read_pruning(pruning)
     probable = isinstance(looking, PreviewReward)
     if threshold is not None and looking is not None and not probable:
-        raise Unsupported(f"--prune {pruning} holds a probability against its threshold, and "
-                          f"{looking.spec.name!r} gives none; take --prune potential, or a judge vlm:…")
+        raise Unsupported(
+            f"--prune {pruning} holds a probability against its threshold, and "
+            f"{looking.spec.name!r} gives none; take --prune potential, or a judge vlm:…"
+        )
     if name == "none" or n == 1:
         return Full()
     if name == "halving":
@@ -212,8 +214,9 @@ class PruningWatcher:
     """Judges previews and applies a schedule; remembers what it saw, for the record and the bench. `looking`
     is who judges them, see `judging.of_previews`."""
 
-    def __init__(self, looking: Reward, prompt: str, candidates: list[Candidate], schedule: Schedule,
-                 cost: Cost):
+    def __init__(
+        self, looking: Reward, prompt: str, candidates: list[Candidate], schedule: Schedule, cost: Cost
+    ):
         self.looking, self.prompt, self.candidates = looking, prompt, candidates
         self.schedule, self.cost = schedule, cost
         self.steps = schedule.looks

@@ -33,10 +33,23 @@ class Reflection:
     cost: Cost
 
 
-def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: Renderer, judge: Reward,
-            rounds: int, n: int, seed: int, variants: int, schedule: Callable[[int], Schedule],
-            previews: Reward | None = None, correction: str = CORRECTIONS[0], strength: float = 0.75,
-            progress: Callable[[int, int], None] | None = None) -> Reflection:
+def reflect(
+    first: SearchResult,
+    prompt: str,
+    *,
+    rewriter: Rewriter,
+    renderer: Renderer,
+    judge: Reward,
+    rounds: int,
+    n: int,
+    seed: int,
+    variants: int,
+    schedule: Callable[[int], Schedule],
+    previews: Reward | None = None,
+    correction: str = CORRECTIONS[0],
+    strength: float = 0.75,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reflection:
     """Up to `rounds` rounds over the result of a search; stops as soon as the judge is satisfied.
 
     Each round draws `n` candidates with new seeds, from `variants` corrected rewrites. `schedule(n)`
@@ -58,8 +71,18 @@ def reflect(first: SearchResult, prompt: str, *, rewriter: Rewriter, renderer: R
         base = seed + len(state.candidates)  # seeds no earlier round has used
         best = state.candidates[state.best].image
         over = InitImage(best, strength) if correction == CORRECTIONS[1] and best is not None else None
-        again = search(renderer, judge, prompt, [r.prompt for r in corrected], n=n, seed=base,
-                       schedule=schedule(n), previews=previews, init=over, progress=progress)  # fmt: skip
+        again = search(
+            renderer,
+            judge,
+            prompt,
+            [r.prompt for r in corrected],
+            n=n,
+            seed=base,
+            schedule=schedule(n),
+            previews=previews,
+            init=over,
+            progress=progress,
+        )
         state.cost += again.cost
         for candidate in again.candidates:
             candidate.index += len(first.candidates) + n * (number - 1)
@@ -78,8 +101,10 @@ def unread(corrector: Rewriter) -> str | None:
     """What to tell who lets a rewriter correct that changes no words for a critique; None where it does."""
     if getattr(corrector, "reads_critiques", True):
         return None
-    return (f"the rewriter {corrector.name!r} does not read what the judge finds wrong: rounds of reflection "
-            "draw from words that owe it nothing")  # fmt: skip
+    return (
+        f"the rewriter {corrector.name!r} does not read what the judge finds wrong: rounds of reflection "
+        "draw from words that owe it nothing"
+    )
 
 
 def check_critic(judge: Reward) -> Critic:

@@ -146,8 +146,11 @@ def _asked_in_json(body: bytes) -> Asked:
 def _asked_in_the_query(request: Request, body: bytes) -> Asked:
     """Of one picture, which is the body: /score?prompt=WORDS&reward=NAME&reward=NAME."""
     query = request.query_params
-    values = {"images": [base64.b64encode(body).decode()], "prompts": query.getlist("prompt"),
-              "rewards": query.getlist("reward")}  # fmt: skip
+    values = {
+        "images": [base64.b64encode(body).decode()],
+        "prompts": query.getlist("prompt"),
+        "rewards": query.getlist("reward"),
+    }
     return parse_config(Asked, values, "the query (prompt=WORDS&reward=NAME)")
 
 

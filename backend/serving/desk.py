@@ -74,10 +74,16 @@ class Desk:
     def cards(self) -> list[Card]:
         """What the rewards' numbers mean, in their order."""
         return [
-            Card(name=name, low=reward.spec.low, high=reward.spec.high, reads=reward.spec.reads,
-                 higher_is_better=reward.spec.higher_is_better, critic=isinstance(reward, Critic))
+            Card(
+                name=name,
+                low=reward.spec.low,
+                high=reward.spec.high,
+                reads=reward.spec.reads,
+                higher_is_better=reward.spec.higher_is_better,
+                critic=isinstance(reward, Critic),
+            )
             for name, reward in self.rewards.items()
-        ]  # fmt: skip
+        ]
 
     def __len__(self) -> int:
         """Requests that stand in line."""
@@ -174,8 +180,9 @@ class Desk:
             job.answer.found[name] = [next(found) for _ in job.prompts]
 
 
-def by_size(images: Sequence[Tensor], prompts: Sequence[str],
-            call: Callable[[Tensor, list[str]], list[Any]]) -> list[Any]:
+def by_size(
+    images: Sequence[Tensor], prompts: Sequence[str], call: Callable[[Tensor, list[str]], list[Any]]
+) -> list[Any]:
     """`call` on the pictures (H, W, 3) of each size together -> its results in the order of `images`."""
     import torch
 

@@ -60,9 +60,16 @@ def make_server(app: FastAPI, desk: Desk) -> uvicorn.Server:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", module="PIL")  # on each damaged file
     config = uvicorn.Config(
-        app, http=H11Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-        server_header=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=FAREWELL,
-    )  # fmt: skip
+        app,
+        http=H11Protocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=FAREWELL,
+    )
     return _Server(config, desk)
 
 

@@ -80,8 +80,9 @@ def detect(picture: NDArray[np.uint8]) -> list[Detection]:
     return list(read(picture).detections)
 
 
-def read(picture: NDArray[np.uint8], colors: Mapping[str, tuple[int, int, int]] = COLORS,
-         holes: int = 0) -> Reading:  # fmt: skip
+def read(
+    picture: NDArray[np.uint8], colors: Mapping[str, tuple[int, int, int]] = COLORS, holes: int = 0
+) -> Reading:
     """Ground and things of a picture (H, W, 3) uint8, where things have these colours.
 
     Holes of less than `holes` pixels are filled: reflections are no part of an outline.

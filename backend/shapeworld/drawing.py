@@ -19,10 +19,15 @@ FRAME, FRAME_WIDTH = (120, 72, 40), 4  # colour, pixels
 DOT, DOT_RADIUS, DOT_STEP = 0.75, 2.5, 16  # share of the ground's colour, pixels, pixels
 # Where light is reflected, from the middle, and how wide, as shares of the radius.
 GLOSS = {
-    "circle": (-0.35, -0.35, 0.24), "square": (-0.4, -0.4, 0.24), "triangle": (-0.1, 0.2, 0.24),
-    "star": (0.0, 0.0, 0.22), "cross": (0.0, 0.0, 0.24), "ring": (-0.54, -0.54, 0.17),
-    "heart": (-0.4, -0.3, 0.24), "diamond": (-0.1, -0.2, 0.22),
-}  # fmt: skip
+    "circle": (-0.35, -0.35, 0.24),
+    "square": (-0.4, -0.4, 0.24),
+    "triangle": (-0.1, 0.2, 0.24),
+    "star": (0.0, 0.0, 0.22),
+    "cross": (0.0, 0.0, 0.24),
+    "ring": (-0.54, -0.54, 0.17),
+    "heart": (-0.4, -0.3, 0.24),
+    "diamond": (-0.1, -0.2, 0.22),
+}
 RING_HOLE = 0.52  # inner radius of a ring, as a share of the outer one
 
 
@@ -51,12 +56,22 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "triangle": [(0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)],
     "star": _star(),
     "cross": [
-        (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
-        (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
+        (-_ARM, -1),
+        (_ARM, -1),
+        (_ARM, -_ARM),
+        (1, -_ARM),
+        (1, _ARM),
+        (_ARM, _ARM),
+        (_ARM, 1),
+        (-_ARM, 1),
+        (-_ARM, _ARM),
+        (-1, _ARM),
+        (-1, -_ARM),
+        (-_ARM, -_ARM),
     ],
     "heart": _heart(),
     "diamond": [(0, -1), (0.75, 0), (0, 1), (-0.75, 0)],
-}  # fmt: skip
+}
 
 
 def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, fill, hole, scale: float) -> None:

@@ -97,9 +97,11 @@ def generic(count: int, seed: int = 0) -> Iterator[Triple]:
 _OPENINGS = ("a beautiful photo of", "a vivid picture of", "a minimalist image of", "a clean render of")
 _DECORATIONS = ("vivid colors", "sharp edges", "soft light", "simple composition", "high detail")
 _INTENTIONS = (
-    "Bold colors and a clear composition help.", "It should look clean and sharp.",
-    "A simple scene is best.", "Soft light makes it pleasant.",
-)  # fmt: skip
+    "Bold colors and a clear composition help.",
+    "It should look clean and sharp.",
+    "A simple scene is best.",
+    "Soft light makes it pleasant.",
+)
 
 
 def triple(case: PromptCase, rng: random.Random, mend: bool = False) -> Triple:
@@ -206,15 +208,38 @@ def _position_keys(a: str, relation: str, b: str) -> tuple[str, str]:
 
 
 _FRAMES = (
-    "{}", "{}", "{}", "{}", "{}", "{}",
-    "a photo of {}", "a picture of {}", "an image of {}", "an image with {}",
-    "a drawing of {}", "an illustration of {}", "draw {}", "please draw {}", "{} please", "show me {}",
-    "paint {}", "make a picture of {}", "I want {}", "i would like {}", "photo of {}", "picture: {}",
-)  # fmt: skip
+    "{}",
+    "{}",
+    "{}",
+    "{}",
+    "{}",
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "an image with {}",
+    "a drawing of {}",
+    "an illustration of {}",
+    "draw {}",
+    "please draw {}",
+    "{} please",
+    "show me {}",
+    "paint {}",
+    "make a picture of {}",
+    "I want {}",
+    "i would like {}",
+    "photo of {}",
+    "picture: {}",
+)
 _GROUND_FRAMES = (
-    "{0} on a {1} background", "{0} on a {1} background", "{0} on {1}", "{0}, {1} background",
-    "{0} with a {1} background", "{0} in front of a {1} background", "{1} background, {0}",
-)  # fmt: skip
+    "{0} on a {1} background",
+    "{0} on a {1} background",
+    "{0} on {1}",
+    "{0}, {1} background",
+    "{0} with a {1} background",
+    "{0} in front of a {1} background",
+    "{1} background, {0}",
+)
 _SAID = {
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
@@ -256,10 +281,14 @@ def _words(needs: tuple[Requirement, ...], rng: random.Random | None = None) -> 
 
 def _asked(case: PromptCase, rng: random.Random) -> str:
     said = _words(case.include)
-    return rng.choice((
-        "The picture needs {}.", "Asked for: {}.", "The user wants {}.",
-        "It should show {} and nothing else.",
-    )).format(said)  # fmt: skip
+    return rng.choice(
+        (
+            "The picture needs {}.",
+            "Asked for: {}.",
+            "The user wants {}.",
+            "It should show {} and nothing else.",
+        )
+    ).format(said)
 
 
 def _placed(case: PromptCase, scene: Scene, rng: random.Random) -> str:
@@ -273,11 +302,14 @@ def _placed(case: PromptCase, scene: Scene, rng: random.Random) -> str:
         number = "both" if len(things) == 2 else f"all {NUMBERS[len(things)]}"
         text = f"{number} are {things[0].color}: {where}"
     else:
-        text = join_list([
-            f"the {color} {shape} goes {places[0]}" if len(places) == 1 else
-            f"the {NUMBERS[len(places)]} {color} {plural(shape)} go {', '.join(places)}"
-            for (color, shape), places in kinds.items()
-        ])  # fmt: skip
+        text = join_list(
+            [
+                f"the {color} {shape} goes {places[0]}"
+                if len(places) == 1
+                else f"the {NUMBERS[len(places)]} {color} {plural(shape)} go {', '.join(places)}"
+                for (color, shape), places in kinds.items()
+            ]
+        )
     text = text[0].upper() + text[1:]
     if len(case.include) == 2 and case.include[1].position:
         a, b = case.include[1].shape, case.include[0].shape
@@ -317,11 +349,20 @@ def _fault(case: PromptCase, need: Requirement, rng: random.Random) -> tuple[str
     choices = []
     seen = rng.choice([n for n in (0, 1, 2, 3, 4, 5, 6) if n != need.count])
     if need.count > 1:
-        choices += [(f"I see {seen or 'no'} {name if seen == 1 else names}, {need.count} were asked for",
-                     f"there must be exactly {NUMBERS[need.count]} {names}")] * 4  # fmt: skip
-        choices += [(f"there is 1 {name}, not {need.count}" if seen == 1 else
-                     f"there are {seen or 'no'} {names}, not {need.count}",
-                     f"there must be exactly {NUMBERS[need.count]} {names}")]  # fmt: skip
+        choices += [
+            (
+                f"I see {seen or 'no'} {name if seen == 1 else names}, {need.count} were asked for",
+                f"there must be exactly {NUMBERS[need.count]} {names}",
+            )
+        ] * 4
+        choices += [
+            (
+                f"there is 1 {name}, not {need.count}"
+                if seen == 1
+                else f"there are {seen or 'no'} {names}, not {need.count}",
+                f"there must be exactly {NUMBERS[need.count]} {names}",
+            )
+        ]
     elif seen > 1:
         choices += [(f"I see {seen} {names}, 1 was asked for", f"there must be only one {name}")]
     missing = f"there is no {name}" if need.count == 1 else f"there are no {names}"

@@ -30,10 +30,16 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
 }
 # Place names of the 3 x 3 grid, row by row.
 PLACES: tuple[str, ...] = (
-    "top left", "top", "top right",
-    "left", "center", "right",
-    "bottom left", "bottom", "bottom right",
-)  # fmt: skip
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 RADII = {"small": (9.5, 11.0), "large": (13.0, 16.0)}  # pixels
 SIZE_BOUNDARY = 12.0  # pixels; a radius below it is "small"
 JITTER = 3.0  # pixels around a place's centre; keeps >= 4 pixels between neighbours

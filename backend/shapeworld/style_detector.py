@@ -30,9 +30,11 @@ def read_styled(picture: NDArray[np.uint8]) -> tuple[Reading, Style]:
     colors = {name: np.array(color, np.float32) for name, color in colors_of(palette).items()}
     reading, pixels = read(picture, colors_of(palette), REFLECTION), picture.astype(np.float32)
     return reading, Style(
-        palette=palette, outline=_outline(pixels, reading, colors), background=_background(pixels),
+        palette=palette,
+        outline=_outline(pixels, reading, colors),
+        background=_background(pixels),
         texture="glossy" if _glossy(pixels, reading.detections, colors) else None,
-    )  # fmt: skip
+    )
 
 
 def _palette(picture: NDArray[np.uint8]) -> str | None:
@@ -51,8 +53,10 @@ def _palette(picture: NDArray[np.uint8]) -> str | None:
 @cache
 def _tables() -> tuple[dict[str | None, NDArray], NDArray]:
     """The palettes' colours, and all that is no thing's."""
-    tables = {palette: np.array(list(colors_of(palette).values()), np.float32)
-              for palette in (None, *FACETS["palette"])}  # fmt: skip
+    tables = {
+        palette: np.array(list(colors_of(palette).values()), np.float32)
+        for palette in (None, *FACETS["palette"])
+    }
     grounds = np.array(list(GROUNDS.values()), np.float32)
     rest = np.array([FRAME, OUTLINE, (255, 255, 255)], np.float32)
     return tables, np.concatenate([grounds, grounds * SHADOW, grounds * DOT, rest])

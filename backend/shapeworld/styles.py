@@ -115,9 +115,12 @@ def styled_caption(scene: Scene, style: Style, rng: random.Random) -> str:
     kind = rng.random()
     if kind < 1 / 12:
         return ""
-    named = Style(**{
-        facet.name: None if rng.random() < UNNAMED else getattr(style, facet.name) for facet in fields(style)
-    })  # fmt: skip
+    named = Style(
+        **{
+            facet.name: None if rng.random() < UNNAMED else getattr(style, facet.name)
+            for facet in fields(style)
+        }
+    )
     if kind < 0.5:
         return detailed(short(scene, rng), scene, named, rng)
     text = loose(scene, rng) if kind < 0.62 else spelled_out(scene, rng)

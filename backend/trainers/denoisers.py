@@ -110,9 +110,7 @@ class Denoiser:
         self.config = getattr(pipeline, family.denoiser).config
         embeds = family.packed and self.config.guidance_embeds
         if guidance is not None and not embeds:
-            raise Unsupported(
-                f"this {type(pipeline).__name__} has no guidance embedding; leave guidance out"
-            )
+            raise Unsupported(f"this {type(pipeline).__name__} has no guidance embedding; leave guidance out")
         self.guidance = 3.5 if guidance is None and embeds else guidance
         self._call = _CALLS[family.name]
 
@@ -128,24 +126,30 @@ class Denoiser:
         guidance = None if self.guidance is None else torch.full_like(timesteps, self.guidance)
         output = self.module(
             hidden_states=pipe._pack_latents(noisy, count, channels, height, width),
-            timestep=timesteps / 1000, guidance=guidance,
-            pooled_projections=conditions["pooled_prompt_embeds"], encoder_hidden_states=text,
+            timestep=timesteps / 1000,
+            guidance=guidance,
+            pooled_projections=conditions["pooled_prompt_embeds"],
+            encoder_hidden_states=text,
             txt_ids=torch.zeros(text.shape[1], 3, device=noisy.device, dtype=noisy.dtype),
             img_ids=pipe._prepare_latent_image_ids(count, height // 2, width // 2, noisy.device, noisy.dtype),
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
         scale = pipe.vae_scale_factor
         return pipe._unpack_latents(output, height * scale, width * scale, scale)
 
     def _sd3(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         return self.module(
-            hidden_states=noisy, timestep=timesteps, encoder_hidden_states=conditions["prompt_embeds"],
-            pooled_projections=conditions["pooled_prompt_embeds"], return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=noisy,
+            timestep=timesteps,
+            encoder_hidden_states=conditions["prompt_embeds"],
+            pooled_projections=conditions["pooled_prompt_embeds"],
+            return_dict=False,
+        )[0]
 
     def _sd1(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        return self.module(noisy, timesteps, encoder_hidden_states=conditions["prompt_embeds"],
-                           return_dict=False)[0]  # fmt: skip
+        return self.module(
+            noisy, timesteps, encoder_hidden_states=conditions["prompt_embeds"], return_dict=False
+        )[0]
 
     def _sdxl(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         import torch
@@ -154,21 +158,34 @@ class Denoiser:
         # Original size, where it was cropped, size asked for: a whole picture, as the pipeline draws it.
         sizes = torch.tensor([[high, wide, 0, 0, high, wide]], device=noisy.device, dtype=noisy.dtype)
         added = {"text_embeds": conditions["pooled_prompt_embeds"], "time_ids": sizes.expand(len(noisy), -1)}
-        return self.module(noisy, timesteps, encoder_hidden_states=conditions["prompt_embeds"],
-                           added_cond_kwargs=added, return_dict=False)[0]  # fmt: skip
+        return self.module(
+            noisy,
+            timesteps,
+            encoder_hidden_states=conditions["prompt_embeds"],
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
 
     def _pixart(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         output = self.module(
-            noisy, encoder_hidden_states=conditions["prompt_embeds"],
-            encoder_attention_mask=conditions["prompt_attention_mask"], timestep=timesteps,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
-        )[0]  # fmt: skip
+            noisy,
+            encoder_hidden_states=conditions["prompt_embeds"],
+            encoder_attention_mask=conditions["prompt_attention_mask"],
+            timestep=timesteps,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
         # Its other half is a variance, which no sampler of the pipeline reads.
         return output.chunk(2, dim=1)[0] if output.shape[1] == 2 * noisy.shape[1] else output
 
 
-_CALLS = {"FLUX": Denoiser._flux, "SD3": Denoiser._sd3, "SD1.x": Denoiser._sd1, "SDXL": Denoiser._sdxl,
-          "PixArt-Sigma": Denoiser._pixart}  # fmt: skip
+_CALLS = {
+    "FLUX": Denoiser._flux,
+    "SD3": Denoiser._sd3,
+    "SD1.x": Denoiser._sd1,
+    "SDXL": Denoiser._sdxl,
+    "PixArt-Sigma": Denoiser._pixart,
+}
 
 
 def stacked(rows: list[dict[str, Tensor]], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -118,8 +118,9 @@ class DiffusionDpoConfig(Config):
 CONFIG = DiffusionDpoConfig
 
 
-def train(config: DiffusionDpoConfig, run: Path, resume: bool = False,
-          log: Callable[[str], None] = print) -> Path:  # fmt: skip
+def train(
+    config: DiffusionDpoConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print
+) -> Path:
     """Train, and return the folder of the finished LoRA, `run/final`.
 
     With `resume` a run goes on from its newest whole checkpoint and ends in the same weights, bit for bit on

@@ -57,8 +57,14 @@ TARGETS = {"attention": files.ATTENTION, "blocks": files.BLOCKS}
 class Loop:
     """One run. Everything that is loaded is loaded here; `run` trains and exports."""
 
-    def __init__(self, config: DiffusionDpoConfig, run: Path, resume: bool, log: Callable[[str], None],
-                 of_rounds: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        config: DiffusionDpoConfig,
+        run: Path,
+        resume: bool,
+        log: Callable[[str], None],
+        of_rounds: bool = False,
+    ):
         """With `of_rounds` it is a round, whose pairs nobody chose: too few to hold some out are all trained
         on."""
         import torch
@@ -102,15 +108,18 @@ class Loop:
         self.denoiser = Denoiser(self.pipeline, self.family, self.model, config.guidance)
         self.weights = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         self.first = self._begun(start)
-        self.optimizer = torch.optim.AdamW(self.weights.values(), config.learning_rate,
-                                           weight_decay=config.weight_decay)  # fmt: skip
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), config.learning_rate, weight_decay=config.weight_decay
+        )
         factor = rate_factor(config, self.optimizer)
         self.rate = lambda done: config.learning_rate * factor(done)
         self.importance = importance(self.pairs, config.weigh_by)
         self.done = self._restore()
-        log(f"{len(self.pairs)} pairs of {len({pair.prompt for pair in self.pairs})} prompts, "
+        log(
+            f"{len(self.pairs)} pairs of {len({pair.prompt for pair in self.pairs})} prompts, "
             f"{len(self.held_out)} held out; {self.noising.prediction}, beta {self.beta:g}; "
-            + (f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start"))  # fmt: skip
+            + (f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start")
+        )
 
     def run(self) -> Path:
         if self.done == 0:
@@ -152,8 +161,9 @@ class Loop:
             if getattr(pipe, name, None) is not None:
                 setattr(pipe, name, None)
         images = {side.image for pair in pairs for side in (pair.chosen, pair.rejected)}
-        shapes = {(high, wide) for image in sorted(images)
-                  for _, high, wide in [self.encoded.latent(image).shape]}  # fmt: skip
+        shapes = {
+            (high, wide) for image in sorted(images) for _, high, wide in [self.encoded.latent(image).shape]
+        }
         if len(shapes) > 1:
             scale = pipe.vae_scale_factor
             sides = ", ".join(f"{wide * scale} x {high * scale}" for high, wide in sorted(shapes)[:4])
@@ -229,8 +239,13 @@ class Loop:
         norm = apply_gradient(self.weights, self.optimizer, config.max_grad_norm, step, self.folder)
         names = dict.fromkeys(name for one in figures for name in one)
         means = {name: mean(one[name] for one in figures if name in one) for name in names}
-        return {"step": step, **means, "grad_norm": norm, "learning_rate": self.rate(step - 1),
-                "seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
+        return {
+            "step": step,
+            **means,
+            "grad_norm": norm,
+            "learning_rate": self.rate(step - 1),
+            "seconds": round(time.perf_counter() - start, 3),
+        }
 
     def _losses(self, pairs: Sequence[Pair], noise: Tensor, u: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Losses (B,) of pairs, each at its noise (B, C, h, w) and share of the way u (B,), and figures."""
@@ -259,12 +274,13 @@ class Loop:
         (chosen, rejected), (ref_chosen, ref_rejected) = model.chunk(2), reference.chunk(2)
         losses, margins = diffusion_dpo(chosen, rejected, ref_chosen, ref_rejected, self.beta)
         figures = {
-            "loss": losses.mean().item(), "accuracy": (margins > 0).float().mean().item(),
+            "loss": losses.mean().item(),
+            "accuracy": (margins > 0).float().mean().item(),
             "margin": margins.mean().item(),
             # How the errors changed: the better one's should fall. Where both rise, pictures get worse.
             "chosen": (chosen - ref_chosen).mean().item(),
             "rejected": (rejected - ref_rejected).mean().item(),
-        }  # fmt: skip
+        }
         if torch.is_grad_enabled():  # an evaluation is not guided
             if self.importance:
                 losses = losses * losses.new_tensor([self.importance[pair.id] for pair in pairs])
@@ -273,8 +289,13 @@ class Loop:
                 both = signal[: len(pairs)], sigma[: len(pairs)]
                 clear = clear_enough(*both, self.guide.settings.until)
                 if len(clear):
-                    predicted = predicted_clean(self.noising.prediction, noisy[clear].float(),
-                                                output[clear].float(), signal[clear], sigma[clear])
+                    predicted = predicted_clean(
+                        self.noising.prediction,
+                        noisy[clear].float(),
+                        output[clear].float(),
+                        signal[clear],
+                        sigma[clear],
+                    )
                     scores = self.guide(predicted, [pairs[i].prompt for i in clear.tolist()])
                     losses = losses.index_add(0, clear, scores.to(losses), alpha=-self.guide.settings.weight)
                     figures["judge"] = scores.mean().item()
@@ -313,8 +334,12 @@ class Loop:
                 _, found = self._losses([pair for pair, _ in part], torch.stack(noise), shares)
             figures += [found] * len(part)
         means = {name: sum(one[name] for one in figures) / len(figures) for name in figures[0]}
-        row = {"step": step, **{f"held-out/{name}": value for name, value in means.items()},
-               "seconds": round(time.perf_counter() - start, 2), "samples": []}  # fmt: skip
+        row = {
+            "step": step,
+            **{f"held-out/{name}": value for name, value in means.items()},
+            "seconds": round(time.perf_counter() - start, 2),
+            "samples": [],
+        }
         append_lines(self.folder / LINES[1], [json.dumps(row)])
         self.log(f"evaluation at step {step}: loss {means['loss']:.4f} right {means['accuracy']:.3f}")
 
@@ -338,14 +363,24 @@ class Loop:
         config, final = self.config, self.folder / "final"
         halves = get_peft_model_state_dict(self.model)
         modules = [key.removesuffix(".lora_A.weight") for key in halves if key.endswith(".lora_A.weight")]
-        adapter = {name.removeprefix("base_model.model."): (halves[f"{name}.lora_A.weight"],
-                                                            halves[f"{name}.lora_B.weight"])
-                   for name in modules}  # fmt: skip
+        adapter = {
+            name.removeprefix("base_model.model."): (
+                halves[f"{name}.lora_A.weight"],
+                halves[f"{name}.lora_B.weight"],
+            )
+            for name in modules
+        }
         notes = {
-            "format": 1, "role": "lora", "trainer": "diffusion-dpo", "family": self.family.name,
-            "model": config.model, "beta": self.beta, "steps": config.max_steps, "pairs": len(self.pairs),
+            "format": 1,
+            "role": "lora",
+            "trainer": "diffusion-dpo",
+            "family": self.family.name,
+            "model": config.model,
+            "beta": self.beta,
+            "steps": config.max_steps,
+            "pairs": len(self.pairs),
             "rank": config.lora.r,
-        }  # fmt: skip
+        }
         try:
             with put_whole(final) as folder:
                 tensors = files.lora_tensors(self.family, adapter, config.lora.alpha / config.lora.r)
@@ -357,8 +392,10 @@ class Loop:
 
 
 def _said(row: dict[str, Any], steps: int) -> str:
-    return (f"step {row['step']}/{steps} loss {row['loss']:.4f} right {row['accuracy']:.2f} "
-            f"better {row['chosen']:+.5f} worse {row['rejected']:+.5f} {row['seconds']:.1f} s")  # fmt: skip
+    return (
+        f"step {row['step']}/{steps} loss {row['loss']:.4f} right {row['accuracy']:.2f} "
+        f"better {row['chosen']:+.5f} worse {row['rejected']:+.5f} {row['seconds']:.1f} s"
+    )
 
 
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
@@ -391,8 +428,9 @@ def start_of(config: DiffusionDpoConfig, denoiser: Any) -> files.Adapter | None:
     if config.start is None:
         return None
     found = files.read_lora(config.start, denoiser)
-    modules = {name for name, _ in denoiser.named_modules()
-               if re.fullmatch(TARGETS[config.lora.targets], name)}  # fmt: skip
+    modules = {
+        name for name, _ in denoiser.named_modules() if re.fullmatch(TARGETS[config.lora.targets], name)
+    }
     sizes = {len(a) for a, _ in found.values()}
     if found.keys() != modules or sizes != {config.lora.r}:
         raise BadInput(

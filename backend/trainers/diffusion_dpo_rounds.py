@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 
 class Rounds(BaseRounds):
-    def __init__(self, config: DiffusionDpoConfig, rounds: RendererRounds, run: Path,
-                 log: Callable[[str], None]):  # fmt: skip
+    def __init__(
+        self, config: DiffusionDpoConfig, rounds: RendererRounds, run: Path, log: Callable[[str], None]
+    ):
         super().__init__(rounds, run, config.seed, config.device, log)
         self.config, self.rounds = config, rounds
         refuse_text(self.rewards)
@@ -63,8 +64,11 @@ class Rounds(BaseRounds):
             self.opened = None
             let_go()
             settings, config = self.rounds.renderer, self.config
-            shared = {name: getattr(config, name) for name in ("size", "guidance", "max_sequence_length")
-                      if getattr(settings, name) is None}  # fmt: skip
+            shared = {
+                name: getattr(config, name)
+                for name in ("size", "guidance", "max_sequence_length")
+                if getattr(settings, name) is None
+            }
             if settings.dtype == "auto":
                 shared["dtype"] = choose_training_dtype(config.dtype, choose_device(config.device))
             changes = {"name": config.model, "lora": _file(newest) if newest else config.start}
@@ -87,41 +91,51 @@ class Rounds(BaseRounds):
                 for start in todo:
                     fresh = self._drawn(studio, asked[start : start + each])
                     found[start] = mined = self._mined(fresh, number, store)
-                    stored = {side.seed: side.image for pair in mined.pairs
-                              for side in (pair.chosen, pair.rejected)}  # fmt: skip
+                    stored = {
+                        side.seed: side.image for pair in mined.pairs for side in (pair.chosen, pair.rejected)
+                    }
                     for row in fresh:
-                        row["stored"] = {key: stored[seed] for key, seed in zip(row["pictures"], row["seeds"])
-                                         if seed in stored}  # fmt: skip
+                        row["stored"] = {
+                            key: stored[seed]
+                            for key, seed in zip(row["pictures"], row["seeds"])
+                            if seed in stored
+                        }
                     again, rows[start : start + each] = start < len(rows), fresh
                     self.record(number, rows if again else fresh, anew=again)
-                    self.log(f"round {number}: drew {len(rows)} of {len(asked)} prompts"
-                             + (f", {len(fresh)} of them again" if again else ""))  # fmt: skip
+                    self.log(
+                        f"round {number}: drew {len(rows)} of {len(asked)} prompts"
+                        + (f", {len(fresh)} of them again" if again else "")
+                    )
         pairs = [pair for mined in found.values() for pair in mined.pairs]
         (store.folder / PAIRS).unlink(missing_ok=True)  # of an attempt that had lost some: the order counts
         store.add(pairs)
         scores = [self.mixed(one) for row in rows for one in row["scores"]]
-        left_out = {name: sum(mined.counts[name] for mined in found.values())
-                    for name in ("ties", "alone", "gone")}  # fmt: skip
-        return {"prompts": len(rows), "pairs": len(pairs), **left_out,
-                "reward": sum(scores) / len(scores)}  # fmt: skip
+        left_out = {
+            name: sum(mined.counts[name] for mined in found.values()) for name in ("ties", "alone", "gone")
+        }
+        return {"prompts": len(rows), "pairs": len(pairs), **left_out, "reward": sum(scores) / len(scores)}
 
     def _drawn(self, studio: Studio, part: Sequence[tuple[int, Asked]]) -> list[dict[str, Any]]:
         """What is put on record of some prompts, drawn and judged. Raises TrainingFailed where the disk does
         not take the pictures, which the cache does not tell."""
         count = self.rounds.images
-        jobs = [Job(one.prompt, seed_of(self.seed, "draw", place, i))
-                for place, one in part for i in range(count)]  # fmt: skip
+        jobs = [
+            Job(one.prompt, seed_of(self.seed, "draw", place, i)) for place, one in part for i in range(count)
+        ]
         meanings = [one.meaning for _, one in part for _ in range(count)]
         seen = [whole(view) for view in studio.look(jobs, meanings)]
         if not self.cache.writable:
             raise unwritable(self.cache.folder, self.folder)
         return [
-            {"prompt": one.prompt, "judged_as": one.judged_as or None,
-             "seeds": [job.seed for job in jobs[i * count : (i + 1) * count]],
-             "pictures": [view.picture for view in seen[i * count : (i + 1) * count]],
-             "scores": [view.scores for view in seen[i * count : (i + 1) * count]]}
+            {
+                "prompt": one.prompt,
+                "judged_as": one.judged_as or None,
+                "seeds": [job.seed for job in jobs[i * count : (i + 1) * count]],
+                "pictures": [view.picture for view in seen[i * count : (i + 1) * count]],
+                "scores": [view.scores for view in seen[i * count : (i + 1) * count]],
+            }
             for i, (_, one) in enumerate(part)
-        ]  # fmt: skip
+        ]
 
     def _mined(self, rows: Sequence[Mapping[str, Any]], number: int, store: Store) -> Mined:
         """The pairs of some prompts, whose pictures are then in the store."""
@@ -140,27 +154,40 @@ class Rounds(BaseRounds):
 
         folder, self.opened = self.of(number), None
         let_go()
-        config = self.config.model_copy(update={
-            "rounds": None, "preferences": folder / "preferences",
-            "start": _file(newest) if newest else self.config.start,
-        })  # fmt: skip
+        config = self.config.model_copy(
+            update={
+                "rounds": None,
+                "preferences": folder / "preferences",
+                "start": _file(newest) if newest else self.config.start,
+            }
+        )
         write_whole(folder / "config.yaml", save_config(config))
         loop = Loop(config, folder, True, lambda line: self.log(f"round {number}: {line}"), of_rounds=True)
         return loop.run()
 
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         (asked,), count = self.sets.values(), self.rounds.eval_images
-        jobs = [Job(one.prompt, seed_of("evaluate", i, j)) for i, one in enumerate(asked)
-                for j in range(count)]  # fmt: skip
+        jobs = [
+            Job(one.prompt, seed_of("evaluate", i, j)) for i, one in enumerate(asked) for j in range(count)
+        ]
         meanings = [one.meaning for one in asked for _ in range(count)]
         with self.at_work(self.renderer(newest)) as studio:
             seen = [whole(view) for view in studio.look(jobs, meanings)]
-        figures = {f"held-out/{name}": sum(view.scores[name] for view in seen) / len(seen)
-                   for name in self.looking}  # fmt: skip
+        figures = {
+            f"held-out/{name}": sum(view.scores[name] for view in seen) / len(seen) for name in self.looking
+        }
         shown = sorted({i * len(asked) // SHOWN for i in range(SHOWN)})
-        samples = [{"prompt": asked[i].prompt, "reason": "", "rewrite": asked[i].prompt, "fallback": None,
-                    "picture": seen[i * count].picture, "scores": seen[i * count].scores}
-                   for i in shown]  # fmt: skip
+        samples = [
+            {
+                "prompt": asked[i].prompt,
+                "reason": "",
+                "rewrite": asked[i].prompt,
+                "fallback": None,
+                "picture": seen[i * count].picture,
+                "scores": seen[i * count].scores,
+            }
+            for i in shown
+        ]
         return figures, samples
 
     def _group(self, row: Mapping[str, Any], number: int, store: Store) -> Group:
@@ -178,8 +205,16 @@ class Rounds(BaseRounds):
             Picture(lambda key=key: load(key), row["prompt"], self.mixed(scores), seed, scores)
             for key, seed, scores in zip(row["pictures"], row["seeds"], row["scores"], strict=True)
         ]
-        return Group(row["judged_as"] or row["prompt"], pictures, "+".join(self.rounds.rewards), True, 1.0,
-                     "round", str(number), self.config.model)  # fmt: skip
+        return Group(
+            row["judged_as"] or row["prompt"],
+            pictures,
+            "+".join(self.rounds.rewards),
+            True,
+            1.0,
+            "round",
+            str(number),
+            self.config.model,
+        )
 
 
 def whole(view: Judged) -> Judged:

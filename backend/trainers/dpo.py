@@ -100,8 +100,9 @@ class DpoConfig(Config):
         if self.rounds is not None:
             check_offload(self.device, self.rounds.offload)
         if self.rounds is not None and self.dtype == "bfloat16":
-            raise ValueError("rounds go on from each other's weights, where bfloat16 loses small changes; "
-                             "leave dtype out")  # fmt: skip
+            raise ValueError(
+                "rounds go on from each other's weights, where bfloat16 loses small changes; leave dtype out"
+            )
         if self.lora is not None and self.lora.dropout:
             raise ValueError("dropout makes a rewriter differ from its own reference; set lora.dropout=0")
         return self
@@ -152,18 +153,28 @@ def learn(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]
         rows = _encoded(pairs, tokenizer, system, config, log)
         newest = newest_checkpoint(run / "checkpoints") if resume else None
         cut_lines(run / "metrics.jsonl", step_of(newest))
-        log(f"{len(rows)} pairs of {len({pair.prompt for pair in pairs})} prompts; "
-            + (f"going on from {newest.name}" if newest else "from the start"))  # fmt: skip
+        log(
+            f"{len(rows)} pairs of {len({pair.prompt for pair in pairs})} prompts; "
+            + (f"going on from {newest.name}" if newest else "from the start")
+        )
         trainer = _trainer(config, run, model, tokenizer, Dataset.from_list(rows), gpu)
         trainer.add_callback(metrics_callback(run / "metrics.jsonl", log))
     begin_with(run, pairs)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
     trained = merged(trainer.accelerator.unwrap_model(trainer.model), config.export_dtype)
-    export(final, trained, tokenizer, {
-        **kept.model_dump(exclude_none=True), "format": 1, "role": "rewriter", "trainer": "dpo",
-        "system": system,
-    })  # fmt: skip
+    export(
+        final,
+        trained,
+        tokenizer,
+        {
+            **kept.model_dump(exclude_none=True),
+            "format": 1,
+            "role": "rewriter",
+            "trainer": "dpo",
+            "system": system,
+        },
+    )
     log(f"saved {final}")
     return final
 
@@ -171,13 +182,20 @@ def learn(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]
 def usable_rewrites(store: Store, reward: str | None, margin: float) -> list[RewritePair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none is left."""
     return apart(
-        store, store.all_rewrites(), reward, margin, "pairs of rewrites", of="rewrites",
-        none="mine runs that tried several rewrites of a prompt", ties="lower margin",
-    )  # fmt: skip
+        store,
+        store.all_rewrites(),
+        reward,
+        margin,
+        "pairs of rewrites",
+        of="rewrites",
+        none="mine runs that tried several rewrites of a prompt",
+        ties="lower margin",
+    )
 
 
-def _encoded(pairs: Sequence[RewritePair], tokenizer: Any, system: str, config: DpoConfig,
-             log: Callable[[str], None]) -> list[dict[str, list[int]]]:  # fmt: skip
+def _encoded(
+    pairs: Sequence[RewritePair], tokenizer: Any, system: str, config: DpoConfig, log: Callable[[str], None]
+) -> list[dict[str, list[int]]]:
     """Token ids of prompts and of both answers, as TRL's collator takes them."""
     rows, long, unread = [], 0, 0
     for pair in pairs:
@@ -185,9 +203,11 @@ def _encoded(pairs: Sequence[RewritePair], tokenizer: Any, system: str, config: 
         if chosen is None or rejected is None or chosen == rejected:
             unread += 1
             continue
-        row = {"prompt_ids": prompt_ids(tokenizer, pair.prompt, system=system),
-               "chosen_ids": answer_ids(tokenizer, chosen),
-               "rejected_ids": answer_ids(tokenizer, rejected)}  # fmt: skip
+        row = {
+            "prompt_ids": prompt_ids(tokenizer, pair.prompt, system=system),
+            "chosen_ids": answer_ids(tokenizer, chosen),
+            "rejected_ids": answer_ids(tokenizer, rejected),
+        }
         longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
         if len(row["prompt_ids"]) + longest > config.max_length:
             long += 1
@@ -216,26 +236,44 @@ def _trainer(config: DpoConfig, run: Path, model: Any, tokenizer: Any, dataset: 
     from trl import DPOConfig, DPOTrainer
 
     arguments = DPOConfig(
-        output_dir=str(run / "checkpoints"), seed=config.seed, data_seed=config.seed, beta=config.beta,
-        num_train_epochs=config.epochs, max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size, gradient_accumulation_steps=config.accumulation,
+        output_dir=str(run / "checkpoints"),
+        seed=config.seed,
+        data_seed=config.seed,
+        beta=config.beta,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
         gradient_checkpointing=config.gradient_checkpointing,
-        learning_rate=config.learning_rate, lr_scheduler_type=config.scheduler,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
-        save_strategy="steps", save_steps=config.save_every, save_total_limit=2,
-        logging_strategy="steps", logging_steps=config.log_every, logging_nan_inf_filter=False,
-        bf16=gpu and torch.cuda.is_bf16_supported(), use_cpu=not gpu, dataloader_pin_memory=gpu,
-        report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        max_length=config.max_length,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        bf16=gpu and torch.cuda.is_bf16_supported(),
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        report_to="none",
+        disable_tqdm=True,
+    )
 
     class Trainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *arguments, **options):
             return dataset  # ours are token ids already
 
     made = Trainer(
-        model=model, args=arguments, processing_class=tokenizer, train_dataset=dataset,
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=dataset,
         peft_config=config.lora.adapter() if config.lora else None,
-    )  # fmt: skip
+    )
     made.remove_callback(PrinterCallback)  # our own callback writes the log
     return made

@@ -40,12 +40,29 @@ class Rounds(BaseRounds):
         super().__init__(rounds, run, config.seed, config.device, log)
         self.config, self.rounds = config.model_copy(update={"dtype": "float32"}), rounds
         # GRPO's settings of writing and judging; of its learning there is none here.
-        shared = ("prompts", "rewards", "held_out", "rewrites", "images", "temperature", "max_new_tokens",
-                  "write_batch", "max_dropped")  # fmt: skip
-        self.rolling = parse_config(GrpoConfig, {
-            **rounds.model_dump(include=set(shared)), "model": config.model, "reasoning": config.reasoning,
-            "prompts_per_step": rounds.prompts_at_once, "seed": config.seed, "batch_size": 1,
-        }, "rounds")  # fmt: skip
+        shared = (
+            "prompts",
+            "rewards",
+            "held_out",
+            "rewrites",
+            "images",
+            "temperature",
+            "max_new_tokens",
+            "write_batch",
+            "max_dropped",
+        )
+        self.rolling = parse_config(
+            GrpoConfig,
+            {
+                **rounds.model_dump(include=set(shared)),
+                "model": config.model,
+                "reasoning": config.reasoning,
+                "prompts_per_step": rounds.prompts_at_once,
+                "seed": config.seed,
+                "batch_size": 1,
+            },
+            "rounds",
+        )
         if not self.of(1).exists():  # what it does not have is refused before anything is written
             open_renderer(rounds.renderer, config.device)
 
@@ -65,16 +82,25 @@ class Rounds(BaseRounds):
         store = Store(self.of(number) / "preferences", create=True)
         store.add_rewrites(pairs)
         scores = [text["score"] for row in rows for text in row["rewrites"]]
-        return {"prompts": len(rows), "pairs": len(pairs), "ties": len(several) - len(pairs),
-                "alone": len(rows) - len(several), "gone": 0,
-                "reward": sum(scores) / max(1, len(scores))}  # fmt: skip
+        return {
+            "prompts": len(rows),
+            "pairs": len(pairs),
+            "ties": len(several) - len(pairs),
+            "alone": len(rows) - len(several),
+            "gone": 0,
+            "reward": sum(scores) / max(1, len(scores)),
+        }
 
     def learn(self, number: int, newest: Path | None) -> Path:
         folder = self.of(number)
-        config = self.config.model_copy(update={
-            "rounds": None, "preferences": folder / "preferences", "export_dtype": "same",
-            "model": str(newest or self.config.model),
-        })  # fmt: skip
+        config = self.config.model_copy(
+            update={
+                "rounds": None,
+                "preferences": folder / "preferences",
+                "export_dtype": "same",
+                "model": str(newest or self.config.model),
+            }
+        )
         write_whole(folder / "config.yaml", save_config(config))
         return learn(config, folder, True, lambda line: self.log(f"round {number}: {line}"))
 
@@ -94,13 +120,19 @@ class Rounds(BaseRounds):
         config, rounds = self.config, self.rounds
         where = newest or (EMBEDDED if config.model == "shapeworld" else config.model)
         model, tokenizer, _, system = load_rewriter(str(where), config, ranks.gpu(config.device))
-        writer = RePromptRewriter((model, tokenizer), system=system, max_new_tokens=rounds.max_new_tokens,
-                                  temperature=rounds.temperature, batch_size=rounds.write_batch)  # fmt: skip
+        writer = RePromptRewriter(
+            (model, tokenizer),
+            system=system,
+            max_new_tokens=rounds.max_new_tokens,
+            temperature=rounds.temperature,
+            batch_size=rounds.write_batch,
+        )
         words = {name: reward for name, reward in self.rewards.items() if name not in self.looking}
         specs = {name: reward.spec for name, reward in self.rewards.items()}
         with self.at_work(open_renderer(rounds.renderer, config.device), model) as studio:
-            yield Rollouts(writer, studio, words, specs, Stream(self.prompts, self.seed), self.rolling,
-                           studio.phases)  # fmt: skip
+            yield Rollouts(
+                writer, studio, words, specs, Stream(self.prompts, self.seed), self.rolling, studio.phases
+            )
 
     def _pair(self, row: Mapping[str, Any], texts: list[Text], number: int) -> RewritePair | None:
         """Best against worst of one prompt's rewrites; None for a tie."""
@@ -109,28 +141,49 @@ class Rounds(BaseRounds):
         if margin <= 0 or margin < self.config.margin:
             return None
         return RewritePair(
-            prompt=row["prompt"], chosen=ranked[0], rejected=ranked[-1], reward="+".join(self.rounds.rewards),
-            margin=margin, source="round", run=str(number), renderer=self.rounds.renderer.name,
-        )  # fmt: skip
+            prompt=row["prompt"],
+            chosen=ranked[0],
+            rejected=ranked[-1],
+            reward="+".join(self.rounds.rewards),
+            margin=margin,
+            source="round",
+            run=str(number),
+            renderer=self.rounds.renderer.name,
+        )
 
 
 def _texts(row: Mapping[str, Any]) -> list[Text]:
     """A prompt's rewrites that differ."""
-    return list({(one["reason"], one["rewrite"]): Text(
-        reason=one["reason"], rewrite=one["rewrite"], score=one["score"], pictures=len(one["pictures"]),
-    ) for one in row["rewrites"]}.values())  # fmt: skip
+    return list(
+        {
+            (one["reason"], one["rewrite"]): Text(
+                reason=one["reason"],
+                rewrite=one["rewrite"],
+                score=one["score"],
+                pictures=len(one["pictures"]),
+            )
+            for one in row["rewrites"]
+        }.values()
+    )
 
 
 def _row(rollouts: Rollouts, group: Group) -> dict[str, Any]:
     """One prompt on record: the rewrites that were read and drawn, and how many were not."""
     whole = [sample for sample in group.valid if sample.drawn]
     return {
-        "prompt": group.asked.prompt, "judged_as": group.asked.judged_as or None, "seeds": group.seeds,
+        "prompt": group.asked.prompt,
+        "judged_as": group.asked.judged_as or None,
+        "seeds": group.seeds,
         "unparsable": sum(not sample.drawn for sample in group.samples),
         "dropped": len(group.samples) - len(group.valid),
         "rewrites": [
-            {"reason": sample.rewrite.reason, "rewrite": sample.rewrite.prompt, "pictures": sample.pictures,
-             "scores": sample.scores, "score": rollouts.reward_of(sample)}
+            {
+                "reason": sample.rewrite.reason,
+                "rewrite": sample.rewrite.prompt,
+                "pictures": sample.pictures,
+                "scores": sample.scores,
+                "score": rollouts.reward_of(sample),
+            }
             for sample in whole
         ],
-    }  # fmt: skip
+    }

@@ -23,8 +23,16 @@ from . import ranks
 # What a run may go on with in another way: nothing that it learned depends on it. A round knows nothing of
 # how many follow, so that a finished run takes more of them.
 ROUNDS_ASKED = "rounds.count"
-FREE = ("save_every", "log_every", "gradient_checkpointing", "offload", "keep_gb", "rounds.offload",
-        "rounds.keep_gb", ROUNDS_ASKED)  # fmt: skip
+FREE = (
+    "save_every",
+    "log_every",
+    "gradient_checkpointing",
+    "offload",
+    "keep_gb",
+    "rounds.offload",
+    "rounds.keep_gb",
+    ROUNDS_ASKED,
+)
 KEPT_CONFIG = Path("checkpoints") / "config.yaml"
 
 
@@ -61,8 +69,10 @@ def _changed_free(run: Path, kept: Path, begun: str, text: str) -> list[str]:
     if other := [key for key in changed if key not in FREE]:
         named = ", ".join(other[:FEW]) + (", …" if len(other) > FEW else "")
         free = ", ".join(key for key in FREE if key in before)
-        raise BadInput(f"{run} was begun with other settings of {named}, see {kept}; it goes on with those, "
-                       f"only {free} may change")  # fmt: skip
+        raise BadInput(
+            f"{run} was begun with other settings of {named}, see {kept}; it goes on with those, "
+            f"only {free} may change"
+        )
     return changed
 
 

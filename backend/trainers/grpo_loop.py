@@ -65,11 +65,20 @@ class Loop:
         set_seed(config.seed)
         model, tokenizer, settings, system = load_rewriter(str(self._start()), config, self.gpu)
         self.exported = {
-            "format": 1, "role": "rewriter", "trainer": "grpo", "system": system,
-            "max_new_tokens": config.max_new_tokens, "temperature": settings.temperature or 0.9,
-        }  # fmt: skip
-        self.rewriter = Policy((model, tokenizer), system=system, max_new_tokens=config.max_new_tokens,
-                               temperature=config.temperature, batch_size=config.write_batch)  # fmt: skip
+            "format": 1,
+            "role": "rewriter",
+            "trainer": "grpo",
+            "system": system,
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": settings.temperature or 0.9,
+        }
+        self.rewriter = Policy(
+            (model, tokenizer),
+            system=system,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            batch_size=config.write_batch,
+        )
         prompts, self.sets = self._prompts()
         rewards = {name: self._reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
@@ -77,19 +86,27 @@ class Loop:
         device = "cuda" if self.gpu else "cpu"
         self.phases = Phases(device, self._movers(renderer, looking) if config.offload and self.gpu else None)
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
-        self.studio = Studio(renderer, looking, cache, self.phases, config.renderer.batch,
-                             overlap=config.renderer.elsewhere)  # fmt: skip
+        self.studio = Studio(
+            renderer, looking, cache, self.phases, config.renderer.batch, overlap=config.renderer.elsewhere
+        )
         self.rollouts = Rollouts(
-            self.rewriter, self.studio, {n: r for n, r in rewards.items() if n not in looking},
-            {n: r.spec for n, r in rewards.items()}, Stream(prompts, config.seed), config, self.phases,
-        )  # fmt: skip
+            self.rewriter,
+            self.studio,
+            {n: r for n, r in rewards.items() if n not in looking},
+            {n: r.spec for n, r in rewards.items()},
+            Stream(prompts, config.seed),
+            config,
+            self.phases,
+        )
         self.watched, self.higher = watched(config.held_out, config.rewards, looking)
         self.recent: list[float] = []  # training rewards since the last evaluation
         self.batch: Batch | None = None
         self.trainer = self._trainer(model, tokenizer)
         self.rewriter.autocast = self.trainer.accelerator.autocast
-        log(f"{len(prompts)} prompts; " + (f"going on from {self.checkpoint.name}" if self.checkpoint
-                                           else "from the start"))  # fmt: skip
+        log(
+            f"{len(prompts)} prompts; "
+            + (f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start")
+        )
 
     def run(self) -> Path:
         final = self.folder / "final"
@@ -127,8 +144,12 @@ class Loop:
             from transformers import AutoModelForCausalLM
 
             model, tokenizer, settings = load_checkpoint(str(where), "cpu", "float32")
-            export(start, AutoModelForCausalLM.from_config(model.config), tokenizer,
-                   settings.model_dump(exclude_none=True))  # fmt: skip
+            export(
+                start,
+                AutoModelForCausalLM.from_config(model.config),
+                tokenizer,
+                settings.model_dump(exclude_none=True),
+            )
 
         ranks.on_main(make)
         return start
@@ -172,33 +193,56 @@ class Loop:
         config = self.config
         accumulation = config.prompts_per_step * config.rewrites // config.batch_size
         arguments = GRPOConfig(
-            output_dir=str(self.folder / "checkpoints"), seed=config.seed, max_steps=config.max_steps,
+            output_dir=str(self.folder / "checkpoints"),
+            seed=config.seed,
+            max_steps=config.max_steps,
             per_device_train_batch_size=ranks.part_of(config.batch_size),
             gradient_accumulation_steps=accumulation,
-            steps_per_generation=accumulation, num_generations=config.rewrites,
-            num_iterations=config.iterations, gradient_checkpointing=config.gradient_checkpointing,
-            learning_rate=config.learning_rate, lr_scheduler_type=config.scheduler,
+            steps_per_generation=accumulation,
+            num_generations=config.rewrites,
+            num_iterations=config.iterations,
+            gradient_checkpointing=config.gradient_checkpointing,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=config.scheduler,
             warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
-            weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-            beta=config.beta, epsilon=config.epsilon_low, epsilon_high=config.epsilon_high,
-            loss_type=config.loss, temperature=config.temperature,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            beta=config.beta,
+            epsilon=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            loss_type=config.loss,
+            temperature=config.temperature,
             max_completion_length=config.max_new_tokens,
             scale_rewards="none",  # advantages are ours
-            save_strategy="steps", save_steps=config.save_every, save_total_limit=2,
-            logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False,
-            bf16=self.gpu and torch.cuda.is_bf16_supported(), use_cpu=not self.gpu,
-            ddp_find_unused_parameters=False, dataloader_pin_memory=self.gpu,
-            report_to="none", disable_tqdm=True, log_level_replica="error",
+            save_strategy="steps",
+            save_steps=config.save_every,
+            save_total_limit=2,
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            bf16=self.gpu and torch.cuda.is_bf16_supported(),
+            use_cpu=not self.gpu,
+            ddp_find_unused_parameters=False,
+            dataloader_pin_memory=self.gpu,
+            report_to="none",
+            disable_tqdm=True,
+            log_level_replica="error",
             # The stream knows the prompts; TRL's rows only count them.
-            ignore_data_skip=True, shuffle_dataset=False, remove_unused_columns=False,
-        )  # fmt: skip
+            ignore_data_skip=True,
+            shuffle_dataset=False,
+            remove_unused_columns=False,
+        )
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         made = trainer_class()(
-            loop=self, model=model, args=arguments, processing_class=tokenizer,
+            loop=self,
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
             train_dataset=Dataset.from_dict({"prompt": [""] * config.prompts_per_step}),
-            reward_funcs=lambda completions, **_: [0.0] * len(completions), rollout_func=self._roll_out,
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            rollout_func=self._roll_out,
             peft_config=config.lora.adapter() if config.lora else None,
-        )  # fmt: skip
+        )
         made.remove_callback(PrinterCallback)
         made.add_callback(watch(self))
         return made
@@ -235,18 +279,27 @@ class Loop:
         self.phases.enter("update")
         return stop
 
-    def _judge(self, step: int, figures: dict[str, float], samples: list[dict[str, Any]],
-               seconds: float) -> bool:
+    def _judge(
+        self, step: int, figures: dict[str, float], samples: list[dict[str, Any]], seconds: float
+    ) -> bool:
         """Put an evaluation on record, keep the best weights; whether training should stop."""
         row: dict[str, Any] = {
-            "step": step, "training_reward": sum(self.recent) / len(self.recent) if self.recent else None,
-            "seconds": seconds, **figures, "samples": samples,
-        }  # fmt: skip
+            "step": step,
+            "training_reward": sum(self.recent) / len(self.recent) if self.recent else None,
+            "seconds": seconds,
+            **figures,
+            "samples": samples,
+        }
         # Merging an adapter and rounding to another dtype would change the weights that are trained.
         return put_on_record(
-            self.folder, row, self.watched, self.higher, self.config.patience if self.config.held_out else 0,
-            lambda: self._export(self.folder / "best", copy.deepcopy(self._policy())), self.log,
-        )  # fmt: skip
+            self.folder,
+            row,
+            self.watched,
+            self.higher,
+            self.config.patience if self.config.held_out else 0,
+            lambda: self._export(self.folder / "best", copy.deepcopy(self._policy())),
+            self.log,
+        )
 
     def _policy(self) -> Any:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -258,5 +311,6 @@ class Loop:
             raise self.unsaved(folder, error) from error
 
     def unsaved(self, path: Path, error: Exception) -> TrainingFailed:
-        return TrainingFailed(f"{path} cannot be written: {first_line(error)}; make room, and go on with "
-                              f"--resume {self.folder}")  # fmt: skip
+        return TrainingFailed(
+            f"{path} cannot be written: {first_line(error)}; make room, and go on with --resume {self.folder}"
+        )

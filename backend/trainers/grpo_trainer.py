@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 # What TRL calls it -> what metrics.jsonl does.
 _LOGGED = {
-    "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate", "kl": "kl",
-    "entropy": "entropy", "ratio/mean": "ratio", "ratio/off": "ratio_off",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "kl": "kl",
+    "entropy": "entropy",
+    "ratio/mean": "ratio",
+    "ratio/off": "ratio_off",
     "clip_ratio/region_mean": "clipped",
-}  # fmt: skip
+}
 
 
 def trainer_class() -> type:
@@ -57,9 +62,10 @@ def trainer_class() -> type:
                 lost = self._logps is not None and not torch.isfinite(self._logps).all()
                 raise diverged(
                     f"the loss of step {step} is {loss.item()}"
-                    + (", the weights are no numbers any more" if lost else ""), self.loop.folder,
+                    + (", the weights are no numbers any more" if lost else ""),
+                    self.loop.folder,
                     "lower learning_rate, or train in float32" if lost else "lower learning_rate or beta",
-                )  # fmt: skip
+                )
             mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
             # Of the policy now to the sampler that wrote: 1 in the first step on a batch, but for rounding.
             ratio = (self._logps - inputs["sampling_per_token_logps"]).exp()[mask]
@@ -133,8 +139,9 @@ def watch(loop: Loop) -> Any:
                 **(loop.batch.figures if loop.batch else {}),
                 **{f"seconds/{name}": round(value, 3) for name, value in seconds.items()},
                 "seconds": round(took, 3),
-                "pictures": drawn, "pictures_reused": reused,
-            }  # fmt: skip
+                "pictures": drawn,
+                "pictures_reused": reused,
+            }
             if seconds["render"]:
                 self.row["pictures_per_second"] = round(drawn / seconds["render"], 3)
             if ranks.several():
@@ -172,7 +179,10 @@ def watch(loop: Loop) -> Any:
 def _said(row: dict[str, Any], steps: int) -> str:
     words = [f"step {row['step']}/{steps}", f"loss {row['loss']:.4f}"]
     if "reward" in row:
-        words += [f"reward {row['reward']:.3f}", f"flat {row['zero_variance']:.2f}",
-                  f"unparsable {row['unparsable']:.2f}"]  # fmt: skip
+        words += [
+            f"reward {row['reward']:.3f}",
+            f"flat {row['zero_variance']:.2f}",
+            f"unparsable {row['unparsable']:.2f}",
+        ]
     words += [f"{name} {row[name]:.4f}" for name in ("kl", "ratio") if name in row]
     return " ".join([*words, f"{row['seconds']:.1f} s"])

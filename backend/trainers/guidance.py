@@ -71,22 +71,26 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
         lacking = sum(judge not in side.scores for pair in pairs for side in (pair.chosen, pair.rejected))
         if lacking:
             known = sorted({name for pair in pairs for name in pair.chosen.scores})
-            raise BadInput(f"weigh_by={judge!r}: {lacking} of the pairs' {2 * len(pairs)} pictures have no "
-                           f"such score; expected {', '.join([MARGIN, *known])}")  # fmt: skip
+            raise BadInput(
+                f"weigh_by={judge!r}: {lacking} of the pairs' {2 * len(pairs)} pictures have no "
+                f"such score; expected {', '.join([MARGIN, *known])}"
+            )
         spec = getattr(resolve("reward", REWARDS, judge), "spec", None) if judge in REWARDS else None
         sign = -1.0 if spec is not None and not spec.higher_is_better else 1.0
         found = [max(0.0, sign * (pair.chosen.scores[judge] - pair.rejected.scores[judge])) for pair in pairs]
     mean = sum(found) / len(found)
     if mean <= 0:
-        raise TeachesNothing(f"weigh_by={judge!r}: it prefers the better picture of no pair; weigh by "
-                             "another")  # fmt: skip
+        raise TeachesNothing(
+            f"weigh_by={judge!r}: it prefers the better picture of no pair; weigh by another"
+        )
     return {pair.id: value / mean for pair, value in zip(pairs, found)}
 
 
 def check_gradient(name: str, judge: Any) -> None:
     if not isinstance(judge, LearnedJudge):
-        raise Unsupported(f"judge.reward={name!r} gives no gradient through pixels; weigh_by takes every "
-                          "reward")  # fmt: skip
+        raise Unsupported(
+            f"judge.reward={name!r} gives no gradient through pixels; weigh_by takes every reward"
+        )
 
 
 class Guide:
@@ -107,16 +111,19 @@ class Guide:
         self.side = own.shape[-1]
         apart = (self.prepared(picture.permute(2, 0, 1)[None])[0] - own).abs().mean().item()
         if apart > NEAR:
-            raise Unsupported(f"judge.reward={name!r} prepares pictures in a way of its own, that has no "
-                              f"gradient ({apart:.2g} apart); weigh_by takes every reward")  # fmt: skip
+            raise Unsupported(
+                f"judge.reward={name!r} prepares pictures in a way of its own, that has no "
+                f"gradient ({apart:.2g} apart); weigh_by takes every reward"
+            )
 
     def prepared(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) in 0..1 -> what the judge's model looks at; `LearnedJudge.prepare` with a gradient."""
         from torch.nn import functional
 
         if pixels.shape[-1] != self.side:
-            pixels = functional.interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True,
-                                            align_corners=False)  # fmt: skip
+            pixels = functional.interpolate(
+                pixels, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False
+            )
         mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
         return (pixels - mean) / std
 
@@ -129,9 +136,7 @@ class Guide:
         spec = self.judge.spec
         scores = []
         for latent, prompt in zip(latents, prompts, strict=True):  # one decoder's activations at a time
-            scores.append(checkpoint(
-                self._score, latent[None].float(), prompt, weight, use_reentrant=False
-            ))  # fmt: skip
+            scores.append(checkpoint(self._score, latent[None].float(), prompt, weight, use_reentrant=False))
         share = (torch.stack(scores).float() - spec.low) / (spec.high - spec.low)
         return share if spec.higher_is_better else 1 - share
 

@@ -68,8 +68,9 @@ def losses(vlm: LocalVLM, batch: Batch) -> Tensor:
     """Of each row, (B,): -log P of all that says its yes or no, or the mean over a sentence's tokens."""
     import torch
 
-    used = [range(start, start + max(1, len(said)))
-            for start, said in zip(batch.starts, batch.words, strict=True)]  # fmt: skip
+    used = [
+        range(start, start + max(1, len(said))) for start, said in zip(batch.starts, batch.words, strict=True)
+    ]
     kept = sorted({place for row in used for place in row})
     device = batch.inputs["input_ids"].device
     options: dict[str, Any] = {"use_cache": False}
@@ -80,8 +81,10 @@ def losses(vlm: LocalVLM, batch: Batch) -> Tensor:
         column = {place: place for place in kept}
     logits = vlm.model(**batch.inputs, **options).logits.float()  # (B, kept, V)
     # Taken at once: each look at `logits` by itself would cost a gradient of its whole size.
-    taken = logits[[row for row, places in enumerate(used) for _ in places],
-                   [column[place] for places in used for place in places]]  # fmt: skip
+    taken = logits[
+        [row for row, places in enumerate(used) for _ in places],
+        [column[place] for places in used for place in places],
+    ]
     found = []
     for row, said in enumerate(taken.split([len(places) for places in used])):
         yes = batch.yes[row]

@@ -105,8 +105,14 @@ def present(examples: Sequence[Example], log: Callable[[str], None]) -> list[Exa
     there = {path: path.is_file() for path in {one.picture for one in examples}}
     kept = [one for one in examples if there[one.picture]]
     lost = len(examples) - len(kept)
-    check_lost(lost, len(examples), "the examples' pictures", "are gone", "bring them back, or draw them "
-               "again with `reprise judge-data`", log)  # fmt: skip
+    check_lost(
+        lost,
+        len(examples),
+        "the examples' pictures",
+        "are gone",
+        "bring them back, or draw them again with `reprise judge-data`",
+        log,
+    )
     return kept
 
 
@@ -122,9 +128,11 @@ def check_teaches(examples: Sequence[Example]) -> None:
         labels = Counter(one.line.label for one in examples if one.line.question == question)
         if len(labels) == 1:
             ((label, count),) = labels.items()
-            raise BadInput(f"all {count} examples of {question!r} to train on are answered with "
-                           f"{'yes' if label else 'no'}: nothing can be learned from them; draw more "
-                           "prompts, move the threshold, or leave the question out")  # fmt: skip
+            raise BadInput(
+                f"all {count} examples of {question!r} to train on are answered with "
+                f"{'yes' if label else 'no'}: nothing can be learned from them; draw more "
+                "prompts, move the threshold, or leave the question out"
+            )
 
 
 def kin_of(prompt: str) -> str:

@@ -101,11 +101,20 @@ def read_sources(source: str, renders: int, seed: int, use: str = "train") -> li
     for record in records:
         meaning = meanings.get(record.prompt, record.prompt)
         if record.image is not None:
-            found.append(Source(record.prompt, meaning, record.system, None,
-                                partial(read_picture, record.image), str(record.image)))  # fmt: skip
+            found.append(
+                Source(
+                    record.prompt,
+                    meaning,
+                    record.system,
+                    None,
+                    partial(read_picture, record.image),
+                    str(record.image),
+                )
+            )
         else:
-            found += [Source(record.prompt, meaning, record.system, _seed(record, i, seed))
-                      for i in range(renders)]  # fmt: skip
+            found += [
+                Source(record.prompt, meaning, record.system, _seed(record, i, seed)) for i in range(renders)
+            ]
     return found
 
 
@@ -121,14 +130,28 @@ def _of_runs(folder: Path) -> Iterator[Source]:
         record = load_record(path)
         files = [c.image for c in record.candidates if c.image is not None and c.score is not None]
         for file, picture in zip(files, of_record(path.parent, record).pictures, strict=True):
-            yield Source(record.prompt, record.prompt, picture.drawn_as, picture.seed, picture.load,
-                         str(path.parent / file))  # fmt: skip
+            yield Source(
+                record.prompt,
+                record.prompt,
+                picture.drawn_as,
+                picture.seed,
+                picture.load,
+                str(path.parent / file),
+            )
 
 
-def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Renderer], reward: Reward,
-              labels: Labels, *, looks: Sequence[int] | None = None, at_once: int = 32,
-              made_by: Mapping[str, Any] | None = None,
-              progress: Progress = lambda done, of: None) -> dict[str, Any]:  # fmt: skip
+def make_data(
+    path: Path,
+    sources: Sequence[Source],
+    renderer: Callable[[], Renderer],
+    reward: Reward,
+    labels: Labels,
+    *,
+    looks: Sequence[int] | None = None,
+    at_once: int = 32,
+    made_by: Mapping[str, Any] | None = None,
+    progress: Progress = lambda done, of: None,
+) -> dict[str, Any]:
     """Write the examples to `path` and say what is in them; {"file", "pictures", "examples": {…}, …}.
 
     `looks` are the steps after which previews are kept; None: `default_looks`; none, of renderers that give
@@ -138,8 +161,12 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
     store = Store(path.with_name(f"{path.name}.pictures"), create=True)
     rollouts = path.with_name(f"{path.name}.rollouts.jsonl")
     sources = list({_key(one): one for one in sources}.values())
-    stamp = {"reward": identity(reward), SPEC: asdict(reward.spec), "looks": looks and sorted(looks),
-             **(made_by or {})}  # fmt: skip
+    stamp = {
+        "reward": identity(reward),
+        SPEC: asdict(reward.spec),
+        "looks": looks and sorted(looks),
+        **(made_by or {}),
+    }
     marked = _check_same(rollouts, stamp)
     known = _known(rollouts)
     todo = [one for one in sources if _key(one) not in known]
@@ -169,14 +196,22 @@ def make_data(path: Path, sources: Sequence[Source], renderer: Callable[[], Rend
     kept = balanced(lines)
     taught = [sum(line.split == "train" for line in some) for some in (lines, kept)]
     if not kept or (taught[0] and not taught[1]):
-        raise BadInput(f"no example came of {len(sources)} pictures: all are right, or all are wrong; draw "
-                       "more prompts, or move --threshold")  # fmt: skip
+        raise BadInput(
+            f"no example came of {len(sources)} pictures: all are right, or all are wrong; draw "
+            "more prompts, or move --threshold"
+        )
     write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in kept))
     right = sum(labels.right(known[_key(one)]["score"]) for one in sources)
     counts = Counter(f"{line.split}/{line.question}" for line in kept)
-    return {"file": str(path), "pictures": len(sources), "drawn_or_judged": len(todo),
-            "right": right / len(sources), "prompts": len({one.prompt for one in sources}),
-            "examples": dict(sorted(counts.items())), "left_out": len(lines) - len(kept)}  # fmt: skip
+    return {
+        "file": str(path),
+        "pictures": len(sources),
+        "drawn_or_judged": len(todo),
+        "right": right / len(sources),
+        "prompts": len({one.prompt for one in sources}),
+        "examples": dict(sorted(counts.items())),
+        "left_out": len(lines) - len(kept),
+    }
 
 
 def likeness(preview: Tensor, finished: Tensor) -> float:
@@ -192,8 +227,9 @@ def likeness(preview: Tensor, finished: Tensor) -> float:
     return float(a @ b / size) if size > 1e-6 else float((preview - finished).abs().max() < 1e-3)
 
 
-def _rolled(part: Sequence[Source], renderer: Renderer | None, looks: Sequence[int], reward: Reward,
-            store: Store) -> list[dict[str, Any]]:  # fmt: skip
+def _rolled(
+    part: Sequence[Source], renderer: Renderer | None, looks: Sequence[int], reward: Reward, store: Store
+) -> list[dict[str, Any]]:
     """What is drawn and judged of each."""
     previews: dict[int, Tensor] = {}
     if renderer is not None:
@@ -214,17 +250,34 @@ def _rolled(part: Sequence[Source], renderer: Renderer | None, looks: Sequence[i
     rows = []
     for i, one in enumerate(part):
         kept = {
-            str(step): {"image": store.put_image(previews[step][i]), "score": scored[i],
-                        "alike": round(likeness(previews[step][i], images[i]), 4)}
+            str(step): {
+                "image": store.put_image(previews[step][i]),
+                "score": scored[i],
+                "alike": round(likeness(previews[step][i], images[i]), 4),
+            }
             for step, scored in seen.items()
-        }  # fmt: skip
-        rows.append({"key": _key(one), "prompt": one.prompt, "seed": one.seed, "score": scores[i],
-                     "image": store.put_image(images[i]), "previews": kept})  # fmt: skip
+        }
+        rows.append(
+            {
+                "key": _key(one),
+                "prompt": one.prompt,
+                "seed": one.seed,
+                "score": scores[i],
+                "image": store.put_image(images[i]),
+                "previews": kept,
+            }
+        )
     return rows
 
 
-def _criticize(rollouts: Path, sources: Sequence[Source], known: dict[str, dict[str, Any]], reward: Critic,
-               labels: Labels, store: Store) -> None:  # fmt: skip
+def _criticize(
+    rollouts: Path,
+    sources: Sequence[Source],
+    known: dict[str, dict[str, Any]],
+    reward: Critic,
+    labels: Labels,
+    store: Store,
+) -> None:
     """Have what is wrong by the threshold of today, and was not when it was drawn, criticised."""
     for one in sources:
         row = known[_key(one)]
@@ -232,8 +285,10 @@ def _criticize(rollouts: Path, sources: Sequence[Source], known: dict[str, dict[
             continue
         image = store.image(row["image"])
         if image is None:
-            raise BadInput(f"a picture of {store.folder} is gone or damaged; bring it back, or delete "
-                           f"{rollouts} and draw again")  # fmt: skip
+            raise BadInput(
+                f"a picture of {store.folder} is gone or damaged; bring it back, or delete "
+                f"{rollouts} and draw again"
+            )
         (verdict,) = verdicts(reward, image[None], [one.meaning])
         known[_key(one)] = {**row, "critique": verdict.critique}
         append_line(rollouts, json.dumps(known[_key(one)]))
@@ -251,9 +306,14 @@ def _scores(reward: Reward, images: Sequence[Tensor], words: Sequence[str]) -> l
 def _lines(path: Path, store: Store, one: Source, row: dict[str, Any], labels: Labels) -> Iterator[Line]:
     def line(question: Any, image: str, **answer: Any) -> Line:
         where = os.path.relpath(store.image_path(image).absolute(), path.parent.absolute())
-        return Line(prompt=one.meaning, question=question, image=Path(where).as_posix(), seed=one.seed,
-                    split=split_of(one.meaning, labels.test_share, labels.calibration_share),
-                    **answer)  # fmt: skip
+        return Line(
+            prompt=one.meaning,
+            question=question,
+            image=Path(where).as_posix(),
+            seed=one.seed,
+            split=split_of(one.meaning, labels.test_share, labels.calibration_share),
+            **answer,
+        )
 
     right = labels.right(row["score"])
     yield line("match", row["image"], label=right)

@@ -88,11 +88,13 @@ class JudgeLoop:
         self.device = torch.device("cuda" if gpu else "cpu")
         set_seed(config.seed)
         dtype = training_dtype(config.dtype, gpu, config.lora)
-        self.vlm = LocalVLM(find_folder(config.model), device=str(self.device), dtype=dtype,
-                            batch_size=config.batch_size)  # fmt: skip
+        self.vlm = LocalVLM(
+            find_folder(config.model), device=str(self.device), dtype=dtype, batch_size=config.batch_size
+        )
         self._prepare()
-        self.optimizer = torch.optim.AdamW(self.weights.values(), config.learning_rate,
-                                           weight_decay=config.weight_decay)  # fmt: skip
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), config.learning_rate, weight_decay=config.weight_decay
+        )
         factor = rate_factor(config, self.optimizer)  # type: ignore[arg-type]  # max_steps is set
         self.rate = lambda done: config.learning_rate * factor(done)
 
@@ -106,8 +108,10 @@ class JudgeLoop:
         told = ", ".join(f"{count} of {question}" for question, count in counts.items())
         self.log(f"{told} to train on, {len(self.aside)} held out; {going}")
         if not self.fitted_on:
-            self.log("no prompts of the split calibration: P(yes) stays as the model gives it, which has "
-                     "learned from as much yes as no")  # fmt: skip
+            self.log(
+                "no prompts of the split calibration: P(yes) stays as the model gives it, which has "
+                "learned from as much yes as no"
+            )
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=done + 1) as board:
             if done == 0:
                 self._evaluate(0, board)
@@ -121,8 +125,9 @@ class JudgeLoop:
                 if last or step % self.config.eval_every == 0:
                     self._evaluate(step, board)
                 if last or step % self.config.save_every == 0:
-                    save_checkpoint(self.folder, step, {"weights": self.weights}, self.optimizer,
-                                    list(self.weights))  # fmt: skip
+                    save_checkpoint(
+                        self.folder, step, {"weights": self.weights}, self.optimizer, list(self.weights)
+                    )
                 if last or step % 10 == 0:
                     write_report(self.folder, finished=last)
         final = self._export()
@@ -134,8 +139,9 @@ class JudgeLoop:
         config, model = self.config, self.vlm.model
         eyes = [name for name, _ in model.named_modules() if EYES.fullmatch(name)]
         if config.vision == "frozen" and not eyes:
-            raise CheckpointError(f"{config.model} has no part whose name says that it is the vision tower; "
-                                  "set vision=train")  # fmt: skip
+            raise CheckpointError(
+                f"{config.model} has no part whose name says that it is the vision tower; set vision=train"
+            )
         self.adapted = None
         if config.lora is not None:
             from peft import get_peft_model
@@ -177,8 +183,15 @@ class JudgeLoop:
         norm = apply_gradient(self.weights, self.optimizer, config.max_grad_norm, step, self.folder)
         self.vlm.model.eval()
         means = {name: sum(values) / len(values) for name, values in sorted(parts.items())}
-        return {"step": step, "of": self.steps, "loss": loss_of_all, **means, "grad_norm": norm,
-                "learning_rate": rate, "seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
+        return {
+            "step": step,
+            "of": self.steps,
+            "loss": loss_of_all,
+            **means,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "seconds": round(time.perf_counter() - start, 3),
+        }
 
     def _ask(self, one: Example) -> Ask:
         return Ask(one.asked, shown(read_picture(one.picture)[None])[0], one.answer)
@@ -213,10 +226,15 @@ class JudgeLoop:
         if said:
             figures["critique/loss"] = self._surprise(said)
         row = {
-            "step": step, "of": self.steps, **figures, "by_step": by_step, "reliability": curves,
-            "calibration": _plain(fitted), "samples": self._samples(said[:SHOWN]),
+            "step": step,
+            "of": self.steps,
+            **figures,
+            "by_step": by_step,
+            "reliability": curves,
+            "calibration": _plain(fitted),
+            "samples": self._samples(said[:SHOWN]),
             "seconds": round(time.perf_counter() - start, 2),
-        }  # fmt: skip
+        }
         append_lines(self.folder / LINES[1], [json.dumps(row)])
         for name, value in figures.items():
             board.add_scalar(f"evaluation/{name}", value, step)
@@ -252,13 +270,22 @@ class JudgeLoop:
     def _samples(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """What the judge writes of pictures that are wrong, for the report."""
         asks = [self._ask(one) for one in examples]
-        said = self.vlm.write([ask.question for ask in asks], [ask.picture for ask in asks],
-                              REASON_TOKENS) if asks else []  # fmt: skip
+        said = (
+            self.vlm.write([ask.question for ask in asks], [ask.picture for ask in asks], REASON_TOKENS)
+            if asks
+            else []
+        )
         return [
-            {"prompt": one.line.prompt, "rewrite": " ".join(words.text.split()), "scores": {},
-             "reason": str(one.answer), "fallback": None, "picture": self._keep(one.picture)}
+            {
+                "prompt": one.line.prompt,
+                "rewrite": " ".join(words.text.split()),
+                "scores": {},
+                "reason": str(one.answer),
+                "fallback": None,
+                "picture": self._keep(one.picture),
+            }
             for one, words in zip(examples, said, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _keep(self, picture: Path) -> str:
         """The name of a picture's copy for the report."""
@@ -272,15 +299,23 @@ class JudgeLoop:
     def _check_begun(self) -> None:
         examples = (*self.items, *self.fitted_on, *self.aside)
         lines = [one.line.model_dump_json() for one in examples]
-        now = {"examples": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
-               "pictures": digest_of(one.picture for one in examples)}  # fmt: skip
+        now = {
+            "examples": len(lines),
+            "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+            "pictures": digest_of(one.picture for one in examples),
+        }
         check_begun(self.folder, self.config.data, now, self.checkpoint is not None)
 
     def _restore(self) -> int:
         """Take the checkpoint's weights and optimiser; the steps behind it."""
         if self.checkpoint is not None:
-            load_checkpoint(self.checkpoint, {"weights": self.weights}, self.optimizer, list(self.weights),
-                            str(self.device))  # fmt: skip
+            load_checkpoint(
+                self.checkpoint,
+                {"weights": self.weights},
+                self.optimizer,
+                list(self.weights),
+                str(self.device),
+            )
         return step_of(self.checkpoint)
 
     def _export(self) -> Path:
@@ -289,12 +324,14 @@ class JudgeLoop:
         evaluated = read_lines(self.folder / LINES[1])
         learned = {one.line.question for one in self.items}
         settings = {
-            "format": 1, "role": "judge", "trainer": "judge",
+            "format": 1,
+            "role": "judge",
+            "trainer": "judge",
             "questions": [question for question in config.questions if question in learned],
             "calibration": evaluated[-1]["calibration"] if evaluated else _plain(self._calibrations()),
             # For figures: of these prompts none can be taken.
             "prompts": sorted({prompt_mark(one.line.prompt) for one in (*self.items, *self.fitted_on)}),
-        }  # fmt: skip
+        }
         if config.gradient_checkpointing:
             self.vlm.model.gradient_checkpointing_disable()
         model = merged(self.adapted or self.vlm.model, config.export_dtype)

@@ -26,9 +26,12 @@ class LoraSettings(Config):
         from peft import LoraConfig
 
         return LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.targets,
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
             task_type="CAUSAL_LM",
-        )  # fmt: skip
+        )
 
 
 def training_dtype(asked: str, gpu: bool, lora: LoraSettings | None) -> str:

@@ -35,10 +35,15 @@ class TeachesNothing(BadInput):
 def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[[str], None]) -> list[Pair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none or too few are left."""
     found = apart(
-        store, store.all_pairs(), reward, margin, "pairs", of="pictures",
+        store,
+        store.all_pairs(),
+        reward,
+        margin,
+        "pairs",
+        of="pictures",
         none="mine more: reprise preferences mine RUN",
         ties="lower margin, or mine runs with more candidates",
-    )  # fmt: skip
+    )
     kept = [pair for pair in found if all(store.has_image(s.image) for s in (pair.chosen, pair.rejected))]
     lost = len(found) - len(kept)
     if lost > MAX_LOST * len(found):
@@ -51,8 +56,17 @@ def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[
     return kept
 
 
-def apart(store: Store, recorded: Sequence[P], reward: str | None, margin: float, named: str, *, of: str,
-          none: str, ties: str) -> list[P]:  # fmt: skip
+def apart(
+    store: Store,
+    recorded: Sequence[P],
+    reward: str | None,
+    margin: float,
+    named: str,
+    *,
+    of: str,
+    none: str,
+    ties: str,
+) -> list[P]:
     """Those of a store's pairs to learn from, of `reward` or of all, that are at least `margin` apart.
 
     Raises BadInput where none is: `named` says what they are and `of` what they pair; `none` and `ties` say
@@ -64,8 +78,10 @@ def apart(store: Store, recorded: Sequence[P], reward: str | None, margin: float
     kept = [pair for pair in found if pair.margin >= margin]
     if not kept:
         widest = max(pair.margin for pair in found)
-        raise BadInput(f"all {len(found)} {named} of {store.folder} are ties: none is {margin:g} apart, the "
-                       f"widest {widest:.3g}; {ties}")  # fmt: skip
+        raise BadInput(
+            f"all {len(found)} {named} of {store.folder} are ties: none is {margin:g} apart, the "
+            f"widest {widest:.3g}; {ties}"
+        )
     return kept
 
 
@@ -77,8 +93,10 @@ def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of
     struck = len(asked & store.struck())
     if struck == len(asked):
         return f"of {of} that are not struck; {none}"
-    return (f"of {of} to learn from: {struck} are struck, and {len(asked) - struck} say the opposite of each "
-            f"other; name one of their rewards ({', '.join(rewards)}), or strike one of each two")
+    return (
+        f"of {of} to learn from: {struck} are struck, and {len(asked) - struck} say the opposite of each "
+        f"other; name one of their rewards ({', '.join(rewards)}), or strike one of each two"
+    )
 
 
 def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
@@ -91,12 +109,16 @@ def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
         return None
     known: dict[object, P] = {(pair.id, pair.reward): pair for pair in recorded}
     known |= {pair.id: pair for pair in recorded}  # runs of earlier versions named them by their ids alone
-    names = [name if isinstance(name, str) else (name[0], called(name[1]))
-             for name in json.loads(path.read_text("utf-8"))]  # fmt: skip
+    names = [
+        name if isinstance(name, str) else (name[0], called(name[1]))
+        for name in json.loads(path.read_text("utf-8"))
+    ]
     lost = sum(name not in known for name in names)
     if lost:
-        raise BadInput(f"{lost} of the {len(names)} pairs that {run} began with are not in the store any "
-                       "more; bring its old pairs back, or begin another run")  # fmt: skip
+        raise BadInput(
+            f"{lost} of the {len(names)} pairs that {run} began with are not in the store any "
+            "more; bring its old pairs back, or begin another run"
+        )
     return [known[name] for name in names]
 
 
@@ -156,8 +178,10 @@ class Encoded:
         multiple = self.multiple
         if self.size is None:
             if high % multiple or wide % multiple:
-                raise BadInput(f"a picture of {wide} x {high} cannot be encoded, where sides are multiples "
-                               f"of {multiple}; set size")  # fmt: skip
+                raise BadInput(
+                    f"a picture of {wide} x {high} cannot be encoded, where sides are multiples "
+                    f"of {multiple}; set size"
+                )
             return picture
         check_size(self.size, multiple)
         return cropped(picture, self.size)
@@ -192,8 +216,13 @@ def cropped(picture: Tensor, size: int) -> Tensor:
         return picture
     scale = size / min(high, wide)
     shape = [max(size, round(side * scale)) for side in (high, wide)]
-    resized = functional.interpolate(picture.permute(2, 0, 1)[None], shape, mode="bicubic", antialias=True,
-                                     align_corners=False)[0].permute(1, 2, 0).clamp(0, 1)  # fmt: skip
+    resized = (
+        functional.interpolate(
+            picture.permute(2, 0, 1)[None], shape, mode="bicubic", antialias=True, align_corners=False
+        )[0]
+        .permute(1, 2, 0)
+        .clamp(0, 1)
+    )
     top, left = ((side - size) // 2 for side in shape)
     return resized[top : top + size, left : left + size].contiguous()
 

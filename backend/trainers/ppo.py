@@ -127,8 +127,10 @@ class PpoConfig(Config):
     def _possible(self) -> PpoConfig:
         check_rewards(self.rewards, self.held_out)
         if "structure" in {*self.rewards, *self.held_out}:
-            raise ValueError("a refiner gives no reason, and all that it writes can be read; take "
-                             "'structure' out of the rewards")  # fmt: skip
+            raise ValueError(
+                "a refiner gives no reason, and all that it writes can be read; take "
+                "'structure' out of the rewards"
+            )
         if not set(self.rewards) - {"length"}:
             raise ValueError("no reward looks at the pictures; add one, such as image-reward: 1.0")
         rows = self.prompts_per_step * self.rewrites

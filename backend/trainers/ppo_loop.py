@@ -89,23 +89,32 @@ class Loop:
         rewards = {name: open_reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
-        self.phases = Phases("cuda" if gpu else "cpu",
-                             self._movers(renderer, looking) if config.offload and gpu else None)  # fmt: skip
+        self.phases = Phases(
+            "cuda" if gpu else "cpu", self._movers(renderer, looking) if config.offload and gpu else None
+        )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
-        self.studio = Studio(renderer, looking, cache, self.phases, config.renderer.batch,
-                             overlap=config.renderer.elsewhere)  # fmt: skip
+        self.studio = Studio(
+            renderer, looking, cache, self.phases, config.renderer.batch, overlap=config.renderer.elsewhere
+        )
         self.rollouts = PpoRollouts(
-            self.rewriter, self.studio, {n: r for n, r in rewards.items() if n not in looking},
-            {n: r.spec for n, r in rewards.items()}, Stream(prompts, config.seed), config, self.phases,
-        )  # fmt: skip
+            self.rewriter,
+            self.studio,
+            {n: r for n, r in rewards.items() if n not in looking},
+            {n: r.spec for n, r in rewards.items()},
+            Stream(prompts, config.seed),
+            config,
+            self.phases,
+        )
         self.watched = watched(config.held_out, config.rewards, looking)
         self.warm = WarmPivots(run / "warm", [one.prompt for one in self._taken(prompts)], self.rewriter)
         self.kl, self.stopped = config.kl, False
         self.recent: list[float] = []  # gains since the last evaluation
         self.rate = self._rate()
         self.done = self._restore()
-        log(f"{len(prompts)} prompts; " + (f"going on from {self.checkpoint.name}" if self.checkpoint
-                                           else "from the start"))  # fmt: skip
+        log(
+            f"{len(prompts)} prompts; "
+            + (f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start")
+        )
 
     def run(self) -> Path:
         from torch.utils.tensorboard import SummaryWriter
@@ -140,23 +149,29 @@ class Loop:
         self.start = EMBEDDED if config.init == "shapeworld" else Path(config.init).expanduser()
         half = config.dtype == "bfloat16" or config.dtype == "auto" and gpu and torch.cuda.is_bf16_supported()
         self.model = Prip.from_pretrained(
-            self.start, device="cuda" if gpu else "cpu", dtype="bfloat16" if half else "float32",
+            self.start,
+            device="cuda" if gpu else "cpu",
+            dtype="bfloat16" if half else "float32",
             encoder_dtype="float32",
-        )  # fmt: skip
+        )
         self.settings = read_settings(self.start / SETTINGS, RefinerSettings)
         # What is drawn while training is drawn from the whole distribution; evaluations are as in use.
         self.rewriter = PripRewriter(
-            self.model, max_new_tokens=config.max_new_tokens or self.settings.max_new_tokens,
-            temperature=config.temperature, top_p=1.0, beams=self.settings.beams,
-            length_penalty=self.settings.length_penalty, batch_size=config.write_batch,
-        )  # fmt: skip
+            self.model,
+            max_new_tokens=config.max_new_tokens or self.settings.max_new_tokens,
+            temperature=config.temperature,
+            top_p=1.0,
+            beams=self.settings.beams,
+            length_penalty=self.settings.length_penalty,
+            batch_size=config.write_batch,
+        )
         self.model.requires_grad_(False)
         self.model.encoder.requires_grad_(True)
         self.critic = Critic(self.model.projector.out_features, config.critic_width).to(self.model.device)
         self.weights: dict[str, dict[str, Parameter]] = {
-            name: dict(module.named_parameters()) for name, module in
-            zip(GROUPS, (self.model.encoder, self.critic), strict=True)
-        }  # fmt: skip
+            name: dict(module.named_parameters())
+            for name, module in zip(GROUPS, (self.model.encoder, self.critic), strict=True)
+        }
         rates = (config.learning_rate, config.critic_learning_rate)
         self.optimizer = torch.optim.AdamW(
             [{"params": list(self.weights[name].values()), "lr": rate} for name, rate in zip(GROUPS, rates)],
@@ -205,10 +220,15 @@ class Loop:
             self.kl = adapted(self.kl, figures["kl"], config.kl_target)
         self.recent.append(batch.figures["gain"])
         took = time.perf_counter() - begun
-        row = {"step": step, **figures, **batch.figures,
-               **{f"seconds/{name}": round(value, 3) for name, value in seconds.items()},
-               "seconds": round(took, 3), "pictures": self.studio.drawn,
-               "pictures_reused": self.studio.reused}  # fmt: skip
+        row = {
+            "step": step,
+            **figures,
+            **batch.figures,
+            **{f"seconds/{name}": round(value, 3) for name, value in seconds.items()},
+            "seconds": round(took, 3),
+            "pictures": self.studio.drawn,
+            "pictures_reused": self.studio.reused,
+        }
         if seconds["render"]:
             row["pictures_per_second"] = round(self.studio.drawn / seconds["render"], 3)
         return row
@@ -239,8 +259,10 @@ class Loop:
         flat, earned = advantages[mask], returns[mask]
         if self.config.whiten:
             flat = whitened(flat)
-        pasts = [Past(*row) for row in zip(logps, reference, values, flat.split(lengths),
-                                           earned.split(lengths), strict=True)]  # fmt: skip
+        pasts = [
+            Past(*row)
+            for row in zip(logps, reference, values, flat.split(lengths), earned.split(lengths), strict=True)
+        ]
         said, drawn = torch.cat(logps), padded.new_tensor([p for one in samples for p in one.written.logps])
         left = (earned - torch.cat(values)).var(correction=0) / earned.var(correction=0).clamp_min(1e-12)
         return pasts, {
@@ -276,11 +298,16 @@ class Loop:
         tokens, drift = totals.pop("tokens"), totals.pop("drift") / totals.pop("rows")
         del totals["off"]
         grads = zip(("grad_norm", "critic_grad_norm"), map(_mean, zip(*norms)))
-        return {**{name: value / tokens for name, value in totals.items()}, "ratio_off": off, "drift": drift,
-                **dict(grads)}  # fmt: skip
+        return {
+            **{name: value / tokens for name, value in totals.items()},
+            "ratio_off": off,
+            "drift": drift,
+            **dict(grads),
+        }
 
-    def _loss(self, rows: Sequence[tuple[Sample, Past]], count: int,
-              of: int) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    def _loss(
+        self, rows: Sequence[tuple[Sample, Past]], count: int, of: int
+    ) -> tuple[Tensor, dict[str, float]]:
         """The share of some rows in the loss of a minibatch of `count` tokens in `of` rows, and sums."""
         config, samples = self.config, [sample for sample, _ in rows]
         old, reference, values, advantages, returns = (
@@ -297,11 +324,15 @@ class Loop:
             loss = loss + config.anchor * drift * (len(rows) / of)
         apart = (ratios.detach() - 1).abs()
         return loss, {
-            "tokens": len(policy), "rows": len(rows), "policy_loss": policy.sum().item(),
-            "value_loss": errors.sum().item(), "ratio": ratios.sum().item(),
-            "clipped": (apart > config.clip).sum().item(), "off": apart.max().item(),
+            "tokens": len(policy),
+            "rows": len(rows),
+            "policy_loss": policy.sum().item(),
+            "value_loss": errors.sum().item(),
+            "ratio": ratios.sum().item(),
+            "clipped": (apart > config.clip).sum().item(),
+            "off": apart.max().item(),
             "drift": drift.item() * len(rows),
-        }  # fmt: skip
+        }
 
     def _update(self, step: int) -> list[float]:
         """One optimiser step; the gradients' norms."""
@@ -331,21 +362,29 @@ class Loop:
         begun = time.perf_counter()
         figures, samples = evaluate(self.rollouts, self.sets, unchanged=step == 0)
         gained = sum(self.recent) / len(self.recent) if self.recent else None
-        row = {"step": step, "training_reward": gained, "seconds": round(time.perf_counter() - begun, 2),
-               **figures, "samples": samples}  # fmt: skip
+        row = {
+            "step": step,
+            "training_reward": gained,
+            "seconds": round(time.perf_counter() - begun, 2),
+            **figures,
+            "samples": samples,
+        }
         self.recent = []
         patience = self.config.patience if self.config.held_out else 0
-        return put_on_record(self.folder, row, *self.watched, patience,
-                             lambda: self._export(self.folder / "best"), self.log)  # fmt: skip
+        return put_on_record(
+            self.folder, row, *self.watched, patience, lambda: self._export(self.folder / "best"), self.log
+        )
 
     # What is kept
 
     def _save(self, step: int, stopped: bool = False) -> None:
         state = {
-            "position": self.rollouts.stream.position, "recent": self.recent, "kl": self.kl,
+            "position": self.rollouts.stream.position,
+            "recent": self.recent,
+            "kl": self.kl,
             "stopped": stopped,
             "norms": {name: norm.state() for name, norm in self.rollouts.norms.items()},
-        }  # fmt: skip
+        }
         save_checkpoint(self.folder, step, self.weights, self.optimizer, self._names(), state)
 
     def _restore(self) -> int:
@@ -367,8 +406,11 @@ class Loop:
         """Write a refiner's folder: the encoder, and all else as it was at the start, whatever precision it
         worked in; no critic."""
         config, start = self.config, self.start
-        settings = {**self.settings.model_dump(exclude_none=True), "trainer": "ppo",
-                    "max_new_tokens": self.rewriter.max_new_tokens}  # fmt: skip
+        settings = {
+            **self.settings.model_dump(exclude_none=True),
+            "trainer": "ppo",
+            "max_new_tokens": self.rewriter.max_new_tokens,
+        }
         try:
             whole = config.export_dtype == "same"
             model = self.model if whole else Prip.from_pretrained(start, dtype="float32")
@@ -396,6 +438,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _said(row: dict[str, Any], steps: int) -> str:
-    return (f"step {row['step']}/{steps} gain {row['gain']:+.4f} better {row['better']:.2f} "
-            f"kl {row['kl']:.4f} ratio {row['ratio']:.4f} drift {row['drift']:.4f} "
-            f"{row['seconds']:.1f} s")  # fmt: skip
+    return (
+        f"step {row['step']}/{steps} gain {row['gain']:+.4f} better {row['better']:.2f} "
+        f"kl {row['kl']:.4f} ratio {row['ratio']:.4f} drift {row['drift']:.4f} "
+        f"{row['seconds']:.1f} s"
+    )

@@ -97,8 +97,9 @@ class WarmPivots:
                 with safe_open(path, "pt") as file:
                     found[prompt] = file.get_slice("pivots")[row : row + 1]
         except (OSError, SafetensorError, IndexError) as error:
-            raise CheckpointError(f"{path} is damaged ({first_line(error)}); delete it, and --resume makes "
-                                  "it again") from error  # fmt: skip
+            raise CheckpointError(
+                f"{path} is damaged ({first_line(error)}); delete it, and --resume makes it again"
+            ) from error
         return torch.cat([found[prompt] for prompt in prompts]).to(device)
 
     def _file(self, place: int) -> Path:
@@ -116,5 +117,6 @@ class WarmPivots:
             save_file({"pivots": kept.contiguous()}, part)
             part.rename(path)
         except Exception as error:  # safetensors and the file system raise their own kinds
-            raise TrainingFailed(f"{path} cannot be written: {first_line(error)}; make room, and begin "
-                                 "another run") from error  # fmt: skip
+            raise TrainingFailed(
+                f"{path} cannot be written: {first_line(error)}; make room, and begin another run"
+            ) from error

@@ -81,8 +81,16 @@ class Batch:
 class PpoRollouts:
     """Makes batches. `specs` are those of all rewards, held-out ones too."""
 
-    def __init__(self, rewriter: PripRewriter, studio: Studio, text_rewards: Mapping[str, TextReward],
-                 specs: Mapping[str, RewardSpec], stream: Stream, config: PpoConfig, phases: Phases):
+    def __init__(
+        self,
+        rewriter: PripRewriter,
+        studio: Studio,
+        text_rewards: Mapping[str, TextReward],
+        specs: Mapping[str, RewardSpec],
+        stream: Stream,
+        config: PpoConfig,
+        phases: Phases,
+    ):
         self.rewriter, self.studio, self.text_rewards = rewriter, studio, dict(text_rewards)
         self.specs, self.stream, self.config, self.phases = dict(specs), stream, config, phases
         self.norms = {name: RunningNorm() for name in config.rewards}  # of differences, where they scale
@@ -101,10 +109,15 @@ class PpoRollouts:
         config, rewriter = self.config, self.rewriter
         ids, begun = rewriter.read_prompts([asked.prompt for _, asked in taken])
         owns = [
-            Own(position, asked, ids[asked.prompt], begun[asked.prompt],
-                [seed_of(config.seed, "draw", asked.prompt, i) for i in range(config.pictures)])
+            Own(
+                position,
+                asked,
+                ids[asked.prompt],
+                begun[asked.prompt],
+                [seed_of(config.seed, "draw", asked.prompt, i) for i in range(config.pictures)],
+            )
             for position, asked in taken
-        ]  # fmt: skip
+        ]
         rows = [(own, variant) for own in owns for variant in range(config.rewrites)]
         rows.sort(key=lambda row: len(row[0].begun))  # of like lengths together: less padding
         samples = []
@@ -162,9 +175,10 @@ class PpoRollouts:
         if len(dropped) > self.config.max_dropped * len(samples):
             name = next((n for n in self.config.rewards if f"{n!r}" in dropped[-1]), "a reward")
             raise RewardFailed(
-                name, f"{len(dropped)} of {len(samples)} samples of a step had to be dropped, and "
-                f"max_dropped={self.config.max_dropped:g} allows no more; the last: {dropped[-1]}"
-            )  # fmt: skip
+                name,
+                f"{len(dropped)} of {len(samples)} samples of a step had to be dropped, and "
+                f"max_dropped={self.config.max_dropped:g} allows no more; the last: {dropped[-1]}",
+            )
 
     def _compare(self, samples: Sequence[Sample]) -> None:
         """Their gains over the user's own pictures."""
@@ -212,21 +226,40 @@ class PpoRollouts:
 def lines_of(step: int, batch: Batch) -> Iterable[str]:
     """The record: a line of JSON for each user's prompt, as variant "original", and for each refinement."""
     for own in batch.owns:
-        shared = {"step": step, "prompt": own.asked.prompt, "judged_as": own.asked.judged_as or None,
-                  "position": own.position, "seeds": own.seeds}  # fmt: skip
+        shared = {
+            "step": step,
+            "prompt": own.asked.prompt,
+            "judged_as": own.asked.judged_as or None,
+            "position": own.position,
+            "seeds": own.seeds,
+        }
         rows: list[dict[str, Any]] = [
-            {"variant": "original", "rewrite": own.asked.prompt, "pictures": own.pictures,
-             "scores": own.scores, "dropped": own.failed}
-        ]  # fmt: skip
+            {
+                "variant": "original",
+                "rewrite": own.asked.prompt,
+                "pictures": own.pictures,
+                "scores": own.scores,
+                "dropped": own.failed,
+            }
+        ]
         rows += [
-            {"variant": sample.variant, "rewrite": sample.rewrite.prompt,
-             "unchanged": sample.rewrite.fallback, "text": sample.written.text,
-             "tokens": len(sample.written.ids), "cut": sample.written.cut or None,
-             "pictures": sample.pictures, "scores": sample.scores, "gains": sample.gains or None,
-             "gain": sample.gain if sample.dropped is None else None, "advantage": sample.advantage,
-             "dropped": sample.dropped}
-            for sample in batch.samples if sample.own is own
-        ]  # fmt: skip
+            {
+                "variant": sample.variant,
+                "rewrite": sample.rewrite.prompt,
+                "unchanged": sample.rewrite.fallback,
+                "text": sample.written.text,
+                "tokens": len(sample.written.ids),
+                "cut": sample.written.cut or None,
+                "pictures": sample.pictures,
+                "scores": sample.scores,
+                "gains": sample.gains or None,
+                "gain": sample.gain if sample.dropped is None else None,
+                "advantage": sample.advantage,
+                "dropped": sample.dropped,
+            }
+            for sample in batch.samples
+            if sample.own is own
+        ]
         for row in rows:
             line = {**shared, **row}
             yield json.dumps({key: value for key, value in line.items() if value is not None})

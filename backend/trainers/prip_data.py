@@ -69,8 +69,10 @@ def read_log(path: Path) -> list[Record]:
     parts = sorted(path.rglob("part-*.json"))
     found = [record for part in parts for record in _read_part(part)] if parts else _read_captions(path)
     if not found:
-        raise BadInput(f"{path} holds no log: no part-*.json as DiffusionDB has them, and no pictures with "
-                       f"captions (x.png and x.txt); {MAKES}")  # fmt: skip
+        raise BadInput(
+            f"{path} holds no log: no part-*.json as DiffusionDB has them, and no pictures with "
+            f"captions (x.png and x.txt); {MAKES}"
+        )
     return found
 
 
@@ -79,11 +81,19 @@ def pictured(path: Path, log: Callable[[str], None]) -> list[Record]:
     records = read_log(path)
     drawn = [record for record in records if record.image is not None]
     if len(drawn) < len(records):
-        raise BadInput(f"{len(records) - len(drawn)} of {len(records)} lines of {path} have no image yet; "
-                       f"`reprise picture-log {path}` draws them")  # fmt: skip
+        raise BadInput(
+            f"{len(records) - len(drawn)} of {len(records)} lines of {path} have no image yet; "
+            f"`reprise picture-log {path}` draws them"
+        )
     kept = [record for record in drawn if record.picture.is_file()]
-    check_lost(len(drawn) - len(kept), len(drawn), f"the pictures of {path}", "are gone",
-               "bring the pictures back", log)  # fmt: skip
+    check_lost(
+        len(drawn) - len(kept),
+        len(drawn),
+        f"the pictures of {path}",
+        "are gone",
+        "bring the pictures back",
+        log,
+    )
     return kept
 
 
@@ -107,8 +117,9 @@ def liked(records: Sequence[Record], least: Mapping[str, float]) -> list[Record]
     return list(records)
 
 
-def preferred(records: Sequence[Record], rewards: Mapping[str, float], how: str, seed: int,
-              log: Callable[[str], None]) -> list[Record]:  # fmt: skip
+def preferred(
+    records: Sequence[Record], rewards: Mapping[str, float], how: str, seed: int, log: Callable[[str], None]
+) -> list[Record]:
     """For each user prompt the record whose picture is the target, in the order of the prompts.
 
     `how` "best": i* = arg max of the weighted mean of `rewards` (name -> weight), each brought to 0..1 by its
@@ -126,9 +137,11 @@ def preferred(records: Sequence[Record], rewards: Mapping[str, float], how: str,
     specs = {name: spec_of(name) for name in rewards}
 
     def score(record: Record) -> float:
-        values = [weight * (record.scores[name] if (spec := specs[name]) is None
-                            else scaled(spec, record.scores[name]))
-                  for name, weight in rewards.items()]  # fmt: skip
+        values = [
+            weight
+            * (record.scores[name] if (spec := specs[name]) is None else scaled(spec, record.scores[name]))
+            for name, weight in rewards.items()
+        ]
         return sum(values) / sum(rewards.values())
 
     chosen = []
@@ -136,8 +149,14 @@ def preferred(records: Sequence[Record], rewards: Mapping[str, float], how: str,
         scored = [record for record in group if all(name in record.scores for name in rewards)]
         if scored:
             chosen.append(max(scored, key=score))
-    check_lost(len(groups) - len(chosen), len(groups), "the prompts", "have no scored picture",
-               "score them with `reprise picture-log`", log)  # fmt: skip
+    check_lost(
+        len(groups) - len(chosen),
+        len(groups),
+        "the prompts",
+        "have no scored picture",
+        "score them with `reprise picture-log`",
+        log,
+    )
     return chosen
 
 
@@ -153,8 +172,10 @@ def held_out(records: Sequence[Record], share: float) -> tuple[list[Record], lis
 
 def _unscored(name: str, records: Sequence[Record]) -> BadInput:
     known = sorted({other for record in records for other in record.scores})
-    return BadInput(f"the log has no scores of {name!r}, only of {', '.join(known) or 'nothing'}; add them "
-                    f"with `reprise picture-log LOG --reward {name}`")  # fmt: skip
+    return BadInput(
+        f"the log has no scores of {name!r}, only of {', '.join(known) or 'nothing'}; add them "
+        f"with `reprise picture-log LOG --reward {name}`"
+    )
 
 
 def _read_lines(path: Path) -> list[Record]:
@@ -177,8 +198,10 @@ def _read_part(path: Path) -> list[Record]:
         entries: Any = json.loads(read_text(path, "log", "is"))
         prompts = {name: " ".join(one["p"].split()) for name, one in entries.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise BadInput(f'{path} is no part of DiffusionDB: expected {{"picture.png": {{"p": prompt}}, …}}; '
-                       "fetch it again") from error  # fmt: skip
+        raise BadInput(
+            f'{path} is no part of DiffusionDB: expected {{"picture.png": {{"p": prompt}}, …}}; '
+            "fetch it again"
+        ) from error
     return [Record(prompt, prompt, path.parent / name, {}) for name, prompt in prompts.items() if prompt]
 
 

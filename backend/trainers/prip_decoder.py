@@ -79,8 +79,10 @@ class DecoderConfig(StageConfig):
                 "one that other stages have learned from, stays as it is: take train_image away"
             )
         if self.train_image and (self.tower or self.blind):
-            raise ValueError("a tower that is given is not trained, and a blind decoder has nothing to teach "
-                             "it; take train_image away")  # fmt: skip
+            raise ValueError(
+                "a tower that is given is not trained, and a blind decoder has nothing to teach "
+                "it; take train_image away"
+            )
         check_precision(self.device, self.dtype, self.lora)
         return self
 
@@ -88,8 +90,7 @@ class DecoderConfig(StageConfig):
 CONFIG = DecoderConfig
 
 
-def train(config: DecoderConfig, run: Path, resume: bool = False,
-          log: Callable[[str], None] = print) -> Path:  # fmt: skip
+def train(config: DecoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
     """Train, and return the folder of the refiner, `run/final`; as for `prip_encoder.train`."""
     ranks.refuse_several()
     return carry_out(run, save_config(config), resume, log, lambda: DecoderLoop(config, run, resume, log))
@@ -113,13 +114,21 @@ class DecoderLoop(StageLoop[Caption]):
     def _items(self, records: Sequence[Record]) -> list[Caption]:
         most, room = self.config.max_tokens, context_of(self.model.decoder) - self.model.taken()
         if most > room:
-            raise BadInput(f"max_tokens={most} does not fit into the decoder beside template and pivot; it "
-                           f"has room for {room}")  # fmt: skip
+            raise BadInput(
+                f"max_tokens={most} does not fit into the decoder beside template and pivot; it "
+                f"has room for {room}"
+            )
         end = self.model.writer.eos_token_id
         written = [Caption([*self.model.write_ids(record.system), end], record) for record in records]
         kept = [one for one in written if 1 < len(one.ids) <= most]
-        check_lost(len(written) - len(kept), len(written), "the prompts",
-                   f"are empty or longer than max_tokens={most}", "raise max_tokens", self.log)  # fmt: skip
+        check_lost(
+            len(written) - len(kept),
+            len(written),
+            "the prompts",
+            f"are empty or longer than max_tokens={most}",
+            "raise max_tokens",
+            self.log,
+        )
         return kept
 
     def _record(self, item: Caption) -> Record:
@@ -198,8 +207,10 @@ class DecoderLoop(StageLoop[Caption]):
         pivots = list(self._seen(items))
         written = self.rewriter.write(pivots, [[]] * len(pivots), [None] * len(pivots))
         texts = [" ".join(one.text.split()) for one in written]
-        return [(item.record.system, whole_phrases(text) if one.cut else text)
-                for item, one, text in zip(items, written, texts)]  # fmt: skip
+        return [
+            (item.record.system, whole_phrases(text) if one.cut else text)
+            for item, one, text in zip(items, written, texts)
+        ]
 
     def _counted(self) -> str:
         return f"{len(self.items)} pictures"
@@ -218,8 +229,12 @@ class DecoderLoop(StageLoop[Caption]):
         pictures = list(dict.fromkeys(item.record.picture for item in (*self.items, *self.aside)))
         self._leave_out({path for path in pictures if not _readable(path)})
         with torch.no_grad():
-            raw = torch.cat([self._raw(self.items[start : start + 16])
-                             for start in range(0, min(FIRST, len(self.items)), 16)])  # fmt: skip
+            raw = torch.cat(
+                [
+                    self._raw(self.items[start : start + 16])
+                    for start in range(0, min(FIRST, len(self.items)), 16)
+                ]
+            )
         self.model.set_statistics(raw.mean(0), raw.std(0, correction=0).clamp_min(SMALLEST))
 
     def _raw(self, items: Sequence[Caption]) -> Tensor:

@@ -53,8 +53,7 @@ class EncoderConfig(StageConfig):
 CONFIG = EncoderConfig
 
 
-def train(config: EncoderConfig, run: Path, resume: bool = False,
-          log: Callable[[str], None] = print) -> Path:  # fmt: skip
+def train(config: EncoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
     """Train, and return the folder of the refiner, `run/final`.
 
     With `resume` a run goes on from its newest whole checkpoint and ends in the same weights, bit for bit on
@@ -94,10 +93,13 @@ class EncoderLoop(StageLoop[Target]):
             found.append(Target(ids[record.prompt], record))
         window = self.model.config.window
         check_lost(
-            len(records) - len(found), len(records), "the prompts",
+            len(records) - len(found),
+            len(records),
+            "the prompts",
             f"are longer than the encoder's window of {window} tokens, or than the decoder has room for",
-            "shorten them", self.log,
-        )  # fmt: skip
+            "shorten them",
+            self.log,
+        )
         return found
 
     def _record(self, item: Target) -> Record:

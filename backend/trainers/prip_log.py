@@ -33,10 +33,18 @@ Progress = Callable[[int, int], None]
 
 
 def make_log(
-    path: Path, records: Sequence[Record], renderer: Callable[[], Renderer], rewards: Mapping[str, Reward], *,
-    renders: int = 4, seed: int = 0, at_once: int = 64, overlap: bool = False,
-    meanings: Mapping[str, str] | None = None, progress: Progress = lambda done, of: None,
-) -> dict[str, Any]:  # fmt: skip
+    path: Path,
+    records: Sequence[Record],
+    renderer: Callable[[], Renderer],
+    rewards: Mapping[str, Reward],
+    *,
+    renders: int = 4,
+    seed: int = 0,
+    at_once: int = 64,
+    overlap: bool = False,
+    meanings: Mapping[str, str] | None = None,
+    progress: Progress = lambda done, of: None,
+) -> dict[str, Any]:
     """Write the log `path` and say what is in it; pictures and scores lie in the folder `path`.pictures.
 
     A record without a picture becomes `renders` lines, drawn from seeds that all records of its user prompt
@@ -55,16 +63,21 @@ def make_log(
     step = max(1, at_once // renders)
     for start in range(0, len(todo), step):
         part = todo[start : start + step]
-        jobs = [Job(record.system, seed_of(seed, "picture-log", record.prompt, i))
-                for record in part for i in range(renders)]  # fmt: skip
+        jobs = [
+            Job(record.system, seed_of(seed, "picture-log", record.prompt, i))
+            for record in part
+            for i in range(renders)
+        ]
         words = [_meaning(record, meanings) for record in part for _ in range(renders)]
         assert studio is not None
         for number, view in enumerate(studio.look(jobs, words)):
             record = part[number // renders]
             image = cache.folder / view.picture[:2] / f"{view.picture}.png"
             if not image.is_file():
-                raise RepriseError(f"the picture {image} is not there: the disk is full, or it was deleted; "
-                                   f"make room, or delete {cache.folder}, and call again")  # fmt: skip
+                raise RepriseError(
+                    f"the picture {image} is not there: the disk is full, or it was deleted; "
+                    f"make room, or delete {cache.folder}, and call again"
+                )
             failed += bool(view.failed)
             lines[place[id(record)]].append(_line(path, record, image, view.scores))
         done += len(jobs)
@@ -84,8 +97,13 @@ def make_log(
     rows = [line for some in lines for line in some]
     _check_scored(rewards, rows)
     write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in rows))
-    return {"file": str(path), "prompts": len({record.prompt for record in records}), "pictures": len(rows),
-            "drawn": studio.drawn if studio else 0, "not_judged": failed}  # fmt: skip
+    return {
+        "file": str(path),
+        "prompts": len({record.prompt for record in records}),
+        "pictures": len(rows),
+        "drawn": studio.drawn if studio else 0,
+        "not_judged": failed,
+    }
 
 
 def read_source(source: str, use: str = "train") -> tuple[list[Record], dict[str, str]]:
@@ -109,12 +127,14 @@ def _meaning(record: Record, meanings: Mapping[str, str] | None) -> str:
 def _line(path: Path, record: Record, image: Path, scores: Mapping[str, float]) -> Line:
     where = os.path.relpath(image.absolute(), path.parent.absolute())
     system = "" if record.system == record.prompt else record.system
-    return Line(prompt=record.prompt, system=system, image=Path(where).as_posix(),
-                scores={**record.scores, **scores})  # fmt: skip
+    return Line(
+        prompt=record.prompt, system=system, image=Path(where).as_posix(), scores={**record.scores, **scores}
+    )
 
 
-def _scores(cache: Cache, record: Record, rewards: Mapping[str, Reward],
-            meaning: str) -> tuple[dict[str, float], tuple[str, str] | None]:  # fmt: skip
+def _scores(
+    cache: Cache, record: Record, rewards: Mapping[str, Reward], meaning: str
+) -> tuple[dict[str, float], tuple[str, str] | None]:
     """(a picture file's scores, those that were known too; (the reward that failed last, why))."""
     picture = record.picture
     try:

@@ -190,8 +190,9 @@ class StageLoop(Generic[Item]):
         aside = random.Random("evaluate").sample(aside, min(len(aside), config.eval_most))
         self.items, self.aside = self._items(training), self._items(aside) if aside else []
         self._prepare(gpu)
-        self.optimizer = torch.optim.AdamW(self.weights.values(), config.learning_rate,
-                                           weight_decay=config.weight_decay)  # fmt: skip
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), config.learning_rate, weight_decay=config.weight_decay
+        )
         factor = rate_factor(config, self.optimizer)
         self.rate = lambda done: config.learning_rate * factor(done)
 
@@ -296,8 +297,10 @@ class StageLoop(Generic[Item]):
     def _warn(self) -> None:
         found = variation(self.model.pivot_mean, self.model.pivot_std)
         if found < TOO_ALIKE:
-            self.log(f"warning: pivots vary by {found:.2%} of their size from picture to picture, as those "
-                     "of a vision tower that was never trained; they say little of a picture")  # fmt: skip
+            self.log(
+                f"warning: pivots vary by {found:.2%} of their size from picture to picture, as those "
+                "of a vision tower that was never trained; they say little of a picture"
+            )
 
     def _seen(self, items: Sequence[Item]) -> Tensor:
         """Standardised pivots (B, queries, width) of the items' pictures."""
@@ -323,8 +326,13 @@ class StageLoop(Generic[Item]):
             loss_of_all += loss.item()
         norm = apply_gradient(self.weights, self.optimizer, config.max_grad_norm, step, self.folder)
         self._train_mode(False)
-        return {"step": step, "loss": loss_of_all, "grad_norm": norm, "learning_rate": rate,
-                "seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
+        return {
+            "step": step,
+            "loss": loss_of_all,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "seconds": round(time.perf_counter() - start, 3),
+        }
 
     def _evaluate(self, step: int) -> None:
         import torch
@@ -336,10 +344,16 @@ class StageLoop(Generic[Item]):
             figures = self._figures()
             shown = self.aside[:SHOWN]
             samples = [
-                {"prompt": given, "rewrite": written, "reason": "", "fallback": None, "scores": {},
-                 "picture": self._keep(self._record(item).picture)}
+                {
+                    "prompt": given,
+                    "rewrite": written,
+                    "reason": "",
+                    "fallback": None,
+                    "scores": {},
+                    "picture": self._keep(self._record(item).picture),
+                }
                 for item, (given, written) in zip(shown, self._written(shown), strict=True)
-            ]  # fmt: skip
+            ]
         row = {"step": step, **figures, "seconds": round(time.perf_counter() - start, 2), "samples": samples}
         append_lines(self.folder / LINES[1], [json.dumps(row)])
         self.log(f"evaluation at step {step}: " + " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
@@ -357,8 +371,11 @@ class StageLoop(Generic[Item]):
 
     def _check_begun(self) -> None:
         lines = [[str(one.image), one.prompt, one.system] for one in map(self._record, self.items)]
-        now = {"records": len(lines), "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
-               "pictures": digest_of(self._record(item).picture for item in self.items)}  # fmt: skip
+        now = {
+            "records": len(lines),
+            "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
+            "pictures": digest_of(self._record(item).picture for item in self.items),
+        }
         check_begun(self.folder, self.config.log, now, self.checkpoint is not None)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -74,8 +74,9 @@ class Pivots:
                 save_file(shard, beside)
                 os.replace(beside, where)
             except Exception as error:  # safetensors and the file system raise their own kinds
-                raise TrainingFailed(f"{where} cannot be written: {first_line(error)}; make room, and go on "
-                                     "with --resume") from error  # fmt: skip
+                raise TrainingFailed(
+                    f"{where} cannot be written: {first_line(error)}; make room, and go on with --resume"
+                ) from error
             self._list(where)
         return damaged
 

@@ -54,8 +54,11 @@ def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[Asked]:
         return _shapeworld(int(count) if colon else 40, tasks.split(",") if tasks else [], use, seed)
     path = Path(source)
     text = read_text(path, "prompts", "are")
-    found = [_read(line, f"{path}, line {number}")
-             for number, line in enumerate(text.split("\n"), start=1) if line.strip()]  # fmt: skip
+    found = [
+        _read(line, f"{path}, line {number}")
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
     if not found:
         raise BadInput(f"{path} holds no prompts; write one a line")
     return list(dict.fromkeys(found))

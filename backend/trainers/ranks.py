@@ -63,8 +63,10 @@ def join() -> None:
 
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if _flag(f"ACCELERATE_USE_{name}"):
-            raise Unsupported(f"here every process holds the whole model, which {name} would cut in parts; "
-                              "start it without, with accelerate launch --multi_gpu or torchrun")  # fmt: skip
+            raise Unsupported(
+                f"here every process holds the whole model, which {name} would cut in parts; "
+                "start it without, with accelerate launch --multi_gpu or torchrun"
+            )
     if torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU"):
         # What is gathered here stays in main memory, gradients stay on the GPUs.
         PartialState(timeout=PATIENCE, backend="cpu:gloo,cuda:nccl")
@@ -111,8 +113,10 @@ def gpu(device: str) -> bool:
     found = device == "auto" and torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU")
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     if found and here > torch.cuda.device_count():
-        raise Unsupported(f"{here} processes want a GPU each, and this machine has "
-                          f"{torch.cuda.device_count()}; start as many, or set device=cpu")  # fmt: skip
+        raise Unsupported(
+            f"{here} processes want a GPU each, and this machine has "
+            f"{torch.cuda.device_count()}; start as many, or set device=cpu"
+        )
     return found
 
 
@@ -127,13 +131,18 @@ def share(items: Sequence[T]) -> Sequence[T]:
 def part_of(batch_size: int) -> int:
     """Rows of a batch that are one process's. Raises BadInput where that is no whole number."""
     if batch_size % count():
-        raise BadInput(f"batch_size={batch_size} is for all processes together, and {count()} of them do not "
-                       f"divide it; set it to a multiple of {count()}")  # fmt: skip
+        raise BadInput(
+            f"batch_size={batch_size} is for all processes together, and {count()} of them do not "
+            f"divide it; set it to a multiple of {count()}"
+        )
     return batch_size // count()
 
 
-def deal(items: Sequence[T], work: Callable[[Sequence[T]], list[R]],
-         waiting: AbstractContextManager[Any] | None = None) -> list[R]:
+def deal(
+    items: Sequence[T],
+    work: Callable[[Sequence[T]], list[R]],
+    waiting: AbstractContextManager[Any] | None = None,
+) -> list[R]:
     """`work` on `items`, each process on its share: the results of all, in their order, in every process.
 
     `waiting` is entered while the others are waited for. What fails in one process fails in all.

@@ -74,8 +74,10 @@ def open_renderer(settings: RendererSettings, device: str = "auto") -> Renderer:
         for key, attribute in FIXED.items():  # not to be passed on, where it is the same
             own = getattr(made, attribute, None)
             if own is not None and given.pop(key, own) != own:
-                raise BadInput(f"renderer {name!r} draws with {key}={own} alone, got "
-                               f"{getattr(settings, key)}; leave it out")  # fmt: skip
+                raise BadInput(
+                    f"renderer {name!r} draws with {key}={own} alone, got "
+                    f"{getattr(settings, key)}; leave it out"
+                )
         if not takes_all:
             _refuse_others(name, given, set(known))
         if device != "auto" and (takes_all or "device" in known):

@@ -85,8 +85,16 @@ class Batch:
 class Rollouts:
     """Makes batches. `specs` are those of all rewards, held-out ones too."""
 
-    def __init__(self, rewriter: RePromptRewriter, studio: Studio, text_rewards: Mapping[str, TextReward],
-                 specs: Mapping[str, RewardSpec], stream: Stream, config: GrpoConfig, phases: Phases):
+    def __init__(
+        self,
+        rewriter: RePromptRewriter,
+        studio: Studio,
+        text_rewards: Mapping[str, TextReward],
+        specs: Mapping[str, RewardSpec],
+        stream: Stream,
+        config: GrpoConfig,
+        phases: Phases,
+    ):
         self.rewriter, self.studio, self.text_rewards = rewriter, studio, dict(text_rewards)
         self.specs, self.stream, self.config, self.phases = dict(specs), stream, config, phases
 
@@ -136,10 +144,15 @@ class Rollouts:
         """Groups with their rewrites (and the original), all drawn from the policy as it is."""
         tokenizer, system, config = self.rewriter.tokenizer, self.rewriter.system, self.config
         groups = [
-            Group(position, asked, prompt_ids(tokenizer, asked.prompt, system=system),
-                  [seed_of(config.seed, "draw", position, i) for i in range(config.images)], [])
+            Group(
+                position,
+                asked,
+                prompt_ids(tokenizer, asked.prompt, system=system),
+                [seed_of(config.seed, "draw", position, i) for i in range(config.images)],
+                [],
+            )
             for position, asked in taken
-        ]  # fmt: skip
+        ]
         rows = [(group, variant) for group in groups for variant in range(config.rewrites)]
         with self.phases("write"):
             for start in range(0, len(rows), config.write_batch):
@@ -182,9 +195,10 @@ class Rollouts:
         if len(dropped) > self.config.max_dropped * len(samples):
             name = next((n for n in self.config.rewards if f"{n!r}" in dropped[-1]), "a reward")
             raise RewardFailed(
-                name, f"{len(dropped)} of {len(samples)} samples of a step had to be dropped, and "
-                f"max_dropped={self.config.max_dropped:g} allows no more; the last: {dropped[-1]}"
-            )  # fmt: skip
+                name,
+                f"{len(dropped)} of {len(samples)} samples of a step had to be dropped, and "
+                f"max_dropped={self.config.max_dropped:g} allows no more; the last: {dropped[-1]}",
+            )
 
     def _member(self, sample: Sample) -> Member:
         return Member(self._scaled(sample), sample.drawn, sample.written is None)
@@ -214,10 +228,12 @@ class Rollouts:
             "words": _mean(float(words(s.rewrite.prompt)) for s in written if s.drawn),
             "tokens": _mean(float(len(s.written.ids)) for s in written if s.written),
             "alike": 1 - len(set(texts)) / max(1, len(texts)),  # rewrites that their group had already
-        }  # fmt: skip
+        }
         for name in self.specs:
-            values = [[s.scores[name] for s in g.samples if s.written is not None and name in s.scores]
-                      for g in groups]  # fmt: skip
+            values = [
+                [s.scores[name] for s in g.samples if s.written is not None and name in s.scores]
+                for g in groups
+            ]
             if any(values):
                 found = report([row for row in values if row])
                 figures |= {f"reward/{name}": found.mean, f"reward/{name}/std": found.std}
@@ -237,15 +253,23 @@ def _lines(step: int, groups: Sequence[Group]) -> Iterable[str]:
     for group in groups:
         for number, sample in enumerate(group.samples):
             line: dict[str, Any] = {
-                "step": step, "prompt": group.asked.prompt, "judged_as": group.asked.judged_as or None,
-                "position": group.position, "variant": number if sample.written else "original",
-                "reason": sample.rewrite.reason, "rewrite": sample.rewrite.prompt if sample.drawn else None,
+                "step": step,
+                "prompt": group.asked.prompt,
+                "judged_as": group.asked.judged_as or None,
+                "position": group.position,
+                "variant": number if sample.written else "original",
+                "reason": sample.rewrite.reason,
+                "rewrite": sample.rewrite.prompt if sample.drawn else None,
                 "unparsable": sample.rewrite.fallback,
                 "text": sample.written.text if sample.written and not sample.drawn else None,
                 "tokens": len(sample.written.ids) if sample.written else None,
-                "seeds": group.seeds, "pictures": sample.pictures, "scores": sample.scores,
-                "advantage": sample.advantage, "dropped": sample.dropped, "replaced": group.replaced,
-            }  # fmt: skip
+                "seeds": group.seeds,
+                "pictures": sample.pictures,
+                "scores": sample.scores,
+                "advantage": sample.advantage,
+                "dropped": sample.dropped,
+                "replaced": group.replaced,
+            }
             yield json.dumps({key: value for key, value in line.items() if value is not None})
 
 

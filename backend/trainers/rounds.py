@@ -138,14 +138,17 @@ class Anew(Studio):
 class BaseRounds(ABC):
     """One run; `run` goes through its rounds. What a round is made of is each trainer's own."""
 
-    def __init__(self, settings: RoundSettings, run: Path, seed: int, device: str,
-                 log: Callable[[str], None]):  # fmt: skip
+    def __init__(
+        self, settings: RoundSettings, run: Path, seed: int, device: str, log: Callable[[str], None]
+    ):
         self.settings, self.folder, self.seed, self.log = settings, run, seed, log
         self.device = device  # "auto" or "cpu", of all that draws, judges and learns
         done = len(list(run.glob(f"{ROUNDS}/*/final")))
         if settings.count < done:
-            raise BadInput(f"{run} has {done} rounds behind it, and rounds.count={settings.count} are fewer; "
-                           f"set {done} or more, an earlier round is in {run / ROUNDS}")  # fmt: skip
+            raise BadInput(
+                f"{run} has {done} rounds behind it, and rounds.count={settings.count} are fewer; "
+                f"set {done} or more, an earlier round is in {run / ROUNDS}"
+            )
         self.prompts = read_prompts(settings.prompts, "train", seed)
         self.sets = fixed_prompts(self.prompts, settings.eval_prompts)
         self.rewards = {name: open_reward(name, device) for name in (*settings.rewards, *settings.held_out)}
@@ -222,8 +225,11 @@ class BaseRounds(ABC):
         device = "cuda" if ranks.gpu(self.device) else "cpu"
         judges = modules_mover(lambda: judge_modules(self.looking.values()))
         drawing = modules_mover(lambda: renderer_modules(renderer))
-        turns = {"write": modules_mover(lambda: [writer] if writer is not None else []),
-                 "render": drawing, "score": judges}  # fmt: skip
+        turns = {
+            "write": modules_mover(lambda: [writer] if writer is not None else []),
+            "render": drawing,
+            "score": judges,
+        }
         phases = Phases(device, turns if device != "cpu" and self.settings.offload else None)
         if device != "cpu" and not phases.movers:
             judges(device)
@@ -268,18 +274,22 @@ class BaseRounds(ABC):
             counts = {**counts, "stopped": None if counts["pairs"] else said}
             write_whole(path, json.dumps(counts) + "\n")
         if not counts["stopped"]:
-            self.log(f"round {number}: {counts['pairs']} pairs of {counts['prompts']} prompts, "
-                     f"{counts['ties']} ties left out")  # fmt: skip
+            self.log(
+                f"round {number}: {counts['pairs']} pairs of {counts['prompts']} prompts, "
+                f"{counts['ties']} ties left out"
+            )
             return True
         self.log(f"stopped: {counts['stopped']}")
         return False
 
     def _without(self, number: int, counts: Mapping[str, float]) -> str:
         alone = counts.get("alone", 0)  # rounds of earlier versions counted them as ties
-        return (f"round {number} has {counts['pairs']} pairs of {counts['prompts']} prompts: "
-                f"{counts['ties']} were ties, "
-                + (f"{alone} had nothing to be compared with, " if alone else "")
-                + f"and the pictures of {counts['gone']} are gone")  # fmt: skip
+        return (
+            f"round {number} has {counts['pairs']} pairs of {counts['prompts']} prompts: "
+            f"{counts['ties']} were ties, "
+            + (f"{alone} had nothing to be compared with, " if alone else "")
+            + f"and the pictures of {counts['gone']} are gone"
+        )
 
     def _learned(self, number: int, newest: Path | None) -> Path | None:
         """A round's `final/`; None where its pairs teach nothing, which the first round raises."""
@@ -332,8 +342,10 @@ class BaseRounds(ABC):
         write_report(self.folder)
         stop = 0 < self.settings.patience <= number - best["round"]
         if stop:
-            self.log(f"stopped after round {number}: {self.settings.patience} rounds brought no better "
-                     f"{self.watched} than round {best['round']}")  # fmt: skip
+            self.log(
+                f"stopped after round {number}: {self.settings.patience} rounds brought no better "
+                f"{self.watched} than round {best['round']}"
+            )
         return stop
 
     def _put(self, newest: Path, folder: Path) -> Path:

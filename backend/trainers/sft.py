@@ -158,9 +158,7 @@ def read_examples(path: Path) -> list[Example]:
     return examples
 
 
-def encode(
-    example: Example, tokenizer: Any, system: str, reasoning: bool = True
-) -> dict[str, list[int]]:
+def encode(example: Example, tokenizer: Any, system: str, reasoning: bool = True) -> dict[str, list[int]]:
     """Token ids of prompt and answer; `labels` are -100 on the prompt, so only the answer is learned."""
     asked = prompt_ids(tokenizer, example.prompt, example.critique, system)
     answer = example.answer if reasoning else Answer("", example.answer.prompt)
@@ -200,10 +198,19 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
 
     def finish() -> None:
         trained = merged(trainer.accelerator.unwrap_model(trainer.model), config.export_dtype)
-        export(final, trained, tokenizer, {
-            "format": 1, "role": "rewriter", "trainer": "sft", "system": system,
-            "max_new_tokens": config.max_new_tokens, "temperature": config.temperature,
-        })  # fmt: skip
+        export(
+            final,
+            trained,
+            tokenizer,
+            {
+                "format": 1,
+                "role": "rewriter",
+                "trainer": "sft",
+                "system": system,
+                "max_new_tokens": config.max_new_tokens,
+                "temperature": config.temperature,
+            },
+        )
 
     ranks.on_main(finish)
     log(f"saved {final}")
@@ -235,27 +242,46 @@ def _dataset(path: Path, tokenizer: Any, system: str, config: SftConfig, log: Ca
     return Dataset.from_list(short)
 
 
-def _trainer(config: SftConfig, run: Path, model: Any, tokenizer: Any, dataset: Any, held_out: Any,
-             gpu: bool) -> Any:
+def _trainer(
+    config: SftConfig, run: Path, model: Any, tokenizer: Any, dataset: Any, held_out: Any, gpu: bool
+) -> Any:
     import torch
     from trl import SFTConfig, SFTTrainer
 
     batch_size = ranks.part_of(config.batch_size)
     arguments = SFTConfig(
-        output_dir=str(run / "checkpoints"), seed=config.seed, data_seed=config.seed,
-        num_train_epochs=config.epochs, max_steps=config.max_steps or -1,
-        per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size,
-        gradient_accumulation_steps=config.accumulation, gradient_checkpointing=config.gradient_checkpointing,
-        learning_rate=config.learning_rate, lr_scheduler_type=config.scheduler,
+        output_dir=str(run / "checkpoints"),
+        seed=config.seed,
+        data_seed=config.seed,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        gradient_checkpointing=config.gradient_checkpointing,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
-        save_strategy="steps", save_steps=config.save_every, save_total_limit=2,
-        logging_strategy="steps", logging_steps=config.log_every,
-        eval_strategy="steps" if held_out is not None else "no", eval_steps=config.save_every,
-        bf16=gpu and torch.cuda.is_bf16_supported(), use_cpu=not gpu, dataloader_pin_memory=gpu,
-        ddp_find_unused_parameters=False, report_to="none", disable_tqdm=True, log_level_replica="error",
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        max_length=config.max_length,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        eval_strategy="steps" if held_out is not None else "no",
+        eval_steps=config.save_every,
+        bf16=gpu and torch.cuda.is_bf16_supported(),
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        ddp_find_unused_parameters=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level_replica="error",
         dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
+    )
+
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, *given):
             if not config.group_by_length:
@@ -270,9 +296,13 @@ def _trainer(config: SftConfig, run: Path, model: Any, tokenizer: Any, dataset: 
 
     lengths = [len(ids) for ids in dataset["input_ids"]]
     made = Trainer(
-        model=model, args=arguments, processing_class=tokenizer, train_dataset=dataset, eval_dataset=held_out,
+        model=model,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=dataset,
+        eval_dataset=held_out,
         peft_config=config.lora.adapter() if config.lora else None,
-    )  # fmt: skip
+    )
     from transformers import PrinterCallback
 
     made.remove_callback(PrinterCallback)  # our own callback writes the log

@@ -87,8 +87,9 @@ class Answers:
         for name, now in (("rewriter", rewriter), ("seed", seed)):
             then = getattr(self.begun, name)
             if then != now:
-                raise BadInput(f"{folder} was begun with --{name} {then}, not {now}; give that one, or "
-                               "another --out")  # fmt: skip
+                raise BadInput(
+                    f"{folder} was begun with --{name} {then}, not {now}; give that one, or another --out"
+                )
         self.of: dict[str, dict[int, Answer]] = {}  # prompt -> variant -> answer
         self.count = 0
         for answer in _read_answers(self.path):
@@ -97,16 +98,19 @@ class Answers:
     def check_rewriter(self, fingerprint: str) -> None:
         """Raises BadInput where the rewriter is not the one that the answers are of."""
         if self.begun.fingerprint not in (None, fingerprint):
-            raise BadInput(f"{self.begun.rewriter} has other weights or settings than {self.folder} was "
-                           "begun with; give another --out")  # fmt: skip
+            raise BadInput(
+                f"{self.begun.rewriter} has other weights or settings than {self.folder} was "
+                "begun with; give another --out"
+            )
         self.begun.fingerprint = fingerprint
         self._keep_begun()
 
     def check_place(self, path: Path) -> None:
         """Raises BadInput where `path` holds what was not made here, or was changed since."""
         if path.exists() and (path.is_dir() or _digest(path.read_bytes()) not in self.begun.made):
-            raise BadInput(f"{path} was not made by this command, or was changed since; move it, or give "
-                           "another file")  # fmt: skip
+            raise BadInput(
+                f"{path} was not made by this command, or was changed since; move it, or give another file"
+            )
 
     def add(self, answer: Answer) -> None:
         append_line(self.path, answer.model_dump_json(exclude_defaults=True))
@@ -135,8 +139,15 @@ class Maker:
     answers alone, so that a stopped call ends with the same data as one that was not.
     """
 
-    def __init__(self, asked: Sequence[Asked], answers: Answers, *, variants: int = 1, retries: int = 2,
-                 filters: Mapping[str, TextReward] | None = None):
+    def __init__(
+        self,
+        asked: Sequence[Asked],
+        answers: Answers,
+        *,
+        variants: int = 1,
+        retries: int = 2,
+        filters: Mapping[str, TextReward] | None = None,
+    ):
         self.asked, self.answers = list(asked), answers
         self.variants, self.retries, self.filters = variants, retries, dict(filters or {})
         # Refused since the last good answer: their fault, or that of a server that takes nothing any more?
@@ -145,10 +156,12 @@ class Maker:
     def missing(self) -> list[Row]:
         """What is still to be asked for."""
         return [
-            Row(one.prompt, variant) for one in self.asked for variant in range(self._wanted(one.prompt))
+            Row(one.prompt, variant)
+            for one in self.asked
+            for variant in range(self._wanted(one.prompt))
             if variant not in self.answers.of.get(one.prompt, {})
             and (one.prompt, variant) not in self.doubtful
-        ]  # fmt: skip
+        ]
 
     def write(self, rewriter: AsksRows, progress: Progress = lambda done, rows: None) -> None:
         """Ask for all that is missing; each answer is on disk as soon as it is there.
@@ -172,12 +185,15 @@ class Maker:
     def examples(self) -> dict[str, list[Example]]:
         """What can be used, by prompt: no two alike, in the order of their variants."""
         return {
-            one.prompt: list(dict.fromkeys(
-                answer.read for answer in self._of(one.prompt)
-                if isinstance(answer.read, Example) and self._fault(answer) is None
-            ))
+            one.prompt: list(
+                dict.fromkeys(
+                    answer.read
+                    for answer in self._of(one.prompt)
+                    if isinstance(answer.read, Example) and self._fault(answer) is None
+                )
+            )
             for one in self.asked
-        }  # fmt: skip
+        }
 
     def counts(self) -> dict[str, Any]:
         """How many answers there are, and what became of them."""
@@ -185,9 +201,11 @@ class Maker:
         unusable = Counter(fault for fault in faults if fault is not None)
         left = len(faults) - sum(unusable.values())
         return {
-            "prompts": len(self.asked), "answers": len(faults), "unusable": dict(unusable.most_common()),
+            "prompts": len(self.asked),
+            "answers": len(faults),
+            "unusable": dict(unusable.most_common()),
             "duplicates": left - sum(map(len, self.examples().values())),
-        }  # fmt: skip
+        }
 
     def _wanted(self, prompt: str) -> int:
         """How many variants of a prompt are wanted, by what came of the first ones."""
@@ -233,15 +251,21 @@ class Maker:
         if self.answers.count == HOPELESS and not any(
             isinstance(one.read, Example) for some in self.answers.of.values() for one in some.values()
         ):
-            raise RepriseError(f"none of the first {HOPELESS} answers of {self.answers.begun.rewriter} can "
-                               f"be used; the last: {taken.read}; take another model")  # fmt: skip
+            raise RepriseError(
+                f"none of the first {HOPELESS} answers of {self.answers.begun.rewriter} can "
+                f"be used; the last: {taken.read}; take another model"
+            )
 
 
 def keep_best(
-    asked: Sequence[Asked], examples: Mapping[str, list[Example]], studio: Studio,
-    weights: Mapping[str, float], seeds: Sequence[int], at_once: int = 32,
+    asked: Sequence[Asked],
+    examples: Mapping[str, list[Example]],
+    studio: Studio,
+    weights: Mapping[str, float],
+    seeds: Sequence[int],
+    at_once: int = 32,
     progress: Progress = lambda done, pictures: None,
-) -> tuple[dict[str, list[Example]], list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[dict[str, list[Example]], list[dict[str, Any]]]:
     """Of each prompt the example whose pictures score best, where that is no less than the prompt's own do.
 
     All of a prompt are drawn from the same seeds; a score is the mean over these of the weighted mean of the
@@ -249,8 +273,11 @@ def keep_best(
     what scored what. About `at_once` pictures are drawn, judged and kept before the next ones.
     Raises RewardFailed where a reward fails for one prompt after the other.
     """
-    texts = {one: list(dict.fromkeys([one.prompt, *(e.answer.prompt for e in examples[one.prompt])]))
-             for one in asked if examples[one.prompt]}  # fmt: skip
+    texts = {
+        one: list(dict.fromkeys([one.prompt, *(e.answer.prompt for e in examples[one.prompt])]))
+        for one in asked
+        if examples[one.prompt]
+    }
     whole, done, in_a_row = sum(map(len, texts.values())) * len(seeds), 0, 0
     best: dict[str, list[Example]] = {one.prompt: [] for one in asked}
     rows: list[dict[str, Any]] = []
@@ -259,8 +286,11 @@ def keep_best(
         judged = iter(studio.look(*map(list, zip(*views, strict=True))))
         for one in part:
             seen = {text: [next(judged) for _ in seeds] for text in texts[one]}
-            scores = {text: sum(_mixed(view, studio, weights) for view in views) / len(views)
-                      for text, views in seen.items() if not any(view.failed for view in views)}  # fmt: skip
+            scores = {
+                text: sum(_mixed(view, studio, weights) for view in views) / len(views)
+                for text, views in seen.items()
+                if not any(view.failed for view in views)
+            }
             faults = [fault for views in seen.values() for view in views for fault in view.failed.items()]
             in_a_row = 0 if scores else in_a_row + 1
             if in_a_row == IN_A_ROW:
@@ -271,10 +301,14 @@ def keep_best(
                 first = max(able, key=lambda example: scores[example.answer.prompt])
                 if scores[first.answer.prompt] >= scores[one.prompt]:
                     best[one.prompt] = [first]
-            rows.append({
-                "prompt": one.prompt, "scores": scores, "failed": dict(faults),
-                "best": next((example.answer.prompt for example in best[one.prompt]), None),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "prompt": one.prompt,
+                    "scores": scores,
+                    "failed": dict(faults),
+                    "best": next((example.answer.prompt for example in best[one.prompt]), None),
+                }
+            )
         done += len(views)
         progress(done, whole)
     return best, rows
@@ -286,8 +320,9 @@ def held_out(asked: Sequence[Asked], share: float, seed: int) -> set[str]:
     So a prompt stays on its side, whatever others there are, and paraphrases of one prompt are on the same
     side. There is one at least, and one at least is left. Raises BadInput for prompts that mean the same.
     """
-    places = {one.prompt: int(_digest(json.dumps([seed, one.meaning]).encode())[:16], 16) / 2**64
-              for one in asked}  # fmt: skip
+    places = {
+        one.prompt: int(_digest(json.dumps([seed, one.meaning]).encode())[:16], 16) / 2**64 for one in asked
+    }
     order = sorted(set(places.values()))
     if len(order) < 2:
         raise BadInput("--eval-share needs examples of two prompts at least; give more prompts")
@@ -297,8 +332,9 @@ def held_out(asked: Sequence[Asked], share: float, seed: int) -> set[str]:
 
 def _mixed(view: Judged, studio: Studio, weights: Mapping[str, float]) -> float:
     """A picture's rewards on one scale, averaged by weight."""
-    values = [weight * scaled(studio.rewards[name].spec, view.scores[name])
-              for name, weight in weights.items()]  # fmt: skip
+    values = [
+        weight * scaled(studio.rewards[name].spec, view.scores[name]) for name, weight in weights.items()
+    ]
     return sum(values) / sum(weights.values())
 
 
@@ -340,8 +376,10 @@ def _read_answers(path: Path) -> Iterator[Answer]:
         try:
             yield Answer.model_validate_json(line)
         except ValidationError as error:
-            raise BadInput(f"{path}, line {number}: {one_line(error)}; delete this line, and what it held is "
-                           "asked for again") from error  # fmt: skip
+            raise BadInput(
+                f"{path}, line {number}: {one_line(error)}; delete this line, and what it held is "
+                "asked for again"
+            ) from error
 
 
 def _digest(data: bytes) -> str:

@@ -96,6 +96,8 @@ def system_text(config: RewriterConfig, kept: str | None, where: str) -> str:
     if kept in (None, "", SYSTEM):
         return PLAIN_SYSTEM
     if "<reason>" in kept:
-        raise BadInput(f"the system text that {where} keeps asks for reasons, and reasoning is false; give "
-                       "another with system")  # fmt: skip
+        raise BadInput(
+            f"the system text that {where} keeps asks for reasons, and reasoning is false; give "
+            "another with system"
+        )
     return kept

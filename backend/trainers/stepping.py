@@ -42,8 +42,9 @@ class RunnableLoop(Protocol):
     def run(self) -> Path: ...
 
 
-def carry_out(run: Path, text: str, resume: bool, log: Callable[[str], None],
-              begin: Callable[[], RunnableLoop]) -> Path:  # fmt: skip
+def carry_out(
+    run: Path, text: str, resume: bool, log: Callable[[str], None], begin: Callable[[], RunnableLoop]
+) -> Path:
     """Claim the run folder for the config `text`, `begin` a loop and run it; a finished run's `final/` is
     returned as it is, unless it is asked for another number of rounds. What cannot begin changes nothing."""
     final = run / "final"
@@ -70,8 +71,9 @@ def check_begun(run: Path, source: object, now: Mapping[str, Any], resumed: bool
         return
     kept = json.loads(path.read_text(encoding="utf-8"))
     if any(now.get(name) != value for name, value in kept.items()):
-        raise BadInput(f"{source} or its pictures changed since {run} began; bring them back, or begin "
-                       "another run")  # fmt: skip
+        raise BadInput(
+            f"{source} or its pictures changed since {run} began; bring them back, or begin another run"
+        )
 
 
 def digest_of(pictures: Iterable[Path]) -> str:
@@ -90,9 +92,11 @@ def rate_factor(config: Schedule, optimizer: Optimizer) -> Callable[[int], float
     from transformers import get_scheduler
 
     made: Any = get_scheduler(
-        config.scheduler, optimizer, num_training_steps=config.max_steps,
+        config.scheduler,
+        optimizer,
+        num_training_steps=config.max_steps,
         num_warmup_steps=math.ceil(config.warmup_ratio * config.max_steps),
-    )  # fmt: skip
+    )
     return made.lr_lambdas[0]
 
 
@@ -109,8 +113,9 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def apply_gradient(weights: Mapping[str, Tensor], optimizer: Optimizer, most: float, step: int,
-                   run: Path) -> float:  # fmt: skip
+def apply_gradient(
+    weights: Mapping[str, Tensor], optimizer: Optimizer, most: float, step: int, run: Path
+) -> float:
     """Clip the gradient to the norm `most`, take the optimiser's step, and give the norm as it was.
     Raises TrainingFailed for one that is no number."""
     import torch
@@ -153,8 +158,14 @@ def unsaved(path: Path, run: Path, error: Exception) -> TrainingFailed:
     )
 
 
-def save_checkpoint(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], optimizer: Optimizer,
-                    names: Sequence[str], state: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+def save_checkpoint(
+    run: Path,
+    step: int,
+    files: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Optimizer,
+    names: Sequence[str],
+    state: Mapping[str, Any] | None = None,
+) -> None:
     """Write `checkpoints/checkpoint-STEP`: a safetensors file of each of `files`, AdamW's moments by the
     `names` of its weights in order, and `state`, whose file is the last and says that it is whole.
     Raises TrainingFailed."""
@@ -162,8 +173,9 @@ def save_checkpoint(run: Path, step: int, files: Mapping[str, Mapping[str, Tenso
 
     folder = run / "checkpoints" / f"checkpoint-{step}"
     known = optimizer.state_dict()["state"]
-    moments = {f"{name}.{key}": value
-               for i, name in enumerate(names) for key, value in known.get(i, {}).items()}  # fmt: skip
+    moments = {
+        f"{name}.{key}": value for i, name in enumerate(names) for key, value in known.get(i, {}).items()
+    }
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -178,8 +190,13 @@ def save_checkpoint(run: Path, step: int, files: Mapping[str, Mapping[str, Tenso
         raise unsaved(folder, run, error) from error
 
 
-def load_checkpoint(checkpoint: Path, files: Mapping[str, Mapping[str, Tensor]], optimizer: Optimizer,
-                    names: Sequence[str], device: str) -> dict[str, Any]:  # fmt: skip
+def load_checkpoint(
+    checkpoint: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Optimizer,
+    names: Sequence[str],
+    device: str,
+) -> dict[str, Any]:
     """Put back into the tensors of `files` and into the optimiser what `save_checkpoint` wrote; the state."""
     import torch
     from safetensors.torch import load_file
@@ -193,7 +210,8 @@ def load_checkpoint(checkpoint: Path, files: Mapping[str, Mapping[str, Tensor]],
     known = optimizer.state_dict()
     known["state"] = {
         i: {key: kept[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for i, name in enumerate(names) if f"{name}.step" in kept
-    }  # fmt: skip
+        for i, name in enumerate(names)
+        if f"{name}.step" in kept
+    }
     optimizer.load_state_dict(known)
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

@@ -46,8 +46,15 @@ class Studio:
     decide the last bits.
     """
 
-    def __init__(self, renderer: Renderer, rewards: Mapping[str, Reward], cache: Cache, phases: Phases,
-                 batch: int = 64, overlap: bool = False):
+    def __init__(
+        self,
+        renderer: Renderer,
+        rewards: Mapping[str, Reward],
+        cache: Cache,
+        phases: Phases,
+        batch: int = 64,
+        overlap: bool = False,
+    ):
         self.renderer, self.rewards, self.cache, self.phases = renderer, dict(rewards), cache, phases
         self.batch, self.overlap = batch, overlap
         self.drawn = self.reused = 0  # pictures; the caller's to reset
@@ -67,9 +74,10 @@ class Studio:
                 part = todo[start : start + self.batch]
                 pictures = self._pictures([job for job, _ in part], fresh)
                 waiting.append(
-                    pool.submit(self._score, part, pictures).result if pool
+                    pool.submit(self._score, part, pictures).result
+                    if pool
                     else partial(self._score, part, pictures)
-                )  # fmt: skip
+                )
             for job, image in fresh.items():
                 self.cache.put_image(self.key(job), image)
             if waiting:

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 SHOWN = 6  # prompts of an evaluation whose pictures the report shows
 
 
-def evaluate(rollouts: Rollouts | PpoRollouts, sets: Mapping[str, Sequence[Asked]],
-             unchanged: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def evaluate(
+    rollouts: Rollouts | PpoRollouts, sets: Mapping[str, Sequence[Asked]], unchanged: bool
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(figures "set/reward" of every set, samples of the first set for the report).
 
     With `unchanged` the prompts of the first set are drawn as typed, too. Raises RewardFailed for a reward
@@ -52,8 +53,9 @@ def evaluate(rollouts: Rollouts | PpoRollouts, sets: Mapping[str, Sequence[Asked
     return figures, samples
 
 
-def _judged(rollouts: Rollouts | PpoRollouts, asked: Sequence[Asked],
-            as_typed: bool = False) -> list[tuple[Rewrite, Judged]]:
+def _judged(
+    rollouts: Rollouts | PpoRollouts, asked: Sequence[Asked], as_typed: bool = False
+) -> list[tuple[Rewrite, Judged]]:
     """What became of each prompt; several processes deal them out."""
 
     def work(part: Sequence[tuple[int, Asked]]) -> list[tuple[Rewrite, Judged]]:
@@ -68,8 +70,9 @@ def _judged(rollouts: Rollouts | PpoRollouts, asked: Sequence[Asked],
     return ranks.deal(list(enumerate(asked)), work)
 
 
-def _means(rollouts: Rollouts | PpoRollouts, name: str,
-           judged: Sequence[tuple[Rewrite, Judged]]) -> dict[str, float]:  # fmt: skip
+def _means(
+    rollouts: Rollouts | PpoRollouts, name: str, judged: Sequence[tuple[Rewrite, Judged]]
+) -> dict[str, float]:
     figures = {}
     for reward in rollouts.studio.rewards:
         scores = [view.scores[reward] for _, view in judged if reward in view.scores]
@@ -80,12 +83,19 @@ def _means(rollouts: Rollouts | PpoRollouts, name: str,
 
 
 def _sample(asked: Asked, rewrite: Rewrite, view: Judged) -> dict[str, Any]:
-    return {"prompt": asked.prompt, "reason": rewrite.reason, "rewrite": rewrite.prompt,
-            "fallback": rewrite.fallback, "picture": view.picture, "scores": view.scores}  # fmt: skip
+    return {
+        "prompt": asked.prompt,
+        "reason": rewrite.reason,
+        "rewrite": rewrite.prompt,
+        "fallback": rewrite.fallback,
+        "picture": view.picture,
+        "scores": view.scores,
+    }
 
 
-def fixed_prompts(trained: Sequence[Asked], held_out: str | None,
-                  paraphrases: str | None = None) -> dict[str, list[Asked]]:  # fmt: skip
+def fixed_prompts(
+    trained: Sequence[Asked], held_out: str | None, paraphrases: str | None = None
+) -> dict[str, list[Asked]]:
     """The sets of prompts to evaluate on, read from where the settings say. Raises BadInput where one of them
     is trained on."""
     sources = {"held-out": (held_out, "evaluate"), "paraphrases": (paraphrases, "paraphrase")}
@@ -98,16 +108,24 @@ def fixed_prompts(trained: Sequence[Asked], held_out: str | None,
     return sets
 
 
-def watched(held_out: Iterable[str], trained: Iterable[str],
-            looking: Mapping[str, Reward]) -> tuple[str, bool]:  # fmt: skip
+def watched(
+    held_out: Iterable[str], trained: Iterable[str], looking: Mapping[str, Reward]
+) -> tuple[str, bool]:
     """(figure, whether more of it is better): the first held-out reward that looks at pictures, or else the
     first trained one, on the held-out prompts."""
     name = next(name for name in (*held_out, *trained) if name in looking)
     return f"held-out/{name}", looking[name].spec.higher_is_better
 
 
-def put_on_record(run: Path, row: Mapping[str, Any], watched: str, higher: bool, patience: int,
-                  export: Callable[[], None], log: Callable[[str], None]) -> bool:  # fmt: skip
+def put_on_record(
+    run: Path,
+    row: Mapping[str, Any],
+    watched: str,
+    higher: bool,
+    patience: int,
+    export: Callable[[], None],
+    log: Callable[[str], None],
+) -> bool:
     """Add an evaluation to the run's, `export` the weights where they are the best so far; whether training
     should stop."""
     earlier = read_lines(run / "evaluations.jsonl")
@@ -119,8 +137,10 @@ def put_on_record(run: Path, row: Mapping[str, Any], watched: str, higher: bool,
     write_report(run)
     stop = hacking([*earlier, row], watched, higher, patience if watched in row else 0)
     if stop:
-        log(f"stopped at step {row['step']}: over {patience} evaluations training reward rose and {watched} "
-            "fell, which looks like reward hacking; best/ holds the best weights so far")  # fmt: skip
+        log(
+            f"stopped at step {row['step']}: over {patience} evaluations training reward rose and {watched} "
+            "fell, which looks like reward hacking; best/ holds the best weights so far"
+        )
     return stop
 
 

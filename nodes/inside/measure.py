@@ -49,9 +49,18 @@ class _Bench:
         import torch
 
         latent = {"samples": torch.zeros(1, 16, width // 8, width // 8)}
-        return {"model": self.model, "seed": 1, "steps": steps, "cfg": 3.0, "sampler_name": "euler",
-                "scheduler": "simple", "positive": self.positive, "negative": self.negative,
-                "latent_image": latent, "denoise": 1.0}  # fmt: skip
+        return {
+            "model": self.model,
+            "seed": 1,
+            "steps": steps,
+            "cfg": 3.0,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "positive": self.positive,
+            "negative": self.negative,
+            "latent_image": latent,
+            "denoise": 1.0,
+        }
 
     def of_stock_nodes(self, width: int) -> float:
         """KSampler, VAE Decode and our scorer, as a graph without PARM has them."""
@@ -64,9 +73,15 @@ class _Bench:
     def of_parm(self, width: int, candidates: int = 1, steps: int | None = None) -> float:
         started = time.perf_counter()
         self.parm.execute(
-            **self._sampling(width, steps or self.steps), vae=self.vae, judge=self.judge, prompt=PROMPT,
-            candidates=candidates, prune="none", preview="auto", chunk=0,
-        )  # fmt: skip
+            **self._sampling(width, steps or self.steps),
+            vae=self.vae,
+            judge=self.judge,
+            prompt=PROMPT,
+            candidates=candidates,
+            prune="none",
+            preview="auto",
+            chunk=0,
+        )
         return time.perf_counter() - started
 
     def pairs(self, width: int, count: int) -> list[list[float]]:

@@ -56,10 +56,16 @@ def test_scores(cache):
         cache.put_scores(key, {"clip": float("nan")})
 
 
-@pytest.mark.parametrize("damage", [
-    lambda b: b"", lambda b: b[:50], lambda b: b[:-30], lambda b: b"GIF89a" + b,
-    lambda b: b[:60] + bytes([b[60] ^ 255]) + b[61:],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b"",
+        lambda b: b[:50],
+        lambda b: b[:-30],
+        lambda b: b"GIF89a" + b,
+        lambda b: b[:60] + bytes([b[60] ^ 255]) + b[61:],
+    ],
+)
 def test_a_damaged_entry_is_a_miss_and_goes(cache, damage):
     (key,) = keys(1)
     cache.put_image(key, picture(1))
@@ -98,10 +104,17 @@ def test_without_a_limit_nothing_is_deleted(tmp_path):
     assert cache.get_image(damaged.stem) is None and damaged.read_bytes() == b"half"
 
 
-@pytest.mark.parametrize("text", [
-    "[]", '{"scores": {}}', '{"key": "KEY", "scores": {"a": NaN}}', '{"key": "KEY"}',
-    '{"key": "KEY", "scores": {"a": "x"}}', '{"key": "other", "scores": {}}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"scores": {}}',
+        '{"key": "KEY", "scores": {"a": NaN}}',
+        '{"key": "KEY"}',
+        '{"key": "KEY", "scores": {"a": "x"}}',
+        '{"key": "other", "scores": {}}',
+    ],
+)
 def test_odd_scores_are_a_miss(cache, text):
     (key,) = keys(1)
     cache.put_scores(key, {})

@@ -37,21 +37,24 @@ def test_a_saved_config_reads_back_equal(tmp_path):
     assert load_config(Example, write(tmp_path, save_config(config))) == config
 
 
-@pytest.mark.parametrize("text,words,expected", [
-    ("stesp: 5", [], "did you mean 'steps'"),
-    ("optimizer: {learning_rat: 1}", [], "did you mean 'learning_rate'"),
-    ("", ["stepz=1"], "did you mean 'steps'"),
-    ("steps: 0", [], "steps: input should be greater than or equal to 1, got 0"),
-    ("", ["steps=many"], "steps: input should be a valid integer"),
-    ("", ["steps"], "expected key=value, got 'steps'"),
-    ("", ["=3"], "expected key=value"),
-    ("", ["steps.x=3", "steps=1"], None),
-    ("", ["steps=[1"], "cannot read the value in 'steps=[1'"),
-    ("steps: 3", ["steps.inner=3"], "'steps' holds no settings of its own"),
-    ("- a\n- b", [], "expected key: value lines"),
-    ("a: [1\nb: 2", [], "line 2"),
-    (b"\xff\xfe", [], "not UTF-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text,words,expected",
+    [
+        ("stesp: 5", [], "did you mean 'steps'"),
+        ("optimizer: {learning_rat: 1}", [], "did you mean 'learning_rate'"),
+        ("", ["stepz=1"], "did you mean 'steps'"),
+        ("steps: 0", [], "steps: input should be greater than or equal to 1, got 0"),
+        ("", ["steps=many"], "steps: input should be a valid integer"),
+        ("", ["steps"], "expected key=value, got 'steps'"),
+        ("", ["=3"], "expected key=value"),
+        ("", ["steps.x=3", "steps=1"], None),
+        ("", ["steps=[1"], "cannot read the value in 'steps=[1'"),
+        ("steps: 3", ["steps.inner=3"], "'steps' holds no settings of its own"),
+        ("- a\n- b", [], "expected key: value lines"),
+        ("a: [1\nb: 2", [], "line 2"),
+        (b"\xff\xfe", [], "not UTF-8"),
+    ],
+)
 def test_bad_configs_are_refused_in_one_line(tmp_path, text, words, expected):
     if expected is None:  # a later word replaces an earlier one
         assert load_config(Example, None, words).steps == 1

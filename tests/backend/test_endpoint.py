@@ -44,14 +44,20 @@ def test_a_request_is_what_it_should_be(endpoint):
     [request] = endpoint.requests
     assert request.path == "/v1/chat/completions" and "Authorization" not in request.headers
     assert request.body == {
-        "model": MODEL, "messages": [{"role": "user", "content": "a cat"}], "stream": False,
-        "temperature": 0.5, "seed": 3, "max_tokens": 9,
-    }  # fmt: skip
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "a cat"}],
+        "stream": False,
+        "temperature": 0.5,
+        "seed": 3,
+        "max_tokens": 9,
+    }
 
 
 def test_images_travel_as_parts(endpoint):
-    parts = [{"type": "text", "text": "what is this?"},
-             {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]  # fmt: skip
+    parts = [
+        {"type": "text", "text": "what is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    ]
     complete(endpoint, Ask([{"role": "user", "content": parts}]))
     assert endpoint.requests[0].body["messages"][0]["content"] == parts
 
@@ -94,21 +100,24 @@ def test_our_own_key_comes_first(monkeypatch):
     assert find_key("http://127.0.0.1:1/v1") == (KEY, "REPRISE_ENDPOINT_KEY")
 
 
-@pytest.mark.parametrize(("url", "hosts", "sent"), [
-    ("https://api.openai.com/v1", None, True),
-    ("http://api.openai.com/v1", None, False),
-    ("https://api.openai.com.evil.example/v1", None, False),
-    ("https://evil.example/v1", None, False),
-    ("https://openrouter.ai/api/v1", "openrouter.ai, api.mistral.ai", True),
-    ("https://api.openai.com/v1", "openrouter.ai", False),
-    ("http://openrouter.ai/api/v1", "openrouter.ai", False),
-    ("http://192.168.1.5:8000/v1", "192.168.1.5", False),
-    ("http://192.168.1.5:8000/v1", "http://192.168.1.5:8000", True),
-    ("http://192.168.1.5:8001/v1", "http://192.168.1.5:8000", False),
-    ("http://localhost:11434/v1", None, True),
-    ("http://[::1]:8080/v1", "", True),
-    ("http://127.0.0.1.evil.example/v1", None, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "hosts", "sent"),
+    [
+        ("https://api.openai.com/v1", None, True),
+        ("http://api.openai.com/v1", None, False),
+        ("https://api.openai.com.evil.example/v1", None, False),
+        ("https://evil.example/v1", None, False),
+        ("https://openrouter.ai/api/v1", "openrouter.ai, api.mistral.ai", True),
+        ("https://api.openai.com/v1", "openrouter.ai", False),
+        ("http://openrouter.ai/api/v1", "openrouter.ai", False),
+        ("http://192.168.1.5:8000/v1", "192.168.1.5", False),
+        ("http://192.168.1.5:8000/v1", "http://192.168.1.5:8000", True),
+        ("http://192.168.1.5:8001/v1", "http://192.168.1.5:8000", False),
+        ("http://localhost:11434/v1", None, True),
+        ("http://[::1]:8080/v1", "", True),
+        ("http://127.0.0.1.evil.example/v1", None, False),
+    ],
+)
 def test_the_key_goes_to_named_hosts_only(monkeypatch, url, hosts, sent):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     if hosts is not None:
@@ -164,27 +173,33 @@ def test_a_trickle_is_too_slow():
         assert "did not answer within 0.4 s" in fails(server, timeout=0.4)
 
 
-@pytest.mark.parametrize(("play", "says"), [
-    (Play(b"<html><h1>Hello</h1></html>"), "expected JSON from http"),
-    (Play(b""), "expected JSON from http"),
-    (Play(b"[1]"), "expected JSON from http"),
-    (Play(b"\xff\xfe\x00"), "expected JSON from http"),
-    (Play(b"{" * 5000), "expected choices[0].message.content"),
-    (Play({"choices": []}), "expected choices[0].message.content"),
-    (Play({"error": "out of memory"}), "out of memory"),
-    (Play({"choices": [{"message": {"content": 3}}]}), "expected choices[0].message.content"),
-    (Play({"choices": [{"text": "a completion, no chat"}]}), "expected choices[0].message.content"),
-    (answer(""), "answered with an empty text"),
-    (answer(None), "answered with an empty text"),
-    (answer(" \n"), "answered with an empty text"),
-    (refusal(403, "not in your country"), "wants a key (403: 'not in your country')"),
-    (refusal(400, "context\nlength exceeded"), "refused the request (400: 'context length exceeded')"),
-    (refusal(422, "x" * 5000), "refused the request (422: 'xxx"),
-    (Play({"detail": "no"}, 422), "refused the request (422: 'no')"),
-    (Play(b"moved", 308, {"Location": "https://elsewhere.example/v1"}), "has moved to 'https://elsewhere"),
-    (Play(b"nonsense", headers={"Content-Encoding": "gzip"}), "broke off"),
-    (Play(b"{", headers={"Content-Length": "100"}), "broke off"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("play", "says"),
+    [
+        (Play(b"<html><h1>Hello</h1></html>"), "expected JSON from http"),
+        (Play(b""), "expected JSON from http"),
+        (Play(b"[1]"), "expected JSON from http"),
+        (Play(b"\xff\xfe\x00"), "expected JSON from http"),
+        (Play(b"{" * 5000), "expected choices[0].message.content"),
+        (Play({"choices": []}), "expected choices[0].message.content"),
+        (Play({"error": "out of memory"}), "out of memory"),
+        (Play({"choices": [{"message": {"content": 3}}]}), "expected choices[0].message.content"),
+        (Play({"choices": [{"text": "a completion, no chat"}]}), "expected choices[0].message.content"),
+        (answer(""), "answered with an empty text"),
+        (answer(None), "answered with an empty text"),
+        (answer(" \n"), "answered with an empty text"),
+        (refusal(403, "not in your country"), "wants a key (403: 'not in your country')"),
+        (refusal(400, "context\nlength exceeded"), "refused the request (400: 'context length exceeded')"),
+        (refusal(422, "x" * 5000), "refused the request (422: 'xxx"),
+        (Play({"detail": "no"}, 422), "refused the request (422: 'no')"),
+        (
+            Play(b"moved", 308, {"Location": "https://elsewhere.example/v1"}),
+            "has moved to 'https://elsewhere",
+        ),
+        (Play(b"nonsense", headers={"Content-Encoding": "gzip"}), "broke off"),
+        (Play(b"{", headers={"Content-Length": "100"}), "broke off"),
+    ],
+)
 def test_rubbish(play, says):
     with playing(play) as server:
         assert says in fails(server, retries=0)
@@ -201,8 +216,9 @@ def test_half_a_letter_does_not_get_into_files():
 
 
 def test_text_in_parts_and_text_cut_off():
-    with playing(answer([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]),
-                 answer("", finish="length")) as server:  # fmt: skip
+    with playing(
+        answer([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]), answer("", finish="length")
+    ) as server:
         assert complete(server)[0].text == "a b"
         [reply] = complete(server)
         assert reply.text == "" and reply.cut  # a model that thought too long: for the caller to judge
@@ -214,9 +230,13 @@ def test_a_passing_fault_is_tried_again(status):
         assert complete(server)[0].text == GOOD and len(server.requests) == 2
 
 
-@pytest.mark.parametrize(("status", "says"), [
-    (429, "takes no more requests (429: 'busy')"), (500, "failed (500: 'busy'); its log says why"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (429, "takes no more requests (429: 'busy')"),
+        (500, "failed (500: 'busy'); its log says why"),
+    ],
+)
 def test_a_lasting_fault_ends_after_the_retries(status, says):
     with playing(refusal(status, "busy")) as server:
         assert says in fails(server) and len(server.requests) == 3
@@ -269,11 +289,23 @@ def test_settings_that_a_server_refuses_by_name_are_left_out():
             assert (body["max_completion_tokens"], body["seed"]) == (9, 3)
             assert "temperature" not in body and "max_tokens" not in body
     # As Mistral and Gemini refuse a seed.
-    for said in ({"message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"],
-                                          "msg": "Extra inputs are not permitted"}]}},
-                 [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}]):  # fmt: skip
-        with playing(lambda body, said=said: Play(said, 422) if "seed" in body else answer(json.dumps(body)),
-                     ) as server:  # fmt: skip
+    for said in (
+        {
+            "message": {
+                "detail": [
+                    {
+                        "type": "extra_forbidden",
+                        "loc": ["body", "seed"],
+                        "msg": "Extra inputs are not permitted",
+                    }
+                ]
+            }
+        },
+        [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}],
+    ):
+        with playing(
+            lambda body, said=said: Play(said, 422) if "seed" in body else answer(json.dumps(body)),
+        ) as server:
             body = json.loads(complete(server)[0].text)
             assert "seed" not in body and body["temperature"] == 0.5 and len(server.requests) == 2
     for param in ("model", ["seed"], None):
@@ -375,10 +407,22 @@ def test_what_should_stop_raises_comes_through():
         Endpoint(server.url, MODEL).complete([ASK], should_stop=stop)
 
 
-@pytest.mark.parametrize("url", [
-    "", "127.0.0.1:11434/v1", "localhost/v1", "ftp://host/v1", "http://", "http:/x", "hunter2@host",
-    "http://user:hunter2@host/v1", "https://host/v1?key=hunter2", "http://[::1/v1", "http://host:port/v1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:11434/v1",
+        "localhost/v1",
+        "ftp://host/v1",
+        "http://",
+        "http:/x",
+        "hunter2@host",
+        "http://user:hunter2@host/v1",
+        "https://host/v1?key=hunter2",
+        "http://[::1/v1",
+        "http://host:port/v1",
+    ],
+)
 def test_addresses_that_are_none(url):
     with pytest.raises(BadInput, match=r"expected an address such as") as caught:
         check_url(url)

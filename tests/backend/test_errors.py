@@ -6,13 +6,24 @@ from reprise.backend import errors
 
 
 def test_exit_codes():
-    codes = {name: cls.exit_code for name, cls in inspect.getmembers(errors, inspect.isclass)
-             if issubclass(cls, errors.RepriseError)}  # fmt: skip
+    codes = {
+        name: cls.exit_code
+        for name, cls in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(cls, errors.RepriseError)
+    }
     assert codes == {
-        "RepriseError": 1, "BadInput": 2, "UnknownName": 2, "CheckpointError": 2, "Unsupported": 2,
-        "RewardFailed": 1, "RenderFailed": 1, "EndpointError": 1, "AnswerRefused": 1,
-        "TrainingFailed": 1, "Interrupted": 1,
-    }  # fmt: skip
+        "RepriseError": 1,
+        "BadInput": 2,
+        "UnknownName": 2,
+        "CheckpointError": 2,
+        "Unsupported": 2,
+        "RewardFailed": 1,
+        "RenderFailed": 1,
+        "EndpointError": 1,
+        "AnswerRefused": 1,
+        "TrainingFailed": 1,
+        "Interrupted": 1,
+    }
 
 
 def test_unknown_name_gives_the_near_match_and_all_where_they_are_few():

@@ -36,12 +36,15 @@ def test_noised():
     close(noised(CLEAN, NOISE, 1 - SIGMA, SIGMA), [[0.6, -0.4], [1.2, 0.2]])
 
 
-@pytest.mark.parametrize(("prediction", "expected"), [
-    ("epsilon", [[0.5, -1.0], [2.0, 1.0]]),
-    # .6 * .5 - .8 * 1, -.6 - .8 * 2; .8 * 2, .8 + .6
-    ("v_prediction", [[-0.5, -2.2], [1.6, 1.4]]),
-    ("flow", [[-0.5, -3.0], [2.0, 2.0]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        ("epsilon", [[0.5, -1.0], [2.0, 1.0]]),
+        # .6 * .5 - .8 * 1, -.6 - .8 * 2; .8 * 2, .8 + .6
+        ("v_prediction", [[-0.5, -2.2], [1.6, 1.4]]),
+        ("flow", [[-0.5, -3.0], [2.0, 2.0]]),
+    ],
+)
 def test_targets(prediction, expected):
     close(denoising_target(prediction, CLEAN, NOISE, SIGNAL, SIGMA), expected)
 
@@ -62,15 +65,18 @@ def test_an_error_is_a_mean_over_a_samples_numbers():
     close(denoising_error(half, torch.zeros_like(half)), [90000.0])
 
 
-@pytest.mark.parametrize(("prediction", "margin"), [
-    # One pair: the first sample is chosen, the second rejected. The reference says 0 to both; the model says
-    # the chosen one's target, and the rejected one's plus 1. Errors of the reference are the targets' mean
-    # squares: epsilon .625 and 2.5, v 2.545 and 2.26, flow 4.625 and 4. beta 2:
-    # margin = -1 * ((0 - reference_chosen) - (1 - reference_rejected))
-    ("epsilon", 0.625 + 1 - 2.5),
-    ("v_prediction", 2.545 + 1 - 2.26),
-    ("flow", 4.625 + 1 - 4.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prediction", "margin"),
+    [
+        # One pair: the first sample is chosen, the second rejected. The reference says 0 to both; the model
+        # says the chosen one's target, and the rejected one's plus 1. The reference's errors are the targets'
+        # mean squares: epsilon .625 and 2.5, v 2.545 and 2.26, flow 4.625 and 4. beta 2:
+        # margin = -1 * ((0 - reference_chosen) - (1 - reference_rejected))
+        ("epsilon", 0.625 + 1 - 2.5),
+        ("v_prediction", 2.545 + 1 - 2.26),
+        ("flow", 4.625 + 1 - 4.0),
+    ],
+)
 def test_diffusion_dpo_by_hand(prediction, margin):
     target = denoising_target(prediction, CLEAN, NOISE, SIGNAL, SIGMA)
     model = denoising_error(target + torch.tensor([[0.0], [1.0]]), target)

@@ -32,8 +32,11 @@ def test_every_data_file_is_packed(project):
     for package, patterns in project["tool"]["setuptools"]["package-data"].items():
         folder = ROOT.joinpath(*package.split(".")[1:])
         packed |= {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    data = {path for path in (ROOT / "backend").rglob("*")
-            if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}  # fmt: skip
+    data = {
+        path
+        for path in (ROOT / "backend").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
+    }
     assert data <= packed
 
 

@@ -8,8 +8,12 @@ import pytest
 from reprise.backend import registry
 from reprise.backend.errors import UnknownName
 
-TABLES = {"rewriter": registry.REWRITERS, "renderer": registry.RENDERERS, "reward": registry.REWARDS,
-          "trainer": registry.TRAINERS}  # fmt: skip
+TABLES = {
+    "rewriter": registry.REWRITERS,
+    "renderer": registry.RENDERERS,
+    "reward": registry.REWARDS,
+    "trainer": registry.TRAINERS,
+}
 
 
 @pytest.mark.parametrize("kind,name", [(kind, name) for kind, table in TABLES.items() for name in table])

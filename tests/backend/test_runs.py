@@ -40,13 +40,25 @@ def test_the_record_has_the_promised_form(tmp_path):
         "settings",
         "versions",
     }
-    assert record["rewrites"][1] == {"reason": "", "prompt": "two", "rewriter": "test",
-                                     "fallback": "the answer has no <prompt>"}  # fmt: skip
+    assert record["rewrites"][1] == {
+        "reason": "",
+        "prompt": "two",
+        "rewriter": "test",
+        "fallback": "the answer has no <prompt>",
+    }
     assert record["candidates"][1] == {
-        "index": 1, "seed": 6, "prompt": "one", "scores": {"shapeworld": 0.9}, "score": 0.9,
-        "pruned_at": None, "image": "candidates/01-6.png", "preview": None, "round": 0,
-        "preview_scores": {"2": 0.4, "4": 0.5}, "preview_clarity": {},
-    }  # fmt: skip
+        "index": 1,
+        "seed": 6,
+        "prompt": "one",
+        "scores": {"shapeworld": 0.9},
+        "score": 0.9,
+        "pruned_at": None,
+        "image": "candidates/01-6.png",
+        "preview": None,
+        "round": 0,
+        "preview_scores": {"2": 0.4, "4": 0.5},
+        "preview_clarity": {},
+    }
     pruned = record["candidates"][2]
     assert (pruned["image"], pruned["score"], pruned["pruned_at"], pruned["round"]) == (None, None, 2, 1)
     assert pruned["preview"] is None, "nobody looked"

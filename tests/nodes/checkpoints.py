@@ -43,8 +43,16 @@ class Weights(dict):
         if bias:
             self.normal(f"{key}.bias", n_out, std=0.02)
 
-    def conv(self, key: str, n_in: int, n_out: int, size: int = 3, bias: bool = True, gain: float = 1.0,
-             mean: float = 0.0) -> None:  # fmt: skip
+    def conv(
+        self,
+        key: str,
+        n_in: int,
+        n_out: int,
+        size: int = 3,
+        bias: bool = True,
+        gain: float = 1.0,
+        mean: float = 0.0,
+    ) -> None:
         self.normal(f"{key}.weight", n_out, n_in, size, size, std=gain * (n_in * size * size) ** -0.5)
         if bias:
             self.normal(f"{key}.bias", n_out, std=0.02, mean=mean)
@@ -164,8 +172,13 @@ SD15 = UNet()
 SD15_INPAINTING = UNet(channels_in=9)  # noise, mask and masked picture
 # ComfyUI knows SDXL by its depths of 2, 2, 10, 10. In the real one the widths are 320 x (1, 2, 4), and the
 # middle and the way up are as deep.
-SDXL = UNet(context=2048, levels=((0, 0), (2, 2), (10, 10)), levels_out=((0,) * 3, (1, 0, 0), (1, 0, 0)),
-            linear=True, vector=2816)  # fmt: skip
+SDXL = UNet(
+    context=2048,
+    levels=((0, 0), (2, 2), (10, 10)),
+    levels_out=((0,) * 3, (1, 0, 0), (1, 0, 0)),
+    linear=True,
+    vector=2816,
+)
 
 
 def unet(kind: UNet, seed: int = 4) -> Weights:

@@ -45,13 +45,25 @@ class Server:
         left_out = shutil.ignore_patterns(".git", ".venv", "tests", "out", "__pycache__", ".*cache")
         shutil.copytree(ROOT, packs / "reprise-nodes", ignore=left_out)
         self.process = subprocess.Popen(
-            [str(python), str(folder / "main.py"), "--cpu", "--base-directory", str(base),
-             "--port", str(self.port), "--database-url", "sqlite:///:memory:",
-             "--disable-api-nodes", "--disable-auto-launch",
-             *(["--front-end-root", FRONTEND] if FRONTEND else [])],
-            cwd=folder, stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
+            [
+                str(python),
+                str(folder / "main.py"),
+                "--cpu",
+                "--base-directory",
+                str(base),
+                "--port",
+                str(self.port),
+                "--database-url",
+                "sqlite:///:memory:",
+                "--disable-api-nodes",
+                "--disable-auto-launch",
+                *(["--front-end-root", FRONTEND] if FRONTEND else []),
+            ],
+            cwd=folder,
+            stdout=self.log.open("wb"),
+            stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
+        )
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
     def wait(self, seconds: float = 180) -> None:
@@ -135,9 +147,12 @@ def in_comfyui():
             pytest.skip(f"{python} has no {needs}, which this test compares with")
         done = subprocess.run(
             [str(python), str(Path(__file__).parent / script), str(folder), str(ROOT), *arguments],
-            capture_output=True, text=True, timeout=seconds, cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "nodes" / "inside")},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -60,19 +60,43 @@ class Stock:
         """Adds PARM in the sampler's place; returns its node's id and that of the one that saves `images`."""
         kind = "RepriseParmBestOfN" + ("" if self.sampler == "KSampler" else "Advanced")
         parm = graph.add(
-            kind, **self.inputs, **self.seeded(graph, seed), vae=self.vae, prompt=ASKED,
-            judge=graph.add("RepriseLoadJudge", judge="shapeworld")[0], candidates=COUNT, prune="halving",
-            preview=self.preview, chunk=self.chunk,
-        )  # fmt: skip
+            kind,
+            **self.inputs,
+            **self.seeded(graph, seed),
+            vae=self.vae,
+            prompt=ASKED,
+            judge=graph.add("RepriseLoadJudge", judge="shapeworld")[0],
+            candidates=COUNT,
+            prune="halving",
+            preview=self.preview,
+            chunk=self.chunk,
+        )
         return parm[0][0], graph.add("PreviewImage", images=parm[2])[0][0]
 
 
-def k_sampler(graph: Graph, model, positive, negative, latent_image, sampler_name="euler", scheduler="normal",
-              cfg=4.0, denoise=1.0) -> dict:  # fmt: skip
+def k_sampler(
+    graph: Graph,
+    model,
+    positive,
+    negative,
+    latent_image,
+    sampler_name="euler",
+    scheduler="normal",
+    cfg=4.0,
+    denoise=1.0,
+) -> dict:
     """The inputs of a KSampler but its seed."""
-    return {"model": model, "steps": STEPS, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler,
-            "positive": positive, "negative": negative, "latent_image": latent_image,
-            "denoise": denoise}  # fmt: skip
+    return {
+        "model": model,
+        "steps": STEPS,
+        "cfg": cfg,
+        "sampler_name": sampler_name,
+        "scheduler": scheduler,
+        "positive": positive,
+        "negative": negative,
+        "latent_image": latent_image,
+        "denoise": denoise,
+    }
 
 
 def texts(graph: Graph, clip) -> tuple[list, list]:
@@ -94,9 +118,14 @@ def sd15_lora() -> Stock:
     """LoraLoader: on the UNet and on the text encoder."""
     plain = sd15()
     graph = plain.graph
-    model, clip, *_ = graph.add("LoraLoader", model=plain.inputs["model"], clip=plain.clip,
-                                lora_name="sd15_lora.safetensors", strength_model=1.0,
-                                strength_clip=1.0)  # fmt: skip
+    model, clip, *_ = graph.add(
+        "LoraLoader",
+        model=plain.inputs["model"],
+        clip=plain.clip,
+        lora_name="sd15_lora.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
     inputs = k_sampler(graph, model, *texts(graph, clip), plain.inputs["latent_image"])
     without = {key: plain.inputs[key] for key in ("model", "positive", "negative")}
     return Stock(graph, "KSampler", inputs, plain.vae, without, clip)
@@ -108,9 +137,15 @@ def sd15_controlnet() -> Stock:
     control = graph.add("ControlNetLoader", control_net_name="control_sd15.safetensors")[0]
     hint = graph.add("LoadImage", image="scene.png")[0]
     positive, negative, *_ = graph.add(
-        "ControlNetApplyAdvanced", positive=stock.inputs["positive"], negative=stock.inputs["negative"],
-        control_net=control, image=hint, strength=1.0, start_percent=0.0, end_percent=0.8,
-    )  # fmt: skip
+        "ControlNetApplyAdvanced",
+        positive=stock.inputs["positive"],
+        negative=stock.inputs["negative"],
+        control_net=control,
+        image=hint,
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=0.8,
+    )
     stock.without = {"positive": stock.inputs["positive"], "negative": stock.inputs["negative"]}
     stock.inputs |= {"positive": positive, "negative": negative, "sampler_name": "dpmpp_2m"}
     stock.preview, stock.chunk = "VAE", 3  # the hint meets batches of 3 and 1, then of 2 and of 1
@@ -136,12 +171,22 @@ def sd15_inpainting() -> Stock:
     model = graph.add("UNETLoader", unet_name="sd15_inpainting.safetensors", weight_dtype="default")[0]
     picture, mask, *_ = graph.add("LoadImage", image="scene.png")
     positive, negative, latent, *_ = graph.add(
-        "InpaintModelConditioning", positive=stock.inputs["positive"], negative=stock.inputs["negative"],
-        vae=stock.vae, pixels=picture, mask=mask, noise_mask=True,
-    )  # fmt: skip
+        "InpaintModelConditioning",
+        positive=stock.inputs["positive"],
+        negative=stock.inputs["negative"],
+        vae=stock.vae,
+        pixels=picture,
+        mask=mask,
+        noise_mask=True,
+    )
     stock.without = {key: stock.inputs[key] for key in ("positive", "negative", "latent_image")}
-    stock.inputs |= {"model": model, "positive": positive, "negative": negative, "latent_image": latent,
-                     "sampler_name": "heun"}  # fmt: skip
+    stock.inputs |= {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "latent_image": latent,
+        "sampler_name": "heun",
+    }
     return stock
 
 
@@ -203,9 +248,14 @@ def flux_fill_of(graph: Graph, picture, mask) -> Stock:
     model, clip, vae, conditioning = _flux(graph, "flux_fill.safetensors")
     model = graph.add("DifferentialDiffusion", model=model)[0]
     positive, _, latent, *_ = graph.add(
-        "InpaintModelConditioning", positive=conditioning, negative=conditioning, vae=vae, pixels=picture,
-        mask=mask, noise_mask=True,
-    )  # fmt: skip
+        "InpaintModelConditioning",
+        positive=conditioning,
+        negative=conditioning,
+        vae=vae,
+        pixels=picture,
+        mask=mask,
+        noise_mask=True,
+    )
     inputs = _flux_sampler(graph, model, positive, latent)
     empty = graph.add("EmptySD3LatentImage", width=SIZE, height=SIZE, batch_size=1)[0]
     return Stock(graph, "SamplerCustomAdvanced", inputs, vae, {"latent_image": empty}, clip)

@@ -35,11 +35,26 @@ class Graph:
 
     def parm(self, sampler="euler", prune="halving", **changed):
         """({candidate index: picture (H, W, 3)}, the node's report)."""
-        inputs = {"model": self.model, "seed": SEED, "steps": STEPS, "cfg": CFG, "sampler_name": sampler,
-                  "scheduler": "simple", "positive": self.positive, "negative": self.negative,
-                  "latent_image": self.latent, "denoise": 1.0, "vae": self.vae, "judge": self.judge,
-                  "prompt": "a photo of a red circle and a blue star", "candidates": COUNT, "prune": prune,
-                  "preview": "auto", "chunk": 0, **changed}  # fmt: skip
+        inputs = {
+            "model": self.model,
+            "seed": SEED,
+            "steps": STEPS,
+            "cfg": CFG,
+            "sampler_name": sampler,
+            "scheduler": "simple",
+            "positive": self.positive,
+            "negative": self.negative,
+            "latent_image": self.latent,
+            "denoise": 1.0,
+            "vae": self.vae,
+            "judge": self.judge,
+            "prompt": "a photo of a red circle and a blue star",
+            "candidates": COUNT,
+            "prune": prune,
+            "preview": "auto",
+            "chunk": 0,
+            **changed,
+        }
         with torch.inference_mode():
             result = pack("nodes.parm").ParmBestOfN.execute(**inputs).args
         report = json.loads(result[5])
@@ -53,9 +68,19 @@ class Graph:
         with torch.inference_mode():
             noise = comfy.sample.prepare_noise(latent["samples"], seed)
             drawn = comfy.sample.sample(
-                self.model, noise, STEPS, CFG, sampler, "simple", self.positive, self.negative,
-                latent["samples"], denoise=denoise, noise_mask=latent.get("noise_mask"), seed=seed,
-            )  # fmt: skip
+                self.model,
+                noise,
+                STEPS,
+                CFG,
+                sampler,
+                "simple",
+                self.positive,
+                self.negative,
+                latent["samples"],
+                denoise=denoise,
+                noise_mask=latent.get("noise_mask"),
+                seed=seed,
+            )
             return self.vae.decode(drawn)[0]
 
 
@@ -94,8 +119,11 @@ def settings() -> dict:
         "inpainting": {"latent_image": {**start, "noise_mask": mask}, "denoise": 0.8},
         "chunks of 2": {"chunk": 2},
     }
-    return {f"{name}, {sampler}": compare(graph, sampler, **changed)
-            for name, changed in cases.items() for sampler in ("dpmpp_2m", "dpmpp_2m_sde")}  # fmt: skip
+    return {
+        f"{name}, {sampler}": compare(graph, sampler, **changed)
+        for name, changed in cases.items()
+        for sampler in ("dpmpp_2m", "dpmpp_2m_sde")
+    }
 
 
 def refusals() -> dict:
@@ -120,10 +148,16 @@ def embedded() -> dict:
     ours, our_pooled = graph.clip.encode_from_tokens(graph.clip.tokenize(PROMPT), return_pooled=True)
     noise = comfy.sample.prepare_noise(graph.latent["samples"], SEED)
     theirs = pipe(
-        prompt=PROMPT, negative_prompt="", true_cfg_scale=CFG, num_inference_steps=STEPS, height=128,
+        prompt=PROMPT,
+        negative_prompt="",
+        true_cfg_scale=CFG,
+        num_inference_steps=STEPS,
+        height=128,
         width=128,
-        latents=pipe._pack_latents(noise, 1, 16, 16, 16), max_sequence_length=length, output_type="pt",
-    ).images  # fmt: skip
+        latents=pipe._pack_latents(noise, 1, 16, 16, 16),
+        max_sequence_length=length,
+        output_type="pt",
+    ).images
     return {
         "t5": (features - ours).abs().max().item(),
         "clip": (pooled - our_pooled).abs().max().item(),

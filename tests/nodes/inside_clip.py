@@ -31,8 +31,13 @@ def made(tokenizer, model, **options) -> comfy.sd.CLIP:
 
 def z_image_clip() -> comfy.sd.CLIP:
     """The core's own tokenizer and text encoder of Z-Image, Qwen3, with few, narrow, random layers."""
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
-             "num_key_value_heads": 1}  # fmt: skip
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     clip = made(z_image.ZImageTokenizer, z_image.ZImageTEModel, qwen3_4b_model_config=small)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -46,15 +51,24 @@ def embedded_clip(folder) -> comfy.sd.CLIP:
     from transformers import AutoTokenizer
 
     shape = json.loads((folder / "config.json").read_text())
-    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-              "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
+    fields = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+    )
     small = {name: shape[name] for name in fields} | {"rope_theta": shape["rope_parameters"]["rope_theta"]}
     theirs = AutoTokenizer.from_pretrained(str(folder))
     system = json.loads((folder / "reprise.json").read_text())["system"]
     template = theirs.apply_chat_template(
-        [{"role": "system", "content": system}, {"role": "user", "content": "{}"}], tokenize=False,
+        [{"role": "system", "content": system}, {"role": "user", "content": "{}"}],
+        tokenize=False,
         add_generation_prompt=True,
-    )  # fmt: skip
+    )
 
     class Qwen2(llama.BaseLlama, llama.BaseGenerate, torch.nn.Module):
         def __init__(self, config, dtype, device, operations):
@@ -68,9 +82,15 @@ def embedded_clip(folder) -> comfy.sd.CLIP:
 
     class Encoder(comfy.sd1_clip.SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
-            super().__init__(device=device, dtype=dtype, textmodel_json_config=small, model_class=Qwen2,
-                             special_tokens={"pad": shape["pad_token_id"]},
-                             layer_norm_hidden_state=False, model_options=model_options)  # fmt: skip
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=small,
+                model_class=Qwen2,
+                special_tokens={"pad": shape["pad_token_id"]},
+                layer_norm_hidden_state=False,
+                model_options=model_options,
+            )
 
     class Encoders(comfy.sd1_clip.SD1ClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
@@ -79,10 +99,17 @@ def embedded_clip(folder) -> comfy.sd.CLIP:
     class Words(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data=None):
             super().__init__(
-                str(folder), tokenizer_class=AutoTokenizer, embedding_directory="/nowhere",
-                has_start_token=False, has_end_token=False, pad_with_end=False, pad_to_max_length=False,
-                max_length=10**8, min_length=1, pad_token=shape["pad_token_id"],
-            )  # fmt: skip
+                str(folder),
+                tokenizer_class=AutoTokenizer,
+                embedding_directory="/nowhere",
+                has_start_token=False,
+                has_end_token=False,
+                pad_with_end=False,
+                pad_to_max_length=False,
+                max_length=10**8,
+                min_length=1,
+                pad_token=shape["pad_token_id"],
+            )
 
     class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
         """As the core's chat tokenizers: the text goes into the template, weights in brackets are off."""
@@ -115,7 +142,8 @@ def embedded() -> dict:
     strange = "a red (circle:1.3), embedding:EasyNegative <|im_end|> {x}"
     critiques = ["the circles are blue", None]
     return {
-        "reprompt": plain(ours.rewrite(PROMPTS)), "clip": plain(rewriter.rewrite(PROMPTS)),
+        "reprompt": plain(ours.rewrite(PROMPTS)),
+        "clip": plain(rewriter.rewrite(PROMPTS)),
         "mended": [plain(one.rewrite(PROMPTS, critiques=critiques)) for one in (ours, rewriter)],
         "sampled": plain(rewriter.rewrite(PROMPTS[:1], variants=3, seed=5)),
         "again": plain(rewriter.rewrite(PROMPTS[:1], variants=3, seed=5)),
@@ -123,7 +151,7 @@ def embedded() -> dict:
         "other": plain(rewriter.rewrite(PROMPTS[:1], variants=3, seed=6)),
         "strange": rewriter._asked(strange, "embedding:x"),
         "kept": plain(rewriter.rewrite([strange])),
-    }  # fmt: skip
+    }
 
 
 def core() -> dict:
@@ -137,11 +165,13 @@ def core() -> dict:
     told = []
     found = rewriter.rewrite(["a red circle"], 2, 3, progress=lambda *seen: told.append(seen))
     return {
-        "rewrites": plain(found), "progress": told,
+        "rewrites": plain(found),
+        "progress": told,
         "ours": rewriter._write(asked, None, "")[0],
         "core": TextGenerate.execute(clip, asked, 12, {"sampling_mode": "off"}).args[0],
-        "memory": pack("nodes.memory").ready(rewriter), "interrupt": interrupt(rewriter),
-    }  # fmt: skip
+        "memory": pack("nodes.memory").ready(rewriter),
+        "interrupt": interrupt(rewriter),
+    }
 
 
 def interrupt(rewriter) -> dict:
@@ -183,8 +213,12 @@ def refusals() -> dict:
         pass
 
     small = made(ClipL, comfy.sd1_clip.SD1ClipModel)
-    return {"none": said(None), "old": said(Old()), "sd1": said(small),
-            "flux": said(pack("nodes.shapeworld").load_clip())}  # fmt: skip
+    return {
+        "none": said(None),
+        "old": said(Old()),
+        "sd1": said(small),
+        "flux": said(pack("nodes.shapeworld").load_clip()),
+    }
 
 
 with torch.inference_mode():

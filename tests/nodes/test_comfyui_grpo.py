@@ -18,11 +18,22 @@ from .test_comfyui_renderer import GRAPH, url
 pytestmark = pytest.mark.comfyui
 STEPS, PROMPTS, REWRITES = 5, 2, 3
 SETTINGS = {
-    "model": "shapeworld", "rewards": {"shapeworld": 1.0, "structure": 0.25}, "prompts_per_step": PROMPTS,
-    "rewrites": REWRITES, "batch_size": PROMPTS * REWRITES, "max_steps": STEPS, "learning_rate": 3e-4,
-    "warmup_ratio": 0.0, "max_new_tokens": 128, "std_floor": 1e-4, "resample": 0, "save_every": STEPS,
-    "gradient_checkpointing": False, "device": "cpu", "prompts": "prompts.txt",
-}  # fmt: skip
+    "model": "shapeworld",
+    "rewards": {"shapeworld": 1.0, "structure": 0.25},
+    "prompts_per_step": PROMPTS,
+    "rewrites": REWRITES,
+    "batch_size": PROMPTS * REWRITES,
+    "max_steps": STEPS,
+    "learning_rate": 3e-4,
+    "warmup_ratio": 0.0,
+    "max_new_tokens": 128,
+    "std_floor": 1e-4,
+    "resample": 0,
+    "save_every": STEPS,
+    "gradient_checkpointing": False,
+    "device": "cpu",
+    "prompts": "prompts.txt",
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +91,12 @@ def pictures(run):
 
 def jobs(run):
     """Name -> (prompt, seed) of the pictures that the record names."""
-    return {name: (line["rewrite"], seed) for line in rollouts(run)
-            for name, seed in zip(line["pictures"], line["seeds"]) if line["pictures"]}  # fmt: skip
+    return {
+        name: (line["rewrite"], seed)
+        for line in rollouts(run)
+        for name, seed in zip(line["pictures"], line["seeds"])
+        if line["pictures"]
+    }
 
 
 @pytest.fixture(scope="module")

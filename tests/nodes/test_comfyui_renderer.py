@@ -22,12 +22,24 @@ GRAPH = {
     "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a photo of a red circle", "clip": ["1", 1]}},
     "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
     "4": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
-    "5": {"class_type": "KSampler", "inputs": {
-        "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 1,
-        "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["1", 0],
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "seed": 1,
+            "steps": STEPS,
+            "cfg": 3.0,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        },
+    },
     "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
     "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "comfyui_renderer"}},
-}  # fmt: skip
+}
 PROMPTS = ("a photo of a red circle", "a photo of two blue stars", "a photo of a green heart")
 JOBS = [Job(PROMPTS[i % 3], 100 + i) for i in range(12)]
 
@@ -101,11 +113,19 @@ def test_the_shipped_quick_start(server, second):
     graph = json.loads((ROOT / "tests" / "data" / "api" / "shapeworld_quick_start.json").read_text())
     graph["8"]["inputs"].update(candidates=2, steps=4, prune="none")
     drawing = renderer(server, second, graph=graph)
-    out = pixels(drawing.render([Job("a photo of a blue star", 3), Job("a photo of a blue star", 3),
-                                 Job("a photo of a green heart", 3)]))  # fmt: skip
+    out = pixels(
+        drawing.render(
+            [
+                Job("a photo of a blue star", 3),
+                Job("a photo of a blue star", 3),
+                Job("a photo of a green heart", 3),
+            ]
+        )
+    )
     assert np.array_equal(out[0], out[1]) and not np.array_equal(out[0], out[2])
-    ran = [entry["prompt"][2] for one in (server, second)
-           for entry in one.http.get("/history").json().values()]  # fmt: skip
+    ran = [
+        entry["prompt"][2] for one in (server, second) for entry in one.http.get("/history").json().values()
+    ]
     assert any(run.get("8", {}).get("inputs", {}).get("prompt") == "a photo of a green heart" for run in ran)
 
 
@@ -126,10 +146,13 @@ def test_a_node_that_fails_is_named(server, second):
     judged = {
         **GRAPH,
         "8": {"class_type": "RepriseLoadJudge", "inputs": {"judge": "shapeworld"}},
-        "9": {"class_type": "RepriseRewardScorer", "_meta": {"title": "Judge"},
-              "inputs": {"images": ["6", 0], "prompt": GRAPH["2"]["inputs"]["text"], "judge": ["8", 0]}},
+        "9": {
+            "class_type": "RepriseRewardScorer",
+            "_meta": {"title": "Judge"},
+            "inputs": {"images": ["6", 0], "prompt": GRAPH["2"]["inputs"]["text"], "judge": ["8", 0]},
+        },
         "7": {"class_type": "SaveImage", "inputs": {"images": ["9", 1], "filename_prefix": "judged"}},
-    }  # fmt: skip
+    }
     drawing = renderer(server, second, graph=judged)
     with pytest.raises(RenderFailed, match=r"node 9 \(Judge, RepriseRewardScorer\) failed: .*a cat"):
         drawing.render([Job("a cat", 1)])
@@ -175,7 +198,7 @@ def test_two_servers_one_of_them_killed_on_the_way(server, second, alone, caplog
     out = pixels(drawing.render(more + JOBS, progress=progress))
     assert killed, "it never had anything to do"
     assert f"{url(second)} is dropped" in caplog.text
-    assert all(map(np.array_equal, out[len(more):], alone))
+    assert all(map(np.array_equal, out[len(more) :], alone))
     assert all(map(np.array_equal, out[: len(more)], pixels(renderer(server).render(more))))
 
 

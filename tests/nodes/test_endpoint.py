@@ -15,13 +15,30 @@ LOADER, REWRITER, SHOWN, DRAWN = "1", "2", "3", "36"
 
 def rewriting(url, seed=0, variants=1, prompt="a cat", timeout=60, model=MODEL):
     return {
-        LOADER: {"class_type": "RepriseEndpointRewriter", "inputs": {
-            "url": url, "model": model, "temperature": 0.9, "max_tokens": 2048, "timeout": timeout}},
-        REWRITER: {"class_type": "RepriseRewriter", "inputs": {
-            "prompt": prompt, "rewriter": [LOADER, 0], "variants": variants, "seed": seed, "locked": False,
-            "locked_prompt": "", "critique": ""}},
+        LOADER: {
+            "class_type": "RepriseEndpointRewriter",
+            "inputs": {
+                "url": url,
+                "model": model,
+                "temperature": 0.9,
+                "max_tokens": 2048,
+                "timeout": timeout,
+            },
+        },
+        REWRITER: {
+            "class_type": "RepriseRewriter",
+            "inputs": {
+                "prompt": prompt,
+                "rewriter": [LOADER, 0],
+                "variants": variants,
+                "seed": seed,
+                "locked": False,
+                "locked_prompt": "",
+                "critique": "",
+            },
+        },
         SHOWN: {"class_type": "PreviewAny", "inputs": {"source": [REWRITER, 0]}},
-    }  # fmt: skip
+    }
 
 
 def works(server, nodes):
@@ -98,9 +115,18 @@ def test_nobody_answers(server):
 
 def other_branch():
     """A branch that takes a while: a model is loaded, drawn with, and the picture saved."""
-    sampling = {"model": ["31", 0], "positive": ["32", 0], "negative": ["32", 0], "latent_image": ["33", 0],
-                "seed": time.time_ns() % 2**31, "steps": 6, "cfg": 3.0, "sampler_name": "euler",
-                "scheduler": "simple", "denoise": 1.0}  # fmt: skip
+    sampling = {
+        "model": ["31", 0],
+        "positive": ["32", 0],
+        "negative": ["32", 0],
+        "latent_image": ["33", 0],
+        "seed": time.time_ns() % 2**31,
+        "steps": 6,
+        "cfg": 3.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 1.0,
+    }
     return {
         "31": {"class_type": "RepriseLoadShapeWorld", "inputs": {}},
         "32": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red circle", "clip": ["31", 1]}},
@@ -108,7 +134,7 @@ def other_branch():
         "34": {"class_type": "KSampler", "inputs": sampling},
         "35": {"class_type": "VAEDecode", "inputs": {"samples": ["34", 0], "vae": ["31", 2]}},
         DRAWN: {"class_type": "SaveImage", "inputs": {"images": ["35", 0], "filename_prefix": "other"}},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("play", [refusal(401, "who?"), answer(GOOD, delay=30)], ids=["at once", "late"])
@@ -123,8 +149,10 @@ def second(nodes):
     """The same nodes with other ids."""
     found = {}
     for key, node in nodes.items():
-        inputs = {name: ["1" + value[0], value[1]] if isinstance(value, list) else value
-                  for name, value in node["inputs"].items()}  # fmt: skip
+        inputs = {
+            name: ["1" + value[0], value[1]] if isinstance(value, list) else value
+            for name, value in node["inputs"].items()
+        }
         found["1" + key] = {**node, "inputs": inputs}
     return found
 
@@ -226,7 +254,9 @@ def test_other_branches_go_on_beside_a_loop_that_fails(server, loop):
 def test_a_clip_that_only_encodes_is_refused(server):
     nodes = rewriting("http://127.0.0.1:1/v1")
     nodes["9"] = {"class_type": "RepriseLoadShapeWorld", "inputs": {}}
-    nodes[LOADER] = {"class_type": "RepriseClipRewriter", "inputs": {
-        "clip": ["9", 1], "temperature": 0.9, "max_length": 64, "top_p": 0.95}}  # fmt: skip
+    nodes[LOADER] = {
+        "class_type": "RepriseClipRewriter",
+        "inputs": {"clip": ["9", 1], "temperature": 0.9, "max_length": 64, "top_p": 0.95},
+    }
     error = error_of(server.run(nodes))
     assert error["node_id"] == LOADER and "this CLIP only encodes text" in error["exception_message"]

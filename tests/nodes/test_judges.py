@@ -28,7 +28,8 @@ def test_a_judge_loads_is_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
     found = in_comfyui("inside_judges.py", str(tmp_path))
     assert {"shapeworld", "image-reward", "hps-v2.1", "pick-score"} <= set(found["choices"])
     assert [name for name in found["choices"] if name.startswith("vlm")] == [
-        f"vlm: {name}#{mode}" for name in ("embedded", "embedded-base", "tiny/qwen")
+        f"vlm: {name}#{mode}"
+        for name in ("embedded", "embedded-base", "tiny/qwen")
         for mode in ("match", "clarity", "potential", "critique", "checklist", "score")
     ]
     assert found["missing"].startswith("CheckpointError: image-reward is not installed: put ImageReward.pt")

@@ -15,22 +15,32 @@ from reprise.backend.renderers.lora import BLOCKS, apply_lora, lora_tensors, sav
 pytestmark = pytest.mark.comfyui
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 SDXL = {
-    "sample_size": 128, "block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20],
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "attention_head_dim": [5, 10, 20],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10], "cross_attention_dim": 2048, "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
+}
 
 
 def flux():
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
-        num_layers=2, num_single_layers=2, attention_head_dim=128, num_attention_heads=2,
-        joint_attention_dim=64, pooled_projection_dim=32, guidance_embeds=True,
-    )  # fmt: skip
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=128,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+    )
 
 
 def sd3():
@@ -38,9 +48,15 @@ def sd3():
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
-        sample_size=32, num_layers=2, num_attention_heads=2, attention_head_dim=64, joint_attention_dim=4096,
-        caption_projection_dim=128, pooled_projection_dim=2048, pos_embed_max_size=16,
-    )  # fmt: skip
+        sample_size=32,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        joint_attention_dim=4096,
+        caption_projection_dim=128,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=16,
+    )
 
 
 def pixart():
@@ -48,18 +64,26 @@ def pixart():
     from diffusers import PixArtTransformer2DModel
 
     return PixArtTransformer2DModel(
-        num_layers=2, num_attention_heads=16, attention_head_dim=72, cross_attention_dim=1152,
-        caption_channels=4096, sample_size=32, use_additional_conditions=False,
-    )  # fmt: skip
+        num_layers=2,
+        num_attention_heads=16,
+        attention_head_dim=72,
+        cross_attention_dim=1152,
+        caption_channels=4096,
+        sample_size=32,
+        use_additional_conditions=False,
+    )
 
 
 def adapter(denoiser):
     """Random weights of rank 1 for every module that an adapter may go to; the denoiser may be a shell."""
     random = torch.Generator().manual_seed(0)
-    shapes = {name: module.weight.shape for name, module in denoiser.named_modules()
-              if re.fullmatch(BLOCKS, name)}  # fmt: skip
-    return {name: (0.1 * torch.randn(1, columns, generator=random), torch.randn(rows, 1, generator=random))
-            for name, (rows, columns) in shapes.items()}  # fmt: skip
+    shapes = {
+        name: module.weight.shape for name, module in denoiser.named_modules() if re.fullmatch(BLOCKS, name)
+    }
+    return {
+        name: (0.1 * torch.randn(1, columns, generator=random), torch.randn(rows, 1, generator=random))
+        for name, (rows, columns) in shapes.items()
+    }
 
 
 def family(name):
@@ -115,13 +139,32 @@ def trained(tmp_path_factory):
     store = Store(folder / "store", create=True)
     images = [store.put_image(torch.rand(128, 128, 3, generator=random)) for _ in range(2)]
     sides = [Side(image=image, drawn_as="x", score=1.0 - i) for i, image in enumerate(images)]
-    store.add([Pair(prompt="x", condition="a red circle", chosen=sides[0], rejected=sides[1], reward="r",
-                    margin=1.0, source="render", run="a")])  # fmt: skip
+    store.add(
+        [
+            Pair(
+                prompt="x",
+                condition="a red circle",
+                chosen=sides[0],
+                rejected=sides[1],
+                reward="r",
+                margin=1.0,
+                source="render",
+                run="a",
+            )
+        ]
+    )
     config = DiffusionDpoConfig(
-        model="shapeworld", preferences=folder / "store", max_steps=3, batch_size=1, accumulation=1,
-        device="cpu", learning_rate=1e-2, warmup_ratio=0.0, lora={"r": 4, "alpha": 8, "targets": "blocks"},
+        model="shapeworld",
+        preferences=folder / "store",
+        max_steps=3,
+        batch_size=1,
+        accumulation=1,
+        device="cpu",
+        learning_rate=1e-2,
+        warmup_ratio=0.0,
+        lora={"r": 4, "alpha": 8, "targets": "blocks"},
         gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     return train(config, folder / "run", log=lambda line: None) / "lora.safetensors"
 
 
@@ -137,10 +180,16 @@ def by_diffusers(lora):
         pipe.load_lora_weights(lora.parent, weight_name=lora.name)
     noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(SEED))
     drawn = pipe(
-        prompt=PROMPT, negative_prompt="", true_cfg_scale=CFG, num_inference_steps=STEPS, height=128,
-        width=128, latents=pipe._pack_latents(noise, 1, 16, 16, 16), output_type="pt",
+        prompt=PROMPT,
+        negative_prompt="",
+        true_cfg_scale=CFG,
+        num_inference_steps=STEPS,
+        height=128,
+        width=128,
+        latents=pipe._pack_latents(noise, 1, 16, 16, 16),
+        output_type="pt",
         max_sequence_length=ShapeWorldRenderer.TEXT_LENGTH,
-    ).images  # fmt: skip
+    ).images
     return drawn[0].movedim(0, -1) * 255
 
 
@@ -152,26 +201,48 @@ def test_a_real_server_draws_with_a_trained_lora_what_diffusers_draws(server, tr
     graph = {
         "load": {"class_type": "RepriseLoadShapeWorld", "inputs": {}},
         "alone": {"class_type": "LoraLoaderModelOnly", "inputs": {**one, "model": ["load", 0]}},
-        "both": {"class_type": "LoraLoader", "inputs": {**one, "strength_clip": 1.0, "model": ["load", 0],
-                                                        "clip": ["load", 1]}},
-        "latent": {"class_type": "EmptySD3LatentImage",
-                   "inputs": {"width": 128, "height": 128, "batch_size": 1}},
-    }  # fmt: skip
-    for name, model, clip in (("plain", ["load", 0], ["load", 1]), ("model", ["alone", 0], ["load", 1]),
-                              ("clip", ["both", 0], ["both", 1])):  # fmt: skip
+        "both": {
+            "class_type": "LoraLoader",
+            "inputs": {**one, "strength_clip": 1.0, "model": ["load", 0], "clip": ["load", 1]},
+        },
+        "latent": {
+            "class_type": "EmptySD3LatentImage",
+            "inputs": {"width": 128, "height": 128, "batch_size": 1},
+        },
+    }
+    for name, model, clip in (
+        ("plain", ["load", 0], ["load", 1]),
+        ("model", ["alone", 0], ["load", 1]),
+        ("clip", ["both", 0], ["both", 1]),
+    ):
         for sign, text in (("positive", PROMPT), ("negative", "")):
             graph[f"{name} {sign}"] = {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": clip}}
-        graph[f"{name} sampler"] = {"class_type": "KSampler", "inputs": {
-            "model": model, "positive": [f"{name} positive", 0], "negative": [f"{name} negative", 0],
-            "latent_image": ["latent", 0], "seed": SEED, "steps": STEPS, "cfg": CFG, "sampler_name": "euler",
-            "scheduler": "simple", "denoise": 1.0}}  # fmt: skip
-        graph[f"{name} decode"] = {"class_type": "VAEDecode", "inputs": {"samples": [f"{name} sampler", 0],
-                                                                         "vae": ["load", 2]}}  # fmt: skip
+        graph[f"{name} sampler"] = {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": model,
+                "positive": [f"{name} positive", 0],
+                "negative": [f"{name} negative", 0],
+                "latent_image": ["latent", 0],
+                "seed": SEED,
+                "steps": STEPS,
+                "cfg": CFG,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "denoise": 1.0,
+            },
+        }
+        graph[f"{name} decode"] = {
+            "class_type": "VAEDecode",
+            "inputs": {"samples": [f"{name} sampler", 0], "vae": ["load", 2]},
+        }
         graph[name] = {"class_type": "PreviewImage", "inputs": {"images": [f"{name} decode", 0]}}
     entry = server.run(graph)
     assert entry["status"]["status_str"] == "success", entry["status"]
-    shown = {name: torch.from_numpy(server.images(entry, name)[0].copy()).float()
-             for name in ("plain", "model", "clip")}  # fmt: skip
+    shown = {
+        name: torch.from_numpy(server.images(entry, name)[0].copy()).float()
+        for name in ("plain", "model", "clip")
+    }
     plain, with_lora = by_diffusers(None), by_diffusers(trained)
     assert (with_lora - plain).abs().max() > 32, "the LoRA changes the picture"
     for name, expected in (("plain", plain), ("model", with_lora), ("clip", with_lora)):

@@ -15,12 +15,21 @@ from .conftest import ROOT, error_of
 pytestmark = pytest.mark.comfyui
 SOCKETS = ROOT / "tests" / "data" / "sockets.json"
 IDS = {
-    "RepriseRewriter", "RepriseRewardScorer", "RepriseParmBestOfN", "RepriseParmBestOfNAdvanced",
-    "RepriseLoadRewriter", "RepriseLoadJudge", "RepriseLoadShapeWorld",
-    "RepriseReflectionLoop", "RepriseReflectionStep", "RepriseRefiner", "RepriseDescribe",
+    "RepriseRewriter",
+    "RepriseRewardScorer",
+    "RepriseParmBestOfN",
+    "RepriseParmBestOfNAdvanced",
+    "RepriseLoadRewriter",
+    "RepriseLoadJudge",
+    "RepriseLoadShapeWorld",
+    "RepriseReflectionLoop",
+    "RepriseReflectionStep",
+    "RepriseRefiner",
+    "RepriseDescribe",
     "RepriseLoadRefiner",
-    "RepriseEndpointRewriter", "RepriseClipRewriter",
-}  # fmt: skip
+    "RepriseEndpointRewriter",
+    "RepriseClipRewriter",
+}
 
 
 def test_the_pack_loads_fast_and_without_a_warning(server):
@@ -109,9 +118,14 @@ def test_the_quick_start_draws_scores_and_reports(server, graph):
     assert scores["scores"] == pytest.approx(sorted(finished, reverse=True))
 
 
-@pytest.mark.parametrize("name, node, pictures", [
-    ("shapeworld_quick_start", "8", "9"), ("rewrite_and_score", "10", "16"), ("reflection_loop", "8", "9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, node, pictures",
+    [
+        ("shapeworld_quick_start", "8", "9"),
+        ("rewrite_and_score", "10", "16"),
+        ("reflection_loop", "8", "9"),
+    ],
+)
 def test_most_pictures_of_the_shipped_graphs_are_right(server, graph, name, node, pictures):
     """Read by the detector itself, not by what the graph says of itself."""
     nodes = graph(name)
@@ -152,11 +166,19 @@ def test_the_embedded_refiner_adds_what_its_renderer_draws(server, graph):
 
 def test_locked_text_needs_no_model_and_is_kept(server):
     nodes = {
-        "1": {"class_type": "RepriseRewriter", "inputs": {
-            "prompt": "x", "variants": 1, "seed": 0, "locked": True, "locked_prompt": "my own words",
-            "critique": ""}},
+        "1": {
+            "class_type": "RepriseRewriter",
+            "inputs": {
+                "prompt": "x",
+                "variants": 1,
+                "seed": 0,
+                "locked": True,
+                "locked_prompt": "my own words",
+                "critique": "",
+            },
+        },
         "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
-    }  # fmt: skip
+    }
     entry = server.run(nodes)
     assert entry["outputs"]["2"]["text"] == ["my own words"]
 
@@ -185,17 +207,21 @@ def test_the_reflection_loop_keeps_what_a_mask_keeps(server, graph, correction):
     much of the left one stays, too."""
     nodes = _with(graph("reflection_loop"), "8", correction=correction, latent_image=["25", 0], rounds=2)
     nodes |= {
-        "21": {"class_type": "EmptyImage", "inputs": {"width": 128, "height": 128, "batch_size": 1,
-                                                      "color": 0x2040C0}},
+        "21": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 128, "height": 128, "batch_size": 1, "color": 0x2040C0},
+        },
         "22": {"class_type": "VAEEncode", "inputs": {"pixels": ["21", 0], "vae": ["1", 2]}},
         "23": {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 128, "height": 128}},
-        "24": {"class_type": "MaskComposite", "inputs": {
-            "destination": ["23", 0], "source": ["26", 0], "x": 0, "y": 0, "operation": "add"}},
+        "24": {
+            "class_type": "MaskComposite",
+            "inputs": {"destination": ["23", 0], "source": ["26", 0], "x": 0, "y": 0, "operation": "add"},
+        },
         "25": {"class_type": "SetLatentNoiseMask", "inputs": {"samples": ["22", 0], "mask": ["24", 0]}},
         "26": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 128}},
         "27": {"class_type": "VAEDecode", "inputs": {"samples": ["22", 0], "vae": ["1", 2]}},
         "28": {"class_type": "PreviewImage", "inputs": {"images": ["27", 0]}},
-    }  # fmt: skip
+    }
     entry = server.run(nodes)
     assert entry["status"]["status_str"] == "success", entry["status"]
     (blue,), rounds = server.images(entry, "28"), server.images(entry, "11")
@@ -235,15 +261,18 @@ def _with(nodes: dict, node: str, **inputs) -> dict:
     return changed
 
 
-@pytest.mark.parametrize("node, inputs, says", [
-    ("8", {"prompt": "  "}, "the prompt is empty"),
-    ("4", {"prompt": ""}, "the prompt is empty"),
-    ("4", {"locked": True}, "the prompt is empty"),
-    ("8", {"sampler_name": "dpm_adaptive"}, "choose another sampler"),
-    ("8", {"preview": "TAESD"}, "vae_approx"),
-    ("7", {"batch_size": 3}, "expected a latent batch of 1"),
-    ("8", {"denoise": 0.0}, "there is no step to sample"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "node, inputs, says",
+    [
+        ("8", {"prompt": "  "}, "the prompt is empty"),
+        ("4", {"prompt": ""}, "the prompt is empty"),
+        ("4", {"locked": True}, "the prompt is empty"),
+        ("8", {"sampler_name": "dpm_adaptive"}, "choose another sampler"),
+        ("8", {"preview": "TAESD"}, "vae_approx"),
+        ("7", {"batch_size": 3}, "expected a latent batch of 1"),
+        ("8", {"denoise": 0.0}, "there is no step to sample"),
+    ],
+)
 def test_bad_input_is_said_on_the_node_and_the_server_lives(server, graph, node, inputs, says):
     entry = server.run(_with(graph("shapeworld_quick_start"), node, **inputs))
     error = error_of(entry)

@@ -52,9 +52,14 @@ def models(server):
 
     put("text_encoders", "clip_l.safetensors", checkpoints.clip_l())
     # Without its text encoder, which is clip_l.safetensors again: a quarter of a gigabyte less to write.
-    put("checkpoints", "sd15.safetensors", {
-        **_under("model.diffusion_model.", checkpoints.unet(checkpoints.SD15)),
-        **_under("first_stage_model.", checkpoints.kl_vae(4, quant=True))})  # fmt: skip
+    put(
+        "checkpoints",
+        "sd15.safetensors",
+        {
+            **_under("model.diffusion_model.", checkpoints.unet(checkpoints.SD15)),
+            **_under("first_stage_model.", checkpoints.kl_vae(4, quant=True)),
+        },
+    )
     inpainting = checkpoints.unet(checkpoints.SD15_INPAINTING)
     put("diffusion_models", "sd15_inpainting.safetensors", _under("model.diffusion_model.", inpainting))
     put("controlnet", "control_sd15.safetensors", _under("control_model.", checkpoints.controlnet()))
@@ -172,8 +177,9 @@ def test_each_candidate_may_start_from_a_picture_of_its_own(server, models):
     assert unlike(images[0], drawn[0]) > VISIBLE  # another's picture would show
 
 
-@pytest.mark.parametrize("name, correction", [("sd15_lora", "draw again"), ("sd3", "image to image"),
-                                              ("flux_lora", "draw again")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, correction", [("sd15_lora", "draw again"), ("sd3", "image to image"), ("flux_lora", "draw again")]
+)
 def test_the_reflection_loop_draws_what_the_stock_nodes_draw(server, models, name, correction):
     """Each round is a plain KSampler's picture of its prompt and seed, through the same model and LoRA."""
     stock = CASES[name]()
@@ -184,11 +190,19 @@ def test_the_reflection_loop_draws_what_the_stock_nodes_draw(server, models, nam
     settings = {key: inputs[key] for key in shared}
     plain = graph.copy()
     loop = graph.add(
-        "RepriseReflectionLoop", **settings, clip=stock.clip, vae=stock.vae, negative=negative, prompt=MUCH,
+        "RepriseReflectionLoop",
+        **settings,
+        clip=stock.clip,
+        vae=stock.vae,
+        negative=negative,
+        prompt=MUCH,
         rewriter=graph.add("RepriseLoadRewriter", rewriter="shapeworld (embedded)")[0],
-        judge=graph.add("RepriseLoadJudge", judge="shapeworld")[0], rounds=2, seed=7, correction=correction,
+        judge=graph.add("RepriseLoadJudge", judge="shapeworld")[0],
+        rounds=2,
+        seed=7,
+        correction=correction,
         strength=0.6,
-    )  # fmt: skip
+    )
     shown = graph.add("PreviewImage", images=loop[2])[0][0]
     told = graph.add("PreviewAny", source=loop[3])[0][0]
     entry = server.run(graph.nodes)
@@ -204,8 +218,9 @@ def test_the_reflection_loop_draws_what_the_stock_nodes_draw(server, models, nam
             over = plain.add("VAEEncode", pixels=drawn[best], vae=stock.vae)[0]
             start = {"latent_image": over, "denoise": 0.6}
         positive = plain.add("CLIPTextEncode", text=r["prompt"], clip=stock.clip)[0]
-        latent = plain.add("KSampler", **{**settings, **start}, seed=r["seed"], positive=positive,
-                           negative=negative)[0]  # fmt: skip
+        latent = plain.add(
+            "KSampler", **{**settings, **start}, seed=r["seed"], positive=positive, negative=negative
+        )[0]
         drawn.append(plain.add("VAEDecode", samples=latent, vae=stock.vae)[0])
     shown = [plain.add("PreviewImage", images=link)[0][0] for link in drawn]
     entry = server.run(plain.nodes)
@@ -236,8 +251,15 @@ def test_the_shipped_graphs_draw(server, models, graph, name):
     assert np.array_equal(best, shown[0])
 
 
-@pytest.mark.parametrize("made, says", [(easy_cache, "EasyCache"), (attention_guidance, "Self-Attention"),
-                                        (merged_tokens, "Tome"), (hint_batch, "a batch of 2")])  # fmt: skip
+@pytest.mark.parametrize(
+    "made, says",
+    [
+        (easy_cache, "EasyCache"),
+        (attention_guidance, "Self-Attention"),
+        (merged_tokens, "Tome"),
+        (hint_batch, "a batch of 2"),
+    ],
+)
 def test_what_ties_candidates_together_is_refused(server, models, made, says):
     """In these graphs a pruned batch would draw other survivors, or none; the node says so at once."""
     stock = made()

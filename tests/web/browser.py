@@ -31,7 +31,7 @@ class Browser:
              "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-port=0",
              f"--window-size={width},{height}", f"--user-data-dir={self.profile}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         port_file, end = Path(self.profile) / "DevToolsActivePort", time.monotonic() + 60
         while not (port_file.is_file() and len(port_file.read_text().split()) == 2):
             assert self.process.poll() is None and time.monotonic() < end, "Chromium did not start"
@@ -46,7 +46,7 @@ class Browser:
         self.call("Runtime.enable")
         self.call("Page.enable")
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                  mobile=False)  # fmt: skip
+                  mobile=False)
 
     def call(self, method: str, **params):
         self.count += 1
@@ -66,7 +66,7 @@ class Browser:
 
     def js(self, expression: str):
         answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True,
-                           userGesture=True)  # fmt: skip
+                           userGesture=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 

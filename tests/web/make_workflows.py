@@ -27,7 +27,7 @@ MODELS = {
     "flux1-dev-fp8.safetensors": f"{HUB}/Comfy-Org/flux1-dev/resolve/main/flux1-dev-fp8.safetensors",
     "sd_xl_base_1.0.safetensors": f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
                                   "sd_xl_base_1.0.safetensors",
-}  # fmt: skip
+}
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
 _JUDGE = (
     "\n\nThe judge is ImageReward: put `ImageReward.pt` where `reprise models` says, or choose another one."
@@ -45,7 +45,7 @@ NOTES = {
                        "the prompt; the best round is kept. Runs at once on a CPU.",
     "shapeworld_quick_start": "## Press Run\nYour few words are rewritten, eight seeds start, hopeless ones "
                               "stop early, the best is kept. Runs at once on a CPU.",
-}  # fmt: skip
+}
 _PLACE = """(async (graph, name, note, models) => {
   await app.loadApiJson(graph, name);
   for (const [id, { _meta: at }] of Object.entries(graph)) {

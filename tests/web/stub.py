@@ -56,9 +56,9 @@ class Stub(QuietServer):
             "/prompt": {"exec_info": {"queue_remaining": 0}},
             "/jobs": {"jobs": [], "pagination": {"offset": 0, "limit": 200, "total": 0, "has_more": False}},
             "/experiment/models": [], "/userdata": [],
-        }  # fmt: skip
+        }
         self.empty = ("/features", "/i18n", "/global_subgraphs", "/node_replacements", "/workflow_templates",
-                      "/history", "/internal/folder_paths")  # fmt: skip
+                      "/history", "/internal/folder_paths")
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def tell(self, kind: str, **data) -> None:
@@ -142,7 +142,7 @@ def record(server) -> dict:
         object_info |= {node["class_type"]: known[node["class_type"]] for node in graph.values()}
         told = server.run(graph)["outputs"]
         outputs[name] = {node: told[node] for node in graph
-                         if any(key.startswith("reprise") for key in told.get(node, {}))}  # fmt: skip
+                         if any(key.startswith("reprise") for key in told.get(node, {}))}
     return {"object_info": dict(sorted(object_info.items())), "outputs": outputs}
 
 

@@ -16,7 +16,7 @@ NODES = (
     "RepriseReflectionLoop", "RepriseRefiner", "RepriseDescribe", "RepriseLoadRefiner", "RepriseLoadRewriter",
     "RepriseLoadJudge", "RepriseLoadShapeWorld",
     "RepriseEndpointRewriter", "RepriseClipRewriter",
-)  # fmt: skip
+)
 
 
 def node_program() -> str:
@@ -31,7 +31,7 @@ def node_program() -> str:
 def test_scripts_parse_and_put_no_data_into_html(script):
     text = script.read_text(encoding="utf-8")
     done = subprocess.run([node_program(), "--check", "--input-type=module"], input=text, text=True,
-                          capture_output=True)  # fmt: skip
+                          capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "innerHTML" not in text and "prototype" not in text
 
@@ -40,7 +40,7 @@ def test_labels_are_the_same_in_every_language_and_all_used():
     script = (ROOT / "web" / "labels.js").read_text(encoding="utf-8")
     script = re.sub(r"^import .*", "const app = {};", script, flags=re.M)
     done = subprocess.run([node_program(), "--input-type=module"], capture_output=True, encoding="utf-8",
-                          input=script + "console.log(JSON.stringify(LABELS))")  # fmt: skip
+                          input=script + "console.log(JSON.stringify(LABELS))")
     labels = json.loads(done.stdout)
     assert tuple(labels) == LANGUAGES
     for language, texts in labels.items():

@@ -75,7 +75,7 @@ def test_rounds_arrive_one_by_one_and_whole_from_the_cache(page, stub, recorded)
 def test_a_judge_that_counts_down_has_its_best_on_top(page, stub, recorded):
     (report,) = recorded["outputs"]["shapeworld_quick_start"]["8"]["reprise_parm"]
     candidates = [{"index": i, "seed": i, "score": score, "pruned_at": None, "preview_scores": {}}
-                  for i, score in enumerate([3.0, -1.0, 2.0])]  # fmt: skip
+                  for i, score in enumerate([3.0, -1.0, 2.0])]
     down = {"higher_is_better": False, "low": None, "high": 5.0, "candidates": candidates, "best": 1}
     stub.executed({"8": {"reprise_parm": [{**report, **down}]}})
     body = f"{view('reprise_parm')}.querySelector('tbody')"
@@ -122,7 +122,7 @@ def test_edit_lock_and_reload(page, stub, recorded):
     assert sent["4"]["inputs"]["locked_prompt"] == "my <b>own</b> words"
     assert sent["8"]["inputs"]["seed"] == told["8"]["reprise_parm"][0]["seed"]
     own = {"prompt": "x", "prompts": ["my <b>own</b> words"], "reasons": ["(locked: your own text)"],
-           "fallbacks": [None]}  # fmt: skip
+           "fallbacks": [None]}
     stub.executed({"4": {"reprise_rewrite": [own]}})
     page.until(f"{shown} === 'my <b>own</b> words'")  # as text, not as HTML
 

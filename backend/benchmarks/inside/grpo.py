@@ -45,8 +45,9 @@ class Desk:
         print(json.dumps(answer), file=self.answers, flush=True)
 
 
-def turns(desk: Desk, phases: Any, begin: Callable[[dict[str, Any]], None],
-          count: Callable[[], dict[str, Any]]) -> Any:
+def turns(
+    desk: Desk, phases: Any, begin: Callable[[dict[str, Any]], None], count: Callable[[], dict[str, Any]]
+) -> Any:
     """A callback that takes one step for each that is asked for, and splits its time into phases.
 
     `count` says what the step did; `collected` in it are the seconds of the rollout as a whole.
@@ -102,11 +103,15 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
         groups = last["batch"].groups
         samples = [sample for group in groups for sample in group.samples]
         return {
-            "collected": last["collected"], "answers": sum(s.written is not None for s in samples),
-            "unreadable": sum(not s.drawn for s in samples), "pictures": loop.studio.drawn,
-            "reused": sum(len(s.pictures) for s in samples) - loop.studio.drawn, "rows": witness.rows,
-            "groups": len(groups), "signal": sum(has_signal(group.sums) for group in groups),
-        }  # fmt: skip
+            "collected": last["collected"],
+            "answers": sum(s.written is not None for s in samples),
+            "unreadable": sum(not s.drawn for s in samples),
+            "pictures": loop.studio.drawn,
+            "reused": sum(len(s.pictures) for s in samples) - loop.studio.drawn,
+            "rows": witness.rows,
+            "groups": len(groups),
+            "signal": sum(has_signal(group.sums) for group in groups),
+        }
 
     def floor() -> dict[str, float]:
         reference = None
@@ -115,9 +120,10 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
         rows = [(group.ids, sample.written.ids) for group, sample in last["batch"].rows]
         measured = {}
         for name, measure in {
-            "write": witness.write_seconds, "render": witness.render_seconds,
+            "write": witness.write_seconds,
+            "render": witness.render_seconds,
             "update": lambda: witness.update_seconds(reference, rows, config.batch_size),
-        }.items():  # fmt: skip
+        }.items():
             loop.phases.enter(name)
             measured[name] = measure()
         return measured
@@ -147,9 +153,10 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     set_seed(config.seed)
     gpu = config.device == "auto" and torch.cuda.is_available()
     model, tokenizer, kept = load_checkpoint(
-        str(EMBEDDED if config.model == "shapeworld" else config.model), "cuda" if gpu else "cpu",
+        str(EMBEDDED if config.model == "shapeworld" else config.model),
+        "cuda" if gpu else "cpu",
         training_dtype(config.dtype, gpu, config.lora),
-    )  # fmt: skip
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     system = system_text(config, kept.system, str(config.model))
@@ -166,35 +173,55 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
         asked += taken * (2 if step else 1)
     accumulation = config.prompts_per_step * config.rewrites // config.batch_size
     trainer = make_trainer(
-        model=model, tokenizer=tokenizer, system=system, asked=asked, reviewer=reviewer,
+        model=model,
+        tokenizer=tokenizer,
+        system=system,
+        asked=asked,
+        reviewer=reviewer,
         adapter=config.lora.adapter() if config.lora else None,
         settings={
-            "output_dir": str(folder / "peer"), "seed": config.seed, "max_steps": 2 * config.max_steps - 1,
-            "per_device_train_batch_size": config.batch_size, "gradient_accumulation_steps": accumulation,
-            "num_generations": config.rewrites, "max_completion_length": config.max_new_tokens,
-            "gradient_checkpointing": config.gradient_checkpointing, "learning_rate": config.learning_rate,
-            "beta": config.beta, "temperature": config.temperature, "max_grad_norm": config.max_grad_norm,
-            "bf16": gpu and torch.cuda.is_bf16_supported(), "use_cpu": not gpu,
+            "output_dir": str(folder / "peer"),
+            "seed": config.seed,
+            "max_steps": 2 * config.max_steps - 1,
+            "per_device_train_batch_size": config.batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "num_generations": config.rewrites,
+            "max_completion_length": config.max_new_tokens,
+            "gradient_checkpointing": config.gradient_checkpointing,
+            "learning_rate": config.learning_rate,
+            "beta": config.beta,
+            "temperature": config.temperature,
+            "max_grad_norm": config.max_grad_norm,
+            "bf16": gpu and torch.cuda.is_bf16_supported(),
+            "use_cpu": not gpu,
             "dataloader_pin_memory": gpu,
         },
-    )  # fmt: skip
+    )
 
     def begin(asked: dict[str, Any]) -> None:
         draughtsman.steps = asked.get("steps", renderer.steps)
         reviewer.drawn = reviewer.unreadable = 0
 
     def count() -> dict[str, Any]:
-        kept = {name: [scaled(rewards[name].spec, one) for one in scores]
-                for name, scores in reviewer.scores.items()}  # fmt: skip
-        answers = [Member({name: scores[i] for name, scores in kept.items()})
-                   for i in range(config.prompts_per_step * config.rewrites)]  # fmt: skip
+        kept = {
+            name: [scaled(rewards[name].spec, one) for one in scores]
+            for name, scores in reviewer.scores.items()
+        }
+        answers = [
+            Member({name: scores[i] for name, scores in kept.items()})
+            for i in range(config.prompts_per_step * config.rewrites)
+        ]
         groups = [answers[i : i + config.rewrites] for i in range(0, len(answers), config.rewrites)]
         sums = [group_sums(group, config.rewards, config.std_floor) for group in groups]
         return {
-            "answers": len(answers), "unreadable": reviewer.unreadable, "pictures": reviewer.drawn,
-            "reused": 0, "rows": reviewer.drawn * draughtsman.steps * draughtsman.rows_each,
-            "groups": len(groups), "signal": sum(map(has_signal, sums)),
-        }  # fmt: skip
+            "answers": len(answers),
+            "unreadable": reviewer.unreadable,
+            "pictures": reviewer.drawn,
+            "reused": 0,
+            "rows": reviewer.drawn * draughtsman.steps * draughtsman.rows_each,
+            "groups": len(groups),
+            "signal": sum(map(has_signal, sums)),
+        }
 
     trainer.add_callback(turns(Desk(answers, ready(renderer), None), phases, begin, count))
     trainer.train()

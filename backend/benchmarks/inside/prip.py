@@ -31,8 +31,9 @@ def ways_of(refiner: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list
     refiner.write = seen_writing
     refiner.rewrite(prompts)
     refiner.write = write
-    drawn = [(seen, begun, [100 * n + i for i in range(len(begun))])
-             for n, (seen, begun, _) in enumerate(greedy)]  # fmt: skip
+    drawn = [
+        (seen, begun, [100 * n + i for i in range(len(begun))]) for n, (seen, begun, _) in enumerate(greedy)
+    ]
     embedded = [refiner.model.inputs(_stacked(seen, refiner), begun) for seen, begun, _ in greedy]
     return {
         "ours": lambda: [0] * len(refiner.rewrite(prompts)),
@@ -68,8 +69,9 @@ def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
         choosing |= {"temperature": how.temperature, "top_k": 0, "top_p": how.top_p}
     else:
         choosing |= {"num_beams": how.beams, "length_penalty": how.length_penalty}
-    plain = GenerationConfig(max_new_tokens=how.max_new_tokens, eos_token_id=ends,
-                             pad_token_id=pad_of(model.writer), **choosing)  # fmt: skip
+    plain = GenerationConfig(
+        max_new_tokens=how.max_new_tokens, eos_token_id=ends, pad_token_id=pad_of(model.writer), **choosing
+    )
     lengths = []
     # What the checkpoint's own settings say beside ours would be work that ours has not.
     own, model.decoder.generation_config = model.decoder.generation_config, plain
@@ -147,12 +149,17 @@ def _token_by_token(model: Any, inputs: dict[str, Any], answers: Sequence[Sequen
     out = model.decoder(**inputs, use_cache=True, logits_to_keep=1)
     for i in range(most - 1):
         mask = torch.cat([mask, torch.ones_like(ids[:, :1])], 1)  # as generating, ended rows go on
-        out = model.decoder(input_ids=ids[:, i : i + 1], attention_mask=mask,
-                            past_key_values=out.past_key_values, use_cache=True)  # fmt: skip
+        out = model.decoder(
+            input_ids=ids[:, i : i + 1],
+            attention_mask=mask,
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
 
 
-def answer(asked: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop: Any, witness: Any,
-           turn: int) -> dict[str, Any]:  # fmt: skip
+def answer(
+    asked: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop: Any, witness: Any, turn: int
+) -> dict[str, Any]:
     if asked["do"] == "refine":
         found = {}
         for name in reversed(ways) if turn % 2 else ways:
@@ -163,8 +170,11 @@ def answer(asked: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop
         return found
     witness.reset()
     row, floor = loop.step(turn + 1), {}
-    for name, measure in (("write", witness.write_seconds), ("render", witness.render_seconds),
-                          ("update", witness.learn_seconds)):  # fmt: skip
+    for name, measure in (
+        ("write", witness.write_seconds),
+        ("render", witness.render_seconds),
+        ("update", witness.learn_seconds),
+    ):
         loop.phases.enter(name)
         floor[name] = measure()
     return {"step": row, "floor": floor}
@@ -200,8 +210,11 @@ def main() -> None:
         loop.rollouts.collect = collected
         device = torch.cuda.get_device_name() if loop.model.device.type == "cuda" else "cpu"
         turns = {"refine": 0, "step": 0}
-        found: dict[str, Any] = {"device": device, "threads": torch.get_num_threads(),
-                                 "batch": refiner.batch_size}  # fmt: skip
+        found: dict[str, Any] = {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "batch": refiner.batch_size,
+        }
         print(json.dumps(found), file=answers, flush=True)
         for line in sys.stdin:
             asked = json.loads(line)

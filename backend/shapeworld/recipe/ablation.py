@@ -45,8 +45,11 @@ GRPO = {
     # In the two other tasks nearly every group of a tuned model is tied.
     "prompts": "shapeworld:60:two_object,counting,position,color_attribution",
     "renderer": {"name": "shapeworld-sd", "steps": 4},
-    "max_steps": 40, "beta": 0.003, "eval_prompts": "shapeworld:8", "paraphrases": None,
-}  # fmt: skip
+    "max_steps": 40,
+    "beta": 0.003,
+    "eval_prompts": "shapeworld:8",
+    "paraphrases": None,
+}
 
 
 def build(work: Path, name: str, log: Callable[[str], None] = print) -> Path:
@@ -69,8 +72,14 @@ def build(work: Path, name: str, log: Callable[[str], None] = print) -> Path:
     return run_of(grpo, "grpo_shapeworld", {**GRPO, **settings}, work / name, log)
 
 
-def _tune(work: Path, name: str, model: Path, examples: Iterable[Triple], settings: dict[str, Any],
-          log: Callable[[str], None]) -> Path:
+def _tune(
+    work: Path,
+    name: str,
+    model: Path,
+    examples: Iterable[Triple],
+    settings: dict[str, Any],
+    log: Callable[[str], None],
+) -> Path:
     data = prepare_folder(work) / f"{name}.jsonl"
     if not data.exists():
         write_whole(data, "".join(json.dumps(one.row()) + "\n" for one in examples))
@@ -78,8 +87,9 @@ def _tune(work: Path, name: str, model: Path, examples: Iterable[Triple], settin
     return run_of(sft, "sft_shapeworld", settings, work / name, log)
 
 
-def run_of(trainer: Any, config: str, settings: dict[str, Any], run: Path,
-           log: Callable[[str], None]) -> Path:
+def run_of(
+    trainer: Any, config: str, settings: dict[str, Any], run: Path, log: Callable[[str], None]
+) -> Path:
     """The trainer's run with a shipped config and `settings` on top, gone on with where it stopped."""
     shipped = load_config(trainer.CONFIG, Path(trainers.__path__[0]) / "configs" / f"{config}.yaml")
     whole = parse_config(trainer.CONFIG, {**shipped.model_dump(mode="json"), **settings}, config)

@@ -30,9 +30,12 @@ def new_autoencoder() -> Any:  # diffusers types its outputs as tuples too
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(
-        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4,
-        num_encoder_blocks=(0, 1, 2, 2), num_decoder_blocks=(2, 2, 1, 0), latent_channels=16,
-    )  # fmt: skip
+        encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        num_encoder_blocks=(0, 1, 2, 2),
+        num_decoder_blocks=(2, 2, 1, 0),
+        latent_channels=16,
+    )
 
 
 def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -60,8 +63,9 @@ def _picture(rng: random.Random) -> np.ndarray:
     return draw(random_scene(rng))
 
 
-def autoencoder_step(vae: Any, picture: Callable[[random.Random], np.ndarray], rng: random.Random,
-                     grid: int = 1) -> float:  # fmt: skip
+def autoencoder_step(
+    vae: Any, picture: Callable[[random.Random], np.ndarray], rng: random.Random, grid: int = 1
+) -> float:
     """One backward pass through both halves, on crops of new pictures, on a grid of that many pixels."""
     crops = []
     while len(crops) < BATCH:
@@ -118,8 +122,14 @@ def encoded_scenes(work: Path, seed: int, count: int, log=print) -> tuple[list[S
     return scenes, load_file(kept)["latents"]
 
 
-def train_decoder(work: Path, seed: int = 0, steps: int = DECODER_STEPS, scenes: int = SCENES,
-                  compiled: bool = True, log=print) -> Path:
+def train_decoder(
+    work: Path,
+    seed: int = 0,
+    steps: int = DECODER_STEPS,
+    scenes: int = SCENES,
+    compiled: bool = True,
+    log=print,
+) -> Path:
     """Train the decoder alone and save the whole to `work/vae`; returns that folder.
 
     Crops lie around things: most of a picture is plain ground, from which nothing is learned.
@@ -138,9 +148,13 @@ def train_decoder(work: Path, seed: int = 0, steps: int = DECODER_STEPS, scenes:
     return done
 
 
-def decoder_step(vae: Any, scenes: Sequence[Scene], latents: torch.Tensor,
-                 picture: Callable[[int], np.ndarray],
-                 compiled: bool = True) -> Callable[[random.Random, int], float]:  # fmt: skip
+def decoder_step(
+    vae: Any,
+    scenes: Sequence[Scene],
+    latents: torch.Tensor,
+    picture: Callable[[int], np.ndarray],
+    compiled: bool = True,
+) -> Callable[[random.Random, int], float]:
     """What takes a backward pass through the decoder: from latents (N, 16, 16, 16) of scenes to crops around
     things of `picture(i)`, the pictures that they were encoded from."""
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor

@@ -22,8 +22,12 @@ TOKENS = SIZE // PATCH // MERGED  # along a picture's side
 FOUND_AFTER, MOST = 2, 4  # the language model's layer that nouns are read after; the most things of a kind
 # What a token of the picture is named by: where a thing's middle lies, its colour and shape, elsewhere the
 # ground; and everywhere its column and row.
-NAMES = ((*COLORS, *GROUNDS), (*SHAPES, "background"), ("left", "center", "right"),
-         ("top", "middle", "bottom"))  # fmt: skip
+NAMES = (
+    (*COLORS, *GROUNDS),
+    (*SHAPES, "background"),
+    ("left", "center", "right"),
+    ("top", "middle", "bottom"),
+)
 SINGULAR = {word: shape for shape in SHAPES for word in (shape, plural(shape))}
 IGNORED = -100  # cross_entropy's mark of what has no answer
 THING_WEIGHT = 10.0  # of a token with a thing against one without
@@ -54,8 +58,10 @@ class Seeing(nn.Module):
         logits = self._logits()
         answers = torch.tensor([names(scene) for scene in scenes])  # (B, TOKENS², len(NAMES))
         weights = torch.where(answers[..., 1] < len(SHAPES), THING_WEIGHT, 1.0).flatten()
-        parts = [F.cross_entropy(one.flatten(0, 1), answer.flatten(), reduction="none")
-                 for one, answer in zip(logits, answers.unbind(-1))]  # fmt: skip
+        parts = [
+            F.cross_entropy(one.flatten(0, 1), answer.flatten(), reduction="none")
+            for one, answer in zip(logits, answers.unbind(-1))
+        ]
         color, shape = ((part * weights).sum() / weights.sum() for part in parts[:2])
         column, row = (part.mean() for part in parts[2:])
         return color + shape + PLACED * (column + row)

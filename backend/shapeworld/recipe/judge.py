@@ -86,8 +86,9 @@ def processor() -> Any:
     pictures = Idefics3ImageProcessorPil(
         size={"longest_edge": SIZE}, max_image_size={"longest_edge": SIZE}, do_image_splitting=False
     )
-    return Idefics3Processor(image_processor=pictures, tokenizer=tokenizer(), image_seq_len=TOKENS**2,
-                             chat_template=CHAT_TEMPLATE)  # fmt: skip
+    return Idefics3Processor(
+        image_processor=pictures, tokenizer=tokenizer(), image_seq_len=TOKENS**2, chat_template=CHAT_TEMPLATE
+    )
 
 
 def untrained(folder: Path) -> None:
@@ -97,19 +98,36 @@ def untrained(folder: Path) -> None:
     made = processor()
     vocabulary = made.tokenizer
     torch.manual_seed(SEED)
-    model = Idefics3ForConditionalGeneration(Idefics3Config(
-        vision_config={
-            "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "image_size": SIZE, "patch_size": PATCH, "initializer_range": 0.1,
-        },
-        text_config=LlamaConfig(
-            vocab_size=-(-len(vocabulary) // 64) * 64, hidden_size=128, intermediate_size=384,
-            num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-            max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.06,
-            bos_token_id=None, eos_token_id=vocabulary.eos_token_id, pad_token_id=vocabulary.pad_token_id,
-        ),
-        scale_factor=MERGED, image_token_id=vocabulary.convert_tokens_to_ids(IMAGE), tie_word_embeddings=True,
-    ))  # fmt: skip
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            vision_config={
+                "hidden_size": 96,
+                "intermediate_size": 288,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "image_size": SIZE,
+                "patch_size": PATCH,
+                "initializer_range": 0.1,
+            },
+            text_config=LlamaConfig(
+                vocab_size=-(-len(vocabulary) // 64) * 64,
+                hidden_size=128,
+                intermediate_size=384,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=CONTEXT,
+                tie_word_embeddings=True,
+                initializer_range=0.06,
+                bos_token_id=None,
+                eos_token_id=vocabulary.eos_token_id,
+                pad_token_id=vocabulary.pad_token_id,
+            ),
+            scale_factor=MERGED,
+            image_token_id=vocabulary.convert_tokens_to_ids(IMAGE),
+            tie_word_embeddings=True,
+        )
+    )
     model.generation_config = GenerationConfig(
         eos_token_id=vocabulary.eos_token_id, pad_token_id=vocabulary.pad_token_id
     )
@@ -123,10 +141,18 @@ def untrained(folder: Path) -> None:
 def truth(scene: Scene) -> Reading:
     """A scene as a faultless detector would read it."""
     found = [
-        Detection(t.shape, t.color, 1.0, t.x - t.radius, t.y - t.radius, t.x + t.radius, t.y + t.radius,
-                  int(4 * t.radius**2))
+        Detection(
+            t.shape,
+            t.color,
+            1.0,
+            t.x - t.radius,
+            t.y - t.radius,
+            t.x + t.radius,
+            t.y + t.radius,
+            int(4 * t.radius**2),
+        )
         for t in scene.things
-    ]  # fmt: skip
+    ]
     return Reading(scene.ground, 1.0, tuple(found))
 
 
@@ -352,13 +378,22 @@ def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
     if not asked.exists():
         texts = [one.prompt for one in read_prompts(PROMPTS)]
         rewrites = resolve("rewriter", REWRITERS, REWRITER)().rewrite(texts)
-        lines = [{"prompt": text, **more} for text, (rewrite,) in zip(texts, rewrites, strict=True)
-                 for more in ({}, {"system": rewrite.prompt})]  # fmt: skip
+        lines = [
+            {"prompt": text, **more}
+            for text, (rewrite,) in zip(texts, rewrites, strict=True)
+            for more in ({}, {"system": rewrite.prompt})
+        ]
         write_whole(asked, "".join(json.dumps(line) + "\n" for line in lines))
     if not data.exists():
         drawer, reads = resolve("renderer", RENDERERS, RENDERER), resolve("reward", REWARDS, RENDERER)
-        make_data(data, read_sources(str(asked), RENDERS, seed), drawer, reads(), Labels(0.5),
-                  made_by={"renderer": RENDERER, "steps": None})  # fmt: skip
+        make_data(
+            data,
+            read_sources(str(asked), RENDERS, seed),
+            drawer,
+            reads(),
+            Labels(0.5),
+            made_by={"renderer": RENDERER, "steps": None},
+        )
     given = {"model": str(work / "base"), "data": str(data), "seed": seed}
     return run_of(judge, "judge_shapeworld", given, run, log)
 

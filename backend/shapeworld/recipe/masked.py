@@ -62,11 +62,18 @@ def new_vqvae() -> Any:  # diffusers types its outputs as tuples too
     from diffusers import VQModel
 
     vqvae: Any = VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 32, 64), layers_per_block=1, norm_num_groups=1,
-        mid_block_add_attention=False, latent_channels=CODE_WIDTH, num_vq_embeddings=CODES,
-        scaling_factor=1.0, sample_size=SIZE, lookup_from_codebook=True,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=1,
+        mid_block_add_attention=False,
+        latent_channels=CODE_WIDTH,
+        num_vq_embeddings=CODES,
+        scaling_factor=1.0,
+        sample_size=SIZE,
+        lookup_from_codebook=True,
+    )
     for name, weight in vqvae.named_parameters():
         if name.endswith("conv2.weight"):
             nn.init.zeros_(weight)
@@ -84,9 +91,12 @@ class LocalEncoder(nn.Sequential):
 
     def __init__(self):
         super().__init__(
-            nn.Conv2d(3, 128, WINDOW, 8, (WINDOW - 8) // 2), nn.GELU(),
-            nn.Conv2d(128, 128, 1), nn.GELU(), nn.Conv2d(128, CODE_WIDTH, 1),
-        )  # fmt: skip
+            nn.Conv2d(3, 128, WINDOW, 8, (WINDOW - 8) // 2),
+            nn.GELU(),
+            nn.Conv2d(128, 128, 1),
+            nn.GELU(),
+            nn.Conv2d(128, CODE_WIDTH, 1),
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images * 2 - 1)
@@ -138,8 +148,10 @@ def _crops(rng: random.Random, count: int) -> torch.Tensor:
         scene = random_scene(rng)
         picture = draw(scene)
         for thing in scene.things:
-            y, x = (min(SIZE - CROP, max(0, round(v + rng.uniform(-24, 24)) - CROP // 2))
-                    for v in (thing.y, thing.x))  # fmt: skip
+            y, x = (
+                min(SIZE - CROP, max(0, round(v + rng.uniform(-24, 24)) - CROP // 2))
+                for v in (thing.y, thing.x)
+            )
             crops.append(picture[y : y + CROP, x : x + CROP])
     return to_pictures(crops[:count])
 
@@ -150,8 +162,10 @@ def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     for p in model.parameters():
         if p.requires_grad:
             (kernels if p.ndim == 4 else others).append(p)
-    return [Muon(kernels, lr=2 * CODE_RATE),
-            torch.optim.AdamW(others, lr=CODE_RATE, betas=(0.9, 0.98), weight_decay=0.0)]  # fmt: skip
+    return [
+        Muon(kernels, lr=2 * CODE_RATE),
+        torch.optim.AdamW(others, lr=CODE_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def train_codes(work: Path, seed: int = 0, steps: int = CODE_STEPS, log=print) -> Path:
@@ -255,12 +269,24 @@ def new_transformer() -> Any:
     from diffusers import UVit2DModel
 
     return UVit2DModel(
-        hidden_size=160, cond_embed_dim=TEXT_WIDTH, encoder_hidden_size=TEXT_WIDTH,
-        micro_cond_encode_dim=16, micro_cond_embed_dim=5 * 16,
-        vocab_size=CODES + 1, codebook_size=CODES, in_channels=128, block_out_channels=160,
-        num_res_blocks=2, downsample=True, upsample=True, block_num_heads=5,
-        num_hidden_layers=3, num_attention_heads=5, intermediate_size=320, sample_size=SIDE,
-    )  # fmt: skip
+        hidden_size=160,
+        cond_embed_dim=TEXT_WIDTH,
+        encoder_hidden_size=TEXT_WIDTH,
+        micro_cond_encode_dim=16,
+        micro_cond_embed_dim=5 * 16,
+        vocab_size=CODES + 1,
+        codebook_size=CODES,
+        in_channels=128,
+        block_out_channels=160,
+        num_res_blocks=2,
+        downsample=True,
+        upsample=True,
+        block_num_heads=5,
+        num_hidden_layers=3,
+        num_attention_heads=5,
+        intermediate_size=320,
+        sample_size=SIDE,
+    )
 
 
 class Filler(nn.Module):

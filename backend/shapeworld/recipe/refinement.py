@@ -102,8 +102,9 @@ class Swapped(PripRewriter):
         super().__init__(model)
         self.others = others
 
-    def imagine(self, ids: dict[str, list[int]],
-                should_stop: Callable[[], bool] | None = None) -> dict[str, Tensor]:  # fmt: skip
+    def imagine(
+        self, ids: dict[str, list[int]], should_stop: Callable[[], bool] | None = None
+    ) -> dict[str, Tensor]:
         read, _ = self.read_prompts([self.others[prompt] for prompt in ids])
         pivots = super().imagine(read, should_stop)
         return {prompt: pivots[self.others[prompt]] for prompt in ids}
@@ -136,9 +137,14 @@ def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[fl
     rewriters = {f"{name} {n}": make for name, made in makers.items() for n, make in enumerate(made)}
     result = compare(
         methods={name: [f"{name} {n}" for n in range(len(made))] for name, made in makers.items()},
-        rewriters=rewriters, renderer=_renderer(), baseline="own",
-        judge=resolve("reward", REWARDS, REWARD)(), folder=work / "swap", per_task=per_task, seeds=2,
-    )  # fmt: skip
+        rewriters=rewriters,
+        renderer=_renderer(),
+        baseline="own",
+        judge=resolve("reward", REWARDS, REWARD)(),
+        folder=work / "swap",
+        per_task=per_task,
+        seeds=2,
+    )
     rows = {row["name"]: row for row in result["rows"]}
     return {
         "named, own": training_intervals(named["own"])[0],

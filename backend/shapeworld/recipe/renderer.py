@@ -35,10 +35,16 @@ def new_transformer():
     from diffusers import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=LATENT_CHANNELS * 4, num_layers=2, num_single_layers=5,
-        attention_head_dim=32, num_attention_heads=4, joint_attention_dim=T5_WIDTH,
-        pooled_projection_dim=CLIP_WIDTH, axes_dims_rope=(8, 12, 12),
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=LATENT_CHANNELS * 4,
+        num_layers=2,
+        num_single_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        axes_dims_rope=(8, 12, 12),
+    )
     gates = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
     # adaLN-Zero (Peebles & Xie 2023): every block starts as the identity. diffusers leaves this out.
     for name, module in transformer.named_modules():
@@ -78,8 +84,12 @@ class LayoutHead(nn.Sequential):
     """Reads (colour, shape) logits of each of 64 image tokens off features (B, 64, width)."""
 
     def __init__(self, width: int):
-        super().__init__(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(),
-                         nn.Linear(width, len(COLORS) + len(SHAPES) + 2))  # fmt: skip
+        super().__init__(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, len(COLORS) + len(SHAPES) + 2),
+        )
 
     def loss(self, features: torch.Tensor, layouts: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, nats a token, against `layouts` (B, 64, 2)."""
@@ -118,10 +128,14 @@ class Renderer(nn.Module):
     def forward(self, noisy, sigma, clip_ids, t5_ids):
         features = self.t5(input_ids=t5_ids).last_hidden_state
         return self.denoise[0](
-            hidden_states=noisy, timestep=sigma, encoder_hidden_states=features,
+            hidden_states=noisy,
+            timestep=sigma,
+            encoder_hidden_states=features,
             pooled_projections=self.clip(input_ids=clip_ids).pooler_output,
-            txt_ids=torch.zeros(features.shape[1], 3), img_ids=self.img_ids, return_dict=False,
-        )[0]  # fmt: skip
+            txt_ids=torch.zeros(features.shape[1], 3),
+            img_ids=self.img_ids,
+            return_dict=False,
+        )[0]
 
 
 def optimizers_for(model: Renderer) -> list[torch.optim.Optimizer]:
@@ -131,13 +145,17 @@ def optimizers_for(model: Renderer) -> list[torch.optim.Optimizer]:
         (matrices if p.ndim == 2 and "blocks." in name else others).append(p)
     others += model.layout.parameters()
     text = [*model.clip.parameters(), *model.t5.parameters()]
-    adam = torch.optim.AdamW([{"params": others, "lr": RATE}, {"params": text, "lr": RATE / 10}],
-                             betas=(0.9, 0.98), weight_decay=0.01)  # fmt: skip
+    adam = torch.optim.AdamW(
+        [{"params": others, "lr": RATE}, {"params": text, "lr": RATE / 10}],
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+    )
     return [Muon(matrices, lr=RATE), adam]
 
 
-def train_renderer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES,
-                   compiled: bool = True, log=print) -> Path:
+def train_renderer(
+    work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES, compiled: bool = True, log=print
+) -> Path:
     """Train on the other stages' models in `work`; saves `work/transformer` and both text encoders."""
     from transformers import CLIPTextModel, T5EncoderModel
 

@@ -56,19 +56,25 @@ def byte_pairs(text: Sequence[str], known: Sequence[str], vocabulary: int, conte
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 16, min_frequency=1, show_progress=False,
+        vocab_size=vocabulary - 16,
+        min_frequency=1,
+        show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
+    )
     # Each known word counts as often as any other, after the words that the text uses.
     forms = [form for word in known for form in (f" {word}", word, word.capitalize())]
     bpe.train_from_iterator([*text, *forms * 5], trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges: Any = [tuple(pair) for pair in learned["merges"]]
     made = Qwen2Tokenizer(
-        vocab=learned["vocab"], merges=merges,
-        unk_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        model_max_length=context, padding_side="left",
-    )  # fmt: skip
+        vocab=learned["vocab"],
+        merges=merges,
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=context,
+        padding_side="left",
+    )
     made.add_tokens([AddedToken("<|im_start|>", special=True, normalized=False)], special_tokens=True)
     return made
 
@@ -80,14 +86,24 @@ def untrained(folder: Path) -> None:
 
     made = tokenizer()
     torch.manual_seed(SEED)
-    model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=-(-len(made) // 64) * 64, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True, use_sliding_window=False, bos_token_id=None,
-        # 0.02 is for large widths: here attention starts flat, and copying from the prompt comes late.
-        initializer_range=0.06,
-        eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
-    ))  # fmt: skip
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=-(-len(made) // 64) * 64,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            use_sliding_window=False,
+            bos_token_id=None,
+            # 0.02 is for large widths: here attention starts flat, and copying from the prompt comes late.
+            initializer_range=0.06,
+            eos_token_id=made.eos_token_id,
+            pad_token_id=made.pad_token_id,
+        )
+    )
     model.generation_config = GenerationConfig(eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id)
     model.save_pretrained(folder)
     made.save_pretrained(folder)

@@ -40,12 +40,20 @@ def new_text_encoder(projected: bool = False) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     words: Any = clip_tokenizer()
-    clip = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=TEXT_WIDTH, intermediate_size=256,
-        num_hidden_layers=4 if projected else 3,
-        num_attention_heads=4, max_position_embeddings=TEXT_LENGTH, projection_dim=TEXT_WIDTH,
-        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-    ))  # fmt: skip
+    clip = (CLIPTextModelWithProjection if projected else CLIPTextModel)(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=256,
+            num_hidden_layers=4 if projected else 3,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
     angles = torch.arange(TEXT_LENGTH)[:, None] * 100.0 ** -torch.linspace(0, 1, TEXT_WIDTH // 2)
     positions = next(p for name, p in clip.named_parameters() if "position_embedding" in name)
     positions.data = torch.cat([angles.sin(), angles.cos()], -1) * 0.03  # about the words' own size
@@ -116,9 +124,13 @@ def new_scheduler():
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", rescale_betas_zero_snr=True,
-        timestep_spacing="trailing", clip_sample=False, steps_offset=1,  # as SD pipelines want it
-    )  # fmt: skip
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,  # as SD pipelines want it
+    )
 
 
 def new_unet() -> Any:  # diffusers types its config as a dict, its blocks as tensors too
@@ -126,12 +138,18 @@ def new_unet() -> Any:  # diffusers types its config as a dict, its blocks as te
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
-        sample_size=LATENT_SIZE, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
-        block_out_channels=(48, 96), layers_per_block=1, norm_num_groups=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), mid_block_type=None,
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type=None,
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4, cross_attention_dim=TEXT_WIDTH,  # diffusers means the number of heads
-    )  # fmt: skip
+        attention_head_dim=4,
+        cross_attention_dim=TEXT_WIDTH,  # diffusers means the number of heads
+    )
     nn.init.zeros_(unet.conv_out.weight)
     return unet
 
@@ -214,10 +232,13 @@ def assemble_second(work: Path, out: Path) -> Path:
     vae: Any = AutoencoderTiny.from_pretrained(work / "vae")
     vae.register_to_config(shift_factor=0.0)
     parts: dict[str, Any] = {  # no safety checker, and nothing to prepare pictures for one
-        "vae": vae, "text_encoder": CLIPTextModel.from_pretrained(work / "sd" / "text_encoder"),
-        "tokenizer": clip_tokenizer(TEXT_LENGTH), "scheduler": new_scheduler(),
+        "vae": vae,
+        "text_encoder": CLIPTextModel.from_pretrained(work / "sd" / "text_encoder"),
+        "tokenizer": clip_tokenizer(TEXT_LENGTH),
+        "scheduler": new_scheduler(),
         "unet": UNet2DConditionModel.from_pretrained(work / "sd" / "unet"),
-        "safety_checker": None, "feature_extractor": None,
-    }  # fmt: skip
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
     pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     return write_pipeline(pipeline, work / "sd" / "pipeline", out)

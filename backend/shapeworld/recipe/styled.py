@@ -46,8 +46,9 @@ class Styled:
         return draw(self.scenes[i], self.styles[i])
 
 
-def train_styled_autoencoder(work: Path, start: Path, seed: int = 0, steps: int = VAE_STEPS,
-                             log=print) -> Path:
+def train_styled_autoencoder(
+    work: Path, start: Path, seed: int = 0, steps: int = VAE_STEPS, log=print
+) -> Path:
     """The autoencoder of the pipeline in `start` goes on, on pictures in styles; saves `work/styled-vae`.
 
     Crops lie on the latents' grid, as whole pictures do: dots then have the same place in every cell. The
@@ -68,8 +69,14 @@ def train_styled_autoencoder(work: Path, start: Path, seed: int = 0, steps: int 
     return done
 
 
-def train_styled_decoder(work: Path, seed: int = 0, steps: int = DECODER_STEPS, scenes: int = SCENES,
-                         compiled: bool = True, log=print) -> Path:
+def train_styled_decoder(
+    work: Path,
+    seed: int = 0,
+    steps: int = DECODER_STEPS,
+    scenes: int = SCENES,
+    compiled: bool = True,
+    log=print,
+) -> Path:
     """Its decoder goes on alone, as the plain renderers' does; saves the whole to `work/styled-vae-sharp`."""
     from diffusers import AutoencoderTiny
 
@@ -119,8 +126,16 @@ def add_words(tokenizer: Any, encoder: Any) -> None:
     encoder.resize_token_embeddings(len(tokenizer))
 
 
-def train_styled(work: Path, start: Path, out: Path, seed: int = 0, steps: int = STEPS,
-                 scenes: int = SCENES, compiled: bool = True, log=print) -> Path:
+def train_styled(
+    work: Path,
+    start: Path,
+    out: Path,
+    seed: int = 0,
+    steps: int = STEPS,
+    scenes: int = SCENES,
+    compiled: bool = True,
+    log=print,
+) -> Path:
     """Teach the pipeline in `start`, a tiny FLUX or Stable Diffusion; writes `out`.
 
     `work/styled-vae-sharp` is the autoencoder; see `train_styled_decoder`.
@@ -165,8 +180,11 @@ def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
             text.append(p)
         else:
             others.append(p)
-    adam = torch.optim.AdamW([{"params": others, "lr": RATE}, {"params": text, "lr": TEXT_RATE}],
-                             betas=(0.9, 0.98), weight_decay=0.0)  # fmt: skip
+    adam = torch.optim.AdamW(
+        [{"params": others, "lr": RATE}, {"params": text, "lr": TEXT_RATE}],
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+    )
     return [Muon(matrices, lr=RATE), adam]
 
 

@@ -35,17 +35,34 @@ def new_text_encoders():
 
     clip_tok: Any = clip_tokenizer()
     t5_tok: Any = t5_tokenizer()
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(clip_tok), hidden_size=CLIP_WIDTH, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=CLIP_LENGTH, projection_dim=CLIP_WIDTH,
-        bos_token_id=clip_tok.bos_token_id, eos_token_id=clip_tok.eos_token_id,
-        pad_token_id=clip_tok.pad_token_id,
-    ))  # fmt: skip
-    t5 = T5EncoderModel(T5Config(
-        vocab_size=len(t5_tok), d_model=T5_WIDTH, d_kv=32, d_ff=256, num_layers=3, num_heads=4,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0,
-        relative_attention_num_buckets=16, relative_attention_max_distance=48,
-    ))  # fmt: skip
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(clip_tok),
+            hidden_size=CLIP_WIDTH,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CLIP_LENGTH,
+            projection_dim=CLIP_WIDTH,
+            bos_token_id=clip_tok.bos_token_id,
+            eos_token_id=clip_tok.eos_token_id,
+            pad_token_id=clip_tok.pad_token_id,
+        )
+    )
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(t5_tok),
+            d_model=T5_WIDTH,
+            d_kv=32,
+            d_ff=256,
+            num_layers=3,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=48,
+        )
+    )
     return clip, t5
 
 
@@ -64,8 +81,9 @@ class Reader(nn.Module):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(len(PLACES), width) * 0.1)
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.places = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(),
-                                    nn.Linear(256, sum(ANSWERS)))  # fmt: skip
+        self.places = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, sum(ANSWERS))
+        )
         self.counts = nn.Linear(pooled_width, len(COLORS) + len(SHAPES) + len(GROUNDS))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -133,8 +151,12 @@ def optimizers_for(model: Grounding) -> list[torch.optim.Optimizer]:
             distance.append(p)
         else:
             (matrices if name.startswith("t5.encoder.block") and p.ndim == 2 else others).append(p)
-    adam = torch.optim.AdamW([{"params": others}, {"params": distance, "lr": RATE * 10, "weight_decay": 0.0}],
-                             lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))  # fmt: skip
+    adam = torch.optim.AdamW(
+        [{"params": others}, {"params": distance, "lr": RATE * 10, "weight_decay": 0.0}],
+        lr=RATE,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+    )
     return [Muon(matrices, lr=RATE), adam]
 
 

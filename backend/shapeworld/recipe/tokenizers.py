@@ -56,10 +56,14 @@ def clip_tokenizer(length: int = CLIP_LENGTH):
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=4000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>",
+        vocab_size=4000,
+        min_frequency=1,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
         # Named here, or last letters get their ids, and ties their order, from a randomly seeded hash map.
-        special_tokens=last, show_progress=False,
-    )  # fmt: skip
+        special_tokens=last,
+        show_progress=False,
+    )
     bpe.train_from_iterator(words(), trainer)
     learned = json.loads(bpe.to_str())["model"]
     vocab = dict(learned["vocab"])

@@ -40,8 +40,17 @@ class StepLoop:
     Model, optimisers and both random generators are restored, so a resumed run takes the same steps.
     """
 
-    def __init__(self, model: nn.Module, optimizers: list, checkpoint: Path, total: int, seed: int,
-                 warmup: int = 200, save_every: float = 120.0, log: Callable[[str], None] = print):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: list,
+        checkpoint: Path,
+        total: int,
+        seed: int,
+        warmup: int = 200,
+        save_every: float = 120.0,
+        log: Callable[[str], None] = print,
+    ):
         self.model, self.optimizers, self.total = model, optimizers, total
         self.checkpoint, self.warmup, self.save_every, self.log = checkpoint, warmup, save_every, log
         self.rng = random.Random(seed)
@@ -75,11 +84,16 @@ class StepLoop:
 
     def save(self) -> None:
         version, state, gauss = self.rng.getstate()
-        save_whole({
-            "step": self.step, "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "torch_rng": torch.get_rng_state(), "python_rng": [version, list(state), gauss],
-        }, self.checkpoint)  # fmt: skip
+        save_whole(
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizers": [o.state_dict() for o in self.optimizers],
+                "torch_rng": torch.get_rng_state(),
+                "python_rng": [version, list(state), gauss],
+            },
+            self.checkpoint,
+        )
 
     def _load(self) -> None:
         kept = torch.load(self.checkpoint, weights_only=True)

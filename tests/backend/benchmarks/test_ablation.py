@@ -44,8 +44,14 @@ class Adds:
 
     def rewrite(self, prompts, variants=1, seed=0, critiques=None):
         Adds.asked += len(prompts)
-        return [[Rewrite("", p, self.name, "the answer has no <prompt>") if " and " in p
-                 else Rewrite("", f"{p} {self.words}", self.name)] for p in prompts]  # fmt: skip
+        return [
+            [
+                Rewrite("", p, self.name, "the answer has no <prompt>")
+                if " and " in p
+                else Rewrite("", f"{p} {self.words}", self.name)
+            ]
+            for p in prompts
+        ]
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +69,14 @@ def run(folder, methods=METHODS, renderer=None, **settings):
     makers = {one: lambda one=one: Adds(REWRITERS[one]) for given in methods.values() for one in given}
     renderer = renderer or FakeRenderer(steps=4, draw=drawn, rows_per_step=2)
     settings = {"per_task": 2, "seeds": 2, "tasks": TASKS, **settings}
-    return compare(methods=methods, rewriters=makers, renderer=renderer, judge=ShapeWorldStrict(),
-                   folder=folder, **settings)  # fmt: skip
+    return compare(
+        methods=methods,
+        rewriters=makers,
+        renderer=renderer,
+        judge=ShapeWorldStrict(),
+        folder=folder,
+        **settings,
+    )
 
 
 def test_every_row_with_its_trainings_and_its_difference_from_the_best(tmp_path):
@@ -95,8 +107,11 @@ def test_words_are_counted_where_the_answer_could_be_read(tmp_path):
     two = [row for row in kept if row["rewriter"] == "vaguely" and row["unreadable"]]
     assert len(two) == 2 and all(row["rewrite"] == row["prompt"] for row in two), "drawn as typed"
     assert rows["vague"]["unreadable"] == 0.3333
-    read = [len(row["prompt"].split()) + 1 for row in kept
-            if row["rewriter"] == "vaguely" and not row["unreadable"]]  # fmt: skip
+    read = [
+        len(row["prompt"].split()) + 1
+        for row in kept
+        if row["rewriter"] == "vaguely" and not row["unreadable"]
+    ]
     assert rows["vague"]["words"] == round(sum(read) / len(read), 1)
     assert "unreadable" not in rows[TYPED]
 
@@ -164,8 +179,13 @@ def test_other_pictures_are_not_gone_on_with(tmp_path):
 def test_the_same_weights_twice_in_a_row_are_refused_before_any_work(tmp_path):
     makers = {"x": lambda: Adds("sure", "same"), "y": lambda: Adds("sure", "same")}
     with pytest.raises(BadInput, match="'sure' has the same weights twice, x and y"):
-        compare(methods={"sure": ["x", "y"]}, rewriters=makers, renderer=FakeRenderer(), folder=tmp_path,
-                judge=ShapeWorldStrict())  # fmt: skip
+        compare(
+            methods={"sure": ["x", "y"]},
+            rewriters=makers,
+            renderer=FakeRenderer(),
+            folder=tmp_path,
+            judge=ShapeWorldStrict(),
+        )
     assert Adds.asked == 0 and not any(tmp_path.iterdir())
 
 

@@ -29,8 +29,12 @@ class Drawn(FakeRenderer):
         def one(prompt, seed):
             rng = random.Random(f"{prompt} {seed}")
             right = rng.random() < CHANCE[lora]
-            return torch.from_numpy(draw(layout(parse_prompt(prompt), rng) if right else random_scene(rng))
-                                    .copy()).float() / 255  # fmt: skip
+            return (
+                torch.from_numpy(
+                    draw(layout(parse_prompt(prompt), rng) if right else random_scene(rng)).copy()
+                ).float()
+                / 255
+            )
 
         super().__init__(steps=8, draw=one, rows_per_step=2)
         self.fingerprint = f"drawn {lora}"
@@ -49,10 +53,13 @@ class Same:
 
 
 ROWS = {
-    "base": Row(), "best of 4": Row(best_of=4), "PARM": Row(best_of=4, prune="halving"),
-    "DPO": Row(lora=["a", "b"]), "DPO + PARM": Row(lora=["a", "b"], best_of=4, prune="halving"),
+    "base": Row(),
+    "best of 4": Row(best_of=4),
+    "PARM": Row(best_of=4, prune="halving"),
+    "DPO": Row(lora=["a", "b"]),
+    "DPO + PARM": Row(lora=["a", "b"], best_of=4, prune="halving"),
     "+ reflection": Row(lora=["a", "b"], best_of=4, prune="halving", reflect=1),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +89,8 @@ def test_rows_with_their_intervals_costs_and_training_seeds(tmp_path):
     assert costs["+ reflection"][0] > costs["DPO + PARM"][0]
     assert [one["with"] for one in rows["DPO"]["trainings"]] == ["a", "b"]
     assert rows["DPO"]["overall"][0] == pytest.approx(
-        sum(one["overall"] for one in rows["DPO"]["trainings"]) / 2, abs=1e-4)  # fmt: skip
+        sum(one["overall"] for one in rows["DPO"]["trainings"]) / 2, abs=1e-4
+    )
     assert "gain" not in rows["base"] and rows["DPO"]["gain"]["over"] == "base"
     assert rows["DPO"]["gain"]["interval"][0] == pytest.approx(means["DPO"] - means["base"], abs=2e-4)
     assert Drawn.made == [None, "a", "b"], "one renderer at a time, each once"
@@ -114,11 +122,19 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
             asked.append(len(prompts))
             return super().score(images, prompts)
 
-    makers = Makers(Drawn, lambda name: Same(),
-                    lambda name: Looks() if name == "looks" else ShapeWorldSoft(), str)  # fmt: skip
+    makers = Makers(
+        Drawn, lambda name: Same(), lambda name: Looks() if name == "looks" else ShapeWorldSoft(), str
+    )
     rows = {"PARM": Row(best_of=4, prune="halving", previews="looks")}
-    result = tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=tmp_path, per_task=1,
-                      seeds=1, tasks=TASKS)  # fmt: skip
+    result = tabulate(
+        rows=rows,
+        makers=makers,
+        measure=ShapeWorldStrict(),
+        folder=tmp_path,
+        per_task=1,
+        seeds=1,
+        tasks=TASKS,
+    )
     assert asked and sum(asked) < sum(row["cost"]["judge_calls"] for row in result["rows"]) * len(TASKS)
 
 
@@ -133,12 +149,23 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
             seen.append(critiques)
             return super().rewrite(prompts, variants)
 
-    makers = Makers(Drawn, lambda name: Corrects() if name == "corrects" else Same(),
-                    lambda name: ShapeWorldSoft(), str)  # fmt: skip
-    rows = {"same": Row(reflect=1), "corrected": Row(reflect=1, corrector="corrects"),
-            "untold": Row(reflect=1, corrector="corrects", told=False)}  # fmt: skip
-    result = tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=tmp_path, per_task=3,
-                      seeds=2, tasks=TASKS)  # fmt: skip
+    makers = Makers(
+        Drawn, lambda name: Corrects() if name == "corrects" else Same(), lambda name: ShapeWorldSoft(), str
+    )
+    rows = {
+        "same": Row(reflect=1),
+        "corrected": Row(reflect=1, corrector="corrects"),
+        "untold": Row(reflect=1, corrector="corrects", told=False),
+    }
+    result = tabulate(
+        rows=rows,
+        makers=makers,
+        measure=ShapeWorldStrict(),
+        folder=tmp_path,
+        per_task=3,
+        seeds=2,
+        tasks=TASKS,
+    )
     told = [bool(one and one[0]) for one in seen]
     assert any(told) and told == sorted(told, reverse=True) and told.count(False) >= told.count(True)
     assert "corrects" in result["rows"][1]["trainings"][0]["with"]
@@ -148,8 +175,10 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
 
 
 def test_rows_may_draw_over_what_they_mend(tmp_path):
-    rows = {f"image to image, {strength}": Row(reflect=2, correction="image to image", strength=strength)
-            for strength in (0.5, 1.0)}  # fmt: skip
+    rows = {
+        f"image to image, {strength}": Row(reflect=2, correction="image to image", strength=strength)
+        for strength in (0.5, 1.0)
+    }
     rows["again"] = Row(reflect=2)
     result = run(tmp_path, rows)
     half, whole, again = (row["cost"]["denoiser_rows"] for row in result["rows"])
@@ -163,14 +192,18 @@ def test_what_cannot_be_a_table(tmp_path):
         run(tmp_path, baseline="x")
     file = tmp_path / "rows.yaml"
     for text, message in (
-        ("- a", "expected rows"), ("a: 3", "expected settings of 'a'"), ("a: {best: 3}", "best"),
+        ("- a", "expected rows"),
+        ("a: 3", "expected settings of 'a'"),
+        ("a: {best: 3}", "best"),
         ("a: {prune: some}", "unknown pruning .some."),
         ("a: {lora: [x, y], judge: [x, y, z]}", "of one length"),
-        ("a: {correction: redraw}", "correction is one of"), ("a: {strength: 2}", "strength"),
-        ("a: {lora: []}", "of one length"), ("a: [", "no YAML"),
+        ("a: {correction: redraw}", "correction is one of"),
+        ("a: {strength: 2}", "strength"),
+        ("a: {lora: []}", "of one length"),
+        ("a: [", "no YAML"),
         ("a: {previews: x}", "previews are judged where something is pruned"),
         ("a: {prune: 'potential:2'}", "potential:THRESHOLD"),
-    ):  # fmt: skip
+    ):
         file.write_text(text)
         with pytest.raises((BadInput, UnknownName), match=message):
             read_rows(file)

@@ -32,8 +32,16 @@ SHIPPED = Path(trainers.__path__[0]) / "configs" / "grpo_shapeworld.yaml"
 
 def step(seconds, **did):
     phases = dict.fromkeys(("write", "render", "score", "update", "record"), seconds / 5)
-    counts = {"processor": seconds, "answers": 4, "unreadable": 0, "pictures": 4, "reused": 0, "rows": 64,
-              "groups": 2, "signal": 1}  # fmt: skip
+    counts = {
+        "processor": seconds,
+        "answers": 4,
+        "unreadable": 0,
+        "pictures": 4,
+        "reused": 0,
+        "rows": 64,
+        "groups": 2,
+        "signal": 1,
+    }
     return {"seconds": seconds, "phases": phases, **counts, **did}
 
 
@@ -52,8 +60,12 @@ def test_times_as_fast_by_hand():
 
 def test_a_result_by_hand():
     floor = {"write": 0.1, "render": 1.0, "update": 0.4}
-    found = {"ours": [step(2.0, pictures=8), step(2.0, signal=3)], "floor": [floor, floor],
-             OWN: [step(10.0), step(10.0)], EQUAL: [step(6.0), step(6.0, signal=0)]}  # fmt: skip
+    found = {
+        "ours": [step(2.0, pictures=8), step(2.0, signal=3)],
+        "floor": [floor, floor],
+        OWN: [step(10.0), step(10.0)],
+        EQUAL: [step(6.0), step(6.0, signal=0)],
+    }
     result = result_of(found, ours=8, steps={OWN: 16, EQUAL: 8})
     rows = {row["name"]: row for row in result["rows"]}
     assert len(rows) == 7
@@ -74,8 +86,9 @@ def test_a_result_by_hand():
 
 
 def test_without_a_choice_of_steps_there_is_one_comparison():
-    result = result_of({"ours": [step(1.0)], "floor": [{"write": 0.5}], EQUAL: [step(2.0)]}, ours=16,
-                       steps={EQUAL: 16})  # fmt: skip
+    result = result_of(
+        {"ours": [step(1.0)], "floor": [{"write": 0.5}], EQUAL: [step(2.0)]}, ours=16, steps={EQUAL: 16}
+    )
     assert [row["overall"][0] for row in result["rows"]] == [2.0, 2.0, 2.0, 0.5]
 
 
@@ -130,8 +143,12 @@ def test_every_answer_is_drawn_and_judged_alone():
         timed[name] += 1
         return nullcontext()
 
-    reviewer = Reviewer(painter, {"brightness": judge, "structure": Structure()},  # pyright: ignore
-                        {"brightness": 2.0, "structure": 0.25}, phases)  # fmt: skip
+    reviewer = Reviewer(
+        painter,
+        {"brightness": judge, "structure": Structure()},  # pyright: ignore
+        {"brightness": 2.0, "structure": 0.25},
+        phases,
+    )
     good = "<reason>r</reason><prompt>a red star</prompt>"
     completions = [[{"role": "assistant", "content": text}] for text in (good, good, "no answer")]
     asked, meaning = ["star"] * 3, ["a star"] * 3
@@ -151,13 +168,29 @@ def rewriter():
 
 
 def test_it_asks_the_rewriter_as_we_do(rewriter, tmp_path):
-    reviewer = Reviewer(Painter(), {"brightness": Brightness()}, {"brightness": 1.0},  # pyright: ignore
-                        lambda name: nullcontext())  # fmt: skip
+    reviewer = Reviewer(
+        Painter(),
+        {"brightness": Brightness()},
+        {"brightness": 1.0},  # pyright: ignore
+        lambda name: nullcontext(),
+    )
     asked = [(f"a photo of a {color} star", "") for color in ("red", "blue", "red", "green")]
-    settings = {"output_dir": str(tmp_path), "num_generations": 2, "per_device_train_batch_size": 4,
-                "gradient_accumulation_steps": 1, "max_steps": 2, "use_cpu": True}  # fmt: skip
-    trainer = make_trainer(model=rewriter.model, tokenizer=rewriter.tokenizer, system=rewriter.system,
-                           asked=asked, reviewer=reviewer, settings=settings)  # fmt: skip
+    settings = {
+        "output_dir": str(tmp_path),
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 2,
+        "use_cpu": True,
+    }
+    trainer = make_trainer(
+        model=rewriter.model,
+        tokenizer=rewriter.tokenizer,
+        system=rewriter.system,
+        asked=asked,
+        reviewer=reviewer,
+        settings=settings,
+    )
     batches = [[row["asked"] for row in batch] for batch in trainer.get_train_dataloader()]
     assert batches == [[asked[i][0] for i in (0, 0, 1, 1)], [asked[i][0] for i in (2, 2, 3, 3)]]
     ids = trainer._tokenize_prompts([row["prompt"] for row in trainer.train_dataset])[0]
@@ -253,8 +286,12 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
 
     def fake(settings, **options):
         asked.append((GrpoConfig(**settings), options["pairs"]))
-        return {**result_of({"ours": [step(1.0)], "floor": [{"write": 0.5}], EQUAL: [step(2.0)]}, ours=8,
-                            steps={EQUAL: 8}), "settings": {}}  # fmt: skip
+        return {
+            **result_of(
+                {"ours": [step(1.0)], "floor": [{"write": 0.5}], EQUAL: [step(2.0)]}, ours=8, steps={EQUAL: 8}
+            ),
+            "settings": {},
+        }
 
     monkeypatch.setattr("reprise.backend.benchmarks.grpo.bench", fake)
     words = ("bench", "grpo", "--out", "r")
@@ -268,12 +305,15 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
     assert asked[1] == (load_config(GrpoConfig, SHIPPED), 5)
 
 
-@pytest.mark.parametrize("words,part", [
-    (["--rewrites", "1"], "rewrites: input should be greater than or equal to 2"),
-    (["--prompts-per-step", "0"], "prompts_per_step: input should be greater than 0"),
-    (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
-    (["--config", "servers.yaml"], "a ComfyUI server is none; give a config that draws with one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["--rewrites", "1"], "rewrites: input should be greater than or equal to 2"),
+        (["--prompts-per-step", "0"], "prompts_per_step: input should be greater than 0"),
+        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--config", "servers.yaml"], "a ComfyUI server is none; give a config that draws with one"),
+    ],
+)
 def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
     drawn = "{name: 'comfyui:a.json@http://localhost:1'}"
     (tmp_path / "servers.yaml").write_text(f"model: shapeworld\nprompts: shapeworld\nrenderer: {drawn}\n")

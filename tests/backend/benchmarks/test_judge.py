@@ -39,8 +39,10 @@ class Played:
         self.asked += questions
         light = [sum(picture.getpixel((0, 0))) > 380 for picture in pictures]
         known = [0.8 if one else 0.2 for one in light]
-        return [0.9 if question.startswith(QUESTIONS["potential"][:9]) and "Will" in question else p
-                for p, question in zip(known, questions)]  # fmt: skip
+        return [
+            0.9 if question.startswith(QUESTIONS["potential"][:9]) and "Will" in question else p
+            for p, question in zip(known, questions)
+        ]
 
 
 @pytest.fixture
@@ -52,8 +54,11 @@ def cases(tmp_path):
             path = tmp_path / f"{n}-{light}.png"
             Image.new("RGB", (32, 32), ((204, 204, 204) if light else (51, 51, 51))).save(path)
             found += [Case("match", f"light {n}", path, light)]
-            found += [Case(question, f"light {n}", path, light, step) for question in ("clarity", "potential")
-                      for step in (2, 4)]  # fmt: skip
+            found += [
+                Case(question, f"light {n}", path, light, step)
+                for question in ("clarity", "potential")
+                for step in (2, 4)
+            ]
     return found
 
 
@@ -88,8 +93,11 @@ def test_calibrations_count(cases):
 
 def test_who_does_not_look_goes_by_the_step(cases):
     """At step 2 none is clear, at step 4 four of five are: .9 without looking."""
-    told = [Case("clarity", c.prompt, c.picture, c.step == 4 and c.prompt != "light 0", c.step)
-            for c in cases if c.question == "clarity"]  # fmt: skip
+    told = [
+        Case("clarity", c.prompt, c.picture, c.step == 4 and c.prompt != "light 0", c.step)
+        for c in cases
+        if c.question == "clarity"
+    ]
     result = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, told)
     assert result["rows"][-1]["tasks"]["clarity"][0] == 0.9
     (row,) = [row for row in result["tables"][0]["rows"] if row[0].startswith(COMMONER)]
@@ -100,8 +108,9 @@ def test_pairs_are_of_one_prompt(tmp_path):
     """Who only knows which prompts fail is right about five pictures of six, and tells no pair apart."""
     Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
     rights = {"easy": (True, True, False), "hard": (False, False, False)}
-    told = [Case("match", prompt, tmp_path / "x.png", right)
-            for prompt, row in rights.items() for right in row]  # fmt: skip
+    told = [
+        Case("match", prompt, tmp_path / "x.png", right) for prompt, row in rights.items() for right in row
+    ]
     judges = {"knows": lambda: lambda cases: [0.9 if case.prompt == "easy" else 0.1 for case in cases]}
     result = evaluate(judges, told)
     assert result["rows"][0]["tasks"]["match"][0] == pytest.approx(5 / 6, abs=1e-4)
@@ -110,8 +119,11 @@ def test_pairs_are_of_one_prompt(tmp_path):
 
 def test_intervals_are_over_prompts(cases):
     """One prompt of five is always wrong: its answers come and go together."""
-    wrong = [Case(c.question, c.prompt, c.picture, not c.right if c.prompt == "light 0" else c.right, c.step)
-             for c in cases if c.question == "match"]  # fmt: skip
+    wrong = [
+        Case(c.question, c.prompt, c.picture, not c.right if c.prompt == "light 0" else c.right, c.step)
+        for c in cases
+        if c.question == "match"
+    ]
     row, _ = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, wrong)["rows"]
     mean, low, high = row["tasks"]["match"]
     assert mean == 0.8 and (low, high) == (0.4, 1.0)  # 3 of 5 drawn and none, at 2.5 and 97.5 %
@@ -142,9 +154,18 @@ def test_pictures_of_unlike_sizes(tmp_path):
 
 
 def lines_to(path, cases, **more):
-    rows = [{"prompt": c.prompt.replace("light", "a circle"), "question": c.question, "image": str(c.picture),
-             "label": c.right, **({"step": c.step} if c.step else {}), "split": "test", **more}
-            for c in cases]  # fmt: skip
+    rows = [
+        {
+            "prompt": c.prompt.replace("light", "a circle"),
+            "question": c.question,
+            "image": str(c.picture),
+            "label": c.right,
+            **({"step": c.step} if c.step else {}),
+            "split": "test",
+            **more,
+        }
+        for c in cases
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -168,14 +189,23 @@ class Critic(Played):
 
 def test_critiques_by_hand(cases):
     """Of six pictures four have a fault that is named; of 12 named faults 5 are true, of 7 true ones 5."""
-    reasons = {"light 0": ("there is no cat", "I see 2 dogs; there is no cat"),
-               "light 1": ("there is no cat", "it is dark"), "light 2": ("there is no bird", "I see 2 dogs")}
+    reasons = {
+        "light 0": ("there is no cat", "I see 2 dogs; there is no cat"),
+        "light 1": ("there is no cat", "it is dark"),
+        "light 2": ("there is no bird", "I see 2 dogs"),
+    }
     picture = cases[0].picture
-    wrong = [Case("critique", prompt, picture, False, reason=reason)
-             for prompt, two in reasons.items() for reason in two]  # fmt: skip
+    wrong = [
+        Case("critique", prompt, picture, False, reason=reason)
+        for prompt, two in reasons.items()
+        for reason in two
+    ]
     untaught = VLMJudge(Critic(), tuned=Tuned(frozenset({"match"})))
-    judges = {"says": lambda: answers_of(VLMJudge(Critic())), "bright": lambda: answers_of(Brightness()),
-              "untaught": lambda: answers_of(untaught)}  # fmt: skip
+    judges = {
+        "says": lambda: answers_of(VLMJudge(Critic())),
+        "bright": lambda: answers_of(Brightness()),
+        "untaught": lambda: answers_of(untaught),
+    }
     result = evaluate(judges, [*cases, *wrong])
     table = result["tables"][-1]
     said, blind = table["rows"]

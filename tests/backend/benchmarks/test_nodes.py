@@ -10,8 +10,12 @@ from reprise.backend.errors import BadInput
 
 
 def test_ratios_by_hand():
-    found = {"import": 0.3, "pairs": {"128": [[1.0, 1.5], [1.0, 1.5], [2.0, 3.0]]},
-             "interrupts": [[0.1, 0.4], [0.2, 0.4]], "comfyui": "0.33.0"}  # fmt: skip
+    found = {
+        "import": 0.3,
+        "pairs": {"128": [[1.0, 1.5], [1.0, 1.5], [2.0, 3.0]]},
+        "interrupts": [[0.1, 0.4], [0.2, 0.4]],
+        "comfyui": "0.33.0",
+    }
     parm, stop, start = result_of(found, pairs=3, steps=16)["rows"]
     assert parm["overall"] == [1.5, 1.5, 1.5] and parm["cost"] == {"seconds": 1.5, "stock_seconds": 1.0}
     assert stop["overall"][0] == pytest.approx(0.375) and stop["cost"]["seconds"] == 0.2
@@ -36,6 +40,9 @@ def test_one_run_in_a_real_comfyui():
         pytest.skip(str(error))
     result = bench(pairs=2, steps=2)
     assert [row["name"].split(",")[0] for row in result["rows"]] == [
-        "PARM", "PARM", "interrupt to stop", "import of the pack",
-    ]  # fmt: skip
+        "PARM",
+        "PARM",
+        "interrupt to stop",
+        "import of the pack",
+    ]
     assert all(row["overall"][0] > 0 for row in result["rows"]) and json.dumps(result)

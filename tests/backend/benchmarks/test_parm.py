@@ -26,8 +26,10 @@ class Brightness:
 
 
 def pool(finals, previews):
-    candidates = [Candidate(i, i, "p", score=f, image=torch.zeros(1), preview_scores={2: p})
-                  for i, (f, p) in enumerate(zip(finals, previews, strict=True))]  # fmt: skip
+    candidates = [
+        Candidate(i, i, "p", score=f, image=torch.zeros(1), preview_scores={2: p})
+        for i, (f, p) in enumerate(zip(finals, previews, strict=True))
+    ]
     return Pool(sample_prompts("train", 1)[0], candidates, steps=4, rows_each=2.0)
 
 

@@ -50,8 +50,9 @@ def rows_of(result):
 
 
 def test_a_judge_that_foresees_spends_what_halving_spends(flat):
-    found = compare(renderer=flat, reward=Brightness(), judge=Looking(), aside=ASIDE, per_task=2, n=4,
-                    pool=16)  # fmt: skip
+    found = compare(
+        renderer=flat, reward=Brightness(), judge=Looking(), aside=ASIDE, per_task=2, n=4, pool=16
+    )
     rows = rows_of(found)
     (likely,) = (name for name in rows if name.startswith("looking below"))
     halved, stopped = rows["halving by brightness"], rows[likely]
@@ -67,8 +68,9 @@ def test_a_judge_that_foresees_spends_what_halving_spends(flat):
 
 
 def test_a_judge_that_never_sees_clearly_stops_nobody(flat):
-    found = compare(renderer=flat, reward=Brightness(), judge=Looking(False), aside=ASIDE[:6], per_task=1,
-                    n=4, pool=8)  # fmt: skip
+    found = compare(
+        renderer=flat, reward=Brightness(), judge=Looking(False), aside=ASIDE[:6], per_task=1, n=4, pool=8
+    )
     rows = rows_of(found)
     (likely,) = (name for name in rows if name.startswith("looking below"))
     assert rows[likely]["cost"] == rows["none is stopped"]["cost"]

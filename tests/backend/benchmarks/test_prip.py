@@ -29,13 +29,26 @@ def rounds(seconds, rows=4, tokens=8):
 
 
 def step(seconds):
-    return {"seconds": seconds, "seconds/write": 0.5, "seconds/render": 1.0, "seconds/score": 0.25,
-            "seconds/update": 1.0, "tokens": 6.0, "pictures": 12, "pictures_reused": 4}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "seconds/write": 0.5,
+        "seconds/render": 1.0,
+        "seconds/score": 0.25,
+        "seconds/update": 1.0,
+        "tokens": 6.0,
+        "pictures": 12,
+        "pictures_reused": 4,
+    }
 
 
 def test_a_result_by_hand():
-    speeds = {"ours": rounds(2.0), "ours, pivots": rounds(1.25), "generate": rounds(1.0),
-              "ours, drawn": rounds(2.0, tokens=8), "generate, drawn": rounds(2.0, tokens=4)}  # fmt: skip
+    speeds = {
+        "ours": rounds(2.0),
+        "ours, pivots": rounds(1.25),
+        "generate": rounds(1.0),
+        "ours, drawn": rounds(2.0, tokens=8),
+        "generate, drawn": rounds(2.0, tokens=4),
+    }
     floor = {"write": 0.25, "render": 0.75, "update": 0.5}
     result = result_of(speeds, [step(3.0), step(3.0)], [floor, floor])
     rows = {row["name"]: row for row in result["rows"]}
@@ -52,8 +65,16 @@ def test_a_result_by_hand():
 
 
 def test_a_whole_bench(refiner):
-    words = (f"init={refiner}", "prompts_per_step=2", "rewrites=1", "group_baseline=false", "minibatches=1",
-             "renderer.steps=1", "max_new_tokens=4", "prompts=shapeworld:1")  # fmt: skip
+    words = (
+        f"init={refiner}",
+        "prompts_per_step=2",
+        "rewrites=1",
+        "group_baseline=false",
+        "minibatches=1",
+        "renderer.steps=1",
+        "max_new_tokens=4",
+        "prompts=shapeworld:1",
+    )
     told = []
     settings = load_config(PpoConfig, SHIPPED, words).model_dump(mode="json")
     result = bench(settings, pairs=1, refined=4, tell=lambda *words: told.append(words))
@@ -85,8 +106,21 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
 
     monkeypatch.setattr("reprise.backend.benchmarks.prip.bench", fake)
     words = ("bench", "prip", "--out", "r")
-    done = reprise(*words, "--refiner", "mine", "--prompts-per-step", 3, "--rewrites", 1, "--steps", 5,
-                   "--pairs", 2, "--seed", 7)  # fmt: skip
+    done = reprise(
+        *words,
+        "--refiner",
+        "mine",
+        "--prompts-per-step",
+        3,
+        "--rewrites",
+        1,
+        "--steps",
+        5,
+        "--pairs",
+        2,
+        "--seed",
+        7,
+    )
     assert done.code == 0 and "refinements per second" in done.out and "judging" in done.out
     assert "Seconds of a step of ppo" in (tmp_path / "r" / "index.html").read_text()
     config, pairs = asked[0]
@@ -96,11 +130,14 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
     assert asked[1] == (load_config(PpoConfig, SHIPPED, ["init=shapeworld"]), 5)
 
 
-@pytest.mark.parametrize(("words", "part"), [
-    (["--prompts-per-step", "0"], "prompts_per_step: input should be greater than 0"),
-    (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
-    (["--config", "servers.yaml"], "a ComfyUI server is none; give a config that draws with one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--prompts-per-step", "0"], "prompts_per_step: input should be greater than 0"),
+        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["--config", "servers.yaml"], "a ComfyUI server is none; give a config that draws with one"),
+    ],
+)
 def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
     drawn = "{name: 'comfyui:a.json@http://localhost:1'}"
     (tmp_path / "servers.yaml").write_text(f"init: x\nprompts: shapeworld\nrenderer: {drawn}\n")

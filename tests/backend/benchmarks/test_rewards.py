@@ -31,8 +31,10 @@ def script():
 
 
 def calls(*seconds, reading=0.0, scores=(0.5, 0.25)):
-    return [{"seconds": s, "reading": reading, "scores": [*scores], "peak": 2 * 10**9, "gpu_peak": 0}
-            for s in seconds]  # fmt: skip
+    return [
+        {"seconds": s, "reading": reading, "scores": [*scores], "peak": 2 * 10**9, "gpu_peak": 0}
+        for s in seconds
+    ]
 
 
 def test_ratios_by_hand():
@@ -40,8 +42,12 @@ def test_ratios_by_hand():
     whole, steady = rows_of("hps-v2.1", 2, ours, theirs, packages=VERSIONS)
     assert whole["overall"] == [3.0, 3.0, 3.0] and steady["overall"] == [2.0, 2.0, 2.0]
     assert whole["name"] == "hps-v2.1, 2 a call, over hpsv2 1.2.0" and "without reading" in steady["name"]
-    assert whole["cost"] == {"images_per_second": 2.0, "peak_gb": 2.0, "reference_images_per_second": 0.6667,
-                             "reference_peak_gb": 2.0}  # fmt: skip
+    assert whole["cost"] == {
+        "images_per_second": 2.0,
+        "peak_gb": 2.0,
+        "reference_images_per_second": 0.6667,
+        "reference_peak_gb": 2.0,
+    }
     assert steady["cost"]["reference_images_per_second"] == 1.0
     assert whole["score_difference"] == pytest.approx(2e-4) and whole["score_spread"] == pytest.approx(0.25)
     assert len(rows_of("image-reward", 2, ours, calls(3.0, 3.0), packages=VERSIONS)) == 1
@@ -136,12 +142,16 @@ def test_an_environment_without_the_packages_is_refused(tmp_path):
             packages_of(python, ["image-reward"])
 
 
-@pytest.mark.parametrize("words,part", [
-    (["--reference", "nothing"], "--reference must be a Python interpreter, got nothing; give the one"),
-    (["--reference", sys.executable], "install image-reward 1.5 and hpsv2 1.2.0"),
-    (["--reward", "hps"], "unknown judge to measure 'hps'; did you mean 'hps-v2.1'"),
-    (["--images", "0"], "--images must be at least 1"), (["--pairs", "0"], "--pairs must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["--reference", "nothing"], "--reference must be a Python interpreter, got nothing; give the one"),
+        (["--reference", sys.executable], "install image-reward 1.5 and hpsv2 1.2.0"),
+        (["--reward", "hps"], "unknown judge to measure 'hps'; did you mean 'hps-v2.1'"),
+        (["--images", "0"], "--images must be at least 1"),
+        (["--pairs", "0"], "--pairs must be at least 1"),
+    ],
+)
 def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
     done = reprise("bench", "rewards", *words, "--out", "r")
     assert done.code == 2 and done.out == "" and part in " ".join(done.err.split())

@@ -39,8 +39,12 @@ class Same(Better):
 
 
 def run(tmp_path=None, **settings):
-    roles = {"rewriter": Better(), "template": Same(), "judge": ShapeWorldSoft(),
-             "renderer": FakeRenderer(steps=8, draw=drawn, rows_per_step=2)}  # fmt: skip
+    roles = {
+        "rewriter": Better(),
+        "template": Same(),
+        "judge": ShapeWorldSoft(),
+        "renderer": FakeRenderer(steps=8, draw=drawn, rows_per_step=2),
+    }
     defaults = {"per_task": 3, "seeds": 2, "best_of": 4, "rounds": 1, "variants": 2}
     return evaluate(**roles, **{**defaults, **settings}, kept=tmp_path)
 
@@ -48,8 +52,15 @@ def run(tmp_path=None, **settings):
 def test_table_has_every_row_with_intervals_and_costs():
     result = run()
     rows = {row["name"]: row for row in result["rows"]}
-    assert list(rows) == ["terse", "template", "rewriter", "+ best of 4, full", "+ best of 4, pruned",
-                          "+ reflection", "spelled-out oracle"]  # fmt: skip
+    assert list(rows) == [
+        "terse",
+        "template",
+        "rewriter",
+        "+ best of 4, full",
+        "+ best of 4, pruned",
+        "+ reflection",
+        "spelled-out oracle",
+    ]
     for row in rows.values():
         mean, low, high = row["overall"]
         assert 0 <= low <= mean <= high <= 1 and len(row["tasks"]) == 6

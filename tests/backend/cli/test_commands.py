@@ -37,13 +37,16 @@ def test_rewrite_as_json_and_as_a_table(reprise):
     assert "highly detailed" in reprise("rewrite", "a red circle", "--rewriter", "template").out
 
 
-@pytest.mark.parametrize("words,part", [
-    (["a", "--rewriter", "templat"], "did you mean 'template'"),
-    (["a", "--variants", "0"], "--variants"),
-    (["a", "--seed", "-1"], "--seed"),
-    (["  "], "empty"),
-    ([], "no prompt given"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["a", "--rewriter", "templat"], "did you mean 'template'"),
+        (["a", "--variants", "0"], "--variants"),
+        (["a", "--seed", "-1"], "--seed"),
+        (["  "], "empty"),
+        ([], "no prompt given"),
+    ],
+)
 def test_rewrite_refuses(reprise, words, part):
     refused(reprise("rewrite", *words), part)
 
@@ -60,13 +63,16 @@ def test_rewrite_by_an_endpoint(reprise, endpoint, monkeypatch):
     refused(reprise(*asked), "failed (500: 'out of memory')", code=1)
 
 
-@pytest.mark.parametrize("name,part", [
-    ("chat", "expected --rewriter chat:MODEL@URL"),
-    ("chat:llama", "expected --rewriter chat:MODEL@URL"),
-    ("http://127.0.0.1:1/v1", "expected --rewriter chat:MODEL@URL"),
-    ("chta:llama@http://127.0.0.1:1/v1", "did you mean 'chat'"),
-    ("chat:llama@http://me:secret@host/v1", "put a key into the environment"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,part",
+    [
+        ("chat", "expected --rewriter chat:MODEL@URL"),
+        ("chat:llama", "expected --rewriter chat:MODEL@URL"),
+        ("http://127.0.0.1:1/v1", "expected --rewriter chat:MODEL@URL"),
+        ("chta:llama@http://127.0.0.1:1/v1", "did you mean 'chat'"),
+        ("chat:llama@http://me:secret@host/v1", "put a key into the environment"),
+    ],
+)
 def test_endpoints_that_are_none(reprise, name, part):
     result = reprise("rewrite", "a cat", "--rewriter", name)
     refused(result, part)
@@ -111,27 +117,33 @@ def test_what_practised_users_type(reprise):
     assert sum(abs(0.5 + 0.5 * a - b) < 0.05 for a, b in zip(wanted, read, strict=True)) >= 0.8 * len(log)
 
 
-@pytest.mark.parametrize("words,part", [
-    (["draw", "0"], "expected 1 to"),
-    (["draw", "1", "--seed", "-1"], "--seed"),
-    (["draw", "1", "--out", "file"], "is a file"),
-    (["detect"], "no picture given"),
-    (["detect", "file"], "no picture that can be read"),
-    (["build", "--seed", "-1"], "--seed"),
-    (["drow"], "Did you mean"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["draw", "0"], "expected 1 to"),
+        (["draw", "1", "--seed", "-1"], "--seed"),
+        (["draw", "1", "--out", "file"], "is a file"),
+        (["detect"], "no picture given"),
+        (["detect", "file"], "no picture that can be read"),
+        (["build", "--seed", "-1"], "--seed"),
+        (["drow"], "Did you mean"),
+    ],
+)
 def test_shapeworld_refuses(reprise, tmp_path, words, part):
     (tmp_path / "file").write_text("")
     refused(reprise("shapeworld", *words), part)
 
 
-@pytest.mark.parametrize("words,part", [
-    (["sfft"], "unknown trainer 'sfft'; did you mean 'sft'"),
-    (["sft", "nowhere.yaml"], "cannot read nowhere.yaml"),
-    (["sft", "stepz=1"], "unknown setting"),
-    (["sft", "--resume", "nowhere"], "nowhere is no run folder"),
-    (["sft", "c.yaml", "--resume", "nowhere"], "takes the run's own config.yaml"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["sfft"], "unknown trainer 'sfft'; did you mean 'sft'"),
+        (["sft", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["sft", "stepz=1"], "unknown setting"),
+        (["sft", "--resume", "nowhere"], "nowhere is no run folder"),
+        (["sft", "c.yaml", "--resume", "nowhere"], "takes the run's own config.yaml"),
+    ],
+)
 def test_train_refuses(reprise, words, part):
     refused(reprise("train", *words), part)
 
@@ -184,21 +196,36 @@ def test_train_keeps_its_config_and_goes_on(reprise, trainer, tmp_path):
 
 
 def a_result(name):
-    row = {"name": "terse", "overall": [0.4, 0.3, 0.5], "tasks": {"counting": [0.2, 0.1, 0.3]},
-           "cost": {"denoiser_rows": 32.0}, "judge": None}  # fmt: skip
-    better = {**row, "name": "+ best of 2, full", "judge": "oracle judge",
-              "gain": {"over": "terse", "interval": [0.1, 0.05, 0.15]}}  # fmt: skip
+    row = {
+        "name": "terse",
+        "overall": [0.4, 0.3, 0.5],
+        "tasks": {"counting": [0.2, 0.1, 0.3]},
+        "cost": {"denoiser_rows": 32.0},
+        "judge": None,
+    }
+    better = {
+        **row,
+        "name": "+ best of 2, full",
+        "judge": "oracle judge",
+        "gain": {"over": "terse", "interval": [0.1, 0.05, 0.15]},
+    }
     return {"name": name, "rows": [row, better], "settings": {"seeds": 1}}
 
 
-@pytest.mark.parametrize("command,name,function", [
-    ("evaluate", "shapeworld", "shapeworld.evaluate"), ("bench", "parm", "parm.bench"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command,name,function",
+    [
+        ("evaluate", "shapeworld", "shapeworld.evaluate"),
+        ("bench", "parm", "parm.bench"),
+    ],
+)
 def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, command, name, function):
     calls = []
     module, attribute = function.split(".")
-    monkeypatch.setattr(f"reprise.backend.benchmarks.{module}.{attribute}",
-                        lambda **options: calls.append(options) or a_result(name))  # fmt: skip
+    monkeypatch.setattr(
+        f"reprise.backend.benchmarks.{module}.{attribute}",
+        lambda **options: calls.append(options) or a_result(name),
+    )
     words = (command, name, "--renderer", "fake", "--seed", 7, "--per-task", 2, "--out", "r")
     words += ("--rewriter", "none") if command == "evaluate" else ("--timed", 0)
     result = json.loads(reprise(*words, "--json").out)
@@ -219,30 +246,40 @@ def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, c
     assert "oracle judge" in (tmp_path / "r" / "index.html").read_text()
 
 
-@pytest.mark.parametrize("words,part", [
-    (["evaluate", "shapewold"], "unknown benchmark 'shapewold'; did you mean 'shapeworld'"),
-    (["evaluate", "shapeworld", "--task", "colour"],
-     "unknown task 'colour'; did you mean 'colors'? expected one of color_attribution, colors, counting, "
-     "position, single_object, two_object"),
-    (["evaluate", "shapeworld", "--task", "counting", "--task", ""], "unknown task ''; expected one of"),
-    (["evaluate", "shapeworld", "--seeds", "0"], "--seeds must be at least 1"),
-    (["evaluate", "shapeworld", "--per-task", "0"], "--per-task must be at least 1"),
-    (["evaluate", "shapeworld", "--best-of", "0"], "--best-of must be at least 1"),
-    (["evaluate", "shapeworld", "--prune", "x"], "unknown pruning"),
-    (["evaluate", "shapeworld", "--renderer", "fke"], "did you mean 'fake'"),
-    (["bench", "prm"], "unknown bench 'prm'; did you mean 'parm'"),
-    (["bench", "parm", "--seed", "-1"], "--seed"),
-    (["bench", "parm", "--timed", "-1"], "--timed"),
-    (["bench", "parm", "--renderer", "fake", "--best-of", "5", "--pool", "8"], "--pool must be a multiple"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["evaluate", "shapewold"], "unknown benchmark 'shapewold'; did you mean 'shapeworld'"),
+        (
+            ["evaluate", "shapeworld", "--task", "colour"],
+            "unknown task 'colour'; did you mean 'colors'? expected one of color_attribution, colors, "
+            "counting, position, single_object, two_object",
+        ),
+        (["evaluate", "shapeworld", "--task", "counting", "--task", ""], "unknown task ''; expected one of"),
+        (["evaluate", "shapeworld", "--seeds", "0"], "--seeds must be at least 1"),
+        (["evaluate", "shapeworld", "--per-task", "0"], "--per-task must be at least 1"),
+        (["evaluate", "shapeworld", "--best-of", "0"], "--best-of must be at least 1"),
+        (["evaluate", "shapeworld", "--prune", "x"], "unknown pruning"),
+        (["evaluate", "shapeworld", "--renderer", "fke"], "did you mean 'fake'"),
+        (["bench", "prm"], "unknown bench 'prm'; did you mean 'parm'"),
+        (["bench", "parm", "--seed", "-1"], "--seed"),
+        (["bench", "parm", "--timed", "-1"], "--timed"),
+        (
+            ["bench", "parm", "--renderer", "fake", "--best-of", "5", "--pool", "8"],
+            "--pool must be a multiple",
+        ),
+    ],
+)
 def test_evaluate_and_bench_refuse(reprise, words, part):
     refused(reprise(*words), part)
 
 
 def test_tasks_are_handed_on_and_nothing_is_written_for_an_unknown_one(reprise, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("reprise.backend.benchmarks.shapeworld.evaluate",
-                        lambda **options: calls.append(options) or a_result("shapeworld"))  # fmt: skip
+    monkeypatch.setattr(
+        "reprise.backend.benchmarks.shapeworld.evaluate",
+        lambda **options: calls.append(options) or a_result("shapeworld"),
+    )
     words = ("evaluate", "shapeworld", "--renderer", "fake", "--rewriter", "none", "--out", "r")
     refused(reprise(*words, "--task", "colours"), "did you mean 'colors'?")
     assert not (tmp_path / "r").exists()
@@ -258,9 +295,24 @@ def test_evaluate_with_a_saved_workflow(reprise, tmp_path):
     (tmp_path / "flow.json").write_text(json.dumps(GRAPH))
     server = FakeComfyUI()
     try:
-        words = ("evaluate", "shapeworld", "--renderer", f"comfyui:flow.json@{server.url}", "--rewriter",
-                 "none", "--task", "colors", "--per-task", 1, "--seeds", 1, "--best-of", 2, "--reflect",
-                 0)  # fmt: skip
+        words = (
+            "evaluate",
+            "shapeworld",
+            "--renderer",
+            f"comfyui:flow.json@{server.url}",
+            "--rewriter",
+            "none",
+            "--task",
+            "colors",
+            "--per-task",
+            1,
+            "--seeds",
+            1,
+            "--best-of",
+            2,
+            "--reflect",
+            0,
+        )
         result = reprise(*words, "--json")
         assert result.code == 0, result.err
         found = json.loads(result.out)
@@ -293,9 +345,14 @@ def test_ctrl_c_for_real(tmp_path):
     words = ["render", "a red circle", "a blue star", "--renderer", "fake", "--rewriter", "none"]
     words += ["--best-of", "2", "--reflect", "0", "--out", "o"]
     # A test run in the background ignores SIGINT, and so would its children.
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], cwd=tmp_path, text=True,
-                               stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *words],
+        cwd=tmp_path,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr.readline() == "drawing\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=100)  # less than the renderer would sleep

@@ -13,17 +13,40 @@ def refused(result, part):
 
 
 def test_the_embedded_models_compared(reprise, tmp_path):
-    words = ["evaluate", "shapeworld", "--compare", "embedded=reprompt", "--compare", "again = reprompt",
-             "--compare", "pasted=template,none", "--per-task", 1, "--seeds", 1, "--steps", 2, "--task",
-             "counting", "--task", "position", "--baseline", "embedded", "--out", "o"]  # fmt: skip
+    words = [
+        "evaluate",
+        "shapeworld",
+        "--compare",
+        "embedded=reprompt",
+        "--compare",
+        "again = reprompt",
+        "--compare",
+        "pasted=template,none",
+        "--per-task",
+        1,
+        "--seeds",
+        1,
+        "--steps",
+        2,
+        "--task",
+        "counting",
+        "--task",
+        "position",
+        "--baseline",
+        "embedded",
+        "--out",
+        "o",
+    ]
     first = reprise(*words, "--json")
     result = json.loads(first.out)
     assert result == json.loads((tmp_path / "o" / "result.json").read_text()) and result["versions"]["torch"]
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == ["as typed", "embedded", "again", "pasted", "spelled-out oracle"]
     assert rows["again"]["gain"] == {
-        "over": "embedded", "interval": [0.0] * 3, "tasks": {"counting": [0.0] * 3, "position": [0.0] * 3},
-    }  # fmt: skip
+        "over": "embedded",
+        "interval": [0.0] * 3,
+        "tasks": {"counting": [0.0] * 3, "position": [0.0] * 3},
+    }
     assert rows["embedded"]["rewrites"]["unreadable"] == 0 and rows["embedded"]["rewrites"]["words"] > 10
     assert [one["rewriter"] for one in rows["pasted"]["trainings"]] == ["template", "none"]
     assert rows["pasted"]["cost"] == {"denoiser_rows": 4}  # two steps, guided
@@ -42,14 +65,29 @@ def test_without_an_out_the_chains_results_are_left_alone(reprise, tmp_path, dra
     assert reprise(*words, "--rewriter", "none", "--best-of", 2, "--reflect", 0, "--variants", 1).code == 0
     assert reprise(*words, "--compare", "pasted=template").code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "compare-shapeworld", "evaluate-shapeworld",
-    ]  # fmt: skip
+        "compare-shapeworld",
+        "evaluate-shapeworld",
+    ]
 
 
 def test_stopped_it_says_where_to_go_on(reprise, tmp_path, monkeypatch, drawn):
-    words = ("evaluate", "shapeworld", "--renderer", "fake", "--seeds", 1, "--per-task", 1, "--out", "o",
-             "--compare", "pasted=template", "--json")  # fmt: skip
+    words = (
+        "evaluate",
+        "shapeworld",
+        "--renderer",
+        "fake",
+        "--seeds",
+        1,
+        "--per-task",
+        1,
+        "--out",
+        "o",
+        "--compare",
+        "pasted=template",
+        "--json",
+    )
     with monkeypatch.context() as patched:
+
         def stopped(*_, **__):
             raise KeyboardInterrupt
 
@@ -60,21 +98,24 @@ def test_stopped_it_says_where_to_go_on(reprise, tmp_path, monkeypatch, drawn):
     assert len(json.loads(reprise(*words).out)["rows"]) == 3
 
 
-@pytest.mark.parametrize("words,part", [
-    (["--compare", "template"], "'template': expected NAME=REWRITER"),
-    (["--compare", "=template"], "expected NAME=REWRITER"),
-    (["--compare", "a=template,"], "expected NAME=REWRITER"),
-    (["--compare", "a=template", "--compare", "a=none"], "'a' is given twice"),
-    (["--compare", "a=tmplate"], "unknown rewriter 'tmplate'; did you mean 'template'"),
-    (["--compare", "as typed=none"], "always in the table"),
-    (["--compare", "a=template,template"], "the same weights twice, template and template"),
-    (["--compare", "a=template", "--baseline", "b"], "unknown baseline 'b'"),
-    (["--baseline", "b"], "--baseline is of --compare"),
-    (["--judge", "shapeworld"], "--judge is of --compare"),
-    (["--compare", "a=template", "--best-of", "8"], "--best-of has no use with --compare"),
-    (["--compare", "a=template", "--rewriter", "none"], "--rewriter has no use with --compare"),
-    (["--compare", "a=template", "--seeds", "0"], "--seeds must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["--compare", "template"], "'template': expected NAME=REWRITER"),
+        (["--compare", "=template"], "expected NAME=REWRITER"),
+        (["--compare", "a=template,"], "expected NAME=REWRITER"),
+        (["--compare", "a=template", "--compare", "a=none"], "'a' is given twice"),
+        (["--compare", "a=tmplate"], "unknown rewriter 'tmplate'; did you mean 'template'"),
+        (["--compare", "as typed=none"], "always in the table"),
+        (["--compare", "a=template,template"], "the same weights twice, template and template"),
+        (["--compare", "a=template", "--baseline", "b"], "unknown baseline 'b'"),
+        (["--baseline", "b"], "--baseline is of --compare"),
+        (["--judge", "shapeworld"], "--judge is of --compare"),
+        (["--compare", "a=template", "--best-of", "8"], "--best-of has no use with --compare"),
+        (["--compare", "a=template", "--rewriter", "none"], "--rewriter has no use with --compare"),
+        (["--compare", "a=template", "--seeds", "0"], "--seeds must be at least 1"),
+    ],
+)
 def test_refused(reprise, words, part):
     refused(reprise("evaluate", "shapeworld", "--renderer", "fake", *words), part)
 
@@ -90,8 +131,22 @@ def test_a_folder_that_is_no_rewriter_costs_no_work(reprise, tmp_path):
 
 def test_rows_of_a_file(reprise, tmp_path):
     (tmp_path / "rows.yaml").write_text("base: {}\nPARM: {best_of: 4, prune: halving}\n")
-    words = ["evaluate", "shapeworld", "--rows", "rows.yaml", "--per-task", 1, "--seeds", 1, "--steps", 4,
-             "--task", "counting", "--out", "o"]  # fmt: skip
+    words = [
+        "evaluate",
+        "shapeworld",
+        "--rows",
+        "rows.yaml",
+        "--per-task",
+        1,
+        "--seeds",
+        1,
+        "--steps",
+        4,
+        "--task",
+        "counting",
+        "--out",
+        "o",
+    ]
     result = json.loads(reprise(*words, "--json").out)
     base, parm = result["rows"]
     assert base["cost"] == {"denoiser_rows": 8, "judge_calls": 0}

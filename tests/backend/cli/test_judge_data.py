@@ -49,8 +49,27 @@ def test_pictures_all_wrong(tmp_path, prompts, capsys):
 def test_pictures_of_runs(tmp_path, capsys):
     """Their finished candidates; what drew them is known, so --renderer has no say."""
     runs, out = tmp_path / "runs", tmp_path / "judge.jsonl"
-    assert run(["render", "a photo of a ring", "--renderer", "fake", "--rewriter", "none", "--best-of", "3",
-                "--reflect", "0", "--prune", "none", "--out", str(runs)]) == 0  # fmt: skip
+    assert (
+        run(
+            [
+                "render",
+                "a photo of a ring",
+                "--renderer",
+                "fake",
+                "--rewriter",
+                "none",
+                "--best-of",
+                "3",
+                "--reflect",
+                "0",
+                "--prune",
+                "none",
+                "--out",
+                str(runs),
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     words = ["judge-data", str(runs), "--out", str(out)]
     assert run([*words, "--renderer", "fake"]) == 2 and "is drawn already" in capsys.readouterr().err

@@ -5,13 +5,33 @@ import json
 
 from PIL import Image
 
-FAKE = ("--renderer", "fake", "--judge", "shapeworld", "--prune", "none", "--reflect", 0, "--rewriter",
-        "none")  # fmt: skip
+FAKE = (
+    "--renderer",
+    "fake",
+    "--judge",
+    "shapeworld",
+    "--prune",
+    "none",
+    "--reflect",
+    0,
+    "--rewriter",
+    "none",
+)
 
 
 def test_from_a_render_to_a_struck_pair(reprise, drawn, tmp_path):
-    done = reprise("render", "a photo of a red circle", "a photo of a blue star", *FAKE, "--best-of", 6,
-                   "--variants", 1, "--out", "out/a")  # fmt: skip
+    done = reprise(
+        "render",
+        "a photo of a red circle",
+        "a photo of a blue star",
+        *FAKE,
+        "--best-of",
+        6,
+        "--variants",
+        1,
+        "--out",
+        "out/a",
+    )
     assert done.code == 0, done.err
     done = reprise("preferences", "mine", "out", "--store", "liked")
     assert done.code == 0 and "2 pairs of pictures and 0 of rewrites" in done.out, done.out + done.err
@@ -50,8 +70,10 @@ def test_from_what_a_judges_data_was_made_of_and_on_into_another_store(reprise, 
     done = reprise("preferences", "mine", ".", "--store", "found", "--reward", "image-reward")
     assert done.code == 2 and "it has those of shapeworld" in done.err
     assert "2 pairs of pictures" in reprise("preferences", "mine", "liked", "--store", "more").out
-    assert "2 were there already" in reprise("preferences", "mine", "j.jsonl.rollouts.jsonl", "--store",
-                                             "more").out  # fmt: skip
+    assert (
+        "2 were there already"
+        in reprise("preferences", "mine", "j.jsonl.rollouts.jsonl", "--store", "more").out
+    )
     done = reprise("preferences", "mine", "liked", "--by", "prompt")
     assert done.code == 2 and "are made already; leave --by and --pairs out" in done.err
     (tmp_path / "j.jsonl.rollouts.json").unlink()
@@ -74,8 +96,9 @@ def test_nothing_but_ties_or_single_pictures(reprise, drawn, tmp_path):
         Image.new("RGB", (8, 8), (90 * i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "t.csv").write_text("image,prompt,score,drawn_as\n0.png,a cat,0,large\n1.png,a cat,1,low\n")
     done = reprise("preferences", "import", "t.csv")
-    assert done.code == 2 and done.err.endswith("alone; --by prompt compares pictures of different "
-                                                "rewrites, too\n")  # fmt: skip
+    assert done.code == 2 and done.err.endswith(
+        "alone; --by prompt compares pictures of different rewrites, too\n"
+    )
     assert reprise("preferences", "import", "t.csv", "--by", "prompt").code == 0
 
 
@@ -110,13 +133,14 @@ def test_where_something_cannot_be_read_nothing_is_written(reprise, drawn, tmp_p
     (tmp_path / "t.csv").write_text("image,prompt,score\na.png,a cat,0\nb.png,a cat,1\nhalf.png,a dog,1\n")
     before = sorted(tmp_path.rglob("*"))
     for words, message in (
-        (("mine", "good", "nowhere"), "there is no folder nowhere"), (("mine", "good", "bad"), "line 1"),
+        (("mine", "good", "nowhere"), "there is no folder nowhere"),
+        (("mine", "good", "bad"), "line 1"),
         (("mine", "good", "--store", "bad"), "bad/pairs.jsonl, line 1"),
         (("mine", "good", "--store", "file"), "file is a file; expected a folder"),
         (("mine", "good", "--store", "file/sub"), "file is a file; expected a folder"),
         (("import", "t.csv"), "t.csv, line 4: half.png is damaged"),
         (("import", "t.csv", "--store", "file"), "file is a file; expected a folder"),
-    ):  # fmt: skip
+    ):
         done = reprise("preferences", *words)
         assert done.code == 2 and message in done.err and done.err.count("\n") == 1, (words, done.err)
         assert sorted(tmp_path.rglob("*")) == before, words
@@ -125,15 +149,19 @@ def test_where_something_cannot_be_read_nothing_is_written(reprise, drawn, tmp_p
 def test_bad_calls(reprise, tmp_path):
     (tmp_path / "empty").mkdir()
     for words, message in (
-        (("mine", "nowhere"), "there is no folder"), (("mine", "empty"), "holds no run"),
+        (("mine", "nowhere"), "there is no folder"),
+        (("mine", "empty"), "holds no run"),
         (("mine", "empty", "--by", "seed"), "unknown --by"),
         (("mine", "empty", "--margin", "nan"), "--margin"),
-        (("mine", "empty", "--pairs", 0), "--pairs"), (("show",), "holds no preferences"),
-        (("mine", "comfyui:ftp://x"), "address"), (("page", "--most", 0), "--most"),
+        (("mine", "empty", "--pairs", 0), "--pairs"),
+        (("show",), "holds no preferences"),
+        (("mine", "comfyui:ftp://x"), "address"),
+        (("page", "--most", 0), "--most"),
         (("mine", "comfyui:http://127.0.0.1:9"), "does not show its history"),
         (("mine", "comfyui:http://127.0.0.1:9", "--reward", "x"), "leave --reward out"),
-        (("strike", "none.json"), "holds no preferences"), (("import", "none.csv"), "cannot read the table"),
-    ):  # fmt: skip
+        (("strike", "none.json"), "holds no preferences"),
+        (("import", "none.csv"), "cannot read the table"),
+    ):
         done = reprise("preferences", *words)
         assert done.code == 2 and message in done.err and done.err.count("\n") == 1, (words, done.err)
     assert not (tmp_path / "preferences").exists()

@@ -110,56 +110,70 @@ def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, dra
     one_line(reprise("render", "a cat", *FAST, "--out", "q"), 2, "name one of its shapes")
 
 
-@pytest.mark.parametrize("words,parts", [
-    ([], ["no prompt given"]),
-    ([""], ["the prompt is empty"]),
-    (["   \t\n"], ["the prompt is empty"]),
-    (["word " * 10_000], ["10,000 words", "the limit is 512"]),
-    (["x" * 9000], ["9,000 characters", "the limit is 8,000"]),
-    (["a\udcffb"], ["not UTF-8"]),
-    (["--prompts", "nowhere.txt"], ["cannot read", "nowhere.txt"]),
-    (["a", "--best-of", "0"], ["--best-of must be 1 to", "got 0"]),
-    (["a", "--best-of", "-3"], ["--best-of", "got -3"]),
-    (["a", "--best-of", "many"], ["--best-of", "integer"]),
-    (["a", "--variants", "0"], ["--variants"]),
-    (["a", "--steps", "0"], ["--steps must be 1"]),
-    (["a", "--reflect", "-1"], ["--reflect must be 0"]),
-    (["a", "--correction", "redraw"], ["unknown correction 'redraw'", "did you mean 'draw-again'"]),
-    (["a", "--correction", "image-to-image", "--strength", "1.5"], ["strength is 0.12", "to 1, got 1.5"]),
-    (["a", "--seed", "-1"], ["--seed must be 0 to", "got -1"]),
-    (["a", "--seed", str(2**63)], ["--seed must be 0 to", "got 9223372036854775808"]),
-    (["a", "--seed", str(2**63 - 1)], ["--seed must be 0 to", "for 16 candidates"]),
-    (["a", "--seed", "1.5"], ["--seed"]),
-    (["a", "--prune", "halve"], ["unknown pruning 'halve'", "did you mean 'halving'"]),
-    (["a", "--renderer", "shapewrld"], ["unknown renderer 'shapewrld'", "did you mean 'shapeworld'"]),
-    (["a", "--renderer", "comfyui"], ["expected comfyui:WORKFLOW.json@URL"]),
-    (["a", "--renderer", "comfyui:w.json"], ["expected comfyui:WORKFLOW.json@URL", "got comfyui:w.json"]),
-    (["a", "--renderer", "comfyui:w.json@http://localhost"], ["cannot read the workflow w.json"]),
-    (["a", "--renderer", "comfyui:w.json,promt=6@http://localhost"], ["'promt'", "did you mean 'prompt'"]),
-    (["a", "--renderer", "diffusers"], ["names no model"]),
-    (["a", "--rewriter", "repromt"], ["unknown rewriter 'repromt'", "did you mean 'reprompt'"]),
-    (["a", "--judge", "shapworld"], ["unknown reward 'shapworld'", "did you mean 'shapeworld'"]),
-    (["a", "--judge", "length"], ["'length' reads rewrites, not pictures"]),
-    (["a", "--previews", "shapworld"], ["unknown reward 'shapworld'", "did you mean 'shapeworld'"]),
-    (["a", "--previews", "shapeworld", "--prune", "none"], ["--previews has no use where nothing is pruned"]),
-    (["a", "--prune", "potential:2"], ["potential:THRESHOLD with a probability of 0 to 1"]),
-    (["a", "--prune", "potential:0.5"], ["'shapeworld' gives none; take --prune potential"]),
-    (["a", "--judge", "vlm:nowhere"], ["there is no folder nowhere"]),
-    (["a", "--reward", "shapworld=1"], ["unknown reward 'shapworld'", "did you mean"]),
-    (["a", "--reward", "shapeworld=much"], ["expected NAME=WEIGHT"]),
-    (["a", "--reward", "shapeworld=0"], ["a weight above 0"]),
-    (["a", "--reward", "shapeworld=nan"], ["a weight above 0"]),
-    (["a", "--reward", "shapeworld=1", "--reward", "shapeworld=2"], ["given twice"]),
-    (["a", "--out", "file"], ["is a file", "--out"]),
-    (["a", "--out", "file/below"], ["cannot write", "--out"]),
-    (["a", "--out", "/proc/nowhere"], ["cannot write", "--out"]),
-    (["a", "--seeed", "3"], ["--seeed", "--seed"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,parts",
+    [
+        ([], ["no prompt given"]),
+        ([""], ["the prompt is empty"]),
+        (["   \t\n"], ["the prompt is empty"]),
+        (["word " * 10_000], ["10,000 words", "the limit is 512"]),
+        (["x" * 9000], ["9,000 characters", "the limit is 8,000"]),
+        (["a\udcffb"], ["not UTF-8"]),
+        (["--prompts", "nowhere.txt"], ["cannot read", "nowhere.txt"]),
+        (["a", "--best-of", "0"], ["--best-of must be 1 to", "got 0"]),
+        (["a", "--best-of", "-3"], ["--best-of", "got -3"]),
+        (["a", "--best-of", "many"], ["--best-of", "integer"]),
+        (["a", "--variants", "0"], ["--variants"]),
+        (["a", "--steps", "0"], ["--steps must be 1"]),
+        (["a", "--reflect", "-1"], ["--reflect must be 0"]),
+        (["a", "--correction", "redraw"], ["unknown correction 'redraw'", "did you mean 'draw-again'"]),
+        (["a", "--correction", "image-to-image", "--strength", "1.5"], ["strength is 0.12", "to 1, got 1.5"]),
+        (["a", "--seed", "-1"], ["--seed must be 0 to", "got -1"]),
+        (["a", "--seed", str(2**63)], ["--seed must be 0 to", "got 9223372036854775808"]),
+        (["a", "--seed", str(2**63 - 1)], ["--seed must be 0 to", "for 16 candidates"]),
+        (["a", "--seed", "1.5"], ["--seed"]),
+        (["a", "--prune", "halve"], ["unknown pruning 'halve'", "did you mean 'halving'"]),
+        (["a", "--renderer", "shapewrld"], ["unknown renderer 'shapewrld'", "did you mean 'shapeworld'"]),
+        (["a", "--renderer", "comfyui"], ["expected comfyui:WORKFLOW.json@URL"]),
+        (["a", "--renderer", "comfyui:w.json"], ["expected comfyui:WORKFLOW.json@URL", "got comfyui:w.json"]),
+        (["a", "--renderer", "comfyui:w.json@http://localhost"], ["cannot read the workflow w.json"]),
+        (
+            ["a", "--renderer", "comfyui:w.json,promt=6@http://localhost"],
+            ["'promt'", "did you mean 'prompt'"],
+        ),
+        (["a", "--renderer", "diffusers"], ["names no model"]),
+        (["a", "--rewriter", "repromt"], ["unknown rewriter 'repromt'", "did you mean 'reprompt'"]),
+        (["a", "--judge", "shapworld"], ["unknown reward 'shapworld'", "did you mean 'shapeworld'"]),
+        (["a", "--judge", "length"], ["'length' reads rewrites, not pictures"]),
+        (["a", "--previews", "shapworld"], ["unknown reward 'shapworld'", "did you mean 'shapeworld'"]),
+        (
+            ["a", "--previews", "shapeworld", "--prune", "none"],
+            ["--previews has no use where nothing is pruned"],
+        ),
+        (["a", "--prune", "potential:2"], ["potential:THRESHOLD with a probability of 0 to 1"]),
+        (["a", "--prune", "potential:0.5"], ["'shapeworld' gives none; take --prune potential"]),
+        (["a", "--judge", "vlm:nowhere"], ["there is no folder nowhere"]),
+        (["a", "--reward", "shapworld=1"], ["unknown reward 'shapworld'", "did you mean"]),
+        (["a", "--reward", "shapeworld=much"], ["expected NAME=WEIGHT"]),
+        (["a", "--reward", "shapeworld=0"], ["a weight above 0"]),
+        (["a", "--reward", "shapeworld=nan"], ["a weight above 0"]),
+        (["a", "--reward", "shapeworld=1", "--reward", "shapeworld=2"], ["given twice"]),
+        (["a", "--out", "file"], ["is a file", "--out"]),
+        (["a", "--out", "file/below"], ["cannot write", "--out"]),
+        (["a", "--out", "/proc/nowhere"], ["cannot write", "--out"]),
+        (["a", "--seeed", "3"], ["--seeed", "--seed"]),
+    ],
+)
 def test_bad_input_is_one_line_and_2(reprise, tmp_path, words, parts):
     (tmp_path / "file").write_text("")
     words = words if "--renderer" in words or "--judge" in words else [*words, "--renderer", "fake"]
-    one_line(reprise("render", *words, "--rewriter", "none") if "--rewriter" not in words
-             else reprise("render", *words), 2, *parts)  # fmt: skip
+    one_line(
+        reprise("render", *words, "--rewriter", "none")
+        if "--rewriter" not in words
+        else reprise("render", *words),
+        2,
+        *parts,
+    )
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("record.json"))
 
 
@@ -170,8 +184,22 @@ def test_a_model_of_ones_own_needs_a_rewriter_and_a_judge(reprise, tmp_path):
 
 
 def test_a_round_may_draw_over_the_best_so_far(reprise, drawn, tmp_path):
-    words = ["render", "a red circle", "--renderer", "fake", "--rewriter", "none", "--best-of", 1,
-             "--seed", 1, "--reflect", 2, "--out", "o"]  # fmt: skip
+    words = [
+        "render",
+        "a red circle",
+        "--renderer",
+        "fake",
+        "--rewriter",
+        "none",
+        "--best-of",
+        1,
+        "--seed",
+        1,
+        "--reflect",
+        2,
+        "--out",
+        "o",
+    ]
     over = json.loads(reprise(*words, "--correction", "image-to-image", "--strength", "0.5", "--json").out)
     assert over["settings"]["correction"] == "image-to-image" and over["settings"]["strength"] == 0.5
     assert [candidate["round"] for candidate in over["candidates"]][:2] == [0, 1]
@@ -182,8 +210,20 @@ def test_a_round_may_draw_over_the_best_so_far(reprise, drawn, tmp_path):
 
 
 def test_who_mends_may_be_another_than_who_writes(reprise, drawn, tmp_path):
-    words = ["render", "a red circle", "--renderer", "fake", "--rewriter", "none", "--best-of", 1,
-             "--seed", 1, "--reflect", 1]  # fmt: skip
+    words = [
+        "render",
+        "a red circle",
+        "--renderer",
+        "fake",
+        "--rewriter",
+        "none",
+        "--best-of",
+        1,
+        "--seed",
+        1,
+        "--reflect",
+        1,
+    ]
     deaf = reprise(*words, "--out", "o")
     assert "does not read what the judge finds wrong" in deaf.err and "--corrector" in deaf.err
     told = reprise(*words, "--corrector", "reprompt", "--out", "p", "--json")
@@ -228,8 +268,11 @@ def test_a_judge_that_raises_or_returns_no_number_is_named(reprise, drawn, monke
     def raises(self, images, prompts):
         raise ZeroDivisionError("no pixels")
 
-    for score, part in ((raises, "ZeroDivisionError: no pixels"), (lambda *a: [math.nan] * len(a[2]), "nan"),
-                        (lambda *a: [1.0], "expected")):  # fmt: skip
+    for score, part in (
+        (raises, "ZeroDivisionError: no pixels"),
+        (lambda *a: [math.nan] * len(a[2]), "nan"),
+        (lambda *a: [1.0], "expected"),
+    ):
         monkeypatch.setattr(ShapeWorldSoft, "score", score)
         result = reprise("render", "a red circle", *FAST, "--out", "o")
         one_line(result, 1, "reward 'shapeworld' failed", part)
@@ -310,8 +353,22 @@ def test_a_saved_workflow_draws(reprise, tmp_path):
     server = FakeComfyUI()
     try:
         Path("flow.json").write_text(json.dumps(GRAPH))
-        words = ("render", "a red circle", "--renderer", f"comfyui:flow.json@{server.url}", "--judge",
-                 "shapeworld", "--rewriter", "none", "--best-of", 3, "--reflect", 0, "--seed", 5)  # fmt: skip
+        words = (
+            "render",
+            "a red circle",
+            "--renderer",
+            f"comfyui:flow.json@{server.url}",
+            "--judge",
+            "shapeworld",
+            "--rewriter",
+            "none",
+            "--best-of",
+            3,
+            "--reflect",
+            0,
+            "--seed",
+            5,
+        )
         result = reprise(*words, "--json", "--out", "o")
         assert result.code == 0, result.err
         record = json.loads(result.out)
@@ -333,8 +390,21 @@ def test_masked_tokens_are_searched_as_latents_are(reprise, tmp_path):
     pipe = build("amused")
     pipe.transformer.register_to_config(sample_size=64)  # 128 pixels, what the judge reads
     pipe.save_pretrained(tmp_path / "amused")
-    words = ("render", "a red circle", "--renderer", "./amused", "--rewriter", "none", "--judge",
-             "shapeworld", "--steps", 4, "--reflect", 0, "--json")  # fmt: skip
+    words = (
+        "render",
+        "a red circle",
+        "--renderer",
+        "./amused",
+        "--rewriter",
+        "none",
+        "--judge",
+        "shapeworld",
+        "--steps",
+        4,
+        "--reflect",
+        0,
+        "--json",
+    )
     pruned = reprise(*words, "--best-of", 4, "--prune", "halving", "--out", "o")
     assert pruned.code == 0, pruned.err
     record = json.loads(pruned.out)

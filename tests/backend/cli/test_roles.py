@@ -38,11 +38,17 @@ def test_it_rewrites(reprise):
     assert all(r["prompt"].startswith("a red circle") and r["rewriter"] == "prip" for r in one["rewrites"])
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("prip:mime", "unknown model 'mime'; did you mean 'mine'"), ("mime", "did you mean 'mine'"),
-    ("promptist", "names no model; expected promptist:FOLDER"), ("prip:/nowhere", "no refiner at /nowhere"),
-    ("prip:", "names no model; expected prip:FOLDER"), ("promptist:/nowhere", "no rewriter at /nowhere"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prip:mime", "unknown model 'mime'; did you mean 'mine'"),
+        ("mime", "did you mean 'mine'"),
+        ("promptist", "names no model; expected promptist:FOLDER"),
+        ("prip:/nowhere", "no refiner at /nowhere"),
+        ("prip:", "names no model; expected prip:FOLDER"),
+        ("promptist:/nowhere", "no rewriter at /nowhere"),
+    ],
+)
 def test_bad_names_are_one_line(reprise, name, message):
     found = reprise("rewrite", "a cat", "--rewriter", name)
     assert found.code == 2 and message in found.err, found.err

@@ -24,8 +24,17 @@ def picture():
 def test_scores_as_json_and_as_a_table(reprise, picture, tmp_path):
     picture.save(tmp_path / "right.png")
     Image.new("RGB", (64, 40), "white").save(tmp_path / "empty.jpg")
-    words = ("score", "right.png", "empty.jpg", "--prompt", PROMPT, "--reward", "shapeworld", "--reward",
-             "shapeworld-strict")  # fmt: skip
+    words = (
+        "score",
+        "right.png",
+        "empty.jpg",
+        "--prompt",
+        PROMPT,
+        "--reward",
+        "shapeworld",
+        "--reward",
+        "shapeworld-strict",
+    )
     rows = json.loads(reprise(*words, "--json").out)
     assert [row["image"] for row in rows] == ["right.png", "empty.jpg"]
     assert rows[0]["scores"]["shapeworld-strict"] == 1 and rows[1]["scores"]["shapeworld-strict"] == 0
@@ -93,16 +102,22 @@ def test_unreadable_pictures_are_one_line(reprise, picture, tmp_path):
             read_picture(tmp_path / name)
 
 
-@pytest.mark.parametrize("words,part", [
-    (["--prompt", PROMPT, "--reward", "shapeword"], "did you mean 'shapeworld'"),
-    (["--prompt", PROMPT, "--reward", "length"], "reads rewrites, not pictures"),
-    (["--prompt", PROMPT, "--held-out", "shapeword"], "did you mean 'shapeworld'"),
-    (["--prompt", PROMPT, "--held-out", "length"], "reads rewrites, not pictures"),
-    (["--prompt", PROMPT, "--held-out", "shapeworld"], "shapeworld is given as --reward and as --held-out"),
-    (["--prompt", " "], "--prompt is empty"),
-    (["--prompt", "a cat"], "name one of its shapes"),
-    ([], "--prompt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["--prompt", PROMPT, "--reward", "shapeword"], "did you mean 'shapeworld'"),
+        (["--prompt", PROMPT, "--reward", "length"], "reads rewrites, not pictures"),
+        (["--prompt", PROMPT, "--held-out", "shapeword"], "did you mean 'shapeworld'"),
+        (["--prompt", PROMPT, "--held-out", "length"], "reads rewrites, not pictures"),
+        (
+            ["--prompt", PROMPT, "--held-out", "shapeworld"],
+            "shapeworld is given as --reward and as --held-out",
+        ),
+        (["--prompt", " "], "--prompt is empty"),
+        (["--prompt", "a cat"], "name one of its shapes"),
+        ([], "--prompt"),
+    ],
+)
 def test_bad_words(reprise, picture, tmp_path, words, part):
     picture.save(tmp_path / "p.png")
     result = reprise("score", "p.png", *words)

@@ -43,8 +43,14 @@ def process(tmp_path):
     """A server in its own process: the process and its address."""
     words = [sys.executable, "-c", SLOW, "serve", "rewards", "--port", "0"]
     # A test run in the background ignores SIGINT, and so would its children.
-    made = subprocess.Popen(words, cwd=tmp_path, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    made = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     line = made.stderr.readline()
     found = re.fullmatch(r"shapeworld at (http://127\.0\.0\.1:\d+); Ctrl-C stops\n", line)
     assert found, line + made.stderr.read()
@@ -117,16 +123,19 @@ def refused(result, part, code=2):
     assert part in result.err and len(result.err.splitlines()) == 1, result.err
 
 
-@pytest.mark.parametrize("words,part", [
-    (["--host", "0.0.0.0"], "set REPRISE_SERVE_KEY"),
-    (["--host", "::"], "set REPRISE_SERVE_KEY"),
-    (["--host", "judges.example"], "set REPRISE_SERVE_KEY"),
-    (["--reward", "shapeword"], "did you mean 'shapeworld'"),
-    (["--reward", "length"], "reads rewrites, not pictures"),
-    (["--reward", "remote:shapeworld"], "expected remote:NAME@URL"),
-    (["--port", "70000"], "--port"),
-    (["--queue", "0"], "--queue"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,part",
+    [
+        (["--host", "0.0.0.0"], "set REPRISE_SERVE_KEY"),
+        (["--host", "::"], "set REPRISE_SERVE_KEY"),
+        (["--host", "judges.example"], "set REPRISE_SERVE_KEY"),
+        (["--reward", "shapeword"], "did you mean 'shapeworld'"),
+        (["--reward", "length"], "reads rewrites, not pictures"),
+        (["--reward", "remote:shapeworld"], "expected remote:NAME@URL"),
+        (["--port", "70000"], "--port"),
+        (["--queue", "0"], "--queue"),
+    ],
+)
 def test_refuses_to_start(reprise, words, part):
     refused(reprise("serve", "rewards", *words), part)
 
@@ -156,12 +165,15 @@ def test_rewards_elsewhere_on_the_command_line(reprise, drawn, picture, tmp_path
         record = json.loads(reprise(*words, "--judge", judge, "--reward", f"{other}=0.5").out)
         assert set(record["candidates"][0]["scores"]) == {"shapeworld", "brightness"}
         assert record["settings"]["rewards"] == {other: 0.5} and record["reflection"]
-        refused(reprise("score", "p.png", "--prompt", PROMPT, "--reward", f"remote:bright@{server.url}"),
-                "did you mean 'brightness'?")  # fmt: skip
+        refused(
+            reprise("score", "p.png", "--prompt", PROMPT, "--reward", f"remote:bright@{server.url}"),
+            "did you mean 'brightness'?",
+        )
         refused(reprise("score", "p.png", "--prompt", "a cat", "--reward", judge), "name one of its shapes")
 
 
-@pytest.mark.parametrize("name", ["remote:", "remote:shapeworld", "remote:@http://127.0.0.1:1",
-                                  "remote:shapeworld@127.0.0.1:1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["remote:", "remote:shapeworld", "remote:@http://127.0.0.1:1", "remote:shapeworld@127.0.0.1:1"]
+)
 def test_addresses_that_are_none(reprise, picture, name):
     refused(reprise("score", "p.png", "--prompt", PROMPT, "--reward", name), "expected remote:NAME@URL")

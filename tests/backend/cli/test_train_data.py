@@ -62,9 +62,12 @@ def test_examples_of_a_chat_model(reprise, endpoint, prompts, tmp_path):
     done = reprise("train-data", prompts, *chat(endpoint), "--variants", 2, "--out", "d/data.jsonl", "--json")
     assert done.code == 0 and "1 of 8 prompts are there before" in done.err, done.err
     assert json.loads(done.out) == {
-        "prompts": 7, "answers": 14, "unusable": {}, "duplicates": 0,
+        "prompts": 7,
+        "answers": 14,
+        "unusable": {},
+        "duplicates": 0,
         "train": {"file": os.path.join("d", "data.jsonl"), "prompts": 7, "examples": 14},
-    }  # fmt: skip
+    }
     rows = lines(tmp_path / "d" / "data.jsonl")
     assert [row["prompt"] for row in rows] == [p for p in [*PROMPTS, "a ring"] for _ in range(2)]
     assert all(row.keys() == {"prompt", "reason", "rewrite"} for row in rows)
@@ -140,9 +143,12 @@ def test_ctrl_c_says_how_to_go_on(reprise, prompts, tmp_path):
     with playing(play) as server:
         words = ["train-data", str(prompts), *chat(server), "--out", "data.jsonl"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "reprise", *words], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "reprise", *words],
+            cwd=tmp_path,
+            text=True,
+            stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
         kept = tmp_path / "data.jsonl.answers" / "answers.jsonl"
         for _ in range(600):
             if kept.exists() and len(kept.read_text().splitlines()) == 3:
@@ -187,8 +193,20 @@ def test_keep_best_by_the_pictures(reprise, tmp_path, large_is_drawn):
         return answer(f"<reason>r</reason><prompt>{asked(body).replace('large', 'tiny')}</prompt>")
 
     with playing(play) as server:
-        call = ("train-data", "prompts.txt", *chat(server), "--variants", 2, "--keep-best", "--renderer",
-                "fake", "--images", 2, "--out", "data.jsonl")  # fmt: skip
+        call = (
+            "train-data",
+            "prompts.txt",
+            *chat(server),
+            "--variants",
+            2,
+            "--keep-best",
+            "--renderer",
+            "fake",
+            "--images",
+            2,
+            "--out",
+            "data.jsonl",
+        )
         done = reprise(*call, "--json")
         assert done.code == 0, done.err
         result = json.loads(done.out)
@@ -214,10 +232,24 @@ def test_keep_best_by_a_workflows_pictures(reprise, tmp_path, monkeypatch):
     server = FakeComfyUI()
     try:
         with playing(good) as writer:
-            call = ("train-data", "prompts.txt", *chat(writer), "--out", "data.jsonl", "--keep-best",
-                    "--renderer", f"comfyui:flow.json@{server.url}", "--reward", "shapeworld")  # fmt: skip
-            server.at_run[5] = lambda: [("execution_error", {
-                "node_id": "5", "exception_type": "RuntimeError", "exception_message": "boom"})]  # fmt: skip
+            call = (
+                "train-data",
+                "prompts.txt",
+                *chat(writer),
+                "--out",
+                "data.jsonl",
+                "--keep-best",
+                "--renderer",
+                f"comfyui:flow.json@{server.url}",
+                "--reward",
+                "shapeworld",
+            )
+            server.at_run[5] = lambda: [
+                (
+                    "execution_error",
+                    {"node_id": "5", "exception_type": "RuntimeError", "exception_message": "boom"},
+                )
+            ]
             failed = reprise(*call)
             assert failed.code == 1 and "boom" in failed.err, failed.err
             drawn = {name.stem for name in tmp_path.glob("data.jsonl.answers/pictures/*/*.png")}
@@ -234,29 +266,32 @@ def refused(result, part, code=2):
     assert part in result.err.splitlines()[-1], result.err
 
 
-@pytest.mark.parametrize(("words", "part"), [
-    (["nowhere.txt"], "cannot read the prompts nowhere.txt"),
-    (["p.txt", "--rewriter", "none"], "gives no reasons to learn"),
-    (["p.txt", "--rewriter", "reprmpt"], "did you mean 'reprompt'"),
-    (["p.txt", "--variants", "0"], "--variants must be 1 to 256"),
-    (["p.txt", "--retries", "-1"], "--retries must be 0"),
-    (["p.txt", "--seed", "-1"], "--seed"),
-    (["p.txt", "--eval-share", "1"], "--eval-share must be 0 or more and below 1"),
-    (["p.txt", "--eval-share", "nan"], "--eval-share must be"),
-    (["p.txt", "--eval-out", "e.jsonl"], "add --eval-share"),
-    (["p.txt", "--eval-share", ".1", "--eval-out", "./d.jsonl"], "are both"),
-    (["p.txt", "--filter", "lenght"], "did you mean 'length'"),
-    (["p.txt", "--filter", "shapeworld"], "--filter shapeworld reads pictures"),
-    (["p.txt", "--filter", "vlm"], "--filter vlm reads pictures"),
-    (["p.txt", "--renderer", "fake"], "add --keep-best"),
-    (["p.txt", "--steps", "2"], "add --keep-best"),
-    (["p.txt", "--keep-best", "--renderer", "fke"], "did you mean 'fake'"),
-    (["p.txt", "--keep-best", "--renderer", "owner/model"], "needs a --reward"),
-    (["p.txt", "--keep-best", "--reward", "shapewrld"], "did you mean 'shapeworld'"),
-    (["p.txt", "--keep-best", "--images", "0"], "--images must be 1 to 64"),
-    (["p.txt", "--out", "p.txt"], "p.txt was not made by this command"),
-    (["long.txt"], "the limit is 512"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["nowhere.txt"], "cannot read the prompts nowhere.txt"),
+        (["p.txt", "--rewriter", "none"], "gives no reasons to learn"),
+        (["p.txt", "--rewriter", "reprmpt"], "did you mean 'reprompt'"),
+        (["p.txt", "--variants", "0"], "--variants must be 1 to 256"),
+        (["p.txt", "--retries", "-1"], "--retries must be 0"),
+        (["p.txt", "--seed", "-1"], "--seed"),
+        (["p.txt", "--eval-share", "1"], "--eval-share must be 0 or more and below 1"),
+        (["p.txt", "--eval-share", "nan"], "--eval-share must be"),
+        (["p.txt", "--eval-out", "e.jsonl"], "add --eval-share"),
+        (["p.txt", "--eval-share", ".1", "--eval-out", "./d.jsonl"], "are both"),
+        (["p.txt", "--filter", "lenght"], "did you mean 'length'"),
+        (["p.txt", "--filter", "shapeworld"], "--filter shapeworld reads pictures"),
+        (["p.txt", "--filter", "vlm"], "--filter vlm reads pictures"),
+        (["p.txt", "--renderer", "fake"], "add --keep-best"),
+        (["p.txt", "--steps", "2"], "add --keep-best"),
+        (["p.txt", "--keep-best", "--renderer", "fke"], "did you mean 'fake'"),
+        (["p.txt", "--keep-best", "--renderer", "owner/model"], "needs a --reward"),
+        (["p.txt", "--keep-best", "--reward", "shapewrld"], "did you mean 'shapeworld'"),
+        (["p.txt", "--keep-best", "--images", "0"], "--images must be 1 to 64"),
+        (["p.txt", "--out", "p.txt"], "p.txt was not made by this command"),
+        (["long.txt"], "the limit is 512"),
+    ],
+)
 def test_it_refuses(reprise, tmp_path, words, part):
     (tmp_path / "p.txt").write_text("a cat\n")
     (tmp_path / "long.txt").write_text("word " * 600)
@@ -296,10 +331,23 @@ def test_from_prompts_to_a_trained_rewriter(reprise, tmp_path):
     made = reprise("train-data", "shapeworld:1", "--rewriter", "reprompt", "--eval-share", 0.2)
     assert made.code == 0, made.err
     trained = reprise(
-        "train", "sft", "model=start", "data=sft.jsonl", "eval_data=sft.eval.jsonl", "system=Rewrite.",
-        "max_steps=2", "batch_size=4", "max_length=384", "max_new_tokens=128", "device=cpu", "save_every=2",
-        "log_every=1", "gradient_checkpointing=false", "--out", "run",
-    )  # fmt: skip
+        "train",
+        "sft",
+        "model=start",
+        "data=sft.jsonl",
+        "eval_data=sft.eval.jsonl",
+        "system=Rewrite.",
+        "max_steps=2",
+        "batch_size=4",
+        "max_length=384",
+        "max_new_tokens=128",
+        "device=cpu",
+        "save_every=2",
+        "log_every=1",
+        "gradient_checkpointing=false",
+        "--out",
+        "run",
+    )
     assert trained.code == 0, trained.err
     rows = lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]

@@ -14,8 +14,18 @@ from reprise.backend.page.build import command, number_text, prompt_view, write_
 from reprise.backend.page.figures import render_figures
 from reprise.backend.types import Candidate, Cost, Outcome, Rewrite, Round
 
-SETTINGS = {"renderer": "fake", "rewriter": "reprompt", "best_of": 3, "variants": 2, "prune": "halving",
-            "reflect": 1, "judge": None, "rewards": {"shapeworld": 0.5}, "seed": 4, "steps": 8}  # fmt: skip
+SETTINGS = {
+    "renderer": "fake",
+    "rewriter": "reprompt",
+    "best_of": 3,
+    "variants": 2,
+    "prune": "halving",
+    "reflect": 1,
+    "judge": None,
+    "rewards": {"shapeworld": 0.5},
+    "seed": 4,
+    "steps": 8,
+}
 EVIL = "<script>alert('x')</script> & \"a\" red circle"
 
 
@@ -23,8 +33,9 @@ def an_outcome(prompt="a red circle"):
     image = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0))
     candidates = [
         Candidate(0, 4, "a large red circle", {"shapeworld": 0.31}, 0.31, None, image),
-        Candidate(1, 5, "a red circle, low", pruned_at=2, preview_scores={2: 0.12},
-                  preview_clarity={1: 0.2, 2: 0.7}),
+        Candidate(
+            1, 5, "a red circle, low", pruned_at=2, preview_scores={2: 0.12}, preview_clarity={1: 0.2, 2: 0.7}
+        ),
         Candidate(2, 6, "a large red circle", {"shapeworld": 0.87}, 0.87, None, image.flip(0), {2: 0.4}),
         Candidate(3, 7, "a red circle up", {"shapeworld": 0.55}, 0.55, None, image, round=1),
     ]
@@ -193,9 +204,15 @@ def test_numbers():
 
 
 def test_figures_of_a_benchmark():
-    row = {"name": "terse <x>", "overall": [0.4, 0.35, 0.45], "tasks": {"counting": [0.2, 0.1, 0.3]},
-           "cost": {"denoiser_rows": 32.0}, "judge": "oracle judge", "gain_kept": [0.9, 0.8, 1.0],
-           "gain": {"over": "terse", "interval": [0.1, 0.05, 0.15]}}  # fmt: skip
+    row = {
+        "name": "terse <x>",
+        "overall": [0.4, 0.35, 0.45],
+        "tasks": {"counting": [0.2, 0.1, 0.3]},
+        "cost": {"denoiser_rows": 32.0},
+        "judge": "oracle judge",
+        "gain_kept": [0.9, 0.8, 1.0],
+        "gain": {"over": "terse", "interval": [0.1, 0.05, 0.15]},
+    }
     html = render_figures(
         {
             "name": "shapeworld",

@@ -20,13 +20,24 @@ def store(tmp_path):
     made = Store(tmp_path / "store", create=True)
     images = [made.put_image(torch.full((8, 8, 3), i / 8)) for i in range(6)]
     made.add(
-        Pair(prompt=prompt, condition=prompt, reward="shapeworld", margin=margin, source="render",
-             run="out/<a>",
-             chosen=Side(image=images[2 * i], drawn_as=f"large {prompt}", score=0.5 + margin, seed=7,
-                         scores={"shapeworld": 0.5 + margin, "aesthetic": 5.25}),
-             rejected=Side(image=images[2 * i + 1], drawn_as=prompt, score=0.5))
+        Pair(
+            prompt=prompt,
+            condition=prompt,
+            reward="shapeworld",
+            margin=margin,
+            source="render",
+            run="out/<a>",
+            chosen=Side(
+                image=images[2 * i],
+                drawn_as=f"large {prompt}",
+                score=0.5 + margin,
+                seed=7,
+                scores={"shapeworld": 0.5 + margin, "aesthetic": 5.25},
+            ),
+            rejected=Side(image=images[2 * i + 1], drawn_as=prompt, score=0.5),
+        )
         for i, (prompt, margin) in enumerate([("a dog", 0.4), (EVIL, 0.1), ("a fox", 0.3)])
-    )  # fmt: skip
+    )
     return made
 
 
@@ -51,10 +62,19 @@ def test_the_page(store, tmp_path):
 
 
 def test_rewrites_are_among_them(store, tmp_path):
-    better, worse = (Text(reason=f"Why {words}.", rewrite=words, score=score, pictures=2)
-                     for words, score in (("a large dog", 0.7), (EVIL, 0.5)))  # fmt: skip
-    text = RewritePair(prompt="a dog", chosen=better, rejected=worse, reward="shapeworld", margin=0.2,
-                       source="training", run="out/b")  # fmt: skip
+    better, worse = (
+        Text(reason=f"Why {words}.", rewrite=words, score=score, pictures=2)
+        for words, score in (("a large dog", 0.7), (EVIL, 0.5))
+    )
+    text = RewritePair(
+        prompt="a dog",
+        chosen=better,
+        rejected=worse,
+        reward="shapeworld",
+        margin=0.2,
+        source="training",
+        run="out/b",
+    )
     store.add_rewrites([text])
     assert write_pairs(tmp_path / "pairs.html", store, 10) == 4
     page = (tmp_path / "pairs.html").read_text()

@@ -14,27 +14,61 @@ def run(tmp_path):
     cache = Cache(tmp_path / "rollouts" / "pictures")
     for key in ("aa11", "bb22"):
         cache.put_image(key, torch.rand(8, 8, 3))
-    sample = {"prompt": "a <b>cat</b>", "reason": "r", "rewrite": "a large cat", "fallback": None,
-              "picture": "aa11", "scores": {"redness": 0.5}}  # fmt: skip
+    sample = {
+        "prompt": "a <b>cat</b>",
+        "reason": "r",
+        "rewrite": "a large cat",
+        "fallback": None,
+        "picture": "aa11",
+        "scores": {"redness": 0.5},
+    }
     evaluations = [
         {"step": step, "held-out/redness": value, "held-out/words": 3, "samples": [sample]}
         for step, value in ((0, 0.25), (2, 0.75))
-    ]  # fmt: skip
+    ]
     evaluations[0]["unchanged/redness"] = 0.125
     metrics = [
-        {"step": step, "loss": 0.1, "reward": 0.5 + step, "reward/redness": 0.2 * step,
-         "reward/redness/std": 1.0, "zero_variance": 0.5, "seconds": 12.0, "seconds/write": 1.0,
-         "pictures_per_second": 2.5}
+        {
+            "step": step,
+            "loss": 0.1,
+            "reward": 0.5 + step,
+            "reward/redness": 0.2 * step,
+            "reward/redness/std": 1.0,
+            "zero_variance": 0.5,
+            "seconds": 12.0,
+            "seconds/write": 1.0,
+            "pictures_per_second": 2.5,
+        }
         for step in (1, 2)
-    ]  # fmt: skip
-    row = {"step": 2, "position": 3, "prompt": "a cat", "reason": "r", "rewrite": "a red cat", "seeds": [1],
-           "pictures": ["bb22"], "scores": {"redness": 0.9}, "replaced": False}  # fmt: skip
+    ]
+    row = {
+        "step": 2,
+        "position": 3,
+        "prompt": "a cat",
+        "reason": "r",
+        "rewrite": "a red cat",
+        "seeds": [1],
+        "pictures": ["bb22"],
+        "scores": {"redness": 0.9},
+        "replaced": False,
+    }
     rollouts = [
-        {**row, "variant": 0, "advantage": -0.5}, {**row, "variant": 1, "advantage": 1.5},
-        {**row, "variant": "original"}, {**row, "position": 4, "variant": 0, "advantage": 0.0},
-        {"step": 2, "position": 3, "prompt": "a cat", "variant": 2, "pictures": [], "scores": {},
-         "advantage": -1.0, "unparsable": "the answer has no <prompt>", "replaced": False},
-    ]  # fmt: skip
+        {**row, "variant": 0, "advantage": -0.5},
+        {**row, "variant": 1, "advantage": 1.5},
+        {**row, "variant": "original"},
+        {**row, "position": 4, "variant": 0, "advantage": 0.0},
+        {
+            "step": 2,
+            "position": 3,
+            "prompt": "a cat",
+            "variant": 2,
+            "pictures": [],
+            "scores": {},
+            "advantage": -1.0,
+            "unparsable": "the answer has no <prompt>",
+            "replaced": False,
+        },
+    ]
     for name, rows in (("metrics", metrics), ("evaluations", evaluations), ("rollouts/rollouts", rollouts)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
     (tmp_path / "config.yaml").write_text("model: tiny\nmax_steps: 4\nlora: null\n")

@@ -25,11 +25,18 @@ def render(tmp_path):
     def make(prompt, candidates, name=None, scores=None, **settings):
         folder = tmp_path / (name or runs.slug(prompt))
         found = [
-            Candidate(i, 10 + i, words, {"shapeworld": score, **(scores[i] if scores else {})}, score,
-                      image=picture(100 * len(prompt) + i))
-            if score is not None else Candidate(i, 10 + i, words, pruned_at=2)
+            Candidate(
+                i,
+                10 + i,
+                words,
+                {"shapeworld": score, **(scores[i] if scores else {})},
+                score,
+                image=picture(100 * len(prompt) + i),
+            )
+            if score is not None
+            else Candidate(i, 10 + i, words, pruned_at=2)
             for i, (words, score) in enumerate(candidates)
-        ]  # fmt: skip
+        ]
         rewrites = [Rewrite(f"Why {words}.", words, "reprompt") for words, _ in candidates]
         best = max((c for c in found if c.score is not None), key=lambda c: c.score).index
         outcome = Outcome(prompt, rewrites, found, best, [], Cost())
@@ -54,17 +61,34 @@ def training(tmp_path):
                     cache.put_image(key, picture(1000 * position + 100 * variant + seed))
                     meaning = group.get("judged_as") or group["prompt"]
                     cache.put_scores(Cache.key("scores", key, meaning), {"shapeworld": score})
-                lines.append({
-                    "step": 1, "position": position, "prompt": group["prompt"],
-                    **({"judged_as": group["judged_as"]} if "judged_as" in group else {}),
-                    "variant": "original" if words == group["prompt"] else variant, "reason": f"Why {words}.",
-                    "rewrite": words, "seeds": list(range(len(scores))), "pictures": keys,
-                    "scores": {"shapeworld": sum(scores) / max(1, len(scores)), "structure": 1.0},
+                lines.append(
+                    {
+                        "step": 1,
+                        "position": position,
+                        "prompt": group["prompt"],
+                        **({"judged_as": group["judged_as"]} if "judged_as" in group else {}),
+                        "variant": "original" if words == group["prompt"] else variant,
+                        "reason": f"Why {words}.",
+                        "rewrite": words,
+                        "seeds": list(range(len(scores))),
+                        "pictures": keys,
+                        "scores": {"shapeworld": sum(scores) / max(1, len(scores)), "structure": 1.0},
+                        "replaced": False,
+                    }
+                )
+            lines.append(
+                {
+                    "step": 1,
+                    "position": position,
+                    "prompt": group["prompt"],
+                    "variant": 99,
+                    "unparsable": "no tags",
+                    "seeds": [0],
+                    "pictures": [],
+                    "scores": {},
                     "replaced": False,
-                })  # fmt: skip
-            lines.append({"step": 1, "position": position, "prompt": group["prompt"], "variant": 99,
-                          "unparsable": "no tags", "seeds": [0], "pictures": [], "scores": {},
-                          "replaced": False})  # fmt: skip
+                }
+            )
         (run / "rollouts").mkdir(parents=True, exist_ok=True)
         (run / "rollouts" / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         weights = rewards or {"structure": 0.5, "shapeworld": 1.0}

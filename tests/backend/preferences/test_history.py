@@ -22,19 +22,37 @@ GRAPH = {
     "4": {"class_type": "RepriseRewriter", "inputs": {"prompt": "a cat", "rewriter": ["2", 0]}},
     "5": {"class_type": "CLIPTextEncode", "inputs": {"text": ["4", 0], "clip": ["1", 1]}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["1", 1]}},
-    "8": {"class_type": "RepriseParmBestOfN", "inputs": {
-        "model": ["1", 0], "seed": 7, "positive": ["5", 0], "negative": ["6", 0], "latent_image": ["7", 0],
-        "vae": ["1", 2], "judge": ["3", 0], "prompt": "a cat", "candidates": 4}},
+    "8": {
+        "class_type": "RepriseParmBestOfN",
+        "inputs": {
+            "model": ["1", 0],
+            "seed": 7,
+            "positive": ["5", 0],
+            "negative": ["6", 0],
+            "latent_image": ["7", 0],
+            "vae": ["1", 2],
+            "judge": ["3", 0],
+            "prompt": "a cat",
+            "candidates": 4,
+        },
+    },
     "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "best"}},
     "10": {"class_type": "PreviewImage", "inputs": {"images": ["8", 2]}},
     **{name: {"class_type": "Loader", "inputs": {}} for name in "1237"},
-}  # fmt: skip
+}
 
 
 def report(scores, **changes):
-    return {"judge": "shapeworld", "higher_is_better": True, "low": 0.0, "high": 1.0, "best": 0, "seed": 7,
-            "candidates": [{"index": i, "seed": 7 + i, "score": score} for i, score in enumerate(scores)],
-            **changes}  # fmt: skip
+    return {
+        "judge": "shapeworld",
+        "higher_is_better": True,
+        "low": 0.0,
+        "high": 1.0,
+        "best": 0,
+        "seed": 7,
+        "candidates": [{"index": i, "seed": 7 + i, "score": score} for i, score in enumerate(scores)],
+        **changes,
+    }
 
 
 def files(*names):
@@ -44,8 +62,10 @@ def files(*names):
 def shown(prompts, reports, names):
     return {
         "4": {"reprise_rewrite": [{"prompts": prompts, "reasons": ["Why."] * len(prompts)}]},
-        "8": {"reprise_parm": reports}, "9": {"images": files("best.png")}, "10": {"images": files(*names)},
-    }  # fmt: skip
+        "8": {"reprise_parm": reports},
+        "9": {"images": files("best.png")},
+        "10": {"images": files(*names)},
+    }
 
 
 @pytest.fixture
@@ -107,12 +127,17 @@ def test_a_search_with_a_rewriter(mined):
 
 
 def test_several_rewrites_are_several_searches(mined):
-    outputs = shown(["a large cat", "a cat, low"], [report([0.2, 0.9]), report([0.1, 0.3])],
-                    ["a.png", "b.png", "c.png", "d.png"])  # fmt: skip
+    outputs = shown(
+        ["a large cat", "a cat, low"],
+        [report([0.2, 0.9]), report([0.1, 0.3])],
+        ["a.png", "b.png", "c.png", "d.png"],
+    )
     pictures = {name: i * 60 for i, name in enumerate(["a.png", "b.png", "c.png", "d.png"])}
     found = mined(GRAPH, outputs, pictures)
     assert [(p.condition, p.chosen.score, p.rejected.score) for p in found.pairs] == [
-        ("a large cat", 0.9, 0.2), ("a cat, low", 0.3, 0.1)]  # fmt: skip
+        ("a large cat", 0.9, 0.2),
+        ("a cat, low", 0.3, 0.1),
+    ]
     [texts] = found.rewrites
     assert (texts.chosen.rewrite, texts.rejected.rewrite) == ("a large cat", "a cat, low")
     assert mined(GRAPH, outputs, pictures, by="prompt").pairs[0].margin == pytest.approx(0.8)
@@ -121,8 +146,11 @@ def test_several_rewrites_are_several_searches(mined):
 def test_a_plain_text_and_a_judge_of_another_range(mined):
     encoder = {"class_type": "CLIPTextEncode", "inputs": {"text": " a large cat ", "clip": ["1", 1]}}
     graph = {**GRAPH, "5": encoder}
-    outputs = shown([], [report([3.0, 1.0], judge="remote", low=None, high=4.0, higher_is_better=False)],
-                    ["a.png", "b.png"])  # fmt: skip
+    outputs = shown(
+        [],
+        [report([3.0, 1.0], judge="remote", low=None, high=4.0, higher_is_better=False)],
+        ["a.png", "b.png"],
+    )
     del outputs["4"]
     [pair] = mined(graph, outputs, {"a.png": 0, "b.png": 255}).pairs
     assert pair.condition == "a large cat" and pair.reward == "remote" and pair.margin == 2.0
@@ -138,8 +166,15 @@ def test_a_reward_scorer(mined):
         "7": {"class_type": "RepriseRewardScorer", "inputs": {"images": ["6", 0], "prompt": "a cat"}},
         "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 1]}},
     }
-    scores = {"judge": "shapeworld", "higher_is_better": True, "low": 0.0, "high": 1.0, "prompt": "a cat",
-              "scores": [0.1, 0.8, 0.4], "ranking": [1, 2, 0]}  # fmt: skip
+    scores = {
+        "judge": "shapeworld",
+        "higher_is_better": True,
+        "low": 0.0,
+        "high": 1.0,
+        "prompt": "a cat",
+        "scores": [0.1, 0.8, 0.4],
+        "ranking": [1, 2, 0],
+    }
     outputs = {"7": {"reprise_scores": [scores]}, "8": {"images": files("best.png", "mid.png", "last.png")}}
     found = mined(graph, outputs, {"best.png": 255, "mid.png": 100, "last.png": 0})
     [pair] = found.pairs
@@ -156,14 +191,26 @@ def test_a_reflection_loop(mined):
     """Its rounds' pictures come in their order; what the nodes that it made report is not counted again."""
     graph = {**GRAPH, "8": {"class_type": "RepriseReflectionLoop", "inputs": {"prompt": "a cat"}}}
     drawn = [("a cat", 0.2), ("a large cat", 0.9), ("a cat, low", 0.5)]
-    rounds = [{"round": i, "seed": 7 + i, "prompt": text, "score": score, "verdict": "no", "critique": "low"}
-              for i, (text, score) in enumerate(drawn)]  # fmt: skip
-    whole = {"judge": "shapeworld", "higher_is_better": True, "low": 0.0, "high": 1.0, "best": 1,
-             "prompt": "a cat", "rounds": rounds}  # fmt: skip
+    rounds = [
+        {"round": i, "seed": 7 + i, "prompt": text, "score": score, "verdict": "no", "critique": "low"}
+        for i, (text, score) in enumerate(drawn)
+    ]
+    whole = {
+        "judge": "shapeworld",
+        "higher_is_better": True,
+        "low": 0.0,
+        "high": 1.0,
+        "best": 1,
+        "prompt": "a cat",
+        "rounds": rounds,
+    }
     names = ["a.png", "b.png", "c.png"]
     part = {**whole, "rounds": rounds[:1], "part": True}
-    outputs = {"8": {"reprise_reflection": [whole]}, "10": {"images": files(*names)},
-               "8.0.0.5": {"reprise_reflection": [part]}}  # fmt: skip
+    outputs = {
+        "8": {"reprise_reflection": [whole]},
+        "10": {"images": files(*names)},
+        "8.0.0.5": {"reprise_reflection": [part]},
+    }
     pictures = {"a.png": 0, "b.png": 255, "c.png": 100}
     found = mined(graph, outputs, pictures, by="prompt")
     [pair] = found.pairs
@@ -178,8 +225,9 @@ def test_a_reflection_loop(mined):
 
 def pooled(found):
     """Which scores stood together, by prompt."""
-    return {(pair.prompt, pair.chosen.drawn_as, pair.chosen.score, pair.rejected.score)
-            for pair in found.pairs}  # fmt: skip
+    return {
+        (pair.prompt, pair.chosen.drawn_as, pair.chosen.score, pair.rejected.score) for pair in found.pairs
+    }
 
 
 PROMPTS = ("a red star", "two blue cats")
@@ -204,8 +252,11 @@ def test_a_search_over_a_list_of_prompts(mined):
 
 
 def test_a_search_over_rewrites_of_a_list_of_prompts(mined):
-    graph = {**GRAPH, "8": {**GRAPH["8"], "inputs": {**GRAPH["8"]["inputs"], "prompt": ["11", 0]}},
-             "11": LISTED}  # fmt: skip
+    graph = {
+        **GRAPH,
+        "8": {**GRAPH["8"], "inputs": {**GRAPH["8"]["inputs"], "prompt": ["11", 0]}},
+        "11": LISTED,
+    }
     reports = [report([0.2, 0.9], prompt=PROMPTS[0]), report([0.8, 0.4], prompt=PROMPTS[1])]
     outputs = shown([], reports, NAMES)
     outputs["4"]["reprise_rewrite"] = [{"prompts": [f"large {one}"], "reasons": ["Why."]} for one in PROMPTS]
@@ -217,10 +268,15 @@ def test_a_search_over_rewrites_of_a_list_of_prompts(mined):
 def test_reflection_over_a_list_of_prompts_and_of_judges(mined):
     loop = {"class_type": "RepriseReflectionLoop", "inputs": {"prompt": ["4", 0]}}
     graph = {**GRAPH, "4": LISTED, "8": loop}
-    told = [{**report([]), "prompt": prompt, "judge": judge,
-             "rounds": [{"prompt": prompt, "seed": 7, "score": score} for score in scores]}
-            for prompt, scores, judge in zip(PROMPTS, ((0.2, 0.9), (0.8, 0.4)), ("shapeworld", "other"))
-            ]  # fmt: skip
+    told = [
+        {
+            **report([]),
+            "prompt": prompt,
+            "judge": judge,
+            "rounds": [{"prompt": prompt, "seed": 7, "score": score} for score in scores],
+        }
+        for prompt, scores, judge in zip(PROMPTS, ((0.2, 0.9), (0.8, 0.4)), ("shapeworld", "other"))
+    ]
     outputs = {"8": {"reprise_reflection": told}, "10": {"images": files(*NAMES)}}
     found = mined(graph, outputs, GREYS, by="prompt")
     assert pooled(found) == APART and [pair.reward for pair in found.pairs] == ["shapeworld", "other"]
@@ -232,14 +288,17 @@ def test_reflection_over_a_list_of_prompts_and_of_judges(mined):
 
 def test_a_scorer_over_a_list_of_prompts(mined):
     graph = {
-        "1": {"class_type": "Loader", "inputs": {}}, "4": LISTED,
+        "1": {"class_type": "Loader", "inputs": {}},
+        "4": LISTED,
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ["4", 0], "clip": ["1", 1]}},
         "5": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "seed": 3, "positive": ["2", 0]}},
         "7": {"class_type": "RepriseRewardScorer", "inputs": {"images": ["5", 0], "prompt": ["4", 0]}},
         "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 1]}},
     }
-    told = [{**report([]), "prompt": PROMPTS[0], "scores": [0.2, 0.9], "ranking": [1, 0]},
-            {**report([]), "prompt": PROMPTS[1], "scores": [0.8, 0.4], "ranking": [0, 1]}]  # fmt: skip
+    told = [
+        {**report([]), "prompt": PROMPTS[0], "scores": [0.2, 0.9], "ranking": [1, 0]},
+        {**report([]), "prompt": PROMPTS[1], "scores": [0.8, 0.4], "ranking": [0, 1]},
+    ]
     outputs = {"7": {"reprise_scores": told}, "8": {"images": files(*NAMES)}}
     assert pooled(mined(graph, outputs, GREYS)) == APART
 
@@ -251,19 +310,29 @@ def _without(one, *keys):
 WHOLE = shown(["a large cat"], [report([0.2, 0.9])], ["a.png", "b.png"])
 
 
-@pytest.mark.parametrize(("graph", "outputs", "said"), [
-    (GRAPH, None, "not as ComfyUI keeps runs"),
-    (GRAPH, {**WHOLE, "8": None}, "not as ComfyUI keeps runs"),
-    (GRAPH, {**WHOLE, "8": {"reprise_parm": [_without(report([0.2]), "low")]}}, "low: field required"),
-    (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([0.2, "fine"])]}}, "score: .*'fine'"),
-    (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([1e308, -1e308])]}}, "a finite distance apart"),
-    (GRAPH, {**WHOLE, "10": {"images": ["a.png", "b.png"]}}, "not as ComfyUI keeps runs"),
-    ({**GRAPH, "10": {"class_type": "PreviewImage"}}, WHOLE, "not as ComfyUI keeps runs: KeyError: 'inputs'"),
-    (None, WHOLE, "not as ComfyUI keeps runs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("graph", "outputs", "said"),
+    [
+        (GRAPH, None, "not as ComfyUI keeps runs"),
+        (GRAPH, {**WHOLE, "8": None}, "not as ComfyUI keeps runs"),
+        (GRAPH, {**WHOLE, "8": {"reprise_parm": [_without(report([0.2]), "low")]}}, "low: field required"),
+        (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([0.2, "fine"])]}}, "score: .*'fine'"),
+        (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([1e308, -1e308])]}}, "a finite distance apart"),
+        (GRAPH, {**WHOLE, "10": {"images": ["a.png", "b.png"]}}, "not as ComfyUI keeps runs"),
+        (
+            {**GRAPH, "10": {"class_type": "PreviewImage"}},
+            WHOLE,
+            "not as ComfyUI keeps runs: KeyError: 'inputs'",
+        ),
+        (None, WHOLE, "not as ComfyUI keeps runs"),
+    ],
+)
 def test_a_damaged_run_is_noted_and_the_others_are_read(server, tmp_path, graph, outputs, said):
-    server.history = {"bad": {"prompt": [0, "bad", graph], "outputs": outputs}, "short": {"prompt": []},
-                      "good": {"prompt": [0, "good", GRAPH], "outputs": WHOLE}}  # fmt: skip
+    server.history = {
+        "bad": {"prompt": [0, "bad", graph], "outputs": outputs},
+        "short": {"prompt": []},
+        "good": {"prompt": [0, "good", GRAPH], "outputs": WHOLE},
+    }
     notes = []
     [group] = read_history(server.url, notes.append)
     assert [one.score for one in group.pictures] == [0.9, 0.2]
@@ -283,9 +352,14 @@ def test_what_was_not_kept_is_said(mined):
 
 def test_a_graph_whose_text_is_not_one(mined):
     """Two encoders with different words: on which of them to train is not clear."""
-    graph = {**GRAPH, "5": {"class_type": "ConditioningCombine", "inputs": {
-        "conditioning_1": ["11", 0], "conditioning_2": ["6", 0]}},
-        "11": {"class_type": "CLIPTextEncode", "inputs": {"text": "large", "clip": ["1", 1]}}}  # fmt: skip
+    graph = {
+        **GRAPH,
+        "5": {
+            "class_type": "ConditioningCombine",
+            "inputs": {"conditioning_1": ["11", 0], "conditioning_2": ["6", 0]},
+        },
+        "11": {"class_type": "CLIPTextEncode", "inputs": {"text": "large", "clip": ["1", 1]}},
+    }
     outputs = shown([], [report([0.2, 0.9])], ["a.png", "b.png"])
     assert mined(graph, outputs, {"a.png": 0, "b.png": 255}).counts["groups"] == 0
 

@@ -32,8 +32,13 @@ def rounds(tmp_path):
     return make
 
 
-ROW = {"prompt": "a cat", "judged_as": "felis", "seeds": [0, 1], "pictures": ["aa", "bb"],
-       "scores": [{"shapeworld": 0.9}, {"shapeworld": 0.1}]}  # fmt: skip
+ROW = {
+    "prompt": "a cat",
+    "judged_as": "felis",
+    "seeds": [0, 1],
+    "pictures": ["aa", "bb"],
+    "scores": [{"shapeworld": 0.9}, {"shapeworld": 0.1}],
+}
 
 
 @pytest.fixture
@@ -135,11 +140,16 @@ def test_pictures_that_are_gone_or_damaged_make_no_pair(render, mined):
 
 
 def test_rollouts(training, mined):
-    run = training([
-        {"prompt": "a cat", "judged_as": "felis", "rewrites": [
-            ("a large cat", [0.9, 0.2]), ("a cat, low", [0.1, 0.3]), ("a cat", [0.5, 0.6])]},
-        {"prompt": "a dog", "rewrites": [("a large dog", [0.5, 0.5])]},
-    ])  # fmt: skip
+    run = training(
+        [
+            {
+                "prompt": "a cat",
+                "judged_as": "felis",
+                "rewrites": [("a large cat", [0.9, 0.2]), ("a cat, low", [0.1, 0.3]), ("a cat", [0.5, 0.6])],
+            },
+            {"prompt": "a dog", "rewrites": [("a large dog", [0.5, 0.5])]},
+        ]
+    )
     found = mined(run)
     assert seeds(found) == [("a large cat", 0, 1), ("a cat, low", 1, 0), ("a cat", 1, 0)]
     assert found.counts["ties"] == 1
@@ -159,11 +169,20 @@ def test_rounds_of_a_renderer(rounds, mined):
     assert (pair.chosen.seed, pair.rejected.seed) == (0, 1)
 
 
-@pytest.mark.parametrize("row", [
-    "{", "[1]", "7", {**ROW, "scores": [{"shapeworld": "x"}] * 2}, {**ROW, "seeds": ["x", "y"]},
-    {**ROW, "prompt": 3, "judged_as": None}, {"prompt": "a cat"}, {**ROW, "scores": [[0.9], [0.1]]},
-    {**ROW, "scores": [{"shapeworld": float("nan")}] * 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        "{",
+        "[1]",
+        "7",
+        {**ROW, "scores": [{"shapeworld": "x"}] * 2},
+        {**ROW, "seeds": ["x", "y"]},
+        {**ROW, "prompt": 3, "judged_as": None},
+        {"prompt": "a cat"},
+        {**ROW, "scores": [[0.9], [0.1]]},
+        {**ROW, "scores": [{"shapeworld": float("nan")}] * 2},
+    ],
+)
 def test_a_damaged_round_is_named(rounds, mined, row):
     with pytest.raises(BadInput, match=r"1/rollouts.jsonl is damaged \(\w+: .*\); bring it back") as caught:
         mined(rounds([ROW, row]))
@@ -193,9 +212,25 @@ def test_what_is_not_known_of_a_reward_is_said(rounds, render, mined):
     for name in ("remote:image-reward@http://h", "vlm:x"):
         found = mined(rounds([{**ROW, "scores": [{name: 1.0}, {name: 2.0}]}], {name: 1.0}))
         assert seeds(found) == [("a cat", 1, 0)] and not found.notes
-    assert mined(rounds([{**ROW, "scores": [{"remote:image-reward@http://h": 1.0},
-                                            {"remote:image-reward@http://h": 2.0}]}],
-                        {"remote:image-reward@http://h": 1.0})).pairs[0].margin == 0.25  # fmt: skip
+    assert (
+        mined(
+            rounds(
+                [
+                    {
+                        **ROW,
+                        "scores": [
+                            {"remote:image-reward@http://h": 1.0},
+                            {"remote:image-reward@http://h": 2.0},
+                        ],
+                    }
+                ],
+                {"remote:image-reward@http://h": 1.0},
+            )
+        )
+        .pairs[0]
+        .margin
+        == 0.25
+    )
     folder = render("a cat", [("x", 0.2), ("x", 0.9)], scores=[{"y": 2.0, "z": 0.2}, {"y": 1.0, "z": 0.9}])
     found = mined(folder, "y")
     assert seeds(found) == [("x", 10, 11)] and "which way y counts" in found.notes[0]
@@ -215,8 +250,10 @@ def test_rollouts_whose_scores_are_gone(training, mined):
 
 def test_a_trainings_own_mix(training, mined):
     """Best by all its rewards of pictures, each brought to 0..1 by its range, where they disagree."""
-    run = training([{"prompt": "a cat", "rewrites": [("x", [0.5, 0.9, 0.4])]}],
-                   {"structure": 0.5, "shapeworld": 1.0, "image-reward": 3.0})  # fmt: skip
+    run = training(
+        [{"prompt": "a cat", "rewrites": [("x", [0.5, 0.9, 0.4])]}],
+        {"structure": 0.5, "shapeworld": 1.0, "image-reward": 3.0},
+    )
     for path in (run / "rollouts" / "pictures").rglob("*.json"):
         entry = json.loads(path.read_text())
         score = entry["scores"]["shapeworld"]
@@ -265,8 +302,15 @@ def test_a_judge_of_its_own_kind_is_called_by_its_name(mined, tmp_path):
     """The stamp says what the numbers mean: a fingerprint is no name, and this one counts downwards."""
     file = tmp_path / "j.jsonl.rollouts.jsonl"
     kept = Store(tmp_path / "j.jsonl.pictures", create=True)
-    rows = [{"key": json.dumps(["a cat", "a large cat", seed, None]), "prompt": "a cat", "score": score,
-             "image": kept.put_image(picture(seed))} for seed, score in enumerate([4.0, 1.0])]  # fmt: skip
+    rows = [
+        {
+            "key": json.dumps(["a cat", "a large cat", seed, None]),
+            "prompt": "a cat",
+            "score": score,
+            "image": kept.put_image(picture(seed)),
+        }
+        for seed, score in enumerate([4.0, 1.0])
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = {"name": "vlm:mine", "low": 0.0, "high": 10.0, "higher_is_better": False}
     file.with_suffix(".json").write_text(json.dumps({"reward": "0f" * 32, "renderer": "fake", "spec": spec}))

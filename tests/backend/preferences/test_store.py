@@ -19,15 +19,32 @@ def pair(store, better=1, worse=2, margin=0.5, prompt="a cat", **changes):
     chosen, rejected = (
         Side(image=store.put_image(picture(number)), drawn_as=prompt, score=score, seed=number)
         for number, score in ((better, margin), (worse, 0.0))
-    )  # fmt: skip
-    return Pair(**{"prompt": prompt, "condition": prompt, "chosen": chosen, "rejected": rejected,
-                   "reward": "shapeworld", "margin": margin, "source": "render", "run": "out/a", **changes})
+    )
+    return Pair(
+        **{
+            "prompt": prompt,
+            "condition": prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "reward": "shapeworld",
+            "margin": margin,
+            "source": "render",
+            "run": "out/a",
+            **changes,
+        }
+    )
 
 
 def rewrites(better="a large cat", worse="a cat, low"):
-    return RewritePair(prompt="a cat", chosen=Text(reason="r", rewrite=better, score=0.9, pictures=2),
-                       rejected=Text(reason="r", rewrite=worse, score=0.1), reward="shapeworld", margin=0.8,
-                       source="training", run="runs/a")  # fmt: skip
+    return RewritePair(
+        prompt="a cat",
+        chosen=Text(reason="r", rewrite=better, score=0.9, pictures=2),
+        rejected=Text(reason="r", rewrite=worse, score=0.1),
+        reward="shapeworld",
+        margin=0.8,
+        source="training",
+        run="runs/a",
+    )
 
 
 def test_a_picture_is_kept_once_under_a_name_of_its_pixels(store):
@@ -67,8 +84,14 @@ def test_what_is_on_record_stays_as_it_is(store):
 def test_each_reward_has_its_own_pairs(store):
     """Where two agree, both have the pair and whoever asks for neither sees it once; where they differ, only
     who asks for one of them learns from it."""
-    store.add([pair(store, 1, 2), pair(store, 3, 4), pair(store, 1, 2, 0.2, reward="other"),
-               pair(store, 4, 3, reward="other")])  # fmt: skip
+    store.add(
+        [
+            pair(store, 1, 2),
+            pair(store, 3, 4),
+            pair(store, 1, 2, 0.2, reward="other"),
+            pair(store, 4, 3, reward="other"),
+        ]
+    )
     assert [(p.chosen.seed, p.reward) for p in store.pairs()] == [(1, "shapeworld")]
     assert [p.chosen.seed for p in store.pairs("shapeworld")] == [1, 3]
     assert [(p.chosen.seed, p.margin) for p in store.pairs("other")] == [(1, 0.2), (4, 0.5)]
@@ -139,8 +162,17 @@ def test_strikes(store, tmp_path):
     assert read_strikes(file) == ([bad.id], [])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"struck": []}', '{"format": 2, "struck": []}',
-                                  '{"format": 1, "struck": [3]}', '{"format": 1, "struck": 3}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"struck": []}',
+        '{"format": 2, "struck": []}',
+        '{"format": 1, "struck": [3]}',
+        '{"format": 1, "struck": 3}',
+    ],
+)
 def test_what_is_no_file_of_strikes(tmp_path, text):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(BadInput, match="holds no strikes"):
@@ -148,8 +180,13 @@ def test_what_is_no_file_of_strikes(tmp_path, text):
 
 
 def test_figures(store):
-    store.add([pair(store, 1, 2, 0.5), pair(store, 3, 4, 0.1, prompt="a dog", reward="pick-score"),
-               pair(store, 5, 6, 0.3, run="out/b")])  # fmt: skip
+    store.add(
+        [
+            pair(store, 1, 2, 0.5),
+            pair(store, 3, 4, 0.1, prompt="a dog", reward="pick-score"),
+            pair(store, 5, 6, 0.3, run="out/b"),
+        ]
+    )
     store.add_rewrites([rewrites()])
     store.image_path(pair(store, 1, 2).chosen.image).unlink()
     found = store.statistics()
@@ -168,7 +205,7 @@ def test_rewrites_are_kept_once(store):
 
 
 def test_words_of_any_language_survive(store):
-    odd = pair(store, prompt="一只\u2028猫 \"<b>\"\n")
+    odd = pair(store, prompt='一只\u2028猫 "<b>"\n')
     store.add([odd])
     assert Store(store.folder).pairs() == [odd]
 

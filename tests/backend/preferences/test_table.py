@@ -18,12 +18,17 @@ def folder(tmp_path):
 
 def test_csv(folder):
     table = folder / "scores.csv"
-    table.write_text('image,prompt,score,seed\na.png,"a cat, sitting",0.2,7\nb.png,"a cat, sitting",0.9,\n'
-                     "c.png,a dog,1,3\n", encoding="utf-8-sig")  # fmt: skip
+    table.write_text(
+        'image,prompt,score,seed\na.png,"a cat, sitting",0.2,7\nb.png,"a cat, sitting",0.9,\n'
+        "c.png,a dog,1,3\n",
+        encoding="utf-8-sig",
+    )
     cats, dogs = read_table(table, "taste")
     assert cats.prompt == "a cat, sitting" and cats.reward == "taste" and cats.higher and cats.spread == 1.0
     assert [(one.seed, one.score, one.drawn_as) for one in cats.pictures] == [
-        (7, 0.2, "a cat, sitting"), (None, 0.9, "a cat, sitting")]  # fmt: skip
+        (7, 0.2, "a cat, sitting"),
+        (None, 0.9, "a cat, sitting"),
+    ]
     assert cats.ranked(cats.pictures)[0].load()[0, 0, 0] == pytest.approx(ord("b") / 255)
     assert dogs.source == "table" and dogs.run == str(table)
 
@@ -42,8 +47,10 @@ def test_a_folder_with_a_table(folder):
 
 def test_json_lines_and_a_reward_of_ours(folder):
     table = folder / "scores.jsonl"
-    rows = [{"image": "a.png", "prompt": "a cat", "score": 21.0, "drawn_as": "a large cat"},
-            {"image": "b.png", "prompt": "a cat", "score": 19.5}]  # fmt: skip
+    rows = [
+        {"image": "a.png", "prompt": "a cat", "score": 21.0, "drawn_as": "a large cat"},
+        {"image": "b.png", "prompt": "a cat", "score": 19.5},
+    ]
     table.write_text("\n\n".join(map(json.dumps, rows)))
     [group] = read_table(table, "pick-score")
     assert group.margin(21.0, 19.5) == pytest.approx(0.3), "parts of its range, 19 to 24"
@@ -57,8 +64,10 @@ def test_json_lines_and_a_reward_of_ours(folder):
 def test_a_picture_that_several_have_judged_counts_once(folder):
     """With the mean of its scores, also where a copy of it has another name; it is never its own opposite."""
     Image.open(folder / "a.png").save(folder / "copy.png", compress_level=0)
-    (folder / "t.csv").write_text("image,prompt,score\na.png,a cat,0.1\ncopy.png,a cat,0.9\nb.png,a cat,0.3\n"
-                                  "c.png,a dog,0\nc.png,a dog,1\n")  # fmt: skip
+    (folder / "t.csv").write_text(
+        "image,prompt,score\na.png,a cat,0.1\ncopy.png,a cat,0.9\nb.png,a cat,0.3\n"
+        "c.png,a dog,0\nc.png,a dog,1\n"
+    )
     found = Mined(Store(folder / "store", create=True), most=2)
     for group in read_table(folder / "t.csv", "taste"):
         found.take(group)
@@ -67,21 +76,29 @@ def test_a_picture_that_several_have_judged_counts_once(folder):
     assert pair.chosen.scores == {"taste": pytest.approx(0.5)} and found.counts["alone"] == 1
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("t.csv", "", "names no pictures"), ("t.csv", "image,prompt,score\n", "names no pictures"),
-    ("t.csv", "image,prompt\na.png,a cat\n", "line 2: score: field required"),
-    ("t.csv", "image,prompt,score\na.png,a cat,good\n", "line 2: score: .*'good'"),
-    ("t.csv", "image,prompt,score\na.png,a cat,nan\n", "line 2: score: "),
-    ("t.csv", "image,prompt,score,mood\na.png,a cat,1,fine\n", "line 2: mood: "),
-    ("t.csv", "image,prompt,score\na.png,a cat,1,2\n", "line 2: None: "),
-    ("t.csv", "image,prompt,score\nz.png,a cat,1\n", "line 2: no picture .*z.png"),
-    ("t.csv", "image,prompt,score\na.png,a cat,1\nt.csv,a cat,2\n", "line 3: .*t.csv is no picture"),
-    ("t.csv", 'image,prompt,score\na.png,a cat,1\n"b.png,a cat,1\n' + "x\n" * 70_000,
-     "line 3: no CSV .*; is a quote left open"),
-    ("t.jsonl", "\n" + "[" * 200_000, "line 2: no JSON"),
-    ("t.jsonl", '{"image": "a.png"', "line 1: no JSON"), ("t.jsonl", "[1]", "line 1: "),
-    ("t.jsonl", '{"image": "a.png", "prompt": " ", "score": 1}', "line 1: prompt: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "", "names no pictures"),
+        ("t.csv", "image,prompt,score\n", "names no pictures"),
+        ("t.csv", "image,prompt\na.png,a cat\n", "line 2: score: field required"),
+        ("t.csv", "image,prompt,score\na.png,a cat,good\n", "line 2: score: .*'good'"),
+        ("t.csv", "image,prompt,score\na.png,a cat,nan\n", "line 2: score: "),
+        ("t.csv", "image,prompt,score,mood\na.png,a cat,1,fine\n", "line 2: mood: "),
+        ("t.csv", "image,prompt,score\na.png,a cat,1,2\n", "line 2: None: "),
+        ("t.csv", "image,prompt,score\nz.png,a cat,1\n", "line 2: no picture .*z.png"),
+        ("t.csv", "image,prompt,score\na.png,a cat,1\nt.csv,a cat,2\n", "line 3: .*t.csv is no picture"),
+        (
+            "t.csv",
+            'image,prompt,score\na.png,a cat,1\n"b.png,a cat,1\n' + "x\n" * 70_000,
+            "line 3: no CSV .*; is a quote left open",
+        ),
+        ("t.jsonl", "\n" + "[" * 200_000, "line 2: no JSON"),
+        ("t.jsonl", '{"image": "a.png"', "line 1: no JSON"),
+        ("t.jsonl", "[1]", "line 1: "),
+        ("t.jsonl", '{"image": "a.png", "prompt": " ", "score": 1}', "line 1: prompt: "),
+    ],
+)
 def test_bad_tables(folder, name, text, message):
     (folder / name).write_text(text)
     with pytest.raises(BadInput, match=message) as caught:

@@ -51,43 +51,81 @@ def clip(projection: bool = False):
 
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=24, projection_dim=16, hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        projection_dim=16,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     return lively((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), 3)
 
 
 def t5():
     from transformers import T5Config, T5EncoderModel
 
-    return lively(T5EncoderModel(T5Config(
-        vocab_size=len(t5_tokenizer()), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
-        relative_attention_num_buckets=8, relative_attention_max_distance=16,
-    )), 1)  # fmt: skip
+    return lively(
+        T5EncoderModel(
+            T5Config(
+                vocab_size=len(t5_tokenizer()),
+                d_model=16,
+                d_kv=8,
+                d_ff=16,
+                num_layers=1,
+                num_heads=2,
+                relative_attention_num_buckets=8,
+                relative_attention_max_distance=16,
+            )
+        ),
+        1,
+    )
 
 
 def autoencoder(channels: int, **more):
     from diffusers import AutoencoderKL
 
-    return lively(AutoencoderKL(
-        block_out_channels=(8, 8), layers_per_block=1, latent_channels=channels, norm_num_groups=2,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
-        scaling_factor=0.7, **more,
-    ), 1)  # fmt: skip
+    return lively(
+        AutoencoderKL(
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            latent_channels=channels,
+            norm_num_groups=2,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+            scaling_factor=0.7,
+            **more,
+        ),
+        1,
+    )
 
 
 def unet(cross: int, **more):
     from diffusers import UNet2DConditionModel
 
-    return lively(UNet2DConditionModel(
-        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=2,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4),
-        cross_attention_dim=cross, **more,
-    ), 1.5)  # fmt: skip
+    return lively(
+        UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            norm_num_groups=2,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 4),
+            cross_attention_dim=cross,
+            **more,
+        ),
+        1.5,
+    )
 
 
 def lively(model, gain: float):
@@ -104,91 +142,162 @@ def flux(guidance_embeds: bool):
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
         guidance_embeds=guidance_embeds,
-    )  # fmt: skip
+    )
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder(4, shift_factor=0.1),
-        text_encoder=clip(), tokenizer=clip_tokenizer(), text_encoder_2=t5(), tokenizer_2=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder(4, shift_factor=0.1),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
         transformer=lively(transformer, 2),
-    )  # fmt: skip
+    )
 
 
 def sd3():
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16,
-        pooled_projection_dim=32, out_channels=4,
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        out_channels=4,
+    )
     return StableDiffusion3Pipeline(
-        transformer=lively(transformer, 2), scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=autoencoder(4, shift_factor=0.1), text_encoder=clip(True), tokenizer=clip_tokenizer(),
-        text_encoder_2=clip(True), tokenizer_2=clip_tokenizer(), text_encoder_3=t5_wide(),
+        transformer=lively(transformer, 2),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder(4, shift_factor=0.1),
+        text_encoder=clip(True),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(True),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_wide(),
         tokenizer_3=t5_tokenizer(),
-    )  # fmt: skip
+    )
 
 
 def t5_wide():
     """SD3 pads both CLIPs' features to T5's width."""
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(T5Config(
-        vocab_size=len(t5_tokenizer()), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
-        relative_attention_num_buckets=8, relative_attention_max_distance=16,
-    )).eval()  # fmt: skip
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(t5_tokenizer()),
+            d_model=32,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=16,
+        )
+    ).eval()
 
 
 def sd1():
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     return StableDiffusionPipeline(
-        unet=unet(16), vae=autoencoder(4), text_encoder=clip(), tokenizer=clip_tokenizer(),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-                                clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        unet=unet(16),
+        vae=autoencoder(4),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def sdxl():
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    time_ids = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 64, "transformer_layers_per_block": (1, 1),
-                "use_linear_projection": True}  # fmt: skip
+    time_ids = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+        "transformer_layers_per_block": (1, 1),
+        "use_linear_projection": True,
+    }
     return StableDiffusionXLPipeline(
-        unet=unet(32, **time_ids), vae=autoencoder(4), text_encoder=clip(), tokenizer=clip_tokenizer(),
-        text_encoder_2=clip(True), tokenizer_2=clip_tokenizer(),
+        unet=unet(32, **time_ids),
+        vae=autoencoder(4),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(True),
+        tokenizer_2=clip_tokenizer(),
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
         add_watermarker=False,
-    )  # fmt: skip
+    )
 
 
 def pixart():
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
     transformer = PixArtTransformer2DModel(
-        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
-        caption_channels=16, in_channels=4, cross_attention_dim=16, out_channels=8,
-        norm_type="ada_norm_single", attention_bias=True, norm_elementwise_affine=False,
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=16,
+        in_channels=4,
+        cross_attention_dim=16,
+        out_channels=8,
+        norm_type="ada_norm_single",
+        attention_bias=True,
+        norm_elementwise_affine=False,
         use_additional_conditions=False,
-    )  # fmt: skip
+    )
     return PixArtSigmaPipeline(
-        transformer=lively(transformer, 2), vae=autoencoder(4), scheduler=DPMSolverMultistepScheduler(),
-        text_encoder=t5(), tokenizer=t5_tokenizer(),
-    )  # fmt: skip
+        transformer=lively(transformer, 2),
+        vae=autoencoder(4),
+        scheduler=DPMSolverMultistepScheduler(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+    )
 
 
 def vqvae():
     from diffusers import VQModel
 
-    model = lively(VQModel(
-        block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        num_vq_embeddings=24, mid_block_add_attention=False, lookup_from_codebook=True,
-    ), 1)  # fmt: skip
+    model = lively(
+        VQModel(
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            num_vq_embeddings=24,
+            mid_block_add_attention=False,
+            lookup_from_codebook=True,
+        ),
+        1,
+    )
     with torch.no_grad():  # codes far apart, and pictures around the middle of 0..1, as if trained
         model.quantize.embedding.weight.normal_()
         model.decoder.conv_out.weight.mul_(0.3)
@@ -200,15 +309,31 @@ def amused():
     from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel
 
     transformer = UVit2DModel(
-        hidden_size=16, cond_embed_dim=16, encoder_hidden_size=16, micro_cond_encode_dim=4,
-        micro_cond_embed_dim=20, vocab_size=25, codebook_size=24, in_channels=8, block_out_channels=16,
-        num_res_blocks=1, downsample=True, upsample=True, block_num_heads=2, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=16, sample_size=8,
-    )  # fmt: skip
+        hidden_size=16,
+        cond_embed_dim=16,
+        encoder_hidden_size=16,
+        micro_cond_encode_dim=4,
+        micro_cond_embed_dim=20,
+        vocab_size=25,
+        codebook_size=24,
+        in_channels=8,
+        block_out_channels=16,
+        num_res_blocks=1,
+        downsample=True,
+        upsample=True,
+        block_num_heads=2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        sample_size=8,
+    )
     return AmusedPipeline(
-        vqvae=vqvae(), tokenizer=clip_tokenizer(), text_encoder=clip(True),
-        transformer=lively(transformer, 2), scheduler=AmusedScheduler(mask_token_id=24),
-    )  # fmt: skip
+        vqvae=vqvae(),
+        tokenizer=clip_tokenizer(),
+        text_encoder=clip(True),
+        transformer=lively(transformer, 2),
+        scheduler=AmusedScheduler(mask_token_id=24),
+    )
 
 
 BUILDERS = {

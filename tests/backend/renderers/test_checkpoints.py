@@ -96,16 +96,23 @@ def test_an_id_out_of_reach(monkeypatch):
 def test_an_id_of_another_kind_is_refused_before_the_download(monkeypatch):
     import diffusers
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config",
-                        lambda *_, **__: {"_class_name": "WanPipeline"})  # fmt: skip
+    monkeypatch.setattr(
+        diffusers.DiffusionPipeline, "load_config", lambda *_, **__: {"_class_name": "WanPipeline"}
+    )
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda *_, **__: pytest.fail("downloaded"))
     assert "WanPipeline is no text-to-image" in refused("somebody/video", Unsupported)
 
 
-@pytest.mark.parametrize("name", [
-    "StableDiffusionInpaintPipeline", "FluxImg2ImgPipeline", "AmusedImg2ImgPipeline",
-    "StableVideoDiffusionPipeline", "NoSuchPipeline",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "StableDiffusionInpaintPipeline",
+        "FluxImg2ImgPipeline",
+        "AmusedImg2ImgPipeline",
+        "StableVideoDiffusionPipeline",
+        "NoSuchPipeline",
+    ],
+)
 def test_other_pipelines_are_refused_by_name(name, damaged):
     folder = damaged()
     edit(folder / "model_index.json", _class_name=name)
@@ -154,9 +161,10 @@ def test_truncated_weights(part, damaged):
     assert "cannot be read" in refused(folder)
 
 
-@pytest.mark.parametrize("part, change", [
-    (part, change) for part in ("unet", "text_encoder") for change in ("missing", "shape", "nan")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "part, change",
+    [(part, change) for part in ("unet", "text_encoder") for change in ("missing", "shape", "nan")],
+)
 def test_tampered_weights(part, change, damaged):
     from safetensors.torch import load_file, save_file
 

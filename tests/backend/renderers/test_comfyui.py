@@ -216,8 +216,12 @@ def test_a_queue_that_somebody_clears(servers, monkeypatch):
 
 def test_a_node_that_fails_is_named(servers):
     one, other = servers(), servers()
-    fault = {"node_id": "5", "node_type": "KSampler", "exception_type": "torch.OutOfMemoryError",
-             "exception_message": "Allocation on device\nTried to allocate 20 GiB"}  # fmt: skip
+    fault = {
+        "node_id": "5",
+        "node_type": "KSampler",
+        "exception_type": "torch.OutOfMemoryError",
+        "exception_message": "Allocation on device\nTried to allocate 20 GiB",
+    }
     one.always = other.always = lambda: [("execution_error", fault)]
     said = fails(renderer(one, other))
     assert "node 5 (KSampler) failed: OutOfMemoryError: 'Allocation on device Tried" in said
@@ -228,18 +232,41 @@ def test_a_node_that_fails_is_named(servers):
 
 def test_a_workflow_that_is_refused_says_why(servers):
     one = servers()
-    fault = {"type": "value_not_in_list", "message": "Value not in list",
-             "details": "ckpt_name: 'sd15.safetensors' not in ['sdxl.safetensors']"}  # fmt: skip
-    one.answers["prompt"] = 400, json.dumps({
-        "error": {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"},
-        "node_errors": {"1": {"class_type": "CheckpointLoaderSimple", "dependent_outputs": ["reprise"],
-                              "errors": [fault]}}}).encode()  # fmt: skip
+    fault = {
+        "type": "value_not_in_list",
+        "message": "Value not in list",
+        "details": "ckpt_name: 'sd15.safetensors' not in ['sdxl.safetensors']",
+    }
+    one.answers["prompt"] = (
+        400,
+        json.dumps(
+            {
+                "error": {
+                    "type": "prompt_outputs_failed_validation",
+                    "message": "Prompt outputs failed validation",
+                },
+                "node_errors": {
+                    "1": {
+                        "class_type": "CheckpointLoaderSimple",
+                        "dependent_outputs": ["reprise"],
+                        "errors": [fault],
+                    }
+                },
+            }
+        ).encode(),
+    )
     said = fails(renderer(one), Unsupported)
     assert f"{one.url} cannot run the workflow: node 1 (Load Checkpoint, CheckpointLoaderSimple): " in said
     assert "'sd15.safetensors' not in" in said and Unsupported.exit_code == 2
-    one.answers["prompt"] = 400, json.dumps({
-        "error": {"type": "missing_node_type", "message": "Node 'Sharpen' not found."}, "node_errors": {}}
-    ).encode()  # fmt: skip
+    one.answers["prompt"] = (
+        400,
+        json.dumps(
+            {
+                "error": {"type": "missing_node_type", "message": "Node 'Sharpen' not found."},
+                "node_errors": {},
+            }
+        ).encode(),
+    )
     assert "Node 'Sharpen' not found." in fails(renderer(one), Unsupported)
     check(renderer(one, servers()).render(JOBS))  # the model is on the other one
 
@@ -250,7 +277,7 @@ RUBBISH = {
     "a failure of the server": ("prompt", (500, b"Internal Server Error"), "(500: 'Internal Server Error')"),
     "an answer without a name": ("prompt", (200, b'{"prompt_id": 3}'), "does not take the workflow"),
     "no websocket": ("ws", (200, b"hello"), "the websocket broke"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", RUBBISH)
@@ -264,8 +291,9 @@ def test_rubbish_is_a_lost_server(servers, case):
     check(renderer(bad, good, retries=50).render(JOBS))
 
 
-@pytest.mark.parametrize("message", [b"not json", b'"text"', b'{"type": "status", "data": {}}',
-                                     b'{"type": "progress", "data": 3}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "message", [b"not json", b'"text"', b'{"type": "status", "data": {}}', b'{"type": "progress", "data": 3}']
+)
 def test_rubbish_on_the_websocket(servers, message):
     bad, good = servers(), servers(delay=0.01)
     bad.always = lambda: [bad.frame(client, 0x81, message) for client in list(bad.sockets)] and []
@@ -275,8 +303,11 @@ def test_rubbish_on_the_websocket(servers, message):
 
 def test_what_custom_nodes_say_is_passed_over(servers):
     one = servers()
-    theirs = ((0x81, b'{"type": "crystools.monitor", "data": [1]}'), (0x82, b"\0\0"),
-              (0x82, b"\0\0\0\x09 something"))  # fmt: skip
+    theirs = (
+        (0x81, b'{"type": "crystools.monitor", "data": [1]}'),
+        (0x82, b"\0\0"),
+        (0x82, b"\0\0\0\x09 something"),
+    )
     one.always = lambda: [one.frame(to, *said) for to in list(one.sockets) for said in theirs] and None
     check(renderer(one).render(JOBS))
 
@@ -406,29 +437,44 @@ def test_answers_are_bounded(servers, monkeypatch):
     assert "larger than 4,096 bytes" in fails(drawing)
 
 
-@pytest.mark.parametrize("text,file,urls,names", [
-    ("flow.json@http://localhost:8188", "flow.json", ["http://localhost:8188"], Names()),
-    ("a,b.json@https://a/comfy/,http://b:8188", "a,b.json", ["https://a/comfy", "http://b:8188"], Names()),
-    ("/x/flow.json,prompt=6.text+7.text,seed=3.seed,steps=8,output=9@http://a", "/x/flow.json", ["http://a"],
-     Names("6.text+7.text", "3.seed", "8", "9")),
-    ("me@home.json,prompt=12:6.text@http://a", "me@home.json", ["http://a"], Names("12:6.text")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text,file,urls,names",
+    [
+        ("flow.json@http://localhost:8188", "flow.json", ["http://localhost:8188"], Names()),
+        (
+            "a,b.json@https://a/comfy/,http://b:8188",
+            "a,b.json",
+            ["https://a/comfy", "http://b:8188"],
+            Names(),
+        ),
+        (
+            "/x/flow.json,prompt=6.text+7.text,seed=3.seed,steps=8,output=9@http://a",
+            "/x/flow.json",
+            ["http://a"],
+            Names("6.text+7.text", "3.seed", "8", "9"),
+        ),
+        ("me@home.json,prompt=12:6.text@http://a", "me@home.json", ["http://a"], Names("12:6.text")),
+    ],
+)
 def test_names(text, file, urls, names):
     found, servers, named = parse_name(text)
     assert (str(found), servers, named) == (file, urls, names)
 
 
-@pytest.mark.parametrize("text,parts", [
-    ("flow.json", ["expected comfyui:WORKFLOW.json@URL"]),
-    ("@http://a", ["file is missing"]),
-    ("flow.json@http://", ["expected an address such as http://127.0.0.1:8188"]),
-    ("flow.json@http://a,ftp://b", ["an address such as", "'ftp://b'"]),
-    ("flow.json@http://me:secret@a", ["without a user"]),
-    ("flow.json@http://a,", ["an address such as"]),
-    ("flow.json,promt=6.text@http://a", ["unknown option of comfyui: 'promt'", "did you mean 'prompt'"]),
-    ("flow.json,prompt=@http://a", ["prompt= is given once"]),
-    ("flow.json,seed=1,seed=2@http://a", ["seed= is given once", "seed=2"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text,parts",
+    [
+        ("flow.json", ["expected comfyui:WORKFLOW.json@URL"]),
+        ("@http://a", ["file is missing"]),
+        ("flow.json@http://", ["expected an address such as http://127.0.0.1:8188"]),
+        ("flow.json@http://a,ftp://b", ["an address such as", "'ftp://b'"]),
+        ("flow.json@http://me:secret@a", ["without a user"]),
+        ("flow.json@http://a,", ["an address such as"]),
+        ("flow.json,promt=6.text@http://a", ["unknown option of comfyui: 'promt'", "did you mean 'prompt'"]),
+        ("flow.json,prompt=@http://a", ["prompt= is given once"]),
+        ("flow.json,seed=1,seed=2@http://a", ["seed= is given once", "seed=2"]),
+    ],
+)
 def test_names_that_are_none(text, parts):
     with pytest.raises((BadInput, UnknownName)) as caught:
         parse_name(text)

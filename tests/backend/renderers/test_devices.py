@@ -12,10 +12,16 @@ GIB = 2**30
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
 
-@pytest.mark.parametrize("total, largest, free, mode", [
-    (10, 8, 24, "none"), (22, 10, 24, "none"), (33, 22, 24, "model"), (33, 23, 24, "sequential"),
-    (33, 22, 8, "sequential"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "total, largest, free, mode",
+    [
+        (10, 8, 24, "none"),
+        (22, 10, 24, "none"),
+        (33, 22, 24, "model"),
+        (33, 23, 24, "sequential"),
+        (33, 22, 8, "sequential"),
+    ],
+)
 def test_auto_offload_fits_the_gpu(total, largest, free, mode):
     assert devices.choose_offload("auto", CUDA, total * GIB, largest * GIB, free * GIB) == mode
 

@@ -37,8 +37,15 @@ def test_each_candidate_is_the_pipelines_own_picture(family, renderer, pipelines
     if family == "pixart":
         settings |= {"use_resolution_binning": False, "clean_caption": False}
     for job, image in zip(JOBS, drawn.images, strict=True):
-        plain = pipe(job.prompt, num_inference_steps=3, width=16, height=16, output_type="np",
-                     generator=torch.Generator().manual_seed(job.seed), **settings).images[0]  # fmt: skip
+        plain = pipe(
+            job.prompt,
+            num_inference_steps=3,
+            width=16,
+            height=16,
+            output_type="np",
+            generator=torch.Generator().manual_seed(job.seed),
+            **settings,
+        ).images[0]
         assert near(torch.from_numpy(plain), image)
     pictures = torch.stack(drawn.images)
     assert pictures.shape == (4, 16, 16, 3) and 0 <= pictures.min() and pictures.max() <= 1
@@ -122,9 +129,15 @@ def test_cut_after_the_last_step(renderer, cuts):
 
 
 def state(pipe, denoiser):
-    return (pipe.scheduler, dict(vars(pipe.scheduler)), "forward" in vars(denoiser), denoiser.forward,
-            vars(pipe).get("maybe_free_model_hooks"), dict(pipe._progress_bar_config),
-            [module.training for module in denoiser.modules()])  # fmt: skip
+    return (
+        pipe.scheduler,
+        dict(vars(pipe.scheduler)),
+        "forward" in vars(denoiser),
+        denoiser.forward,
+        vars(pipe).get("maybe_free_model_hooks"),
+        dict(pipe._progress_bar_config),
+        [module.training for module in denoiser.modules()],
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -244,9 +257,12 @@ def test_a_tiny_decoder_for_previews(renderer, cuts, tmp_path):
 
     torch.manual_seed(0)
     tiny = AutoencoderTiny(
-        encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1), upsampling_scaling_factor=2,
-    )  # fmt: skip
+        encoder_block_out_channels=(4, 4),
+        decoder_block_out_channels=(4, 4),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        upsampling_scaling_factor=2,
+    )
     tiny.save_pretrained(tmp_path / "tiny")
     plain, small = cuts({1: [0]}), cuts({1: [0]})
     one = renderer("sd1").render(JOBS, plain)
@@ -284,10 +300,17 @@ def test_fingerprint_follows_the_weights(renderer, pipelines):
             weight.copy_(kept)
 
 
-@pytest.mark.parametrize("job, says", [
-    (Job("", 1), "blank"), (Job(" \n", 1), "blank"), (Job("a cat", -1), "seed"),
-    (Job("a cat", 2**63), "seed"), (Job("a cat", 1.5), "seed"), (Job("a cat", True), "seed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "job, says",
+    [
+        (Job("", 1), "blank"),
+        (Job(" \n", 1), "blank"),
+        (Job("a cat", -1), "seed"),
+        (Job("a cat", 2**63), "seed"),
+        (Job("a cat", 1.5), "seed"),
+        (Job("a cat", True), "seed"),
+    ],
+)
 def test_bad_jobs(renderer, job, says):
     with pytest.raises(BadInput, match=says):
         renderer("flux").render([JOBS[0], job])
@@ -320,26 +343,29 @@ def test_steps_to_look_at_exist(renderer, cuts):
         renderer("flux").render(JOBS, cuts({0: [0]}))
 
 
-@pytest.mark.parametrize("family, settings, error, says", [
-    ("flux", {"steps": 0}, BadInput, "steps"),
-    ("flux", {"steps": 2.5}, BadInput, "steps"),
-    ("flux", {"chunk": 0}, BadInput, "chunk"),
-    ("flux", {"guidance": float("nan")}, BadInput, "guidance"),
-    ("flux", {"guidance": -1.0}, BadInput, "guidance"),
-    ("flux_true_cfg", {"guidance": 3.5}, Unsupported, "no guidance embedding.*true_cfg=3.5"),
-    ("sd1", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's.*guidance=3.0"),
-    ("sd1", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
-    ("sd1", {"dtype": "int8"}, BadInput, "dtype is one of"),
-    ("sd1", {"dtype": "float16"}, Unsupported, "float16 on a CPU"),
-    ("sd1", {"device": "gpu"}, BadInput, "device is"),
-    ("sd1", {"device": "cpu", "offload": "model"}, Unsupported, "needs a CUDA device"),
-    ("sd1", {"size": 0}, BadInput, "size"),
-    ("amused", {"size": 18}, BadInput, "AmusedPipeline .* multiples of 4 pixels; got 18, use 16"),
-    ("amused", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's"),
-    ("amused", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
-    ("amused", {"guidance": 1.0, "negative_prompt": "a dog"}, Unsupported, "needs guidance"),
-    ("amused", {"preview_decoder": "taesd"}, Unsupported, "tokens, which its own vqvae alone decodes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, settings, error, says",
+    [
+        ("flux", {"steps": 0}, BadInput, "steps"),
+        ("flux", {"steps": 2.5}, BadInput, "steps"),
+        ("flux", {"chunk": 0}, BadInput, "chunk"),
+        ("flux", {"guidance": float("nan")}, BadInput, "guidance"),
+        ("flux", {"guidance": -1.0}, BadInput, "guidance"),
+        ("flux_true_cfg", {"guidance": 3.5}, Unsupported, "no guidance embedding.*true_cfg=3.5"),
+        ("sd1", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's.*guidance=3.0"),
+        ("sd1", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
+        ("sd1", {"dtype": "int8"}, BadInput, "dtype is one of"),
+        ("sd1", {"dtype": "float16"}, Unsupported, "float16 on a CPU"),
+        ("sd1", {"device": "gpu"}, BadInput, "device is"),
+        ("sd1", {"device": "cpu", "offload": "model"}, Unsupported, "needs a CUDA device"),
+        ("sd1", {"size": 0}, BadInput, "size"),
+        ("amused", {"size": 18}, BadInput, "AmusedPipeline .* multiples of 4 pixels; got 18, use 16"),
+        ("amused", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's"),
+        ("amused", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
+        ("amused", {"guidance": 1.0, "negative_prompt": "a dog"}, Unsupported, "needs guidance"),
+        ("amused", {"preview_decoder": "taesd"}, Unsupported, "tokens, which its own vqvae alone decodes"),
+    ],
+)
 def test_bad_settings(renderer, family, settings, error, says):
     with pytest.raises(error, match=says):
         renderer(family, **settings)

@@ -32,10 +32,13 @@ from reprise.backend.types import InitImage, Job
 from .conftest import ROWS, SETTINGS
 
 PIPELINES = {
-    "flux": FluxImg2ImgPipeline, "flux_true_cfg": FluxImg2ImgPipeline, "sd3": StableDiffusion3Img2ImgPipeline,
-    "sd1": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline,
+    "flux": FluxImg2ImgPipeline,
+    "flux_true_cfg": FluxImg2ImgPipeline,
+    "sd3": StableDiffusion3Img2ImgPipeline,
+    "sd1": StableDiffusionImg2ImgPipeline,
+    "sdxl": StableDiffusionXLImg2ImgPipeline,
     "amused": AmusedImg2ImgPipeline,
-}  # fmt: skip
+}
 PROMPTS = ("a red cat", "two blue dogs", "a red cat", "one egg")
 
 
@@ -66,9 +69,15 @@ def test_each_candidate_is_the_plain_classes_own_picture(family, renderer, pipel
         settings |= {"width": 16, "height": 16}
     pipe = PIPELINES[family].from_pipe(pipelines(family))
     for job, image in zip(jobs(init), drawn.images, strict=True):
-        plain = pipe(job.prompt, image=init.image.permute(2, 0, 1)[None], strength=init.strength,
-                     num_inference_steps=4, output_type="np",
-                     generator=torch.Generator().manual_seed(job.seed), **settings).images[0]  # fmt: skip
+        plain = pipe(
+            job.prompt,
+            image=init.image.permute(2, 0, 1)[None],
+            strength=init.strength,
+            num_inference_steps=4,
+            output_type="np",
+            generator=torch.Generator().manual_seed(job.seed),
+            **settings,
+        ).images[0]
         assert near(torch.from_numpy(plain), image)
     assert drawn.denoiser_rows == drawn.denoiser_rows_full == 4 * 2 * ROWS[family]
     # What draws from noise is as it was.
@@ -98,10 +107,16 @@ def test_pruning_is_exact_and_counted(family, renderer, cuts):
     assert cut.denoiser_rows == (4 + 2) * ROWS[family] and cut.denoiser_rows_full == whole.denoiser_rows
 
 
-@pytest.mark.parametrize("scheduler, first", [
-    (DDIMScheduler, 3), (EulerAncestralDiscreteScheduler, 3), (DPMSolverMultistepScheduler, 3),
-    (HeunDiscreteScheduler, 3), (PNDMScheduler, 2),  # one step is its two calls to warm up
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scheduler, first",
+    [
+        (DDIMScheduler, 3),
+        (EulerAncestralDiscreteScheduler, 3),
+        (DPMSolverMultistepScheduler, 3),
+        (HeunDiscreteScheduler, 3),
+        (PNDMScheduler, 2),  # one step is its two calls to warm up
+    ],
+)
 def test_steps_keep_their_numbers_with_every_kind_of_scheduler(renderer, scheduler, first, cuts):
     told = []
     made = scheduler.from_config(DDIMScheduler(steps_offset=1).config)
@@ -123,14 +138,17 @@ def test_the_cache_knows_what_was_drawn_over(renderer, tmp_path):
         assert draw.render([Job("one egg", 3, other)]).denoiser_rows > 0
 
 
-@pytest.mark.parametrize("given, says", [
-    ([start(0.5), None], "all from noise, or all from pictures with one strength"),
-    ([start(0.5), start(0.6)], "with one strength"),
-    ([start(0.0)], r"strength is 0.25 \(one of 4 steps\) to 1, got 0.0"),
-    ([start(0.2)], "strength is 0.25"),
-    ([start(1.1)], "got 1.1"),
-    ([InitImage(torch.zeros(8, 16, 3), 0.5)], "has 16 x 8 pixels, and what is drawn 16 x 16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ([start(0.5), None], "all from noise, or all from pictures with one strength"),
+        ([start(0.5), start(0.6)], "with one strength"),
+        ([start(0.0)], r"strength is 0.25 \(one of 4 steps\) to 1, got 0.0"),
+        ([start(0.2)], "strength is 0.25"),
+        ([start(1.1)], "got 1.1"),
+        ([InitImage(torch.zeros(8, 16, 3), 0.5)], "has 16 x 8 pixels, and what is drawn 16 x 16"),
+    ],
+)
 def test_bad_starts(renderer, given, says):
     with pytest.raises(BadInput, match=says):
         renderer("sd1", steps=4).render([Job("x", i, init) for i, init in enumerate(given)])

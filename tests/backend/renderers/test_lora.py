@@ -42,9 +42,16 @@ def drawn(pipe):
     rows = family.encode(pipe, "a red cat", 20 if family.has_text_length else None)
     guidance = {} if family.single_encode else {"guidance_scale": 1.0}
     return pipe(
-        **rows, **dict(family.call), **guidance, width=16, height=16, num_inference_steps=2,
-        generator=torch.Generator().manual_seed(3), output_type="latent", return_dict=False,
-    )[0]  # fmt: skip
+        **rows,
+        **dict(family.call),
+        **guidance,
+        width=16,
+        height=16,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+        return_dict=False,
+    )[0]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -55,8 +62,12 @@ def trained(request, tmp_path_factory):
     family = family_of_pipeline(pipe)
     plain = drawn(pipe)
     _, adapter, scale = adapted(pipe)
-    file = save_lora(tmp_path_factory.mktemp(request.param), family, lora_tensors(family, adapter, scale),
-                     {"model": "tiny"})  # fmt: skip
+    file = save_lora(
+        tmp_path_factory.mktemp(request.param),
+        family,
+        lora_tensors(family, adapter, scale),
+        {"model": "tiny"},
+    )
     return request.param, file, drawn(pipe), plain
 
 
@@ -173,25 +184,36 @@ def test_an_alpha_of_another_tool_counts(tmp_path):
     module = next(name for name, _ in denoiser_of(pipe).named_modules() if name.endswith("attn1.to_q"))
     width = denoiser_of(pipe).get_submodule(module).weight.shape[0]
     key = "lora_unet_" + module.replace(".", "_")
-    save_file({f"{key}.lora_down.weight": torch.ones(2, width), f"{key}.lora_up.weight": torch.ones(width, 2),
-               f"{key}.alpha": torch.tensor(1.0)}, tmp_path / "l.safetensors")  # fmt: skip
+    save_file(
+        {
+            f"{key}.lora_down.weight": torch.ones(2, width),
+            f"{key}.lora_up.weight": torch.ones(width, 2),
+            f"{key}.alpha": torch.tensor(1.0),
+        },
+        tmp_path / "l.safetensors",
+    )
     before = denoiser_of(pipe).get_submodule(module).weight.detach().clone()
     apply_lora(tmp_path / "l.safetensors", denoiser_of(pipe), strength=0.5)
     added = denoiser_of(pipe).get_submodule(module).weight - before
     torch.testing.assert_close(added, torch.full_like(added, 0.5 * 2 * 0.5))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (None, "is empty"), ({"lora_down.weight": torch.ones(8)}, r"got .*lora_A.weight \(8,\)"),
-    ({"lora_up.weight": torch.ones(8)}, "two matrices"),
-    ({"lora_up.weight": torch.tensor(1.0)}, "two matrices"),
-    ({"lora_down.weight": torch.ones(2, 8, 1, 1)}, "linear layers"),
-    ({"lora_down.weight": torch.ones(0, 8), "lora_up.weight": torch.ones(8, 0)}, "rank of 1 at least"),
-    ({"alpha": torch.ones(3)}, "one alpha, got alpha"), ({"alpha": torch.tensor(math.nan)}, "no numbers"),
-    ({"alpha": torch.tensor(math.inf)}, "no numbers"),
-    ({"lora_down.weight": torch.full((2, 8), math.nan)}, "no numbers"),
-    ({"lora_up.weight": torch.full((8, 2), 1e300, dtype=torch.float64)}, "too large"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (None, "is empty"),
+        ({"lora_down.weight": torch.ones(8)}, r"got .*lora_A.weight \(8,\)"),
+        ({"lora_up.weight": torch.ones(8)}, "two matrices"),
+        ({"lora_up.weight": torch.tensor(1.0)}, "two matrices"),
+        ({"lora_down.weight": torch.ones(2, 8, 1, 1)}, "linear layers"),
+        ({"lora_down.weight": torch.ones(0, 8), "lora_up.weight": torch.ones(8, 0)}, "rank of 1 at least"),
+        ({"alpha": torch.ones(3)}, "one alpha, got alpha"),
+        ({"alpha": torch.tensor(math.nan)}, "no numbers"),
+        ({"alpha": torch.tensor(math.inf)}, "no numbers"),
+        ({"lora_down.weight": torch.full((2, 8), math.nan)}, "no numbers"),
+        ({"lora_up.weight": torch.full((8, 2), 1e300, dtype=torch.float64)}, "too large"),
+    ],
+)
 def test_files_that_nobody_should_trust(changes, message, tmp_path):
     denoiser = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8)})
     whole = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(8, 2), "alpha": torch.ones(1)}

@@ -127,18 +127,29 @@ def test_without_guidance_a_row_a_step(renderer, pipelines):
     drawn = renderer("amused", guidance=1.0).render(JOBS)
     assert drawn.denoiser_rows == 3 * 3
     plain = pipelines("amused")(
-        JOBS[0].prompt, num_inference_steps=3, width=16, height=16, guidance_scale=1.0, output_type="pt",
+        JOBS[0].prompt,
+        num_inference_steps=3,
+        width=16,
+        height=16,
+        guidance_scale=1.0,
+        output_type="pt",
         generator=torch.Generator().manual_seed(JOBS[0].seed),
-    ).images[0]  # fmt: skip
+    ).images[0]
     assert torch.allclose(drawn.images[0], plain.permute(1, 2, 0), atol=1.1 / 255)
 
 
 def test_a_negative_prompt_as_the_pipeline_takes_it(renderer, pipelines):
     drawn = renderer("amused", negative_prompt="two dogs").render(JOBS[:1]).images[0]
     plain = pipelines("amused")(
-        JOBS[0].prompt, negative_prompt="two dogs", num_inference_steps=3, width=16, height=16,
-        guidance_scale=3.0, output_type="pt", generator=torch.Generator().manual_seed(JOBS[0].seed),
-    ).images[0]  # fmt: skip
+        JOBS[0].prompt,
+        negative_prompt="two dogs",
+        num_inference_steps=3,
+        width=16,
+        height=16,
+        guidance_scale=3.0,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(JOBS[0].seed),
+    ).images[0]
     assert torch.allclose(drawn, plain.permute(1, 2, 0), atol=1.1 / 255)
 
 

@@ -73,11 +73,22 @@ def openai_layout(shapes):
     sides = {"num_hidden_layers": 2, "projection_dim": 48}
     config = {
         "projection_dim": 48,
-        "text_config": {**sides, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1,
-                        "eos_token_id": 2},
-        "vision_config": {**sides, "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2,
-                          "patch_size": 14, "image_size": 224},
-    }  # fmt: skip
+        "text_config": {
+            **sides,
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_attention_heads": 1,
+            "eos_token_id": 2,
+        },
+        "vision_config": {
+            **sides,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_attention_heads": 2,
+            "patch_size": 14,
+            "image_size": 224,
+        },
+    }
     with torch.device("meta"):
         names = transformers.CLIPModel(transformers.CLIPConfig(**config)).state_dict()
     theirs, state = tensors(shapes), {}
@@ -95,23 +106,43 @@ def installed(published, monkeypatch):
     """The tiny files are found, and the judges whose sizes are fixed have theirs."""
     monkeypatch.setenv("REPRISE_MODELS", str(published))
     v, t, words = tiny.VISION, tiny.TEXT, len(tiny.BERT_WORDS)
-    monkeypatch.setattr(ImageReward, "vision", ImageReward.vision | {
-        "hidden_size": v["width"], "intermediate_size": v["mlp"], "num_hidden_layers": v["layers"],
-        "num_attention_heads": v["heads"],
-    })  # fmt: skip
-    monkeypatch.setattr(ImageReward, "text", ImageReward.text | {
-        "hidden_size": t["width"], "intermediate_size": t["mlp"], "num_hidden_layers": t["layers"],
-        "num_attention_heads": t["heads"], "encoder_hidden_size": v["width"], "vocab_size": words + 2,
-    })  # fmt: skip
+    monkeypatch.setattr(
+        ImageReward,
+        "vision",
+        ImageReward.vision
+        | {
+            "hidden_size": v["width"],
+            "intermediate_size": v["mlp"],
+            "num_hidden_layers": v["layers"],
+            "num_attention_heads": v["heads"],
+        },
+    )
+    monkeypatch.setattr(
+        ImageReward,
+        "text",
+        ImageReward.text
+        | {
+            "hidden_size": t["width"],
+            "intermediate_size": t["mlp"],
+            "num_hidden_layers": t["layers"],
+            "num_attention_heads": t["heads"],
+            "encoder_hidden_size": v["width"],
+            "vocab_size": words + 2,
+        },
+    )
     monkeypatch.setattr(PickScore, "vision", (160, 2))
     monkeypatch.setattr(ClipScore, "vision", (128, 2))
     full = HPSv21.config
     small = {"num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 48}
-    monkeypatch.setattr(HPSv21, "config", {
-        "projection_dim": 48,
-        "vision_config": full["vision_config"] | small | {"hidden_size": 160, "intermediate_size": 640},
-        "text_config": full["text_config"] | small | {"hidden_size": 64, "intermediate_size": 256},
-    })  # fmt: skip
+    monkeypatch.setattr(
+        HPSv21,
+        "config",
+        {
+            "projection_dim": 48,
+            "vision_config": full["vision_config"] | small | {"hidden_size": 160, "intermediate_size": 640},
+            "text_config": full["text_config"] | small | {"hidden_size": 64, "intermediate_size": 256},
+        },
+    )
     return published / "judges"
 
 

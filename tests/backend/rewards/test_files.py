@@ -97,14 +97,20 @@ def test_a_path_is_the_weights_or_their_folder(nothing):
 
 def test_sizes():
     assert [files.size(n) for n in (4519, 231_508, 3_714_000, 1_972_000_000)] == [
-        "5 kB", "232 kB", "3.7 MB", "1.97 GB"]  # fmt: skip
+        "5 kB",
+        "232 kB",
+        "3.7 MB",
+        "1.97 GB",
+    ]
 
 
 def test_the_modules_import_no_heavy_library():
-    code = ("import sys, reprise.backend.rewards.files as f\n"
-            "from reprise.backend.registry import REWARDS, resolve\n"
-            "[resolve('reward', REWARDS, n) for n in f.JUDGES]\n"
-            "print([m for m in ('torch', 'transformers', 'tokenizers', 'PIL') if m in sys.modules])")
+    code = (
+        "import sys, reprise.backend.rewards.files as f\n"
+        "from reprise.backend.registry import REWARDS, resolve\n"
+        "[resolve('reward', REWARDS, n) for n in f.JUDGES]\n"
+        "print([m for m in ('torch', 'transformers', 'tokenizers', 'PIL') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -32,8 +32,10 @@ def detector_tensors():
     # Where each of a window's 4 pixels lies from each other one; the published file holds these tables too.
     y, x = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
     table = (y[:, None] - y + 1) * 3 + x[:, None] - x + 1
-    return {name: table.clone() if name.endswith("relative_position_index") else value
-            for name, value in made.items()}  # fmt: skip
+    return {
+        name: table.clone() if name.endswith("relative_position_index") else value
+        for name, value in made.items()
+    }
 
 
 def write_folder(folder, tensors, config=scenes.DETECTOR):
@@ -138,8 +140,13 @@ def test_pictures_are_made_ready_as_the_detector_was_trained():
     pixels, shown = prepare(picture, 32, [0.5, 0.5, 0.2], [0.5, 0.25, 0.1])
     assert shown == (32, 53) and pixels.shape == (3, 32, 64)  # 53.33 wide, and padding to 64
     assert pixels[:, 31, 52].tolist() == pytest.approx([1, -2, 0], abs=1e-6) and (pixels[..., 53:] == 0).all()
-    for size, expected in (((1000, 1000), (800, 800)), ((2000, 500), (333, 1333)), ((1, 1), (800, 800)),
-                           ((512, 768), (1200, 800)), ((5000, 1), (1, 1333))):  # fmt: skip
+    for size, expected in (
+        ((1000, 1000), (800, 800)),
+        ((2000, 500), (333, 1333)),
+        ((1, 1), (800, 800)),
+        ((512, 768), (1200, 800)),
+        ((5000, 1), (1, 1333)),
+    ):
         pixels, shown = prepare(Image.new("RGB", size), 800, [0] * 3, [1] * 3)
         assert shown == expected and all(side % 32 == 0 for side in pixels.shape[1:])
 
@@ -154,23 +161,39 @@ def test_a_mask_comes_back_to_the_pictures_size_without_the_padding():
     assert (down.min(), down.max() + 1, across.min(), across.max() + 1) == (16, 32, 32, 64)
 
 
-@pytest.mark.parametrize("prompt, things, wrong", [
-    ("a photo of a dog", [("dog", 0.31, (0.25, 0.25, 0.5, 0.5))], []),
-    ("a photo of a dog", [("dog", 0.29, (0.25, 0.25, 0.5, 0.5))], ["there is no dog"]),
-    ("a photo of a dog", [("cat", 0.99, (0.25, 0.25, 0.5, 0.5))], ["there is no dog"]),
-    ("a photo of a dog", [("dog", 0.99, (0.25, 0.25, 0.25, 0.5))], ["there is no dog"]),  # an empty mask
-    ("a photo of two dogs", [("dog", 0.91, (0, 0, 0.25, 1)), ("dog", 0.91, (0.5, 0, 1, 1))], []),
-    ("a photo of two dogs", [("dog", 0.91, (0, 0, 0.25, 1)), ("dog", 0.89, (0.5, 0, 1, 1))],
-     ["I see 1 dog, 2 were asked for"]),
-    ("a photo of two dogs", [("dog", 0.97, (0, 0, 1, 1))] * 20, ["I see 16 dogs, 2 were asked for"]),
-    ("a photo of a dog left of a cat", [("dog", 0.5, (0, 0, 0.25, 1)), ("cat", 0.5, (0.5, 0, 1, 1))], []),
-    ("a photo of a dog above a cat", [("dog", 0.5, (0, 0, 0.25, 1)), ("cat", 0.5, (0.5, 0, 1, 1))],
-     ["the dog is not above the cat"]),
-    ("a photo of a blue dog and a blue cat", [("dog", 0.5, (0, 0, 0.5, 1)), ("cat", 0.5, (0, 0, 1, 1))], []),
-    ("a photo of a blue dog and a red cat", [("dog", 0.5, (0, 0, 0.5, 1)), ("cat", 0.5, (0, 0, 1, 1))],
-     ["the cat is blue, not red"]),
-    ("a photo of a red dog", [], ["there is no red dog"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, things, wrong",
+    [
+        ("a photo of a dog", [("dog", 0.31, (0.25, 0.25, 0.5, 0.5))], []),
+        ("a photo of a dog", [("dog", 0.29, (0.25, 0.25, 0.5, 0.5))], ["there is no dog"]),
+        ("a photo of a dog", [("cat", 0.99, (0.25, 0.25, 0.5, 0.5))], ["there is no dog"]),
+        ("a photo of a dog", [("dog", 0.99, (0.25, 0.25, 0.25, 0.5))], ["there is no dog"]),  # an empty mask
+        ("a photo of two dogs", [("dog", 0.91, (0, 0, 0.25, 1)), ("dog", 0.91, (0.5, 0, 1, 1))], []),
+        (
+            "a photo of two dogs",
+            [("dog", 0.91, (0, 0, 0.25, 1)), ("dog", 0.89, (0.5, 0, 1, 1))],
+            ["I see 1 dog, 2 were asked for"],
+        ),
+        ("a photo of two dogs", [("dog", 0.97, (0, 0, 1, 1))] * 20, ["I see 16 dogs, 2 were asked for"]),
+        ("a photo of a dog left of a cat", [("dog", 0.5, (0, 0, 0.25, 1)), ("cat", 0.5, (0.5, 0, 1, 1))], []),
+        (
+            "a photo of a dog above a cat",
+            [("dog", 0.5, (0, 0, 0.25, 1)), ("cat", 0.5, (0.5, 0, 1, 1))],
+            ["the dog is not above the cat"],
+        ),
+        (
+            "a photo of a blue dog and a blue cat",
+            [("dog", 0.5, (0, 0, 0.5, 1)), ("cat", 0.5, (0, 0, 1, 1))],
+            [],
+        ),
+        (
+            "a photo of a blue dog and a red cat",
+            [("dog", 0.5, (0, 0, 0.5, 1)), ("cat", 0.5, (0, 0, 1, 1))],
+            ["the cat is blue, not red"],
+        ),
+        ("a photo of a red dog", [], ["there is no red dog"]),
+    ],
+)
 def test_verdicts_from_pixels_on(prompt, things, wrong, told):
     image = pictures(1, 64, 64)
     judge = told(*things)
@@ -205,9 +228,13 @@ def test_only_the_colours_that_matter_are_looked_at(told, monkeypatch):
 
 
 PROMPTS = [
-    "a photo of a person", "a photo of two zebras", "a photo of a blue traffic light", "a photo of a zebra",
-    "a photo of a dining table left of a toilet", "a photo of a red toilet and a blue oven",
-]  # fmt: skip
+    "a photo of a person",
+    "a photo of two zebras",
+    "a photo of a blue traffic light",
+    "a photo of a zebra",
+    "a photo of a dining table left of a toilet",
+    "a photo of a red toilet and a blue oven",
+]
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -286,16 +313,28 @@ def test_the_detector_stays_precise_where_clip_is_half(installed):
 def full_size_config():
     """config.json of the published detector, as far as it differs from transformers' defaults."""
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = {"model_type": "swin", "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "embed_dim": 96,
-                "window_size": 7, "image_size": 384, "out_features": stages}  # fmt: skip
-    return {"model_type": "mask2former", "backbone_config": backbone,
-            "id2label": {str(i): name for i, name in enumerate(CLASSES)}}  # fmt: skip
+    backbone = {
+        "model_type": "swin",
+        "depths": [2, 2, 18, 2],
+        "num_heads": [3, 6, 12, 24],
+        "embed_dim": 96,
+        "window_size": 7,
+        "image_size": 384,
+        "out_features": stages,
+    }
+    return {
+        "model_type": "mask2former",
+        "backbone_config": backbone,
+        "id2label": {str(i): name for i, name in enumerate(CLASSES)},
+    }
 
 
 def test_the_published_keys_fit_at_full_size(keys, tmp_path):
     """Names and shapes as the published file has them; one number stands for all of a tensor."""
-    tensors = {name: torch.zeros(1, dtype=torch.long if name.endswith("_index") else None).expand(shape)
-               for name, shape in keys["geneval"].items()}  # fmt: skip
+    tensors = {
+        name: torch.zeros(1, dtype=torch.long if name.endswith("_index") else None).expand(shape)
+        for name, shape in keys["geneval"].items()
+    }
     assert len(tensors) == 782
     (tmp_path / "config.json").write_text(json.dumps(full_size_config()))
     model = load_detector(tensors, tmp_path / "config.json", tmp_path / "model.safetensors")
@@ -338,8 +377,12 @@ def test_other_files_are_refused(installed, tmp_path):
     with pytest.raises(CheckpointError, match="tells 133 kinds of things apart, expected COCO's 80"):
         write_folder(tmp_path / "b", own, scenes.DETECTOR | {"num_labels": 133})
         GenEval(tmp_path / "b", device="cpu")
-    for text in ("{}", "no json", '{"image_mean": [0.5], "image_std": [0.5]}',
-                 '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0]}'):  # fmt: skip
+    for text in (
+        "{}",
+        "no json",
+        '{"image_mean": [0.5], "image_std": [0.5]}',
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0]}',
+    ):
         folder = write_folder(tmp_path / "c", own)
         (folder / "preprocessor_config.json").write_text(text)
         with pytest.raises(CheckpointError, match="preprocessor_config.json .*mean"):

@@ -89,21 +89,30 @@ TABLE = [  # prompt, detections, what is wrong
     (LEFT, [at("dog", 0, 100), at("cat", 100, 190)], []),  # (100 - 4) / hypot(100, 90) = .71
     (LEFT, [at("dog", 0, 100), at("cat", 100, 300)], ["the dog is not left of the cat"]),  # 96 / 224
     (LEFT, [at("dog", 50, 100), at("cat", 150, 100), at("dog", 250, 100, confidence=0.9)], []),
-    (LEFT, [at("dog", 50, 100, confidence=0.9), at("cat", 150, 100), at("dog", 250, 100)],
-     ["the dog is not left of the cat"]),  # the surest one counts
+    (
+        LEFT,
+        [at("dog", 50, 100, confidence=0.9), at("cat", 150, 100), at("dog", 250, 100)],
+        ["the dog is not left of the cat"],
+    ),  # the surest one counts
     (LEFT, [at("dog", 50, 100)], ["there is no cat"]),
     (LEFT, [at("cat", 50, 100)], ["there is no dog"]),
     (LEFT, [], ["there is no cat", "there is no dog"]),
     ("a photo of a dog above a cat", [at("dog", 100, 50), at("cat", 100, 150)], []),
-    ("a photo of a dog above a cat", [at("dog", 100, 150), at("cat", 100, 50)],
-     ["the dog is not above the cat"]),
+    (
+        "a photo of a dog above a cat",
+        [at("dog", 100, 150), at("cat", 100, 50)],
+        ["the dog is not above the cat"],
+    ),
     ("a photo of a dog below a cat", [at("dog", 100, 150), at("cat", 100, 50)], []),
     ("a photo of a dog right of a cat", [at("dog", 150, 150), at("cat", 50, 50)], []),  # and below it: both
     ("a photo of a dog below a cat", [at("dog", 150, 150), at("cat", 50, 50)], []),
     # colour attribution
     (BOTH, [seen("car", color="red"), seen("bird", color="blue")], []),
-    (BOTH, [seen("car", color="blue"), seen("bird", color="red")],
-     ["the car is blue, not red", "the bird is red, not blue"]),
+    (
+        BOTH,
+        [seen("car", color="blue"), seen("bird", color="red")],
+        ["the car is blue, not red", "the bird is red, not blue"],
+    ),
     (BOTH, [seen("car", color="red"), seen("bird", color="green")], ["the bird is green, not blue"]),
     (BOTH, [seen("car", color="red")], ["there is no blue bird"]),
     (BOTH, [], ["there is no red car", "there is no blue bird"]),
@@ -111,9 +120,12 @@ TABLE = [  # prompt, detections, what is wrong
     ("two red cars", [seen("car", color="red"), seen("car", color="blue")], ["1 of the 2 cars is red"]),
     ("two red cars", [seen("car", color="red")] * 3, ["I see 3 cars, 2 were asked for"]),
     ("two dogs left of a cat", [at("dog", 10, 9), at("dog", 30, 9), at("cat", 90, 9)], []),
-    ("two dogs left of a cat", [at("dog", 10, 9), at("dog", 130, 9), at("cat", 90, 9)],
-     ["the dog is not left of the cat"]),
-]  # fmt: skip
+    (
+        "two dogs left of a cat",
+        [at("dog", 10, 9), at("dog", 130, 9), at("cat", 90, 9)],
+        ["the dog is not left of the cat"],
+    ),
+]
 
 
 @pytest.mark.parametrize("prompt, detections, wrong", TABLE)
@@ -136,12 +148,22 @@ def test_excluded_classes():
     assert soft_score(case, [seen("dog")]) > 0.5 > soft_score(case, [seen("dog"), seen("cat")])
 
 
-@pytest.mark.parametrize("offset, relation, expected", [
-    ((-100, 0), "left of", 0.96), ((-100, 0), "right of", -0.96), ((-100, 0), "above", 0.0),
-    ((0, 100), "below", 0.96), ((0, 100), "above", -0.96), ((60, -80), "above", 0.76),
-    ((60, -80), "right of", 0.56), ((0, 0), "left of", 0.0), ((4, -4), "above", 0.0),
-    ((4.0005, 0), "right of", 0.0), ((-5, 0), "left of", 0.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "offset, relation, expected",
+    [
+        ((-100, 0), "left of", 0.96),
+        ((-100, 0), "right of", -0.96),
+        ((-100, 0), "above", 0.0),
+        ((0, 100), "below", 0.96),
+        ((0, 100), "above", -0.96),
+        ((60, -80), "above", 0.76),
+        ((60, -80), "right of", 0.56),
+        ((0, 0), "left of", 0.0),
+        ((4, -4), "above", 0.0),
+        ((4.0005, 0), "right of", 0.0),
+        ((-5, 0), "left of", 0.2),
+    ],
+)
 def test_the_component_by_hand(offset, relation, expected):
     """Boxes of 20 by 20, so 4 come off each axis; what is left is divided by the whole length."""
     x, y = offset
@@ -172,8 +194,10 @@ def test_the_verdicts_of_the_original():
     right = 0
     for number, (line, things) in enumerate(scenes.scenes(CLASSES)):
         case = Case.from_metadata(line)
-        found = [Detection(name, chance, box, {c: float(c == color) for c in COLORS})
-                 for name, chance, box, color in things]  # fmt: skip
+        found = [
+            Detection(name, chance, box, {c: float(c == color) for c in COLORS})
+            for name, chance, box, color in things
+        ]
         expected = GOLDEN["verdicts"][number] == "1"
         assert is_right(case, found) == expected, (line, things)
         score = soft_score(case, found)
@@ -184,8 +208,14 @@ def test_the_verdicts_of_the_original():
 
 def test_the_published_prompts_give_the_published_metadata():
     lines = scenes.published()
-    tasks = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100,
-             "color_attr": 100}  # fmt: skip
+    tasks = {
+        "single_object": 80,
+        "two_object": 99,
+        "counting": 80,
+        "colors": 94,
+        "position": 100,
+        "color_attr": 100,
+    }
     assert {tag: sum(line["tag"] == tag for line in lines) for tag in tasks} == tasks and len(lines) == 553
     for line in lines:
         case = parse_prompt(line["prompt"])
@@ -209,22 +239,31 @@ def test_every_class_in_every_template():
             (f"three {plural(name)}", "counting", (Requirement(name, 3),)),
             (f"an orange {name}", "colors", (Requirement(name, 1, "orange"),)),
             (f"{a} below {b}", "position", (Requirement(other), Requirement(name, 1, None, ("below", 0)))),
-            (f"a white {name} and an orange {other}", "color_attr",
-             (Requirement(name, 1, "white"), Requirement(other, 1, "orange"))),
-        ):  # fmt: skip
+            (
+                f"a white {name} and an orange {other}",
+                "color_attr",
+                (Requirement(name, 1, "white"), Requirement(other, 1, "orange")),
+            ),
+        ):
             case = parse_prompt(f"a photo of {prompt}")
             assert (case.tag, case.include) == (tag, include), prompt
             assert case.exclude == (((name, 4),) if tag == "counting" else ())
 
 
-@pytest.mark.parametrize("prompt, like", [
-    ("Two  DOGS.", "a photo of two dogs"), ("an image of 2 dogs", "a photo of two dogs"),
-    ("photo of a dog", "a photo of a dog"), ("a dog under a cat", "a photo of a dog below a cat"),
-    ("a dog over a cat", "a photo of a dog above a cat"),
-    ("the dog is to the left of the cat", "a photo of a dog left of a cat"),
-    ("a dog on the right side of a cat", "a photo of a dog right of a cat"),
-    ("ten people", "a photo of ten persons"), ("two mice", "a photo of two computer mouses"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, like",
+    [
+        ("Two  DOGS.", "a photo of two dogs"),
+        ("an image of 2 dogs", "a photo of two dogs"),
+        ("photo of a dog", "a photo of a dog"),
+        ("a dog under a cat", "a photo of a dog below a cat"),
+        ("a dog over a cat", "a photo of a dog above a cat"),
+        ("the dog is to the left of the cat", "a photo of a dog left of a cat"),
+        ("a dog on the right side of a cat", "a photo of a dog right of a cat"),
+        ("ten people", "a photo of ten persons"),
+        ("two mice", "a photo of two computer mouses"),
+    ],
+)
 def test_other_wordings(prompt, like):
     a, b = parse_prompt(prompt), parse_prompt(like)
     assert (a.tag, a.include, a.exclude) == (b.tag, b.include, b.exclude)
@@ -232,17 +271,20 @@ def test_other_wordings(prompt, like):
     assert NUMBERS.index("ten") == 10
 
 
-@pytest.mark.parametrize("prompt, why", [
-    ("an astronaut riding a horse", "'an astronaut riding a horse' is no such thing"),
-    ("a photo of a girafe", r"'a girafe' is no such thing, did you mean 'giraffe'\?"),
-    ("a photo of a red circle", "'a red circle' is no such thing"),
-    ("a photo of dogs", r"how many dogs\?"),
-    ("a photo of eleven dogs", "'eleven dogs' is no such thing"),
-    ("a photo of no dogs", "'no dogs' is no such thing"),
-    ("a red dog and a blue dog", "two different demands on dog"),
-    ("a dog left of a cat left of a cow", "'a cat left of a cow' is no such thing"),
-    ("a photo of ", "'a photo of' is no such thing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, why",
+    [
+        ("an astronaut riding a horse", "'an astronaut riding a horse' is no such thing"),
+        ("a photo of a girafe", r"'a girafe' is no such thing, did you mean 'giraffe'\?"),
+        ("a photo of a red circle", "'a red circle' is no such thing"),
+        ("a photo of dogs", r"how many dogs\?"),
+        ("a photo of eleven dogs", "'eleven dogs' is no such thing"),
+        ("a photo of no dogs", "'no dogs' is no such thing"),
+        ("a red dog and a blue dog", "two different demands on dog"),
+        ("a dog left of a cat left of a cow", "'a cat left of a cow' is no such thing"),
+        ("a photo of ", "'a photo of' is no such thing"),
+    ],
+)
 def test_other_prompts_are_refused_with_what_is_understood(prompt, why):
     with pytest.raises(BadInput, match=why) as error:
         parse_prompt(prompt)
@@ -255,18 +297,23 @@ DOG, CAT = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
 GOOD = {"tag": "colors", "include": [DOG | {"color": "red"}], "prompt": "a scarlet hound"}
 
 
-@pytest.mark.parametrize("change, why", [
-    ({"include": []}, "it includes nothing"), ({"include": None}, "expected a line of GenEval's metadata"),
-    ({"include": [DOG | {"class": "hound"}]}, "'hound' is not one of person, bicycle, car, …"),
-    ({"include": [{"class": "dog"}]}, "no 'count'"), ({"include": [DOG | {"count": 0}]}, "a count is 0"),
-    ({"include": [DOG | {"count": True}]}, "a count is True"),
-    ({"include": [DOG | {"color": "grey"}]}, "'grey' is not one of red"),
-    ({"include": [DOG | {"position": ["left of", 0]}]}, "relative to entry 0"),
-    ({"include": [DOG, CAT | {"position": ["near", 0]}]}, "'near' is not one of left of"),
-    ({"include": [DOG, CAT | {"position": "above"}]}, "expected a line of GenEval's metadata"),
-    ({"include": [DOG] * 2}, "two different demands on dog"),
-    ({"exclude": [DOG | {"count": -1}]}, "a count is -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"include": []}, "it includes nothing"),
+        ({"include": None}, "expected a line of GenEval's metadata"),
+        ({"include": [DOG | {"class": "hound"}]}, "'hound' is not one of person, bicycle, car, …"),
+        ({"include": [{"class": "dog"}]}, "no 'count'"),
+        ({"include": [DOG | {"count": 0}]}, "a count is 0"),
+        ({"include": [DOG | {"count": True}]}, "a count is True"),
+        ({"include": [DOG | {"color": "grey"}]}, "'grey' is not one of red"),
+        ({"include": [DOG | {"position": ["left of", 0]}]}, "relative to entry 0"),
+        ({"include": [DOG, CAT | {"position": ["near", 0]}]}, "'near' is not one of left of"),
+        ({"include": [DOG, CAT | {"position": "above"}]}, "expected a line of GenEval's metadata"),
+        ({"include": [DOG] * 2}, "two different demands on dog"),
+        ({"exclude": [DOG | {"count": -1}]}, "a count is -1"),
+    ],
+)
 def test_metadata_that_is_none_is_refused(change, why, tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(GOOD | change) + "\n", encoding="utf-8")

@@ -21,10 +21,13 @@ from reprise.backend.rewards.pictures import MEAN, STD, cropped, padded
 from ...data.rewards import tiny
 
 REFERENCE = {  # judge -> where its reference's scores are
-    "image-reward": ("image_reward", "scores"), "hps-v2.1": ("hps", "scores"), "hps-v2": ("hps", "scores"),
-    "pick-score": ("pick_score", "scores"), "clip-score": ("openai_clip", "clip"),
+    "image-reward": ("image_reward", "scores"),
+    "hps-v2.1": ("hps", "scores"),
+    "hps-v2": ("hps", "scores"),
+    "pick-score": ("pick_score", "scores"),
+    "clip-score": ("openai_clip", "clip"),
     "aesthetic": ("openai_clip", "aesthetic"),
-}  # fmt: skip
+}
 NAMES = list(REFERENCE)
 WORDS = "a red circle on the grey background"
 
@@ -49,9 +52,11 @@ def test_scores_equal_the_references(name, installed, pictures, golden):
 def test_pixels_equal_the_references(size, golden_pixels):
     picture = Image.fromarray(tiny.picture(*map(int, size.split("x"))))
     seen = {
-        "image_reward": cropped(picture, 224), "openai_clip": cropped(picture, 224),
-        "hps": padded(picture, 224), "pick_score": cropped(picture, 224, floor=True),
-    }  # fmt: skip
+        "image_reward": cropped(picture, 224),
+        "openai_clip": cropped(picture, 224),
+        "hps": padded(picture, 224),
+        "pick_score": cropped(picture, 224, floor=True),
+    }
     for name, pixels in seen.items():
         assert pixels.shape == (3, 224, 224)
         difference = (pixels[:, ::9, ::9] - golden_pixels[f"{name}/{size}"]).abs().max()
@@ -68,8 +73,9 @@ def test_tokens_equal_the_references(golden, installed):
     assert (want == torch.tensor(golden["openai_clip"]["ids"])).all()
     for text, row, expected in zip(tiny.TEXTS, clip.tokens(tiny.TEXTS), want, strict=True):
         assert row.tolist() == expected.tolist(), text
-    for text, row, expected in zip(tiny.TEXTS, clip.tokens(tiny.TEXTS, repaired=False),
-                                   golden["pick_score"]["ids"], strict=True):  # fmt: skip
+    for text, row, expected in zip(
+        tiny.TEXTS, clip.tokens(tiny.TEXTS, repaired=False), golden["pick_score"]["ids"], strict=True
+    ):
         assert row.tolist() == expected + [0] * (77 - len(expected)), text
     codec = image_reward.codec(installed / "image-reward" / "vocab.txt", len(tiny.BERT_WORDS) + 2)
     for text, row, expected in zip(tiny.TEXTS, codec.encode_batch(tiny.TEXTS), golden["image_reward"]["ids"]):
@@ -166,21 +172,36 @@ def test_full_size_clip_l_and_the_aesthetic_head():
 
     config = transformers.CLIPConfig(
         projection_dim=768,
-        text_config={"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
-                     "num_hidden_layers": 12},
-        vision_config={"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
-                       "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768},
-    )  # fmt: skip
+        text_config={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+        },
+        vision_config={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+        },
+    )
     with torch.device("meta"):
         both, aesthetic = transformers.CLIPModel(config), Aesthetic.build(config)
     assert sum(p.numel() for p in both.parameters()) == JUDGES["clip-score"].parameters
     assert sum(p.numel() for p in aesthetic.parameters()) == JUDGES["aesthetic"].parameters
 
 
-@pytest.mark.parametrize("name, other", [
-    ("image-reward", "hps-v2.1/HPS_v2.1_compressed.pt"), ("hps-v2.1", "image-reward/ImageReward.pt"),
-    ("aesthetic", "image-reward/ImageReward.pt"), ("pick-score", "clip-vit-large-patch14/model.safetensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, other",
+    [
+        ("image-reward", "hps-v2.1/HPS_v2.1_compressed.pt"),
+        ("hps-v2.1", "image-reward/ImageReward.pt"),
+        ("aesthetic", "image-reward/ImageReward.pt"),
+        ("pick-score", "clip-vit-large-patch14/model.safetensors"),
+    ],
+)
 def test_another_judges_file_is_refused_by_name(name, other, installed, tmp_path):
     with pytest.raises(CheckpointError) as error:
         make(name, path=installed / other)
@@ -195,9 +216,16 @@ def test_missing_surplus_and_misshapen_keys_are_named(golden):
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
     def load(changed):
-        return fill(lambda: torch.nn.Linear(2, 3), changed, lambda name: (f"x.{name}", lambda t: t),
-                    lambda key: key == "extra", what="a line", path="f.pt", device=torch.device("meta"),
-                    dtype=None)  # fmt: skip
+        return fill(
+            lambda: torch.nn.Linear(2, 3),
+            changed,
+            lambda name: (f"x.{name}", lambda t: t),
+            lambda key: key == "extra",
+            what="a line",
+            path="f.pt",
+            device=torch.device("meta"),
+            dtype=None,
+        )
 
     right = {"x.weight": torch.empty(3, 2), "x.bias": torch.empty(3), "extra": torch.empty(1)}
     assert sum(p.numel() for p in load(right).parameters()) == 9
@@ -258,11 +286,14 @@ def test_scoring_files_of_every_kind(name, installed, tmp_path, capsys):
 
     colour = Image.fromarray(tiny.picture(33, 20))
     made = {
-        "grey.png": colour.convert("L"), "deep.png": colour.convert("L").convert("I;16"),
+        "grey.png": colour.convert("L"),
+        "deep.png": colour.convert("L").convert("I;16"),
         "clear.png": Image.new("RGBA", (20, 20), (255, 0, 0, 0)),
         "white.png": Image.new("RGB", (20, 20), "white"),
-        "palette.gif": colour.convert("P"), "pixel.png": colour.crop((5, 5, 6, 6)), "photo.jpg": colour,
-    }  # fmt: skip
+        "palette.gif": colour.convert("P"),
+        "pixel.png": colour.crop((5, 5, 6, 6)),
+        "photo.jpg": colour,
+    }
     for file, picture in made.items():
         picture.save(tmp_path / file)
     paths = [str(tmp_path / file) for file in made]

@@ -168,29 +168,32 @@ def good(*scores):
     return 200, {"scores": {"far": list(scores)}, "errors": {}}
 
 
-@pytest.mark.parametrize("answer,part", [
-    (good(0.5), "answered 1 for 2 pictures"),
-    (good(0.1, 0.2, 0.3), "answered 3 for 2 pictures"),
-    (good(), "answered 0 for 2 pictures"),
-    (good(0.5, float("nan")), "scores.far.1: input should be a finite number"),
-    (good(0.5, float("inf")), "finite number"),
-    (good(0.5, None), "scores.far.1"),
-    (good(0.5, "0.5"), "scores.far.1"),
-    (good(0.5, True), "scores.far.1"),
-    ((200, {"scores": {"other": [0.5, 0.5]}, "errors": {}}), "answered without it"),
-    ((200, {"scores": {"far": 0.5}, "errors": {}}), "scores.far"),
-    ((200, {"errors": {}}), "scores: field required"),
-    ((200, {"scores": {}, "errors": {"far": "no"}}), "errors.far"),
-    ((200, []), "no answer that can be read"),
-    ((200, "<html>welcome</html>"), "no answer that can be read"),
-    ((200, b""), "no answer that can be read"),
-    ((200, b"[" * 100_000), "no answer that can be read"),
-    ((200, b" " * (5 * 2**20)), "more than 4,194,304 bytes"),
-    ((404, "nothing here"), "is no reward server (404: 'nothing here')"),
-    ((302, "", ("location", "http://elsewhere")), "is no reward server"),
-    ((422, {"detail": "picture 1 of 1 is damaged"}), "refused the request (422: 'picture 1 of 1 is"),
-    ((401, {"detail": "key"}), "wants its key (401: 'key'); set REPRISE_SERVE_KEY"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer,part",
+    [
+        (good(0.5), "answered 1 for 2 pictures"),
+        (good(0.1, 0.2, 0.3), "answered 3 for 2 pictures"),
+        (good(), "answered 0 for 2 pictures"),
+        (good(0.5, float("nan")), "scores.far.1: input should be a finite number"),
+        (good(0.5, float("inf")), "finite number"),
+        (good(0.5, None), "scores.far.1"),
+        (good(0.5, "0.5"), "scores.far.1"),
+        (good(0.5, True), "scores.far.1"),
+        ((200, {"scores": {"other": [0.5, 0.5]}, "errors": {}}), "answered without it"),
+        ((200, {"scores": {"far": 0.5}, "errors": {}}), "scores.far"),
+        ((200, {"errors": {}}), "scores: field required"),
+        ((200, {"scores": {}, "errors": {"far": "no"}}), "errors.far"),
+        ((200, []), "no answer that can be read"),
+        ((200, "<html>welcome</html>"), "no answer that can be read"),
+        ((200, b""), "no answer that can be read"),
+        ((200, b"[" * 100_000), "no answer that can be read"),
+        ((200, b" " * (5 * 2**20)), "more than 4,194,304 bytes"),
+        ((404, "nothing here"), "is no reward server (404: 'nothing here')"),
+        ((302, "", ("location", "http://elsewhere")), "is no reward server"),
+        ((422, {"detail": "picture 1 of 1 is damaged"}), "refused the request (422: 'picture 1 of 1 is"),
+        ((401, {"detail": "key"}), "wants its key (401: 'key'); set REPRISE_SERVE_KEY"),
+    ],
+)
 def test_an_answer_that_is_none_is_an_error_and_never_a_score(monkeypatch, answer, part):
     play = Play(monkeypatch, answer)
     with pytest.raises((EndpointError, RewardFailed)) as caught:
@@ -199,11 +202,16 @@ def test_an_answer_that_is_none_is_an_error_and_never_a_score(monkeypatch, answe
     assert part in said and "\n" not in said and len(said) < 600 and len(play.requests) == 1
 
 
-@pytest.mark.parametrize("catalogue", [
-    [], {}, {"rewards": [{**CARD, "low": 1}], "limits": {}},
-    {"rewards": [{**CARD, "high": "1"}], "limits": {}},
-    {"rewards": [CARD], "limits": {"images": 0}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "catalogue",
+    [
+        [],
+        {},
+        {"rewards": [{**CARD, "low": 1}], "limits": {}},
+        {"rewards": [{**CARD, "high": "1"}], "limits": {}},
+        {"rewards": [CARD], "limits": {"images": 0}},
+    ],
+)
 def test_a_catalogue_that_is_none(monkeypatch, catalogue):
     Play(monkeypatch, good(), catalogue=catalogue)
     with pytest.raises(EndpointError, match="no answer that can be read"):
@@ -218,12 +226,18 @@ def test_what_passes_is_asked_again_and_waits_grow(monkeypatch):
     assert len({request.content for request in play.requests}) == 1
 
 
-@pytest.mark.parametrize("last,part", [
-    ((503, {"detail": "64 requests are waiting already"}), "has no room after 3 tries (503: '64 requests"),
-    ((500, {"detail": "the server failed"}), "failed after 3 tries (500: 'the server failed')"),
-    (httpx.RemoteProtocolError("Server disconnected"), "reward server http://127.0.0.1:9 after 3 tries"),
-    (httpx.ConnectError("refused"), "after 3 tries (refused)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "last,part",
+    [
+        (
+            (503, {"detail": "64 requests are waiting already"}),
+            "has no room after 3 tries (503: '64 requests",
+        ),
+        ((500, {"detail": "the server failed"}), "failed after 3 tries (500: 'the server failed')"),
+        (httpx.RemoteProtocolError("Server disconnected"), "reward server http://127.0.0.1:9 after 3 tries"),
+        (httpx.ConnectError("refused"), "after 3 tries (refused)"),
+    ],
+)
 def test_it_gives_up_and_says_how_often_it_tried(monkeypatch, last, part):
     play = Play(monkeypatch, last)
     with pytest.raises(EndpointError) as caught:

@@ -61,10 +61,17 @@ def test_a_score_that_is_no_number_leaves_the_figures_alone(bad):
     assert norm.state() == before
 
 
-@pytest.mark.parametrize("state", [{}, {"count": 1}, {"count": -1, "mean": 0, "squares": 0, "floor": 0},
-                                   {"count": 2, "mean": math.nan, "squares": 0, "floor": 0},
-                                   {"count": 2, "mean": 0, "squares": -1, "floor": 0},
-                                   {"count": "x", "mean": 0, "squares": 0, "floor": 0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"count": 1},
+        {"count": -1, "mean": 0, "squares": 0, "floor": 0},
+        {"count": 2, "mean": math.nan, "squares": 0, "floor": 0},
+        {"count": 2, "mean": 0, "squares": -1, "floor": 0},
+        {"count": "x", "mean": 0, "squares": 0, "floor": 0},
+    ],
+)
 def test_states_that_are_none(state):
     with pytest.raises(BadInput, match="state of a running mean"):
         RunningNorm.restored(state)

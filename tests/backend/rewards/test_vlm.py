@@ -46,8 +46,11 @@ def test_a_critic_says_what_is_wrong_where_something_is():
         VLMCritic(Played({"a dog": 0.2}, [" "]), "critique").criticize(IMAGES[:1], ["a dog"])
 
 
-TUNED = {"questions": ["match", "clarity"], "prompts": ["ab"],
-         "calibration": {"match": {"temperature": 2.0, "bias": 0.0}}}  # fmt: skip
+TUNED = {
+    "questions": ["match", "clarity"],
+    "prompts": ["ab"],
+    "calibration": {"match": {"temperature": 2.0, "bias": 0.0}},
+}
 
 
 def test_calibrations_are_of_their_questions():
@@ -82,9 +85,13 @@ def test_what_a_folder_was_tuned_on_comes_with_it(llava, caplog):
     assert type(vlm_judge(str(llava), device="cpu")) is VLMJudge
     (llava / "reprise.json").write_text(json.dumps({**TUNED, "questions": ["match", "critique"]}))
     assert isinstance(vlm_judge(str(llava), device="cpu"), VLMCritic), "it can say what is wrong"
-    for text in ("{", "[]", '{"calibration": {"clarity": {"temperature": 0, "bias": 0}}}',
-                 '{"calibration": {"clarity": 2}}',
-                 '{"calibration": {"beauty": {"temperature": 1, "bias": 0}}}'):  # fmt: skip
+    for text in (
+        "{",
+        "[]",
+        '{"calibration": {"clarity": {"temperature": 0, "bias": 0}}}',
+        '{"calibration": {"clarity": 2}}',
+        '{"calibration": {"beauty": {"temperature": 1, "bias": 0}}}',
+    ):
         (llava / "reprise.json").write_text(text)
         with pytest.raises(CheckpointError, match="reprise.json is damaged"):
             vlm_judge(str(llava), device="cpu")
@@ -170,16 +177,19 @@ def test_names_on_the_command_line(vlm_folders, monkeypatch):
     assert make_judge(None, weights).spec.name == "mix"
 
 
-@pytest.mark.parametrize(("name", "error", "says"), [
-    ("vlm", BadInput, "names no model; give vlm:FOLDER or vlm:MODEL@URL"),
-    ("vlm:", BadInput, "names no model"),
-    ("vlm:@http://127.0.0.1/v1", BadInput, "no model before its address"),
-    ("vlm:nowhere", CheckpointError, "there is no folder nowhere, and no model .* give vlm:FOLDER or"),
-    ("vlm:nobody/nowhere", CheckpointError, "Hugging Face's cache; run `hf download nobody/nowhere`"),
-    ("vlm:no/such/folder", CheckpointError, "there is no folder no/such/folder"),
-    ("vlm:nowhere#chekclist", UnknownName, "did you mean 'checklist'"),
-    ("vlm:m@http://u:p@h/v1", BadInput, "expected an address"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("vlm", BadInput, "names no model; give vlm:FOLDER or vlm:MODEL@URL"),
+        ("vlm:", BadInput, "names no model"),
+        ("vlm:@http://127.0.0.1/v1", BadInput, "no model before its address"),
+        ("vlm:nowhere", CheckpointError, "there is no folder nowhere, and no model .* give vlm:FOLDER or"),
+        ("vlm:nobody/nowhere", CheckpointError, "Hugging Face's cache; run `hf download nobody/nowhere`"),
+        ("vlm:no/such/folder", CheckpointError, "there is no folder no/such/folder"),
+        ("vlm:nowhere#chekclist", UnknownName, "did you mean 'checklist'"),
+        ("vlm:m@http://u:p@h/v1", BadInput, "expected an address"),
+    ],
+)
 def test_names_that_are_none(name, error, says):
     with pytest.raises(error, match=says) as caught:
         make_reward(name)

@@ -51,8 +51,12 @@ def test_p_yes_from_a_servers_logprobs():
 
 
 def test_the_word_counts_where_there_are_no_logprobs(caplog):
-    with playing(answer("Yes."), answer("**No**, it is blue."), answer("<think>no</think> The answer is yes"),
-                 answer(" NO\n")) as server:  # fmt: skip
+    with playing(
+        answer("Yes."),
+        answer("**No**, it is blue."),
+        answer("<think>no</think> The answer is yes"),
+        answer(" NO\n"),
+    ) as server:
         judge = at(server)
         judge.vlm.endpoint.concurrency = 1
         assert judge.score(IMAGES[:4], ["a cat"] * 4) == [1.0, 0.0, 1.0, 0.0]
@@ -81,13 +85,19 @@ def test_an_answer_that_is_only_thinking():
         at(server).score(IMAGES[:1], ["a cat"])
 
 
-@pytest.mark.parametrize("logprobs", [
-    {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": "high"}]}]},
-    {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": 3.0}]}]},
-    {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": math.nan}]}]},
-    {"content": [{"token": "Yes", "top_logprobs": [{"token": "Ja", "logprob": -1.0}]}]},
-    {"content": [{"word": "Yes"}]}, {"content": ["Yes"]}, {"content": {"Yes": 1}}, ["Yes"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": "high"}]}]},
+        {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": 3.0}]}]},
+        {"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": math.nan}]}]},
+        {"content": [{"token": "Yes", "top_logprobs": [{"token": "Ja", "logprob": -1.0}]}]},
+        {"content": [{"word": "Yes"}]},
+        {"content": ["Yes"]},
+        {"content": {"Yes": 1}},
+        ["Yes"],
+    ],
+)
 def test_broken_logprobs_are_an_error(logprobs):
     play = answer("Yes")
     play.body["choices"][0]["logprobs"] = logprobs

@@ -31,14 +31,16 @@ def test_p_yes_is_what_the_logits_say(vlm):
     picture, question = noise([(40, 30)])[0], QUESTIONS["match"].format("a red circle")
     text = {
         "qwen2_5_vl": f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n"
-                      "<|im_start|>assistant\n",
-    }.get(vlm.name, f"<s>user: <image>{question}\nassistant: ")  # fmt: skip
+        "<|im_start|>assistant\n",
+    }.get(vlm.name, f"<s>user: <image>{question}\nassistant: ")
     inputs = vlm.processor(text=[text], images=[[picture]], add_special_tokens=False, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     with torch.no_grad():
         likely = vlm.model(**inputs).logits[0, -1].double().softmax(0)
-    said = {word: [i for i in range(len(vlm.tokenizer)) if vlm.tokenizer.decode([i]).strip().lower() == word]
-            for word in ("yes", "no")}  # fmt: skip
+    said = {
+        word: [i for i in range(len(vlm.tokenizer)) if vlm.tokenizer.decode([i]).strip().lower() == word]
+        for word in ("yes", "no")
+    }
     assert {vlm.tokenizer.decode([i]) for i in said["yes"]} >= {"yes", " yes", "Yes", " Yes", "YES"}
     yes, no = likely[said["yes"]].sum().item(), likely[said["no"]].sum().item()
     assert vlm.agree([picture], [question]) == [pytest.approx(yes / (yes + no), abs=1e-6)]
@@ -115,8 +117,14 @@ def test_a_prompt_with_the_models_own_marks(vlm):
 def test_the_checkpoints_own_settings_do_not_count(vlm, monkeypatch):
     picture, question = noise([(40, 30)]), [QUESTIONS["match"].format("a cat")]
     likely, said = vlm.agree(picture, question), vlm.write(question, picture, 5)
-    own = GenerationConfig(do_sample=True, temperature=9.0, top_k=3, repetition_penalty=9.0, num_beams=2,
-                           eos_token_id=vlm.model.generation_config.eos_token_id)  # fmt: skip
+    own = GenerationConfig(
+        do_sample=True,
+        temperature=9.0,
+        top_k=3,
+        repetition_penalty=9.0,
+        num_beams=2,
+        eos_token_id=vlm.model.generation_config.eos_token_id,
+    )
     monkeypatch.setattr(vlm.model, "generation_config", own)
     assert vlm.agree(picture, question) == likely and vlm.write(question, picture, 5) == said
     assert vlm.model.generation_config is own

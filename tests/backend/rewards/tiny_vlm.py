@@ -45,18 +45,34 @@ def tokenizer(pictures, words=WORDS):
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(words, trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[*SPECIAL, *pictures], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    ))  # fmt: skip
+    made.train_from_iterator(
+        words,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=[*SPECIAL, *pictures],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     pad, start, end, unknown = SPECIAL
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=pad, bos_token=start, eos_token=end,
-                                   unk_token=unknown, additional_special_tokens=pictures)  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token=pad,
+        bos_token=start,
+        eos_token=end,
+        unk_token=unknown,
+        additional_special_tokens=pictures,
+    )
 
 
 def language(vocabulary):
-    return LlamaConfig(vocab_size=len(vocabulary), num_key_value_heads=2, max_position_embeddings=2048,
-                       pad_token_id=0, **SIZES)  # fmt: skip
+    return LlamaConfig(
+        vocab_size=len(vocabulary),
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+        **SIZES,
+    )
 
 
 def random_weights(model):
@@ -73,15 +89,23 @@ def llava(folder, vocabulary=None):
     """One fixed size of picture, CLIP and Llama."""
     vocabulary = vocabulary or tokenizer(["<image>"])
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION), text_config=language(vocabulary), vision_feature_layer=-1,
-        image_token_index=vocabulary.convert_tokens_to_ids("<image>"), image_seq_length=16,
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=language(vocabulary),
+        vision_feature_layer=-1,
+        image_token_index=vocabulary.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
         vision_feature_select_strategy="default",
-    )  # fmt: skip
+    )
     pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = LlavaProcessor(
-        image_processor=pictures, tokenizer=vocabulary, patch_size=8, image_token="<image>",
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=TEMPLATE,
-    )  # fmt: skip
+        image_processor=pictures,
+        tokenizer=vocabulary,
+        patch_size=8,
+        image_token="<image>",
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
     random_weights(LlavaForConditionalGeneration(config)).save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -90,12 +114,16 @@ def idefics3(folder):
     """Pictures are cut into tiles, as many as their shape asks for (SmolVLM's way)."""
     vocabulary = tokenizer(["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"])
     config = Idefics3Config(
-        vision_config=VISION, text_config=language(vocabulary), scale_factor=2, pad_token_id=0,
+        vision_config=VISION,
+        text_config=language(vocabulary),
+        scale_factor=2,
+        pad_token_id=0,
         image_token_id=vocabulary.convert_tokens_to_ids("<image>"),
-    )  # fmt: skip
+    )
     pictures = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    processor = Idefics3Processor(image_processor=pictures, tokenizer=vocabulary, image_seq_len=4,
-                                  chat_template=TEMPLATE)  # fmt: skip
+    processor = Idefics3Processor(
+        image_processor=pictures, tokenizer=vocabulary, image_seq_len=4, chat_template=TEMPLATE
+    )
     random_weights(Idefics3ForConditionalGeneration(config)).save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -111,27 +139,60 @@ QWEN_TEMPLATE = (
 def qwen2_5_vl(folder):
     """As many patches as the picture has, and positions in three directions. transformers 5 wants torchvision
     for its processor, which is written here as it is published."""
-    marks = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-             "<|video_pad|>"]  # fmt: skip
+    marks = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ]
     vocabulary = tokenizer(marks)
     ids = dict(zip(marks, vocabulary.convert_tokens_to_ids(marks)))
-    config = Qwen2_5_VLConfig.from_dict({
-        "vocab_size": len(vocabulary), "image_token_id": ids["<|image_pad|>"], "num_key_value_heads": 2,
-        "video_token_id": ids["<|video_pad|>"], "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], **SIZES,
-        "vision_config": {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
-                          "out_hidden_size": 32, "patch_size": 14, "spatial_merge_size": 2, "window_size": 56,
-                          "fullatt_block_indexes": [1], "temporal_patch_size": 2},
-    })  # fmt: skip
+    config = Qwen2_5_VLConfig.from_dict(
+        {
+            "vocab_size": len(vocabulary),
+            "image_token_id": ids["<|image_pad|>"],
+            "num_key_value_heads": 2,
+            "video_token_id": ids["<|video_pad|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+            "max_position_embeddings": 2048,
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            **SIZES,
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "window_size": 56,
+                "fullatt_block_indexes": [1],
+                "temporal_patch_size": 2,
+            },
+        }
+    )
     random_weights(Qwen2_5_VLForConditionalGeneration(config)).save_pretrained(folder)
     vocabulary.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
-        "min_pixels": 56 * 56, "max_pixels": 112 * 112, "patch_size": 14, "temporal_patch_size": 2,
-        "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-    }))  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "Qwen2VLImageProcessor",
+                "processor_class": "Qwen2_5_VLProcessor",
+                "min_pixels": 56 * 56,
+                "max_pixels": 112 * 112,
+                "patch_size": 14,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+            }
+        )
+    )
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": QWEN_TEMPLATE}))
 
 

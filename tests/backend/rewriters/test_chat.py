@@ -73,11 +73,14 @@ def test_rows_are_those_of_rewrite_and_a_refused_one_ends_nothing():
             rewriter.rewrite(["a cat", "a dog"])
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    ("Sure! A lovely cat.", "has no <prompt>"),
-    ("<prompt>one</prompt><prompt>two</prompt>", "has 2 prompts"),
-    ("<reason>r</reason><prompt>...</prompt>", "has a prompt without words"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Sure! A lovely cat.", "has no <prompt>"),
+        ("<prompt>one</prompt><prompt>two</prompt>", "has 2 prompts"),
+        ("<reason>r</reason><prompt>...</prompt>", "has a prompt without words"),
+    ],
+)
 def test_rubbish_keeps_the_users_prompt(text, why):
     with playing(answer(text)) as server:
         [[rewrite]] = ChatRewriter(server.url, MODEL).rewrite(["a  cat"])
@@ -118,10 +121,15 @@ def test_stop_and_progress():
         assert told[-1] == (3, 3)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"prompts": [" "]}, "empty"), ({"prompts": ["a"], "variants": 0}, "variant"),
-    ({"prompts": ["a"], "seed": -1}, "seed"), ({"prompts": ["a"], "critiques": []}, "one critique"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [" "]}, "empty"),
+        ({"prompts": ["a"], "variants": 0}, "variant"),
+        ({"prompts": ["a"], "seed": -1}, "seed"),
+        ({"prompts": ["a"], "critiques": []}, "one critique"),
+    ],
+)
 def test_bad_input_is_refused_before_anything_is_sent(endpoint, arguments, message):
     with pytest.raises(BadInput, match=message):
         ChatRewriter(endpoint.url, MODEL).rewrite(**arguments)
@@ -135,9 +143,16 @@ def test_bad_settings(options):
 
 
 def test_the_fingerprint_tells_models_and_settings_apart():
-    made = [ChatRewriter(url, model, temperature=t) for url, model, t in [
-        ("http://a/v1", "m", 0.9), ("http://b/v1", "m", 0.9), ("http://a/v1", "n", 0.9),
-        ("http://a/v1", "m", 0.5), ("http://a/v1/", "m", 0.9)]]  # fmt: skip
+    made = [
+        ChatRewriter(url, model, temperature=t)
+        for url, model, t in [
+            ("http://a/v1", "m", 0.9),
+            ("http://b/v1", "m", 0.9),
+            ("http://a/v1", "n", 0.9),
+            ("http://a/v1", "m", 0.5),
+            ("http://a/v1/", "m", 0.9),
+        ]
+    ]
     assert len({one.fingerprint for one in made}) == 4 and made[0].fingerprint == made[4].fingerprint
 
 
@@ -167,15 +182,30 @@ def test_other_architectures_are_asked_alike(tokenizer, tmp_path, architecture):
 
     torch.manual_seed(0)
     if architecture == "llama":
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None,
-        ))  # fmt: skip
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=2048,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )
     else:
-        model = GPT2LMHeadModel(GPT2Config(
-            vocab_size=len(tokenizer), n_positions=2048, n_embd=32, n_layer=2, n_head=2, bos_token_id=None,
-            eos_token_id=None,
-        ))  # fmt: skip
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer),
+                n_positions=2048,
+                n_embd=32,
+                n_layer=2,
+                n_head=2,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     rewriter = RePromptRewriter(tmp_path, device="cpu", max_new_tokens=8)

@@ -27,9 +27,15 @@ def test_held_out_prompts(rewriter):
         assert row["satisfied"] >= 0.75, task
 
 
-@pytest.mark.parametrize("prompt", [
-    "two blue stars please", "a red circle", "draw three hearts", "a black ring on grey",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "two blue stars please",
+        "a red circle",
+        "draw three hearts",
+        "a black ring on grey",
+    ],
+)
 def test_prompts_as_people_type_them(rewriter, prompt):
     [[one]] = rewriter.rewrite([prompt])
     assert one.fallback is None

@@ -29,31 +29,44 @@ def texts(refiner, *arguments, **options):
     return [[r.prompt for r in variants] for variants in refiner.rewrite(*arguments, **options)]
 
 
-@pytest.mark.parametrize(("prompt", "tail", "refined"), [
-    ("a cat", ", intricate, 4k", "a cat, intricate, 4k"),
-    ("a cat.", ", intricate", "a cat, intricate"),
-    ("a cat.", "., intricate", "a cat, intricate"),  # as the paper's outputs have it
-    ("a cat,", " , , intricate ,", "a cat, intricate"),
-    ("a cat", ". It sleeps.", "a cat. It sleeps."),
-    ("a cat", "...  it\n sleeps", "a cat. it sleeps"),
-    ("a cat", " on a mat", "a cat on a mat"),
-    ("a cat!", ", intricate", "a cat! intricate"),
-    ("is it a cat?", ". It is", "is it a cat? It is"),
-    ("a  cat ;", "; asleep", "a cat; asleep"),
-    ("一只猫。", "，水彩画", "一只猫，水彩画"),
-    ("a cat", "", "a cat"), ("a cat", " .,; !", "a cat"), ("a cat", ", 4k", "a cat, 4k"),
-    ("...", ", a cat", "..., a cat"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "tail", "refined"),
+    [
+        ("a cat", ", intricate, 4k", "a cat, intricate, 4k"),
+        ("a cat.", ", intricate", "a cat, intricate"),
+        ("a cat.", "., intricate", "a cat, intricate"),  # as the paper's outputs have it
+        ("a cat,", " , , intricate ,", "a cat, intricate"),
+        ("a cat", ". It sleeps.", "a cat. It sleeps."),
+        ("a cat", "...  it\n sleeps", "a cat. it sleeps"),
+        ("a cat", " on a mat", "a cat on a mat"),
+        ("a cat!", ", intricate", "a cat! intricate"),
+        ("is it a cat?", ". It is", "is it a cat? It is"),
+        ("a  cat ;", "; asleep", "a cat; asleep"),
+        ("一只猫。", "，水彩画", "一只猫，水彩画"),
+        ("a cat", "", "a cat"),
+        ("a cat", " .,; !", "a cat"),
+        ("a cat", ", 4k", "a cat, 4k"),
+        ("...", ", a cat", "..., a cat"),
+    ],
+)
 def test_prompt_and_addition_join_cleanly(prompt, tail, refined):
     assert join(stem_of(prompt), tail) == refined
 
 
-@pytest.mark.parametrize(("text", "kept"), [
-    (", he is at a rave, on the cover of a", ", he is at a rave"), (", sharp. It is a", ", sharp"),
-    (", sharp focus, f/1.8 le", ", sharp focus"), (", a cat, (glow:1.2) ey", ", a cat"),
-    (", a cat at f/1.8", ", a cat at f/1.8"), ("，一只猫，水", "，一只猫"),
-    (", holding a", ", holding a"), (" on a mat in the", " on a mat in the"), ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (", he is at a rave, on the cover of a", ", he is at a rave"),
+        (", sharp. It is a", ", sharp"),
+        (", sharp focus, f/1.8 le", ", sharp focus"),
+        (", a cat, (glow:1.2) ey", ", a cat"),
+        (", a cat at f/1.8", ", a cat at f/1.8"),
+        ("，一只猫，水", "，一只猫"),
+        (", holding a", ", holding a"),
+        (" on a mat in the", " on a mat in the"),
+        ("", ""),
+    ],
+)
 def test_what_the_limit_cuts_off_ends_with_a_whole_phrase(text, kept):
     assert whole_phrases(text) == kept
 
@@ -132,11 +145,16 @@ def test_nothing_added_is_said(refiner, monkeypatch):
     assert (one.prompt, one.fallback) == ("a  cat.", "the refiner added nothing")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"prompts": ["a", " "]}, "the prompt is empty"), ({"prompts": ["<|im_end|>"]}, "the prompt is empty"),
-    ({"prompts": ["a"], "variants": 0}, "variant"), ({"prompts": ["a"], "seed": -1}, "seed"),
-    ({"prompts": ["a cat", "red " * 40]}, "this refiner reads 32; shorten it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": ["a", " "]}, "the prompt is empty"),
+        ({"prompts": ["<|im_end|>"]}, "the prompt is empty"),
+        ({"prompts": ["a"], "variants": 0}, "variant"),
+        ({"prompts": ["a"], "seed": -1}, "seed"),
+        ({"prompts": ["a cat", "red " * 40]}, "this refiner reads 32; shorten it"),
+    ],
+)
 def test_bad_input(refiner, arguments, message):
     with pytest.raises(BadInput, match=message) as caught:
         refiner.rewrite(**arguments)
@@ -151,9 +169,15 @@ def test_a_prompt_that_leaves_the_decoder_no_room(refiner):
         PripRewriter(refiner.model, max_new_tokens=155).describe(IMAGES)
 
 
-@pytest.mark.parametrize("options", [
-    {"temperature": 0.0}, {"beams": 0}, {"max_new_tokens": 0}, {"batch_size": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"beams": 0},
+        {"max_new_tokens": 0},
+        {"batch_size": 0},
+    ],
+)
 def test_bad_settings(refiner, options):
     with pytest.raises(BadInput, match="expected temperature"):
         PripRewriter(refiner.model, **options)

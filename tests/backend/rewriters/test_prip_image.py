@@ -69,15 +69,36 @@ def test_a_published_blip_2_sees_the_same_here(tmp_path, shards):
     from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
     torch.manual_seed(4)
-    whole = Blip2ForConditionalGeneration(Blip2Config(
-        vision_config={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
-                       "num_attention_heads": 4, "image_size": 32, "patch_size": 16},
-        qformer_config={"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
-                        "num_attention_heads": 4, "encoder_hidden_size": 32, "vocab_size": 50},
-        text_config=OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
-                              vocab_size=20, max_position_embeddings=20, word_embed_proj_dim=16).to_dict(),
-        num_query_tokens=6,
-    )).eval()  # fmt: skip
+    whole = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config={
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "image_size": 32,
+                "patch_size": 16,
+            },
+            qformer_config={
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "encoder_hidden_size": 32,
+                "vocab_size": 50,
+            },
+            text_config=OPTConfig(
+                hidden_size=16,
+                ffn_dim=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                vocab_size=20,
+                max_position_embeddings=20,
+                word_embed_proj_dim=16,
+            ).to_dict(),
+            num_query_tokens=6,
+        )
+    ).eval()
     torch.nn.init.normal_(whole.query_tokens)
     whole.save_pretrained(tmp_path, max_shard_size=shards)
     taken = ImagePivot.from_blip2(str(tmp_path))

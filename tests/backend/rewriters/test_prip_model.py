@@ -19,12 +19,25 @@ from .tiny_prip import TINY, save, tiny, tokenizers
 PROMPTS = ["three stars", "a photo of a red circle above a blue square on a grey background", "a green heart"]
 DECODERS = {
     "qwen2": TINY.decoder,
-    "llama": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "max_position_embeddings": 160, "initializer_range": 0.3},
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 160,
+        "initializer_range": 0.3,
+    },
     # Positions are learned here, so that a wrong one shows.
-    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160,
-             "initializer_range": 0.3},
-}  # fmt: skip
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 160,
+        "initializer_range": 0.3,
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +101,14 @@ def test_logits_are_those_that_tokens_were_drawn_from(kind):
     model = tiny(replace(TINY, decoder=DECODERS[kind]))
     pivots, begun = pivots_of(model), [model.write_ids(prompt) for prompt in PROMPTS]
     with torch.no_grad():
-        written = write(model.decoder, model.writer, model.inputs(pivots, begun), [None, 3, 4], Decoding(7),
-                        opening=model.opening)  # fmt: skip
+        written = write(
+            model.decoder,
+            model.writer,
+            model.inputs(pivots, begun),
+            [None, 3, 4],
+            Decoding(7),
+            opening=model.opening,
+        )
         logps = model.logits(pivots, begun, [one.ids for one in written], guarded=True).log_softmax(-1)
     for one, row in zip(written, logps):
         assert len(one.ids) == 7 or not one.cut
@@ -230,25 +249,32 @@ def cut(name, length=200):
     return lambda where: (where / name).write_bytes((where / name).read_bytes()[:length])
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (without("pivot_mean", "pivot_std"), "has no pivot statistics .* train the refiner's first stages"),
-    (without("pivot_std"), "has no pivot statistics"),
-    (with_(pivot_std=torch.zeros(5, 24)), "pivot_std has numbers that are not above 0"),
-    (with_(pivot_mean=torch.full((5, 24), torch.nan)), "not finite"),
-    (with_(pivot_mean=torch.zeros(5, 25)), r"expected pivot_mean of shape \(5, 24\), got \(5, 25\)"),
-    (other_decoder, "decoder .* is 64 wide, this refiner's projector writes 32; put the decoder back"),
-    (other_encoder, "encoder .* is 48 wide, this refiner's queries are 32; put the encoder back"),
-    (lambda where: shutil.rmtree(where / "decoder"), "no whole refiner: it holds no folder 'decoder'"),
-    (lambda where: shutil.rmtree(where / "encoder"), "no whole refiner: it holds no folder 'encoder'"),
-    (lambda where: (where / "config.json").unlink(), "no refiner at .*: expected a folder"),
-    (config(model_type="qwen2"), "config.json is no refiner's: model_type"),
-    (config(queries=7), "does not fit"), (config(width=25), "does not fit"),
-    (config(windw=7), "windw"), (cut("config.json", 20), "config.json is no refiner's"),
-    (cut("model.safetensors"), "cannot read"), (cut("encoder/model.safetensors"), "cannot load the encoder"),
-    (cut("decoder/model.safetensors"), "cannot load the rewriter"),
-    (without("encoder.head.bias"), "lacks .*encoder.head.bias"),
-    (with_(more=torch.zeros(1)), "more.* besides"), (without("projector.weight"), "lacks projector.weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without("pivot_mean", "pivot_std"), "has no pivot statistics .* train the refiner's first stages"),
+        (without("pivot_std"), "has no pivot statistics"),
+        (with_(pivot_std=torch.zeros(5, 24)), "pivot_std has numbers that are not above 0"),
+        (with_(pivot_mean=torch.full((5, 24), torch.nan)), "not finite"),
+        (with_(pivot_mean=torch.zeros(5, 25)), r"expected pivot_mean of shape \(5, 24\), got \(5, 25\)"),
+        (other_decoder, "decoder .* is 64 wide, this refiner's projector writes 32; put the decoder back"),
+        (other_encoder, "encoder .* is 48 wide, this refiner's queries are 32; put the encoder back"),
+        (lambda where: shutil.rmtree(where / "decoder"), "no whole refiner: it holds no folder 'decoder'"),
+        (lambda where: shutil.rmtree(where / "encoder"), "no whole refiner: it holds no folder 'encoder'"),
+        (lambda where: (where / "config.json").unlink(), "no refiner at .*: expected a folder"),
+        (config(model_type="qwen2"), "config.json is no refiner's: model_type"),
+        (config(queries=7), "does not fit"),
+        (config(width=25), "does not fit"),
+        (config(windw=7), "windw"),
+        (cut("config.json", 20), "config.json is no refiner's"),
+        (cut("model.safetensors"), "cannot read"),
+        (cut("encoder/model.safetensors"), "cannot load the encoder"),
+        (cut("decoder/model.safetensors"), "cannot load the rewriter"),
+        (without("encoder.head.bias"), "lacks .*encoder.head.bias"),
+        (with_(more=torch.zeros(1)), "more.* besides"),
+        (without("projector.weight"), "lacks projector.weight"),
+    ],
+)
 def test_broken_folders(folder, tmp_path, spoil, message):
     where = shutil.copytree(folder, tmp_path / "broken")
     spoil(where)

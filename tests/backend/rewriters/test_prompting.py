@@ -43,7 +43,7 @@ BAD = {
     "<reason>r</reason>a cat</prompt>": "closes <prompt> without opening it",
     "<think>endless": "ends before </think>",
     "<reason>r</reason><prompt>a cat</prompt></think>": "no <prompt>",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", GOOD.values(), ids=GOOD.keys())
@@ -137,10 +137,15 @@ def test_a_template_without_system_role(tokenizer):
     assert render_prompt(shy, "a cat", system="Rewrite.") == "Rewrite.\n\na cat|"
 
 
-@pytest.mark.parametrize("text", [
-    "a large red circle at the top left, a small blue ring on the right, on a grey background",
-    "Draw 3 stars!  (please)", "naïve 日本語 🦊\n<b>", "<reason>Two.</reason><prompt>a star</prompt>",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a large red circle at the top left, a small blue ring on the right, on a grey background",
+        "Draw 3 stars!  (please)",
+        "naïve 日本語 🦊\n<b>",
+        "<reason>Two.</reason><prompt>a star</prompt>",
+    ],
+)
 def test_the_tiny_tokenizer_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 

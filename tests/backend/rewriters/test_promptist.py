@@ -19,10 +19,19 @@ def parts():
     tokenizer = tokenizers()[1]
     torch.manual_seed(5)
     end = tokenizer.eos_token_id
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=2048, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3,
-        eos_token_id=end, bos_token_id=end, pad_token_id=end,
-    )).eval()  # fmt: skip
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=2048,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            initializer_range=0.3,
+            eos_token_id=end,
+            bos_token_id=end,
+            pad_token_id=end,
+        )
+    ).eval()
     return model, tokenizer
 
 
@@ -36,9 +45,16 @@ def demo(model, tokenizer, plain_text):
     ids = tokenizer(plain_text.strip() + " Rephrase:", return_tensors="pt").input_ids
     end = tokenizer.eos_token_id
     outputs = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, num_beams=8,
-        num_return_sequences=8, eos_token_id=end, pad_token_id=end, length_penalty=-1.0,
-    )  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=12,
+        num_beams=8,
+        num_return_sequences=8,
+        eos_token_id=end,
+        pad_token_id=end,
+        length_penalty=-1.0,
+    )
     texts = tokenizer.batch_decode(outputs, skip_special_tokens=True)
     return texts[0].replace(plain_text.strip() + " Rephrase:", "").strip()
 
@@ -64,9 +80,13 @@ def test_several_are_drawn_with_seeds_and_alone(promptist):
     assert [found[0] for found in other] == [found[0] for found in together] and other != together
 
 
-@pytest.mark.parametrize(("text", "prompt"), [
-    (" a cat, 4k", "a cat, 4k"), ("a cat Rephrase: a cat\n, 4k ", "a cat , 4k"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        (" a cat, 4k", "a cat, 4k"),
+        ("a cat Rephrase: a cat\n, 4k ", "a cat , 4k"),
+    ],
+)
 def test_what_was_asked_is_cut_out_of_the_answer(promptist, text, prompt):
     assert promptist.read(Written(text, [], [], False), "a cat").prompt == prompt
 

@@ -163,11 +163,16 @@ def test_progress_counts_rows(rewriter):
     assert told == [(5, 9), (9, 9)]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"prompts": [""]}, "empty"), ({"prompts": ["a"], "variants": 0}, "variant"),
-    ({"prompts": ["a"], "seed": -1}, "seed"), ({"prompts": ["a"], "seed": 2**63}, "seed"),
-    ({"prompts": ["a"], "critiques": []}, "one critique"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [""]}, "empty"),
+        ({"prompts": ["a"], "variants": 0}, "variant"),
+        ({"prompts": ["a"], "seed": -1}, "seed"),
+        ({"prompts": ["a"], "seed": 2**63}, "seed"),
+        ({"prompts": ["a"], "critiques": []}, "one critique"),
+    ],
+)
 def test_bad_input(rewriter, arguments, message):
     with pytest.raises(BadInput, match=message):
         rewriter.rewrite(**arguments)
@@ -200,19 +205,22 @@ def tampered(data: bytes) -> bytes:
     return data.replace(b"model.layers.3.", b"model.layers.9.")
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("config.json", None, "no config.json"),
-    ("config.json", lambda data: data[:40], "cannot load"),
-    ("config.json", lambda data: data.replace(b'"qwen2"', b'"nothing"'), "cannot load"),
-    ("config.json", lambda data: data.replace(b'size": 384', b'size": 256'), "rewriter"),
-    ("model.safetensors", None, "cannot load"),
-    ("model.safetensors", lambda data: data[:1000], "cannot load"),
-    ("model.safetensors", lambda data: data[:-1000], "cannot load"),
-    ("model.safetensors", lambda data: b"\xff" * 100, "cannot load"),
-    ("model.safetensors", tampered, "lacks"),
-    ("tokenizer.json", lambda data: data[:100], "cannot load"),
-    ("chat_template.jinja", None, "no chat template"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "no config.json"),
+        ("config.json", lambda data: data[:40], "cannot load"),
+        ("config.json", lambda data: data.replace(b'"qwen2"', b'"nothing"'), "cannot load"),
+        ("config.json", lambda data: data.replace(b'size": 384', b'size": 256'), "rewriter"),
+        ("model.safetensors", None, "cannot load"),
+        ("model.safetensors", lambda data: data[:1000], "cannot load"),
+        ("model.safetensors", lambda data: data[:-1000], "cannot load"),
+        ("model.safetensors", lambda data: b"\xff" * 100, "cannot load"),
+        ("model.safetensors", tampered, "lacks"),
+        ("tokenizer.json", lambda data: data[:100], "cannot load"),
+        ("chat_template.jinja", None, "no chat template"),
+    ],
+)
 def test_broken_folders(folder, tmp_path, name, content, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         RePromptRewriter(broken(folder, tmp_path, name, content), device="cpu")

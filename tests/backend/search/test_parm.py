@@ -101,8 +101,16 @@ class Hopeful:
 def test_what_is_not_clear_yet_goes_on_unjudged(brightness):
     """PARM's way: clarity first, then potential of the clear ones."""
     judge = Hopeful(clear=[[0.9, 0.1, 0.9, 0.4], [0.9, 0.9, 0.9]], likely=[[0.2, 0.7], [0.6, 0.1, 0.4]])
-    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=judge,
-                   schedule=Likely(frozenset({2, 4})))  # fmt: skip
+    found = search(
+        FakeRenderer(),
+        brightness,
+        "p",
+        ["p"],
+        n=4,
+        seed=0,
+        previews=judge,
+        schedule=Likely(frozenset({2, 4})),
+    )
     assert [c.pruned_at for c in found.candidates] == [2, None, 4, 4]
     assert [c.preview_scores for c in found.candidates] == [{2: 0.2}, {4: 0.6}, {2: 0.7, 4: 0.1}, {4: 0.4}]
     assert found.candidates[3].preview_clarity == {2: 0.4, 4: 0.9}
@@ -117,8 +125,9 @@ def test_whoever_is_to_look_is_asked_about_previews(brightness, echo):
         def of_previews(self):
             return Hopeful(likely=[[0.2, 0.7, 0.1, 0.6]])
 
-    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=Named(),
-                   schedule=Likely(frozenset({4})))  # fmt: skip
+    found = search(
+        FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=Named(), schedule=Likely(frozenset({4}))
+    )
     assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
     chain = Chain(echo, FakeRenderer(), brightness, previews=Named(), prune="potential")
     assert type(chain.previews) is Hopeful
@@ -126,11 +135,27 @@ def test_whoever_is_to_look_is_asked_about_previews(brightness, echo):
 
 def test_who_cannot_tell_what_is_clear_judges_all(brightness):
     judge = Hopeful(likely=[[0.2, 0.7, 0.1, 0.6]])
-    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=judge,
-                   schedule=Later(Likely(frozenset({1})), 3))  # fmt: skip
+    found = search(
+        FakeRenderer(),
+        brightness,
+        "p",
+        ["p"],
+        n=4,
+        seed=0,
+        previews=judge,
+        schedule=Later(Likely(frozenset({1})), 3),
+    )
     assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
-    halved = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, schedule=Halving({4: 2}),
-                    previews=Hopeful(clear=[[0.0] * 4], likely=[[0.2, 0.7, 0.1, 0.6]]))  # fmt: skip
+    halved = search(
+        FakeRenderer(),
+        brightness,
+        "p",
+        ["p"],
+        n=4,
+        seed=0,
+        schedule=Halving({4: 2}),
+        previews=Hopeful(clear=[[0.0] * 4], likely=[[0.2, 0.7, 0.1, 0.6]]),
+    )
     assert [c.pruned_at for c in halved.candidates] == [4, None, 4, None], "halving is a budget"
 
 

@@ -90,8 +90,9 @@ def test_corrections_are_drawn_over_the_best_so_far(brightness, echo):
 def test_rounds_over_a_picture_are_pruned_over_the_steps_they_draw(brightness, echo):
     """Of 8 steps the last 4 are drawn, and halving looks after their first and second."""
     settings = {"prune": "halving", "best_of": 8, "reflect": 1}
-    outcome = chain(grey({"": 0.2}), brightness, echo, correction="image to image", strength=0.5,
-                    **settings).run("p")  # fmt: skip
+    outcome = chain(
+        grey({"": 0.2}), brightness, echo, correction="image to image", strength=0.5, **settings
+    ).run("p")
     first, mended = ([c for c in outcome.candidates if c.round == number] for number in (0, 1))
     assert {c.pruned_at for c in first} == {1, 2, 4, None}
     assert {c.pruned_at for c in mended} == {5, 6, None} and sum(c.image is not None for c in mended) == 1

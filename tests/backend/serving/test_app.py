@@ -57,8 +57,14 @@ def refused(response, status, part):
 def test_what_is_served_and_that_it_is_up(server):
     assert server.http.get("/health").json() == {"status": "ok", "waiting": 0}
     found = server.http.get("/rewards").json()
-    assert found["rewards"][0] == {"name": "shapeworld", "low": 0, "high": 1, "higher_is_better": True,
-                                   "reads": "images", "critic": True}  # fmt: skip
+    assert found["rewards"][0] == {
+        "name": "shapeworld",
+        "low": 0,
+        "high": 1,
+        "higher_is_better": True,
+        "reads": "images",
+        "critic": True,
+    }
     assert [card["critic"] for card in found["rewards"]] == [True, True, False]
     assert found["limits"] == {"images": 8, "pixels": 200_000, "body": 300_000}
 
@@ -73,9 +79,16 @@ def test_scores_are_those_of_the_judge_itself_whatever_the_sizes(server):
     assert found["errors"] == {}
 
 
-@pytest.mark.parametrize("mode,kind,mean", [
-    ("RGB", "JPEG", 1.0), ("L", "PNG", 1.0), ("P", "PNG", 1.0), ("1", "PNG", 1.0), ("RGBA", "PNG", 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode,kind,mean",
+    [
+        ("RGB", "JPEG", 1.0),
+        ("L", "PNG", 1.0),
+        ("P", "PNG", 1.0),
+        ("1", "PNG", 1.0),
+        ("RGBA", "PNG", 1.0),
+    ],
+)
 def test_every_kind_of_picture(server, mode, kind, mean):
     picture = Image.new("RGB", (16, 8), "white").convert(mode)
     assert post(server, request([encoded(picture, kind)])).json()["scores"]["brightness"] == [mean]
@@ -89,8 +102,9 @@ def test_a_picture_as_it_is(server):
     found = server.http.post("/score", params=query, content=file.getvalue(), headers=png).json()
     again = request([encoded(file.getvalue())], rewards=["shapeworld", "brightness"])
     assert found == post(server, again).json() and len(found["scores"]) == 2
-    critique = server.http.post("/criticize", params={**query, "reward": "shapeworld"},
-                                content=file.getvalue(), headers=png)  # fmt: skip
+    critique = server.http.post(
+        "/criticize", params={**query, "reward": "shapeworld"}, content=file.getvalue(), headers=png
+    )
     assert critique.json()["verdicts"]["shapeworld"]
     for params, content, part in (
         ({"reward": "brightness"}, file.getvalue(), "got 0 for 1"),
@@ -118,8 +132,9 @@ def test_one_rewards_error_leaves_the_others_their_answers(server):
     found = post(server, body).json()
     assert found["scores"] == {}
     assert found["errors"]["brightness"] == {
-        "blame": "reward", "message": "RuntimeError: out of memory with a long story",
-    }  # fmt: skip
+        "blame": "reward",
+        "message": "RuntimeError: out of memory with a long story",
+    }
     assert found["errors"]["shapeworld"]["blame"] == "input"
     found = post(server, request([GREY], ["a cat"], ["shapeworld", "brightness"])).json()
     assert found["scores"] == {"brightness": [pytest.approx(128 / 255)]}
@@ -200,7 +215,7 @@ WRONG = {
     "many small ones": (request([encoded(Image.new("L", (200, 200)))] * 6), "picture 6 of 6 (200 x 200)"),
     "no pixels": (request([encoded(png_that_claims(0, 4))]), "picture 1 of 1"),
     "cut": (request([encoded(png_that_claims(50, 50, b"x"))]), "picture 1 of 1 is damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
@@ -389,8 +404,19 @@ def test_who_hangs_up_leaves_the_line(monkeypatch):
 KEY = "a-long-random-word"
 
 
-@pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer a-long-random-wor", f"Bearer {KEY}x", KEY,
-                                   f"Basic {KEY}", "Bearer \xe4\xf6".encode("latin-1")])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer a-long-random-wor",
+        f"Bearer {KEY}x",
+        KEY,
+        f"Basic {KEY}",
+        "Bearer \xe4\xf6".encode("latin-1"),
+    ],
+)
 def test_without_the_key_nothing_is_answered(keyed, given):
     headers = {} if given is None else {"Authorization": given}
     for path in ("score", "criticize"):

@@ -57,8 +57,15 @@ def test_triples_can_be_parsed_and_are_seeded(examples):
 
 def test_critiques_come_in_the_detectors_words(examples):
     said = " ".join(example.critique for example in examples if example.critique)
-    for phrase in ("were asked for", "there is no ", "I see no ", ", not ", " is not left of the ",
-                   "the background is ", "that was not asked for"):  # fmt: skip
+    for phrase in (
+        "were asked for",
+        "there is no ",
+        "I see no ",
+        ", not ",
+        " is not left of the ",
+        "the background is ",
+        "that was not asked for",
+    ):
         assert phrase in said, phrase
     assert 0.2 < sum(example.critique is not None for example in examples) / len(examples) < 0.35
 
@@ -81,27 +88,54 @@ def test_layouts_of_held_out_prompts_satisfy_them():
         assert satisfies(case, spelled_out(layout(case, rng), rng))
 
 
-@pytest.mark.parametrize(("prompt", "rewrite", "right"), [
-    ("a photo of a star", "a large red star in the center, on a grey background", True),
-    ("a photo of a star", "a photo of a star", False),
-    ("a photo of a star", "a large red star in the center, on a grey background, and more", False),
-    ("a photo of a star", "a large red heart in the center, on a grey background", False),
-    ("a photo of a star on a pink background", "a large red star in the center, on a grey background", False),
-    ("a photo of a red star", "a blue star in the center, on a grey background", False),
-    ("a photo of two stars", "white background, two red stars: one at the top, one in the center", True),
-    ("a photo of two stars", "two red stars: one at the top, on a grey background", False),
-    ("a photo of two stars", "three red stars: one at the top, one on the left, one on the right, "
-                             "on a grey background", False),
-    ("a photo of two stars", "two red stars: one at the top and one at the top, on a grey background", False),
-    ("a photo of a star and a ring", "pink background, a red star at the top, a red ring on the left", True),
-    ("a photo of a star and a ring", "grey background, a red star at the top", False),
-    ("a photo of a star above a ring", "pink background, a red star at the top, a red ring in the center",
-     True),
-    ("a photo of a star above a ring", "pink background, a red star at the bottom, a red ring in the center",
-     False),
-    ("a photo of a star above a ring", "pink background, a red star at the top left, a red ring at the top",
-     False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "rewrite", "right"),
+    [
+        ("a photo of a star", "a large red star in the center, on a grey background", True),
+        ("a photo of a star", "a photo of a star", False),
+        ("a photo of a star", "a large red star in the center, on a grey background, and more", False),
+        ("a photo of a star", "a large red heart in the center, on a grey background", False),
+        (
+            "a photo of a star on a pink background",
+            "a large red star in the center, on a grey background",
+            False,
+        ),
+        ("a photo of a red star", "a blue star in the center, on a grey background", False),
+        ("a photo of two stars", "white background, two red stars: one at the top, one in the center", True),
+        ("a photo of two stars", "two red stars: one at the top, on a grey background", False),
+        (
+            "a photo of two stars",
+            "three red stars: one at the top, one on the left, one on the right, on a grey background",
+            False,
+        ),
+        (
+            "a photo of two stars",
+            "two red stars: one at the top and one at the top, on a grey background",
+            False,
+        ),
+        (
+            "a photo of a star and a ring",
+            "pink background, a red star at the top, a red ring on the left",
+            True,
+        ),
+        ("a photo of a star and a ring", "grey background, a red star at the top", False),
+        (
+            "a photo of a star above a ring",
+            "pink background, a red star at the top, a red ring in the center",
+            True,
+        ),
+        (
+            "a photo of a star above a ring",
+            "pink background, a red star at the bottom, a red ring in the center",
+            False,
+        ),
+        (
+            "a photo of a star above a ring",
+            "pink background, a red star at the top left, a red ring at the top",
+            False,
+        ),
+    ],
+)
 def test_satisfies(prompt, rewrite, right):
     assert satisfies(parse_prompt(prompt), rewrite) is right
 

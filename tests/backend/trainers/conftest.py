@@ -11,8 +11,9 @@ from . import world
 THINGS = ("star", "ring", "cross", "heart")
 ROWS = [
     {"prompt": f"a {thing}", "reason": f"The {color} one.", "rewrite": f"a large {color} {thing}"}
-    for thing in THINGS for color in world.COLORS
-]  # fmt: skip
+    for thing in THINGS
+    for color in world.COLORS
+]
 
 
 def half_write(run, weights):
@@ -45,18 +46,36 @@ def taught(tmp_path_factory):
     folder = tmp_path_factory.mktemp("taught")
     made = tokenizer()
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=True,
-        eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
-    )).save_pretrained(folder / "start")  # fmt: skip
+    Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(made),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            eos_token_id=made.eos_token_id,
+            pad_token_id=made.pad_token_id,
+        )
+    ).save_pretrained(folder / "start")
     made.save_pretrained(folder / "start")
     (folder / "sft.jsonl").write_text("\n".join(map(json.dumps, ROWS)) + "\n")
     settings = SftConfig(
-        model=str(folder / "start"), data=folder / "sft.jsonl", system="Rewrite.", max_steps=80,
-        batch_size=12, learning_rate=1e-2, max_length=96, max_new_tokens=32, device="cpu", save_every=80,
-        gradient_checkpointing=False, temperature=0.7,
-    )  # fmt: skip
+        model=str(folder / "start"),
+        data=folder / "sft.jsonl",
+        system="Rewrite.",
+        max_steps=80,
+        batch_size=12,
+        learning_rate=1e-2,
+        max_length=96,
+        max_new_tokens=32,
+        device="cpu",
+        save_every=80,
+        gradient_checkpointing=False,
+        temperature=0.7,
+    )
     return train(settings, folder / "run", log=lambda line: None)
 
 

@@ -26,8 +26,11 @@ def _kill_at(where: str, count: int) -> None:
     from reprise.backend.cache import Cache
     from reprise.backend.trainers.studio import Studio
 
-    owner, name = {"draw": (Cache, "put_image"), "judge": (Cache, "put_scores"),
-                   "learn": (torch.optim.AdamW, "step")}[where]  # fmt: skip
+    owner, name = {
+        "draw": (Cache, "put_image"),
+        "judge": (Cache, "put_scores"),
+        "learn": (torch.optim.AdamW, "step"),
+    }[where]
     method, look, made, looking = getattr(owner, name), Studio.look, [], []
 
     def looked(self, *arguments):

@@ -32,9 +32,10 @@ def test_near_ties_say_nothing():
 def test_what_was_never_drawn_is_the_groups_worst_picture():
     """The picture's scores are (.2, .8, .2 in place of none): mean .4, std .12 ** .5."""
     group = [
-        Member({"picture": 0.2, "structure": 1.0}), Member({"picture": 0.8, "structure": 1.0}),
+        Member({"picture": 0.2, "structure": 1.0}),
+        Member({"picture": 0.8, "structure": 1.0}),
         Member({"structure": 0.0}, drawn=False),
-    ]  # fmt: skip
+    ]
     sums = group_sums(group, {"picture": 1.0}, 0.0)
     assert sums == pytest.approx([-0.2 / 0.12**0.5, 0.4 / 0.12**0.5, -0.2 / 0.12**0.5])
     both = group_sums(group, {"picture": 1.0, "structure": 0.1}, 0.0)

@@ -38,8 +38,16 @@ def test_a_denoiser_is_called_as_its_pipeline_calls_it(pipe):
     rows = family.encode(pipe, "a red cat", 20 if family.has_text_length else None)
     options = {"guidance_scale": 4.5 if family.packed and module.config.guidance_embeds else 1.0}
     try:
-        pipe(**rows, **dict(family.call), **options, width=16, height=16, num_inference_steps=2,
-             generator=torch.Generator().manual_seed(3), output_type="latent")  # fmt: skip
+        pipe(
+            **rows,
+            **dict(family.call),
+            **options,
+            width=16,
+            height=16,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(3),
+            output_type="latent",
+        )
     finally:
         del module.forward
     hidden, times, said = seen[1]
@@ -136,13 +144,12 @@ def test_every_schedulers_own_shift():
     pipe.scheduler = UniPCMultistepScheduler(**settings, flow_shift=5.0)
     assert noising_of(pipe, (8, 8), None).at(half)[1].item() == pytest.approx(5 / 6)
     # One made from another's config carries the other's setting along, which it does not read.
-    pipe.scheduler = UniPCMultistepScheduler.from_config(
-        flow.config, **settings, flow_shift=2.0
-    )
+    pipe.scheduler = UniPCMultistepScheduler.from_config(flow.config, **settings, flow_shift=2.0)
     assert pipe.scheduler.config.get("shift") in (None, 3.0)
     assert noising_of(pipe, (8, 8), None).shift == 2.0
-    linear = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear",
-                                             base_shift=1.5)  # fmt: skip
+    linear = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type="linear", base_shift=1.5
+    )
     pipe.scheduler = linear
     linear.set_timesteps(sigmas=[0.5], mu=1.5)
     torch.testing.assert_close(noising_of(pipe, (32, 32), None).at(half)[1], linear.sigmas[:1])

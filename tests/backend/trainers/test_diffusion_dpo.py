@@ -40,8 +40,18 @@ def store(tmp_path_factory):
     for i in range(6):
         sides = [made.put_image(color + 0.1 * torch.rand(16, 16, 3, generator=random)) for color in COLORS]
         better, worse = (Side(image=image, drawn_as="a cat", score=1.0 - j) for j, image in enumerate(sides))
-        pairs.append(Pair(prompt=f"cat {i}", condition=f"a cat {i % 2}", chosen=better, rejected=worse,
-                          reward="redness", margin=1.0, source="render", run="out/a"))  # fmt: skip
+        pairs.append(
+            Pair(
+                prompt=f"cat {i}",
+                condition=f"a cat {i % 2}",
+                chosen=better,
+                rejected=worse,
+                reward="redness",
+                margin=1.0,
+                source="render",
+                run="out/a",
+            )
+        )
     made.add(pairs)
     return made
 
@@ -58,8 +68,9 @@ def folders(tmp_path_factory):
                 from diffusers import DDIMScheduler
 
                 # As a word of its own: in the config it is marked as a default, and would be left as it was.
-                pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config,
-                                                           prediction_type="v_prediction")  # fmt: skip
+                pipe.scheduler = DDIMScheduler.from_config(
+                    pipe.scheduler.config, prediction_type="v_prediction"
+                )
             saved[family] = tmp_path_factory.mktemp(family) / "model"
             pipe.save_pretrained(saved[family])
         return saved[family]
@@ -68,11 +79,22 @@ def folders(tmp_path_factory):
 
 
 def settings(folder, store, **changes):
-    return DiffusionDpoConfig(**{
-        "model": str(folder), "preferences": store.folder, "max_steps": 4, "batch_size": 2, "accumulation": 1,
-        "learning_rate": 1e-2, "warmup_ratio": 0.0, "device": "cpu", "save_every": 2,
-        "gradient_checkpointing": False, "lora": {"r": 2, "alpha": 4}, **changes,
-    })  # fmt: skip
+    return DiffusionDpoConfig(
+        **{
+            "model": str(folder),
+            "preferences": store.folder,
+            "max_steps": 4,
+            "batch_size": 2,
+            "accumulation": 1,
+            "learning_rate": 1e-2,
+            "warmup_ratio": 0.0,
+            "device": "cpu",
+            "save_every": 2,
+            "gradient_checkpointing": False,
+            "lora": {"r": 2, "alpha": 4},
+            **changes,
+        }
+    )
 
 
 def quiet(line):
@@ -97,8 +119,9 @@ def same(one, other):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, folders, store, tmp_path):
     """It starts at log 2, only the adapter learns, and the file makes the renderer that was trained."""
-    config = settings(folders(family), store, learning_rate=2e-3,
-                      lora={"r": 2, "alpha": 4, "targets": "blocks"})  # fmt: skip
+    config = settings(
+        folders(family), store, learning_rate=2e-3, lora={"r": 2, "alpha": 4, "targets": "blocks"}
+    )
     claim(tmp_path, save_config(config), False)
     loop = Loop(config, tmp_path, False, quiet)
     assert loop.weights and all("lora_" in name for name in loop.weights)
@@ -163,8 +186,17 @@ def test_the_loss_is_the_one_of_the_paper(folders, store, tmp_path):
 
 def test_it_learns_what_was_liked(folders, store, tmp_path):
     """On pairs that were held out, too; the errors of what was liked fall against those of what was not."""
-    config = settings(folders("flux"), store, max_steps=30, batch_size=4, eval_share=0.3, eval_every=15,
-                      beta=200, learning_rate=5e-3, lora={"r": 4, "targets": "blocks"})  # fmt: skip
+    config = settings(
+        folders("flux"),
+        store,
+        max_steps=30,
+        batch_size=4,
+        eval_share=0.3,
+        eval_every=15,
+        beta=200,
+        learning_rate=5e-3,
+        lora={"r": 4, "targets": "blocks"},
+    )
     train(config, tmp_path / "run", log=quiet)
     looks = rows(tmp_path / "run", "evaluations.jsonl")
     assert [row["step"] for row in looks] == [0, 15, 30]
@@ -258,8 +290,14 @@ def test_accumulating_is_the_same_step(folders, store, tmp_path):
 
 def test_bfloat16_and_checkpointing(folders, store, tmp_path):
     """As on a GPU: frozen weights in bfloat16, the adapter in float32."""
-    config = settings(folders("sdxl"), store, dtype="bfloat16", gradient_checkpointing=True, max_steps=2,
-                      export_dtype="bfloat16")  # fmt: skip
+    config = settings(
+        folders("sdxl"),
+        store,
+        dtype="bfloat16",
+        gradient_checkpointing=True,
+        max_steps=2,
+        export_dtype="bfloat16",
+    )
     loop = Loop(config, tmp_path / "run", False, quiet)
     assert {weight.dtype for weight in loop.weights.values()} == {torch.float32}
     assert loop.pipeline.unet.dtype == torch.bfloat16
@@ -285,8 +323,20 @@ def test_the_embedded_renderer(store, tmp_path):
     random = torch.Generator().manual_seed(0)
     images = [made.put_image(torch.rand(128, 128, 3, generator=random)) for _ in range(2)]
     sides = [Side(image=image, drawn_as="x", score=1.0 - i) for i, image in enumerate(images)]
-    made.add([Pair(prompt="a red circle", condition="a red circle", chosen=sides[0], rejected=sides[1],
-                   reward="r", margin=1.0, source="render", run="a")])  # fmt: skip
+    made.add(
+        [
+            Pair(
+                prompt="a red circle",
+                condition="a red circle",
+                chosen=sides[0],
+                rejected=sides[1],
+                reward="r",
+                margin=1.0,
+                source="render",
+                run="a",
+            )
+        ]
+    )
     config = settings("shapeworld", made, max_steps=2)
     final = train(config, tmp_path / "run", log=quiet)
     assert all(key.startswith("transformer.") for key in load_file(final / "lora.safetensors"))
@@ -296,13 +346,16 @@ def test_the_embedded_renderer(store, tmp_path):
 def test_what_cannot_be_trained_leaves_nothing_behind(folders, store, tmp_path):
     empty = tmp_path / "empty"
     for changes, error, message in (
-        ({"margin": 2.0}, BadInput, "are ties"), ({"reward": "x"}, BadInput, "only of redness"),
+        ({"margin": 2.0}, BadInput, "are ties"),
+        ({"reward": "x"}, BadInput, "only of redness"),
         ({"preferences": empty}, BadInput, "holds no preferences"),
-        ({"model": "fake"}, BadInput, "no weights"), ({"eval_share": 0.99}, BadInput, "leaves none"),
-        ({"shift": 2.0}, Unsupported, "shift is for flows"), ({"guidance": 2.0}, Unsupported, "no guidance"),
+        ({"model": "fake"}, BadInput, "no weights"),
+        ({"eval_share": 0.99}, BadInput, "leaves none"),
+        ({"shift": 2.0}, Unsupported, "shift is for flows"),
+        ({"guidance": 2.0}, Unsupported, "no guidance"),
         ({"max_sequence_length": 9}, Unsupported, "fixed text length"),
         ({"size": 100}, BadInput, "no multiple"),
-    ):  # fmt: skip
+    ):
         config = settings(folders("sd1"), store, **changes)
         with pytest.raises(error, match=message):
             train(config, tmp_path / "run", log=quiet)
@@ -311,10 +364,23 @@ def test_what_cannot_be_trained_leaves_nothing_behind(folders, store, tmp_path):
 
 def test_pictures_of_several_sizes(folders, tmp_path):
     made = Store(tmp_path / "store", create=True)
-    sides = [Side(image=made.put_image(torch.rand(16, 16 + 8 * i, 3)), drawn_as="x", score=1.0 - i)
-             for i in (0, 1)]  # fmt: skip
-    made.add([Pair(prompt="x", condition="x", chosen=sides[0], rejected=sides[1], reward="r", margin=1.0,
-                   source="render", run="a")])  # fmt: skip
+    sides = [
+        Side(image=made.put_image(torch.rand(16, 16 + 8 * i, 3)), drawn_as="x", score=1.0 - i) for i in (0, 1)
+    ]
+    made.add(
+        [
+            Pair(
+                prompt="x",
+                condition="x",
+                chosen=sides[0],
+                rejected=sides[1],
+                reward="r",
+                margin=1.0,
+                source="render",
+                run="a",
+            )
+        ]
+    )
     with pytest.raises(BadInput, match="several sizes .16 x 16, 24 x 16"):
         train(settings(folders("sd1"), made), tmp_path / "run", log=quiet)
 
@@ -345,16 +411,26 @@ def test_every_setting_has_a_sentence():
 
 def test_the_examples_of_settings_are_valid():
     folder = Path(diffusion_dpo.__file__).parent / "configs"
-    found = {path.stem.split("_", 1)[1] for path in folder.glob("diffusion-dpo_*.yaml")
-             if load_config(DiffusionDpoConfig, path)}  # fmt: skip
+    found = {
+        path.stem.split("_", 1)[1]
+        for path in folder.glob("diffusion-dpo_*.yaml")
+        if load_config(DiffusionDpoConfig, path)
+    }
     assert found == {"shapeworld", "shapeworld-rounds", "flux", "sd15", "sdxl", "sd3", "pixart"}
     assert resolve("trainer", TRAINERS, "diffusion-dpo") is train
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"beta": 0}, "beta"), ({"eval_share": 1.0}, "eval_share"), ({"scheduler": "constant"}, "warmup_ratio=0"),
-    ({"lora": {"targets": "all-linear"}}, "targets"), ({"times": "late"}, "times"), ({"lora": None}, "lora"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 0}, "beta"),
+        ({"eval_share": 1.0}, "eval_share"),
+        ({"scheduler": "constant"}, "warmup_ratio=0"),
+        ({"lora": {"targets": "all-linear"}}, "targets"),
+        ({"times": "late"}, "times"),
+        ({"lora": None}, "lora"),
+    ],
+)
 def test_impossible_settings(changes, message):
     with pytest.raises(BadInput, match=message):
         parse_config(DiffusionDpoConfig, {"model": "m", "preferences": "p", **changes}, "test")

@@ -44,15 +44,30 @@ def values(model, tmp_path_factory):
     (folder / "train.txt").write_text("a cat\na dog\n" + '{"prompt": "an owl", "judged_as": "owl"}\na fox\n')
     (folder / "eval.txt").write_text("a cow\na bee\n")
     return {
-        "model": str(model), "max_steps": 3, "batch_size": 2, "accumulation": 1, "learning_rate": 1e-2,
-        "warmup_ratio": 0.0, "device": "cpu", "save_every": 2, "gradient_checkpointing": False, "beta": 200.0,
-        "margin": 0.001, "max_sequence_length": 20, "lora": {"r": 2, "alpha": 3, "targets": "blocks"},
+        "model": str(model),
+        "max_steps": 3,
+        "batch_size": 2,
+        "accumulation": 1,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "device": "cpu",
+        "save_every": 2,
+        "gradient_checkpointing": False,
+        "beta": 200.0,
+        "margin": 0.001,
+        "max_sequence_length": 20,
+        "lora": {"r": 2, "alpha": 3, "targets": "blocks"},
         "rounds": {
-            "count": 2, "prompts": str(folder / "train.txt"), "eval_prompts": str(folder / "eval.txt"),
-            "images": 4, "eval_images": 2, "rewards": {"redness": 1.0}, "held_out": ["blueness"],
+            "count": 2,
+            "prompts": str(folder / "train.txt"),
+            "eval_prompts": str(folder / "eval.txt"),
+            "images": 4,
+            "eval_images": 2,
+            "rewards": {"redness": 1.0},
+            "held_out": ["blueness"],
             "renderer": {"steps": 2, "size": 64, "guidance": 3.5, "batch": 8},
         },
-    }  # fmt: skip
+    }
 
 
 def changed(values, rounds=None, **changes):
@@ -136,9 +151,17 @@ def test_a_round_draws_with_the_lora_of_the_one_before(finished, model):
     assert (image - kept).abs().max() <= 1 / 255 + 1e-6
 
 
-@pytest.mark.parametrize(("where", "count"), [
-    ("draw", 3), ("draw", 7), ("draw", 26), ("judge", 22), ("learn", 2), ("learn", 6),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        ("draw", 3),
+        ("draw", 7),
+        ("draw", 26),
+        ("judge", 22),
+        ("learn", 2),
+        ("learn", 6),
+    ],
+)
 def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_path):
     """SIGKILL while it draws (evaluation, round), judges, or learns, in either round; bit for bit."""
     whole, _ = finished
@@ -295,8 +318,9 @@ def test_a_round_of_too_few_prompts_holds_none_out(values, tmp_path):
     said = []
     asked = {"count": 1, "per_round": 1, "eval_prompts": None}
     train(changed(values, asked, eval_share=0.5, max_steps=1), tmp_path / "run", log=said.append)
-    assert any("eval_share=0.5 of 1 prompts leaves none to train on: nothing is held out" in line
-               for line in said)  # fmt: skip
+    assert any(
+        "eval_share=0.5 of 1 prompts leaves none to train on: nothing is held out" in line for line in said
+    )
     assert rows(tmp_path / "run/metrics.jsonl") and (tmp_path / "run/final").is_dir()
 
 
@@ -311,8 +335,10 @@ def test_rounds_that_bring_nothing_stop(values, tmp_path, monkeypatch):
     said, run = [], tmp_path / "run"
     config = changed(values, {"count": 6, "patience": 2}, max_steps=1)
     train(config, run, log=said.append)
-    assert any("stopped after round 3: 2 rounds brought no better held-out/blueness than round 1" in line
-               for line in said)  # fmt: skip
+    assert any(
+        "stopped after round 3: 2 rounds brought no better held-out/blueness than round 1" in line
+        for line in said
+    )
     best, first = (load_file(path / "lora.safetensors") for path in (run / "best", run / "rounds/1/final"))
     assert all(torch.equal(best[key], first[key]) for key in first)
     assert train(config, run, resume=True, log=said.append) == run / "final"
@@ -349,8 +375,9 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
     """The file is the reference and the beginning; the result holds both, at the same rank."""
     run, _ = finished
     file = run / "rounds/1/final/lora.safetensors"
-    config = DiffusionDpoConfig(**{**values, "rounds": None, "start": file,
-                                   "preferences": run / "rounds/2/preferences"})  # fmt: skip
+    config = DiffusionDpoConfig(
+        **{**values, "rounds": None, "start": file, "preferences": run / "rounds/2/preferences"}
+    )
     loop = Loop(config, tmp_path, False, quiet)
     noise, u = loop._noise([0, 1])
     losses, figures = loop._losses(loop.pairs[:2], noise, u)
@@ -361,24 +388,30 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
         plain = build("flux")
         apply_lora(file, plain.transformer)
         loop.denoiser.module = plain.transformer
-        torch.testing.assert_close(said, loop.denoiser(noise[:1], loop.noising.at(u[:1])[2], condition),
-                                   rtol=1e-3, atol=1e-4)  # fmt: skip
+        torch.testing.assert_close(
+            said, loop.denoiser(noise[:1], loop.noising.at(u[:1])[2], condition), rtol=1e-3, atol=1e-4
+        )
     for changes in ({"lora": {"r": 3, "targets": "blocks"}}, {"lora": {"r": 2, "targets": "attention"}}):
         with pytest.raises(BadInput, match="is an adapter of rank 2 on .* modules, and lora asks for rank"):
             Loop(DiffusionDpoConfig(**{**config.model_dump(), **changes}), tmp_path, False, quiet)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"preferences": "p"}, "give one of the two"), ({"rounds": None}, "give one of the two"),
-    ({"reward": "redness"}, "leave reward out"), ({"weigh_by": "greenness"}, "add it to rounds.held_out"),
-    ({"rounds": {"renderer": {"name": "shapeworld"}, "prompts": "p"}}, None),
-    ({"rounds": {"renderer": {"name": "other/model"}, "prompts": "p"}}, "leave rounds.renderer.name out"),
-    ({"rounds": {"renderer": {"lora": "l"}, "prompts": "p"}}, "leave rounds.renderer.lora out"),
-    ({"rounds": {"rewards": {"nothing": 1.0}, "prompts": "p"}}, "nothing"),
-    ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward says"),
-    ({"rounds": {"images": 1, "prompts": "p"}}, "images"),
-    ({"rounds": {"offload": True, "prompts": "p"}}, "device=cpu puts none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preferences": "p"}, "give one of the two"),
+        ({"rounds": None}, "give one of the two"),
+        ({"reward": "redness"}, "leave reward out"),
+        ({"weigh_by": "greenness"}, "add it to rounds.held_out"),
+        ({"rounds": {"renderer": {"name": "shapeworld"}, "prompts": "p"}}, None),
+        ({"rounds": {"renderer": {"name": "other/model"}, "prompts": "p"}}, "leave rounds.renderer.name out"),
+        ({"rounds": {"renderer": {"lora": "l"}, "prompts": "p"}}, "leave rounds.renderer.lora out"),
+        ({"rounds": {"rewards": {"nothing": 1.0}, "prompts": "p"}}, "nothing"),
+        ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward says"),
+        ({"rounds": {"images": 1, "prompts": "p"}}, "images"),
+        ({"rounds": {"offload": True, "prompts": "p"}}, "device=cpu puts none"),
+    ],
+)
 def test_impossible_settings(changes, message, values):
     if message is None:
         assert parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
@@ -387,24 +420,31 @@ def test_impossible_settings(changes, message, values):
         parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"model": "shapeworld-masked"}, "no layout of a LoRA file is known for aMUSEd"),
-    ({"model": "comfyui:workflow.json"}, "expected a pipeline's folder"),
-    ({"start": 2, "lora": {"r": 4, "targets": "blocks"}}, "adapter of rank 2 .* asks for rank 4"),
-    ({"start": 0}, "is empty"), ({"judge": {"reward": "redness"}}, "gives no gradient through pixels"),
-    ({"size": 99}, "size=99 is no multiple"),
-    ({"model": "shapeworld-sd", "shift": 2.0}, "shift is for flows"),
-    ({"model": "shapeworld-sd", "guidance": 2.0}, "no guidance embedding"),
-    ({"model": "shapeworld", "size": 64}, "'shapeworld' draws with size=128 alone, got 64; leave it out"),
-    ({"model": "shapeworld", "max_sequence_length": 20}, "max_sequence_length=48 alone, got 20"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "shapeworld-masked"}, "no layout of a LoRA file is known for aMUSEd"),
+        ({"model": "comfyui:workflow.json"}, "expected a pipeline's folder"),
+        ({"start": 2, "lora": {"r": 4, "targets": "blocks"}}, "adapter of rank 2 .* asks for rank 4"),
+        ({"start": 0}, "is empty"),
+        ({"judge": {"reward": "redness"}}, "gives no gradient through pixels"),
+        ({"size": 99}, "size=99 is no multiple"),
+        ({"model": "shapeworld-sd", "shift": 2.0}, "shift is for flows"),
+        ({"model": "shapeworld-sd", "guidance": 2.0}, "no guidance embedding"),
+        ({"model": "shapeworld", "size": 64}, "'shapeworld' draws with size=128 alone, got 64; leave it out"),
+        ({"model": "shapeworld", "max_sequence_length": 20}, "max_sequence_length=48 alone, got 20"),
+    ],
+)
 def test_what_cannot_be_learned_is_refused_before_anything_is_drawn(changes, message, values, tmp_path):
     rounds = dict(values["rounds"])
     if "start" in changes:
         file, flux = tmp_path / "start.safetensors", build("flux").transformer
         sizes = {name: one.weight.shape for name, one in flux.named_modules() if re.fullmatch(BLOCKS, name)}
-        halves = {f"transformer.{name}.lora_{half}.weight": torch.ones(shape) for name, (high, wide)
-                  in sizes.items() for half, shape in (("A", (2, wide)), ("B", (high, 2)))}  # fmt: skip
+        halves = {
+            f"transformer.{name}.lora_{half}.weight": torch.ones(shape)
+            for name, (high, wide) in sizes.items()
+            for half, shape in (("A", (2, wide)), ("B", (high, 2)))
+        }
         save_file(halves if changes["start"] else {}, file)
         changes = {**changes, "start": file}
     if "model" in changes:

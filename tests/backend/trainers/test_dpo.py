@@ -26,11 +26,18 @@ def text(color, thing, score, **changes):
 
 
 def pair(thing, chosen=None, rejected=None, margin=0.8, **changes):
-    return RewritePair(**{
-        "prompt": f"a {thing}", "chosen": chosen or text("red", thing, 0.9),
-        "rejected": rejected or text("blue", thing, 0.1), "reward": "redness", "margin": margin,
-        "source": "grpo", "run": "runs/a", **changes,
-    })  # fmt: skip
+    return RewritePair(
+        **{
+            "prompt": f"a {thing}",
+            "chosen": chosen or text("red", thing, 0.9),
+            "rejected": rejected or text("blue", thing, 0.1),
+            "reward": "redness",
+            "margin": margin,
+            "source": "grpo",
+            "run": "runs/a",
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +49,22 @@ def store(tmp_path_factory):
 
 
 def settings(model, store, **changes):
-    return DpoConfig(**{
-        "model": str(model), "preferences": store.folder, "max_steps": 6, "batch_size": 3, "device": "cpu",
-        "learning_rate": 5e-3, "warmup_ratio": 0.0, "max_length": 96, "save_every": 2, "log_every": 1,
-        "gradient_checkpointing": False, **changes,
-    })  # fmt: skip
+    return DpoConfig(
+        **{
+            "model": str(model),
+            "preferences": store.folder,
+            "max_steps": 6,
+            "batch_size": 3,
+            "device": "cpu",
+            "learning_rate": 5e-3,
+            "warmup_ratio": 0.0,
+            "max_length": 96,
+            "save_every": 2,
+            "log_every": 1,
+            "gradient_checkpointing": False,
+            **changes,
+        }
+    )
 
 
 def quiet(line):
@@ -82,8 +100,9 @@ def test_what_was_better_is_written_more(whole, taught):
         model, tokenizer, _ = load_checkpoint(str(folder))
         ids = prompt_ids(tokenizer, "a star", system="Rewrite.")
         ids += tokenizer("<reason>The", add_special_tokens=False)["input_ids"]
-        red, blue = (tokenizer(f" {color}", add_special_tokens=False)["input_ids"][0]
-                     for color in ("red", "blue"))  # fmt: skip
+        red, blue = (
+            tokenizer(f" {color}", add_special_tokens=False)["input_ids"][0] for color in ("red", "blue")
+        )
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1]
         return (logits[red] - logits[blue]).item()
@@ -123,7 +142,8 @@ def test_killed_and_resumed_is_never_killed(at, changes, whole, taught, store, t
     assert ("from the start" if at == 1 else f"going on from checkpoint-{at // 2 * 2}") in said[0]
     assert same(run, expected)
     assert [(row["step"], row["loss"]) for row in rows(run)] == [
-        (row["step"], row["loss"]) for row in rows(expected)]  # fmt: skip
+        (row["step"], row["loss"]) for row in rows(expected)
+    ]
 
 
 def test_a_finished_run_is_returned(whole, taught, store):
@@ -189,11 +209,15 @@ def test_the_examples_of_settings_are_valid():
     assert resolve("trainer", TRAINERS, "dpo") is train
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"beta": 0}, "beta"), ({"scheduler": "constant"}, "warmup_ratio=0"),
-    ({"device": "cpu", "dtype": "bfloat16"}, "dtype=float32"),
-    ({"lora": {"dropout": 0.1}}, "lora.dropout=0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 0}, "beta"),
+        ({"scheduler": "constant"}, "warmup_ratio=0"),
+        ({"device": "cpu", "dtype": "bfloat16"}, "dtype=float32"),
+        ({"lora": {"dropout": 0.1}}, "lora.dropout=0"),
+    ],
+)
 def test_impossible_settings(changes, message):
     with pytest.raises(BadInput, match=message):
         parse_config(DpoConfig, {"model": "m", "preferences": "p", **changes}, "test")

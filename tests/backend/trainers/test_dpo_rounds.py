@@ -23,15 +23,31 @@ def values(taught, prompts, tmp_path_factory):
     held_out = tmp_path_factory.mktemp("prompts") / "eval.txt"
     held_out.write_text("a cube\na moon\n")
     return {
-        "model": str(taught), "margin": 0.05, "max_steps": 4, "batch_size": 4, "device": "cpu",
-        "learning_rate": 2e-3, "warmup_ratio": 0.0, "max_length": 96, "save_every": 3, "log_every": 1,
-        "gradient_checkpointing": False, "export_dtype": "float16",
+        "model": str(taught),
+        "margin": 0.05,
+        "max_steps": 4,
+        "batch_size": 4,
+        "device": "cpu",
+        "learning_rate": 2e-3,
+        "warmup_ratio": 0.0,
+        "max_length": 96,
+        "save_every": 3,
+        "log_every": 1,
+        "gradient_checkpointing": False,
+        "export_dtype": "float16",
         "rounds": {
-            "count": 2, "prompts": str(prompts), "eval_prompts": str(held_out), "rewrites": 6, "images": 1,
-            "rewards": {"redness": 1.0, "structure": 0.5}, "held_out": ["blueness"], "prompts_at_once": 2,
-            "max_new_tokens": 32, "renderer": {"name": "words", "batch": 16},
+            "count": 2,
+            "prompts": str(prompts),
+            "eval_prompts": str(held_out),
+            "rewrites": 6,
+            "images": 1,
+            "rewards": {"redness": 1.0, "structure": 0.5},
+            "held_out": ["blueness"],
+            "prompts_at_once": 2,
+            "max_new_tokens": 32,
+            "renderer": {"name": "words", "batch": 16},
         },
-    }  # fmt: skip
+    }
 
 
 def rows(path):
@@ -132,13 +148,17 @@ def test_rewrites_that_have_nothing_to_be_compared_with_are_no_ties(values, tmp_
         train(DpoConfig(**values), tmp_path / "run", log=quiet)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"preferences": "p"}, "give one of the two"), ({"rounds": None}, "give one of the two"),
-    ({"reward": "redness"}, "leave reward out"),
-    ({"rounds": {"prompts": "p", "rewards": {"structure": 1.0, "x": 1.0}}}, "'x'"),
-    ({"rounds": {"prompts": "p", "offload": True}}, "device=cpu puts none"),
-    ({"dtype": "bfloat16", "lora": {"r": 2}, "device": "auto"}, "bfloat16 loses small changes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preferences": "p"}, "give one of the two"),
+        ({"rounds": None}, "give one of the two"),
+        ({"reward": "redness"}, "leave reward out"),
+        ({"rounds": {"prompts": "p", "rewards": {"structure": 1.0, "x": 1.0}}}, "'x'"),
+        ({"rounds": {"prompts": "p", "offload": True}}, "device=cpu puts none"),
+        ({"dtype": "bfloat16", "lora": {"r": 2}, "device": "auto"}, "bfloat16 loses small changes"),
+    ],
+)
 def test_impossible_settings(changes, message, values):
     with pytest.raises(BadInput, match=message):
         parse_config(DpoConfig, {**values, **changes}, "test")

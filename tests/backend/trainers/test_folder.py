@@ -35,11 +35,17 @@ def test_what_decides_nothing_that_is_learned_may_change(run):
     assert claim(run, text, True) == []
 
 
-@pytest.mark.parametrize(("changes", "named"), [
-    ({"beta": 7.0}, "beta"), ({"beta": 7.0, "save_every": 5}, "beta"), ({"lora": {"r": 8}}, "lora.r"),
-    ({"lora": None}, "lora.r, lora"), ({"rounds": {"count": 3, "keep_gb": 20.0, "size": 4}}, "rounds.size"),
-    ({"more": 1}, "more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"beta": 7.0}, "beta"),
+        ({"beta": 7.0, "save_every": 5}, "beta"),
+        ({"lora": {"r": 8}}, "lora.r"),
+        ({"lora": None}, "lora.r, lora"),
+        ({"rounds": {"count": 3, "keep_gb": 20.0, "size": 4}}, "rounds.size"),
+        ({"more": 1}, "more"),
+    ],
+)
 def test_all_else_is_refused_and_nothing_is_written(changes, named, run):
     before = kept(run)
     only = "only save_every, rounds.keep_gb, rounds.count may change"

@@ -30,13 +30,27 @@ def held_out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def values(taught, prompts, held_out):
     return {
-        "model": str(taught), "prompts": str(prompts), "eval_prompts": str(held_out),
-        "renderer": {"name": "words"}, "rewards": {"redness": 1.0, "structure": 0.5},
-        "held_out": ["blueness"], "patience": 0, "prompts_per_step": 2, "rewrites": 4, "batch_size": 4,
-        "max_steps": 4, "learning_rate": 1e-3, "warmup_ratio": 0.0, "scheduler": "linear", "beta": 0.05,
-        "max_new_tokens": 32, "gradient_checkpointing": False, "device": "cpu", "save_every": 1,
+        "model": str(taught),
+        "prompts": str(prompts),
+        "eval_prompts": str(held_out),
+        "renderer": {"name": "words"},
+        "rewards": {"redness": 1.0, "structure": 0.5},
+        "held_out": ["blueness"],
+        "patience": 0,
+        "prompts_per_step": 2,
+        "rewrites": 4,
+        "batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.0,
+        "scheduler": "linear",
+        "beta": 0.05,
+        "max_new_tokens": 32,
+        "gradient_checkpointing": False,
+        "device": "cpu",
+        "save_every": 1,
         "eval_every": 2,
-    }  # fmt: skip
+    }
 
 
 def quiet(line):
@@ -74,15 +88,25 @@ def rows(run, name="metrics.jsonl"):
 def test_the_run_folder(finished, values, taught):
     found = rows(finished)
     assert [row["step"] for row in found] == [1, 2, 3, 4]
-    assert {"loss", "kl", "ratio", "grad_norm", "reward", "reward/redness", "reward/blueness",
-            "zero_variance", "unparsable", "words"} <= found[0].keys()  # fmt: skip
+    assert {
+        "loss",
+        "kl",
+        "ratio",
+        "grad_norm",
+        "reward",
+        "reward/redness",
+        "reward/blueness",
+        "zero_variance",
+        "unparsable",
+        "words",
+    } <= found[0].keys()
     assert [row["step"] for row in rows(finished, "evaluations.jsonl")] == [0, 2, 4]
     lines = read_lines(finished / "rollouts" / "rollouts.jsonl")
     assert {line["step"] for line in lines} == {1, 2, 3, 4}
     pictures = {path.stem for path in finished.glob("rollouts/pictures/*/*.png")}
     assert pictures >= {key for line in lines for key in line["pictures"]}
     page = (finished / "report.html").read_text()
-    assert "http-equiv=\"refresh\"" not in page and "data:image/png" in page
+    assert 'http-equiv="refresh"' not in page and "data:image/png" in page
     assert list((finished / "tensorboard").iterdir())
     assert not same(weights(finished / "final"), weights(taught))
 
@@ -98,10 +122,20 @@ def test_the_rewriter_loads_what_was_trained(finished):
 
 def test_it_learns(values, tmp_path):
     """Red is what the judge likes: from a third of the sampled rewrites to most, and all the greedy ones."""
-    settings = GrpoConfig(**{
-        **values, "max_steps": 14, "learning_rate": 3e-3, "scheduler": "constant", "prompts_per_step": 4,
-        "rewrites": 8, "batch_size": 32, "beta": 0.0, "save_every": 50, "eval_every": 14,
-    })  # fmt: skip
+    settings = GrpoConfig(
+        **{
+            **values,
+            "max_steps": 14,
+            "learning_rate": 3e-3,
+            "scheduler": "constant",
+            "prompts_per_step": 4,
+            "rewrites": 8,
+            "batch_size": 32,
+            "beta": 0.0,
+            "save_every": 50,
+            "eval_every": 14,
+        }
+    )
     run = tmp_path / "run"
     train(settings, run, log=quiet)
     red = [row["reward/redness"] for row in rows(run)]
@@ -186,9 +220,12 @@ def test_killed_and_resumed_is_never_killed(where, step, values, finished, tmp_p
     """SIGKILL while it rolls out, updates or saves; bit for bit."""
     run = tmp_path / "run"
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.backend.trainers.world", str(run), where, str(step)], cwd=ROOT,
-        input=json.dumps(values), text=True, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.backend.trainers.world", str(run), where, str(step)],
+        cwd=ROOT,
+        input=json.dumps(values),
+        text=True,
+        capture_output=True,
+    )
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert not (run / "final").exists()
     assert (run / "checkpoints" / "checkpoint-3").exists() == (where == "save")
@@ -305,11 +342,16 @@ def test_a_full_disk_stops_the_run_and_it_goes_on(full, values, finished, tmp_pa
     compare(run, finished)
 
 
-@pytest.mark.parametrize(("training", "watched", "stops"), [
-    ([None, 0.1, 0.2, 0.3], [0.9, 0.8, 0.7, 0.6], True), ([None, 0.3, 0.2, 0.1], [0.9, 0.8, 0.7, 0.6], False),
-    ([None, 0.1, 0.2, 0.3], [0.9, 0.8, 0.85, 0.6], False), ([None, 0.1, 0.2], [0.9, 0.8, 0.7], False),
-    ([0.0, None, 0.1, 0.2, 0.3], [0.1, 0.9, 0.8, 0.7, 0.6], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("training", "watched", "stops"),
+    [
+        ([None, 0.1, 0.2, 0.3], [0.9, 0.8, 0.7, 0.6], True),
+        ([None, 0.3, 0.2, 0.1], [0.9, 0.8, 0.7, 0.6], False),
+        ([None, 0.1, 0.2, 0.3], [0.9, 0.8, 0.85, 0.6], False),
+        ([None, 0.1, 0.2], [0.9, 0.8, 0.7], False),
+        ([0.0, None, 0.1, 0.2, 0.3], [0.1, 0.9, 0.8, 0.7, 0.6], True),
+    ],
+)
 def test_signs_of_hacking(training, watched, stops):
     found = [{"training_reward": t, "x": w} for t, w in zip(training, watched)]
     assert hacking(found, "x", True, 3) is stops
@@ -385,16 +427,25 @@ def test_without_reasoning(values, tmp_path, monkeypatch):
 # Settings
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"batch_size": 3}, "divisor of 8"), ({"rewrites": 1}, "rewrites"),
-    ({"rewards": {"redness": 1}}, "structure"), ({"rewards": {"structure": 1}}, "no reward looks"),
-    ({"rewards": {"rednes": 1, "structure": 1}}, "did you mean 'redness'"),
-    ({"rewards": {"redness": 0, "structure": 1}}, "redness: input should be greater"),
-    ({"held_out": ["redness"]}, "one of the two"), ({"lora": {"dropout": 0.1}}, "lora.dropout=0"),
-    ({"iterations": 2, "save_every": 3}, "multiple of iterations"), ({"max_dropped": 1}, "max_dropped"),
-    ({"scheduler": "constant", "warmup_ratio": 0.1}, "warmup_ratio=0"), ({"offload": True}, "offload"),
-    ({"init": "random", "lora": {}}, "adapter on random weights"), ({"dtype": "bfloat16"}, "dtype=float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 3}, "divisor of 8"),
+        ({"rewrites": 1}, "rewrites"),
+        ({"rewards": {"redness": 1}}, "structure"),
+        ({"rewards": {"structure": 1}}, "no reward looks"),
+        ({"rewards": {"rednes": 1, "structure": 1}}, "did you mean 'redness'"),
+        ({"rewards": {"redness": 0, "structure": 1}}, "redness: input should be greater"),
+        ({"held_out": ["redness"]}, "one of the two"),
+        ({"lora": {"dropout": 0.1}}, "lora.dropout=0"),
+        ({"iterations": 2, "save_every": 3}, "multiple of iterations"),
+        ({"max_dropped": 1}, "max_dropped"),
+        ({"scheduler": "constant", "warmup_ratio": 0.1}, "warmup_ratio=0"),
+        ({"offload": True}, "offload"),
+        ({"init": "random", "lora": {}}, "adapter on random weights"),
+        ({"dtype": "bfloat16"}, "dtype=float32"),
+    ],
+)
 def test_impossible_settings_are_refused_with_a_remedy(changes, message, values):
     with pytest.raises(BadInput, match=message):
         parse_config(GrpoConfig, {**values, **changes}, "test")
@@ -438,7 +489,11 @@ def test_every_setting_has_a_sentence():
 def test_the_examples_of_settings_are_valid():
     found = sorted((Path(grpo.__file__).parent / "configs").glob("grpo_*.yaml"))
     assert [path.stem for path in found] == [
-        "grpo_flux-qwen2.5-3b", "grpo_low-vram", "grpo_pixart-sigma", "grpo_sd3", "grpo_shapeworld"
+        "grpo_flux-qwen2.5-3b",
+        "grpo_low-vram",
+        "grpo_pixart-sigma",
+        "grpo_sd3",
+        "grpo_shapeworld",
     ]
     for path in found:
         load_config(GrpoConfig, path)

@@ -46,10 +46,20 @@ class Odd(Colour):
 
 
 def pair(number, better=0.9, worse=0.1, margin=0.8, images=("a", "b"), **scores):
-    sides = [Side(image=image, drawn_as="x", score=score, scores={k: v[i] for k, v in scores.items()})
-             for i, (image, score) in enumerate(zip(images, (better, worse)))]  # fmt: skip
-    return Pair(prompt=f"x {number}", condition=f"x {number}", chosen=sides[0], rejected=sides[1], reward="r",
-                margin=margin, source="render", run="a")  # fmt: skip
+    sides = [
+        Side(image=image, drawn_as="x", score=score, scores={k: v[i] for k, v in scores.items()})
+        for i, (image, score) in enumerate(zip(images, (better, worse)))
+    ]
+    return Pair(
+        prompt=f"x {number}",
+        condition=f"x {number}",
+        chosen=sides[0],
+        rejected=sides[1],
+        reward="r",
+        margin=margin,
+        source="render",
+        run="a",
+    )
 
 
 def test_weights_by_hand():
@@ -123,17 +133,29 @@ def world(tmp_path_factory):
     made, random = Store(folder / "store", create=True), torch.Generator().manual_seed(0)
     pairs = []
     for i in range(4):
-        images = [made.put_image(torch.tensor(color) + 0.1 * torch.rand(16, 16, 3, generator=random))
-                  for color in ((0.9, 0.1, 0.1), (0.1, 0.1, 0.9))]  # fmt: skip
+        images = [
+            made.put_image(torch.tensor(color) + 0.1 * torch.rand(16, 16, 3, generator=random))
+            for color in ((0.9, 0.1, 0.1), (0.1, 0.1, 0.9))
+        ]
         pairs.append(pair(i, margin=0.1 + 0.2 * i, images=images, judge=(0.8, 0.4)))
     made.add(pairs)
 
     def settings(**changes):
-        return DiffusionDpoConfig(**{
-            "model": str(folder / "model"), "preferences": folder / "store", "max_steps": 2, "batch_size": 4,
-            "accumulation": 1, "learning_rate": 1e-2, "warmup_ratio": 0.0, "device": "cpu",
-            "gradient_checkpointing": False, "lora": {"r": 2, "alpha": 2}, **changes,
-        })  # fmt: skip
+        return DiffusionDpoConfig(
+            **{
+                "model": str(folder / "model"),
+                "preferences": folder / "store",
+                "max_steps": 2,
+                "batch_size": 4,
+                "accumulation": 1,
+                "learning_rate": 1e-2,
+                "warmup_ratio": 0.0,
+                "device": "cpu",
+                "gradient_checkpointing": False,
+                "lora": {"r": 2, "alpha": 2},
+                **changes,
+            }
+        )
 
     return settings
 
@@ -192,7 +214,10 @@ def test_a_judges_gradient_is_in_the_adapter_alone(world, tmp_path, monkeypatch)
     # Before the first step only B has one: A is multiplied by it, and it is 0.
     assert any(grad is not None and grad.abs().max() > 0 for name, grad in halves.items() if "lora_B" in name)
     assert all(weight.grad is None for name, weight in guided.model.named_parameters() if "lora_" not in name)
-    assert all(one.grad is None for module in (guided.guide.vae, guided.guide.judge.model)
-               for one in module.parameters())  # fmt: skip
+    assert all(
+        one.grad is None
+        for module in (guided.guide.vae, guided.guide.judge.model)
+        for one in module.parameters()
+    )
     train(world(judge=judge), tmp_path / "run", log=quiet)
     assert "judge" in (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -51,8 +51,10 @@ def data(tmp_path_factory):
         Image.new("RGB", (32, 32), shade).save(folder / f"{n}.png")
         prompt = f"a red circle {n // 2}"
         row = {"prompt": prompt, "image": f"{n}.png", "split": split_of(prompt, 0.3, 0.3)}
-        lines += [{**row, "question": "match", "label": color == "red"},
-                  {**row, "question": "potential", "label": color == "red", "step": 1 + n % 3}]  # fmt: skip
+        lines += [
+            {**row, "question": "match", "label": color == "red"},
+            {**row, "question": "potential", "label": color == "red", "step": 1 + n % 3},
+        ]
         if color == "blue":
             lines.append({**row, "question": "critique", "text": "it is blue"})
     path = folder / "judge.jsonl"
@@ -61,11 +63,21 @@ def data(tmp_path_factory):
 
 
 def settings(folders, data, **more):
-    return JudgeConfig(**{
-        "model": str(folders / "idefics3"), "data": data, "vision": "train", "max_steps": 6, "batch_size": 4,
-        "learning_rate": 3e-3, "device": "cpu", "save_every": 2, "eval_every": 3,
-        "gradient_checkpointing": False, **more,
-    })  # fmt: skip
+    return JudgeConfig(
+        **{
+            "model": str(folders / "idefics3"),
+            "data": data,
+            "vision": "train",
+            "max_steps": 6,
+            "batch_size": 4,
+            "learning_rate": 3e-3,
+            "device": "cpu",
+            "save_every": 2,
+            "eval_every": 3,
+            "gradient_checkpointing": False,
+            **more,
+        }
+    )
 
 
 def run_of(config, run, **more):
@@ -94,8 +106,16 @@ def test_the_loss_reads_p_yes_as_the_judge_does(folders, name):
     with torch.no_grad():
         yes = losses(vlm, encode(vlm, [Ask(q, p, True) for q, p in zip(questions, pictures)]))
         no = losses(vlm, encode(vlm, [Ask(q, p, False) for q, p in zip(questions, pictures)]))
-        mixed = losses(vlm, encode(vlm, [Ask(questions[0], pictures[0], True),
-                                         Ask(questions[1], pictures[1], "it is not a cat, but a dog")]))
+        mixed = losses(
+            vlm,
+            encode(
+                vlm,
+                [
+                    Ask(questions[0], pictures[0], True),
+                    Ask(questions[1], pictures[1], "it is not a cat, but a dog"),
+                ],
+            ),
+        )
         alone = losses(vlm, encode(vlm, [Ask(questions[1], pictures[1], "it is not a cat, but a dog")]))
     assert torch.sigmoid(no - yes).tolist() == pytest.approx(likely, abs=1e-5)
     assert mixed[0].item() == pytest.approx(yes[0].item(), abs=1e-4)
@@ -191,8 +211,9 @@ def test_killed_and_resumed_is_never_killed(folders, data, tmp_path, monkeypatch
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
-        once, again = ([{**row, "seconds": 0} for row in lines_of(tmp_path / which / name)]
-                       for which in ("whole", "cut"))  # fmt: skip
+        once, again = (
+            [{**row, "seconds": 0} for row in lines_of(tmp_path / which / name)] for which in ("whole", "cut")
+        )
         assert once == again, name
     assert run_of(config, tmp_path / "cut", resume=True) == resumed
 
@@ -310,6 +331,7 @@ def test_a_full_disk(folders, data, tmp_path, monkeypatch):
         import safetensors.torch
 
         with pytest.MonkeyPatch.context() as patch:
+
             def no_room(*rest):
                 raise OSError(28, "No space left on device")
 
@@ -360,11 +382,13 @@ def test_a_model_that_does_not_answer_with_yes_or_no_yet(folders, data, tmp_path
 
 
 def test_settings_that_cannot_be(folders, data):
-    for more, said in (({"epochs": 1.0}, "give one of epochs and max_steps"),
-                       ({"max_steps": None}, "give one of"),
-                       ({"questions": ["match", "match"]}, "names one twice"),
-                       ({"scheduler": "constant"}, "has no warm-up"),
-                       ({"dtype": "bfloat16"}, "loses small updates")):  # fmt: skip
+    for more, said in (
+        ({"epochs": 1.0}, "give one of epochs and max_steps"),
+        ({"max_steps": None}, "give one of"),
+        ({"questions": ["match", "match"]}, "names one twice"),
+        ({"scheduler": "constant"}, "has no warm-up"),
+        ({"dtype": "bfloat16"}, "loses small updates"),
+    ):
         with pytest.raises(ValueError, match=said):
             settings(folders, data, **more)
 

@@ -58,8 +58,15 @@ def rows_of(path):
 
 def make(tmp_path, prompts, renderer=None, reward=None, name="judge.jsonl", labels=LABELS, **options):
     renderer = renderer or FakeRenderer()
-    return make_data(tmp_path / name, read_sources(str(prompts), 4, 0), lambda: renderer,
-                     reward or FirstSquare(), labels, at_once=16, **options)  # fmt: skip
+    return make_data(
+        tmp_path / name,
+        read_sources(str(prompts), 4, 0),
+        lambda: renderer,
+        reward or FirstSquare(),
+        labels,
+        at_once=16,
+        **options,
+    )
 
 
 # Making
@@ -149,8 +156,9 @@ def test_a_stopped_call_goes_on(tmp_path, prompts):
     rest = FakeRenderer()
     made = make(tmp_path, prompts, rest)
     assert sum(map(len, rest.calls)) == 64 and made["examples"] == whole["examples"]
-    assert ((tmp_path / "judge.jsonl").read_text()
-            == (tmp_path / "whole.jsonl").read_text().replace("whole.jsonl", "judge.jsonl"))  # fmt: skip
+    assert (tmp_path / "judge.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text().replace(
+        "whole.jsonl", "judge.jsonl"
+    )
 
 
 def test_pictures_that_are_drawn_already(tmp_path, prompts):
@@ -159,8 +167,9 @@ def test_pictures_that_are_drawn_already(tmp_path, prompts):
     rows = [row for row in rows_of(tmp_path / "judge.jsonl") if row["question"] == "match"]
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps({"prompt": r["prompt"], "image": r["image"]}) + "\n" for r in rows))
-    made = make_data(tmp_path / "more.jsonl", read_sources(str(log), 1, 0), lambda: None, FirstSquare(),
-                     LABELS)  # fmt: skip
+    made = make_data(
+        tmp_path / "more.jsonl", read_sources(str(log), 1, 0), lambda: None, FirstSquare(), LABELS
+    )
     assert {row["question"] for row in rows_of(tmp_path / "more.jsonl")} == {"match", "critique"}
     assert made["examples"]["train/match"] == sum(row.get("split") is None for row in rows)
     store.image_path(rows[0]["image"].split("/")[-1][:-4]).unlink()
@@ -251,8 +260,11 @@ def test_the_split_is_the_words_own():
 
 
 def test_a_combination_is_in_one_split_whatever_its_words():
-    kin = ["a photo of a red star and a blue ring", "a photo of a blue ring and a red star",
-           "a photo of a blue ring and a red star on a pink background"]  # fmt: skip
+    kin = [
+        "a photo of a red star and a blue ring",
+        "a photo of a blue ring and a red star",
+        "a photo of a blue ring and a red star on a pink background",
+    ]
     assert len({kin_of(prompt) for prompt in kin}) == 1 == len({prompt_mark(prompt) for prompt in kin})
     by_key = {}
     for case in shapeworld_prompts("train"):

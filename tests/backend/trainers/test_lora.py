@@ -47,11 +47,22 @@ def test_a_small_change_is_not_rounded_away(base, taught):
 def test_an_adapter_on_bfloat16_is_exported_whole(asked, stored, taught, tmp_path):
     (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, ROWS)) + "\n")
     config = SftConfig(
-        model=str(taught), data=tmp_path / "sft.jsonl", system="Rewrite.", max_steps=1, batch_size=4,
-        learning_rate=1e-5, max_length=96, max_new_tokens=32, device="cpu", dtype="bfloat16",
-        export_dtype=asked, gradient_checkpointing=False, scheduler="constant_with_warmup", warmup_ratio=0.0,
+        model=str(taught),
+        data=tmp_path / "sft.jsonl",
+        system="Rewrite.",
+        max_steps=1,
+        batch_size=4,
+        learning_rate=1e-5,
+        max_length=96,
+        max_new_tokens=32,
+        device="cpu",
+        dtype="bfloat16",
+        export_dtype=asked,
+        gradient_checkpointing=False,
+        scheduler="constant_with_warmup",
+        warmup_ratio=0.0,
         lora={"r": 2},
-    )  # fmt: skip
+    )
     final = train(config, tmp_path / "run", log=lambda line: None)
     found, base = (load_file(folder / "model.safetensors") for folder in (final, taught))
     assert {weight.dtype for weight in found.values()} == {stored}

@@ -16,13 +16,26 @@ from ..renderers.conftest import build
 def a_store(folder, count=3, shape=(16, 16, 3)):
     """Pairs of noise, their margins .1, .2, …"""
     store, random = Store(folder, create=True), torch.Generator().manual_seed(0)
-    sides = [[Side(image=store.put_image(torch.rand(shape, generator=random)), drawn_as="x", score=score)
-              for score in (0.1 * (i + 1), 0.0)] for i in range(count)]  # fmt: skip
+    sides = [
+        [
+            Side(image=store.put_image(torch.rand(shape, generator=random)), drawn_as="x", score=score)
+            for score in (0.1 * (i + 1), 0.0)
+        ]
+        for i in range(count)
+    ]
     store.add(
-        Pair(prompt=f"cat {i}", condition=f"a red cat {i}", chosen=better, rejected=worse,
-             margin=0.1 * (i + 1), reward="shapeworld", source="render", run="out/a")
+        Pair(
+            prompt=f"cat {i}",
+            condition=f"a red cat {i}",
+            chosen=better,
+            rejected=worse,
+            margin=0.1 * (i + 1),
+            reward="shapeworld",
+            source="render",
+            run="out/a",
+        )
         for i, (better, worse) in enumerate(sides)
-    )  # fmt: skip
+    )
     return store
 
 

@@ -37,12 +37,28 @@ def values(refiner, prompts, tmp_path_factory):
     held_out = tmp_path_factory.mktemp("held-out") / "held-out.txt"
     held_out.write_text("a square\na circle\na triangle\n")
     return {
-        "init": str(refiner), "prompts": str(prompts), "eval_prompts": str(held_out),
-        "renderer": {"name": "words"}, "rewards": {"redness": 1.0}, "held_out": ["blueness"], "patience": 0,
-        "prompts_per_step": 4, "rewrites": 2, "max_steps": 4, "epochs": 2, "minibatches": 2, "batch_size": 4,
-        "learning_rate": 2e-3, "warmup_ratio": 0.0, "scheduler": "linear", "max_new_tokens": 4,
-        "critic_width": 8, "device": "cpu", "save_every": 1, "eval_every": 2,
-    }  # fmt: skip
+        "init": str(refiner),
+        "prompts": str(prompts),
+        "eval_prompts": str(held_out),
+        "renderer": {"name": "words"},
+        "rewards": {"redness": 1.0},
+        "held_out": ["blueness"],
+        "patience": 0,
+        "prompts_per_step": 4,
+        "rewrites": 2,
+        "max_steps": 4,
+        "epochs": 2,
+        "minibatches": 2,
+        "batch_size": 4,
+        "learning_rate": 2e-3,
+        "warmup_ratio": 0.0,
+        "scheduler": "linear",
+        "max_new_tokens": 4,
+        "critic_width": 8,
+        "device": "cpu",
+        "save_every": 1,
+        "eval_every": 2,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +79,27 @@ def weights(folder):
 def test_the_run_folder(finished):
     found = rows(finished)
     assert [row["step"] for row in found] == [1, 2, 3, 4]
-    assert {"gain", "reward", "reward/redness", "reward/blueness", "original/redness", "kl", "ratio",
-            "ratio_off", "sampler_off", "policy_loss", "value_loss", "entropy", "tokens", "words", "drift",
-            "explained", "grad_norm", "critic_grad_norm", "kl_weight"} <= found[0].keys()  # fmt: skip
+    assert {
+        "gain",
+        "reward",
+        "reward/redness",
+        "reward/blueness",
+        "original/redness",
+        "kl",
+        "ratio",
+        "ratio_off",
+        "sampler_off",
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "tokens",
+        "words",
+        "drift",
+        "explained",
+        "grad_norm",
+        "critic_grad_norm",
+        "kl_weight",
+    } <= found[0].keys()
     looks = rows(finished, "evaluations.jsonl")
     assert [row["step"] for row in looks] == [0, 2, 4]
     assert {"unchanged/redness", "held-out/redness", "held-out/blueness"} <= looks[0].keys()
@@ -74,10 +108,17 @@ def test_the_run_folder(finished):
     pictures = {path.stem for path in finished.glob("rollouts/pictures/*/*.png")}
     assert pictures >= {key for line in lines for key in line["pictures"]}
     page = (finished / "report.html").read_text()
-    for title in ("Over the user&#39;s own prompt", "Ratio, mean", "Error of the critic", "Entropy",
-                  "Distance from the first pivots", "KL from the first", "Words of a rewrite"):  # fmt: skip
+    for title in (
+        "Over the user&#39;s own prompt",
+        "Ratio, mean",
+        "Error of the critic",
+        "Entropy",
+        "Distance from the first pivots",
+        "KL from the first",
+        "Words of a rewrite",
+    ):
         assert title in page, title
-    assert "http-equiv=\"refresh\"" not in page and "data:image/png" in page
+    assert 'http-equiv="refresh"' not in page and "data:image/png" in page
     assert list((finished / "tensorboard").iterdir())
     kept = {path.stem for path in (finished / "checkpoints" / "checkpoint-4").iterdir()}
     assert kept == {"critic", "encoder", "optimizer", "trainer_state"}
@@ -103,8 +144,9 @@ def test_the_encoder_alone_changes(finished, refiner):
     assert "./encoder.queries.weight" in changed and "./encoder.head.weight" in changed
     for part in ("decoder", "image"):
         names = [path.name for path in (refiner / part).iterdir()]
-        assert all((refiner / part / n).read_bytes() == (finished / "final" / part / n).read_bytes()
-                   for n in names)  # fmt: skip
+        assert all(
+            (refiner / part / n).read_bytes() == (finished / "final" / part / n).read_bytes() for n in names
+        )
 
 
 def test_the_node_loads_what_was_trained(finished):
@@ -120,8 +162,17 @@ def test_the_node_loads_what_was_trained(finished):
 
 def test_it_learns(values, tmp_path):
     """Red is what the judge likes: from the least of what is drawn to most, also on prompts held out."""
-    settings = {**values, "max_steps": 20, "rewrites": 8, "batch_size": 32, "minibatches": 1, "kl": 0.0,
-                "scheduler": "constant", "save_every": 50, "eval_every": 20}  # fmt: skip
+    settings = {
+        **values,
+        "max_steps": 20,
+        "rewrites": 8,
+        "batch_size": 32,
+        "minibatches": 1,
+        "kl": 0.0,
+        "scheduler": "constant",
+        "save_every": 50,
+        "eval_every": 20,
+    }
     train(PpoConfig(**settings), tmp_path / "run", log=quiet)
     red = [row["reward/redness"] for row in rows(tmp_path / "run")]
     assert red[0] < 0.5 and sum(red[-3:]) / 3 > 0.75
@@ -150,8 +201,11 @@ def test_what_a_step_learns_is_what_is_derived_by_hand(values, tmp_path, group_b
     loop = loop_of(values, tmp_path, epochs=1, minibatches=1, group_baseline=group_baseline)
     row = loop.step(1)
     lines = [line for line in read_lines(tmp_path / "rollouts" / "rollouts.jsonl") if "gain" in line]
-    own = {line["position"]: line for line in read_lines(tmp_path / "rollouts" / "rollouts.jsonl")
-           if line["variant"] == "original"}  # fmt: skip
+    own = {
+        line["position"]: line
+        for line in read_lines(tmp_path / "rollouts" / "rollouts.jsonl")
+        if line["variant"] == "original"
+    }
     faded, returns = [], 0.0
     for line in lines:
         gain = line["scores"]["redness"] - own[line["position"]]["scores"]["redness"]
@@ -202,9 +256,9 @@ def test_batches_and_accumulation_give_one_trajectory(values, tmp_path, monkeypa
 
     def watched(self, step):
         groups = [weights.values() for weights in self.weights.values()]
-        seen[self.config.batch_size].append([
-            torch.cat([one.grad.flatten() for one in group if one.grad is not None]) for group in groups
-        ])  # fmt: skip
+        seen[self.config.batch_size].append(
+            [torch.cat([one.grad.flatten() for one in group if one.grad is not None]) for group in groups]
+        )
         return update(self, step)
 
     monkeypatch.setattr(Loop, "_update", watched)
@@ -282,9 +336,12 @@ def test_killed_and_resumed_is_never_killed(where, step, values, finished, tmp_p
     """SIGKILL while it rolls out, updates or saves; bit for bit."""
     run = tmp_path / "run"
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.backend.trainers.refined", str(run), where, str(step)], cwd=ROOT,
-        input=json.dumps(values), text=True, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.backend.trainers.refined", str(run), where, str(step)],
+        cwd=ROOT,
+        input=json.dumps(values),
+        text=True,
+        capture_output=True,
+    )
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert not (run / "final").exists()
     assert (run / "checkpoints" / "checkpoint-3").exists() == (where == "save")
@@ -363,8 +420,14 @@ def test_a_judge_that_is_down_stops_the_run_with_its_name(values, tmp_path):
 
 
 def test_a_picture_that_cannot_be_judged_costs_its_sample(values, tmp_path):
-    settings = {**values, "rewards": {"fails-on-green": 1.0}, "eval_prompts": None, "max_dropped": 0.9,
-                "rewrites": 4, "max_steps": 1}  # fmt: skip
+    settings = {
+        **values,
+        "rewards": {"fails-on-green": 1.0},
+        "eval_prompts": None,
+        "max_dropped": 0.9,
+        "rewrites": 4,
+        "max_steps": 1,
+    }
     train(PpoConfig(**settings), tmp_path / "run", log=quiet)
     [row] = rows(tmp_path / "run")
     lines = [line for line in read_lines(tmp_path / "run" / "rollouts" / "rollouts.jsonl")]

@@ -28,17 +28,29 @@ def refiner():
 
 
 def rollouts(refiner, prompts, folder, rewards=(Redness,), held_out=(), weights=None, **changes):
-    config = PpoConfig(**{
-        "init": "none", "prompts": str(prompts), "rewards": weights or {r.spec.name: 1.0 for r in rewards},
-        "held_out": [r.spec.name for r in held_out], "prompts_per_step": 4, "rewrites": 3, **changes,
-    })  # fmt: skip
+    config = PpoConfig(
+        **{
+            "init": "none",
+            "prompts": str(prompts),
+            "rewards": weights or {r.spec.name: 1.0 for r in rewards},
+            "held_out": [r.spec.name for r in held_out],
+            "prompts_per_step": 4,
+            "rewrites": 3,
+            **changes,
+        }
+    )
     made = {reward.spec.name: reward() for reward in (*rewards, *held_out)}
     looking = {name: one for name, one in made.items() if one.spec.reads == "images"}
     studio = Studio(WordRenderer(), looking, Cache(folder), Phases())
     return PpoRollouts(
-        refiner, studio, {n: one for n, one in made.items() if n not in looking},
-        {n: one.spec for n, one in made.items()}, Stream(read_prompts(str(prompts)), 0), config, Phases(),
-    )  # fmt: skip
+        refiner,
+        studio,
+        {n: one for n, one in made.items() if n not in looking},
+        {n: one.spec for n, one in made.items()},
+        Stream(read_prompts(str(prompts)), 0),
+        config,
+        Phases(),
+    )
 
 
 def says(monkeypatch, texts):
@@ -61,8 +73,11 @@ def test_what_the_user_sees_is_what_is_judged(refiner, prompts, tmp_path, monkey
     batch = made.collect()
     assert [one.variant for one in batch.samples] == [0, 1, 2] * 4
     prompts_drawn = {job.prompt for call in made.studio.renderer.calls for job in call}
-    assert prompts_drawn == {text for own in batch.owns for text in
-                             (own.asked.prompt, own.asked.prompt + ", red", own.asked.prompt + ", blue")}
+    assert prompts_drawn == {
+        text
+        for own in batch.owns
+        for text in (own.asked.prompt, own.asked.prompt + ", red", own.asked.prompt + ", blue")
+    }
     for sample in batch.samples:
         own = sample.own
         assert len(own.seeds) == len(sample.pictures) == 2
@@ -101,8 +116,9 @@ def test_the_users_own_pictures_are_drawn_once(refiner, prompts, tmp_path):
     assert not drawn & own.keys()
     assert all(one.seeds == own[one.asked.prompt].seeds and one.position >= 4 for one in second.owns)
     # What is written is another draw: its noise is the place's.
-    one, other = ({(s.own.asked.prompt, s.variant): s.written.ids for s in batch.samples}
-                  for batch in (first, second))  # fmt: skip
+    one, other = (
+        {(s.own.asked.prompt, s.variant): s.written.ids for s in batch.samples} for batch in (first, second)
+    )
     assert one != other
 
 
@@ -114,8 +130,14 @@ def test_the_same_place_gives_the_same_rollouts_whatever_the_batches(refiner, pr
 
 def test_rewards_are_weighted_on_one_scale(refiner, prompts, tmp_path, monkeypatch):
     says(monkeypatch, [", red and some more words so that it is long enough for anyone", ", blue"] * 4)
-    made = rollouts(refiner, prompts, tmp_path, rewards=(Redness, Length), rewrites=2,
-                    weights={"redness": 2.0, "length": 0.5})  # fmt: skip
+    made = rollouts(
+        refiner,
+        prompts,
+        tmp_path,
+        rewards=(Redness, Length),
+        rewrites=2,
+        weights={"redness": 2.0, "length": 0.5},
+    )
     for sample in made.collect().samples:
         red = sample.scores["redness"] - sample.own.scores["redness"]
         long = 0.5 * (sample.variant == 0)  # from 0 to 1, of a range from -1 to 1
@@ -164,8 +186,9 @@ def test_log_probabilities_are_those_that_were_drawn_from(refiner, prompts, tmp_
             with torch.no_grad():
                 alone = tokens_of(hot.model, [sample], pivots_of(hot.model, [sample]), temperature)
             start = sum(found.lengths[:i])
-            torch.testing.assert_close(alone.logps, found.logps[start : start + found.lengths[i]],
-                                       rtol=1e-5, atol=2e-5)  # fmt: skip
+            torch.testing.assert_close(
+                alone.logps, found.logps[start : start + found.lengths[i]], rtol=1e-5, atol=2e-5
+            )
 
 
 def test_first_pivots_stay_what_they_were(prompts, tmp_path):

@@ -31,10 +31,18 @@ def refiner(tmp_path_factory):
 @pytest.fixture(scope="module")
 def values(refiner, prompts):
     return {
-        "init": str(refiner), "prompts": str(prompts), "renderer": {"name": "words"},
-        "rewards": {"redness": 1.0}, "prompts_per_step": 4, "rewrites": 2, "max_steps": 1,
-        "warmup_ratio": 0.0, "max_new_tokens": 4, "critic_width": 8, "device": "cpu",
-    }  # fmt: skip
+        "init": str(refiner),
+        "prompts": str(prompts),
+        "renderer": {"name": "words"},
+        "rewards": {"redness": 1.0},
+        "prompts_per_step": 4,
+        "rewrites": 2,
+        "max_steps": 1,
+        "warmup_ratio": 0.0,
+        "max_new_tokens": 4,
+        "critic_width": 8,
+        "device": "cpu",
+    }
 
 
 def edit(folder, change):
@@ -52,11 +60,14 @@ def other_decoder(where):
     build(replace(TINY, decoder=wide), *tokenizers()).decoder.save_pretrained(where / "decoder")
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (without_statistics, "has no pivot statistics .* train the refiner's first stages"),
-    (other_decoder, "is 64 wide, this refiner's projector writes 32; put the decoder back"),
-    (lambda where: shutil.rmtree(where), "no refiner at"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_statistics, "has no pivot statistics .* train the refiner's first stages"),
+        (other_decoder, "is 64 wide, this refiner's projector writes 32; put the decoder back"),
+        (lambda where: shutil.rmtree(where), "no refiner at"),
+    ],
+)
 def test_refiners_that_cannot_be_started_from(spoil, message, values, refiner, tmp_path):
     where = shutil.copytree(refiner, tmp_path / "start")
     spoil(where)
@@ -111,7 +122,7 @@ def test_prompts_that_cannot_be_trained_on(values, tmp_path):
         ({"prompts": str(files["blank"])}, "holds no prompts"),
         ({"prompts": str(files["mark"])}, "the prompt is empty"),
         ({"renderer": {"name": "words", "size": 64}}, "does not take"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(BadInput, match=message):
             train(PpoConfig(**{**values, **changes}), tmp_path / "run", log=quiet)
         assert not (tmp_path / "run").exists()
@@ -120,14 +131,23 @@ def test_prompts_that_cannot_be_trained_on(values, tmp_path):
 # Settings
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"minibatches": 3}, "divisor of 8"), ({"rewards": {"length": 1}}, "no reward looks"),
-    ({"rewards": {"redness": 1, "structure": 1}}, "take 'structure' out"),
-    ({"rewards": {"rednes": 1}}, "did you mean 'redness'"), ({"held_out": ["redness"]}, "one of the two"),
-    ({"rewards": {"redness": 0}}, "redness: input should be greater"), ({"offload": True}, "offload"),
-    ({"kl": 0, "kl_target": 0.1}, "set kl=0.05"), ({"gae_lambda": 2}, "gae_lambda"), ({"clip": 0}, "clip"),
-    ({"scheduler": "constant", "warmup_ratio": 0.1}, "warmup_ratio=0"), ({"max_dropped": 1}, "max_dropped"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"minibatches": 3}, "divisor of 8"),
+        ({"rewards": {"length": 1}}, "no reward looks"),
+        ({"rewards": {"redness": 1, "structure": 1}}, "take 'structure' out"),
+        ({"rewards": {"rednes": 1}}, "did you mean 'redness'"),
+        ({"held_out": ["redness"]}, "one of the two"),
+        ({"rewards": {"redness": 0}}, "redness: input should be greater"),
+        ({"offload": True}, "offload"),
+        ({"kl": 0, "kl_target": 0.1}, "set kl=0.05"),
+        ({"gae_lambda": 2}, "gae_lambda"),
+        ({"clip": 0}, "clip"),
+        ({"scheduler": "constant", "warmup_ratio": 0.1}, "warmup_ratio=0"),
+        ({"max_dropped": 1}, "max_dropped"),
+    ],
+)
 def test_impossible_settings_are_refused_with_a_remedy(changes, message, values):
     with pytest.raises(BadInput, match=message):
         parse_config(PpoConfig, {**values, **changes}, "test")

@@ -14,11 +14,18 @@ def test_text_and_json_lines(tmp_path):
     assert cat.meaning == "a cat" and other.meaning == "a cat" and other.prompt == "a 猫"
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (b"", "holds no prompts"), (b"\n \n", "holds no prompts"), (b"\xff\xfe", "not UTF-8"),
-    (b'a\n{"prompt": "a"', "line 2: no JSON"), (b'{"promt": "a"}', "line 1: prompt: field required"),
-    (b'{"prompt": " "}', "line 1: prompt: "), (b'{"prompt": "a", "seed": 1}', "line 1: seed: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "holds no prompts"),
+        (b"\n \n", "holds no prompts"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b'a\n{"prompt": "a"', "line 2: no JSON"),
+        (b'{"promt": "a"}', "line 1: prompt: field required"),
+        (b'{"prompt": " "}', "line 1: prompt: "),
+        (b'{"prompt": "a", "seed": 1}', "line 1: seed: "),
+    ],
+)
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / "bad.txt"
     path.write_bytes(text)

@@ -24,16 +24,27 @@ from .conftest import ROWS
 ROOT = Path(grpo.__file__).parents[2]
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
 # What accelerate launch takes for two processes without MPI, also where there is no GPU.
-ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-              "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes=2",
+    "--num_machines=1",
+    "--mixed_precision=no",
+    "--dynamo_backend=no",
+    "--main_process_port=0",
+)
 WORLD = "tests.backend.trainers.command"
 
 
 def launch(launcher, *arguments, cwd=ROOT, **environment):
     return subprocess.run(
-        [sys.executable, "-m", *launcher, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-        env={**os.environ, **environment}, timeout=600,
-    )  # fmt: skip
+        [sys.executable, "-m", *launcher, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
 
 
 def said(ended):
@@ -47,13 +58,29 @@ def values(taught, prompts, tmp_path_factory):
     held_out = tmp_path_factory.mktemp("held-out") / "held-out.txt"
     held_out.write_text("a square\na circle\na triangle\n")
     return {
-        "model": str(taught), "prompts": str(prompts), "eval_prompts": str(held_out),
-        "renderer": {"name": "words"}, "rewards": {"redness": 1.0, "structure": 0.5},
-        "held_out": ["blueness"], "patience": 0, "prompts_per_step": 4, "rewrites": 2, "batch_size": 4,
-        "std_floor": 0.1, "resample": 2, "max_steps": 3, "learning_rate": 1e-3, "warmup_ratio": 0.0,
-        "scheduler": "linear", "beta": 0.05, "max_new_tokens": 32, "gradient_checkpointing": False,
-        "device": "cpu", "save_every": 1, "eval_every": 2,
-    }  # fmt: skip
+        "model": str(taught),
+        "prompts": str(prompts),
+        "eval_prompts": str(held_out),
+        "renderer": {"name": "words"},
+        "rewards": {"redness": 1.0, "structure": 0.5},
+        "held_out": ["blueness"],
+        "patience": 0,
+        "prompts_per_step": 4,
+        "rewrites": 2,
+        "batch_size": 4,
+        "std_floor": 0.1,
+        "resample": 2,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.0,
+        "scheduler": "linear",
+        "beta": 0.05,
+        "max_new_tokens": 32,
+        "gradient_checkpointing": False,
+        "device": "cpu",
+        "save_every": 1,
+        "eval_every": 2,
+    }
 
 
 def write(path, values):
@@ -75,8 +102,9 @@ def test_two_processes_take_the_steps_of_one_also_killed_and_resumed(values, tau
     alone, run = tmp_path / "alone", tmp_path / "run"
     grpo.train(GrpoConfig(**values), alone, log=lambda line: None)
     config = write(tmp_path / "config.yaml", values)
-    killed = launch(TORCHRUN, "-m", WORLD, "train", "grpo", config, "--out", run,
-                    REPRISE_TEST_END="killed 1 2")  # fmt: skip
+    killed = launch(
+        TORCHRUN, "-m", WORLD, "train", "grpo", config, "--out", run, REPRISE_TEST_END="killed 1 2"
+    )
     [line] = said(killed)
     assert killed.returncode and line.endswith(f"go on with: reprise train grpo --resume {run}")
     assert "exitcode  : -9" in killed.stderr and not (run / "final").exists()
@@ -104,16 +132,33 @@ def test_two_processes_take_the_steps_of_one_also_killed_and_resumed(values, tau
         assert [s["rewrite"] for s in one["samples"]] == [s["rewrite"] for s in other["samples"]]
 
 
-@pytest.mark.parametrize(("changes", "end", "message", "code"), [
-    ({"batch_size": 1}, None, "set it to a multiple of 2", 2),
-    ({"rewards": {"fails-always": 1, "structure": 1}}, None, "'fails-always' failed: .*the judge is down", 1),
-    ({}, "error 1 1", "no room on this GPU", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "end", "message", "code"),
+    [
+        ({"batch_size": 1}, None, "set it to a multiple of 2", 2),
+        (
+            {"rewards": {"fails-always": 1, "structure": 1}},
+            None,
+            "'fails-always' failed: .*the judge is down",
+            1,
+        ),
+        ({}, "error 1 1", "no room on this GPU", 1),
+    ],
+)
 def test_what_fails_ends_all_with_one_line_and_its_exit_code(changes, end, message, code, values, tmp_path):
     config = write(tmp_path / "config.yaml", {**values, "eval_prompts": None, **changes})
     run = tmp_path / "run"
-    ended = launch(TORCHRUN, "-m", WORLD, "train", "grpo", config, "--out", run,
-                   **({"REPRISE_TEST_END": end} if end else {}))  # fmt: skip
+    ended = launch(
+        TORCHRUN,
+        "-m",
+        WORLD,
+        "train",
+        "grpo",
+        config,
+        "--out",
+        run,
+        **({"REPRISE_TEST_END": end} if end else {}),
+    )
     [line] = said(ended)
     assert re.search(message, line), line
     assert f"exitcode  : {code} " in ended.stderr.split("Root Cause")[1]
@@ -123,8 +168,9 @@ def test_what_fails_ends_all_with_one_line_and_its_exit_code(changes, end, messa
 def test_ctrl_c_ends_all_with_one_line(values, tmp_path):
     config = write(tmp_path / "config.yaml", {**values, "eval_prompts": None})
     run = tmp_path / "run"
-    ended = launch(TORCHRUN, "-m", WORLD, "train", "grpo", config, "--out", run,
-                   REPRISE_TEST_END="stopped 1 2")  # fmt: skip
+    ended = launch(
+        TORCHRUN, "-m", WORLD, "train", "grpo", config, "--out", run, REPRISE_TEST_END="stopped 1 2"
+    )
     assert said(ended) == [f"reprise: stopped; go on with: reprise train grpo --resume {run}"]
     assert [row["step"] for row in read_lines(run / "metrics.jsonl")] == [1]
 
@@ -134,10 +180,19 @@ def test_supervised_fine_tuning_by_accelerate(taught, tmp_path):
     data = tmp_path / "sft.jsonl"
     data.write_text("\n".join(map(json.dumps, ROWS)) + "\n")
     values = {
-        "model": str(taught), "data": str(data), "eval_data": str(data), "epochs": 2, "batch_size": 4,
-        "learning_rate": 1e-2, "max_length": 96, "max_new_tokens": 32, "device": "cpu", "save_every": 3,
-        "log_every": 1, "lora": {"r": 2},
-    }  # fmt: skip
+        "model": str(taught),
+        "data": str(data),
+        "eval_data": str(data),
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "max_length": 96,
+        "max_new_tokens": 32,
+        "device": "cpu",
+        "save_every": 3,
+        "log_every": 1,
+        "lora": {"r": 2},
+    }
     alone = sft.train(SftConfig(**values), tmp_path / "alone", log=lambda line: None)
     config = write(tmp_path / "config.yaml", values)
     ended = launch(ACCELERATE, "-m", "reprise", "train", "sft", config, cwd=tmp_path)
@@ -194,11 +249,23 @@ def test_what_processes_share(by, tmp_path):
     else:  # as accelerate launch --cpu --mpirun_hostfile has mpirun do it
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        made = [subprocess.Popen([sys.executable, program, out], cwd=tmp_path, env={
-            **os.environ, "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(rank),
-            "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-        }) for rank in range(2)]  # fmt: skip
+        made = [
+            subprocess.Popen(
+                [sys.executable, program, out],
+                cwd=tmp_path,
+                env={
+                    **os.environ,
+                    "OMPI_COMM_WORLD_SIZE": "2",
+                    "OMPI_COMM_WORLD_RANK": str(rank),
+                    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+                    "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                    "ACCELERATE_USE_CPU": "true",
+                },
+            )
+            for rank in range(2)
+        ]
         assert [one.wait(300) for one in made] == [0, 0]
     found = [json.loads(Path(f"{out}{rank}").read_text()) for rank in range(2)]
     assert [one["shares"] for one in found] == [[[0, 1], [0], [], []], [[2, 3], [1, 2], [0], []]]
@@ -245,8 +312,15 @@ def test_ways_of_launching_that_cannot_be(monkeypatch):
 @pytest.mark.parametrize(("processes", "code", "printed"), [("2", 3, "said"), ("1", 0, "said and done")])
 def test_one_of_several_that_fails_is_not_taken_apart(processes, code, printed):
     """Gloo's threads may abort at Python's own end, with an exit code of theirs."""
-    source = ("import atexit; from reprise.backend.trainers import ranks; print('said', end=''); "
-              "atexit.register(print, ' and done', end=''); ranks.abandon(3)")  # fmt: skip
-    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60,
-                           env={**os.environ, "WORLD_SIZE": processes})  # fmt: skip
+    source = (
+        "import atexit; from reprise.backend.trainers import ranks; print('said', end=''); "
+        "atexit.register(print, ' and done', end=''); ranks.abandon(3)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "WORLD_SIZE": processes},
+    )
     assert (ended.returncode, ended.stdout) == (code, printed), ended.stderr

@@ -25,10 +25,18 @@ def rewriter(taught):
 
 def made(rewriter, prompts, folder, looking=None, position=0, **changes):
     looking = looking or {"redness": Redness()}
-    config = GrpoConfig(**{
-        "model": "m", "prompts": str(prompts), "prompts_per_step": 2, "rewrites": 6, "batch_size": 4,
-        "rewards": {**{name: 1.0 for name in looking}, "structure": 0.5}, "resample": 0, **changes,
-    })  # fmt: skip
+    config = GrpoConfig(
+        **{
+            "model": "m",
+            "prompts": str(prompts),
+            "prompts_per_step": 2,
+            "rewrites": 6,
+            "batch_size": 4,
+            "rewards": {**{name: 1.0 for name in looking}, "structure": 0.5},
+            "resample": 0,
+            **changes,
+        }
+    )
     phases = Phases()
     rewards = {**looking, **({"blueness": Blueness()} if config.held_out else {})}
     text = {"structure": Structure(), **({"length": Length()} if "length" in config.rewards else {})}
@@ -108,8 +116,15 @@ def test_what_cannot_be_read_is_never_drawn_and_worst(rewriter, prompts, tmp_pat
 
 
 def test_groups_without_signal_are_replaced_up_to_a_cap(rewriter, prompts, tmp_path):
-    rollouts = made(rewriter, prompts, tmp_path, looking={"redness": Flat()}, resample=3,
-                    rewards={"redness": 1.0, "structure": 1e-9}, std_floor=0.9)  # fmt: skip
+    rollouts = made(
+        rewriter,
+        prompts,
+        tmp_path,
+        looking={"redness": Flat()},
+        resample=3,
+        rewards={"redness": 1.0, "structure": 1e-9},
+        std_floor=0.9,
+    )
     batch = rollouts.collect(1)
     assert rollouts.stream.position == 2 + 3 * 2 and batch.figures["zero_variance"] == 1.0
     assert batch.figures["replaced"] == 6 and len(batch.rows) == 12 and len(rows(batch)) == 48
@@ -128,9 +143,17 @@ def test_a_replaced_group_leaves_its_place_to_one_with_signal(rewriter, prompts,
         def score(self, images, prompts):
             return [0.5 if p == "a star" else s for s, p in zip(super().score(images, prompts), prompts)]
 
-    rollouts = made(rewriter, prompts, tmp_path, looking={"redness": FlatForStars()}, resample=2,
-                    rewards={"redness": 1.0, "structure": 0.5}, std_floor=0.3, prompts_per_step=4,
-                    batch_size=8)  # fmt: skip
+    rollouts = made(
+        rewriter,
+        prompts,
+        tmp_path,
+        looking={"redness": FlatForStars()},
+        resample=2,
+        rewards={"redness": 1.0, "structure": 0.5},
+        std_floor=0.3,
+        prompts_per_step=4,
+        batch_size=8,
+    )
     batch = rollouts.collect(1)
     assert [g.asked.prompt for g in batch.groups if g.replaced] == ["a star"]
     assert len(batch.rows) == 24 and rollouts.stream.position == 5
@@ -165,8 +188,9 @@ def test_one_of_64_is_one_sample(rewriter, prompts, tmp_path):
     for _, sample in first.rows:
         once.setdefault(sample.scores.get("redness"), []).append(sample)
     target[0] = next(score for score, found in once.items() if score is not None and len(found) == 1)
-    rollouts = made(rewriter, prompts, tmp_path / "b", looking={"redness": FailsOnce()}, prompts_per_step=8,
-                    rewrites=8)  # fmt: skip
+    rollouts = made(
+        rewriter, prompts, tmp_path / "b", looking={"redness": FailsOnce()}, prompts_per_step=8, rewrites=8
+    )
     batch = rollouts.collect(1)
     assert len(batch.rows) == 64 and batch.figures["dropped"] == 1
     assert sum(sample.advantage is None for _, sample in batch.rows) == 1
@@ -176,8 +200,9 @@ def test_a_reward_that_is_down_stops_the_run_and_is_not_asked_for_each_picture(r
     judge, calls = FailsAlways(), []
     score = judge.score
     judge.score = lambda images, words: (calls.append(len(words)), score(images, words))
-    rollouts = made(rewriter, prompts, tmp_path, looking={"fails-always": judge}, prompts_per_step=8,
-                    rewrites=8)  # fmt: skip
+    rollouts = made(
+        rewriter, prompts, tmp_path, looking={"fails-always": judge}, prompts_per_step=8, rewrites=8
+    )
     rollouts.studio.batch = 64
     with pytest.raises(RewardFailed, match="'fails-always' failed: .*the judge is down"):
         rollouts.collect(1)

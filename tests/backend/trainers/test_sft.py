@@ -36,11 +36,20 @@ def model(tmp_path_factory):
     where = tmp_path_factory.mktemp("sft") / "model"
     made = tokenizer()
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(made), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True,
-        eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id,
-    )).save_pretrained(where)  # fmt: skip
+    Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(made),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            eos_token_id=made.eos_token_id,
+            pad_token_id=made.pad_token_id,
+        )
+    ).save_pretrained(where)
     made.save_pretrained(where)
     return where
 
@@ -53,11 +62,23 @@ def data(tmp_path_factory):
 
 
 def config(model, data, **changes):
-    return SftConfig(**{
-        "model": str(model), "data": data, "system": "Rewrite.", "max_steps": 6, "batch_size": 4,
-        "learning_rate": 1e-2, "max_length": 96, "max_new_tokens": 32, "device": "cpu", "save_every": 2,
-        "log_every": 1, "gradient_checkpointing": False, **changes,
-    })  # fmt: skip
+    return SftConfig(
+        **{
+            "model": str(model),
+            "data": data,
+            "system": "Rewrite.",
+            "max_steps": 6,
+            "batch_size": 4,
+            "learning_rate": 1e-2,
+            "max_length": 96,
+            "max_new_tokens": 32,
+            "device": "cpu",
+            "save_every": 2,
+            "log_every": 1,
+            "gradient_checkpointing": False,
+            **changes,
+        }
+    )
 
 
 def weights(folder):
@@ -217,10 +238,16 @@ def test_without_reasoning_the_reason_is_left_out(model, data, tmp_path):
     assert RePromptRewriter(final, device="cpu").system == PLAIN_SYSTEM
 
 
-@pytest.mark.parametrize(("kept", "told"), [
-    (None, PLAIN_SYSTEM), (SYSTEM, PLAIN_SYSTEM), (PLAIN_SYSTEM, PLAIN_SYSTEM), ("Rewrite.", "Rewrite."),
-    ("Answer so: <reason>why</reason><prompt>what</prompt>", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (None, PLAIN_SYSTEM),
+        (SYSTEM, PLAIN_SYSTEM),
+        (PLAIN_SYSTEM, PLAIN_SYSTEM),
+        ("Rewrite.", "Rewrite."),
+        ("Answer so: <reason>why</reason><prompt>what</prompt>", None),
+    ],
+)
 def test_words_that_ask_for_reasons_are_not_kept_without_them(kept, told, model, data):
     plain = config(model, data, reasoning=False, system=None)
     if told is None:
@@ -281,19 +308,22 @@ def test_long_examples_are_dropped_and_counted_or_refused(model, data, tmp_path)
 GOOD = '{"prompt": "p", "reason": "r", "rewrite": "w"}'
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (b"", "holds no examples"),
-    (b"\n \n", "holds no examples"),
-    (b"\xff\xfe\x00", "not UTF-8"),
-    (f"{GOOD}\n\n{{".encode(), "line 3: no JSON"),
-    (f"{GOOD}\n[1]".encode(), "line 2: "),
-    (b'{"prompt": "p", "reason": "r"}', "line 1: rewrite: field required"),
-    (b'{"prompt": "p", "reason": "r", "rewrite": "  "}', "line 1: rewrite: "),
-    (b'{"prompt": 3, "reason": "r", "rewrite": "w"}', "line 1: prompt: "),
-    (b'{"prompt": "p", "reason": "r", "rewrite": "w", "rewritten": "w"}', "line 1: rewritten: "),
-    (b'{"prompt": "p", "reason": "<prompt>", "rewrite": "w"}', "line 1: .*cannot be read back"),
-    (b'{"prompt": "p", "reason": "r", "rewrite": "..."}', "line 1: .*without words"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "holds no examples"),
+        (b"\n \n", "holds no examples"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (f"{GOOD}\n\n{{".encode(), "line 3: no JSON"),
+        (f"{GOOD}\n[1]".encode(), "line 2: "),
+        (b'{"prompt": "p", "reason": "r"}', "line 1: rewrite: field required"),
+        (b'{"prompt": "p", "reason": "r", "rewrite": "  "}', "line 1: rewrite: "),
+        (b'{"prompt": 3, "reason": "r", "rewrite": "w"}', "line 1: prompt: "),
+        (b'{"prompt": "p", "reason": "r", "rewrite": "w", "rewritten": "w"}', "line 1: rewritten: "),
+        (b'{"prompt": "p", "reason": "<prompt>", "rewrite": "w"}', "line 1: .*cannot be read back"),
+        (b'{"prompt": "p", "reason": "r", "rewrite": "..."}', "line 1: .*without words"),
+    ],
+)
 def test_bad_data(tmp_path, text, message):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(text)
@@ -313,11 +343,17 @@ def test_good_data(tmp_path):
         read_examples(tmp_path / "none.jsonl")
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"scheduler": "constant"}, "warmup_ratio=0"), ({"dtype": "bfloat16"}, "dtype=float32"),
-    ({"max_new_tokens": 96}, "max_length"), ({"batch_size": 0}, "batch_size"), ({"seed": -1}, "seed"),
-    ({"learning_rate": 0}, "learning_rate"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheduler": "constant"}, "warmup_ratio=0"),
+        ({"dtype": "bfloat16"}, "dtype=float32"),
+        ({"max_new_tokens": 96}, "max_length"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"learning_rate": 0}, "learning_rate"),
+    ],
+)
 def test_impossible_settings_are_refused_with_a_remedy(changes, message):
     values = {"model": "m", "data": "d", "device": "cpu", "max_length": 96, "max_new_tokens": 32, **changes}
     with pytest.raises(BadInput, match=message):

@@ -60,13 +60,19 @@ def test_each_variant_becomes_an_example(tmp_path):
 
 def test_what_cannot_be_used_is_counted_and_asked_for_again(tmp_path):
     """Unreadable, without a reason, unfit as an example; up to `retries` more of each prompt."""
-    plays = {("a star", 0): unreadable("a star"), ("a ring", 1): rewrite("x", reason=" "),
-             ("a ring", 2): rewrite("y", reason="<prompt>")}  # fmt: skip
+    plays = {
+        ("a star", 0): unreadable("a star"),
+        ("a ring", 1): rewrite("x", reason=" "),
+        ("a ring", 2): rewrite("y", reason="<prompt>"),
+    }
     writer = Writer(lambda prompt, variant: plays.get((prompt, variant), rewrite(f"{prompt} {variant}")))
     made = maker(tmp_path, variants=2, retries=2)
     made.write(writer)
-    assert rewrites(made) == {"a star": ["a star 1", "a star 2"], "a ring": ["a ring 0", "a ring 3"],
-                              "a cross": ["a cross 0", "a cross 1"]}  # fmt: skip
+    assert rewrites(made) == {
+        "a star": ["a star 1", "a star 2"],
+        "a ring": ["a ring 0", "a ring 3"],
+        "a cross": ["a cross 0", "a cross 1"],
+    }
     assert len(writer.asked) == len(set(writer.asked)) == 9
     unusable = made.counts()["unusable"]
     assert sorted(unusable.values()) == [1, 1, 1] and "the answer has no <reason>" in unusable
@@ -86,8 +92,12 @@ def test_exact_duplicates_are_dropped_and_a_filter_keeps_what_it_has_no_fault_wi
     made = maker(tmp_path, variants=3, retries=1, filters={"length": Length()})
     made.write(Writer(lambda prompt, variant: rewrite("short" if variant == 0 else long)))
     assert rewrites(made) == {one.prompt: [long] for one in ASKED}
-    assert made.counts() == {"prompts": 3, "answers": 12, "duplicates": 6,
-                             "unusable": {"the answer's length is not right": 3}}  # fmt: skip
+    assert made.counts() == {
+        "prompts": 3,
+        "answers": 12,
+        "duplicates": 6,
+        "unusable": {"the answer's length is not right": 3},
+    }
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Interrupted, RepriseError])
@@ -99,6 +109,7 @@ def test_stopped_and_gone_on_is_never_stopped(tmp_path, stop):
     whole.write(Writer(answer))
     writers = []
     for at in (3, 2, 9):
+
         def play(prompt, variant, at=at):
             if len(writers[-1].asked) == at:
                 raise stop
@@ -196,8 +207,12 @@ def test_no_prompt_is_on_both_sides_and_none_changes_sides():
 
 
 def examples(*words):
-    return {one.prompt: [Example(prompt=one.prompt, reason="r", rewrite=f"a {word} {one.prompt}")
-                         for word in words] for one in ASKED}  # fmt: skip
+    return {
+        one.prompt: [
+            Example(prompt=one.prompt, reason="r", rewrite=f"a {word} {one.prompt}") for word in words
+        ]
+        for one in ASKED
+    }
 
 
 def studio(tmp_path, *rewards):
@@ -223,8 +238,10 @@ def test_the_best_by_the_pictures_is_kept(tmp_path):
 def test_what_is_worse_than_the_prompt_as_typed_is_not_kept(tmp_path):
     """Neither word is drawn, so a rewrite without one is drawn as the prompt is: no worse, and kept."""
     asked = [Asked(prompt="a red star"), Asked(prompt="a star")]
-    made = {"a red star": [Example(prompt="a red star", reason="r", rewrite="a blue star")],
-            "a star": [Example(prompt="a star", reason="r", rewrite="a large star")]}  # fmt: skip
+    made = {
+        "a red star": [Example(prompt="a red star", reason="r", rewrite="a blue star")],
+        "a star": [Example(prompt="a star", reason="r", rewrite="a large star")],
+    }
     best, rows = keep_best(asked, made, studio(tmp_path, Redness()), {"redness": 1.0}, [5])
     assert best == {"a red star": [], "a star": made["a star"]}
     assert [row["best"] for row in rows] == [None, "a large star"]

@@ -77,9 +77,11 @@ class FailsAlways(Redness):
 
 NAMES = (
     (RENDERERS, "words", f"{__name__}:WordRenderer"),
-    *((REWARDS, reward.spec.name, f"{__name__}:{reward.__name__}")
-      for reward in (Redness, Blueness, FailsOnGreen, FailsAlways)),
-)  # fmt: skip
+    *(
+        (REWARDS, reward.spec.name, f"{__name__}:{reward.__name__}")
+        for reward in (Redness, Blueness, FailsOnGreen, FailsAlways)
+    ),
+)
 
 
 def kill_at(where: str, step: int) -> None:

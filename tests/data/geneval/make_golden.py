@@ -99,8 +99,10 @@ def verdicts(module):
         path = str(Path(folder) / "picture.png")
         Image.new("RGB", (8, 8)).save(path)
         for line, seen in scenes.scenes(module.classnames):
-            rows = [[(*box, chance) for name, chance, box, _ in seen if name == wanted]
-                    for wanted in module.classnames]  # fmt: skip
+            rows = [
+                [(*box, chance) for name, chance, box, _ in seen if name == wanted]
+                for wanted in module.classnames
+            ]
             shown["boxes"] = [np.array(of, dtype=float).reshape(-1, 5) for of in rows]
             shown["colors"] = {chance: color for _, chance, _, color in seen}
             found.append((line, module.evaluate_image(path, line)["correct"]))
@@ -147,8 +149,10 @@ def detector():
     shapes = {name: list(value.shape) for name, value in own.items()}
     made = scenes.sharpened(tiny.weights(shapes))
     # What follows from the sizes keeps its values.
-    kept = {name: own[name] if name.endswith("relative_position_index") else torch.from_numpy(np.array(value))
-            for name, value in made.items()}  # fmt: skip
+    kept = {
+        name: own[name] if name.endswith("relative_position_index") else torch.from_numpy(np.array(value))
+        for name, value in made.items()
+    }
     model.load_state_dict(kept)
     model.eval()
     found = {}
@@ -157,24 +161,31 @@ def detector():
         scale = min(scenes.SIDE * 1333 / 800 / max(width, height), scenes.SIDE / min(width, height))
         wide, high = int(width * scale + 0.5), int(height * scale + 0.5)
         processor = Mask2FormerImageProcessor(
-            size={"height": high, "width": wide}, size_divisor=1, resample=2, image_mean=scenes.MEAN,
+            size={"height": high, "width": wide},
+            size_divisor=1,
+            resample=2,
+            image_mean=scenes.MEAN,
             image_std=scenes.STD,
-        )  # fmt: skip
+        )
         pixels = processor(Image.fromarray(tiny.picture(width, height)), return_tensors="pt")["pixel_values"]
         assert pixels.shape[2:] == (high, wide)
         pixels = functional.pad(pixels, (0, -wide % 32, 0, -high % 32))
         with torch.no_grad():
             out = model(pixels)
             # As mmdet's MaskFormerHead.simple_test does.
-            masks = functional.interpolate(out.masks_queries_logits, tuple(pixels.shape[2:]), mode="bilinear",
-                                           align_corners=False)  # fmt: skip
+            masks = functional.interpolate(
+                out.masks_queries_logits, tuple(pixels.shape[2:]), mode="bilinear", align_corners=False
+            )
             meta = {"img_shape": (high, wide, 3), "ori_shape": (height, width, 3)}
             (result,) = head.simple_test(out.class_queries_logits, masks, [meta], rescale=True)
         labels, boxes, masks = result["ins_results"]
         areas = {tuple(row.tolist()): int(mask.sum()) for row, mask in zip(boxes, masks)}
         sure = [(label, row.tolist()) for label, of in enumerate(by_class(boxes, labels, 80)) for row in of]
-        rows = [{"label": label, "box": row[:4], "confidence": row[4], "area": areas[tuple(row)]}
-                for label, row in sure if row[4] > 0.1]  # fmt: skip
+        rows = [
+            {"label": label, "box": row[:4], "confidence": row[4], "area": areas[tuple(row)]}
+            for label, row in sure
+            if row[4] > 0.1
+        ]
         found[f"{width}x{height}"] = sorted(rows, key=lambda row: -row["confidence"])
         print(width, height, [(row["label"], round(row["confidence"], 3), row["box"]) for row in rows])
     return {"shapes": shapes, "found": found}

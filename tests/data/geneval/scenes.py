@@ -16,15 +16,27 @@ SIZES = [(333, 517), (240, 80), (224, 224)]  # width, height
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # config.json of a small Mask2Former for COCO.
 DETECTOR = {
-    "model_type": "mask2former", "num_labels": 80, "num_queries": 12, "feature_size": 32,
-    "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16, "dim_feedforward": 16,
-    "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2,
+    "model_type": "mask2former",
+    "num_labels": 80,
+    "num_queries": 12,
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 16,
+    "dim_feedforward": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_attention_heads": 2,
     "backbone_config": {
-        "model_type": "swin", "image_size": 64, "depths": [1, 1, 1, 1], "embed_dim": 8,
-        "num_heads": [1, 1, 2, 2], "window_size": 2,
+        "model_type": "swin",
+        "image_size": 64,
+        "depths": [1, 1, 1, 1],
+        "embed_dim": 8,
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 2,
         "out_features": ["stage1", "stage2", "stage3", "stage4"],
     },
-}  # fmt: skip
+}
 
 
 def published():

@@ -76,12 +76,25 @@ def sampled(preprocess):
 def med_config(folder, **sizes):
     """med_config.json of THUDM/ImageReward, with other sizes."""
     settings = {
-        "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
-        "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert",
-        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0, "add_type_embeddings": False,
-        "vocab_size": 30524, "encoder_width": 768, "add_cross_attention": True, **sizes,
-    }  # fmt: skip
+        "architectures": ["BertModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 768,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "model_type": "bert",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 0,
+        "add_type_embeddings": False,
+        "vocab_size": 30524,
+        "encoder_width": 768,
+        "add_cross_attention": True,
+        **sizes,
+    }
     path = Path(folder) / "med_config.json"
     path.write_text(json.dumps(settings))
     return str(path)
@@ -99,16 +112,29 @@ def image_reward(folder):
     from ImageReward.models.BLIP import blip_pretrain
 
     blip_pretrain.create_vit = lambda *_: (
-        vit.VisionTransformer(img_size=224, patch_size=16, embed_dim=v["width"], depth=v["layers"],
-                              num_heads=v["heads"], mlp_ratio=v["mlp"] / v["width"], drop_path_rate=0.1),
+        vit.VisionTransformer(
+            img_size=224,
+            patch_size=16,
+            embed_dim=v["width"],
+            depth=v["layers"],
+            num_heads=v["heads"],
+            mlp_ratio=v["mlp"] / v["width"],
+            drop_path_rate=0.1,
+        ),
         v["width"],
-    )  # fmt: skip
+    )
     head = IMAGE_REWARD.MLP
     IMAGE_REWARD.MLP = lambda _: head(t["width"])
-    model = IMAGE_REWARD.ImageReward(med_config(
-        folder, hidden_size=t["width"], intermediate_size=t["mlp"], num_attention_heads=t["heads"],
-        num_hidden_layers=t["layers"], vocab_size=len(tiny.BERT_WORDS) + 2,
-    ))  # fmt: skip
+    model = IMAGE_REWARD.ImageReward(
+        med_config(
+            folder,
+            hidden_size=t["width"],
+            intermediate_size=t["mlp"],
+            num_attention_heads=t["heads"],
+            num_hidden_layers=t["layers"],
+            vocab_size=len(tiny.BERT_WORDS) + 2,
+        )
+    )
     shapes = filled(model)
     IMAGE_REWARD.MLP = head
     read = model.blip.tokenizer(tiny.TEXTS, padding="max_length", truncation=True, max_length=35)
@@ -149,9 +175,12 @@ def openai_clip(folder):
     head = filled(aesthetic.mlp)
     ids = clip.tokenize(tiny.TEXTS, truncate=True).tolist()
     return {
-        "shapes": shapes, "head": head, "ids": ids,
-        "clip": scores(of_file(CLIPScore(folder))), "aesthetic": scores(of_file(aesthetic)),
-    }, sampled(preprocess)  # fmt: skip
+        "shapes": shapes,
+        "head": head,
+        "ids": ids,
+        "clip": scores(of_file(CLIPScore(folder))),
+        "aesthetic": scores(of_file(aesthetic)),
+    }, sampled(preprocess)
 
 
 def pick_score(folder):
@@ -184,8 +213,13 @@ def pick_score(folder):
 
 def mask2former_config():
     """facebook/mask2former-swin-small-coco-instance: the class's own sizes on Swin-S."""
-    swin = SwinConfig(depths=[2, 2, 18, 2], num_heads=[3, 6, 12, 24], embed_dim=96, window_size=7,
-                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
+    swin = SwinConfig(
+        depths=[2, 2, 18, 2],
+        num_heads=[3, 6, 12, 24],
+        embed_dim=96,
+        window_size=7,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
     return Mask2FormerConfig(backbone_config=swin, num_labels=80)
 
 
@@ -218,8 +252,9 @@ def main():
             golden[build.__name__], seen = build(folder)
             pixels |= {f"{build.__name__}/{size}": value for size, value in seen.items()}
             print(json.dumps({k: v for k, v in golden[build.__name__].items() if k not in ("shapes", "ids")}))
-    (HERE / "golden.json").write_text(json.dumps(golden, separators=(",", ":"), ensure_ascii=False) + "\n",
-                                      encoding="utf-8")
+    (HERE / "golden.json").write_text(
+        json.dumps(golden, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     save_file(pixels, str(HERE / "pixels.safetensors"))
 
 

@@ -17,19 +17,53 @@ PROMPTS = [
     "x",
 ]
 TEXTS = [
-    *PROMPTS, "", "  spaced \t out\n words ", "ﬁne ﬂowers, ＦＵＬＬ　ｗｉｄｔｈ！",
-    "‘single’ and “double” quotes", "a &lt;b&gt; &amp;amp; c", "一只红色的猫 and 日本語",
+    *PROMPTS,
+    "",
+    "  spaced \t out\n words ",
+    "ﬁne ﬂowers, ＦＵＬＬ　ｗｉｄｔｈ！",
+    "‘single’ and “double” quotes",
+    "a &lt;b&gt; &amp;amp; c",
+    "一只红色的猫 and 日本語",
     "emoji 🦊🌲 and ½ cup; i'm, we've, they'll, he'd, it's",
-    "UPPER lower MiXeD", "snake_case kebab-case 3.1415 10,000", "e\u0301 composed and \u00e9", "...!!!???---",
+    "UPPER lower MiXeD",
+    "snake_case kebab-case 3.1415 10,000",
+    "e\u0301 composed and \u00e9",
+    "...!!!???---",
     "bell\x07 in a prompt",
-]  # fmt: skip
+]
 # BERT's layout with letters for words.
 BERT_WORDS = [
-    "[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789",
-    *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"), *"!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~",
-    "a", "photo", "of", "red", "circle", "##s", "on", "the", "grey", "background", "painting", "old", "cafe",
-    "一", "只", "猫", "##ing", "##ed", "three", "horse", "moon",
-]  # fmt: skip
+    "[PAD]",
+    "[unused0]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefghijklmnopqrstuvwxyz0123456789",
+    *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"),
+    *"!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~",
+    "a",
+    "photo",
+    "of",
+    "red",
+    "circle",
+    "##s",
+    "on",
+    "the",
+    "grey",
+    "background",
+    "painting",
+    "old",
+    "cafe",
+    "一",
+    "只",
+    "猫",
+    "##ing",
+    "##ed",
+    "three",
+    "horse",
+    "moon",
+]
 BERT_WORDS = list(dict.fromkeys(BERT_WORDS))
 
 # Sizes of the models; heads are as wide as in the published ones, where their number follows from it.
@@ -41,18 +75,39 @@ HPS = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 CLIP = {
-    "embed_dim": 48, "image_resolution": 224, "vision_layers": 2, "vision_width": 128,
-    "vision_patch_size": 14, "context_length": 77, "vocab_size": 49408, "transformer_width": 64,
-    "transformer_heads": 1, "transformer_layers": 2,
-}  # fmt: skip
+    "embed_dim": 48,
+    "image_resolution": 224,
+    "vision_layers": 2,
+    "vision_width": 128,
+    "vision_patch_size": 14,
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 64,
+    "transformer_heads": 1,
+    "transformer_layers": 2,
+}
 PICK = {
     "projection_dim": 48,
-    "text_config": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "hidden_act": "gelu",
-                    "num_attention_heads": 2, "projection_dim": 48, "vocab_size": 49408},
-    "vision_config": {"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 2,
-                      "hidden_act": "gelu", "num_attention_heads": 2, "projection_dim": 48, "patch_size": 14,
-                      "image_size": 224},
-}  # fmt: skip
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "hidden_act": "gelu",
+        "num_attention_heads": 2,
+        "projection_dim": 48,
+        "vocab_size": 49408,
+    },
+    "vision_config": {
+        "hidden_size": 160,
+        "intermediate_size": 640,
+        "num_hidden_layers": 2,
+        "hidden_act": "gelu",
+        "num_attention_heads": 2,
+        "projection_dim": 48,
+        "patch_size": 14,
+        "image_size": 224,
+    },
+}
 
 
 def weights(shapes):

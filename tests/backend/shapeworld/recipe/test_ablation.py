@@ -11,9 +11,14 @@ from reprise.backend.trainers.sft import SftConfig
 @pytest.fixture
 def small(monkeypatch):
     toy = {
-        "max_steps": 1, "prompts_per_step": 1, "rewrites": 2, "batch_size": 2, "eval_prompts": None,
-        "max_new_tokens": 8, "resample": 0,
-    }  # fmt: skip
+        "max_steps": 1,
+        "prompts_per_step": 1,
+        "rewrites": 2,
+        "batch_size": 2,
+        "eval_prompts": None,
+        "max_new_tokens": 8,
+        "resample": 0,
+    }
     for key, value in toy.items():
         monkeypatch.setitem(ablation.GRPO, key, value)
     triples = ablation.triples
@@ -38,5 +43,8 @@ def test_every_method_has_three_seeds_and_the_embedded_one_is_not_made_again(tmp
     assert ablation.build(tmp_path, "sft") == ablation.EMBEDDED and not list(tmp_path.iterdir())
     starts = list(ablation.STARTS.values())
     assert {start: starts.count(start) for start in starts} == {
-        "base": 3, "base-plain": 3, "sft": 3, "sft-plain": 3,
-    }  # fmt: skip
+        "base": 3,
+        "base-plain": 3,
+        "sft": 3,
+        "sft-plain": 3,
+    }

@@ -39,8 +39,10 @@ def test_what_nouns_point_at():
     star = Thing("star", "green", 100, 100, 8)
     found = grounding.pointed_at(SAID, Scene("pink", (first, second, star)))
     assert [(SAID[i], meant) for i, meant in found] == [
-        ("circle", [first]), ("stars", [star]), ("background", ["pink"])
-    ]  # fmt: skip
+        ("circle", [first]),
+        ("stars", [star]),
+        ("background", ["pink"]),
+    ]
     assert [meant for _, meant in grounding.pointed_at(SAID, Scene("grey", (second,)))] == [[], [], []]
 
 

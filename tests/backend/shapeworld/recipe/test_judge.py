@@ -85,12 +85,19 @@ def test_tuned_on_the_renderers_pictures_and_stored_in_halves(work, tmp_path, mo
     monkeypatch.setattr(judge, "PROMPTS", "shapeworld:1")
     monkeypatch.setattr(judge, "RENDERS", 1)
     plain = ablation.run_of
-    monkeypatch.setattr(ablation, "run_of", lambda trainer, config, settings, *rest: plain(
-        trainer, config, {**settings, "max_steps": 2, "batch_size": 4, "eval_most": 8}, *rest))
+    monkeypatch.setattr(
+        ablation,
+        "run_of",
+        lambda trainer, config, settings, *rest: plain(
+            trainer, config, {**settings, "max_steps": 2, "batch_size": 4, "eval_most": 8}, *rest
+        ),
+    )
     final, another = (judge.tune(tmp_path, lambda line: None, seed) for seed in (0, 1))
     assert (final, another) == (tmp_path / "tuned" / "final", tmp_path / "tuned-1" / "final")
-    drawn = [{Path(json.loads(line)["image"]).name for line in (tmp_path / name).read_text().splitlines()}
-             for name in ("judge.jsonl", "judge-1.jsonl")]  # fmt: skip
+    drawn = [
+        {Path(json.loads(line)["image"]).name for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("judge.jsonl", "judge-1.jsonl")
+    ]
     assert all(drawn) and not drawn[0] & drawn[1]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("card")

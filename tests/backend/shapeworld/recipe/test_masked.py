@@ -129,8 +129,9 @@ def test_the_committed_autoencoder_keeps_what_is_drawn():
         latents = vqvae.encode(recipe.to_pictures(drawn)).latents
         tokens = vqvae.quantize(latents)[2][2].view(24, 16, 16)
         kept = decode_tokens(vqvae, tokens).clamp(0, 1).mul(255).round().byte().movedim(1, -1).numpy()
-    things = [[{(t.shape, t.color, t.place) for t in detect(picture)} for picture in some]
-              for some in (drawn, kept)]  # fmt: skip
+    things = [
+        [{(t.shape, t.color, t.place) for t in detect(picture)} for picture in some] for some in (drawn, kept)
+    ]
     assert sum(before == after for before, after in zip(*things)) >= 22
 
 
@@ -140,8 +141,9 @@ def test_the_committed_renderer_draws_what_is_spelled_out():
     jobs = [Job(spelled_out(scene), seed) for seed, scene in enumerate(scenes)]
     drawn = ShapeWorldMaskedRenderer().render(jobs).images
     wanted = [{(t.shape, t.color, t.place) for t in scene.things} for scene in scenes]
-    found = [{(t.shape, t.color, t.place) for t in detect((image * 255).round().byte().numpy())}
-             for image in drawn]  # fmt: skip
+    found = [
+        {(t.shape, t.color, t.place) for t in detect((image * 255).round().byte().numpy())} for image in drawn
+    ]
     assert sum(map(set.__eq__, wanted, found)) >= 6
 
 
@@ -194,7 +196,10 @@ def test_the_assembled_folder_draws_as_diffusers_draws(work, tmp_path):
     plain = AmusedPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
     expected = plain(
-        "a red circle", num_inference_steps=2, guidance_scale=renderer.guidance, output_type="pt",
+        "a red circle",
+        num_inference_steps=2,
+        guidance_scale=renderer.guidance,
+        output_type="pt",
         generator=torch.Generator().manual_seed(7),
-    ).images[0]  # fmt: skip
+    ).images[0]
     assert torch.allclose(image, expected.permute(1, 2, 0), atol=1.1 / 255)

@@ -45,7 +45,6 @@ def test_swapped_pivots_are_other_prompts(tmp_path):
 
 def test_a_log_is_drawn_and_scored_once(tmp_path, monkeypatch):
 
-
     monkeypatch.setattr(refinement, "PER_TASK", 1)
     monkeypatch.setattr(refinement, "EACH", 2)
     log = build(tmp_path, "log")

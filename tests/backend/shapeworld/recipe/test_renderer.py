@@ -12,9 +12,10 @@ from reprise.backend.shapeworld.recipe.tokenizers import clip_tokenizer, t5_toke
 from reprise.backend.shapeworld.scenes import COLORS, SHAPES, Scene, Thing
 
 FILES = {
-    "text_encoder": "model.safetensors", "text_encoder_2": "model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
     "transformer": "diffusion_pytorch_model.safetensors",
-}  # fmt: skip
+}
 
 
 def test_layout_by_hand():

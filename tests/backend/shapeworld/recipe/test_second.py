@@ -63,8 +63,10 @@ def test_the_layout_is_learned_from_the_middle_of_the_unet():
 
 
 def test_four_things_spelled_out_are_not_cut():
-    things = tuple(put(random.Random(0), shape, "purple", place, "large")
-                   for shape, place in zip(("star", "ring", "heart", "cross"), PLACES[::2]))  # fmt: skip
+    things = tuple(
+        put(random.Random(0), shape, "purple", place, "large")
+        for shape, place in zip(("star", "ring", "heart", "cross"), PLACES[::2])
+    )
     ids = clip_tokenizer()("a photo of " + spelled_out(Scene("white", things))).input_ids
     assert len(ids) <= recipe.TEXT_LENGTH
 
@@ -78,6 +80,11 @@ def test_the_assembled_folder_draws_as_diffusers_draws(work, tmp_path):
     image = ShapeWorldSDRenderer(folder, steps=2).render([Job("a red circle", 7)]).images[0]
     plain = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
-    expected = plain("a red circle", num_inference_steps=2, guidance_scale=3.0, output_type="pt",
-                     generator=torch.Generator().manual_seed(7)).images[0]  # fmt: skip
+    expected = plain(
+        "a red circle",
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
     assert torch.allclose(image, expected.permute(1, 2, 0), atol=1.1 / 255)

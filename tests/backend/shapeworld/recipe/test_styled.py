@@ -24,8 +24,11 @@ def work(tmp_path_factory):
 
 def test_the_decoder_alone_goes_on(work):
     before, after = (AutoencoderTiny.from_pretrained(work / f"styled-vae{end}") for end in ("", "-sharp"))
-    changed = {name.split(".")[0] for name, one in after.state_dict().items()
-               if not torch.equal(one, before.state_dict()[name])}  # fmt: skip
+    changed = {
+        name.split(".")[0]
+        for name, one in after.state_dict().items()
+        if not torch.equal(one, before.state_dict()[name])
+    }
     assert changed == {"decoder"} and after.config.scaling_factor == before.config.scaling_factor
 
 

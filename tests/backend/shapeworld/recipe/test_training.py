@@ -18,8 +18,9 @@ def train(checkpoint, until=None):
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizers = [Muon(matrices, lr=0.01), torch.optim.AdamW(vectors, lr=0.01)]
-    loop = StepLoop(model, optimizers, checkpoint, total=12, seed=3, warmup=4, save_every=0.0,
-                    log=lambda line: None)  # fmt: skip
+    loop = StepLoop(
+        model, optimizers, checkpoint, total=12, seed=3, warmup=4, save_every=0.0, log=lambda line: None
+    )
 
     def take_step(rng, step):
         if step == until:

@@ -12,13 +12,23 @@ from reprise.backend.trainers.prip_encoder import EncoderConfig, EncoderLoop
 STAGES = {
     "decoder": (prip_decoder, DecoderConfig, DecoderLoop),
     "encoder": (prip_encoder, EncoderConfig, EncoderLoop),
-}  # fmt: skip
+}
 
 
 def settings(stage, log, refiner=None, **changes):
-    made = {"log": log, "max_steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0,
-            "scheduler": "constant", "eval_share": 0.2, "eval_every": 2, "save_every": 2, "device": "cpu",
-            "gradient_checkpointing": False}  # fmt: skip
+    made = {
+        "log": log,
+        "max_steps": 4,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "scheduler": "constant",
+        "eval_share": 0.2,
+        "eval_every": 2,
+        "save_every": 2,
+        "device": "cpu",
+        "gradient_checkpointing": False,
+    }
     if "preset" not in changes:
         made["model"] = str(refiner)
     if stage == "encoder" and changes.get("preferred") != "random":
@@ -35,8 +45,9 @@ def rows(run, name="metrics.jsonl"):
 
 
 def tensors(folder):
-    return {path.relative_to(folder).as_posix(): load_file(path)
-            for path in sorted(folder.rglob("*.safetensors"))}  # fmt: skip
+    return {
+        path.relative_to(folder).as_posix(): load_file(path) for path in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def changed(one, other):

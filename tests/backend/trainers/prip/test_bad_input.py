@@ -60,7 +60,7 @@ def other_decoder(folder):
     config = {key: value for key, value in TINY.decoder.items() if key != "model_type"}
     AutoModelForCausalLM.from_config(
         AutoConfig.for_model("qwen2", **{**config, "hidden_size": 16, "vocab_size": 2048})
-    ).save_pretrained(folder / "decoder")  # fmt: skip
+    ).save_pretrained(folder / "decoder")
 
 
 def other_tower(folder):
@@ -68,14 +68,20 @@ def other_tower(folder):
     ImagePivot(config).save_pretrained(folder / "image")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (drop_statistics, "has no pivot statistics"),
-    (other_decoder, "is 16 wide, this refiner's projector writes 32"),
-    (other_tower, "pivots of 3 x 24, this refiner reads 5 x 24"),
-    (lambda folder: shutil.rmtree(folder / "image"), "no vision tower at"),
-    (lambda folder: shutil.rmtree(folder), "no refiner at"),
-    (lambda folder: (folder / "reprise.json").write_text('{"temperature": -1}'), "reprise.json: temperature"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_statistics, "has no pivot statistics"),
+        (other_decoder, "is 16 wide, this refiner's projector writes 32"),
+        (other_tower, "pivots of 3 x 24, this refiner reads 5 x 24"),
+        (lambda folder: shutil.rmtree(folder / "image"), "no vision tower at"),
+        (lambda folder: shutil.rmtree(folder), "no refiner at"),
+        (
+            lambda folder: (folder / "reprise.json").write_text('{"temperature": -1}'),
+            "reprise.json: temperature",
+        ),
+    ],
+)
 def test_refiners_that_cannot_be_trained_leave_nothing_behind(change, message, log, refiner, tmp_path):
     bad = without(refiner, tmp_path / "bad", change)
     for stage in STAGES:
@@ -98,7 +104,7 @@ def test_logs_that_cannot_be_trained_on_leave_nothing_behind(log, refiner, tmp_p
         ("decoder", {"log": log, "max_tokens": 4}, "longer than max_tokens=4; raise"),
         ("decoder", {"log": log, "max_tokens": 500}, "does not fit into the decoder"),
         ("encoder", {"log": log, "eval_share": 0.99}, "leaves none to train on"),
-    ):  # fmt: skip
+    ):
         config = settings(stage, changes.pop("log"), refiner, **changes)
         with pytest.raises(BadInput, match=message):
             train(stage, config, tmp_path / "run")
@@ -127,21 +133,27 @@ def test_a_few_bad_records_are_left_out_and_counted(refiner, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("stage", "changes", "message"), [
-    ("decoder", {"least": 3}, "least"), ("decoder", {"model": None}, "give one of model"),
-    ("decoder", {"preset": "paper"}, "give one of model"),
-    ("decoder", {"preset": "papr", "model": None}, "'paper'"),
-    ("decoder", {"train_image": True}, "train_image away"),
-    ("decoder", {"train_image": True, "preset": "paper", "model": None}, "train_image away"),
-    ("decoder", {"sources": {"decoder": "x"}}, "sources replace"),
-    ("decoder", {"sources": {"tower": "x"}}, "unknown setting in test: sources: 'tower'"),
-    ("decoder", {"dtype": "bfloat16", "device": "cpu"}, "set dtype=float32"),
-    ("encoder", {"scheduler": "constant"}, "warmup_ratio=0"), ("encoder", {"rewards": {}}, "rewards"),
-    ("encoder", {"rewards": {"x": 0}}, "rewards"), ("encoder", {"preferred": "worst"}, "preferred"),
-    ("encoder", {"preferred": "random", "rewards": {"x": 1}}, "leave rewards out"),
-    ("encoder", {"reward": "x"}, "did you mean 'rewards'"),
-    ("decoder", {"max_step": 2}, "did you mean 'max_steps'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("decoder", {"least": 3}, "least"),
+        ("decoder", {"model": None}, "give one of model"),
+        ("decoder", {"preset": "paper"}, "give one of model"),
+        ("decoder", {"preset": "papr", "model": None}, "'paper'"),
+        ("decoder", {"train_image": True}, "train_image away"),
+        ("decoder", {"train_image": True, "preset": "paper", "model": None}, "train_image away"),
+        ("decoder", {"sources": {"decoder": "x"}}, "sources replace"),
+        ("decoder", {"sources": {"tower": "x"}}, "unknown setting in test: sources: 'tower'"),
+        ("decoder", {"dtype": "bfloat16", "device": "cpu"}, "set dtype=float32"),
+        ("encoder", {"scheduler": "constant"}, "warmup_ratio=0"),
+        ("encoder", {"rewards": {}}, "rewards"),
+        ("encoder", {"rewards": {"x": 0}}, "rewards"),
+        ("encoder", {"preferred": "worst"}, "preferred"),
+        ("encoder", {"preferred": "random", "rewards": {"x": 1}}, "leave rewards out"),
+        ("encoder", {"reward": "x"}, "did you mean 'rewards'"),
+        ("decoder", {"max_step": 2}, "did you mean 'max_steps'"),
+    ],
+)
 def test_impossible_settings(stage, changes, message):
     values = {"model": "m", "log": "l", **changes}
     with pytest.raises(BadInput, match=message):
@@ -173,16 +185,37 @@ def test_published_parts(log, tmp_path):
 
     tiny = save(tmp_path / "tiny")
     torch.manual_seed(0)
-    Blip2ForConditionalGeneration(Blip2Config(
-        vision_config={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
-                       "num_attention_heads": 4, "image_size": 32, "patch_size": 16,
-                       "initializer_range": 0.2},
-        qformer_config={"hidden_size": 768, "intermediate_size": 48, "num_hidden_layers": 1,
-                        "num_attention_heads": 4, "encoder_hidden_size": 32, "vocab_size": 50},
-        text_config=OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
-                              vocab_size=20, max_position_embeddings=20, word_embed_proj_dim=16).to_dict(),
-        num_query_tokens=32,
-    )).save_pretrained(tmp_path / "blip2")  # fmt: skip
+    Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config={
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "image_size": 32,
+                "patch_size": 16,
+                "initializer_range": 0.2,
+            },
+            qformer_config={
+                "hidden_size": 768,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "encoder_hidden_size": 32,
+                "vocab_size": 50,
+            },
+            text_config=OPTConfig(
+                hidden_size=16,
+                ffn_dim=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                vocab_size=20,
+                max_position_embeddings=20,
+                word_embed_proj_dim=16,
+            ).to_dict(),
+            num_query_tokens=32,
+        )
+    ).save_pretrained(tmp_path / "blip2")
     parts = {
         "encoder": str(tiny / "encoder"),
         "decoder": str(tiny / "decoder"),

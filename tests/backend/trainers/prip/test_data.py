@@ -54,22 +54,37 @@ def test_three_layouts_say_the_same(tmp_path):
     picture(tmp_path / "captions/without.png")
     found = read_log(tmp_path / "captions")
     assert [(r.prompt, r.system, r.image) for r in found] == [
-        ("a red thing", "a red thing", one), ("a blue thing", "a blue thing", two)
-    ]  # fmt: skip
+        ("a red thing", "a red thing", one),
+        ("a blue thing", "a blue thing", two),
+    ]
 
-    log = lines(tmp_path / "captions/log.jsonl", {"prompt": "a", "system": "b", "image": "a.png"}, "",
-                {"prompt": "c", "image": "more/b.jpg", "scores": {"x": 2}}, {"prompt": "d"})  # fmt: skip
+    log = lines(
+        tmp_path / "captions/log.jsonl",
+        {"prompt": "a", "system": "b", "image": "a.png"},
+        "",
+        {"prompt": "c", "image": "more/b.jpg", "scores": {"x": 2}},
+        {"prompt": "d"},
+    )
     assert read_log(log) == [
-        Record("a", "b", one, {}), Record("c", "c", two, {"x": 2.0}), Record("d", "d", None, {})
-    ]  # fmt: skip
+        Record("a", "b", one, {}),
+        Record("c", "c", two, {"x": 2.0}),
+        Record("d", "d", None, {}),
+    ]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "is empty; expected lines"), ("\n\n", "is empty"), ('{"prompt": "a"', "line 1: no JSON"),
-    ('{"prompt": "a"}\n{"prompt": "a", "picture": "b"}', "line 2: picture: extra"),
-    ('{"prompt": " "}', "line 1: prompt"), ('{"prompt": "a", "scores": {"x": NaN}}', "line 1: scores.x"),
-    ("[1]", "line 1"), (b"\xff", "not UTF-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; expected lines"),
+        ("\n\n", "is empty"),
+        ('{"prompt": "a"', "line 1: no JSON"),
+        ('{"prompt": "a"}\n{"prompt": "a", "picture": "b"}', "line 2: picture: extra"),
+        ('{"prompt": " "}', "line 1: prompt"),
+        ('{"prompt": "a", "scores": {"x": NaN}}', "line 1: scores.x"),
+        ("[1]", "line 1"),
+        (b"\xff", "not UTF-8"),
+    ],
+)
 def test_malformed_logs(text, message, tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -105,9 +120,12 @@ def test_pictures_that_are_gone(tmp_path):
 
 
 def test_the_preferred_picture():
-    records = [record("a", "a1", shapeworld=0.2, other=9.0), record("a", "a2", shapeworld=0.6, other=0.0),
-               record("b", "b1", shapeworld=0.5, other=0.0),
-               record("a", "a3", shapeworld=0.6, other=0.0)]  # fmt: skip
+    records = [
+        record("a", "a1", shapeworld=0.2, other=9.0),
+        record("a", "a2", shapeworld=0.6, other=0.0),
+        record("b", "b1", shapeworld=0.5, other=0.0),
+        record("a", "a3", shapeworld=0.6, other=0.0),
+    ]
 
     def chosen(rewards, how="best", seed=0):
         return [one.system for one in preferred(records, rewards, how, seed, quiet)]

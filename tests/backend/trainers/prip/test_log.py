@@ -34,8 +34,13 @@ def prompts(path, *lines):
 def test_prompts_are_drawn_several_times_and_scored(renderer, tmp_path):
     source = prompts(tmp_path / "p.txt", "a red cat", "a blue cat", "a cat")
     counts, records = made(tmp_path / "out/log.jsonl", source, renderer, renders=3)
-    assert counts == {"file": str(tmp_path / "out/log.jsonl"), "prompts": 3, "pictures": 9, "drawn": 9,
-                      "not_judged": 0}  # fmt: skip
+    assert counts == {
+        "file": str(tmp_path / "out/log.jsonl"),
+        "prompts": 3,
+        "pictures": 9,
+        "drawn": 9,
+        "not_judged": 0,
+    }
     assert [one.prompt for one in records] == ["a red cat"] * 3 + ["a blue cat"] * 3 + ["a cat"] * 3
     assert len({one.picture for one in records}) == 9 and all(one.picture.is_file() for one in records)
     assert all(one.scores["redness"] > 0.8 > 0.3 > one.scores["blueness"] for one in records[:3])
@@ -45,8 +50,12 @@ def test_prompts_are_drawn_several_times_and_scored(renderer, tmp_path):
 
 def test_what_draws_may_be_another_prompt(renderer, tmp_path):
     """All that a user's prompt was drawn as shares its seeds; judges read the user's prompt."""
-    source = prompts(tmp_path / "p.jsonl", {"prompt": "a cat", "system": "a cat, red"}, {"prompt": "a cat"},
-                     {"prompt": "a dog", "system": "a dog, blue"})  # fmt: skip
+    source = prompts(
+        tmp_path / "p.jsonl",
+        {"prompt": "a cat", "system": "a cat, red"},
+        {"prompt": "a cat"},
+        {"prompt": "a dog", "system": "a dog, blue"},
+    )
     _, records = made(tmp_path / "log.jsonl", source, renderer, renders=2)
     assert [one.system for one in records] == ["a cat, red"] * 2 + ["a cat"] * 2 + ["a dog, blue"] * 2
     seeds = {job.prompt: [] for job in renderer.calls[0]}
@@ -150,16 +159,21 @@ def test_the_command(tmp_path, capsys):
     assert "4 pictures of 2 prompts, 0 drawn now" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["none.txt"], "cannot read the prompts"), (["p.txt", "--renders", "0"], "1 to 256"),
-    (["p.txt", "--renderer", "wordz"], "did you mean 'words'"),
-    (["p.txt", "--reward", "redness=2"], "leave weights"),
-    (["p.txt", "--renderer", "words"], "say what scores"),
-    (["p.txt", "--out", "p.txt"], "not made by this command"),
-    (["drawn.jsonl", "--renderer", "words", "--reward", "redness"], "is drawn already"),
-    (["drawn.jsonl"], "say what scores"), (["p.txt", "--seed", "-1"], "--seed must be"),
-    (["bad.jsonl"], "line 1: image: extra|line 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.txt"], "cannot read the prompts"),
+        (["p.txt", "--renders", "0"], "1 to 256"),
+        (["p.txt", "--renderer", "wordz"], "did you mean 'words'"),
+        (["p.txt", "--reward", "redness=2"], "leave weights"),
+        (["p.txt", "--renderer", "words"], "say what scores"),
+        (["p.txt", "--out", "p.txt"], "not made by this command"),
+        (["drawn.jsonl", "--renderer", "words", "--reward", "redness"], "is drawn already"),
+        (["drawn.jsonl"], "say what scores"),
+        (["p.txt", "--seed", "-1"], "--seed must be"),
+        (["bad.jsonl"], "line 1: image: extra|line 1"),
+    ],
+)
 def test_bad_input_is_one_line_and_leaves_nothing(words, message, tmp_path, capsys, monkeypatch):
     import re
 

@@ -15,10 +15,11 @@ from ..conftest import half_write
 from .stages import changed, rows, settings, train
 
 RUNS = {
-    "decoder": {}, "encoder": {"gradient_checkpointing": True},
+    "decoder": {},
+    "encoder": {"gradient_checkpointing": True},
     "tower": {"preset": "shapeworld", "train_image": True, "max_steps": 6},
     "adapter": {"lora": {"r": 2, "alpha": 4, "dropout": 0.2}},
-}  # fmt: skip
+}
 
 
 class Killed(Exception):
@@ -48,8 +49,9 @@ def test_killed_and_resumed_is_never_killed(kind, tiny_preset, log, refiner, tmp
         assert ("from the start" if not newest else f"going on from checkpoint-{newest}") in " ".join(said)
         assert not changed(final, whole)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            found, expected = ([{**row, "seconds": 0} for row in rows(one, name)]
-                               for one in (run, tmp_path / "whole"))  # fmt: skip
+            found, expected = (
+                [{**row, "seconds": 0} for row in rows(one, name)] for one in (run, tmp_path / "whole")
+            )
             assert found == expected
         assert len(list((run / "checkpoints").glob("checkpoint-*"))) == 2
 
@@ -77,9 +79,12 @@ def test_sigkill_while_a_checkpoint_is_written(log, refiner, tmp_path):
     config = settings("encoder", log, refiner)
     whole = train("encoder", config, tmp_path / "whole")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")], input=config.model_dump_json(), text=True,
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")],
+        input=config.model_dump_json(),
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr[-500:]
     said = []
     final = train("encoder", config, tmp_path / "run", resume=True, log=said.append)

@@ -24,8 +24,17 @@ from .stages import STAGES, changed, rows, settings, tensors, train
 
 def test_the_second_stage(log, refiner, tmp_path):
     """The loss falls, given the pictures' own pivots more than given others'; only D and projector change."""
-    config = settings("decoder", log, refiner, max_steps=100, batch_size=16, learning_rate=2e-2,
-                      eval_every=50, scheduler="cosine", max_new_tokens=12)  # fmt: skip
+    config = settings(
+        "decoder",
+        log,
+        refiner,
+        max_steps=100,
+        batch_size=16,
+        learning_rate=2e-2,
+        eval_every=50,
+        scheduler="cosine",
+        max_new_tokens=12,
+    )
     final = train("decoder", config, tmp_path)
     found, looks = rows(tmp_path), rows(tmp_path, "evaluations.jsonl")
     assert [row["step"] for row in found] == list(range(1, 101))
@@ -57,8 +66,10 @@ def test_a_blind_decoder(log, refiner, tmp_path, tiny_preset):
     assert found[-1]["loss"] < 0.5 * found[0]["loss"]
     assert looks[-1]["held-out/loss"] == pytest.approx(looks[-1]["swapped/loss"])
     own, other = tensors(final), tensors(refiner)
-    assert all(torch.equal(own["image/model.safetensors"][key], one)
-               for key, one in other["image/model.safetensors"].items())  # fmt: skip
+    assert all(
+        torch.equal(own["image/model.safetensors"][key], one)
+        for key, one in other["image/model.safetensors"].items()
+    )
     assert Prip.from_pretrained(final).pivot_std.gt(0).all()
     with pytest.raises(ValueError, match="take train_image away"):
         settings("decoder", log, **made, train_image=True)
@@ -77,8 +88,9 @@ def test_what_is_learned_is_what_inference_reads_and_writes(log, refiner, tmp_pa
     with torch.no_grad():
         whole = loop.model.logits(seen[None], [loop.model.write_ids("a red")], [one.ids], guarded=True)
         logps = (whole[0] / rewriter.temperature).log_softmax(-1)
-    torch.testing.assert_close(logps.gather(1, torch.tensor(one.ids)[:, None])[:, 0], torch.tensor(one.logps),
-                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        logps.gather(1, torch.tensor(one.ids)[:, None])[:, 0], torch.tensor(one.logps), rtol=1e-3, atol=1e-3
+    )
     # A prompt is learned as one text; its beginning is what a user's prompt is to inference.
     start, rest = item.ids[:3], item.ids[3:]
     with torch.no_grad():
@@ -175,8 +187,10 @@ def test_an_adapter(log, refiner, tmp_path):
     assert {one.dtype for one in loop.weights.values()} == {torch.float32}
     final = loop.run()
     assert changed(final, refiner) == {"decoder/model.safetensors", "projector.weight", "projector.bias"}
-    assert load_file(final / "decoder/model.safetensors").keys() == load_file(
-        refiner / "decoder/model.safetensors").keys()  # fmt: skip
+    assert (
+        load_file(final / "decoder/model.safetensors").keys()
+        == load_file(refiner / "decoder/model.safetensors").keys()
+    )
     loaded, item = Prip.from_pretrained(final), loop.items[0]
     loop.model = loaded
     with torch.no_grad():
@@ -186,8 +200,16 @@ def test_an_adapter(log, refiner, tmp_path):
 
 
 def test_half_precision_and_checkpointing(log, refiner, tmp_path):
-    config = settings("decoder", log, refiner, dtype="bfloat16", lora={"r": 2, "alpha": 4}, max_steps=1,
-                      export_dtype="float16", gradient_checkpointing=True)  # fmt: skip
+    config = settings(
+        "decoder",
+        log,
+        refiner,
+        dtype="bfloat16",
+        lora={"r": 2, "alpha": 4},
+        max_steps=1,
+        export_dtype="float16",
+        gradient_checkpointing=True,
+    )
     final = train("decoder", config, tmp_path / "d") if torch.cuda.is_available() else None
     final = final or train("decoder", config.model_copy(update={"dtype": "float32"}), tmp_path / "e")
     kept = tensors(final)
