@@ -12,10 +12,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..backend.errors import BadInput, Interrupted, Unsupported
+from ..backend.core.errors import BadInput, Interrupted, Unsupported
+from ..backend.core.types import Rewrite
 from ..backend.rewriters.prompting import SYSTEM, build_messages
 from ..backend.rewriters.rows import check_request, read_answer, row_seed
-from ..backend.types import Rewrite
 from . import sockets
 from .loaders import LOADERS
 
@@ -82,7 +82,7 @@ class EndpointRewriter(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, url=None, model=None) -> bool | str:
         """Refuses impossible words before the run; what does not need them is run all the same."""
-        from ..backend.endpoint import Endpoint
+        from ..backend.net.chat_client import Endpoint
 
         if url is None or model is None:  # they come from other nodes
             return True

@@ -7,8 +7,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..backend.errors import BadInput, CheckpointError
-from ..backend.loading import embedded
+from ..backend.core.errors import BadInput, CheckpointError
+from ..backend.core.model_files import embedded
 from . import sockets
 from .sockets import CATEGORY, EMBEDDED
 
@@ -80,11 +80,10 @@ class LoadRewriter(io.ComfyNode):
 
     @classmethod
     def execute(cls, rewriter: str) -> io.NodeOutput:
-        from ..backend.rewriters.reprompt import EMBEDDED as WEIGHTS
-        from ..backend.rewriters.reprompt import RePromptRewriter
+        from ..backend.rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter
         from .memory import managed
 
-        folder = WEIGHTS if rewriter == EMBEDDED else _folder("rewriters", rewriter)
+        folder = EMBEDDED_REWRITER if rewriter == EMBEDDED else _folder("rewriters", rewriter)
         return io.NodeOutput(managed(RePromptRewriter(folder, device="cpu", dtype=_dtype(rewriter))))
 
 
@@ -114,12 +113,11 @@ class LoadRefiner(io.ComfyNode):
 
     @classmethod
     def execute(cls, refiner: str) -> io.NodeOutput:
-        from ..backend.registry import REWRITERS, resolve
-        from ..backend.rewriters.prip import EMBEDDED as WEIGHTS
-        from ..backend.rewriters.prip import is_refiner
+        from ..backend.core.registry import REWRITERS, resolve
+        from ..backend.rewriters.prip.rewriter import EMBEDDED_REFINER, is_refiner
         from .memory import managed
 
-        folder = WEIGHTS if refiner == EMBEDDED else _folder("refiners", refiner)
+        folder = EMBEDDED_REFINER if refiner == EMBEDDED else _folder("refiners", refiner)
         make = resolve("refiner", REWRITERS, "prip" if is_refiner(folder) else "promptist")
         return io.NodeOutput(managed(make(folder, device="cpu", dtype=_dtype(refiner))))
 
@@ -151,9 +149,9 @@ class LoadJudge(io.ComfyNode):
 
     @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
-        from ..backend.registry import REWARDS, resolve
-        from ..backend.rewards.files import JUDGES
-        from ..backend.rewards.vlm import embedded_judges
+        from ..backend.core.registry import REWARDS, resolve
+        from ..backend.rewards.published.files import JUDGES
+        from ..backend.rewards.vlm.judge import embedded_judges
         from .memory import managed, precision
 
         if judge.startswith(VLM):
@@ -173,7 +171,7 @@ class LoadJudge(io.ComfyNode):
 def image_rewards() -> tuple[str, ...]:
     """Names of the rewards that look at pictures; the text rewards score rewrites. `vlm` is a kind, see
     `vlm_judges`."""
-    from ..backend.registry import REWARDS
+    from ..backend.core.registry import REWARDS
 
     names = (name for name, where in REWARDS.items() if not where.startswith(".rewards.text:"))
     return tuple(name for name in names if name != "vlm")
@@ -182,8 +180,8 @@ def image_rewards() -> tuple[str, ...]:
 def vlm_judges() -> list[str]:
     """The embedded judges, and what folders in models/reprise/judges are no judge of their own:
     vision-language models, each once for every question that it can be asked."""
-    from ..backend.rewards.files import JUDGES
-    from ..backend.rewards.vlm import MODES, embedded_judges
+    from ..backend.rewards.published.files import JUDGES
+    from ..backend.rewards.vlm.judge import MODES, embedded_judges
 
     published = {wanted.folder for needs in JUDGES.values() for wanted in needs.files}
     names = [name for name in installed("judges") if name.split("/")[0] not in published]

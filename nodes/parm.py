@@ -12,12 +12,12 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..backend.errors import BadInput
-from ..backend.interfaces import PreviewReward
-from ..backend.judging import of_previews, ranking
+from ..backend.core.errors import BadInput
+from ..backend.core.interfaces import PreviewReward
+from ..backend.core.scoring import of_previews, ranking
+from ..backend.core.types import Candidate, Cost
 from ..backend.search.best_of_n import best_of, check_search, judge_candidates
-from ..backend.search.parm import SCHEDULES, THRESHOLD, PruningWatcher, schedule_from
-from ..backend.types import Candidate, Cost
+from ..backend.search.pruning import SCHEDULES, THRESHOLD, PruningWatcher, schedule_from
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready

@@ -10,7 +10,7 @@ import folder_paths
 import torch
 from comfy.taesd.taesd import TAESD
 
-from ..backend.errors import BadInput
+from ..backend.core.errors import BadInput
 
 METHODS = ("auto", "TAESD", "latent to RGB", "VAE")
 WALL = 768  # pixels on the longer side of the live preview

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..backend.errors import Unsupported
+from ..backend.core.errors import Unsupported
 from . import sockets
 from .loaders import check_prompt
 from .rewriter import ask, view

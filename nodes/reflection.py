@@ -14,9 +14,9 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from ..backend.errors import BadInput
-from ..backend.interfaces import Critic
-from ..backend.judging import image_scores, ranking, verdicts
+from ..backend.core.errors import BadInput
+from ..backend.core.interfaces import Critic
+from ..backend.core.scoring import image_scores, ranking, verdicts
 from ..backend.search.reflection import CORRECTIONS, unread
 from . import sockets
 from .loaders import check_prompt

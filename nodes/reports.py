@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..backend.types import RewardSpec
+    from ..backend.core.types import RewardSpec
 
 THUMBNAIL = 256  # pixels on the longer side
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..backend.types import Rewrite
+from ..backend.core.types import Rewrite
 from . import sockets
 from .loaders import check_prompt
 
@@ -87,7 +87,7 @@ class RePromptRewriterNode(io.ComfyNode):
         locked_prompt: str = "",
         critique: str = "",
     ) -> io.NodeOutput:
-        from ..backend.errors import BadInput
+        from ..backend.core.errors import BadInput
 
         if locked:
             text = check_prompt(locked_prompt)

@@ -13,7 +13,7 @@ import comfy.model_management as management
 import comfy.patcher_extension
 import torch
 
-from ..backend.errors import BadInput, RenderFailed
+from ..backend.core.errors import BadInput, RenderFailed
 
 KEY = "reprise.row_mask"
 

@@ -43,8 +43,8 @@ class RewardScorer(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, prompt: str, judge) -> io.NodeOutput:
-        from ..backend.interfaces import Critic
-        from ..backend.judging import image_scores, ranking
+        from ..backend.core.interfaces import Critic
+        from ..backend.core.scoring import image_scores, ranking
         from .memory import ready
         from .reports import scale
 

@@ -14,7 +14,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 
-from ..backend.errors import BadInput
+from ..backend.core.errors import BadInput
 
 # Their step size looks at the whole batch, so candidates would change each other.
 COUPLED = frozenset({"dpm_adaptive"})

@@ -26,7 +26,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "backend" / "shapeworld" / "weights" / "renderer"
+from ..backend.core.model_files import EMBEDDED
+
+WEIGHTS = EMBEDDED / "renderer"
 TEXT_LENGTH = 48  # T5 tokens that the renderer was trained on
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import comfy.model_management as management
 
-from ..backend.errors import Interrupted, RepriseError
+from ..backend.core.errors import Interrupted, RepriseError
 
 T = TypeVar("T")
 QUIET, LOOKS = 0.05, 4  # seconds between looks, and how many without a change mean that nothing else runs

@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
+from reprise.backend.core.types import RewardSpec
+from reprise.backend.net.reward_protocol import Limits
 from reprise.backend.rewards import remote
-from reprise.backend.rewards.pictures import to_pil
 from reprise.backend.serving.app import make_app
 from reprise.backend.serving.desk import Desk
 from reprise.backend.serving.server import address, listen, make_server
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.prompts import layout, parse_prompt
 from reprise.backend.shapeworld.scenes import random_scene
-from reprise.backend.types import RewardSpec
-from reprise.backend.wire import Limits
+from reprise.backend.storage.images import to_pil
 
 PROMPTS = ["a red circle", "three blue stars", "a green heart left of a yellow square", "two circles"]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 from . import options
 from .evaluate_judge import evaluate_judges
 
@@ -112,17 +112,10 @@ def evaluate(
 
     Called again, it goes on.
     """
-    from ..runs import prepare_folder
+    from ..factory import check_judge, find_renderer, find_rewriter, make_reward, reward_mark
+    from ..storage.files import prepare_folder
     from . import results
-    from .roles import (
-        check_judge,
-        choose_prune,
-        find_renderer,
-        find_rewriter,
-        make_reward,
-        parse_methods,
-        reward_mark,
-    )
+    from .options import choose_prune, parse_methods
 
     results.check_name("benchmark", name, NAMES)
     if name == "judge":
@@ -134,7 +127,9 @@ def evaluate(
             "judges and --data belong to the benchmark judge; expected reprise evaluate judge "
             "JUDGE… --data FILE"
         )
-    from ..benchmarks import ablation, chains, shapeworld
+    from ..evaluation import rewriters as ablation
+    from ..evaluation import shapeworld
+    from ..evaluation import tables as chains
 
     tasks = shapeworld.chosen_tasks(task or [])
     results.check_at_least_one(per_task=per_task, seeds=seeds, best_of=best_of, variants=variants)

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput
-from .roles import VLM, make_reward, parse_weights, reward_mark
+from ..core.errors import BadInput
+from ..factory import VLM, make_reward, parse_weights, reward_mark
 
 if TYPE_CHECKING:
-    from ..benchmarks.judge import Answers
+    from ..evaluation.judges import Answers
 
 SPLIT = "test"  # prompts that no judge was trained on, nor its calibration fitted to
 
@@ -20,10 +20,10 @@ def evaluate_judges(
     names: Sequence[str], data: Path | None, out: Path | None, seed: int, as_json: bool
 ) -> None:
     """Raises BadInput for names or data that cannot be, before anything is loaded."""
-    from ..benchmarks.judge import Case, evaluate
-    from ..rewards.vlm import MODES
-    from ..runs import prepare_folder
-    from ..trainers.judge_data import YES_OR_NO, of_split, present, prompt_mark, read_examples
+    from ..evaluation.judges import Case, evaluate
+    from ..rewards.vlm.judge import MODES
+    from ..storage.files import prepare_folder
+    from ..training.judge.data import YES_OR_NO, of_split, present, prompt_mark, read_examples
     from . import results, terminal
 
     if not names or data is None:
@@ -77,14 +77,14 @@ def evaluate_judges(
 
 
 def _make(name: str) -> Answers:
-    from ..benchmarks.judge import answers_of
+    from ..evaluation.judges import answers_of
 
     return answers_of(make_reward(name))
 
 
 def _taught(name: str) -> frozenset[str]:
     """Marks of the prompts that a judge was trained on, as far as its folder says."""
-    from ..rewards.vlm import find_folder, parse_source, read_tuned
+    from ..rewards.vlm.judge import find_folder, parse_source, read_tuned
 
     where, _ = parse_source(name.removeprefix(VLM)) if name.startswith(VLM) else ("@http", None)
     return frozenset() if "@http" in where else read_tuned(find_folder(where)).prompts

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 from . import options
 
 AT_ONCE = 32  # pictures drawn, judged and kept before the next
@@ -97,9 +97,9 @@ def judge_data(
     much yes as no to train on. Called again, it goes on where it was stopped; other
     thresholds and shares draw nothing anew.
     """
-    from ..trainers.judge_log import Labels, make_data, read_sources
+    from ..factory import DEFAULT_JUDGE, DEFAULT_RENDERER, EMBEDDED_WORLD, find_renderer, make_reward
+    from ..training.judge.make_data import Labels, make_data, read_sources
     from . import terminal
-    from .roles import DEFAULT_JUDGE, DEFAULT_RENDERER, EMBEDDED_WORLD, find_renderer, make_reward
 
     name = renderer or DEFAULT_RENDERER
     if not 1 <= renders <= 256:

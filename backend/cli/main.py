@@ -14,9 +14,10 @@ from io import TextIOWrapper
 
 import typer
 
-from ..errors import Interrupted, RepriseError
+from ..core.errors import Interrupted, RepriseError
+from ..lab.bench import cli as bench
+from ..lab.weights import cli as shapeworld
 from . import (
-    bench,
     evaluate,
     judge_data,
     models,
@@ -26,7 +27,6 @@ from . import (
     rewrite,
     score,
     serve,
-    shapeworld,
     train,
     train_data,
 )
@@ -123,7 +123,7 @@ def _fail(error: object, code: int) -> int:
 def main() -> None:
     code = run()
     if code:
-        from ..trainers import ranks
+        from ..training.common import distributed
 
-        ranks.abandon(code)
+        distributed.abandon(code)
     sys.exit(code)

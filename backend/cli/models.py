@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from ..errors import CheckpointError
-from ..loading import EMBEDDED, embedded, model_folders
-from ..registry import RENDERERS, REWARDS, REWRITERS
-from ..rewards import files
+from ..core.errors import CheckpointError
+from ..core.model_files import EMBEDDED, model_folders
+from ..core.registry import RENDERERS, REWARDS, REWRITERS
+from ..rewards.published import files
 
 KINDS = ("renderers", "rewriters", "refiners", "judges")
 HEADROOM = 1.25  # weights and what computing with them takes, as a multiple of the weights
@@ -64,23 +64,6 @@ def find_judges() -> list[Judge]:
         size = sum(part["bytes"] for part in parts)
         found.append(Judge(name, needs.parameters, size, parts, files.advice(lost) if lost else None))
     return found
-
-
-def find_model(kind: str, name: str) -> Path | None:
-    """The folder of the model that the user calls `name`, or None."""
-    if Path(name).name != name:  # a path, not a name
-        return None
-    for root in model_folders():
-        if (root / kind / name).is_dir():
-            return root / kind / name
-    return embedded(kind).get(name)
-
-
-def installed(kind: str) -> list[str]:
-    """Names of the models of a kind, sorted."""
-    folders = (root / kind for root in model_folders())
-    found = {p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir()}
-    return sorted(found | embedded(kind).keys())
 
 
 def count_parameters(path: Path) -> int:
@@ -162,7 +145,7 @@ def models(
     from . import terminal
 
     if get is not None:
-        from ..rewards.fetch import fetch
+        from ..rewards.published.download import fetch
 
         fetch(get, terminal.note)
     name, free = device()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import BadInput, UnknownName
-from ..types import SEED_RANGE
+from ..core.errors import BadInput, UnknownName, Unsupported
+from ..core.types import SEED_RANGE
 
 Prompts = Annotated[
     list[str] | None,
@@ -68,7 +69,7 @@ Strength = Annotated[
 def prepare_pictured(source: str, out: Path) -> None:
     """Make the folder of `out`, whose pictures go into `out`.pictures beside it. Raises BadInput for an `out`
     that is the source, or that another command made."""
-    from ..runs import prepare_folder
+    from ..storage.files import prepare_folder
 
     if out.is_dir() or (out.exists() and not out.with_name(f"{out.name}.pictures").is_dir()):
         raise BadInput(f"{out} was not made by this command; give another --out")
@@ -95,3 +96,38 @@ def correction_named(name: str) -> str:
 def check_reflect(rounds: int) -> None:
     if not 0 <= rounds <= 100:
         raise BadInput(f"--reflect must be 0 to 100 rounds, got {rounds}")
+
+
+def choose_prune(prune: str | None, renderer: str) -> str:
+    """The pruning asked for; by default halving, or none with a ComfyUI server, which gives no previews.
+
+    Raises UnknownName for a name that is none, Unsupported for pruning without previews.
+    """
+    previews = not renderer.startswith("comfyui:")
+    prune = prune or ("halving" if previews else "none")
+    from ..search.pruning import read_pruning
+
+    read_pruning(prune)
+    if prune != "none" and not previews:
+        raise Unsupported(
+            f"--prune {prune} needs previews, which a ComfyUI server does not give; take "
+            "--prune none, or a PARM Best-of-N node in the workflow"
+        )
+    return prune
+
+
+def parse_methods(words: Sequence[str]) -> dict[str, list[str]]:
+    """["NAME=REWRITER,REWRITER", …] -> {NAME: [REWRITER, …]}: rows of a comparison. Raises BadInput."""
+    methods: dict[str, list[str]] = {}
+    for word in words:
+        name, _, given = (part.strip() for part in word.partition("="))
+        rewriters = [one.strip() for one in given.split(",")]
+        if not (name and all(rewriters)):
+            raise BadInput(
+                f"--compare {word!r}: expected NAME=REWRITER, or NAME=REWRITER,REWRITER,… for "
+                "several training seeds; a rewriter is a folder, or a name that --rewriter knows"
+            )
+        if name in methods:
+            raise BadInput(f"--compare {name!r} is given twice; name each row once, with all its rewriters")
+        methods[name] = rewriters
+    return methods

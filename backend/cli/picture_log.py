@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 from . import options
 
 AT_ONCE = 64  # pictures drawn, judged and kept before the next
@@ -49,9 +49,7 @@ def picture_log(
     that drew the picture, where it is another; "image", its path from FILE's
     folder; "scores". Called again, it goes on where it was stopped.
     """
-    from ..trainers.prip_log import make_log, read_source
-    from . import terminal
-    from .roles import (
+    from ..factory import (
         DEFAULT_JUDGE,
         DEFAULT_RENDERER,
         EMBEDDED_WORLD,
@@ -59,6 +57,8 @@ def picture_log(
         make_reward,
         parse_weights,
     )
+    from ..training.prip.make_log import make_log, read_source
+    from . import terminal
 
     name = renderer or DEFAULT_RENDERER
     if not 1 <= renders <= 256:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadInput, UnknownName
+from ..core.errors import BadInput, UnknownName
 from ..preferences.pairing import BY
 from . import options
 
@@ -182,8 +182,8 @@ def page(
     most: Annotated[int, typer.Option("--most", metavar="N", help="Pairs shown, the closest first.")] = 400,
 ) -> None:
     """Write a page to look through pairs and strike bad ones."""
-    from ..page.pairs import write_pairs
     from ..preferences.store import Store
+    from ..reports.pairs import write_pairs
     from . import terminal
     from .results import check_at_least_one
 

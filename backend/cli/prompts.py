@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 
 MAX_WORDS = 512  # as many tokens as FLUX's T5 reads; what is longer would be cut off unseen
 MAX_CHARACTERS = 8_000

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadInput, Interrupted, RepriseError
-from ..interfaces import Critic
+from ..core.errors import BadInput, Interrupted, RepriseError
+from ..core.interfaces import Critic
 from . import options
 
 if TYPE_CHECKING:
-    from ..runs import Record
     from ..search.chain import Chain
+    from ..storage.records import Record
 
 MOST = 4096  # candidates; a slip of the keyboard should not take a week
 
@@ -115,18 +115,18 @@ def render(
     ] = False,
 ) -> None:
     """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
-    from . import terminal
-    from .prompts import gather
-    from .roles import (
+    from ..factory import (
         DEFAULT_REWRITER,
         check_judge,
-        choose_prune,
         find_renderer,
         find_rewriter,
         make_judge,
         make_reward,
         parse_weights,
     )
+    from . import terminal
+    from .options import choose_prune
+    from .prompts import gather
 
     # All that can be wrong with the words is found before a model is loaded.
     texts = gather(prompts or [], file, terminal.note)
@@ -142,7 +142,8 @@ def render(
     if corrector is not None and reflect == 0:
         raise BadInput("--corrector has no use without rounds of reflection; leave it out, or give --reflect")
     mending_words = find_rewriter(corrector, renderer) if corrector not in (None, rewriter) else None
-    from ..runs import prepare_folder, slug, versions
+    from ..storage.files import prepare_folder, slug
+    from ..storage.records import versions
 
     several = len(texts) > 1
     asked: dict[str, Any] = {
@@ -239,8 +240,8 @@ def _run_all(
 
     Whatever happens, the page shows what is finished when this is left.
     """
-    from ..page.build import write_page
-    from ..runs import finished, save_outcome
+    from ..reports.build import write_page
+    from ..storage.records import finished, save_outcome
     from . import terminal
 
     entries: list[Entry] = []
@@ -293,7 +294,7 @@ def _print(entry: Entry) -> None:
     """What became of one prompt, in a few lines."""
     from rich.markup import escape
 
-    from ..runs import BEST
+    from ..storage.records import BEST
     from . import terminal
 
     record, cost = entry.record, entry.record.cost

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput, Interrupted, UnknownName
-from ..page.figures import counts_of, interval_text, tables_of, write_figures
-from ..runs import versions, write_whole
+from ..core.errors import BadInput, Interrupted, UnknownName
+from ..reports.figures import counts_of, interval_text, tables_of, write_figures
+from ..storage.files import write_whole
+from ..storage.records import versions
 from . import terminal
 
 RESULT = "result.json"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 from . import options
 
 
@@ -19,9 +19,9 @@ def rewrite(
     as_json: options.Json = False,
 ) -> None:
     """Rewrite prompts and show the reasoning. --json prints an array, one object per prompt."""
+    from ..factory import find_rewriter
     from . import terminal
     from .prompts import gather
-    from .roles import find_rewriter
 
     texts = gather(prompts or [], file, terminal.note)
     if not 1 <= variants <= 256:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
-from ..rewards.pictures import read_picture
+from ..core.errors import BadInput
+from ..storage.images import read_picture
 from . import options
 from .prompts import check_prompt
 
@@ -26,9 +26,9 @@ def score(
     as_json: options.Json = False,
 ) -> None:
     """Score pictures against a prompt, each by itself. --json prints an array, one object per picture."""
-    from ..judging import image_scores
+    from ..core.scoring import image_scores
+    from ..factory import DEFAULT_JUDGE, make_reward
     from . import terminal
-    from .roles import DEFAULT_JUDGE, make_reward
 
     text = check_prompt(prompt, "--prompt")
     names, apart = list(dict.fromkeys(names or [DEFAULT_JUDGE])), list(dict.fromkeys(held_out or []))

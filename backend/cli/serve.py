@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput, Interrupted
-from ..keys import REWARDS, sendable
+from ..core.errors import BadInput, Interrupted
+from ..net.credentials import REWARDS, sendable
 from . import options
 
 KEY = REWARDS.keys[0]
@@ -43,12 +43,12 @@ def rewards(
     max_mib: Annotated[int, typer.Option(metavar="N", min=1, help="Of a request's body.")] = 64,
 ) -> None:
     """Serve rewards as JSON over HTTP, until Ctrl-C. Others reach them as --judge remote:NAME@URL."""
+    from ..factory import DEFAULT_JUDGE, make_reward
+    from ..net.reward_protocol import Limits
     from ..serving.app import make_app
     from ..serving.desk import Desk
     from ..serving.server import address, is_loopback, listen, serve
-    from ..wire import Limits
     from . import terminal
-    from .roles import DEFAULT_JUDGE, make_reward
 
     key = check_key(os.environ.get(KEY, ""))
     if key is None and not is_loopback(host):

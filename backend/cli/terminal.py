@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import Interrupted, RepriseError
+from ..core.errors import Interrupted, RepriseError
 
 
 def out() -> Console:

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import BadInput, Interrupted, TrainingFailed, UnknownName
-from ..registry import TRAINERS, resolve
-from ..trainers import ranks
+from ..core.errors import BadInput, Interrupted, TrainingFailed, UnknownName
+from ..core.registry import TRAINERS, resolve
+from ..training.common import distributed
 
 
 def train(
@@ -47,8 +47,8 @@ def train(
 
 
 def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -> None:
-    from ..config import load_config, save_config
-    from ..runs import prepare_folder, slug, write_whole
+    from ..core.config import load_config, save_config
+    from ..storage.files import prepare_folder, slug, write_whole
     from . import terminal
 
     if name not in TRAINERS:
@@ -63,7 +63,7 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     function = resolve("trainer", TRAINERS, name)
     module = import_module(function.__module__)
     if not getattr(module, "SEVERAL", False):
-        ranks.refuse_several(f"trainer {name!r}", "torchrun and accelerate launch")
+        distributed.refuse_several(f"trainer {name!r}", "torchrun and accelerate launch")
     config = load_config(module.CONFIG, config_file, words)
     text = save_config(config)
     run = resume or out or Path("runs") / slug(f"{name} {config_file.stem if config_file else ''}", salt=text)
@@ -76,44 +76,44 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
         write_whole(run / "config.yaml", text)
 
-    ranks.on_main(begin)
-    note = ranks.main_alone(terminal.note)
-    if ranks.alone_against_expectation():
+    distributed.on_main(begin)
+    note = distributed.main_alone(terminal.note)
+    if distributed.alone_against_expectation():
         note(
             "accelerate launch started one process: on the CPU it starts several through MPI alone; "
             "torchrun --nproc_per_node N does without"
         )
-    note(f"{name} in {run}" + (f", {ranks.count()} processes" if ranks.several() else ""))
+    note(f"{name} in {run}" + (f", {distributed.count()} processes" if distributed.several() else ""))
     again = f"go on with: reprise train {name} --resume {run}"
     try:
         made = function(config, run, resume=resume is not None, log=note)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"{str(stop) or 'stopped'}; {again}") from stop
     except RuntimeError as error:
-        if not ranks.lost(error):
+        if not distributed.lost(error):
             raise
         raise TrainingFailed(f"another process of this run is gone; {again}") from error
-    if ranks.is_main():
+    if distributed.is_main():
         terminal.out().print(f"[bold]{made}[/bold]", soft_wrap=True)
 
 
 @contextmanager
 def _one_voice() -> Iterator[None]:
     """Of several processes the first to fail says why; the others end without a word."""
-    if not ranks.several():
+    if not distributed.several():
         yield
         return
     signal.signal(signal.SIGTERM, _told_to_end)
     try:
-        ranks.join()
+        distributed.join()
         yield
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already, with its own exit code
-        if ranks.first_to_fail() or os.environ.get("REPRISE_DEBUG"):
+        if distributed.first_to_fail() or os.environ.get("REPRISE_DEBUG"):
             raise
         stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
         raise SystemExit(130 if stopped else getattr(error, "exit_code", 1)) from None
-    ranks.leave()
+    distributed.leave()
 
 
 def _told_to_end(*signal_and_frame: object) -> None:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import FEW, BadInput, Interrupted, RepriseError, Unsupported
-from ..registry import REWARDS, resolve
+from ..core.errors import FEW, BadInput, Interrupted, RepriseError, Unsupported
+from ..core.registry import REWARDS, resolve
 from . import options
 
 if TYPE_CHECKING:
-    from ..interfaces import Rewriter, TextReward
+    from ..core.interfaces import Rewriter, TextReward
     from ..rewriters.rows import AsksRows
-    from ..trainers.prompts import Asked
-    from ..trainers.sft import Example
+    from ..training.rollouts.prompts import Asked
+    from ..training.sft.data import Example
 
 AT_ONCE = 32  # pictures drawn, judged and kept before the next
 PICTURES_GB = 20  # kept on disk; beyond it those used longest ago go
@@ -114,10 +114,10 @@ def train_data(
     examples. Called again, it goes on where it was stopped, and asks for
     nothing twice; with more prompts or variants, for those.
     """
-    from ..runs import prepare_folder
-    from ..trainers.sft_data import Answers, Maker, held_out
+    from ..factory import find_rewriter
+    from ..storage.files import prepare_folder
+    from ..training.sft.make_data import Answers, Maker, held_out
     from . import terminal
-    from .roles import find_rewriter
 
     asked = _prompts(prompts)
     if eval_share:
@@ -189,7 +189,7 @@ def _reasoning(rewriter: Rewriter) -> AsksRows:
 
 def _prompts(source: str) -> list[Asked]:
     """The prompts, each once, checked."""
-    from ..trainers.prompts import read_prompts
+    from ..training.rollouts.prompts import read_prompts
     from . import terminal
     from .prompts import check_prompt
 
@@ -237,8 +237,7 @@ def _chooser(
 ) -> Callable[..., tuple[dict[str, list[Example]], dict[str, int]]]:
     """What keeps each prompt's best example by its pictures. The names are checked here; models are loaded
     when it is called, by which time the rewriter is gone."""
-    from ..cache import Cache
-    from .roles import (
+    from ..factory import (
         DEFAULT_JUDGE,
         DEFAULT_RENDERER,
         EMBEDDED_WORLD,
@@ -246,6 +245,7 @@ def _chooser(
         make_reward,
         parse_weights,
     )
+    from ..storage.cache import Cache
 
     name = renderer or DEFAULT_RENDERER
     cache = Cache(folder / "pictures", PICTURES_GB * 2**30)
@@ -257,10 +257,10 @@ def _chooser(
     def choose(
         asked: list[Asked], examples: Mapping[str, list[Example]], progress: Callable[[int, int], None]
     ) -> tuple[dict[str, list[Example]], dict[str, int]]:
-        from ..runs import write_whole
-        from ..trainers.phases import Phases
-        from ..trainers.sft_data import keep_best
-        from ..trainers.studio import Studio
+        from ..storage.files import write_whole
+        from ..training.common.offload import Phases
+        from ..training.rollouts.scoring import Studio
+        from ..training.sft.make_data import keep_best
 
         rewards = {name: make_reward(name) for name in weights}
         studio = Studio(find(), rewards, cache, Phases(), AT_ONCE, overlap=elsewhere)

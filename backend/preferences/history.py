@@ -16,13 +16,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from ..config import one_line
-from ..errors import BadInput, first_line
-from ..judging import ranking
-from ..keys import check_address
-from ..renderers.workflow import REWRITERS, Graph, Socket, is_link, is_sampler, text_at, texts_of, upstream
-from ..rewards.pictures import from_pil
-from ..types import RewardSpec
+from ..core.config import one_line
+from ..core.errors import BadInput, first_line
+from ..core.scoring import ranking
+from ..core.types import RewardSpec
+from ..net.credentials import check_address
+from ..renderers.comfyui.workflow import (
+    REWRITERS,
+    Graph,
+    Socket,
+    is_link,
+    is_sampler,
+    text_at,
+    texts_of,
+    upstream,
+)
+from ..storage.images import from_pil
 from .pairing import Group, Picture, spec_of, spread_of
 from .store import called
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..cache import Cache
-from ..errors import BadInput, first_line
-from ..rewards.pictures import read_picture
+from ..core.errors import BadInput, first_line
+from ..core.types import RewardSpec
 from ..rewards.scales import scaled
-from ..runs import RECORD, Record, load_record, read_lines
-from ..types import RewardSpec
+from ..storage.cache import Cache
+from ..storage.files import read_lines
+from ..storage.images import read_picture
+from ..storage.records import RECORD, Record, load_record
 from .pairing import Group, Picture, spec_of, spread_of
 from .store import Store, called
 

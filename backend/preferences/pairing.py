@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput, plain
-from ..registry import REWARDS, resolve
-from ..types import RewardSpec
+from ..core.errors import BadInput, plain
+from ..core.registry import REWARDS, resolve
+from ..core.types import RewardSpec
 from .store import P, Pair, RewritePair, Side, Store, Text, called, picture_name
 
 if TYPE_CHECKING:

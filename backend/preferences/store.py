@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from ..cache import Cache
-from ..config import one_line
-from ..errors import BadInput, RepriseError
-from ..runs import prepare_folder, read_text, write_whole
+from ..core.config import one_line
+from ..core.errors import BadInput, RepriseError
+from ..storage.cache import Cache
+from ..storage.files import prepare_folder, read_text, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

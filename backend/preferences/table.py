@@ -17,10 +17,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from ..config import one_line
-from ..errors import BadInput
-from ..rewards.pictures import read_picture
-from ..runs import read_text
+from ..core.config import one_line
+from ..core.errors import BadInput
+from ..storage.files import read_text
+from ..storage.images import read_picture
 from .pairing import Group, Picture, spec_of, spread_of
 from .store import picture_name
 

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput, RenderFailed
-from ..types import Job, Rendered
-from .diffusers import check_jobs
+from ..core.errors import BadInput, RenderFailed
+from ..core.types import Job, Rendered
+from .diffusers.renderer import check_jobs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..interfaces import Watcher
+    from ..core.interfaces import Watcher
 
 
 class FakeRenderer:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..cache import Cache
-from .diffusers import DiffusersRenderer
+from ..core.model_files import EMBEDDED
+from ..storage.cache import Cache
+from .diffusers.renderer import DiffusersRenderer
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "shapeworld" / "weights" / "renderer"
+WEIGHTS = EMBEDDED / "renderer"
 SD_WEIGHTS = WEIGHTS.with_name("renderer-sd")
 MASKED_WEIGHTS = WEIGHTS.with_name("renderer-masked")
 

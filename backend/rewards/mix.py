@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput
-from ..interfaces import Critic, Reward
-from ..judging import image_scores
-from ..types import RewardSpec, Verdict
+from ..core.errors import BadInput
+from ..core.interfaces import Critic, Reward
+from ..core.scoring import image_scores
+from ..core.types import RewardSpec, Verdict
 from .scales import scaled
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..config import one_line, parse_config
-from ..endpoint import BACKOFF, CONNECT, LONGEST_WAIT, RETRIED, SHOWN
-from ..errors import BadInput, EndpointError, RewardFailed, UnknownName, plain
-from ..keys import REWARDS, check_url, find_key, is_local
-from ..types import Verdict
-from ..wire import Asked, Card, Catalogue, Criticized, Fault, Scored
-from .pictures import to_pil
+from ..core.config import one_line, parse_config
+from ..core.errors import BadInput, EndpointError, RewardFailed, UnknownName, plain
+from ..core.types import Verdict
+from ..net.chat_client import BACKOFF, CONNECT, LONGEST_WAIT, RETRIED, SHOWN
+from ..net.credentials import REWARDS, check_url, find_key, is_local
+from ..net.reward_protocol import Asked, Card, Catalogue, Criticized, Fault, Scored
+from ..storage.images import to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image

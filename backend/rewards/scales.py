@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from ..errors import BadInput
-from ..types import RewardSpec
+from ..core.errors import BadInput
+from ..core.types import RewardSpec
 
 FLAT = 1e-4  # a standard deviation up to this is none: dividing by it would blow up roundings
 

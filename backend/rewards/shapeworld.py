@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.types import RewardSpec, Verdict
 from ..shapeworld.captions import plural
 from ..shapeworld.detector import Detection, Reading, read
 from ..shapeworld.prompts import RELATIONS, PromptCase, Requirement, parse_prompt
-from ..types import RewardSpec, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.types import RewardSpec
 from ..shapeworld.prompts import parse_prompt
 from ..shapeworld.style_detector import read_styled
 from ..shapeworld.styles import preferred
-from ..types import RewardSpec
-from .pictures import to_pil
+from ..storage.images import to_pil
 from .shapeworld import soft_score
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..errors import RewardFailed
-from ..types import RewardSpec, Rewrite
+from ..core.errors import RewardFailed
+from ..core.types import RewardSpec, Rewrite
 
 # Han, kana, Thai, Lao, Khmer, Burmese: written without spaces.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")

@@ -10,9 +10,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-from ..endpoint import Ask, Endpoint, Reply
-from ..errors import AnswerRefused, BadInput
-from ..types import Rewrite
+from ..core.errors import AnswerRefused, BadInput
+from ..core.types import Rewrite
+from ..net.chat_client import Ask, Endpoint, Reply
 from .prompting import SYSTEM, build_messages
 from .rows import Row, all_rows, by_prompt, read_answer, row_seed
 

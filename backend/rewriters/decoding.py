@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AnswerRefused, BadInput, Interrupted
-from ..types import Rewrite
+from ..core.errors import AnswerRefused, BadInput, Interrupted
+from ..core.types import Rewrite
 from .rows import Row, all_rows, by_prompt, kept, row_seed
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import BadInput, CheckpointError
+from ..core.errors import BadInput, CheckpointError
 
 FORM = "<reason>{reason}</reason><prompt>{prompt}</prompt>"
 PLAIN_FORM = "<prompt>{prompt}</prompt>"  # of a rewriter that does not reason

@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
-from ..types import Rewrite
+from ..core.errors import BadInput
+from ..core.types import Rewrite
 from .decoding import AskingRewriter, Written
 from .prompting import control_tokens
 from .reprompt import load_checkpoint

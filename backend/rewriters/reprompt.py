@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
-from ..config import one_line
-from ..errors import BadInput, CheckpointError, first_line
-from ..loading import quiet_loading
-from ..types import Rewrite
+from ..core.config import one_line
+from ..core.errors import BadInput, CheckpointError, first_line
+from ..core.model_files import EMBEDDED, quiet_loading
+from ..core.types import Rewrite
 from .decoding import AskingRewriter, Written, given
 from .prompting import SYSTEM, prompt_ids
 from .rows import read_answer
@@ -23,7 +23,7 @@ from .rows import read_answer
 if TYPE_CHECKING:
     import torch
 
-EMBEDDED = Path(__file__).parent.parent / "shapeworld" / "weights" / "rewriter"
+EMBEDDED_REWRITER = EMBEDDED / "rewriter"
 SETTINGS = "reprise.json"  # beside config.json: how the checkpoint was trained to be asked
 S = TypeVar("S", bound=BaseModel)
 
@@ -70,7 +70,7 @@ class RePromptRewriter(AskingRewriter):
             self.model, self.tokenizer = model
             settings = CheckpointSettings()
         else:
-            where = str(model) if model is not None else str(EMBEDDED)
+            where = str(model) if model is not None else str(EMBEDDED_REWRITER)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             self.model, self.tokenizer, settings = load_checkpoint(where, device, dtype)
         self.model.eval()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ..errors import AnswerRefused, BadInput
-from ..types import SEED_RANGE, Rewrite
+from ..core.errors import AnswerRefused, BadInput
+from ..core.types import SEED_RANGE, Rewrite
 from .prompting import Unparsable, parse
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import BadInput
-from ..types import Rewrite
+from ..core.errors import BadInput
+from ..core.types import Rewrite
 
 QUALITY_WORDS = "highly detailed, sharp focus, clean simple background"
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import BadInput
-from ..interfaces import Renderer, Reward
-from ..judging import image_scores, of_previews, ranking
-from ..types import SEED_RANGE, Candidate, Cost, InitImage, Job
-from .parm import Full, PruningWatcher, Schedule
+from ..core.errors import BadInput
+from ..core.interfaces import Renderer, Reward
+from ..core.scoring import image_scores, of_previews, ranking
+from ..core.types import SEED_RANGE, Candidate, Cost, InitImage, Job
+from .pruning import Full, PruningWatcher, Schedule
 
 
 @dataclass

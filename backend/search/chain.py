@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import BadInput, UnknownName, Unsupported
-from ..interfaces import Renderer, Reward, Rewriter
-from ..judging import of_previews
-from ..renderers.img2img import check_strength
-from ..types import Outcome
+from ..core.errors import BadInput, UnknownName, Unsupported
+from ..core.interfaces import Renderer, Reward, Rewriter
+from ..core.scoring import of_previews
+from ..core.types import Outcome
+from ..renderers.diffusers.img2img import check_strength
 from .best_of_n import check_search, search
-from .parm import Later, Schedule, schedule_from
+from .pruning import Later, Schedule, schedule_from
 from .reflection import CORRECTIONS, check_critic, reflect
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Interrupted

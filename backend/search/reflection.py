@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import BadInput
-from ..interfaces import Critic, Renderer, Reward, Rewriter
-from ..judging import verdicts
-from ..types import Candidate, Cost, InitImage, Rewrite, Round, Verdict
+from ..core.errors import BadInput
+from ..core.interfaces import Critic, Renderer, Reward, Rewriter
+from ..core.scoring import verdicts
+from ..core.types import Candidate, Cost, InitImage, Rewrite, Round, Verdict
 from .best_of_n import SearchResult, best_of, search
-from .parm import Schedule
+from .pruning import Schedule
 
 CORRECTIONS = ("draw again", "image to image")  # a new picture; the best one so far, drawn over
 

@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from ..config import parse_config
-from ..errors import BadInput, UnknownName, plain
-from ..wire import Asked, Catalogue, Criticized, Fault, Judged, Limits, Scored
+from ..core.config import parse_config
+from ..core.errors import BadInput, UnknownName, plain
+from ..net.reward_protocol import Asked, Catalogue, Criticized, Fault, Judged, Limits, Scored
 from .desk import Answer, Desk, Job, TurnedAway
 from .pictures import opened
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RepriseError
-from ..interfaces import Critic, Reward
-from ..judging import image_scores, verdicts
-from ..wire import Card
+from ..core.errors import RepriseError
+from ..core.interfaces import Critic, Reward
+from ..core.scoring import image_scores, verdicts
+from ..net.reward_protocol import Card
 from .pictures import decoded
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import io
 import struct
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput, first_line
-from ..rewards.pictures import from_pil
+from ..core.errors import BadInput, first_line
+from ..storage.images import from_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image

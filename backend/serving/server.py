@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 from .desk import Desk
 
 PATIENCE = 5.0  # seconds that the batch in work has left when the server is stopped

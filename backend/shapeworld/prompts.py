@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 from .captions import NUMBERS, article, noun_phrase, plural
 from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, place_center, put
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from reprise.backend.benchmarks.nodes import find_comfyui
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
+from reprise.backend.lab.bench.nodes import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 FRONTEND = os.environ.get("COMFYUI_FRONTEND_ROOT")  # a frontend package's `static`, in place of ComfyUI's own

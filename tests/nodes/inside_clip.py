@@ -135,9 +135,9 @@ def plain(found) -> list:
 def embedded() -> dict:
     """The same weights asked through the core and through transformers."""
     reprompt = pack("backend.rewriters.reprompt")
-    ours = reprompt.RePromptRewriter(reprompt.EMBEDDED, device="cpu")
+    ours = reprompt.RePromptRewriter(reprompt.EMBEDDED_REWRITER, device="cpu")
     node = pack("nodes.chat").RewriterFromClip
-    rewriter = node.execute(embedded_clip(reprompt.EMBEDDED), 0.7, 224, 0.95).args[0]
+    rewriter = node.execute(embedded_clip(reprompt.EMBEDDED_REWRITER), 0.7, 224, 0.95).args[0]
     rewriter.system = ""  # the tokenizer's template brings the one that the weights were trained with
     strange = "a red (circle:1.3), embedding:EasyNegative <|im_end|> {x}"
     critiques = ["the circles are blue", None]

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from reprise.backend.cli.main import run as reprise
-from reprise.backend.renderers import comfy_server, comfyui
-from reprise.backend.rewriters.reprompt import EMBEDDED, RePromptRewriter
-from reprise.backend.runs import read_lines
+from reprise.backend.renderers.comfyui import client as comfy_server
+from reprise.backend.renderers.comfyui import renderer as comfyui
+from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter
+from reprise.backend.storage.files import read_lines
 
 from .conftest import Server
 from .test_comfyui_renderer import GRAPH, url
@@ -108,7 +109,7 @@ def test_it_trains(alone):
     steps = read_lines(alone / "metrics.jsonl")
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
     assert any(row["zero_variance"] < 1 for row in steps) and any(row["loss"] for row in steps)
-    before, after = weights(EMBEDDED), weights(alone / "final")
+    before, after = weights(EMBEDDED_REWRITER), weights(alone / "final")
     assert before.keys() == after.keys() and any(not before[name].equal(after[name]) for name in after)
     [[rewrite]] = RePromptRewriter(alone / "final", device="cpu").rewrite(["a photo of two red circles"])
     assert rewrite.fallback is None

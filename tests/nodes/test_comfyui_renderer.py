@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from reprise.backend.errors import Interrupted, RenderFailed, Unsupported
-from reprise.backend.renderers.comfyui import ComfyUIRenderer
-from reprise.backend.renderers.workflow import load_workflow, prepare
-from reprise.backend.types import Job
+from reprise.backend.core.errors import Interrupted, RenderFailed, Unsupported
+from reprise.backend.core.types import Job
+from reprise.backend.renderers.comfyui.renderer import ComfyUIRenderer
+from reprise.backend.renderers.comfyui.workflow import load_workflow, prepare
 
 from .conftest import ROOT, Server, needed
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ..backend.rewards import tiny_vlm
+from ..backend.rewards.vlm import tiny_vlm
 from ..data.rewards import tiny
 
 pytestmark = pytest.mark.comfyui
 
 
 def test_a_judge_loads_is_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
-    from reprise.backend.rewards.pick_score import PickScore
+    from reprise.backend.rewards.published.pick_score import PickScore
 
     folder = tmp_path / "reprise" / "judges" / "pick-score"
     folder.mkdir(parents=True)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reprise.backend.renderers.families import FAMILIES
-from reprise.backend.renderers.lora import BLOCKS, apply_lora, lora_tensors, save_lora
+from reprise.backend.renderers.diffusers.families import FAMILIES
+from reprise.backend.renderers.diffusers.lora import BLOCKS, apply_lora, lora_tensors, save_lora
 
 pytestmark = pytest.mark.comfyui
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
@@ -132,7 +132,8 @@ PROMPT = "a large red circle at the top left and a small blue star in the center
 def trained(tmp_path_factory):
     """The file that `train diffusion-dpo` writes for the embedded renderer after a few large steps."""
     from reprise.backend.preferences.store import Pair, Side, Store
-    from reprise.backend.trainers.diffusion_dpo import DiffusionDpoConfig, train
+    from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig
+    from reprise.backend.training.diffusion_dpo.train import train
 
     torch.set_num_threads(1)
     folder, random = tmp_path_factory.mktemp("trained"), torch.Generator().manual_seed(0)

@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 
-from ..backend.rewriters import tiny_prip
+from ..backend.rewriters.prip import tiny_prip
 
 pytestmark = pytest.mark.comfyui
 
 
 def test_a_refiner_loads_is_managed_refines_and_describes(in_comfyui, tmp_path):
-    from reprise.backend.rewriters.prip import PripRewriter
+    from reprise.backend.rewriters.prip.rewriter import PripRewriter
 
     refiners = tmp_path / "reprise" / "refiners"
     tiny_prip.save(refiners / "tiny")

@@ -3,7 +3,7 @@
 import json
 import math
 
-from reprise.backend.types import RewardSpec
+from reprise.backend.core.types import RewardSpec
 from reprise.nodes.reports import scale
 
 

@@ -1,3 +1,5 @@
 """The ComfyUI of tests/nodes for the tests of the pages, which run no second one."""
 
+from ..nodes.conftest import server
+
 from ..nodes.conftest import server  # noqa: F401

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from .browser import LOOP, REWRITER, ROOT, WORKFLOW, Browser, drafted, load_reflection, press, value, view
+from .browser import Browser, LOOP, REWRITER, ROOT, WORKFLOW, drafted, load_reflection, press, value, view
 from .stub import RECORDED, Stub, frontend, record
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from reprise.backend.page.pairs import write_pairs
+from reprise.backend.reports.pairs import write_pairs
 from reprise.backend.preferences.store import Pair, Side, Store, read_strikes
 
 from .browser import Browser

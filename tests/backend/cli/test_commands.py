@@ -162,8 +162,8 @@ def test_ctrl_c_says_so(reprise, monkeypatch):
 @pytest.fixture
 def trainer(monkeypatch):
     """`train sft` without training: writes what it was called with, or is stopped."""
-    from reprise.backend.config import Config
-    from reprise.backend.trainers import sft
+    from reprise.backend.core.config import Config
+    from reprise.backend.training.sft import train as sft
 
     class Settings(Config):
         steps: int = 3
@@ -215,15 +215,14 @@ def a_result(name):
 @pytest.mark.parametrize(
     "command,name,function",
     [
-        ("evaluate", "shapeworld", "shapeworld.evaluate"),
-        ("bench", "parm", "parm.bench"),
+        ("evaluate", "shapeworld", "evaluation.shapeworld.evaluate"),
+        ("bench", "parm", "lab.bench.parm.bench"),
     ],
 )
 def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, command, name, function):
     calls = []
-    module, attribute = function.split(".")
     monkeypatch.setattr(
-        f"reprise.backend.benchmarks.{module}.{attribute}",
+        f"reprise.backend.{function}",
         lambda **options: calls.append(options) or a_result(name),
     )
     words = (command, name, "--renderer", "fake", "--seed", 7, "--per-task", 2, "--out", "r")
@@ -277,7 +276,7 @@ def test_evaluate_and_bench_refuse(reprise, words, part):
 def test_tasks_are_handed_on_and_nothing_is_written_for_an_unknown_one(reprise, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(
-        "reprise.backend.benchmarks.shapeworld.evaluate",
+        "reprise.backend.evaluation.shapeworld.evaluate",
         lambda **options: calls.append(options) or a_result("shapeworld"),
     )
     words = ("evaluate", "shapeworld", "--renderer", "fake", "--rewriter", "none", "--out", "r")

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reprise.backend import loading
 from reprise.backend.cli import models
-from reprise.backend.cli.models import count_parameters, find_model
-from reprise.backend.errors import CheckpointError
+from reprise.backend.cli.models import count_parameters
+from reprise.backend.core import model_files as loading
+from reprise.backend.core.errors import CheckpointError
+from reprise.backend.core.model_files import find_model
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_embedded_weights_are_named_by_their_folders(monkeypatch, tmp_path):
     found = [(model.kind, model.name, model.parameters) for model in models.find_all()[:2]]
     assert found == [("renderers", "embedded", 3), ("renderers", "embedded-sd", 3)]
     assert find_model("renderers", "embedded-sd") == tmp_path / "renderer-sd"
-    assert "embedded-sd" in models.installed("renderers") and find_model("renderers", "embedded-xl") is None
+    assert "embedded-sd" in loading.installed("renderers") and find_model("renderers", "embedded-xl") is None
 
 
 def test_looks_in_reprise_models_too(reprise, rewriter, monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from reprise.backend.cli.score import read_picture
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.shapeworld import drawing
 from reprise.backend.shapeworld.prompts import layout, parse_prompt
 

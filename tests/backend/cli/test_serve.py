@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from reprise.backend.errors import EndpointError
+from reprise.backend.core.errors import EndpointError
 from reprise.backend.rewards import remote
-from reprise.backend.rewards.pictures import to_pil
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
+from reprise.backend.storage.images import to_pil
 
 from ...reward_server import PROMPTS, Brightness, clean, scene, serving  # noqa: F401  clean: a fixture
 

@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
-from reprise.backend import endpoint as endpoint_module
+from reprise.backend.net import chat_client as endpoint_module
 from reprise.backend.rewriters.prompting import build_messages
-from reprise.backend.trainers.sft import Example, read_examples
+from reprise.backend.training.sft.data import Example, read_examples
 
 from ...fake_comfyui import GRAPH, FakeComfyUI
 from ...fake_endpoint import MODEL, Play, answer, playing, refusal
@@ -222,7 +222,7 @@ def test_keep_best_by_the_pictures(reprise, tmp_path, large_is_drawn):
 
 def test_keep_best_by_a_workflows_pictures(reprise, tmp_path, monkeypatch):
     """Each picture is kept as it comes: those drawn before a server's fault are not drawn again."""
-    from reprise.backend.renderers import comfyui
+    from reprise.backend.renderers.comfyui import renderer as comfyui
     from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 
     monkeypatch.setattr(ShapeWorldSoft, "score", lambda self, images, _: images.mean((1, 2, 3)).tolist())
@@ -324,8 +324,8 @@ def test_the_help_says_what_a_line_holds(reprise):
 
 def test_from_prompts_to_a_trained_rewriter(reprise, tmp_path):
     """The embedded rewriter as the teacher, a tiny model that `train sft` teaches for two steps."""
+    from reprise.backend.lab.weights.rewriter import untrained
     from reprise.backend.rewriters.reprompt import RePromptRewriter
-    from reprise.backend.shapeworld.recipe.rewriter import untrained
 
     untrained(tmp_path / "start")
     made = reprise("train-data", "shapeworld:1", "--rewriter", "reprompt", "--eval-share", 0.2)

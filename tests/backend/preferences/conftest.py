@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from reprise.backend import runs
-from reprise.backend.cache import Cache
-from reprise.backend.types import Candidate, Cost, Outcome, Rewrite
+from reprise.backend.core.types import Candidate, Cost, Outcome, Rewrite
+from reprise.backend.storage import files, records
+from reprise.backend.storage.cache import Cache
 
 SETTINGS = {"renderer": "fake", "rewriter": "reprompt", "judge": None, "rewards": {}, "seed": 0}
 
@@ -23,7 +23,7 @@ def render(tmp_path):
     """(prompt, [(words, score)], **settings) -> a folder with the record of a render; score None: stopped."""
 
     def make(prompt, candidates, name=None, scores=None, **settings):
-        folder = tmp_path / (name or runs.slug(prompt))
+        folder = tmp_path / (name or files.slug(prompt))
         found = [
             Candidate(
                 i,
@@ -40,7 +40,7 @@ def render(tmp_path):
         rewrites = [Rewrite(f"Why {words}.", words, "reprompt") for words, _ in candidates]
         best = max((c for c in found if c.score is not None), key=lambda c: c.score).index
         outcome = Outcome(prompt, rewrites, found, best, [], Cost())
-        runs.save_outcome(folder, outcome, {**SETTINGS, **settings}, {"reprise": "0"})
+        records.save_outcome(folder, outcome, {**SETTINGS, **settings}, {"reprise": "0"})
         return folder
 
     return make

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.preferences.history import read_history
 from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from reprise.backend.cache import Cache
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
+from reprise.backend.core.types import RewardSpec
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import Group, Mined, Picture
 from reprise.backend.preferences.store import Store
-from reprise.backend.runs import RECORD
-from reprise.backend.types import RewardSpec
+from reprise.backend.storage.cache import Cache
+from reprise.backend.storage.records import RECORD
 
 from .conftest import picture
 

@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.preferences.store import Pair, RewritePair, Side, Store, Text, read_strikes
 
 from .conftest import picture

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.preferences.pairing import Mined
 from reprise.backend.preferences.store import Store
 from reprise.backend.preferences.table import read_table

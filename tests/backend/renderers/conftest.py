@@ -385,7 +385,7 @@ def folders(pipelines, tmp_path_factory):
 @pytest.fixture
 def renderer(pipelines):
     """(family, **settings) -> a renderer on the shared tiny pipeline, 3 steps, 16 pixels."""
-    from reprise.backend.renderers.diffusers import DiffusersRenderer
+    from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 
     def make(family: str, scheduler=None, **settings):
         pipe = pipelines(family)

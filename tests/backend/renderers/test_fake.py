@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, Interrupted, RenderFailed
+from reprise.backend.core.errors import BadInput, Interrupted, RenderFailed
+from reprise.backend.core.types import Job
 from reprise.backend.renderers.fake import FakeRenderer
-from reprise.backend.types import Job
 
 JOBS = [Job("a red cat", 1), Job("a red cat", 2), Job("two dogs", 1)]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reprise.backend.registry import RENDERERS, resolve
-from reprise.backend.types import Job
+from reprise.backend.core.registry import RENDERERS, resolve
+from reprise.backend.core.types import Job
 
 
 def test_it_is_a_flux_with_true_cfg(folders):

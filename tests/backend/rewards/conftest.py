@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reprise.backend.rewards.clip import open_clip_source
-from reprise.backend.rewards.clip_score import ClipScore
-from reprise.backend.rewards.hps import HPSv21
-from reprise.backend.rewards.image_reward import ImageReward
-from reprise.backend.rewards.pick_score import PickScore
-from reprise.backend.rewards.vlm_local import LocalVLM
+from reprise.backend.rewards.published.clip import open_clip_source
+from reprise.backend.rewards.published.clip_score import ClipScore
+from reprise.backend.rewards.published.hps import HPSv21
+from reprise.backend.rewards.published.image_reward import ImageReward
+from reprise.backend.rewards.published.pick_score import PickScore
+from reprise.backend.rewards.vlm.local import LocalVLM
 
 from ...data.rewards import tiny
-from . import tiny_vlm
+from .vlm import tiny_vlm
 
 DATA = tiny.HERE
 

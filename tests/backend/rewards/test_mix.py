@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, RewardFailed
-from reprise.backend.interfaces import Critic
-from reprise.backend.judging import image_scores
+from reprise.backend.core.errors import BadInput, RewardFailed
+from reprise.backend.core.interfaces import Critic
+from reprise.backend.core.scoring import image_scores
+from reprise.backend.core.types import RewardSpec, Verdict
 from reprise.backend.rewards.mix import Part, mixed
-from reprise.backend.types import RewardSpec, Verdict
 
 
 class Fixed:

@@ -8,16 +8,16 @@ import httpx
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, EndpointError, RewardFailed, UnknownName
-from reprise.backend.interfaces import Critic
-from reprise.backend.judging import image_scores
+from reprise.backend.core.errors import BadInput, EndpointError, RewardFailed, UnknownName
+from reprise.backend.core.interfaces import Critic
+from reprise.backend.core.scoring import image_scores
+from reprise.backend.core.types import RewardSpec
+from reprise.backend.net.reward_protocol import Limits
 from reprise.backend.rewards import remote as module
 from reprise.backend.rewards.mix import mixed
 from reprise.backend.rewards.remote import connect
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 from reprise.backend.serving import app
-from reprise.backend.types import RewardSpec
-from reprise.backend.wire import Limits
 
 from ...fake_endpoint import closed_url
 from ...reward_server import PROMPTS, Brightness, Gate, clean, scene, serving  # noqa: F401  clean: a fixture

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.rewards.scales import Report, RunningNorm, group_normalised, report, reports
 
 

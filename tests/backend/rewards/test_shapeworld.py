@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.rewards.shapeworld import (
     ShapeWorldSoft,
     ShapeWorldStrict,

@@ -1,8 +1,8 @@
 import pytest
 
-from reprise.backend.errors import RewardFailed
+from reprise.backend.core.errors import RewardFailed
+from reprise.backend.core.types import Rewrite
 from reprise.backend.rewards.text import Length, Structure, words
-from reprise.backend.types import Rewrite
 
 
 def rewrite(count, reason="because", fallback=None):

@@ -11,7 +11,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    from reprise.backend.shapeworld.recipe.rewriter import untrained
+    from reprise.backend.lab.weights.rewriter import untrained
 
     where = tmp_path_factory.mktemp("rewriter") / "tiny"
     untrained(where)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from reprise.backend.errors import AnswerRefused, BadInput, EndpointError, Interrupted
-from reprise.backend.registry import REWRITERS, resolve
+from reprise.backend.core.errors import AnswerRefused, BadInput, EndpointError, Interrupted
+from reprise.backend.core.registry import REWRITERS, resolve
+from reprise.backend.core.types import Rewrite
 from reprise.backend.rewriters.chat import ChatRewriter
 from reprise.backend.rewriters.prompting import SYSTEM, build_messages
 from reprise.backend.rewriters.reprompt import RePromptRewriter
 from reprise.backend.rewriters.rows import Row
-from reprise.backend.types import Rewrite
 
 from ...fake_endpoint import GOOD, MODEL, answer, closed_url, playing, refusal
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from reprise.backend.registry import REWRITERS, resolve
-from reprise.backend.rewriters.reprompt import EMBEDDED
+from reprise.backend.core.registry import REWRITERS, resolve
+from reprise.backend.lab.weights.rewriter import measure
+from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER
 from reprise.backend.shapeworld.prompts import parse_prompt, sample_prompts
-from reprise.backend.shapeworld.recipe.rewriter import measure
 from reprise.backend.shapeworld.rewrites import satisfies
 
 
@@ -68,8 +68,8 @@ def test_variants_differ(rewriter):
 
 
 def test_the_folder():
-    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= 8 * 2**20
-    assert json.loads((EMBEDDED / "reprise.json").read_text())["role"] == "rewriter"
-    card = (EMBEDDED / "README.md").read_text()
+    assert sum(path.stat().st_size for path in EMBEDDED_REWRITER.iterdir()) <= 8 * 2**20
+    assert json.loads((EMBEDDED_REWRITER / "reprise.json").read_text())["role"] == "rewriter"
+    card = (EMBEDDED_REWRITER / "README.md").read_text()
     for task in ("single_object", "two_object", "counting", "colors", "position", "color_attribution"):
         assert task in card

@@ -1,6 +1,6 @@
 import pytest
 
-from reprise.backend.errors import BadInput, CheckpointError
+from reprise.backend.core.errors import BadInput, CheckpointError
 from reprise.backend.rewriters.prompting import (
     SYSTEM,
     Answer,
@@ -151,7 +151,7 @@ def test_the_tiny_tokenizer_round_trips(tokenizer, text):
 
 
 def test_words_of_the_world_are_single_tokens(tokenizer):
-    from reprise.backend.shapeworld.recipe.tokenizers import words
+    from reprise.backend.shapeworld.tokenizers import words
 
     for word in words():
         assert len(tokenizer(" " + word)["input_ids"]) == 1, word

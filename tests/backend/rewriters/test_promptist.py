@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.rewriters.decoding import Written
 from reprise.backend.rewriters.promptist import PromptistRewriter
 
-from .tiny_prip import tokenizers
+from .prip.tiny_prip import tokenizers
 
 PROMPTS = ["a cat", "  three red stars on a plain white ground "]
 

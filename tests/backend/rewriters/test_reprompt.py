@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, CheckpointError, Interrupted
+from reprise.backend.core.errors import BadInput, CheckpointError, Interrupted
 from reprise.backend.rewriters.decoding import GumbelNoise
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.rewriters.rows import Row, row_seed

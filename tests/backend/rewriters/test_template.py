@@ -1,8 +1,8 @@
 import pytest
 
-from reprise.backend.errors import BadInput
-from reprise.backend.registry import REWRITERS, resolve
-from reprise.backend.types import Rewrite
+from reprise.backend.core.errors import BadInput
+from reprise.backend.core.registry import REWRITERS, resolve
+from reprise.backend.core.types import Rewrite
 
 
 def test_none_keeps_every_letter():

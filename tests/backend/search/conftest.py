@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reprise.backend.types import RewardSpec, Rewrite, Verdict
+from reprise.backend.core.types import RewardSpec, Rewrite, Verdict
 
 
 class Brightness:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, RewardFailed
+from reprise.backend.core.errors import BadInput, RewardFailed
+from reprise.backend.core.types import RewardSpec
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.mix import Mix
 from reprise.backend.search.best_of_n import search
-from reprise.backend.search.parm import Halving
-from reprise.backend.types import RewardSpec
+from reprise.backend.search.pruning import Halving
 
 
 def test_candidate_i_has_seed_base_plus_i_and_its_prompt_in_turn(brightness):

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from reprise.backend.errors import BadInput, Interrupted, RewardFailed, UnknownName, Unsupported
+from reprise.backend.core.errors import BadInput, Interrupted, RewardFailed, UnknownName, Unsupported
+from reprise.backend.core.types import RewardSpec
 from reprise.backend.renderers.fake import FakeRenderer
-from reprise.backend.rewards.vlm import VLMCritic
-from reprise.backend.rewards.vlm_local import Said
+from reprise.backend.rewards.vlm.judge import VLMCritic
+from reprise.backend.rewards.vlm.local import Said
 from reprise.backend.rewriters.template import KeepPrompt
 from reprise.backend.search.chain import Chain
 from reprise.backend.search.reflection import unread
-from reprise.backend.types import RewardSpec
 
 
 def grey(values):

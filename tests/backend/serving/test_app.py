@@ -15,12 +15,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from reprise.backend.errors import BadInput
-from reprise.backend.rewards.pictures import to_pil
+from reprise.backend.core.errors import BadInput
+from reprise.backend.net.reward_protocol import Limits
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft, ShapeWorldStrict
 from reprise.backend.serving import app as module
 from reprise.backend.serving import server as server_module
-from reprise.backend.wire import Limits
+from reprise.backend.storage.images import to_pil
 
 from ...reward_server import PROMPTS, Brightness, Gate, encoded, scene, serving
 

@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from reprise.backend.errors import BadInput
+from reprise.backend.core.errors import BadInput
 from reprise.backend.rewards.shapeworld import faults, is_right
 from reprise.backend.shapeworld.captions import loose, spelled_out, training_caption
 from reprise.backend.shapeworld.detector import read
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.prompts import TASKS, layout, parse_prompt, prompts, sample_prompts
-from reprise.backend.shapeworld.recipe.tokenizers import words
 from reprise.backend.shapeworld.scenes import random_scene
+from reprise.backend.shapeworld.tokenizers import words
 
 
 def test_splits_share_no_combination_and_no_text():

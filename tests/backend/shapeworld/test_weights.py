@@ -1,6 +1,6 @@
 """What is committed: each model with its card, safetensors alone, and not too much of it."""
 
-from reprise.backend.loading import EMBEDDED
+from reprise.backend.core.model_files import EMBEDDED
 
 MOST = 64e6  # bytes; DECISIONS says why it is more than the design's 40 MB
 

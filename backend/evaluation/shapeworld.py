@@ -1,0 +1,361 @@
+"""How much better the chain makes pictures on ShapeWorld's held-out prompts, step by step.
+
+Rows, each the share of strictly right pictures by the detector:
+terse; template; rewriter (one sample); + best of N, full; + best of N, pruned; + reflection; and the
+oracle, whose prompt spells out a layout drawn from the metadata.
+
+Rows from "best of N" on select with the same detector that measures: they are labelled "oracle judge".
+The full and the pruned row come from one rendering of all candidates, previews included: the pruned
+row applies the schedule to the previews' scores. That survivors are the same pictures either way is
+an invariant with its own tests; `reprise bench parm` times the real thing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import BadInput, UnknownName
+from ..core.interfaces import Renderer, Reward, Rewriter
+from ..core.scoring import identity, image_scores, of_previews
+from ..core.types import Candidate, Job, Rewrite
+from ..search.best_of_n import SearchResult, best_of, search
+from ..search.pruning import Halving, Schedule, schedule_from
+from ..search.reflection import reflect
+from ..shapeworld.captions import spelled_out
+from ..shapeworld.prompts import TASKS, PromptCase, layout, sample_prompts
+from .journal import Kept
+from .statistics import task_intervals
+
+SEED_STRIDE = 100_000  # between repetitions; far more than one search can use
+BATCH = 32  # (prompt, seed) pairs drawn at once where nothing is searched
+REWRITE = 8  # prompts rewritten at once
+
+Result = dict[str, Any]  # {"method", "prompt", "seed", "right", "rows", "calls"}
+
+
+class Recording:
+    """A schedule that looks when `schedule` looks and lets every candidate go on."""
+
+    def __init__(self, schedule: Schedule):
+        self.looks, self.waits = schedule.looks, schedule.waits
+
+    def keep(self, step: int, scores: dict[int, float]) -> list[int]:
+        return list(scores)
+
+
+def replay(candidates: Sequence[Candidate], schedule: Schedule) -> list[int | None]:
+    """What `schedule` would have pruned, from recorded preview scores: the step per candidate, or None. What
+    was not clear has none, and goes on."""
+    pruned: list[int | None] = [None] * len(candidates)
+    for step in sorted(schedule.looks):
+        judged = {
+            i: candidates[i].preview_scores[step]
+            for i, at in enumerate(pruned)
+            if at is None and step in candidates[i].preview_scores
+        }
+        kept = set(schedule.keep(step, judged)) if judged else set()
+        for i in judged:
+            if i not in kept:
+                pruned[i] = step
+    return pruned
+
+
+def replayed_rows(pruned: Sequence[int | None], steps: int, rows_each: float) -> float:
+    """Denoiser rows of a search with these prune steps; `rows_each` is rows per candidate and step."""
+    return rows_each * sum(steps if at is None else at for at in pruned)
+
+
+class Evaluation:
+    """One run: the roles, the settings, and the results so far, kept in `partial.jsonl`."""
+
+    def __init__(
+        self,
+        rewriter: Rewriter,
+        template: Rewriter,
+        renderer: Renderer,
+        judge: Reward,
+        *,
+        best_of: int,
+        prune: str,
+        rounds: int,
+        variants: int,
+        seed: int,
+        kept: Path | None = None,
+        tell: Callable[[str, int, int], None] | None = None,
+    ):
+        self.rewriter, self.template, self.renderer, self.judge = rewriter, template, renderer, judge
+        self.best_of, self.prune, self.rounds = best_of, prune, rounds
+        self.variants, self.seed, self.tell = variants, seed, tell
+        self.kept = Kept(kept)
+        self.results: list[Result] = self.kept.rows
+        self.done = {(r["method"], r["prompt"], r["seed"]) for r in self.results}
+
+    def run(self, cases: Sequence[PromptCase], seeds: int) -> list[Result]:
+        bases = [self.seed + repetition * SEED_STRIDE for repetition in range(seeds)]
+        pairs = [(case, base) for base in bases for case in cases]
+        self.singles("terse", pairs, lambda case, base: case.prompt)
+        self.singles("template", pairs, lambda case, base: self.template.rewrite([case.prompt])[0][0].prompt)
+        self.singles("spelled-out oracle", pairs, spelled)
+        self.chain(pairs)
+        asked = {(case.prompt, base) for case, base in pairs}
+        return [r for r in self.results if (r["prompt"], r["seed"]) in asked]
+
+    def singles(self, method: str, pairs: Sequence[tuple[PromptCase, int]], text) -> None:
+        """One picture per prompt and seed, many drawn at once."""
+        import torch
+
+        todo = [(c, base) for c, base in pairs if (method, c.prompt, base) not in self.done]
+        for start in range(0, len(todo), BATCH):
+            part = todo[start : start + BATCH]
+            drawn = self.renderer.render([Job(text(case, base), base) for case, base in part])
+            images = torch.stack([image for image in drawn.images if image is not None])
+            scores = image_scores(self.judge, images, [case.prompt for case, _ in part])
+            rows = drawn.denoiser_rows_full / len(part)
+            self.kept.add(
+                _result(method, case, base, score, rows, 0)
+                for (case, base), score in zip(part, scores, strict=True)
+            )
+            self._progress(method, start + len(part), len(todo))
+
+    def chain(self, pairs: Sequence[tuple[PromptCase, int]]) -> None:
+        """Rewriter, best of N full and pruned, reflection: from one search per prompt and seed."""
+        names = self.chain_methods()
+        todo = [(c, base) for c, base in pairs if (names[-1], c.prompt, base) not in self.done]
+        schedule = self.schedule(self.best_of)
+        for number, (case, base, rewrites) in enumerate(self.rewritten(todo), start=1):
+            full = search(
+                self.renderer,
+                self.judge,
+                case.prompt,
+                [r.prompt for r in rewrites],
+                n=self.best_of,
+                seed=base,
+                schedule=Recording(schedule),
+            )
+            steps, n = self.renderer.steps, self.best_of
+            rows_each = full.cost.denoiser_rows_full / (steps * n)
+            pruned_at = replay(full.candidates, schedule)
+            # What a pruned run would leave: nothing of a candidate after its last look.
+            left = [
+                c if at is None else replace(c, image=None, score=None, pruned_at=at)
+                for c, at in zip(full.candidates, pruned_at, strict=True)
+            ]
+            looked = sum(
+                at is None or step <= at
+                for c, at in zip(left, pruned_at, strict=True)
+                for step in c.preview_scores
+            )
+            calls_pruned = looked + pruned_at.count(None)
+            pruned = SearchResult(left, best_of(left, self.judge), full.cost)
+            pruned_rows = replayed_rows(pruned_at, steps, rows_each)
+            mended = reflect(
+                pruned,
+                case.prompt,
+                rewriter=self.rewriter,
+                renderer=self.renderer,
+                judge=self.judge,
+                rounds=self.rounds,
+                n=n,
+                seed=base,
+                variants=self.variants,
+                schedule=self.schedule,
+            )
+            score = [
+                full.candidates[0].score,
+                full.candidates[full.best].score,
+                full.candidates[pruned.best].score,
+                mended.candidates[mended.best].score,
+            ]
+            rows = [
+                rows_each * steps,
+                rows_each * steps * n,
+                pruned_rows,
+                pruned_rows + mended.cost.denoiser_rows,
+            ]
+            calls = [0, n, calls_pruned, calls_pruned + mended.cost.judge_calls]
+            self.kept.add(
+                _result(name, case, base, s, r, c)
+                for name, s, r, c in zip(names, score, rows, calls, strict=True)
+            )
+            self._progress("chain", number, len(todo))
+
+    def rewritten(
+        self, todo: Sequence[tuple[PromptCase, int]]
+    ) -> Iterator[tuple[PromptCase, int, list[Rewrite]]]:
+        """The pairs with their rewrites, some prompts of one seed at a time: a model writes many at once."""
+        for base, group in itertools.groupby(todo, key=lambda pair: pair[1]):
+            cases = [case for case, _ in group]
+            for start in range(0, len(cases), REWRITE):
+                part = cases[start : start + REWRITE]
+                answers = self.rewriter.rewrite([case.prompt for case in part], self.variants, seed=base)
+                yield from ((case, base, found) for case, found in zip(part, answers, strict=True))
+
+    def schedule(self, n: int) -> Schedule:
+        return schedule_from(self.prune, n, self.renderer.steps, of_previews(self.judge))
+
+    def chain_methods(self) -> list[str]:
+        best = f"+ best of {self.best_of}"
+        return ["rewriter", f"{best}, full", f"{best}, pruned", "+ reflection"]
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        if self.tell:
+            self.tell(stage, done, total)
+
+
+def spelled(case: PromptCase, base: int) -> str:
+    """The oracle's prompt: a layout of its own for each drawing seed, spelled out."""
+    return spelled_out(layout(case, random.Random(f"{case.prompt} {base}")))
+
+
+def _result(method: str, case: PromptCase, seed: int, score: float | None, rows: float, calls: int) -> Result:
+    assert score is not None
+    # ShapeWorldSoft is above .5 exactly where the strict verdict is "right".
+    return {
+        "method": method,
+        "prompt": case.prompt,
+        "task": case.task,
+        "seed": seed,
+        "right": score > 0.5,
+        "rows": rows,
+        "calls": calls,
+    }
+
+
+def chosen_tasks(names: Sequence[str]) -> list[str]:
+    """The tasks behind `names`, hyphens or underscores, in the table's order; all of them for none."""
+    asked = {name.replace("-", "_") for name in names}
+    for name in names:
+        if name.replace("-", "_") not in TASKS:
+            raise UnknownName("task", name, TASKS)
+    return [task for task in TASKS if task in asked or not asked]
+
+
+def chosen_cases(split: str, per_task: int, seed: int, tasks: Sequence[str]) -> list[PromptCase]:
+    """Prompts of `tasks`; which of a task's does not depend on the other tasks."""
+    return [case for case in sample_prompts(split, per_task, seed) if case.task in tasks]
+
+
+def evaluate(
+    *,
+    rewriter: Rewriter,
+    template: Rewriter,
+    renderer: Renderer,
+    judge: Reward,
+    per_task: int = 66,
+    seeds: int = 4,
+    best_of: int = 8,
+    prune: str = "halving",
+    rounds: int = 2,
+    variants: int = 4,
+    seed: int = 0,
+    split: str = "held-out",
+    tasks: Sequence[str] = (),
+    kept: Path | None = None,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
+
+    `per_task` prompts of each task (fewer where a task has fewer), `seeds` repetitions each; `tasks`
+    limits it to some of the tasks, with the same prompts. `judge` must be a ShapeWorld reward. `kept`
+    holds results between a stop and the next call.
+    """
+    counts = {"per-task": per_task, "seeds": seeds, "best-of": best_of, "variants": variants}
+    for name, value in counts.items():
+        if value < 1:
+            raise BadInput(f"--{name} must be at least 1, got {value}")
+    tasks = chosen_tasks(tasks)
+    cases = chosen_cases(split, per_task, seed, tasks)
+    settings = {
+        "split": split,
+        "tasks": tasks,
+        "prompts": len(cases),
+        "seeds": seeds,
+        "best_of": best_of,
+        "prune": prune,
+        "rounds": rounds,
+        "variants": min(variants, best_of),
+        "seed": seed,
+        "steps": renderer.steps,
+        "renderer": renderer.fingerprint,
+        "rewriter": rewriter.name,
+        "rewriter_fingerprint": getattr(rewriter, "fingerprint", None),
+        "judge": judge.spec.name,
+        **({"judge_fingerprint": identity(judge)} if identity(judge) != judge.spec.name else {}),
+    }
+    schedule = schedule_from(prune, best_of, renderer.steps, of_previews(judge))
+    if isinstance(schedule, Halving):
+        settings["cuts"] = {str(step): kept for step, kept in schedule.cuts.items()}
+    if kept:
+        kept = _partial(kept, settings)
+    run = Evaluation(
+        rewriter,
+        template,
+        renderer,
+        judge,
+        best_of=best_of,
+        prune=prune,
+        rounds=rounds,
+        variants=min(variants, best_of),
+        seed=seed,
+        kept=kept,
+        tell=tell,
+    )
+    results = run.run(cases, seeds)
+    order = ["terse", "template", *run.chain_methods(), "spelled-out oracle"]
+    rows = [_row(method, [r for r in results if r["method"] == method]) for method in order]
+    for row in rows:
+        row["judge"] = "oracle judge" if row["name"].startswith("+") else None
+    plain, pasted, rewritten, *searched, _ = order
+    baselines = {pasted: plain, rewritten: plain, **dict.fromkeys(searched, rewritten)}
+    for row in rows:
+        base = baselines.get(row["name"])
+        if base:
+            row["gain"] = {"over": base, "interval": _gain(results, row["name"], base)}
+    return {"name": "shapeworld", "rows": rows, "settings": settings}
+
+
+def _partial(folder: Path, settings: dict[str, Any]) -> Path:
+    """The file of results so far in `folder`; results of other settings are not gone on with.
+
+    How many prompts and seeds are asked for is no such setting: a second call with more goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, lines = folder / "partial-settings.json", folder / "partial.jsonl"
+    counted = ("prompts", "seeds", "tasks")
+    text = json.dumps({k: v for k, v in settings.items() if k not in counted}, sort_keys=True)
+    if not stamp.exists() or stamp.read_text() != text:
+        lines.unlink(missing_ok=True)
+        stamp.write_text(text)
+    return lines
+
+
+def by_prompt(results: Sequence[Result], figure: str = "right") -> dict[str, dict[str, float]]:
+    """Task -> prompt -> mean of a figure over its seeds; of "right", the share."""
+    found: dict[str, dict[str, list[float]]] = {task: defaultdict(list) for task in TASKS}
+    for r in results:
+        found[r["task"]][r["prompt"]].append(r[figure])
+    return {task: {p: sum(v) / len(v) for p, v in by.items()} for task, by in found.items() if by}
+
+
+def _row(method: str, results: Sequence[Result]) -> dict[str, Any]:
+    shares = by_prompt(results)
+    overall, tasks = task_intervals({task: list(by.values()) for task, by in shares.items()})
+    cost = {
+        "denoiser_rows": round(sum(r["rows"] for r in results) / len(results), 1),
+        "judge_calls": round(sum(r["calls"] for r in results) / len(results), 1),
+    }
+    return {"name": method, "overall": overall, "tasks": tasks, "cost": cost}
+
+
+def _gain(results: Sequence[Result], method: str, baseline: str) -> list[float]:
+    """Paired difference of two rows, prompt by prompt: [mean, low, high]."""
+    mine, base = (by_prompt([r for r in results if r["method"] == name]) for name in (method, baseline))
+    paired = {task: [mine[task][p] - base[task][p] for p in mine[task]] for task in mine}
+    return task_intervals(paired)[0]

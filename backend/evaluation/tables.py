@@ -1,0 +1,376 @@
+"""What adds up: renderers, judges and searches compared on ShapeWorld's held-out prompts, a row each.
+
+The table of PARM (Guo et al. 2025, arXiv 2501.13926): alignment, search and reflection, alone and together.
+Departs from it: every row has an interval and its rows of the denoiser beside it, trained ones have several
+training seeds, and what measures (`measure`, the detector) need not be what selects.
+
+A row names a rewriter, a renderer's LoRA, and how it is searched; of what was trained from several seeds it
+has a list. All rows share prompts and drawing seeds, so that differences are paired. What is known is kept,
+so that a stopped call goes on, and one with one more row works for that row alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveInt, model_validator
+
+from ..core.config import Config, parse_config
+from ..core.errors import BadInput, RenderFailed, UnknownName
+from ..core.interfaces import Renderer, Reward, Rewriter
+from ..core.scoring import identity, image_scores
+from ..core.types import Job, Rewrite
+from ..search.chain import Chain
+from ..search.pruning import read_pruning
+from ..search.reflection import CORRECTIONS
+from ..shapeworld.prompts import PromptCase
+from ..storage.cache import Cache
+from ..storage.files import read_text
+from .journal import Kept
+from .rewriters import overall_of, rewriter_identity, row_of, values_of
+from .shapeworld import SEED_STRIDE, chosen_cases, chosen_tasks
+from .statistics import training_intervals
+
+BATCH = 48  # pictures drawn at once where nothing is searched
+SEVERAL = ("rewriter", "lora", "judge", "previews", "corrector")  # may be lists, one for each training seed
+
+
+class Row(Config):
+    """One row of the table."""
+
+    rewriter: str | list[str] = "none"
+    """As --rewriter takes it."""
+    lora: str | list[str] | None = None
+    """A LoRA file of the renderer."""
+    best_of: PositiveInt = 1
+    """Candidates of a search."""
+    judge: str | list[str] = "shapeworld"
+    """What selects, and criticises: as --judge takes it."""
+    prune: str = "none"
+    """How candidates are stopped early."""
+    previews: str | list[str] | None = None
+    """What judges the previews that pruning looks at; by default the judge."""
+    reflect: int = Field(0, ge=0)
+    """Rounds of mending at most."""
+    correction: str = CORRECTIONS[0]
+    """How a round mends: draw again, or image to image over the best picture so far."""
+    corrector: str | list[str] | None = None
+    """Who mends prompts, as --rewriter takes it; by default the rewriter. `none` keeps the words."""
+    told: bool = True
+    """Whether who mends is told what is wrong; false is the control."""
+    strength: float = Field(0.75, gt=0, le=1)
+    """How much of that picture image to image may change."""
+    variants: PositiveInt = 1
+    """Rewrites that the candidates share."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Row:
+        try:
+            read_pruning(self.prune)
+        except BadInput as error:
+            raise ValueError(str(error)) from error
+        if self.previews is not None and self.prune == "none":
+            raise ValueError("previews are judged where something is pruned; give prune, or leave them out")
+        if self.corrector is not None and not self.reflect:
+            raise ValueError("a corrector mends in rounds of reflection; give reflect, or leave it out")
+        if not (self.told or self.reflect):
+            raise ValueError("told is of rounds of reflection; give reflect, or leave it out")
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}")
+        lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
+        if 0 in lengths or len(lengths - {1}) > 1:
+            raise ValueError(f"lists of training seeds are of one length, got {sorted(lengths)}")
+        return self
+
+    @property
+    def searched(self) -> bool:
+        return self.best_of > 1 or self.reflect > 0
+
+    def trainings(self) -> list[Training]:
+        """The row's settings for each of its training seeds."""
+        given = {name: getattr(self, name) for name in SEVERAL}
+        count = max(len(value) if isinstance(value, list) else 1 for value in given.values())
+        one = [
+            {
+                name: value[i % len(value)] if isinstance(value, list) else value
+                for name, value in given.items()
+            }
+            for i in range(count)
+        ]
+        return [Training(**each, row=self) for each in one]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training seed of a row."""
+
+    rewriter: str
+    lora: str | None
+    judge: str
+    previews: str | None
+    corrector: str | None
+    row: Row = field(hash=False)  # it holds lists
+
+    @property
+    def name(self) -> str:
+        parts = [self.lora, self.rewriter if self.rewriter != "none" else None]
+        parts += [self.judge, self.previews, self.corrector] if self.row.searched else []
+        return ", ".join(filter(None, parts)) or "the renderer alone"
+
+
+@dataclass(frozen=True)
+class Makers:
+    """What makes the roles by their names."""
+
+    renderer: Callable[[str | None], Renderer]  # with a LoRA, or without
+    rewriter: Callable[[str], Rewriter]
+    judge: Callable[[str], Reward]
+    judge_mark: Callable[[str], str]  # what decides its scores, before it is loaded
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """The rows of a YAML file, `NAME: {setting: value, …}`. Raises BadInput and UnknownName."""
+    try:
+        found = yaml.safe_load(read_text(path, "rows", "are"))
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is no YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(found, dict) or not found:
+        raise BadInput(f"{path}: expected rows, NAME: {{best_of: 8, …}}, got {str(found)[:60]!r}")
+    for name, row in found.items():
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}: expected settings of {name!r}, such as {{best_of: 8}}; {{}} for none")
+    return {str(name): parse_config(Row, row, f"{path}: {name}") for name, row in found.items()}
+
+
+class Table:
+    """What is known of rows, and how to find out the rest; kept in `folder`."""
+
+    def __init__(
+        self,
+        cases: Sequence[PromptCase],
+        bases: Sequence[int],
+        makers: Makers,
+        measure: Reward,
+        folder: Path,
+        tell: Callable[[str, int, int], None] | None = None,
+    ):
+        self.cases, self.bases, self.makers, self.measure = cases, bases, makers, measure
+        self.tell = tell or (lambda stage, done, total: None)
+        self.pictures = Cache(folder / "pictures")
+        self.kept = Kept(folder / "pictures.jsonl")
+        self.known = {(row["what"], row["prompt"], row["seed"]): row for row in self.kept.rows}
+        self.marks: dict[Training, str] = {}
+        self.steps = 0
+
+    def fill(self, trainings: Sequence[Training]) -> None:
+        """Have all of them drawn, one renderer in memory at a time."""
+        by_lora: dict[str | None, list[Training]] = defaultdict(list)
+        for training in dict.fromkeys(trainings):
+            by_lora[training.lora].append(training)
+        total = len(dict.fromkeys(trainings)) * len(self.cases) * len(self.bases)
+        done = 0
+        for lora, of in by_lora.items():
+            renderer = self.makers.renderer(lora)
+            self.steps = renderer.steps
+            if hasattr(renderer, "cache"):  # rows that search the same candidates draw them once
+                vars(renderer)["cache"] = self.pictures
+            for training in of:
+                rewriter = self.makers.rewriter(training.rewriter)
+                corrector = self.makers.rewriter(training.corrector) if training.corrector else None
+                self.marks[training] = mark = self._mark(training, renderer, rewriter, corrector)
+                for rows in self._drawn(training, renderer, rewriter, corrector, mark):
+                    self.kept.add(rows)
+                    self.known |= {(row["what"], row["prompt"], row["seed"]): row for row in rows}
+                    self.tell("draw", done + sum(key[0] == mark for key in self.known), total)
+                done += len(self.cases) * len(self.bases)
+
+    def results(self, training: Training) -> list[dict[str, Any]]:
+        """Drawing seed by drawing seed, the prompts in their order."""
+        return [
+            {"task": case.task, **self.known[self.marks[training], case.prompt, base]}
+            for base in self.bases
+            for case in self.cases
+        ]
+
+    def _mark(
+        self, training: Training, renderer: Renderer, rewriter: Rewriter, corrector: Rewriter | None
+    ) -> str:
+        """What decides a training's figures."""
+        row = training.row
+        judges = [one and self.makers.judge_mark(one) for one in (training.judge, training.previews)]
+        searched = [row.best_of, row.prune, row.reflect, row.variants, *judges]
+        if row.reflect and row.correction == CORRECTIONS[1]:
+            searched += [row.correction, row.strength]
+        searched += [rewriter_identity(corrector)] if corrector else []
+        searched += [] if row.told else ["untold"]
+        return Cache.key(
+            "chain",
+            renderer.fingerprint,
+            rewriter_identity(rewriter),
+            identity(self.measure),
+            searched if row.searched else None,
+        )
+
+    def _drawn(
+        self,
+        training: Training,
+        renderer: Renderer,
+        rewriter: Rewriter,
+        corrector: Rewriter | None,
+        mark: str,
+    ) -> Iterator[list[dict[str, Any]]]:
+        todo = [
+            (case, base)
+            for base in self.bases
+            for case in self.cases
+            if (mark, case.prompt, base) not in self.known
+        ]
+        if not training.row.searched:
+            for start in range(0, len(todo), BATCH):
+                yield self._singles(todo[start : start + BATCH], renderer, rewriter, mark)
+            return
+        row, judge = training.row, self.makers.judge(training.judge) if todo else None
+        looks = self.makers.judge(training.previews) if todo and training.previews else None
+        for case, base in todo:
+            assert judge is not None
+            mends = None if row.told else Untold(corrector or rewriter)
+            chain = Chain(
+                rewriter,
+                renderer,
+                judge,
+                row.best_of,
+                row.prune,
+                row.reflect,
+                base,
+                min(row.variants, row.best_of),
+                looks,
+                row.correction,
+                row.strength,
+                mends or corrector,
+            )
+            found = chain.run(case.prompt)
+            image, cost = found.candidates[found.best].image, found.cost
+            assert image is not None, "the best is one that was finished"
+            (score,) = image_scores(self.measure, image[None], [case.prompt])
+            # Unpruned candidates may come from the cache, and cost the same.
+            rows = cost.denoiser_rows_full if row.prune == "none" else cost.denoiser_rows
+            yield [
+                {
+                    "what": mark,
+                    "prompt": case.prompt,
+                    "seed": base,
+                    "score": score,
+                    "rows": rows,
+                    "calls": cost.judge_calls,
+                }
+            ]
+
+    def _singles(
+        self, part: Sequence[tuple[PromptCase, int]], renderer: Renderer, rewriter: Rewriter, mark: str
+    ) -> list[dict[str, Any]]:
+        import torch
+
+        prompts = [case.prompt for case, _ in part]
+        texts = [row[0].prompt for row in rewriter.rewrite(prompts)]
+        drawn = renderer.render([Job(text, base) for text, (_, base) in zip(texts, part, strict=True)])
+        for prompt, image in zip(prompts, drawn.images, strict=True):
+            if image is None:
+                raise RenderFailed(f"{renderer.name} gave no picture for {prompt[:80]!r}")
+        images = torch.stack([image for image in drawn.images if image is not None])
+        scores = image_scores(self.measure, images, prompts)
+        return [
+            {
+                "what": mark,
+                "prompt": case.prompt,
+                "seed": base,
+                "score": score,
+                "rows": drawn.denoiser_rows_full // len(part),
+                "calls": 0,
+            }
+            for (case, base), score in zip(part, scores, strict=True)
+        ]
+
+
+class Untold:
+    """A rewriter that is not told what was wrong."""
+
+    def __init__(self, rewriter: Rewriter):
+        self.rewriter, self.name = rewriter, rewriter.name
+
+    def rewrite(
+        self,
+        prompts: Sequence[str],
+        variants: int = 1,
+        seed: int = 0,
+        critiques: Sequence[str | None] | None = None,
+    ) -> list[list[Rewrite]]:
+        return self.rewriter.rewrite(prompts, variants, seed)
+
+
+def tabulate(
+    *,
+    rows: Mapping[str, Row],
+    makers: Makers,
+    measure: Reward,
+    folder: Path,
+    per_task: int = 66,
+    seeds: int = 4,
+    seed: int = 0,
+    split: str = "held-out",
+    tasks: Sequence[str] = (),
+    baseline: str | None = None,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
+
+    Differences are from the row `baseline`, by default the first. Raises BadInput for the same weights twice
+    in a row: as two trainings they would pass for certainty.
+    """
+    assert rows and per_task > 0 and seeds > 0
+    base = baseline or next(iter(rows))
+    if base not in rows:
+        raise UnknownName("baseline", base, rows)
+    tasks = chosen_tasks(tasks)
+    cases = chosen_cases(split, per_task, seed, tasks)
+    bases = [seed + repetition * SEED_STRIDE for repetition in range(seeds)]
+    for name, row in rows.items():
+        if row.best_of * (1 + row.reflect) > SEED_STRIDE:
+            raise BadInput(f"{name!r} has more candidates than there are seeds between two repetitions")
+    table = Table(cases, bases, makers, measure, folder, tell)
+    trainings = {name: row.trainings() for name, row in rows.items()}
+    table.fill([one for of in trainings.values() for one in of])
+    for name, of in trainings.items():
+        if len({table.marks[one] for one in of}) < len(of):
+            raise BadInput(f"row {name!r} has the same weights twice; give each training seed's own")
+    results = {name: [table.results(one) for one in of] for name, of in trainings.items()}
+    values = {name: values_of(of) for name, of in results.items()}
+    made = {name: row_of(name, of, values[name]) for name, of in results.items()}
+    for name, row in made.items():
+        drawn = [result["calls"] for of in results[name] for result in of]
+        row["cost"]["judge_calls"] = round(sum(drawn) / len(drawn), 1)
+        row["trainings"] = [
+            {"with": one.name, "overall": overall_of(values[name], number)}
+            for number, one in enumerate(trainings[name])
+        ]
+        if name != base:
+            interval, by_task = training_intervals(values[name], over=values[base])
+            row["gain"] = {"over": base, "interval": interval, "tasks": by_task}
+    settings = {
+        "split": split,
+        "tasks": tasks,
+        "prompts": len(cases),
+        "seeds": seeds,
+        "seed": seed,
+        "baseline": base,
+        "steps": table.steps,
+        "judge": measure.spec.name,
+        "rows": {name: row.model_dump(exclude_defaults=True) for name, row in rows.items()},
+    }
+    listed = [[name, *one.values()] for name, row in made.items() for one in row["trainings"]]
+    shown = {"title": "training seeds", "columns": ["", "with", "overall"], "rows": listed}
+    return {"name": "shapeworld", "rows": list(made.values()), "tables": [shown], "settings": settings}

@@ -1,0 +1,168 @@
+"""The floor of a GRPO step: what its networks alone take, with nothing around them, on the same shapes.
+
+Of the renderer: the denoiser's rows at the cost of one batched evaluation, and the decoder's pictures. Of
+the rewriter: one forward pass a token of the longest answer of each batch, with the keys and values kept;
+the reference's forward pass, and forward and backward of the policy. Everything else is overhead, the text
+encoders and the judges too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from ...renderers.diffusers.row_mask import RowMask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...renderers.diffusers.renderer import DiffusersRenderer
+    from ...rewriters.reprompt import RePromptRewriter, Written
+
+Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
+EVALUATIONS = 3  # of the denoiser and of the decoder, whose mean is taken
+
+
+class Witness:
+    """Sees what a renderer's and a rewriter's networks are asked for, and asks them for the same, alone.
+
+    `rows` of the denoiser and `pictures` of the decoder count since `reset`.
+    """
+
+    def __init__(
+        self,
+        renderer: DiffusersRenderer,
+        rewriter: RePromptRewriter,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ):
+        self.renderer, self.rewriter, self.autocast = renderer, rewriter, autocast
+        self.denoiser = getattr(renderer.pipeline, renderer.family.denoiser)
+        self.vae = renderer.pipeline.vae
+        self.denoiser.register_forward_pre_hook(self._evaluating, with_kwargs=True)
+        self._decode, self.vae.decode = self.vae.decode, self._decoding
+        self._write, self.rewriter.write = self.rewriter.write, self._writing
+        self.reset()
+
+    def reset(self) -> None:
+        self.rows = self.pictures = self._most = 0
+        self._evaluated: tuple[tuple, dict[str, Any]] = ((), {})
+        self._latents: Tensor | None = None
+        self._batches: list[list[Row]] = []
+
+    def _evaluating(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        # UNets take `sample` first, transformers `hidden_states`; pipelines pass them either way.
+        hidden = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "sample"]
+        self.rows += len(hidden)
+        if len(hidden) >= self._most:
+            self._most, self._evaluated = len(hidden), (args, kwargs)
+
+    def _decoding(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.pictures += len(latents)
+        if self._latents is None or len(latents) >= len(self._latents):
+            self._latents = latents
+        return self._decode(latents, *args, **kwargs)
+
+    def _writing(self, asked: list[list[int]], *args: Any, **kwargs: Any) -> list[Written]:
+        written = self._write(asked, *args, **kwargs)
+        self._batches.append([(ids, one.ids) for ids, one in zip(asked, written, strict=True)])
+        return written
+
+    def render_seconds(self) -> float:
+        """The rows and pictures so far, at the cost of the largest batches among them."""
+        import torch
+
+        if self._latents is None:
+            return 0.0
+        rows, pictures, latents, most = self.rows, self.pictures, self._latents, self._most
+        args, kwargs = self._evaluated
+        with torch.no_grad():
+            with RowMask(self.denoiser, most, self.renderer.chunk):
+                row = seconds_of(lambda: self.denoiser(*args, **kwargs), EVALUATIONS) / most
+            picture = seconds_of(lambda: self._decode(latents), EVALUATIONS) / len(latents)
+        self.rows = rows  # without those just evaluated
+        return rows * row + pictures * picture
+
+    def write_seconds(self) -> float:
+        """All batches that were written, token by token."""
+        import torch
+
+        model = self.rewriter.model
+        training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode(), self.autocast():
+                return seconds_of(lambda: [_generate(model, *self._pad(batch)) for batch in self._batches])
+        finally:
+            model.train(training)
+
+    def update_seconds(self, reference: Any, rows: Sequence[Row], batch: int) -> float:
+        """One pass over `rows`, `batch` at a time; `reference` is None where there is no second model."""
+        model = self.rewriter.model
+
+        def update() -> None:
+            for start in range(0, len(rows), batch):
+                prompts, answers, mask = self._pad(rows[start : start + batch])
+                with self.autocast():
+                    _pass(model, reference, prompts, answers, mask)
+
+        try:
+            return seconds_of(update)
+        finally:
+            model.zero_grad(set_to_none=True)
+
+    def _pad(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts (B, P) padded on the left, answers (B, T) on the right, and the mask (B, P + T)."""
+        import torch
+
+        pad, device = self.rewriter.tokenizer.pad_token_id, self.rewriter.model.device
+        width, length = max(len(a) for a, _ in rows), max(len(b) for _, b in rows)
+        prompts = [[pad] * (width - len(a)) + a for a, _ in rows]
+        answers = [b + [pad] * (length - len(b)) for _, b in rows]
+        mask = [[0] * (width - len(a)) + [1] * (len(a) + len(b)) + [0] * (length - len(b)) for a, b in rows]
+        return tuple(torch.tensor(part, device=device) for part in (prompts, answers, mask))  # pyright: ignore
+
+
+def _generate(model: Any, prompts: Tensor, answers: Tensor, mask: Tensor) -> None:
+    import torch
+
+    width, length = prompts.shape[1], answers.shape[1]
+    mask = torch.cat([mask[:, :width], torch.ones_like(answers)], 1)  # as generating, ended rows go on
+    out = model(input_ids=prompts, attention_mask=mask[:, :width], use_cache=True, logits_to_keep=1)
+    for i in range(length - 1):
+        out = model(
+            input_ids=answers[:, i : i + 1],
+            attention_mask=mask[:, : width + i + 1],
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
+
+
+def _pass(model: Any, reference: Any, prompts: Tensor, answers: Tensor, mask: Tensor) -> None:
+    import torch
+
+    asked = {
+        "input_ids": torch.cat([prompts, answers], 1),
+        "attention_mask": mask,
+        "logits_to_keep": answers.shape[1] + 1,
+        "use_cache": False,
+    }
+    if reference is not None:
+        with torch.no_grad():
+            reference(**asked)
+    logits = model(**asked).logits[:, :-1]
+    logits.float().log_softmax(-1).gather(-1, answers[..., None]).mean().backward()
+
+
+def seconds_of(call: Callable[[], Any], times: int = 1) -> float:
+    """Mean seconds of a call."""
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait()
+    return (time.perf_counter() - started) / times

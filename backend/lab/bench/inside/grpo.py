@@ -1,0 +1,250 @@
+"""One GRPO loop as a process of its own, ours or one like RePrompt's; `reprise bench grpo` runs both.
+
+Usage: grpo.py ours|peer FOLDER SETTINGS; SETTINGS is JSON, a GrpoConfig, whose `max_steps` counts the first
+step, which warms up. When that is done, the first line printed is {"device", "threads", "steps": the
+renderer's}. Then each line read is answered by one:
+{"do": "step"}, for the peer with "steps", takes an optimiser step: {"seconds", "phases", and what it did};
+{"do": "floor"} says what the networks alone take for ours' last step: {"write", "render", "update"}.
+
+The peer's prompts come twice, so that it can take each step at two numbers of the renderer's steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Desk:
+    """Reads what is asked, and answers. `asked` is the question under way, empty while warming up."""
+
+    def __init__(self, answers: Any, ready: dict[str, Any], floor: Callable[[], dict[str, float]] | None):
+        self.answers, self.ready, self.floor = answers, ready, floor
+        self.asked: dict[str, Any] = {}
+        self.started, self.processor = time.perf_counter(), time.process_time()
+
+    def done(self, answer: dict[str, Any]) -> None:
+        """A step is over; returns when the next one is asked for, ends the process where none will be."""
+        self._say(answer if self.asked else self.ready)
+        for line in sys.stdin:
+            self.asked = json.loads(line)
+            if self.asked["do"] == "step":
+                self.started, self.processor = time.perf_counter(), time.process_time()
+                return
+            assert self.floor is not None, "the floor is ours"
+            self._say(self.floor())
+        raise SystemExit
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=self.answers, flush=True)
+
+
+def turns(
+    desk: Desk, phases: Any, begin: Callable[[dict[str, Any]], None], count: Callable[[], dict[str, Any]]
+) -> Any:
+    """A callback that takes one step for each that is asked for, and splits its time into phases.
+
+    `count` says what the step did; `collected` in it are the seconds of the rollout as a whole.
+    Time in the rollout outside its phases, and after the update, is spent on records.
+    """
+    from transformers import TrainerCallback
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            phases.seconds.update(dict.fromkeys(phases.seconds, 0.0))
+            begin(desk.asked)
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.ended = time.perf_counter()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not logs or "loss" not in logs:
+                return
+            seconds, processor = time.perf_counter() - desk.started, time.process_time() - desk.processor
+            did = count()
+            spent = {name: phases.seconds[name] for name in ("write", "render", "score")}
+            spent["update"] = self.ended - self.begun - did.pop("collected", sum(spent.values()))
+            spent["record"] = seconds - sum(spent.values())
+            desk.done({"seconds": seconds, "processor": processor, "phases": spent, **did})
+
+    return Turns()
+
+
+def ours(config: Any, folder: Path, answers: Any) -> None:
+    from reprise.backend.core.config import save_config
+    from reprise.backend.lab.bench.floor import Witness
+    from reprise.backend.training.common.run_folder import claim
+    from reprise.backend.training.grpo.loop import Loop
+    from reprise.backend.training.rollouts.advantages import has_signal
+
+    claim(folder / "run", save_config(config), resume=False)
+    loop = Loop(config, folder / "run", False, print)
+    renderer, trainer = loop.studio.renderer, loop.trainer
+    witness = Witness(renderer, loop.rewriter, trainer.accelerator.autocast)  # pyright: ignore
+    collect, last = loop.rollouts.collect, {}
+
+    def collected(step: int) -> Any:
+        started = time.perf_counter()
+        last["batch"] = collect(step)
+        last["collected"] = time.perf_counter() - started
+        return last["batch"]
+
+    def begin(asked: dict[str, Any]) -> None:
+        witness.reset()
+
+    def count() -> dict[str, Any]:
+        groups = last["batch"].groups
+        samples = [sample for group in groups for sample in group.samples]
+        return {
+            "collected": last["collected"],
+            "answers": sum(s.written is not None for s in samples),
+            "unreadable": sum(not s.drawn for s in samples),
+            "pictures": loop.studio.drawn,
+            "reused": sum(len(s.pictures) for s in samples) - loop.studio.drawn,
+            "rows": witness.rows,
+            "groups": len(groups),
+            "signal": sum(has_signal(group.sums) for group in groups),
+        }
+
+    def floor() -> dict[str, float]:
+        reference = None
+        if config.beta:  # an adapter switched off is the reference
+            reference = trainer.ref_model if config.lora is None else trainer.model
+        rows = [(group.ids, sample.written.ids) for group, sample in last["batch"].rows]
+        measured = {}
+        for name, measure in {
+            "write": witness.write_seconds,
+            "render": witness.render_seconds,
+            "update": lambda: witness.update_seconds(reference, rows, config.batch_size),
+        }.items():
+            loop.phases.enter(name)
+            measured[name] = measure()
+        return measured
+
+    loop.rollouts.collect = collected
+    desk = Desk(answers, ready(renderer), floor)
+    trainer.add_callback(turns(desk, loop.phases, begin, count))
+    loop.run()
+
+
+def peer(config: Any, folder: Path, answers: Any) -> None:
+    import torch
+    from transformers import set_seed
+
+    from reprise.backend.core.registry import REWARDS, resolve
+    from reprise.backend.factory import open_renderer
+    from reprise.backend.lab.bench.reprompt_loop import Draughtsman, Reviewer, make_trainer
+    from reprise.backend.rewards.scales import scaled
+    from reprise.backend.rewards.text import Structure
+    from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, load_checkpoint
+    from reprise.backend.training.common.lora import training_dtype
+    from reprise.backend.training.common.offload import Phases
+    from reprise.backend.training.common.start import system_text
+    from reprise.backend.training.rollouts.advantages import Member, group_sums, has_signal
+    from reprise.backend.training.rollouts.prompts import Stream, read_prompts
+
+    set_seed(config.seed)
+    gpu = config.device == "auto" and torch.cuda.is_available()
+    model, tokenizer, kept = load_checkpoint(
+        str(EMBEDDED_REWRITER if config.model == "shapeworld" else config.model),
+        "cuda" if gpu else "cpu",
+        training_dtype(config.dtype, gpu, config.lora),
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    system = system_text(config, kept.system, str(config.model))
+    # As it is by itself: its own steps, its whole text.
+    plain = config.renderer.model_copy(update={"steps": None, "max_sequence_length": None})
+    renderer: Any = open_renderer(plain)
+    rewards = {name: resolve("reward", REWARDS, name)() for name in config.rewards if name != "structure"}
+    rewards["structure"] = Structure(config.reasoning)
+    phases, draughtsman = Phases(), Draughtsman(renderer)
+    reviewer = Reviewer(draughtsman, rewards, config.rewards, phases)
+    stream, asked = Stream(read_prompts(config.prompts, "train", config.seed), config.seed), []
+    for step in range(config.max_steps):
+        taken = [(one.prompt, one.meaning) for _, one in stream.take(config.prompts_per_step)]
+        asked += taken * (2 if step else 1)
+    accumulation = config.prompts_per_step * config.rewrites // config.batch_size
+    trainer = make_trainer(
+        model=model,
+        tokenizer=tokenizer,
+        system=system,
+        asked=asked,
+        reviewer=reviewer,
+        adapter=config.lora.adapter() if config.lora else None,
+        settings={
+            "output_dir": str(folder / "peer"),
+            "seed": config.seed,
+            "max_steps": 2 * config.max_steps - 1,
+            "per_device_train_batch_size": config.batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "num_generations": config.rewrites,
+            "max_completion_length": config.max_new_tokens,
+            "gradient_checkpointing": config.gradient_checkpointing,
+            "learning_rate": config.learning_rate,
+            "beta": config.beta,
+            "temperature": config.temperature,
+            "max_grad_norm": config.max_grad_norm,
+            "bf16": gpu and torch.cuda.is_bf16_supported(),
+            "use_cpu": not gpu,
+            "dataloader_pin_memory": gpu,
+        },
+    )
+
+    def begin(asked: dict[str, Any]) -> None:
+        draughtsman.steps = asked.get("steps", renderer.steps)
+        reviewer.drawn = reviewer.unreadable = 0
+
+    def count() -> dict[str, Any]:
+        kept = {
+            name: [scaled(rewards[name].spec, one) for one in scores]
+            for name, scores in reviewer.scores.items()
+        }
+        answers = [
+            Member({name: scores[i] for name, scores in kept.items()})
+            for i in range(config.prompts_per_step * config.rewrites)
+        ]
+        groups = [answers[i : i + config.rewrites] for i in range(0, len(answers), config.rewrites)]
+        sums = [group_sums(group, config.rewards, config.std_floor) for group in groups]
+        return {
+            "answers": len(answers),
+            "unreadable": reviewer.unreadable,
+            "pictures": reviewer.drawn,
+            "reused": 0,
+            "rows": reviewer.drawn * draughtsman.steps * draughtsman.rows_each,
+            "groups": len(groups),
+            "signal": sum(map(has_signal, sums)),
+        }
+
+    trainer.add_callback(turns(Desk(answers, ready(renderer), None), phases, begin, count))
+    trainer.train()
+
+
+def ready(renderer: Any) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "threads": torch.get_num_threads(), "steps": renderer.steps}
+
+
+def main() -> None:
+    side, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print too
+    if "reprise" not in sys.modules:  # an installation's, or the pack's by its path
+        runpy.run_path(str(Path(os.environ["REPRISE_ROOT"]) / "__main__.py"))["_as_package"]()
+    from reprise.backend.core.model_files import quiet_loading
+    from reprise.backend.training.grpo.config import GrpoConfig
+
+    with quiet_loading():
+        {"ours": ours, "peer": peer}[side](GrpoConfig(**settings), folder, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""PRIP and its PPO at work in a process of its own; `reprise bench prip` runs it.
+
+Usage: prip.py FOLDER SETTINGS REFINED; SETTINGS is JSON, a PpoConfig, and REFINED a number of prompts. The
+first line printed is {"device", "threads", "batch"}. Then each line read is answered by one: {"do": "refine"}
+refines the prompts in every way: {way: {"seconds", "rows", "tokens"}}; {"do": "step"} takes a PPO step:
+{"step": what it logs, "floor": what the networks alone take for it, {"write", "render", "update"}}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+
+def ways_of(refiner: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list[int]]]:
+    """Way of refining the prompts -> what does it, and says how many tokens each got."""
+    greedy = []
+    write = refiner.write
+
+    def seen_writing(pivots: Any, begun: Any, keys: Any, should_stop: Any = None) -> Any:
+        greedy.append((pivots, begun, keys))
+        return write(pivots, begun, keys, should_stop)
+
+    refiner.write = seen_writing
+    refiner.rewrite(prompts)
+    refiner.write = write
+    drawn = [
+        (seen, begun, [100 * n + i for i in range(len(begun))]) for n, (seen, begun, _) in enumerate(greedy)
+    ]
+    embedded = [refiner.model.inputs(_stacked(seen, refiner), begun) for seen, begun, _ in greedy]
+    return {
+        "ours": lambda: [0] * len(refiner.rewrite(prompts)),
+        "ours, pivots": lambda: _written(refiner, greedy),
+        "generate": lambda: _generated(refiner, embedded, drawn=False),
+        "ours, drawn": lambda: _written(refiner, drawn),
+        "generate, drawn": lambda: _generated(refiner, embedded, drawn=True),
+    }
+
+
+def _stacked(seen: Sequence[Any], refiner: Any) -> Any:
+    import torch
+
+    return torch.stack([one.to(refiner.model.device) for one in seen])
+
+
+def _written(refiner: Any, batches: Sequence[Any]) -> list[int]:
+    """Tokens of what ours write."""
+    return [len(one.ids) for given in batches for one in refiner.write(*given)]
+
+
+def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
+    """Tokens of what the decoder writes by itself, decoded to text as ours are."""
+    import torch
+    from transformers import GenerationConfig
+
+    from reprise.backend.rewriters.decoding import ends_of, pad_of
+
+    model, how = refiner.model, refiner.decoding
+    ends = ends_of(model.decoder, model.writer)
+    choosing: dict[str, Any] = {"do_sample": drawn}
+    if drawn:
+        choosing |= {"temperature": how.temperature, "top_k": 0, "top_p": how.top_p}
+    else:
+        choosing |= {"num_beams": how.beams, "length_penalty": how.length_penalty}
+    plain = GenerationConfig(
+        max_new_tokens=how.max_new_tokens, eos_token_id=ends, pad_token_id=pad_of(model.writer), **choosing
+    )
+    lengths = []
+    # What the checkpoint's own settings say beside ours would be work that ours has not.
+    own, model.decoder.generation_config = model.decoder.generation_config, plain
+    try:
+        for inputs in embedded:
+            with torch.inference_mode():
+                out: Any = model.decoder.generate(**inputs, generation_config=plain)
+            model.writer.batch_decode(out, skip_special_tokens=True)
+            for row in out.tolist():
+                lengths.append(next((i + 1 for i, token in enumerate(row) if token in ends), len(row)))
+    finally:
+        model.decoder.generation_config = own
+    return lengths
+
+
+def witness_of(loop: Any) -> Any:
+    """Sees what a loop's networks are asked for; `loop.batch` is what it learned from last."""
+    import torch
+
+    from reprise.backend.lab.bench.floor import Witness, seconds_of
+    from reprise.backend.training.ppo.policy import pivots_of
+
+    class Watching(Witness):
+        def _writing(self, pivots: Any, begun: Any, *args: Any, **kwargs: Any) -> Any:
+            written = self._write(pivots, begun, *args, **kwargs)
+            self._batches.append((pivots, begun, [one.ids for one in written]))  # pyright: ignore
+            return written
+
+        def write_seconds(self) -> float:
+            batches: list[Any] = self._batches
+            model, own = loop.model, {tuple(one.own.ids) for one in loop.batch.samples}
+            ids, each = sorted(own, key=len), loop.config.write_batch
+
+            def write() -> None:
+                for start in range(0, len(ids), each):
+                    model.encode([list(row) for row in ids[start : start + each]])
+                for pivots, begun, answers in batches:
+                    _token_by_token(model, model.inputs(torch.stack(list(pivots)), begun), answers)
+
+            with torch.inference_mode():
+                return seconds_of(write)
+
+        def learn_seconds(self) -> float:
+            """All passes of the update, forward and backward."""
+            samples = loop.batch.valid
+
+            def answer(part: Sequence[Any], pivots: Any) -> Any:
+                written = [one.written.ids for one in part]
+                logits, _ = loop.model.logits_and_states(pivots, [one.own.begun for one in part], written)
+                return logits.log_softmax(-1).amax(-1).mean()
+
+            def learn() -> None:
+                for rows in loop._passes(range(len(samples)), samples):
+                    part = [samples[i] for i in rows]
+                    with torch.no_grad():
+                        pivots = pivots_of(loop.model, part)
+                        answer(part, pivots)
+                        answer(part, pivots)
+                    for _ in range(loop.config.epochs):
+                        answer(part, pivots_of(loop.model, part)).backward()
+
+            try:
+                return seconds_of(learn)
+            finally:
+                loop.model.zero_grad(set_to_none=True)
+
+    return Watching(loop.studio.renderer, loop.rewriter, nullcontext)
+
+
+def _token_by_token(model: Any, inputs: dict[str, Any], answers: Sequence[Sequence[int]]) -> None:
+    import torch
+
+    most, mask = max(map(len, answers)), inputs["attention_mask"]
+    ids = torch.tensor([[*row, *[0] * (most - len(row))] for row in answers], device=mask.device)
+    out = model.decoder(**inputs, use_cache=True, logits_to_keep=1)
+    for i in range(most - 1):
+        mask = torch.cat([mask, torch.ones_like(ids[:, :1])], 1)  # as generating, ended rows go on
+        out = model.decoder(
+            input_ids=ids[:, i : i + 1],
+            attention_mask=mask,
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
+
+
+def answer(
+    asked: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop: Any, witness: Any, turn: int
+) -> dict[str, Any]:
+    if asked["do"] == "refine":
+        found = {}
+        for name in reversed(ways) if turn % 2 else ways:
+            begun = time.perf_counter()
+            lengths = ways[name]()
+            took = time.perf_counter() - begun
+            found[name] = {"seconds": took, "rows": len(lengths), "tokens": sum(lengths)}
+        return found
+    witness.reset()
+    row, floor = loop.step(turn + 1), {}
+    for name, measure in (
+        ("write", witness.write_seconds),
+        ("render", witness.render_seconds),
+        ("update", witness.learn_seconds),
+    ):
+        loop.phases.enter(name)
+        floor[name] = measure()
+    return {"step": row, "floor": floor}
+
+
+def main() -> None:
+    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print too
+    if "reprise" not in sys.modules:  # an installation's, or the pack's by its path
+        runpy.run_path(str(Path(os.environ["REPRISE_ROOT"]) / "__main__.py"))["_as_package"]()
+    import torch
+
+    from reprise.backend.core.config import save_config
+    from reprise.backend.core.model_files import quiet_loading
+    from reprise.backend.rewriters.prip.rewriter import PripRewriter
+    from reprise.backend.training.common.run_folder import claim
+    from reprise.backend.training.ppo.config import PpoConfig
+    from reprise.backend.training.ppo.loop import Loop
+
+    config = PpoConfig(**settings)
+    with quiet_loading():
+        claim(folder / "run", save_config(config), resume=False)
+        loop: Any = Loop(config, folder / "run", False, print)
+        prompts = [asked.prompt for _, asked in loop.rollouts.stream.take(int(sys.argv[3]))]
+        loop.rollouts.stream.position = 0
+        refiner = PripRewriter(loop.start, device=str(loop.model.device))
+        ways, witness, collect = ways_of(refiner, prompts), witness_of(loop), loop.rollouts.collect
+
+        def collected() -> Any:
+            loop.batch = collect()
+            return loop.batch
+
+        loop.rollouts.collect = collected
+        device = torch.cuda.get_device_name() if loop.model.device.type == "cuda" else "cpu"
+        turns = {"refine": 0, "step": 0}
+        found: dict[str, Any] = {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "batch": refiner.batch_size,
+        }
+        print(json.dumps(found), file=answers, flush=True)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            found = answer(asked, ways, loop, witness, turns[asked["do"]])
+            turns[asked["do"]] += 1
+            print(json.dumps(found), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Pruning by a judge's potential against halving by a reward, at equal rows of the denoiser.
+
+PARM (arXiv 2501.13926) stops what its judge gives no hope; halving stops the lower part of each look. Both
+choose among the same finished candidates by the same reward, so that what differs is who was stopped. The
+threshold of potential is fitted on prompts that neither a judge nor a figure has seen, to spend what halving
+spends; what it spends on the held-out prompts stands beside it. A judge that waits for clear previews may
+spend more whatever the threshold, so halving is measured at its rows too: with those cuts of that cost that
+do best on the prompts put aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import Unsupported
+from ...core.interfaces import PreviewReward, Renderer, Reward
+from ...core.scoring import clarities, identity, image_scores, of_previews
+from ...core.types import Candidate
+from ...evaluation.statistics import mean_interval
+from ...search.pruning import CLEAR, LOOKS, Full, Halving, Likely, Schedule, halving, steps_at
+from ...shapeworld.prompts import PromptCase, prompts, sample_prompts
+from .parm import Pool, draw_pools
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THRESHOLDS = [n / 100 for n in range(100)]
+
+
+class Beside:
+    """A reward, with what another judge says of the same previews kept beside its scores."""
+
+    def __init__(self, reward: Reward, other: PreviewReward):
+        self.spec, self.reward, self.other = reward.spec, reward, other
+        self.said: list[tuple[list[float], list[float] | None]] = []
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        """See `interfaces.Reward`."""
+        self.said.append((image_scores(self.other, images, prompts), clarities(self.other, images, prompts)))
+        return image_scores(self.reward, images, prompts)
+
+
+def compare(
+    *,
+    renderer: Renderer,
+    reward: Reward,
+    judge: Reward,
+    aside: Sequence[str],
+    per_task: int = 8,
+    n: int = 8,
+    pool: int = 16,
+    seed: int = 0,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The table as design.md 5's object. `aside` are the prompts that the threshold is fitted on. Raises
+    Unsupported for a judge that knows no potential."""
+    other = of_previews(judge)
+    if not isinstance(other, PreviewReward):
+        raise Unsupported(
+            f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
+            "vision-language judge, vlm:…"
+        )
+    steps, cuts = renderer.steps, halving(n, renderer.steps)
+    looks = steps_at(LOOKS, steps)
+    known = {case.prompt: case for case in prompts("train")}
+    fitting = _drawn(
+        renderer,
+        reward,
+        other,
+        [known[prompt] for prompt in aside],
+        pool,
+        seed + 10**6,
+        looks | cuts.looks,
+        tell,
+    )
+    budget = _rows(fitting, "reward", n, cuts)
+    plans = [Likely(looks, threshold) for threshold in THRESHOLDS]
+    # Rows fall as the threshold rises.
+    likely = min(plans, key=lambda plan: abs(_rows(fitting, "clear", n, plan) - budget))
+    cases = sample_prompts("held-out", per_task, seed)
+    pools = _drawn(renderer, reward, other, cases, pool, seed, looks | cuts.looks, tell)
+    name, first = other.spec.name, f"halving by {reward.spec.name}"
+    as_costly = _cuts_for(fitting, n, looks | cuts.looks, _rows(pools, "clear", n, likely))
+    plain: dict[str, tuple[str, Schedule]] = {
+        first: ("reward", cuts),
+        f"halving by {name}": ("judge", cuts),
+        f"{name} below {likely.threshold:g} stops": ("clear", likely),
+        f"{reward.spec.name} stops as many": ("reward", as_costly),
+        "none is stopped": ("reward", Full()),
+    }
+    scores = {row: _scores(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
+    spent = {row: _rows(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
+    scores["one candidate"] = [sum(c.score or 0.0 for c in one["reward"].candidates) / pool for one in pools]
+    spent["one candidate"] = pools[0]["reward"].rows_each * steps
+    rows: list[dict[str, Any]] = [
+        {
+            "name": row,
+            "overall": mean_interval(values),
+            "tasks": {},
+            "cost": {"denoiser_rows": round(spent[row], 1)},
+        }
+        for row, values in scores.items()
+    ]
+    for row in rows[1:]:
+        # The judge's own stopping is beside what costs as much.
+        over = rows[3]["name"] if row is rows[2] else first
+        gains = [a - b for a, b in zip(scores[row["name"]], scores[over], strict=True)]
+        row["gain"] = {"over": over, "interval": mean_interval(gains), "tasks": {}}
+    settings = {
+        "split": "held-out",
+        "prompts": len(cases),
+        "per_task": per_task,
+        "best_of": n,
+        "pool": pool,
+        "steps": steps,
+        "seed": seed,
+        "cuts": {str(k): v for k, v in cuts.cuts.items()},
+        "cuts_as_many": {str(k): v for k, v in as_costly.cuts.items()},
+        "looks": sorted(looks),
+        "threshold": likely.threshold,
+        "fitted_on": len(aside),
+        "rows_while_fitting": [round(budget, 1), round(_rows(fitting, "clear", n, likely), 1)],
+        "renderer": renderer.fingerprint,
+        "judge": reward.spec.name,
+        "previews": identity(other),
+    }
+    return {"name": "parm", "rows": rows, "settings": settings}
+
+
+def _cuts_for(pools: Sequence[dict[str, Pool]], n: int, looks: frozenset[int], rows: float) -> Halving:
+    """Of the cuts at none, one or two of `looks` that spend `rows` denoiser rows, within 2 %, those that do
+    best on `pools`; where none does, the nearest."""
+    steps, each = pools[0]["reward"].steps, pools[0]["reward"].rows_each
+    single = [{step: kept} for step in sorted(looks) for kept in range(1, n)]
+    double = [{**a, **b} for a, b in combinations(single, 2) if max(a) < max(b) and a[max(a)] > b[max(b)]]
+    by_distance = sorted(
+        (abs(plan.rows(n, steps) * each - rows), i, plan)
+        for i, plan in enumerate(map(Halving, [{}, *single, *double]))
+    )
+    near = [plan for distance, _, plan in by_distance if distance <= 0.02 * rows]
+    return max(near or [by_distance[0][2]], key=lambda plan: sum(_scores(pools, "reward", n, plan)))
+
+
+def _drawn(
+    renderer: Renderer,
+    reward: Reward,
+    other: PreviewReward,
+    cases: Sequence[PromptCase],
+    size: int,
+    seed: int,
+    looks: frozenset[int],
+    tell: Callable[[str, int, int], None] | None,
+) -> list[dict[str, Pool]]:
+    """Of each case the same candidates three times: with the reward's scores of their previews, with the
+    judge's potential, and with that where the judge finds the preview clear."""
+    beside = Beside(reward, other)
+    pools = draw_pools(renderer, reward, cases, size, seed, tell, looks=looks, previews=beside)
+    said = iter(beside.said)
+    found = []
+    for pool in pools:
+        kinds: dict[str, list[Candidate]] = {"reward": pool.candidates}
+        for kind in ("judge", "clear"):
+            kinds[kind] = [replace(c, preview_scores={}) for c in pool.candidates]
+        for step in sorted(looks):
+            likely, clear = next(said)
+            for i, p in enumerate(likely):
+                kinds["judge"][i].preview_scores[step] = p
+                if clear is None or clear[i] >= CLEAR:
+                    kinds["clear"][i].preview_scores[step] = p
+        found.append(
+            {kind: Pool(pool.case, some, pool.steps, pool.rows_each) for kind, some in kinds.items()}
+        )
+    return found
+
+
+def _scores(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> list[float]:
+    """Of each prompt, the mean over its groups of `n`."""
+    finals = [one[kind].finals(n, plan) for one in pools]
+    return [sum(score for score, _ in row) / len(row) for row in finals]
+
+
+def _rows(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> float:
+    finals = [rows for one in pools for _, rows in one[kind].finals(n, plan)]
+    return sum(finals) / len(finals)

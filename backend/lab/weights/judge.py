@@ -1,0 +1,430 @@
+"""The tiny judge from nothing: SmolVLM's architecture (Idefics3), a word-level tokenizer, a chat template.
+
+Two stages on drawings alone, each resumable: `see`, the vision tower learns to name what lies where, in the
+words' own embeddings; `base`, the whole model learns to describe drawings, to say whether they show what a
+prompt asks for, and what is wrong with them, while each noun of a question learns what it points at. The base
+has seen no picture of a renderer: it is to the embedded world what a zero-shot VLM is to photographs. Then
+`reprise judge-data` and `reprise train judge` tune it on the embedded renderer's own pictures and previews.
+
+Run: `python -m reprise.backend.lab.weights.judge WORK_FOLDER [SEED…]`; each seed is one more
+judge tuned from the same base, on pictures of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import nn
+
+from ...rewards.vlm.judge import SETTINGS
+from ...rewards.vlm.local import load
+from ...shapeworld.captions import noun_phrase, spelled_out
+from ...shapeworld.detector import Detection, Reading
+from ...shapeworld.drawing import draw
+from ...shapeworld.prompts import PromptCase, layout, prompts
+from ...shapeworld.scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, put, random_scene
+from ...shapeworld.tokenizers import words
+from .assemble import replace_folder
+from .grounding import MERGED, PATCH, TOKENS, Finding, pixels, seeing
+from .muon import Muon
+from .training import StepLoop
+
+SEED = 11
+VOCABULARY, CONTEXT = 1536, 512
+SEE_STEPS, SEE_BATCH, SEE_RATE = 1500, 32, 3e-3
+BASE_STEPS, BASE_BATCH, BASE_RATE = 2500, 32, 1.5e-3
+SEEING, FINDING = 1.0, 1.0  # weights, in the second stage, of the first one's loss and of `Finding`'s
+RENDERER, REWRITER = "shapeworld", "reprompt"  # whose pictures the third stage is of
+PROMPTS, RENDERS = "shapeworld:64", 3  # of each prompt as typed, and as rewritten
+DESCRIBE = "Describe this picture."
+IMAGE, AROUND, WHOLE, ENDED = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Shares of a batch of the base.
+KINDS = {"match": 0.4, "part": 0.15, "describe": 0.1, "potential": 0.15, "clarity": 0.05, "critique": 0.15}
+
+
+def tokenizer() -> Any:
+    """Qwen2Tokenizer whose merges make every word of the world, and of what a judge is asked, one token."""
+    from transformers import AddedToken
+
+    from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
+    from ...shapeworld.tokenizers import byte_pairs
+
+    asked = [*QUESTIONS.values(), CRITIQUE, DESCRIBE]
+    more = {word.strip('".,?{}') for text in asked for word in text.split()}
+    said = "yes no there is no not were asked for I see none system user assistant".split()
+    made = byte_pairs(asked * 20, sorted({*words(), *more, *said} - {""}), VOCABULARY, CONTEXT)
+    marks: Any = [AddedToken(mark, special=True, normalized=False) for mark in (IMAGE, AROUND, WHOLE, ENDED)]
+    made.add_tokens(marks, special_tokens=True)
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def processor() -> Any:
+    """Idefics3Processor for pictures of 128 pixels, which are not cut into tiles."""
+    from transformers import Idefics3Processor
+
+    try:  # transformers 5 has one that needs no torchvision
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+    except ImportError:
+        from transformers import Idefics3ImageProcessor as Idefics3ImageProcessorPil
+
+    pictures = Idefics3ImageProcessorPil(
+        size={"longest_edge": SIZE}, max_image_size={"longest_edge": SIZE}, do_image_splitting=False
+    )
+    return Idefics3Processor(
+        image_processor=pictures, tokenizer=tokenizer(), image_seq_len=TOKENS**2, chat_template=CHAT_TEMPLATE
+    )
+
+
+def untrained(folder: Path) -> None:
+    """Save the model with random weights, 1.6 M parameters, and its processor."""
+    from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
+
+    made = processor()
+    vocabulary = made.tokenizer
+    torch.manual_seed(SEED)
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            vision_config={
+                "hidden_size": 96,
+                "intermediate_size": 288,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "image_size": SIZE,
+                "patch_size": PATCH,
+                "initializer_range": 0.1,
+            },
+            text_config=LlamaConfig(
+                vocab_size=-(-len(vocabulary) // 64) * 64,
+                hidden_size=128,
+                intermediate_size=384,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=CONTEXT,
+                tie_word_embeddings=True,
+                initializer_range=0.06,
+                bos_token_id=None,
+                eos_token_id=vocabulary.eos_token_id,
+                pad_token_id=vocabulary.pad_token_id,
+            ),
+            scale_factor=MERGED,
+            image_token_id=vocabulary.convert_tokens_to_ids(IMAGE),
+            tie_word_embeddings=True,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        eos_token_id=vocabulary.eos_token_id, pad_token_id=vocabulary.pad_token_id
+    )
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+
+
+# What drawings teach
+
+
+def truth(scene: Scene) -> Reading:
+    """A scene as a faultless detector would read it."""
+    found = [
+        Detection(
+            t.shape,
+            t.color,
+            1.0,
+            t.x - t.radius,
+            t.y - t.radius,
+            t.x + t.radius,
+            t.y + t.radius,
+            int(4 * t.radius**2),
+        )
+        for t in scene.things
+    ]
+    return Reading(scene.ground, 1.0, tuple(found))
+
+
+def mistaken(scene: Scene, rng: random.Random) -> Scene:
+    """A scene with one thing of another shape or colour, one too few, one too many, moved, or another ground;
+    of a scene without things the ground alone can be wrong."""
+    things, ground = list(scene.things), scene.ground
+    if not things:
+        return Scene(rng.choice(tuple(GROUNDS)), ())
+    which = rng.randrange(len(things))
+    free = [place for place in PLACES if place not in {t.place for t in things}]
+    how = rng.choice(("shape", "shape", "color", "color", "lost", "added", "moved", "moved", "ground"))
+    if how == "shape":
+        things[which] = replace(things[which], shape=rng.choice(SHAPES))
+    elif how == "color":
+        things[which] = replace(things[which], color=rng.choice(tuple(COLORS)))
+    elif how == "lost":
+        del things[which]
+    elif how == "added" and free:
+        like = rng.choice(things)
+        things.append(put(rng, like.shape, rng.choice((like.color, *COLORS)), rng.choice(free)))
+    elif how == "moved" and len(things) == 2 and rng.random() < 0.6:
+        (a, b) = things
+        things = [replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y)]
+    elif how == "moved" and free:
+        things[which] = put(rng, things[which].shape, things[which].color, rng.choice(free))
+    else:
+        ground = rng.choice(tuple(GROUNDS))
+    return Scene(ground, tuple(things))
+
+
+def example(rng: random.Random, cases: dict[str, list[PromptCase]]) -> tuple[PromptCase, Scene]:
+    """A prompt, and a drawing that in half of all cases is what it asks for, or else nearly."""
+    from ...rewards.shapeworld import is_right
+
+    case = rng.choice(cases[rng.choice(tuple(cases))])
+    scene, wanted = layout(case, rng, None), rng.random() < 0.5
+    if wanted:  # what was not asked for may be anything
+        other = mistaken(scene, rng)
+        return case, other if rng.random() < 0.4 and is_right(case, truth(other)) else scene
+    while is_right(case, truth(scene)):
+        scene = mistaken(scene, rng)
+    return case, scene
+
+
+def part(scene: Scene, rng: random.Random) -> tuple[str, bool]:
+    """One thing in words, as a checklist has it, and whether the scene shows it; often it has the colour of
+    one thing and the shape of another."""
+    first, second, kind = rng.choice(scene.things), rng.choice(scene.things), rng.random()
+    if kind < 0.5:
+        color, shape = first.color, first.shape
+    elif kind < 0.75:
+        color, shape = first.color, second.shape
+    else:
+        color, shape = rng.choice(tuple(COLORS)), rng.choice(SHAPES)
+    if rng.random() < 0.3:
+        return noun_phrase(shape), any(t.shape == shape for t in scene.things)
+    return noun_phrase(color, shape), any((t.color, t.shape) == (color, shape) for t in scene.things)
+
+
+def degraded(picture: np.ndarray, rng: random.Random, least: float, most: float) -> np.ndarray:
+    """A picture of which less is seen: blurred, noisy and pale, by a strength of 0 to 1."""
+    strength = rng.uniform(least, most)
+    image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(12 * strength))
+    pixels = np.asarray(image, dtype=np.float32)
+    noise = np.random.default_rng(rng.getrandbits(63)).normal(size=(16, 16, 3)).astype(np.float32)
+    coarse = np.stack([np.asarray(Image.fromarray(noise[..., i]).resize((SIZE, SIZE))) for i in range(3)], -1)
+    pale = pixels.mean((0, 1)) * strength + pixels * (1 - strength)
+    return (pale + 40 * strength * coarse).clip(0, 255).astype(np.uint8)
+
+
+def taught(rng: random.Random, cases: dict[str, list[PromptCase]], count: int) -> tuple[list, list[Scene]]:
+    """(questions with drawings and answers, the drawings' scenes) of one batch."""
+    from ...rewards.shapeworld import faults
+    from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
+    from ...training.judge.batch import Ask
+
+    asks, scenes = [], []
+    while len(asks) < count:
+        kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+        case, scene = example(rng, cases)
+        if kind in ("describe", "part"):
+            scene = random_scene(rng)
+        wrong = faults(case, truth(scene))
+        if kind == "critique" and not wrong:
+            continue
+        picture = draw(scene)
+        if kind == "describe":
+            question, answer = DESCRIBE, spelled_out(_in_order(scene))
+        elif kind == "part":
+            phrase, answer = part(scene, rng)
+            question = QUESTIONS["match"].format(phrase)
+        elif kind == "critique":
+            question, answer = CRITIQUE.format(case.prompt), "; ".join(wrong)
+        elif kind == "clarity":
+            answer = rng.random() < 0.5
+            picture = degraded(picture, rng, *((0.0, 0.25) if answer else (0.5, 1.0)))
+            question = QUESTIONS[kind].format(case.prompt)
+        else:
+            picture = degraded(picture, rng, 0.0, 0.4) if kind == "potential" else picture
+            question, answer = QUESTIONS[kind].format(case.prompt), not wrong
+        asks.append(Ask(question, Image.fromarray(picture), answer))
+        scenes.append(scene)
+    return asks, scenes
+
+
+def _in_order(scene: Scene) -> Scene:
+    """The same with its things row by row: there is one right way to describe it."""
+    return replace(scene, things=tuple(sorted(scene.things, key=lambda t: PLACES.index(t.place))))
+
+
+def optimizers_for(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if ".layers." in name and p.ndim == 2 else others).append(p)
+    return [Muon(matrices, lr=rate), torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def train_seeing(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Callable = print) -> Path:
+    """First stage; saves `work/see`."""
+    done = work / "see"
+    if done.exists():
+        return done
+    start = work / "untrained"
+    if not (start / "reprise-done").exists():
+        shutil.rmtree(start, ignore_errors=True)
+        untrained(start)
+        (start / "reprise-done").touch()
+    made, model = load(start, torch.float32)
+    model.requires_grad_(True).train()
+    eyes = seeing(model, made.tokenizer)
+    eyes.requires_grad_(False)
+    for part in (model.model.vision_model, model.model.connector, model.get_input_embeddings()):
+        part.requires_grad_(True)
+    eyes.scale.requires_grad_(True)
+    trained = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
+    optimizers = optimizers_for(trained, SEE_RATE)
+    optimizers[1].add_param_group({"params": [eyes.scale, model.get_input_embeddings().weight]})
+    loop = StepLoop(eyes, optimizers, work / "see.ckpt", steps, seed, log=log)
+
+    def take_step(rng: random.Random, step: int) -> float:
+        scenes = [random_scene(rng) for _ in range(SEE_BATCH)]
+        pictures = pixels([draw(scene) for scene in scenes])
+        eyes(pictures)
+        if step % 100 == 0:
+            log(f"things named: {eyes.right(scenes):.3f}")
+        loss = eyes.loss(scenes)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        return loss.item()
+
+    loop.run(take_step)
+    return _save(model, made, done)
+
+
+def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Callable = print) -> Path:
+    """Second stage, from `work/see`; saves `work/base`."""
+    from ...rewards.vlm.local import LocalVLM
+    from ...training.judge.batch import encode, losses
+
+    done = work / "base"
+    if done.exists():
+        return done
+    vlm = LocalVLM(work / "see", device="cpu", dtype="float32")
+    vlm.model.requires_grad_(True).train()
+    eyes = seeing(vlm.model, vlm.tokenizer)
+    cases, recent = by_task(), defaultdict[str, list[float]](list)
+    finding = Finding(vlm.model, vlm.tokenizer)
+    both = nn.ModuleDict({"eyes": eyes, "finding": finding})
+    loop = StepLoop(both, optimizers_for(both, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
+
+    def take_step(rng: random.Random, step: int) -> float:
+        asks, scenes = taught(rng, cases, BASE_BATCH)
+        batch = encode(vlm, asks)
+        found = losses(vlm, batch)
+        named = eyes.loss(scenes)
+        pointed = finding.loss(batch.inputs["input_ids"], batch.starts, scenes)
+        (found.mean() + SEEING * named + FINDING * pointed).backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        for one, ask in zip(found.tolist(), asks, strict=True):
+            recent[ask.question.split()[0] + ("" if isinstance(ask.answer, bool) else "…")].append(one)
+        if step % 100 == 99:
+            of_kinds = ", ".join(f"{kind} {sum(row) / len(row):.3f}" for kind, row in sorted(recent.items()))
+            log(f"{of_kinds}; names {named.item():.3f}, nouns {pointed.item():.3f}")
+            recent.clear()
+        return found.mean().item()
+
+    loop.run(take_step)
+    return _save(vlm.model, vlm.processor, done)
+
+
+def by_task() -> dict[str, list[PromptCase]]:
+    """The train split's prompts by their tasks."""
+    found: dict[str, list[PromptCase]] = {}
+    for case in prompts("train"):
+        found.setdefault(case.task, []).append(case)
+    return found
+
+
+def _save(model: Any, made: Any, folder: Path) -> Path:
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.eval().save_pretrained(beside)
+    made.save_pretrained(beside)
+    return beside.rename(folder)
+
+
+def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
+    """Third stage, from `work/base`: the renderer's own pictures and previews, and what the detector says of
+    them. Each prompt is drawn as it is typed, which mostly fails, and as the rewriter has it, which mostly
+    does not; of one kind alone a judge learns which prompts fail. `seed` is that of pictures and training.
+    The run's `final`, float16."""
+    from ...core.registry import RENDERERS, REWARDS, REWRITERS, resolve
+    from ...storage.files import write_whole
+    from ...training.judge.make_data import Labels, make_data, read_sources
+    from ...training.rollouts.prompts import read_prompts
+    from .ablation import run_of
+
+    asked, named = work / "asked.jsonl", f"-{seed}" if seed else ""
+    data, run = work / f"judge{named}.jsonl", work / f"tuned{named}"
+    if not asked.exists():
+        texts = [one.prompt for one in read_prompts(PROMPTS)]
+        rewrites = resolve("rewriter", REWRITERS, REWRITER)().rewrite(texts)
+        lines = [
+            {"prompt": text, **more}
+            for text, (rewrite,) in zip(texts, rewrites, strict=True)
+            for more in ({}, {"system": rewrite.prompt})
+        ]
+        write_whole(asked, "".join(json.dumps(line) + "\n" for line in lines))
+    if not data.exists():
+        drawer, reads = resolve("renderer", RENDERERS, RENDERER), resolve("reward", REWARDS, RENDERER)
+        make_data(
+            data,
+            read_sources(str(asked), RENDERS, seed),
+            drawer,
+            reads(),
+            Labels(0.5),
+            made_by={"renderer": RENDERER, "steps": None},
+        )
+    given = {"model": str(work / "base"), "data": str(data), "seed": seed}
+    return run_of("judge", given, run, log)
+
+
+def assemble(model: Path, out: Path) -> Path:
+    """Put a judge's folder, in half precision, in the place of `out`."""
+    made = out.with_name(f"{out.name}.half")
+    processor, half = load(model, torch.float16)
+    shutil.rmtree(made, ignore_errors=True)
+    half.save_pretrained(made)
+    processor.save_pretrained(made)
+    if (model / SETTINGS).exists():
+        shutil.copy2(model / SETTINGS, made / SETTINGS)
+    replace_folder(made, out)
+    shutil.rmtree(made)
+    return out
+
+
+def build(work: Path, log: Callable[[str], None] = print) -> Path:
+    """All three stages; one that is done is not done again. The tuned judge's folder; the base lies in
+    `work/base`."""
+    work.mkdir(parents=True, exist_ok=True)
+    for name, stage in (("see", train_seeing), ("base", train_base), ("tuned", tune)):
+        log(f"stage: {name}")
+        made = stage(work, log=log)
+    return made
+
+
+if __name__ == "__main__":
+    import sys
+
+    folder, *seeds = sys.argv[1:]
+    print(build(Path(folder)))
+    for seed in map(int, seeds):
+        print(tune(Path(folder), seed=seed))

@@ -1,0 +1,244 @@
+"""The second renderer: a tiny Stable Diffusion on the same latents, to see what holds across architectures.
+
+A U-Net with cross-attention in place of the transformer, CLIP's token states alone in place of T5, and
+diffusion in place of rectified flow: a cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672), velocity
+prediction (Salimans & Ho 2022, arXiv 2202.00512, appendix D), and no signal left at the last timestep (Lin et
+al. 2024, arXiv 2305.08891), without which plain grounds come out grey. Captions, scenes, autoencoder and the
+layout loss are the first renderer's. As in Stable Diffusion the text encoder is frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...shapeworld.captions import training_caption
+from ...shapeworld.scenes import Scene
+from ...shapeworld.tokenizers import clip_tokenizer
+from .assemble import write_pipeline
+from .autoencoder import SCENES, encoded_scenes
+from .muon import Muon
+from .renderer import LATENT_CHANNELS, LATENT_SIZE, LAYOUT_WEIGHT, LayoutHead, layout
+from .text_encoders import Reader, captioned_scenes
+from .training import StepLoop, follow
+
+TEXT_STEPS, TEXT_BATCH, TEXT_RATE = 800, 32, 3e-3
+STEPS, BATCH, RATE, EMA = 5500, 24, 1.2e-3, 0.998
+TEXT_LENGTH, TEXT_WIDTH = 48, 128  # tokens; four things spelled out take up to 47
+
+
+def new_text_encoder(projected: bool = False) -> Any:
+    """CLIPTextModel, 0.5 M parameters; `projected`, CLIPTextModelWithProjection with a fourth layer, as
+    aMUSEd takes its token states from the layer before the last. Positions start as sinusoids (Vaswani et al.
+    2017, arXiv 1706.03762): which words are neighbours is then the same question at each of them."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    words: Any = clip_tokenizer()
+    clip = (CLIPTextModelWithProjection if projected else CLIPTextModel)(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=256,
+            num_hidden_layers=4 if projected else 3,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    angles = torch.arange(TEXT_LENGTH)[:, None] * 100.0 ** -torch.linspace(0, 1, TEXT_WIDTH // 2)
+    positions = next(p for name, p in clip.named_parameters() if "position_embedding" in name)
+    positions.data = torch.cat([angles.sin(), angles.cos()], -1) * 0.03  # about the words' own size
+    return clip
+
+
+def read_text(clip: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a renderer is given of each caption: token states (B, T, width), pooled vector (B, width)."""
+    if not hasattr(clip, "text_projection"):
+        read = clip(input_ids=ids)
+        return read.last_hidden_state, read.pooler_output
+    read = clip(input_ids=ids, output_hidden_states=True)
+    return read.hidden_states[-2], read.text_embeds
+
+
+class Grounding(nn.Module):
+    """The encoder with the reader that its pre-training needs."""
+
+    def __init__(self, clip: Any):
+        super().__init__()
+        self.clip = clip
+        self.reader = Reader(TEXT_WIDTH, TEXT_WIDTH)
+
+    def loss(self, scenes: list[Scene], ids: torch.Tensor) -> torch.Tensor:
+        return self.reader.loss(scenes, *read_text(self.clip, ids))
+
+
+def tokenize(captions: list[str], tokenizer: Any) -> torch.Tensor:
+    """Ids (B, TEXT_LENGTH), padded as StableDiffusionPipeline pads them."""
+    ids = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True)
+    return torch.tensor(ids["input_ids"])
+
+
+def train_text_encoder(work: Path, seed: int = 0, steps: int = TEXT_STEPS, log=print) -> Path:
+    """Ground the token states, place by place, as T5's are; saves `work/sd/text_encoder`."""
+    return ground_text_encoder(work / "sd", False, seed, steps, log)
+
+
+def ground_text_encoder(work: Path, projected: bool, seed: int, steps: int, log=print) -> Path:
+    """Pre-train one of `new_text_encoder`; saves `work/text_encoder`."""
+    done = work / "text_encoder"
+    if done.exists():
+        return done
+    work.mkdir(exist_ok=True)
+    torch.manual_seed(seed)
+    model, tokenizer = Grounding(new_text_encoder(projected)), clip_tokenizer(TEXT_LENGTH)
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if "encoder.layers" in name and p.ndim == 2 else others).append(p)
+    adam = torch.optim.AdamW(others, lr=TEXT_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizers = [Muon(matrices, lr=TEXT_RATE), adam]
+    loop = StepLoop(model, optimizers, work / "text.ckpt", steps, seed, log=log)
+
+    def take_step(rng: random.Random, step: int) -> float:
+        scenes, captions = captioned_scenes(rng, TEXT_BATCH)
+        loss = model.loss(scenes, tokenize(captions, tokenizer))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        return loss.item()
+
+    loop.run(take_step)
+    model.clip.eval().save_pretrained(done)
+    return done
+
+
+def new_scheduler():
+    """DDIM's: the noise levels of training, and the sampler that the pipeline begins with."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,  # as SD pipelines want it
+    )
+
+
+def new_unet() -> Any:  # diffusers types its config as a dict, its blocks as tensors too
+    """1.7 M parameters: shapes' outlines at 16 x 16, what lies where at 8 x 8, where all the attention is."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=TEXT_WIDTH,  # diffusers means the number of heads
+    )
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+class Denoiser(nn.Module):
+    """The U-Net, and in training the layout head on the features after its second attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.unet = new_unet()
+        self.layout = LayoutHead(self.unet.config.block_out_channels[-1])
+        self.features: torch.Tensor | None = None
+        self.unet.up_blocks[0].attentions[0].register_forward_hook(self._keep_features)
+
+    def _keep_features(self, _block, _inputs, output) -> None:
+        self.features = output[0].flatten(2).transpose(1, 2)  # (B, 64, width)
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.unet(noisy, timesteps, text, return_dict=False)[0]
+
+    def layout_loss(self, layouts: torch.Tensor) -> torch.Tensor:
+        """Of the last forward's features; see `LayoutHead`."""
+        assert self.features is not None
+        return self.layout.loss(self.features, layouts)
+
+
+def optimizers_for(model: Denoiser) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices and kernels inside the blocks, AdamW for everything else."""
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if "_blocks." in name and p.ndim > 1 else others).append(p)
+    return [Muon(matrices, lr=RATE), torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES, log=print) -> Path:
+    """Train on the frozen text encoder of `work/sd` and the autoencoder of `work`; saves `work/sd/unet`."""
+    from diffusers import AutoencoderTiny
+    from transformers import CLIPTextModel
+
+    done = work / "sd" / "unet"
+    if done.exists():
+        return done
+    known, latents = encoded_scenes(work, seed, scenes, log)
+    vae: Any = AutoencoderTiny.from_pretrained(work / "autoencoder")
+    # StableDiffusionPipeline knows a scale but no shift, so the shift stays in the latents.
+    shift = vae.config.shift_factor * vae.config.scaling_factor
+    layouts = torch.tensor([layout(scene) for scene in known])
+    torch.manual_seed(seed)
+    clip = CLIPTextModel.from_pretrained(work / "sd" / "text_encoder").eval()
+    model, tokenizer, scheduler = Denoiser().train(), clip_tokenizer(TEXT_LENGTH), new_scheduler()
+    average = copy.deepcopy(model).requires_grad_(False)
+    both = nn.ModuleDict({"model": model, "average": average})
+    loop = StepLoop(both, optimizers_for(model), work / "sd" / "unet.ckpt", steps, seed, log=log)
+
+    def take_step(rng: random.Random, step: int) -> float:
+        chosen = [rng.randrange(len(known)) for _ in range(BATCH)]
+        ids = tokenize([training_caption(known[i], rng) for i in chosen], tokenizer)
+        with torch.no_grad():
+            text = clip(input_ids=ids).last_hidden_state
+        clean = latents[chosen].float() + shift
+        noise = torch.randn_like(clean)
+        timesteps: Any = torch.randint(len(scheduler.alphas_cumprod), (BATCH,))
+        velocity = model(scheduler.add_noise(clean, noise, timesteps), timesteps, text)
+        loss = F.mse_loss(velocity, scheduler.get_velocity(clean, noise, timesteps))
+        (loss + LAYOUT_WEIGHT * model.layout_loss(layouts[chosen])).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        follow(average, model, EMA, step)
+        return loss.item()
+
+    loop.run(take_step)
+    average.unet.eval().save_pretrained(done)
+    return done
+
+
+def assemble_second(work: Path, out: Path) -> Path:
+    """Build `out`, a StableDiffusionPipeline's folder, from the models of `work/sd` and `work/vae`."""
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    vae: Any = AutoencoderTiny.from_pretrained(work / "vae")
+    vae.register_to_config(shift_factor=0.0)
+    parts: dict[str, Any] = {  # no safety checker, and nothing to prepare pictures for one
+        "vae": vae,
+        "text_encoder": CLIPTextModel.from_pretrained(work / "sd" / "text_encoder"),
+        "tokenizer": clip_tokenizer(TEXT_LENGTH),
+        "scheduler": new_scheduler(),
+        "unet": UNet2DConditionModel.from_pretrained(work / "sd" / "unet"),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    return write_pipeline(pipeline, work / "sd" / "pipeline", out)

@@ -1,0 +1,130 @@
+"""What a reward server and its clients say to each other: JSON over HTTP.
+
+    GET  /rewards     -> Catalogue
+    POST /score       Asked -> Scored
+    POST /criticize   Asked -> Criticized
+
+Pictures travel as base64 of a PNG (8 bits a channel, lossless) or a JPEG. One alone may also be the body
+as it is: POST /score?prompt=WORDS&reward=NAME with Content-Type: image/png or image/jpeg. Nothing that
+runs code when it is read ever does. An error of one reward stands beside the answers of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+
+from ..core.errors import BadInput, RepriseError, RewardFailed, Unsupported
+from ..core.types import RewardSpec, Verdict
+
+LONGEST_PROMPT = 8_000  # characters, as on the command line
+LONGEST_NAME = 200
+LONGEST_FAULT = 600
+MOST = 4096  # entries of a list, whatever a server's own limits are
+
+
+class _Message(BaseModel):
+    """No guessing: "0.5" and true are no numbers. What a newer server adds to an answer is passed over."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Limits(_Message):
+    """The most that a server takes in one request."""
+
+    images: PositiveInt = 64
+    pixels: PositiveInt = 2**25  # of all its pictures together; 32 of 1024 x 1024
+    body: PositiveInt = 64 * 2**20  # bytes
+
+
+class Asked(_Message):
+    """Pictures, the users' prompts (one each) and the rewards that shall look at them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: Annotated[list[str], Field(min_length=1, max_length=MOST)]
+    prompts: Annotated[list[Annotated[str, Field(max_length=LONGEST_PROMPT)]], Field(max_length=MOST)]
+    rewards: Annotated[
+        list[Annotated[str, Field(max_length=LONGEST_NAME)]], Field(min_length=1, max_length=MOST)
+    ]
+
+    @model_validator(mode="after")
+    def _a_prompt_each(self) -> Asked:
+        if len(self.images) != len(self.prompts):
+            raise ValueError(
+                f"expected one prompt per picture, got {len(self.prompts)} for {len(self.images)}"
+            )
+        return self
+
+
+class Card(_Message):
+    """A reward as it is served: its `RewardSpec`, and whether it can say what is wrong."""
+
+    name: str
+    low: FiniteFloat
+    high: FiniteFloat
+    higher_is_better: bool
+    reads: str
+    critic: bool
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Card:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, got {self.low} and {self.high}")
+        return self
+
+    @property
+    def spec(self) -> RewardSpec:
+        return RewardSpec(self.name, self.low, self.high, self.higher_is_better, self.reads)
+
+
+class Catalogue(_Message):
+    """What a server has and takes."""
+
+    rewards: list[Card]
+    limits: Limits
+
+
+class Fault(_Message):
+    """Why a reward gave no answer: `input` where the pictures or prompts are to blame, else `reward`."""
+
+    blame: Literal["input", "reward"]
+    message: str
+
+    @classmethod
+    def of(cls, error: RepriseError) -> Fault:
+        wrong = isinstance(error, (BadInput, Unsupported))
+        words = str(error.cause if isinstance(error, RewardFailed) else error)  # the client names the reward
+        return cls(blame="input" if wrong else "reward", message=" ".join(words.split())[:LONGEST_FAULT])
+
+
+class Scored(_Message):
+    """By reward: a score per picture, or why there is none."""
+
+    scores: Mapping[str, list[FiniteFloat]]
+    errors: Mapping[str, Fault]
+
+
+class Judged(_Message):
+    """A `Verdict` on one picture."""
+
+    satisfied: bool
+    critique: str
+    faults: list[str]
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Judged:
+        return cls(satisfied=verdict.satisfied, critique=verdict.critique, faults=list(verdict.faults))
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(self.satisfied, self.critique, tuple(self.faults))
+
+
+class Criticized(_Message):
+    """By reward: a verdict per picture, or why there is none."""
+
+    verdicts: Mapping[str, list[Judged]]
+    errors: Mapping[str, Fault]

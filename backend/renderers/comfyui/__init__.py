@@ -1,0 +1,1 @@
+"""Renderers that are saved workflows on ComfyUI servers."""

@@ -1,0 +1,348 @@
+"""A saved ComfyUI workflow on one or more ComfyUI servers as a renderer.
+
+A job goes to the server with the shortest queue; a second one is queued behind it, so that no server waits
+for us. A server that is lost is dropped, its jobs are drawn elsewhere, and it is asked again and again until
+it is back. What a node or a server says against the graph is final once every server that answers said so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ...core.errors import BadInput, RenderFailed, RepriseError, UnknownName, Unsupported, first_line
+from ...core.types import Job, Rendered
+from ...net.chat_client import POLL, Worker
+from ...storage.cache import Cache, picture_key
+from ..diffusers.renderer import check_jobs
+from .client import NoPicture, Server, ServerLost, check_server, heard_of
+from .workflow import Names, Workflow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...core.interfaces import Watcher
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FORM = "comfyui:WORKFLOW.json@URL, for example comfyui:flow.json@http://127.0.0.1:8188"
+OPTIONS = ("prompt", "seed", "steps", "output")
+AHEAD = 2  # jobs of ours in a server's queue, the running one included
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds before a lost server is asked again
+SETTLE = 2.0  # seconds that all servers have to connect before work is given out
+LEAVE = 5.0  # seconds to take back what is queued
+FIRST_ANSWER = 20.0  # seconds that servers have to show that they are there
+
+
+def parse_name(text: str) -> tuple[Path, list[str], Names]:
+    """(file, servers, what is named) of "WORKFLOW.json[,prompt=6.text][,seed=3.seed][,…]@URL[,URL…]".
+
+    Raises BadInput where it is none, UnknownName for an option that is none.
+    """
+    words, at, rest = text.rpartition("@http")
+    if not at:
+        raise BadInput(f"expected {FORM}, got comfyui:{text[:80]}")
+    file, *options = re.split(r",(?=\w+=)", words)
+    if not file.strip():
+        raise BadInput(f"expected {FORM}; the workflow's file is missing")
+    named: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in OPTIONS:
+            raise UnknownName("option of comfyui:", key, OPTIONS)
+        if key in named or not value.strip():
+            raise BadInput(f"{key}= is given once, as NODE.INPUT, several with +; got {option[:80]!r}")
+        named[key] = value.strip()
+    return Path(file), [check_server(url) for url in f"http{rest}".split(",")], Names(**named)
+
+
+class ComfyUIRenderer:
+    """Draws by queueing `workflow` (see `workflow.load_workflow`) on the ComfyUI servers at `urls`.
+
+    `retries`: how often a picture is tried again after its server was lost or gave none. `silence`: seconds
+    without a word about a picture, its wait in the queue left out, before its server counts as lost; a large
+    model takes its time to load. `patience`: seconds to wait for any server when all are lost.
+
+    There are no previews, so nothing can be pruned. The fingerprint holds the workflow without prompt and
+    seed, and the versions of the first server that answers; not the contents of the model files that the
+    workflow names.
+    """
+
+    name = "comfyui"
+    previews = False
+    img2img = False
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        urls: Sequence[str],
+        *,
+        cache: Cache | None = None,
+        retries: int = 2,
+        silence: float = 600.0,
+        patience: float = 60.0,
+    ):
+        if not urls or retries < 0 or silence <= 0 or patience < 0:
+            raise BadInput(
+                f"expected a server, retries >= 0, silence > 0 and patience >= 0; got {len(urls)} "
+                f"servers, {retries}, {silence}, {patience}"
+            )
+        self.urls = list(dict.fromkeys(check_server(url) for url in urls))
+        self.workflow, self.steps, self.cache = workflow, workflow.steps, cache
+        self.retries, self.silence, self.patience = retries, silence, patience
+        self.client_id = uuid.uuid4().hex
+        self.version = _in_loop(self._probe())
+        self.fingerprint = Cache.key("comfyui", workflow.content, self.version)
+
+    def render(
+        self,
+        jobs: Sequence[Job],
+        watcher: Watcher | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Rendered:
+        """Draw all jobs, each by a run of its own; see `interfaces.Renderer`. The same job is drawn once.
+
+        `progress` counts the samplers' steps of all jobs. When it raises, or on Ctrl-C, what is queued is
+        taken back and what runs is interrupted. Raises Unsupported for a watcher and where a server refuses
+        the workflow, RenderFailed where a node fails or no server is left.
+        """
+        if watcher is not None:
+            raise Unsupported(
+                "pruning needs previews, which a workflow on a ComfyUI server does not give; "
+                "take --prune none, or a PARM Best-of-N node in the workflow"
+            )
+        check_jobs(jobs, None, self.steps)
+        if any(job.init for job in jobs):
+            raise Unsupported(
+                "a workflow on a ComfyUI server starts from what it says itself, not from "
+                "another picture; draw again, or put a Reflection Loop into it"
+            )
+        import torch  # noqa: F401  seconds when it is the first time: not while servers talk
+
+        images: dict[Job, Tensor] = {}
+        if self.cache is not None:
+            for job in dict.fromkeys(jobs):
+                entry = self.cache.get_image(self._key(job))
+                if entry is not None:
+                    images[job] = entry[0]
+        todo = [job for job in dict.fromkeys(jobs) if job not in images]
+        if todo:
+            batch, whole = _Batch(self, todo), len(todo) * self.steps
+            drawn = _in_loop(batch.run(), progress and (lambda: progress(int(batch.share * whole), whole)))
+            images.update(zip(todo, drawn, strict=True))
+        rows = self.workflow.rows
+        return Rendered([images[job] for job in jobs], [None] * len(jobs), len(todo) * rows, len(jobs) * rows)
+
+    def keep(self, job: Job, image: Tensor, version: str) -> None:
+        """Into the cache, unless a server of another version drew it than the fingerprint says."""
+        if self.cache is not None and version == self.version:
+            self.cache.put_image(self._key(job), image)
+
+    def _key(self, job: Job) -> str:
+        return picture_key(self.fingerprint, job)
+
+    async def _probe(self) -> str:
+        """The version of the first server that answers. Raises RenderFailed where none does."""
+        servers = [Server(url, self.client_id, self.silence) for url in self.urls]
+        try:
+            asked = (asyncio.wait_for(server.probe(), FIRST_ANSWER) for server in servers)
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        finally:
+            for server in servers:
+                await server.close()
+        versions = []
+        for server, answer in zip(servers, answers, strict=True):
+            if isinstance(answer, str):
+                versions.append(answer)
+            elif isinstance(answer, (ServerLost, asyncio.TimeoutError)):
+                server.why = str(answer) or f"no answer within {FIRST_ANSWER:g} s"
+            else:
+                raise answer
+        if not versions:
+            raise no_server(servers)
+        if len(set(versions)) > 1:
+            log.warning(
+                "the ComfyUI servers differ (%s), so their pictures may, too",
+                "; ".join(sorted(set(versions))),
+            )
+        for server in servers:
+            if not server.version:
+                log.warning("%s is left out until it answers: %s", server.url, server.why)
+        return versions[0]
+
+
+class _Batch:
+    """The jobs of one `render`: which are waiting, which are drawn where, and what came of them."""
+
+    def __init__(self, renderer: ComfyUIRenderer, jobs: Sequence[Job]):
+        self.renderer, self.workflow, self.jobs = renderer, renderer.workflow, list(jobs)
+        self.found: list[Tensor | None] = [None] * len(jobs)
+        self.waiting = deque(range(len(jobs)))
+        self.tries = [0] * len(jobs)
+        self.refused: list[dict[Server, RepriseError]] = [{} for _ in jobs]  # by whom, and why
+        self.parts = [0.0] * len(jobs)  # how much of each is drawn
+        self.servers: list[Server] = []
+        self.failed: Exception | None = None
+
+    @property
+    def share(self) -> float:
+        return sum(self.parts) / len(self.parts)
+
+    async def run(self) -> list[Tensor]:
+        """The pictures of all jobs; the first failure that is final ends the others."""
+        renderer = self.renderer
+        self.changed = asyncio.Event()
+        self.servers = [Server(url, renderer.client_id, renderer.silence) for url in renderer.urls]
+        tasks = {asyncio.create_task(self.keep_up(server)) for server in self.servers}
+        started = heard = time.monotonic()  # heard: when a server was there last
+        try:
+            while self.failed is None and any(image is None for image in self.found):
+                # At first all are waited for, or the first to answer would get too much.
+                ready = all(server.asked for server in self.servers) or time.monotonic() > started + SETTLE
+                for server, number in self.assign() if ready else ():
+                    task = asyncio.create_task(self.draw(server, number))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                self.changed.clear()
+                await heard_of(self.changed, 1.0)
+                if any(server.alive for server in self.servers):
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > renderer.patience:
+                    raise no_server(self.servers)
+            if self.failed is not None:
+                raise self.failed
+            return [image for image in self.found if image is not None]
+        finally:
+            await self.leave(list(tasks))
+
+    def assign(self) -> list[tuple[Server, int]]:
+        """Waiting jobs for the servers with the shortest queues, as many as may be ahead there."""
+        alive = [server for server in self.servers if server.alive]
+        load = {server: server.load for server in alive}
+        ours = {server: len(server.runs) for server in alive}
+        given: list[tuple[Server, int]] = []
+        for number in list(self.waiting) if alive else ():
+            able = [server for server in alive if server not in self.refused[number]]
+            if not able:
+                self.fail(next(iter(self.refused[number].values())))
+                break
+            server = min(able, key=lambda server: load[server])
+            # The last ones are not queued behind others: the first server that is free takes them.
+            ahead = AHEAD if len(self.waiting) - len(given) > len(alive) else 1
+            if ours[server] < ahead:
+                load[server], ours[server] = load[server] + 1, ours[server] + 1
+                given.append((server, number))
+            elif min(ours.values()) >= ahead:
+                break
+        for _, number in given:
+            self.waiting.remove(number)
+        return given
+
+    async def draw(self, server: Server, number: int) -> None:
+        """One job on one server."""
+        job, samplers = self.jobs[number], self.workflow.samplers
+
+        def progress(node: str, share: float) -> None:
+            if node in samplers:
+                self.parts[number] = max(self.parts[number], (samplers.index(node) + share) / len(samplers))
+
+        try:
+            graph = self.workflow.job(job.prompt, job.seed, server.sink)
+            image = _decoded(await server.draw(self.workflow, graph, progress))
+            self.found[number], self.parts[number] = image, 1.0
+            self.renderer.keep(job, image, server.version)
+        except (ServerLost, NoPicture) as error:
+            if isinstance(error, ServerLost):
+                server.cut(error)
+            self.tries[number], self.parts[number] = self.tries[number] + 1, 0.0
+            self.waiting.appendleft(number)
+            if self.tries[number] > self.renderer.retries:
+                times = f"the picture of seed {job.seed} failed {self.tries[number]} times"
+                self.fail(RenderFailed(f"{times}, at last on {server.url}: {error}; its log may say why"))
+        except RepriseError as error:
+            self.refused[number][server] = error
+            self.waiting.appendleft(number)
+        except Exception as error:
+            self.fail(error)
+        finally:
+            self.changed.set()
+
+    async def keep_up(self, server: Server) -> None:
+        """The server's connection, made anew whenever it breaks."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await server.serve(self.changed.set)
+            except ServerLost as why:
+                if server.alive:
+                    log.warning("%s is dropped: %s", server.url, why)
+                    pause = FIRST_PAUSE
+                server.drop(why)
+                self.changed.set()
+            except Exception as error:
+                self.fail(error)
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def fail(self, error: Exception) -> None:
+        """End the batch; the first error counts."""
+        self.failed = self.failed or error
+        self.changed.set()
+
+    async def leave(self, tasks: list[asyncio.Task]) -> None:
+        """Take back what is not finished, also from a lost server, and close all connections."""
+        while tasks:  # wait_for of Python 3.10 and 3.11 may swallow a cancellation
+            for task in tasks:
+                task.cancel()
+            tasks = list((await asyncio.wait(tasks, timeout=0.5))[1])
+        unfinished = any(image is None for image in self.found)
+        left = [one.abandon() for one in self.servers if one.dropped or (unfinished and one.alive)]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), LEAVE)
+        for server in self.servers:
+            await server.close()
+
+
+def no_server(servers: Sequence[Server]) -> RenderFailed:
+    """None of the servers answers: each with its reason."""
+    whys = "; ".join(f"{server.url}: {server.why}" for server in servers)
+    return RenderFailed(f"no ComfyUI server answers ({whys}); start one, or correct the address")
+
+
+def _in_loop(work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+    """What a coroutine gives, run in a thread of its own; `tick` is called meanwhile and may raise."""
+    worker, over = Worker(work), False
+    worker.start()
+    try:
+        while not over:
+            over = worker.wait(POLL)
+            if tick is not None:
+                tick()
+    finally:
+        worker.cancel(LEAVE + 2)
+    return worker.result()
+
+
+def _decoded(file: bytes) -> Tensor:
+    """An encoded picture as (H, W, 3) in 0..1."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(file)) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds for what is no picture
+        raise NoPicture(f"the picture cannot be read: {first_line(error)}") from error
+    return torch.from_numpy(pixels).float() / 255

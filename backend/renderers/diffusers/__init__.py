@@ -1,0 +1,1 @@
+"""Renderers that are pipelines of diffusers."""

@@ -1,0 +1,218 @@
+"""Loading a pipeline from a folder or a Hugging Face id, safetensors only, no code from the checkpoint.
+
+diffusers and transformers start weights that a checkpoint lacks at random and only log it. Here each
+model is loaded with its loading report, and anything missing or of another shape is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import CheckpointError, RepriseError, Unsupported
+from ...core.model_files import WHOLE, quiet_loading
+from .devices import models_of, weight_bytes
+from .families import family_of
+
+if TYPE_CHECKING:
+    import torch
+
+_LIBRARIES = ("diffusers", "transformers")
+# Not needed to draw; a safety checker would black out pictures that are not decoded by the pipeline.
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+# A tokenizer without any of these would be made up, empty, without an error.
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a pipeline's folder, its class supported and its parts from known libraries."""
+    path = folder / "model_index.json"
+    if not folder.is_dir():
+        what = "a single file" if folder.is_file() else "nothing"
+        raise CheckpointError(
+            f"expected a pipeline's folder at {folder}, found {what}; "
+            "give a folder made by save_pretrained, or a Hugging Face id"
+        )
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that holds it"
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        name = index["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path} is damaged: expected JSON with a _class_name; fetch it anew") from None
+    if not isinstance(name, str):
+        raise Unsupported(
+            f"{folder} brings its own pipeline code {name!r}, which is never run; "
+            "use a checkpoint of one of diffusers' classes"
+        )
+    family_of(name)
+    for part, source in index.items():
+        if part.startswith("_") or part in _UNUSED or not isinstance(source, list) or source[0] is None:
+            continue
+        if source[0] not in _LIBRARIES:
+            raise Unsupported(
+                f"{folder}: its {part} is {source[1]} of {source[0]!r}, which is never run; "
+                f"only classes of {' and '.join(_LIBRARIES)} are loaded"
+            )
+        if not (folder / part).is_dir():
+            raise CheckpointError(f"{folder} lacks the folder of its {part}; fetch it anew")
+        if "Tokenizer" in source[1] and not any((folder / part / name).is_file() for name in _VOCABULARIES):
+            raise CheckpointError(
+                f"{folder / part} lacks its vocabulary, one of {', '.join(_VOCABULARIES)}; fetch it anew"
+            )
+    return index
+
+
+def find_pipeline(model: str | Path) -> Path:
+    """The local folder of `model`, fetched from the Hugging Face hub if it is an id."""
+    folder = Path(model).expanduser()
+    # A hub id is "name" or "owner/name"; everything else can only be meant as a path.
+    if folder.exists() or isinstance(model, Path) or not _HUB_ID.fullmatch(model):
+        return folder
+    from diffusers import DiffusionPipeline
+
+    try:
+        index: Any = DiffusionPipeline.load_config(model)  # small, so it refuses before the download
+        family_of(str(index["_class_name"]))
+        return Path(DiffusionPipeline.download(model, use_safetensors=True))
+    except RepriseError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{model!r} is neither a folder here nor a Hugging Face id that can be fetched "
+            f"({_line(error)}); check its name, the network or your access, or give a local folder"
+        ) from error
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> Any:
+    """The pipeline of a local folder, on the CPU, complete and finite, in eval mode, in `dtype`; the parts in
+    `others` in theirs."""
+    import diffusers
+
+    index = read_index(folder)
+    with quiet_loading():
+        models = {
+            part: _load_model(folder / part, source, (others or {}).get(part, dtype))
+            for part, source in index.items()
+            if isinstance(source, list)
+            and source[0] is not None
+            and part not in _UNUSED
+            and _has_weights(folder / part, source)
+        }
+        unused = {part: None for part in _UNUSED if part in index}
+        if "requires_safety_checker" in index:
+            unused["requires_safety_checker"] = False  # type: ignore[assignment]
+        try:
+            pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **models, **unused
+            )
+        except Exception as error:
+            raise CheckpointError(f"{folder} cannot be loaded ({_line(error)}); fetch it anew") from error
+    _check_finite(pipeline, folder)
+    return pipeline
+
+
+def _has_weights(folder: Path, source: list) -> bool:
+    """Whether this part is a model, by its class; tokenizers and schedulers are not."""
+    import torch
+
+    part = _class(folder, source)
+    return isinstance(part, type) and issubclass(part, torch.nn.Module)
+
+
+def _class(folder: Path, source: list) -> Any:
+    module = __import__(source[0])
+    if not hasattr(module, source[1]):
+        raise CheckpointError(
+            f"{folder}: this {source[0]} has no class {source[1]!r}; update it, or fetch the checkpoint anew"
+        )
+    return getattr(module, source[1])
+
+
+def _load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
+    files = [file.name for file in folder.glob("*.safetensors")]
+    if not files:
+        found = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
+        raise CheckpointError(
+            f"{folder} holds {found}; only safetensors are read, which cannot run code; "
+            "fetch or convert the safetensors version"
+        )
+    # Some repositories hold half-precision files only, named so.
+    variant = "fp16" if all(".fp16" in name for name in files) else None
+    try:
+        model, report = _class(folder, source).from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            variant=variant,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except RepriseError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"weights in {folder} cannot be read: truncated, tampered with, or of another "
+            f"model ({_line(error)}); fetch them anew"
+        ) from error
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        wrong = sorted(map(str, report.get(kind) or ()))
+        if wrong:
+            raise CheckpointError(
+                f"weights in {folder} do not fit its config ({kind.replace('_', ' ')}: "
+                f"{len(wrong)}, first {wrong[0]}); fetch them anew"
+            )
+    return model.eval()
+
+
+def _check_finite(pipeline: Any, folder: Path) -> None:
+    """Small pipelines only: a scan of many gigabytes would cost more than the error it may find."""
+    import torch
+
+    for name, model in models_of(pipeline).items():
+        if weight_bytes(model) > WHOLE:
+            continue
+        for key, weight in model.state_dict().items():
+            if weight.is_floating_point() and not torch.isfinite(weight).all():
+                raise CheckpointError(
+                    f"weights in {folder / name} are damaged: {key} is not finite; fetch them anew"
+                )
+
+
+def pipeline_fingerprint(pipeline: Any) -> str:
+    """The same for a pipeline in memory: configs, and every weight (beyond 64 MiB a model: samples)."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, model in sorted(models_of(pipeline).items()):
+        digest.update(f"{name}:{type(model).__name__}:{getattr(model, 'config', '')}\n".encode())
+        whole = weight_bytes(model) <= WHOLE
+        for key, weight in sorted(model.state_dict().items()):
+            digest.update(f"{key}:{tuple(weight.shape)}:{weight.dtype}\n".encode())
+            if weight.device.type == "meta":
+                continue  # offloaded layer by layer: its content is out of reach
+            flat = weight.detach().flatten()
+            if not whole and len(flat) > 64:
+                flat = flat[torch.linspace(0, len(flat) - 1, 64, device=flat.device).long()]
+            digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipeline, name, None)
+        if tokenizer is not None:
+            vocabulary = sorted(tokenizer.get_vocab().items())
+            digest.update(json.dumps([name, type(tokenizer).__name__, vocabulary]).encode())
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    """An error of a library as part of one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.replace(os.path.expanduser("~"), "~")
+    return text if len(text) <= 200 else text[:197] + "…"

@@ -1,0 +1,243 @@
+"""`index.html`: what became of each prompt, for the eye. One file, no requests, light and dark.
+
+The template only places what is computed here; everything is escaped by jinja.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..storage.files import write_whole
+from ..storage.records import CandidateRecord, Record
+from .words import marked
+
+WINNER_SIDE, WALL_SIDE = 768, 384  # pixels; larger pictures are shrunk for the page
+PAGE = "index.html"
+
+
+def write_page(out: Path, entries: Sequence[tuple[Path, Record]]) -> Path:
+    """Write the page of a run: `entries` are (folder, record) of its prompts, in order."""
+    path = out / PAGE
+    views = [prompt_view(folder, record, i) for i, (folder, record) in enumerate(entries)]
+    write_whole(path, render_page(views))
+    return path
+
+
+def render_page(prompts: list[dict[str, Any]]) -> str:
+    from ... import __version__
+
+    return template("page.html.jinja").render(prompts=prompts, version=__version__)
+
+
+def template(name: str):
+    """A template of this folder, with escaping on and undefined names refused."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template(name)
+
+
+def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
+    """Everything the template shows of one prompt."""
+    winner = record.winner
+    letters = {r.prompt: chr(ord("A") + i % 26) for i, r in reversed(list(enumerate(record.rewrites)))}
+    drawn = next((r for r in record.rewrites if r.prompt == winner.prompt), None)
+    images: dict[int | None, str | None] = {c.index: c.image for c in record.candidates}
+    scale = _Scale(record)
+    return {
+        "id": f"prompt-{number + 1}",
+        "prompt": record.prompt,
+        "winner": {**_candidate(folder, winner, scale, letters, WINNER_SIDE), "drawn_as": winner.prompt},
+        "reason": drawn.reason if drawn else "",
+        "rewriter": drawn.rewriter if drawn else "",
+        "fallback": drawn.fallback if drawn else None,
+        "words": marked(record.prompt, winner.prompt),
+        "rewrites": [
+            {
+                "letter": letters[r.prompt],
+                "words": marked(record.prompt, r.prompt),
+                "reason": r.reason,
+                "fallback": r.fallback,
+            }
+            for r in {r.prompt: r for r in reversed(record.rewrites)}.values()
+        ][::-1],
+        "walls": _walls(folder, record, scale, letters),
+        "rounds": [
+            {
+                "round": r.round,
+                "right": r.verdict == "yes",
+                "critique": r.critique,
+                "kept": r.candidate == record.best,
+                "score": number_text(r.score),
+                "picture": inline_picture(folder, images.get(r.candidate), WALL_SIDE),
+            }
+            for r in record.reflection
+        ],
+        "cost": _cost(record),
+        "command": command(record),
+        "settings": {k: v for k, v in record.settings.items() if v not in (None, {}, [])},
+        "versions": record.versions,
+    }
+
+
+def command(record: Record) -> str:
+    """The command line that draws this record's pictures again."""
+    words = ["reprise", "render", record.prompt]
+    for name in (
+        "renderer",
+        "lora",
+        "rewriter",
+        "best_of",
+        "variants",
+        "prune",
+        "previews",
+        "reflect",
+        "corrector",
+        "correction",
+        "strength",
+        "judge",
+        "seed",
+        "steps",
+    ):
+        value = record.settings.get(name)
+        if value is not None:
+            words += ["--" + name.replace("_", "-"), str(value)]
+    for name, weight in (record.settings.get("rewards") or {}).items():
+        words += ["--reward", f"{name}={weight:g}"]
+    # A prompt that starts with a dash is no option.
+    if record.prompt.startswith("-"):
+        words = [*words[:2], *words[3:], "--", record.prompt]
+    return shlex.join(words)
+
+
+def number_text(value: float | None) -> str:
+    """A score, in as many digits as anyone reads."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+class _Scale:
+    """Scores to widths of bars: as they are where all lie in 0..1, else between the run's extremes."""
+
+    def __init__(self, record: Record):
+        values = [c.score for c in record.candidates if c.score is not None]
+        if not record.settings.get("previews"):  # another judge's may be of another range
+            values += [v for c in record.candidates for v in c.preview_scores.values()]
+        inside = all(0 <= v <= 1 for v in values)
+        self.low, self.high = (0.0, 1.0) if inside or not values else (min(values), max(values))
+        finished = [c.score for c in record.candidates if c.score is not None]
+        best = record.winner.score
+        self.higher = best is None or not finished or best >= max(finished)
+
+    def percent(self, value: float | None) -> float:
+        if value is None or self.high == self.low:
+            return 0.0
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(1.0, max(0.0, share if self.higher else 1 - share)), 1)
+
+    def order(self, candidate: CandidateRecord, best: int) -> tuple:
+        """Sorting key: the winner, the finished by score, the stopped by how far they came."""
+        sign = -1 if self.higher else 1
+        last = candidate.preview_scores[max(candidate.preview_scores)] if candidate.preview_scores else 0.0
+        score = candidate.score if candidate.score is not None else last
+        return (candidate.index != best, -(candidate.pruned_at or 10**9), sign * score, candidate.index)
+
+
+def _walls(folder: Path, record: Record, scale: _Scale, letters: dict[str, str]) -> list[dict[str, Any]]:
+    """The candidates of each round in rank order."""
+    walls = []
+    for number in sorted({c.round for c in record.candidates}):
+        of_round = [c for c in record.candidates if c.round == number]
+        ranked = sorted(of_round, key=lambda c: scale.order(c, record.best))
+        stopped = sum(c.pruned_at is not None for c in of_round)
+        walls.append(
+            {
+                "round": number,
+                "count": len(of_round),
+                "stopped": stopped,
+                "alive": _alive(of_round, record.settings.get("steps")),
+                "cards": [
+                    {**_candidate(folder, c, scale, letters, WALL_SIDE), "best": c.index == record.best}
+                    for c in ranked
+                ],
+            }
+        )
+    return walls
+
+
+def _alive(candidates: list[CandidateRecord], steps: Any) -> list[dict[str, Any]]:
+    """Per denoising step, how many rows were drawn on, for the staircase; empty without pruning."""
+    if not isinstance(steps, int) or all(c.pruned_at is None for c in candidates):
+        return []
+    stairs = []
+    for step in range(1, steps + 1):
+        rows = sum(c.pruned_at is None or c.pruned_at >= step for c in candidates)
+        stairs.append({"step": step, "rows": rows, "percent": round(100 * rows / len(candidates), 1)})
+    return stairs
+
+
+def _candidate(folder: Path, c: CandidateRecord, scale: _Scale, letters: dict[str, str], side: int) -> dict:
+    last = max(c.preview_scores, default=None)
+    preview = c.preview_scores[last] if last is not None else None
+    shown = c.score if c.score is not None else preview
+    return {
+        "index": c.index,
+        "seed": c.seed,
+        "letter": letters.get(c.prompt, ""),
+        "score": number_text(shown),
+        "percent": scale.percent(shown),
+        "pruned_at": c.pruned_at,
+        "scores": {name: number_text(value) for name, value in c.scores.items()},
+        "previews": {
+            step: number_text(c.preview_scores[step]) if step in c.preview_scores else "not clear"
+            for step in sorted({*c.preview_scores, *c.preview_clarity})
+        },
+        "picture": inline_picture(folder, c.image or c.preview, side),
+    }
+
+
+def _cost(record: Record) -> dict[str, Any]:
+    cost = record.cost
+    full = max(1, cost.denoiser_rows_full)
+    total = cost.seconds.get("total") or sum(cost.seconds.values()) or 1.0
+    named = {k: v for k, v in cost.seconds.items() if k != "total"}
+    rest = max(0.0, total - sum(named.values()))
+    parts = [(k, v) for k, v in [*named.items(), ("other", rest)] if v / total > 0.005]
+    return {
+        "rows": cost.denoiser_rows,
+        "full": cost.denoiser_rows_full,
+        "percent": round(100 * cost.denoiser_rows / full, 1),
+        "judge_calls": cost.judge_calls,
+        "seconds": f"{total:.1f}",
+        "parts": [{"name": k, "seconds": f"{v:.1f}", "percent": round(100 * v / total, 1)} for k, v in parts],
+    }
+
+
+def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
+    """A picture file as a data URI, shrunk to `side` pixels where it is larger."""
+    if name is None:
+        return None
+    from PIL import Image
+
+    try:
+        data = (folder / name).read_bytes()
+        picture = Image.open(io.BytesIO(data))
+        picture.load()  # a browser would show half of a damaged one
+        kind = "png"
+        if max(picture.size) > side:
+            picture = picture.convert("RGB")
+            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+            out = io.BytesIO()
+            picture.save(out, "JPEG", quality=90)
+            data, kind = out.getvalue(), "jpeg"
+    except Exception:  # moved away since, or damaged, of which Pillow raises many kinds; the page says so
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

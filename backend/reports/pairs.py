@@ -1,0 +1,91 @@
+"""The page of a preference store: pairs to look through, and bad ones to strike.
+
+One file, no requests. What is struck is saved from the page as `strikes.json`, which
+`reprise preferences strike` takes into the store: a page that needs no server can be read anywhere.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..preferences.store import Pair, RewritePair, Side, Store, Text
+from ..storage.files import write_whole
+from .build import inline_picture, number_text, template
+from .words import marked
+
+SIDE = 320  # pixels of a picture
+Either = Pair | RewritePair
+
+
+def write_pairs(path: Path, store: Store, most: int) -> int:
+    """Write the page of a store's `most` doubtful pairs, of pictures and of rewrites, to `path`; how many it
+    shows."""
+    recorded: list[Either] = [*store.all_pairs(), *store.all_rewrites()]
+    pairs = doubtful(recorded, most)
+    write_whole(path, render_pairs(store, pairs, len({pair.id for pair in recorded})))
+    return len(pairs)
+
+
+def doubtful(pairs: Sequence[Either], most: int) -> list[Either]:
+    """Those of the smallest margin, which are the likeliest to be wrong, first; one that several rewards
+    found is shown once."""
+    found: dict[str, Either] = {}
+    for pair in sorted(pairs, key=lambda pair: pair.margin):
+        found.setdefault(pair.id, pair)
+    return list(found.values())[:most]
+
+
+def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:
+    from ... import __version__
+
+    struck = store.struck()
+    return template("pairs.html.jinja").render(
+        name=store.folder.resolve().name,
+        version=__version__,
+        recorded=recorded,
+        folder=shlex.quote(str(store.folder)),
+        pairs=[_view(store, pair, pair.id in struck) for pair in pairs],
+    )
+
+
+def _view(store: Store, pair: Either, struck: bool) -> dict[str, Any]:
+    sides = (
+        [_text(pair.prompt, text) for text in (pair.chosen, pair.rejected)]
+        if isinstance(pair, RewritePair)
+        else [_side(store, pair, side) for side in (pair.chosen, pair.rejected)]
+    )
+    return {
+        "id": pair.id,
+        "struck": struck,
+        "prompt": pair.prompt,
+        "margin": number_text(pair.margin),
+        "reward": pair.reward,
+        "run": pair.run,
+        "written": isinstance(pair, RewritePair),
+        "sides": sides,
+    }
+
+
+def _side(store: Store, pair: Pair, side: Side) -> dict[str, Any]:
+    path = store.image_path(side.image)
+    return {
+        "picture": inline_picture(path.parent, path.name, SIDE),
+        "score": number_text(side.score),
+        "seed": side.seed,
+        "words": marked(pair.prompt, side.drawn_as),
+        "scores": {name: number_text(value) for name, value in side.scores.items() if name != pair.reward},
+    }
+
+
+def _text(prompt: str, text: Text) -> dict[str, Any]:
+    return {
+        "score": number_text(text.score),
+        "seed": None,
+        "words": marked(prompt, text.rewrite),
+        "scores": {},
+        "reason": text.reason,
+        "pictures": text.pictures,
+    }

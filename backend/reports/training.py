@@ -1,0 +1,250 @@
+"""`report.html` of a training run, rewritten as it goes: curves, fixed prompts through time, the last group.
+
+Made from the run's files alone: `metrics.jsonl`, `evaluations.jsonl`, `rollouts/`, `config.yaml`. One file
+without requests; while the run goes on the page loads itself again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..storage.files import read_lines, write_whole
+from .build import inline_picture, number_text, template
+from .reliability import reliability_figures
+from .words import marked
+
+REPORT = "report.html"
+PICTURES = Path("rollouts") / "pictures"
+ROLLOUTS = Path("rollouts") / "rollouts.jsonl"
+SIDE = 192  # pixels of a sample
+TIMES = 5  # evaluations of a fixed prompt that are shown
+TAIL = 2**18  # bytes at the end of the rollouts in which the last group is looked for
+WIDTH, HEIGHT, EDGE = 360, 120, 6  # of a curve
+Row = Mapping[str, Any]
+# Title -> keys of metrics.jsonl, drawn into one frame; None stands for all rewards.
+CURVES: dict[str, Sequence[str] | None] = {
+    "Reward, training": ("reward",),
+    "Over the user's own prompt, training": ("gain",),
+    "Each reward, training": None,
+    "Loss, training": ("loss",),
+    "Groups without signal": ("zero_variance",),
+    "Answers that cannot be read": ("unparsable",),
+    "Refinements cut off; that add nothing": ("cut_off", "unchanged"),
+    "Of the returns' variance, by the critic": ("explained",),
+    "Words of a rewrite": ("words",),
+    "KL from the first weights, per token": ("kl",),
+    "Entropy, per token": ("entropy",),
+    "Largest |ratio - 1|": ("ratio_off",),
+    "Ratio, mean": ("ratio",),
+    "Ratios clipped": ("clipped",),
+    "Error of the critic": ("value_loss",),
+    "Distance from the first pivots": ("drift",),
+    "Pairs told apart, training": ("accuracy",),
+    "Errors over the reference's": ("chosen", "rejected"),
+    "Gradient norm": ("grad_norm",),
+    "Seconds a step": ("seconds/write", "seconds/render", "seconds/score", "seconds/wait", "seconds/update"),
+}
+
+
+def write_report(run: Path, finished: bool = False) -> Path:
+    """Write the page of the run in folder `run`."""
+    write_whole(run / REPORT, render_report(run, finished))
+    return run / REPORT
+
+
+def render_report(run: Path, finished: bool = False) -> str:
+    from ... import __version__
+
+    steps, evaluations = read_lines(run / "metrics.jsonl"), read_lines(run / "evaluations.jsonl")
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    evaluated = {f"{name}, evaluated": keys for name, keys in _evaluated(evaluations).items()}
+    curves = [_curve(title, evaluations, keys) for title, keys in evaluated.items()]
+    curves += [_curve(title, steps, keys or _rewards(steps)) for title, keys in CURVES.items()]
+    rows = [*steps, *evaluations]
+    return template("training.html.jinja").render(
+        name=run.name,
+        version=__version__,
+        finished=finished,
+        settings=settings,
+        rounds=_rounds(run),
+        step=max([row["step"] for row in rows], default=0),
+        steps=_in_all(settings, rows),
+        facts=_facts(steps, evaluations),
+        curves=[curve for curve in curves if curve is not None],
+        prompts=_through_time(run, evaluations),
+        group=_last_group(run),
+        width=WIDTH,
+        height=HEIGHT,
+        reliability=reliability_figures(evaluations[-1].get("reliability") or {}) if evaluations else [],
+        by_step=_by_step(evaluations),
+    )
+
+
+def _in_all(settings: Row, rows: Sequence[Row]) -> int:
+    """The steps that a run will have had, as far as its settings say; of rounds, those of all together."""
+    rounds = (settings.get("rounds") or {}).get("count", 1)
+    if settings["max_steps"]:
+        return settings["max_steps"] * rounds
+    step = max((row.get("of", row["step"]) for row in rows), default=0)
+    return max(1, step * rounds // max([row.get("round", 1) for row in rows], default=1) or 1)
+
+
+def _rounds(run: Path) -> list[dict[str, Any]]:
+    """What became of each round's prompts, where a training has rounds."""
+    found = []
+    for path in sorted(run.glob("rounds/*/mined.json"), key=lambda path: int(path.parent.name)):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        found.append({**row, "round": path.parent.name, "reward": number_text(row["reward"])})
+    return found
+
+
+def _rewards(rows: Sequence[Row]) -> list[str]:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [key for key in keys if key.startswith("reward/") and not key.endswith("/std")]
+
+
+def _evaluated(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Reward -> its keys in evaluations, one for each set of prompts."""
+    found: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row if "/" in key):
+        group, name = key.split("/", 1)
+        if name not in ("unparsable", "words"):
+            found.setdefault(name, []).append(f"{group}/{name}")
+    return found
+
+
+def _facts(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[dict[str, str]]:
+    """The few figures that stand at the head: before -> now."""
+    facts = []
+    for name, keys in _evaluated(evaluations).items():
+        for key in keys:
+            values = [row[key] for row in evaluations if key in row]
+            shown = list(dict.fromkeys([number_text(values[0]), number_text(values[-1])]))
+            facts.append({"value": " → ".join(shown), "name": f"{name}, {key.split('/')[0]}"})
+    if steps and "seconds" in steps[-1]:
+        rate = steps[-1].get("pictures_per_second")
+        facts.append({"value": f"{steps[-1]['seconds']:.0f} s", "name": "a step"})
+        facts += [{"value": f"{rate:.1f}", "name": "pictures a second"}] if rate else []
+    return facts
+
+
+def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Any] | None:
+    """Lines of `keys` over the steps, as points of an SVG; None where there is nothing to draw."""
+    lines = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in keys}
+    # A single point beside lines, such as the prompts as typed, would only squeeze them.
+    longest = max(map(len, lines.values()), default=0)
+    lines = {key: points for key, points in lines.items() if len(points) > min(1, longest - 1)}
+    if not longest:
+        return None
+    xs, ys = zip(*(point for points in lines.values() for point in points))
+    (left, right), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
+    across, up = max(right - left, 1), (high - low) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right_of, below = (x - left) / across, 1 - (y - low) / up
+        return (round(EDGE + (WIDTH - 2 * EDGE) * right_of, 1), round(EDGE + (HEIGHT - 2 * EDGE) * below, 1))
+
+    drawn = []
+    for name, points in zip(_names(list(lines)), lines.values()):
+        places = [place(*point) for point in points]
+        drawn.append(
+            {
+                "name": name,
+                "points": " ".join(f"{x},{y}" for x, y in places),
+                "end": places[-1],
+                "last": f"{points[-1][1]:.3g}",
+            }
+        )
+    return {
+        "title": title,
+        "lines": drawn,
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "left": left,
+        "right": right,
+    }
+
+
+def _names(keys: list[str]) -> list[str]:
+    """What tells the lines of a frame apart: the part of "set/reward" that they do not share."""
+    parts = [key.rpartition("/") for key in keys]
+    alike = len({last for _, _, last in parts}) == 1 and all(first for first, _, _ in parts)
+    return [first if alike else last for first, _, last in parts]
+
+
+def _through_time(run: Path, evaluations: Sequence[Row]) -> list[dict[str, Any]]:
+    """The fixed prompts, each with its pictures at evaluations spread over the run."""
+    if not evaluations:
+        return []
+    last = len(evaluations) - 1
+    chosen = sorted({round(i * last / (TIMES - 1)) for i in range(TIMES)})
+    shown = []
+    for number, sample in enumerate(evaluations[0]["samples"]):
+        views = []
+        for row in (evaluations[i] for i in chosen):
+            one = row["samples"][number]
+            views.append(
+                {
+                    "step": row["step"],
+                    "picture": _picture(run, one["picture"]),
+                    "fallback": one["fallback"],
+                    "words": marked(one["prompt"], one["rewrite"]),
+                    "reason": one["reason"],
+                    "scores": {name: number_text(value) for name, value in one["scores"].items()},
+                }
+            )
+        shown.append({"prompt": sample["prompt"], "views": views})
+    return shown
+
+
+def _by_step(evaluations: Sequence[Row]) -> dict[str, Any] | None:
+    """Of a judge, the last evaluation's accuracy at each step of drawing; None where there is none."""
+    found = evaluations[-1].get("by_step") if evaluations else None
+    if not found:
+        return None
+    steps = sorted({int(step) for row in found.values() for step in row})
+    rows = [
+        (name, [f"{row[str(s)][0]:.3f} ({row[str(s)][1]})" if str(s) in row else "" for s in steps])
+        for name, row in found.items()
+    ]
+    return {"steps": [f"step {step}" if step else "finished" for step in steps], "rows": rows}
+
+
+def _last_group(run: Path) -> dict[str, Any] | None:
+    """The last group that taught something, best advantage first."""
+    path = run / ROLLOUTS
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        tail = file.read().decode("utf-8", "replace").split("\n")[1 if path.stat().st_size > TAIL else 0 : -1]
+    rows = [json.loads(line) for line in tail]
+    telling = [row["position"] for row in rows if abs(row.get("advantage", 0)) > 0.1]
+    if not telling:
+        return None
+    group = [row for row in rows if row["position"] == telling[-1]]
+    group.sort(key=lambda row: -row.get("advantage", -10))
+    return {
+        "prompt": group[0]["prompt"],
+        "step": group[0]["step"],
+        "cards": [
+            {
+                "picture": _picture(run, next(iter(row["pictures"]), None)),
+                "variant": row["variant"],
+                "advantage": f"{row['advantage']:+.2f}" if "advantage" in row else "not trained on",
+                "words": marked(row["prompt"], row.get("rewrite", "")),
+                "unparsable": row.get("unparsable"),
+                "scores": {name: number_text(value) for name, value in row["scores"].items()},
+            }
+            for row in group
+        ],
+    }
+
+
+def _picture(run: Path, key: str | None) -> str | None:
+    return inline_picture(run / PICTURES, f"{key[:2]}/{key}.png", SIDE) if key else None

@@ -1,0 +1,91 @@
+"""What the learned judges share: pictures in, batches through the model, a number each out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import BadInput
+from ..core.types import RewardSpec
+from ..storage.images import to_pil
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+
+class LearnedJudge(ABC):
+    """A frozen model that looks at each picture by itself.
+
+    It computes where its weights are, in their precision, `batch_size` pictures at a time. The host may
+    move `model` between calls; float16 on a CPU, which would take minutes, is float32 for the call.
+    """
+
+    spec: RewardSpec
+    model: Any  # an nn.Module
+    batch_size: int = 16
+    reads_prompt = True  # False: the prompt is ignored, and may be empty
+
+    @abstractmethod
+    def prepare(self, picture: Image) -> Tensor:
+        """An RGB picture of any size -> (3, S, S), what the model looks at."""
+
+    @abstractmethod
+    def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Prepared pixels (B, 3, S, S) on the model's device and their prompts -> scores (B,)."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        """Images (B, H, W, 3) in 0..1 and the users' prompts -> B scores. See `interfaces.Reward`."""
+        import torch
+
+        check_asked(self.spec.name, images, prompts, self.reads_prompt)
+        pictures = to_pil(images)
+        scores: list[float] = []
+        with computable(self.model):
+            weight = next(self.model.parameters())
+            for start in range(0, len(prompts), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                pixels = torch.stack([self.prepare(picture) for picture in pictures[rows]])
+                rated = self.rate(pixels.to(weight.device, weight.dtype), prompts[rows])
+                scores += rated.float().tolist()
+        return scores
+
+
+def check_asked(name: str, images: Tensor, prompts: Sequence[str], reads_prompt: bool = True) -> None:
+    """Raises BadInput unless there is a prompt for each picture, with a word in it if the judge reads it."""
+    if len(images) != len(prompts):
+        raise BadInput(f"expected one prompt per picture, got {len(prompts)} for {len(images)}")
+    if reads_prompt and not all(prompt.strip() for prompt in prompts):
+        raise BadInput(
+            f"{name} compares a picture with words, and a prompt is empty; say what the picture should show"
+        )
+
+
+@contextmanager
+def computable(model: nn.Module) -> Iterator[None]:
+    """Inference mode, and `model` in float32 meanwhile where it is float16 on a CPU. A model that was loaded
+    in inference mode, as hosts do, can be converted only there."""
+    import torch
+
+    weight = next(model.parameters())
+    slow = weight.device.type == "cpu" and weight.dtype == torch.float16
+    with torch.inference_mode():
+        try:
+            if slow:
+                model.float()
+            yield
+        finally:
+            if slow:
+                model.half()
+
+
+def linear_head(width: int, widths: Sequence[int]) -> nn.Sequential:
+    """The five linear layers, without activations, that ImageReward and the aesthetic predictor end in.
+    Both were published with dropout after the first three, and numbered so."""
+    from torch import nn
+
+    layers = [nn.Linear(a, b) for a, b in zip((width, *widths), (*widths, 1))]
+    gaps = [module for layer in layers[:3] for module in (layer, nn.Identity())]
+    return nn.Sequential(*gaps, *layers[3:])

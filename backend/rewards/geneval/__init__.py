@@ -1,0 +1,1 @@
+"""GenEval's detector and rules as a judge."""

@@ -1,0 +1,1 @@
+"""Judges with published weights, one file each, on the files as they were published."""

@@ -1,0 +1,159 @@
+"""Published weights into transformers' classes: read without running code, every key accounted for."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import BadInput, CheckpointError, first_line
+from ...core.model_files import quiet_loading
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+SHOWN = 3  # keys that an error names of each kind
+
+# Our parameter's name -> the published key that it comes from, and what to do with that tensor.
+Source = tuple[str, Callable[["Tensor"], "Tensor"]]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pt, .pth or .bin one (a dict of them, or one under
+    "state_dict"), mapped into memory where the format allows. Raises CheckpointError."""
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found = load_file(path)
+        else:
+            found = _unpickled(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than weights, or is no checkpoint; it was not loaded: "
+            f"reading it could run code ({first_line(error)})"
+        ) from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    tensors = dict(found) if isinstance(found, Mapping) else {}
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} holds no dictionary of tensors; take the published file as it is")
+    return tensors
+
+
+def read_settings(path: Path, kind: str) -> dict[str, Any]:
+    """A config.json in Hugging Face's layout. Raises CheckpointError for that of another kind of model."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    found = settings.get("model_type") if isinstance(settings, dict) else None
+    if found != kind:
+        raise CheckpointError(f"{path} describes a model of type {found!r}, expected {kind!r}")
+    return settings
+
+
+def _unpickled(path: Path):
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+
+
+def fill(
+    build: Callable[[], nn.Module],
+    tensors: Mapping[str, Tensor],
+    source: Callable[[str], Source],
+    unused: Callable[[str], bool],
+    *,
+    what: str,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """The module of `build` with the weights in `tensors`, ready to compute and without gradients.
+
+    It is built without memory and takes each tensor as it is read, in `dtype` (None: the one that most
+    of the file is in).
+    Raises CheckpointError where a key that `source` asks for is missing, where a key is left over that
+    is not `unused`, or where a shape is another.
+    """
+    import torch
+
+    with quiet_loading(), torch.device("meta"):
+        module = build()
+    sources = {name: source(name) for name in module.state_dict()}
+    needed = {key for key, _ in sources.values()}
+    missing = sorted(needed - tensors.keys())
+    left_over = sorted(key for key in tensors.keys() - needed if not unused(key))
+    refuse(path, what, missing=missing, unexpected=left_over)
+    if dtype is None:
+        dtype = max((tensors[key] for key in needed), key=lambda tensor: tensor.numel()).dtype
+    filled = {}
+    for name, empty in module.state_dict().items():
+        key, pick = sources[name]
+        try:
+            tensor = pick(tensors[key])
+        except (RuntimeError, IndexError) as error:  # a matrix expected, a scalar found
+            raise CheckpointError(f"{path} is not {what}: {key} is {tuple(tensors[key].shape)}") from error
+        if tensor.shape != empty.shape:
+            raise CheckpointError(
+                f"{path} is not {what}: {key} gives {tuple(tensor.shape)}, expected {tuple(empty.shape)}"
+            )
+        filled[name] = tensor.to(device=device, dtype=dtype).contiguous()
+    module.load_state_dict(filled, assign=True)
+    _number_positions(module, device)
+    return module.eval().requires_grad_(False)
+
+
+def refuse(path: Path, what: str, **keys: Sequence[str]) -> None:
+    """Raises CheckpointError where keys are missing, unexpected or so, and names some of them."""
+    faults = [
+        f"{len(of)} keys are {kind} ({', '.join(of[:SHOWN])}{', …' * (len(of) > SHOWN)})"
+        for kind, of in keys.items()
+        if of
+    ]
+    if faults:
+        raise CheckpointError(f"{path} is not {what}: {' and '.join(faults)}")
+
+
+def _number_positions(module: nn.Module, device: torch.device) -> None:
+    """`position_ids`, which are not stored, were built without memory too."""
+    import torch
+
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta:
+            owner, _, last = name.rpartition(".")
+            assert last == "position_ids", name
+            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            module.get_submodule(owner).register_buffer(last, numbers, persistent=False)
+
+
+def placement(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype | None]:
+    """Where and in which numbers to compute; a dtype of None is the file's own.
+
+    By default the GPU if there is one, with the numbers as published; float32 on a CPU, where half
+    precision is slow. `dtype` is a torch name, or "auto" for the published one.
+    """
+    import torch
+
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None:
+        return where, torch.float32 if where.type == "cpu" else None
+    if dtype == "auto":
+        return where, None
+    kind = getattr(torch, dtype, None)
+    if kind not in (torch.float32, torch.float16, torch.bfloat16):
+        raise BadInput(f"unknown dtype {dtype!r}; expected float32, float16, bfloat16 or auto")
+    return where, kind

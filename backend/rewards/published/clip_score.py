@@ -1,0 +1,33 @@
+"""CLIPScore: how near a picture is to its prompt, by openai's CLIP ViT-L/14.
+
+Source: CLIPScore (arXiv 2104.08718) as package image-reward 1.5 computes it: the cosine alone, pictures
+prepared as openai/CLIP does.
+Departs from it: the paper's factor 2.5 and cut at 0 are left out, as there; an empty prompt is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...core.types import RewardSpec
+from .clip import cosines
+from .pick_score import PickScore
+from .preprocess import cropped
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class ClipScore(PickScore):
+    """A cosine, mostly .2 to .4, higher is better. Blind to counts."""
+
+    spec = RewardSpec("clip-score", 0.2, 0.4)
+    vision = (1024, 24)
+
+    def prepare(self, picture: Image) -> Tensor:
+        return cropped(picture, self.size)
+
+    def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        return cosines(self.model, pixels, prompts)

@@ -1,0 +1,199 @@
+"""The published files that judges want: what they are called, how big they are, where they are looked for.
+
+Nothing is downloaded by looking. `fetch` downloads when a person asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ...core.errors import CheckpointError, UnknownName
+from ...core.model_files import model_folders
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One published file. `bytes` is about its size; `repo` is its Hugging Face name, `url` its page
+    where it is not there; `others` are repositories and file names under which the same may lie."""
+
+    folder: str  # under models/reprise/judges
+    name: str
+    bytes: int
+    repo: str = ""
+    url: str = ""
+    other_repos: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
+
+    @property
+    def page(self) -> str:
+        return self.url or f"https://huggingface.co/{self.repo}"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({size(self.bytes)})"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one judge wants: its files, the weights first, and how many numbers it computes with."""
+
+    files: tuple[Wanted, ...]
+    parameters: int
+
+
+CLIP_L = "openai/clip-vit-large-patch14"
+CLIP_L_FILES = (
+    Wanted(
+        "clip-vit-large-patch14",
+        "model.safetensors",
+        1_710_540_580,
+        CLIP_L,
+        other_names=("pytorch_model.bin",),
+    ),
+    Wanted("clip-vit-large-patch14", "config.json", 4_519, CLIP_L),
+)
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+GENEVAL = Needs(
+    (
+        Wanted(
+            "mask2former-swin-small-coco-instance",
+            "model.safetensors",
+            275_500_000,
+            DETECTOR,
+            other_names=("pytorch_model.bin",),
+        ),
+        Wanted("mask2former-swin-small-coco-instance", "config.json", 8_000, DETECTOR),
+        Wanted("mask2former-swin-small-coco-instance", "preprocessor_config.json", 600, DETECTOR),
+        *CLIP_L_FILES,
+    ),
+    496_356_060,
+)
+JUDGES: dict[str, Needs] = {
+    "image-reward": Needs(
+        (
+            Wanted(
+                "image-reward",
+                "ImageReward.pt",
+                1_790_000_000,
+                "THUDM/ImageReward",
+                other_repos=("zai-org/ImageReward",),
+            ),
+            Wanted(
+                "image-reward",
+                "vocab.txt",
+                231_508,
+                "google-bert/bert-base-uncased",
+                other_repos=("bert-base-uncased",),
+            ),
+        ),
+        446_206_689,
+    ),
+    "hps-v2.1": Needs(
+        (Wanted("hps-v2.1", "HPS_v2.1_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441
+    ),
+    "hps-v2": Needs((Wanted("hps-v2", "HPS_v2_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441),
+    "pick-score": Needs(
+        (
+            Wanted(
+                "pick-score",
+                "model.safetensors",
+                3_944_000_000,
+                "yuvalkirstain/PickScore_v1",
+                other_names=("pytorch_model.bin",),
+            ),
+            Wanted("pick-score", "config.json", 5_000, "yuvalkirstain/PickScore_v1"),
+        ),
+        986_109_441,
+    ),
+    "clip-score": Needs(CLIP_L_FILES, 427_616_513),
+    "aesthetic": Needs(
+        (
+            Wanted(
+                "aesthetic",
+                "sac+logos+ava1-l14-linearMSE.pth",
+                3_714_000,
+                url="https://github.com/christophschuhmann/improved-aesthetic-predictor",
+            ),
+            *CLIP_L_FILES,
+        ),
+        304_894_177,
+    ),
+    "geneval": GENEVAL,
+    "geneval-strict": GENEVAL,
+}
+
+
+def needs(judge: str) -> Needs:
+    """Raises UnknownName for a judge that wants no files."""
+    if judge not in JUDGES:
+        raise UnknownName("judge with files of its own", judge, JUDGES)
+    return JUDGES[judge]
+
+
+def find(wanted: Wanted, given: Sequence[Path] = ()) -> Path | None:
+    """Where a wanted file is: in the folders `given`, then in `judges/` of the models' folders, then in
+    Hugging Face's cache."""
+    names = (wanted.name, *wanted.other_names)
+    folders = [*given, *(root / "judges" / wanted.folder for root in model_folders())]
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    if wanted.repo and find_spec("huggingface_hub"):
+        from huggingface_hub import try_to_load_from_cache
+
+        for repo in (wanted.repo, *wanted.other_repos):
+            for name in names:
+                cached = try_to_load_from_cache(repo, name)
+                if isinstance(cached, str):  # else: not there, or known not to exist
+                    return Path(cached)
+    return None
+
+
+def locate(judge: str, path: str | Path | None = None) -> list[Path]:
+    """Paths of a judge's files, the weights first. `path` is the weights' file, or a folder to look in
+    first. Raises CheckpointError that says what to get and where to put it."""
+    wanted, folder, weights = needs(judge).files, None, None
+    if path is not None:
+        path = Path(path).expanduser()
+        if not path.exists():
+            raise CheckpointError(f"there is no {path}; give {judge}'s {wanted[0].name} or its folder")
+        weights = path if path.is_file() else None
+        folder = path if path.is_dir() else path.parent
+    found = [find(w, _near(folder, w, wanted)) for w in wanted]
+    found[0] = weights or found[0]
+    lost = [w for w, where in zip(wanted, found, strict=True) if where is None]
+    if lost:
+        fetch = f"; or ask for it: reprise models --get {judge}" if all(w.repo for w in lost) else ""
+        raise CheckpointError(f"{judge} is not installed: {advice(lost)}{fetch}")
+    return [where for where in found if where is not None]
+
+
+def _near(folder: Path | None, wanted: Wanted, all_wanted: Sequence[Wanted]) -> list[Path]:
+    """Where a judge's file may lie when its weights are in `folder`: there too, or in a folder beside it.
+    Of two models that both call a file config.json, the folder holds the first one's."""
+    if folder is None:
+        return []
+    own = next(other for other in all_wanted if other.name == wanted.name) is wanted
+    return [*([folder] if own else []), folder.parent / wanted.folder]
+
+
+def advice(lost: Sequence[Wanted]) -> str:
+    """What to get, and where to put it, in one line."""
+    groups: dict[tuple[str, str], list[Wanted]] = {}
+    for wanted in lost:
+        groups.setdefault((wanted.folder, wanted.page), []).append(wanted)
+    root = model_folders()[0] / "judges"
+    return ", and ".join(
+        f"put {' and '.join(map(str, files))} from {page} into {root / folder}"
+        for (folder, page), files in groups.items()
+    )
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    if count < 10**6:
+        return f"{count / 10**3:.0f} kB"
+    return f"{count / 10**6:.1f} MB" if count < 10**9 else f"{count / 10**9:.2f} GB"

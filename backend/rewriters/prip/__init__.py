@@ -1,0 +1,1 @@
+"""PRIP: a prompt, the embedding of an imagined picture, a refined prompt."""

@@ -1,0 +1,123 @@
+"""Word-level tokenizers for the tiny text encoders, in the real classes and file formats.
+
+Every word that a caption or prompt of ShapeWorld can hold is one token; other words fall apart into
+letters. A small vocabulary keeps the embeddings few; the tokenizer classes are FLUX's own.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from .captions import NUMBERS, plural
+from .scenes import COLORS, GROUNDS, PLACES, SHAPES
+from .styles import STYLE_WORDS
+
+CLIP_LENGTH = 77
+# Words of prompts and rewrites beyond scenes' own names.
+_WORDS = """
+a an the of and on in at to with one is are two photo picture image several some few background
+above below left right small large side by next between over under beneath top bottom center
+middle corner each other apart single shape shapes object objects plain simple clean sharp clear
+detailed highly high quality beautiful professional photography realistic masterpiece focus
+colour color colored solid bright only no other nothing else evenly spaced row column
+""".split()
+
+
+def words() -> list[str]:
+    """All whole-word tokens, sorted, without repeats."""
+    named = [*COLORS, *GROUNDS, *SHAPES, *map(plural, SHAPES), *NUMBERS.values()]
+    named += [part for place in PLACES for part in place.split()]
+    return sorted({*_WORDS, *named})
+
+
+def t5_tokenizer(more: Sequence[str] = ()):
+    """T5Tokenizer (Unigram). Ids: <pad> 0, </s> 1, <unk> 2, then words, those of `more` too, then letters."""
+    from transformers import T5Tokenizer
+
+    letters = string.ascii_lowercase + string.ascii_uppercase + string.digits
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
+    vocab += [("\u2581" + word, -2.0) for word in sorted({*words(), *more}) if len(word) > 1]
+    vocab += [(mark, -2.0) for mark in ",.:;!?'\"()-"]
+    # Letters cost enough that a known word is always taken whole.
+    vocab += [("\u2581a", -2.0), ("\u2581", -4.0)] + [(letter, -8.0) for letter in letters]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
+
+
+def clip_tokenizer(length: int = CLIP_LENGTH):
+    """CLIPTokenizer (byte-level BPE), its merges learned until every word is one token; pads to `length`."""
+    from tokenizers import Tokenizer, models, trainers
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    last = [letter + "</w>" for letter in letters]
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        min_frequency=1,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        # Named here, or last letters get their ids, and ties their order, from a randomly seeded hash map.
+        special_tokens=last,
+        show_progress=False,
+    )
+    bpe.train_from_iterator(words(), trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    vocab = dict(learned["vocab"])
+    for token in [*last, "<|startoftext|>", "<|endoftext|>"]:
+        vocab.setdefault(token, len(vocab))
+    merges: Any = [tuple(pair) for pair in learned["merges"]]  # typed as text, but BPE takes pairs
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+
+
+VOCABULARY = 1024
+
+
+CONTEXT = 512
+
+
+def tokenizers() -> tuple[Any, Any]:
+    """(reader, a T5Tokenizer; writer, a Qwen2Tokenizer)."""
+    return t5_tokenizer(STYLE_WORDS), writer()
+
+
+def writer() -> Any:
+    """A word is the same token wherever it stands behind a space; so is a comma behind a word."""
+    known = [*words(), *STYLE_WORDS]
+    text = [" ".join(known), ", ".join(known)]
+    return byte_pairs([*text, "Picture:", "\nPrompt:\n"], known, VOCABULARY, CONTEXT)
+
+
+def byte_pairs(text: Sequence[str], known: Sequence[str], vocabulary: int, context: int) -> Any:
+    """A Qwen2Tokenizer for chats that learned its merges from `text` and the `known` words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 16,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    # Each known word counts as often as any other, after the words that the text uses.
+    forms = [form for word in known for form in (f" {word}", word, word.capitalize())]
+    bpe.train_from_iterator([*text, *forms * 5], trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
+    made = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=merges,
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=context,
+        padding_side="left",
+    )
+    made.add_tokens([AddedToken("<|im_start|>", special=True, normalized=False)], special_tokens=True)
+    return made

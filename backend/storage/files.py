@@ -1,0 +1,104 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import BadInput, RepriseError
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file so that it is either the old one or all of the new one, never a part.
+
+    Raises BadInput where the path cannot be written, RepriseError where the disk is full.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            for_others(Path(part))
+            os.replace(part, path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which is made where it is not there. Raises as `write_whole`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def read_text(path: Path, what: str, verb: str, remedy: str = "") -> str:
+    """A user's text file, with or without a byte order mark. Raises BadInput.
+
+    `what` names it in messages, `verb` is "is" or "are", and `remedy` ends the one of a file not to be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise BadInput(f"cannot read the {what} {path}: {error.strerror}{remedy}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the {what} {path} {verb} not UTF-8 text (byte {error.start})") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, but for one half written; none where there is no file."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def prepare_folder(path: Path) -> Path:
+    """Make `path` a folder that can be written to, before any work is spent. Raises BadInput."""
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is a file; expected a folder to write to: give another --out")
+    write_whole(path / ".probe", b"")
+    (path / ".probe").unlink(missing_ok=True)
+    return path
+
+
+def slug(text: str, salt: str = "", length: int = 40) -> str:
+    """A name for a folder: the text's words, and 6 hex digits of it (and of `salt`), so that two
+    prompts do not share one."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
+    digest = hashlib.sha256((text + salt).encode("utf-8")).hexdigest()[:6]
+    return f"{words}-{digest}" if words else digest
+
+
+def for_others(path: Path) -> None:
+    """Give a file the mode that `open` would: mkstemp and safetensors make theirs for the owner alone."""
+    os.chmod(path, 0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> RepriseError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RepriseError(
+            f"the disk is full: {path} was not written; finished prompts are kept, "
+            "make room and run the same command again"
+        )
+    return BadInput(f"cannot write {path}: {error.strerror or error}; give another --out")

@@ -1,0 +1,232 @@
+"""Run folders: files written whole, and `record.json`, from which a picture can be made again.
+
+A prompt's folder holds `candidates/NN-SEED.png`, `previews/NN-SEED.png` of those that were pruned (the
+last preview that the judge saw), `best.png` and `record.json`. The record is written last, so a folder
+with a record is finished; one without is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from ..core.config import one_line
+from ..core.errors import BadInput, RepriseError
+from ..core.types import Outcome
+from .files import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+RECORD = "record.json"
+BEST = "best.png"
+FOLDERS = ("candidates", "previews")  # of pictures that a record names
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy")  # what decides the pixels
+
+
+class _Part(BaseModel):
+    # Records of newer versions may carry more; what is there must be right.
+    model_config = ConfigDict(extra="ignore")
+
+
+class RewriteRecord(_Part):
+    reason: str
+    prompt: str
+    rewriter: str
+    fallback: str | None = None
+
+
+class CandidateRecord(_Part):
+    """`image` is relative to the record's folder, with "/"; None where the candidate was pruned.
+    `preview` is then the last x0 preview."""
+
+    index: int
+    seed: int
+    prompt: str
+    scores: dict[str, FiniteFloat] = {}
+    score: FiniteFloat | None = None
+    pruned_at: int | None = None
+    image: str | None = None
+    preview: str | None = None
+    round: int = 0
+    preview_scores: dict[int, FiniteFloat] = {}  # step -> score of the x0 preview
+    preview_clarity: dict[int, FiniteFloat] = {}  # step -> P(that preview is clear enough to judge)
+
+
+class ReflectionRecord(_Part):
+    round: int
+    verdict: str
+    critique: str
+    prompt: str
+    score: FiniteFloat
+    candidate: int | None = None
+
+
+class CostRecord(_Part):
+    denoiser_rows: int
+    denoiser_rows_full: int
+    judge_calls: int
+    seconds: dict[str, float]
+
+
+class Record(_Part):
+    """All of one prompt, as in design.md 5."""
+
+    prompt: str
+    rewrites: list[RewriteRecord]
+    candidates: list[CandidateRecord]
+    best: int
+    reflection: list[ReflectionRecord]
+    cost: CostRecord
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def winner(self) -> CandidateRecord:
+        return next(c for c in self.candidates if c.index == self.best)
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def versions() -> dict[str, str]:
+    """Version of this package, of Python and of the libraries that decide the pixels.
+
+    With them, where torch is in use, its number of CPU threads: sums are rounded in another order with
+    another number.
+    """
+    import platform
+
+    from ... import __version__
+
+    found = {"reprise": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if "torch" in sys.modules:
+        found["threads"] = str(sys.modules["torch"].get_num_threads())
+    return found
+
+
+def record_from(outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]) -> Record:
+    """The record of an outcome. Raises RepriseError on a number that is none (NaN, infinite)."""
+    cost = outcome.cost
+    try:
+        return Record.model_validate(
+            {
+                "prompt": outcome.prompt,
+                "rewrites": [vars(r) for r in outcome.rewrites],
+                "candidates": [
+                    {**_fields(c), "image": c.path, "preview": c.preview_path} for c in outcome.candidates
+                ],
+                "best": outcome.best,
+                "reflection": [vars(r) for r in outcome.reflection],
+                "cost": vars(cost),
+                "settings": settings,
+                "versions": versions,
+            }
+        )
+    except ValidationError as error:
+        raise RepriseError(f"this run's record is not sound: {one_line(error)}") from error
+
+
+def save_outcome(
+    folder: Path, outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]
+) -> Record:
+    """Write the pictures, then the record. Sets `path` and `preview_path` of the outcome's candidates."""
+    clear(folder)
+    for candidate in outcome.candidates:
+        candidate.path = candidate.preview_path = None
+        name = f"{candidate.index:02d}-{candidate.seed}.png"
+        drawn = {
+            "prompt": candidate.prompt,
+            "user_prompt": outcome.prompt,
+            "seed": candidate.seed,
+            "settings": settings,
+        }
+        if candidate.image is not None:
+            candidate.path = f"candidates/{name}"
+            data = png_bytes(candidate.image, {**drawn, "scores": candidate.scores})
+            write_whole(folder / candidate.path, data)
+            if candidate.index == outcome.best:
+                write_whole(folder / BEST, data)
+        elif candidate.preview is not None:
+            candidate.preview_path = f"previews/{name}"
+            data = png_bytes(candidate.preview, {**drawn, "pruned_at": candidate.pruned_at})
+            write_whole(folder / candidate.preview_path, data)
+    record = record_from(outcome, settings, versions)
+    write_whole(folder / RECORD, record.to_json() + "\n")
+    return record
+
+
+def load_record(path: Path) -> Record:
+    """Raises BadInput where the file is no record."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise BadInput(f"{path} is no record of this program: {one_line(error)}") from error
+
+
+def finished(folder: Path, prompt: str, settings: dict[str, Any]) -> Record | None:
+    """The record in `folder` if it is whole and of the same prompt and settings, else None.
+
+    Previews may be missing: nobody would have a search drawn again for those.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = load_record(path)
+    except BadInput:
+        return None
+    same = record.prompt == prompt and record.settings == json.loads(json.dumps(settings))
+    whole = all((folder / c.image).is_file() for c in record.candidates if c.image)
+    return record if same and whole else None
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier record and the pictures that it names, and nothing else."""
+    path = folder / RECORD
+    if not path.is_file():
+        return
+    try:
+        named = [name for c in load_record(path).candidates for name in (c.image, c.preview) if name]
+    except BadInput:
+        named = []
+    path.unlink()
+    for name in named:
+        # A record is a file that anyone may have edited: stay inside the folder.
+        parts = PurePosixPath(name).parts
+        if len(parts) == 2 and parts[0] in FOLDERS and parts[1] != "..":
+            (folder / name).unlink(missing_ok=True)
+
+
+def png_bytes(image: Tensor, info: dict[str, Any] | None = None) -> bytes:
+    """A picture (H, W, 3) in 0..1 as a PNG; `info` goes into its text field "reprise" as JSON."""
+    import io
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    text = PngInfo()
+    if info is not None:
+        text.add_itxt("reprise", json.dumps(info, ensure_ascii=False))
+    out = io.BytesIO()
+    Image.fromarray(pixels, "RGB").save(out, "PNG", pnginfo=text)
+    return out.getvalue()
+
+
+def _fields(candidate: Any) -> dict[str, Any]:
+    pictures = ("image", "path", "preview", "preview_path")
+    return {key: value for key, value in vars(candidate).items() if key not in pictures}

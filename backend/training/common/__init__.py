@@ -1,0 +1,1 @@
+"""What every training uses, whatever it learns."""

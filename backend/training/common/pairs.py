@@ -1,0 +1,120 @@
+"""Pairs of a preference store, as trainings use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ...core.errors import BadInput
+from ...preferences.store import Pair, RewritePair, Store, called
+from ...storage.files import write_whole
+
+P = TypeVar("P", Pair, RewritePair)
+
+
+BEGUN_WITH = Path("checkpoints") / "pairs.json"
+
+
+MAX_LOST = 0.1  # share of the pairs whose pictures may be gone; beyond it a run is refused
+
+
+class TeachesNothing(BadInput):
+    """As they are set, a training takes none of the pairs that there are; rounds end before such a round."""
+
+
+def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[[str], None]) -> list[Pair]:
+    """The pairs to learn from. Raises BadInput, with the reason, where none or too few are left."""
+    found = apart(
+        store,
+        store.all_pairs(),
+        reward,
+        margin,
+        "pairs",
+        of="pictures",
+        none="mine more: reprise preferences mine RUN",
+        ties="lower margin, or mine runs with more candidates",
+    )
+    kept = [pair for pair in found if all(store.has_image(s.image) for s in (pair.chosen, pair.rejected))]
+    lost = len(found) - len(kept)
+    if lost > MAX_LOST * len(found):
+        raise BadInput(
+            f"the pictures of {lost} of {len(found)} pairs are gone from {store.images.folder}; copy the "
+            "folder back, or mine the runs again into another --store"
+        )
+    if lost:
+        log(f"left out {lost} of {len(found)} pairs: their pictures are gone")
+    return kept
+
+
+def apart(
+    store: Store,
+    recorded: Sequence[P],
+    reward: str | None,
+    margin: float,
+    named: str,
+    *,
+    of: str,
+    none: str,
+    ties: str,
+) -> list[P]:
+    """Those of a store's pairs to learn from, of `reward` or of all, that are at least `margin` apart.
+
+    Raises BadInput where none is: `named` says what they are and `of` what they pair; `none` and `ties` say
+    what to do.
+    """
+    found = store.usable(recorded, reward)
+    if not found:
+        raise BadInput(f"{store.folder} has no pairs {_what_is_missing(store, recorded, reward, of, none)}")
+    kept = [pair for pair in found if pair.margin >= margin]
+    if not kept:
+        widest = max(pair.margin for pair in found)
+        raise BadInput(
+            f"all {len(found)} {named} of {store.folder} are ties: none is {margin:g} apart, the "
+            f"widest {widest:.3g}; {ties}"
+        )
+    return kept
+
+
+def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of: str, none: str) -> str:
+    rewards, reward = sorted({pair.reward for pair in recorded}), reward and called(reward)
+    if reward is not None and rewards and reward not in rewards:
+        return f"of {reward!r}, only of {', '.join(rewards)}; {none}"
+    asked = {pair.id for pair in recorded if reward in (None, pair.reward)}
+    struck = len(asked & store.struck())
+    if struck == len(asked):
+        return f"of {of} that are not struck; {none}"
+    return (
+        f"of {of} to learn from: {struck} are struck, and {len(asked) - struck} say the opposite of each "
+        f"other; name one of their rewards ({', '.join(rewards)}), or strike one of each two"
+    )
+
+
+def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
+    """The pairs that a stopped run began with, whatever was mined or struck since; None before it has begun.
+
+    Raises BadInput where the store no longer has one of them.
+    """
+    path = run / BEGUN_WITH
+    if not path.is_file():
+        return None
+    known: dict[object, P] = {(pair.id, pair.reward): pair for pair in recorded}
+    known |= {pair.id: pair for pair in recorded}  # runs of earlier versions named them by their ids alone
+    names = [
+        name if isinstance(name, str) else (name[0], called(name[1]))
+        for name in json.loads(path.read_text("utf-8"))
+    ]
+    lost = sum(name not in known for name in names)
+    if lost:
+        raise BadInput(
+            f"{lost} of the {len(names)} pairs that {run} began with are not in the store any "
+            "more; bring its old pairs back, or begin another run"
+        )
+    return [known[name] for name in names]
+
+
+def begin_with(run: Path, pairs: Sequence[Pair | RewritePair]) -> None:
+    """Remember for `begun_with` what a run is about to learn from."""
+    names = ",\n".join(json.dumps([pair.id, pair.reward]) for pair in pairs)
+    write_whole(run / BEGUN_WITH, f"[\n{names}\n]\n")

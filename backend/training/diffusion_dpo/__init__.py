@@ -1,0 +1,1 @@
+"""Diffusion-DPO of a renderer's LoRA on pairs of pictures."""

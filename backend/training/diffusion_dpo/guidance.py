@@ -1,0 +1,134 @@
+"""PARM guidance of Diffusion-DPO: what a judge says, in the objective, with a gradient that is real.
+
+Source: PARM (Guo et al. 2025, arXiv 2501.13926), whose guidance adds the judge's verdict to DPO's objective.
+Departs from its code, where the verdict is a constant whose gradient is zero. Two forms take its place:
+
+`weigh_by`, the one to begin with: a pair's loss is multiplied by how much the judge prefers its better
+picture (of a judge that says P(yes): P(yes | better) - P(yes | worse)), over the mean of all pairs. What the
+judge is sure of moves the renderer more, and a pair that it would turn round counts for nothing. It works
+with every reward, costs no memory, and a renderer cannot deceive a judge that gives it no gradient.
+
+`judge`: beside the loss of pairs, minus the judge's score of the better picture as the denoiser predicts it,
+decoded, with a gradient through its pixels (as ReFL: ImageReward, arXiv 2304.05977, algorithm 1, which takes
+it at a late step of a sampling). For judges of CLIP's kind; of a VLM the processor that cuts a picture up
+lies outside of torch, so that no gradient passes. Decoder and judge stay in memory, with the activations of
+one picture, and what is optimised directly can be deceived: watch a held-out reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import BadInput, Unsupported
+from ...core.registry import REWARDS, resolve
+from ...preferences.store import Pair, called
+from ...renderers.diffusers.renderer import unscaled
+from ...rewards.base import LearnedJudge
+from ...rewards.published.preprocess import MEAN, STD
+from ...storage.images import to_pil
+from ..common.pairs import TeachesNothing
+from .config import MARGIN, JudgeGradient
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+NEAR = 0.05  # mean distance of normalised pixels: roundings to 8 bits, PIL's bicubic and torch's
+
+
+def clear_enough(signal: Tensor, sigma: Tensor, until: float) -> Tensor:
+    """Which of (B,) noisy latents, signal x + sigma noise, have less than `until` of noise.
+
+    Its share is sigma / (signal + sigma): of a flow sigma itself, of a diffusion half where both are alike.
+    """
+    return (sigma < until * (signal + sigma)).nonzero()[:, 0]
+
+
+def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
+    """Each pair's weight by its id, of mean 1; none where all count alike.
+
+    Raises BadInput where the judge did not score the pairs' pictures, or prefers none that is preferred.
+    """
+    if judge is None:
+        return {}
+    if judge == MARGIN:
+        found = [pair.margin for pair in pairs]
+    else:
+        judge = called(judge)
+        lacking = sum(judge not in side.scores for pair in pairs for side in (pair.chosen, pair.rejected))
+        if lacking:
+            known = sorted({name for pair in pairs for name in pair.chosen.scores})
+            raise BadInput(
+                f"weigh_by={judge!r}: {lacking} of the pairs' {2 * len(pairs)} pictures have no "
+                f"such score; expected {', '.join([MARGIN, *known])}"
+            )
+        spec = getattr(resolve("reward", REWARDS, judge), "spec", None) if judge in REWARDS else None
+        sign = -1.0 if spec is not None and not spec.higher_is_better else 1.0
+        found = [max(0.0, sign * (pair.chosen.scores[judge] - pair.rejected.scores[judge])) for pair in pairs]
+    mean = sum(found) / len(found)
+    if mean <= 0:
+        raise TeachesNothing(
+            f"weigh_by={judge!r}: it prefers the better picture of no pair; weigh by another"
+        )
+    return {pair.id: value / mean for pair, value in zip(pairs, found)}
+
+
+def check_gradient(name: str, judge: Any) -> None:
+    if not isinstance(judge, LearnedJudge):
+        raise Unsupported(
+            f"judge.reward={name!r} gives no gradient through pixels; weigh_by takes every reward"
+        )
+
+
+class Guide:
+    """A frozen judge behind a frozen decoder: latents -> scores that have a gradient."""
+
+    def __init__(self, settings: JudgeGradient, vae: Any, judge: Any, picture: Tensor):
+        """`picture` (H, W, 3) is one of those that are trained on; by it is seen whether the judge looks at
+        pictures as this class does. Raises Unsupported where not."""
+        self.settings, self.vae, self.judge = settings, vae, judge
+        name = settings.reward
+        check_gradient(name, judge)
+        if picture.shape[0] != picture.shape[1]:
+            raise Unsupported("a judge's gradient is for square pictures, of which none is cut off; set size")
+        judge.model.requires_grad_(False)
+        for module in (vae, judge.model):
+            module.eval()
+        own = judge.prepare(to_pil(picture[None])[0])
+        self.side = own.shape[-1]
+        apart = (self.prepared(picture.permute(2, 0, 1)[None])[0] - own).abs().mean().item()
+        if apart > NEAR:
+            raise Unsupported(
+                f"judge.reward={name!r} prepares pictures in a way of its own, that has no "
+                f"gradient ({apart:.2g} apart); weigh_by takes every reward"
+            )
+
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) in 0..1 -> what the judge's model looks at; `LearnedJudge.prepare` with a gradient."""
+        from torch.nn import functional
+
+        if pixels.shape[-1] != self.side:
+            pixels = functional.interpolate(
+                pixels, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False
+            )
+        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+        return (pixels - mean) / std
+
+    def __call__(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Predicted clean latents (B, C, h, w) -> scores (B,), 0..1 by the judge's range, 1 best."""
+        import torch
+        from torch.utils.checkpoint import checkpoint
+
+        weight = next(self.judge.model.parameters())
+        spec = self.judge.spec
+        scores = []
+        for latent, prompt in zip(latents, prompts, strict=True):  # one decoder's activations at a time
+            scores.append(checkpoint(self._score, latent[None].float(), prompt, weight, use_reentrant=False))
+        share = (torch.stack(scores).float() - spec.low) / (spec.high - spec.low)
+        return share if spec.higher_is_better else 1 - share
+
+    def _score(self, latent: Tensor, prompt: str, weight: Tensor) -> Tensor:
+        decoded = self.vae.decode(unscaled(latent, self.vae.config), return_dict=False)[0] / 2 + 0.5
+        pixels = self.prepared(decoded.clamp(0, 1))
+        return self.judge.rate(pixels.to(weight.device, weight.dtype), [prompt])[0]

@@ -1,0 +1,154 @@
+"""Preference pairs as a denoiser trains on them: latents and conditions, encoded once and kept on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import BadInput, CheckpointError, TrainingFailed, first_line
+from ...preferences.store import Pair, Store
+from ...renderers.diffusers.checkpoints import pipeline_fingerprint
+from ...renderers.diffusers.families import Family
+from ...renderers.diffusers.lora import check_layout
+from ...storage.cache import Cache
+from .denoisers import to_latents
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+ENCODED = "encoded"  # folder of the store
+TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+class Encoded:
+    """Encodes what pairs need with a pipeline, one thing at a time, and keeps it as safetensors.
+
+    An entry's name is made of all that decides it, so that runs on the same model share it. Encoding one at a
+    time makes it the same whatever else is encoded with it.
+    """
+
+    def __init__(self, store: Store, pipeline: Any, family: Family, size: int | None, length: int | None):
+        check_layout(family)
+        self.store, self.pipeline, self.family, self.size, self.length = store, pipeline, family, size, length
+        self.folder, self.multiple = store.folder / ENCODED, family.multiple(pipeline)
+        encoders = {name: part for name in TEXT if (part := getattr(pipeline, name, None)) is not None}
+        tokenizers = {name.replace("text_encoder", "tokenizer"): None for name in encoders}
+        self._vae = _fingerprint({"vae": pipeline.vae}, {})
+        self._text = _fingerprint(encoders, {name: getattr(pipeline, name, None) for name in tokenizers})
+
+    def missing(self, pairs: Sequence[Pair]) -> int:
+        """How many latents and conditions are not there yet."""
+        return sum(not path.is_file() for path in self._paths(pairs))
+
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        """Encode what is missing. Raises BadInput for pictures that cannot be trained on together."""
+        for image in dict.fromkeys(side.image for pair in pairs for side in (pair.chosen, pair.rejected)):
+            if not (path := self._latent_path(image)).is_file():
+                _save(path, {"latent": to_latents(self.pipeline, self.picture(image)).cpu().contiguous()})
+        for text in dict.fromkeys(pair.condition for pair in pairs):
+            if not (path := self._condition_path(text)).is_file():
+                import torch
+
+                with torch.no_grad():
+                    rows = self.family.encode(self.pipeline, text, self.length)
+                _save(path, {name: value.cpu().contiguous() for name, value in rows.items()})
+
+    def latent(self, image: str) -> Tensor:
+        """(C, h, w), float32."""
+        return _load(self._latent_path(image))["latent"]
+
+    def condition(self, text: str) -> dict[str, Tensor]:
+        """The embeddings of one prompt, each (1, …)."""
+        return _load(self._condition_path(text))
+
+    def picture(self, image: str) -> Tensor:
+        """(H, W, 3) in 0..1, as it is trained on. Raises BadInput for one that is damaged or of no size."""
+        picture = self.store.image(image)
+        if picture is None:
+            raise BadInput(f"the picture {self.store.image_path(image)} is damaged; mine its run again")
+        high, wide = picture.shape[:2]
+        multiple = self.multiple
+        if self.size is None:
+            if high % multiple or wide % multiple:
+                raise BadInput(
+                    f"a picture of {wide} x {high} cannot be encoded, where sides are multiples "
+                    f"of {multiple}; set size"
+                )
+            return picture
+        check_size(self.size, multiple)
+        return cropped(picture, self.size)
+
+    def _paths(self, pairs: Sequence[Pair]) -> list[Path]:
+        images = dict.fromkeys(side.image for pair in pairs for side in (pair.chosen, pair.rejected))
+        texts = dict.fromkeys(pair.condition for pair in pairs)
+        return [*map(self._latent_path, images), *map(self._condition_path, texts)]
+
+    def _latent_path(self, image: str) -> Path:
+        return self._path("latent", self._vae, image, self.size)
+
+    def _condition_path(self, text: str) -> Path:
+        return self._path("condition", self._text, text, self.length)
+
+    def _path(self, *parts: object) -> Path:
+        name = Cache.key(*parts)
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def check_size(size: int, multiple: int) -> None:
+    if size % multiple:
+        raise BadInput(f"size={size} is no multiple of {multiple}, which this renderer draws in")
+
+
+def cropped(picture: Tensor, size: int) -> Tensor:
+    """(H, W, 3) -> (size, size, 3): the shorter side resized, then the middle."""
+    from torch.nn import functional
+
+    high, wide = picture.shape[:2]
+    if (high, wide) == (size, size):
+        return picture
+    scale = size / min(high, wide)
+    shape = [max(size, round(side * scale)) for side in (high, wide)]
+    resized = (
+        functional.interpolate(
+            picture.permute(2, 0, 1)[None], shape, mode="bicubic", antialias=True, align_corners=False
+        )[0]
+        .permute(1, 2, 0)
+        .clamp(0, 1)
+    )
+    top, left = ((side - size) // 2 for side in shape)
+    return resized[top : top + size, left : left + size].contiguous()
+
+
+def _fingerprint(models: dict[str, Any], tokenizers: dict[str, Any]) -> str:
+    return pipeline_fingerprint(SimpleNamespace(components=models, **tokenizers))
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Whole or not at all, so that a killed run leaves no half an entry."""
+    from safetensors.torch import save_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        save_file(tensors, part)
+        os.replace(part, path)
+    except Exception as error:  # safetensors and the file system raise their own kinds
+        raise TrainingFailed(
+            f"{path} cannot be written: {first_line(error)}; make room, and go on with --resume"
+        ) from error
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({first_line(error)}); delete it and go on with --resume"
+        ) from error

@@ -1,0 +1,233 @@
+"""Rounds of Diffusion-DPO: the renderer draws with its newest LoRA, and learns from its own pictures.
+
+A round's adapter begins as that of the round before, of the same rank, and is compared with it: one file of
+one rank comes out, however many rounds there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.config import save_config
+from ...core.errors import RepriseError, RewardFailed, TrainingFailed
+from ...core.interfaces import Renderer
+from ...core.seeds import seed_of
+from ...core.types import Job
+from ...factory import open_renderer, open_reward
+from ...preferences.pairing import Group, Mined, Picture
+from ...preferences.store import PAIRS, Store
+from ...renderers.diffusers.devices import choose_device, choose_training_dtype
+from ...renderers.diffusers.renderer import DiffusersRenderer
+from ...storage.files import write_whole
+from ..rollouts.evaluation import SHOWN
+from ..rollouts.prompts import Asked
+from ..rollouts.scoring import Judged, Studio
+from ..rounds import BaseRounds, let_go, refuse_text
+from .config import RendererRounds
+from .guidance import check_gradient
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .config import DiffusionDpoConfig
+
+
+class Rounds(BaseRounds):
+    def __init__(
+        self, config: DiffusionDpoConfig, rounds: RendererRounds, run: Path, log: Callable[[str], None]
+    ):
+        super().__init__(rounds, run, config.seed, config.device, log)
+        self.config, self.rounds = config, rounds
+        refuse_text(self.rewards)
+        self.opened: tuple[Path | None, Renderer] | None = None
+        if not self.of(1).exists():
+            self._check()
+
+    def _check(self) -> None:
+        """What would be refused of the settings once a round is drawn is refused before."""
+        from .loop import check_possible, trainable
+
+        trainable(self.config.model)
+        if self.config.judge is not None:
+            name = self.config.judge.reward
+            check_gradient(name, self.rewards.get(name) or open_reward(name, self.device))
+        renderer = self.renderer(None)
+        assert isinstance(renderer, DiffusersRenderer), "all that can be trained are"
+        check_possible(self.config, renderer.pipeline, renderer.family, renderer.width)
+
+    def renderer(self, newest: Path | None) -> Renderer:
+        """The one that is trained, with a round's LoRA or the one to start from; it evaluates a round and
+        draws the next. What it is not told it does as it is trained."""
+        if self.opened is None or self.opened[0] != newest:
+            self.opened = None
+            let_go()
+            settings, config = self.rounds.renderer, self.config
+            shared = {
+                name: getattr(config, name)
+                for name in ("size", "guidance", "max_sequence_length")
+                if getattr(settings, name) is None
+            }
+            if settings.dtype == "auto":
+                shared["dtype"] = choose_training_dtype(config.dtype, choose_device(config.device))
+            changes = {"name": config.model, "lora": _file(newest) if newest else config.start}
+            renderer = open_renderer(settings.model_copy(update=shared | changes), config.device)
+            self.opened = newest, renderer
+        return self.opened[1]
+
+    def gather(self, number: int, newest: Path | None) -> dict[str, float]:
+        """The pictures of pairs go into the store before they are on record: the cache forgets. Of what is on
+        record those prompts are drawn again whose pictures neither has any more."""
+        asked, store = self.asked(number), Store(self.of(number) / "preferences", create=True)
+        # Prompts that are drawn and recorded together.
+        each = max(1, self.rounds.renderer.batch // self.rounds.images)
+        rows = self.journal(number, each)
+        starts = range(0, len(asked), each)
+        found = {start: self._mined(rows[start : start + each], number, store) for start in starts}
+        todo = [start for start in starts if start >= len(rows) or found[start].counts["gone"]]
+        if todo:
+            with self.at_work(self.renderer(newest)) as studio:
+                for start in todo:
+                    fresh = self._drawn(studio, asked[start : start + each])
+                    found[start] = mined = self._mined(fresh, number, store)
+                    stored = {
+                        side.seed: side.image for pair in mined.pairs for side in (pair.chosen, pair.rejected)
+                    }
+                    for row in fresh:
+                        row["stored"] = {
+                            key: stored[seed]
+                            for key, seed in zip(row["pictures"], row["seeds"])
+                            if seed in stored
+                        }
+                    again, rows[start : start + each] = start < len(rows), fresh
+                    self.record(number, rows if again else fresh, anew=again)
+                    self.log(
+                        f"round {number}: drew {len(rows)} of {len(asked)} prompts"
+                        + (f", {len(fresh)} of them again" if again else "")
+                    )
+        pairs = [pair for mined in found.values() for pair in mined.pairs]
+        (store.folder / PAIRS).unlink(missing_ok=True)  # of an attempt that had lost some: the order counts
+        store.add(pairs)
+        scores = [self.mixed(one) for row in rows for one in row["scores"]]
+        left_out = {
+            name: sum(mined.counts[name] for mined in found.values()) for name in ("ties", "alone", "gone")
+        }
+        return {"prompts": len(rows), "pairs": len(pairs), **left_out, "reward": sum(scores) / len(scores)}
+
+    def _drawn(self, studio: Studio, part: Sequence[tuple[int, Asked]]) -> list[dict[str, Any]]:
+        """What is put on record of some prompts, drawn and judged. Raises TrainingFailed where the disk does
+        not take the pictures, which the cache does not tell."""
+        count = self.rounds.images
+        jobs = [
+            Job(one.prompt, seed_of(self.seed, "draw", place, i)) for place, one in part for i in range(count)
+        ]
+        meanings = [one.meaning for _, one in part for _ in range(count)]
+        seen = [whole(view) for view in studio.look(jobs, meanings)]
+        if not self.cache.writable:
+            raise unwritable(self.cache.folder, self.folder)
+        return [
+            {
+                "prompt": one.prompt,
+                "judged_as": one.judged_as or None,
+                "seeds": [job.seed for job in jobs[i * count : (i + 1) * count]],
+                "pictures": [view.picture for view in seen[i * count : (i + 1) * count]],
+                "scores": [view.scores for view in seen[i * count : (i + 1) * count]],
+            }
+            for i, (_, one) in enumerate(part)
+        ]
+
+    def _mined(self, rows: Sequence[Mapping[str, Any]], number: int, store: Store) -> Mined:
+        """The pairs of some prompts, whose pictures are then in the store."""
+        mined = Mined(store, "drawn", self.config.margin, self.rounds.pairs)
+        for row in rows:
+            try:
+                mined.take(self._group(row, number, store))
+            except RepriseError as error:
+                if store.images.writable:
+                    raise
+                raise unwritable(store.images.folder, self.folder) from error
+        return mined
+
+    def learn(self, number: int, newest: Path | None) -> Path:
+        from .loop import Loop
+
+        folder, self.opened = self.of(number), None
+        let_go()
+        config = self.config.model_copy(
+            update={
+                "rounds": None,
+                "preferences": folder / "preferences",
+                "start": _file(newest) if newest else self.config.start,
+            }
+        )
+        write_whole(folder / "config.yaml", save_config(config))
+        loop = Loop(config, folder, True, lambda line: self.log(f"round {number}: {line}"), of_rounds=True)
+        return loop.run()
+
+    def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        (asked,), count = self.sets.values(), self.rounds.eval_images
+        jobs = [
+            Job(one.prompt, seed_of("evaluate", i, j)) for i, one in enumerate(asked) for j in range(count)
+        ]
+        meanings = [one.meaning for one in asked for _ in range(count)]
+        with self.at_work(self.renderer(newest)) as studio:
+            seen = [whole(view) for view in studio.look(jobs, meanings)]
+        figures = {
+            f"held-out/{name}": sum(view.scores[name] for view in seen) / len(seen) for name in self.looking
+        }
+        shown = sorted({i * len(asked) // SHOWN for i in range(SHOWN)})
+        samples = [
+            {
+                "prompt": asked[i].prompt,
+                "reason": "",
+                "rewrite": asked[i].prompt,
+                "fallback": None,
+                "picture": seen[i * count].picture,
+                "scores": seen[i * count].scores,
+            }
+            for i in shown
+        ]
+        return figures, samples
+
+    def _group(self, row: Mapping[str, Any], number: int, store: Store) -> Group:
+        """One prompt's pictures, by the rewards that count."""
+
+        def load(key: str) -> Tensor | None:
+            name = row.get("stored", {}).get(key)
+            kept = store.image(name) if name else None
+            if kept is not None:
+                return kept
+            found = self.cache.get_image(key)
+            return found[0] if found else None
+
+        pictures = [
+            Picture(lambda key=key: load(key), row["prompt"], self.mixed(scores), seed, scores)
+            for key, seed, scores in zip(row["pictures"], row["seeds"], row["scores"], strict=True)
+        ]
+        return Group(
+            row["judged_as"] or row["prompt"],
+            pictures,
+            "+".join(self.rounds.rewards),
+            True,
+            1.0,
+            "round",
+            str(number),
+            self.config.model,
+        )
+
+
+def whole(view: Judged) -> Judged:
+    """A picture that every reward has scored. Raises RewardFailed with the reward's name."""
+    for name, reason in view.failed.items():
+        raise RewardFailed(name, f"{reason}; nothing is lost, --resume goes on")
+    return view
+
+
+def unwritable(folder: Path, run: Path) -> TrainingFailed:
+    return TrainingFailed(f"pictures cannot be written to {folder}; make room, and go on with --resume {run}")
+
+
+def _file(final: Path) -> Path:
+    (file,) = final.glob("*.safetensors")
+    return file

@@ -1,0 +1,1 @@
+"""DPO of a rewriter on pairs of rewrites."""

@@ -1,0 +1,190 @@
+"""Rounds of DPO of a rewriter: it writes, what it wrote is drawn and judged, and it learns from that.
+
+Source: see `rounds`; writing and judging are those of GRPO (`rollouts`): all rewrites of a prompt share their
+seeds, and one that cannot be read is never drawn; it is in no pair, either. A rewrite's score is the weighted
+mean of its rewards, each brought to 0..1 by its range.
+
+A round starts from the rewriter of the round before, and has it for its reference. With an adapter it is
+merged, and the next one is new; weights are float32 from round to round, so that no bit is lost. Quality
+falls after some rounds: `patience` stops there, and `best/` holds the round that did best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.config import parse_config, save_config
+from ...factory import open_renderer
+from ...preferences.store import RewritePair, Store, Text
+from ...rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter, load_checkpoint
+from ...storage.files import write_whole
+from ..common import distributed
+from ..common.lora import merged
+from ..common.start import load_rewriter
+from ..grpo.config import GrpoConfig
+from ..rollouts.evaluation import evaluate
+from ..rollouts.prompts import Stream
+from ..rollouts.rewrites import Group, Rollouts
+from ..rounds import BaseRounds
+from .config import RewriterRounds
+from .loop import learn
+
+if TYPE_CHECKING:
+    from .config import DpoConfig
+
+
+class Rounds(BaseRounds):
+    def __init__(self, config: DpoConfig, rounds: RewriterRounds, run: Path, log: Callable[[str], None]):
+        super().__init__(rounds, run, config.seed, config.device, log)
+        self.config, self.rounds = config.model_copy(update={"dtype": "float32"}), rounds
+        # GRPO's settings of writing and judging; of its learning there is none here.
+        shared = (
+            "prompts",
+            "rewards",
+            "held_out",
+            "rewrites",
+            "images",
+            "temperature",
+            "max_new_tokens",
+            "write_batch",
+            "max_dropped",
+        )
+        self.rolling = parse_config(
+            GrpoConfig,
+            {
+                **rounds.model_dump(include=set(shared)),
+                "model": config.model,
+                "reasoning": config.reasoning,
+                "prompts_per_step": rounds.prompts_at_once,
+                "seed": config.seed,
+                "batch_size": 1,
+            },
+            "rounds",
+        )
+        if not self.of(1).exists():  # what it does not have is refused before anything is written
+            open_renderer(rounds.renderer, config.device)
+
+    def gather(self, number: int, newest: Path | None) -> dict[str, float]:
+        asked, each = self.asked(number), self.rounds.prompts_at_once
+        rows = self.journal(number, each)
+        if len(rows) < len(asked):
+            with self.rollouts(newest) as rollouts:
+                for start in range(len(rows), len(asked), each):
+                    groups = rollouts.groups(asked[start : start + each])
+                    fresh = [_row(rollouts, group) for group in groups]
+                    self.record(number, fresh)
+                    rows += fresh
+                    self.log(f"round {number}: wrote and drew for {len(rows)} of {len(asked)} prompts")
+        several = [(row, texts) for row in rows if len(texts := _texts(row)) > 1]
+        pairs = [pair for row, texts in several if (pair := self._pair(row, texts, number))]
+        store = Store(self.of(number) / "preferences", create=True)
+        store.add_rewrites(pairs)
+        scores = [text["score"] for row in rows for text in row["rewrites"]]
+        return {
+            "prompts": len(rows),
+            "pairs": len(pairs),
+            "ties": len(several) - len(pairs),
+            "alone": len(rows) - len(several),
+            "gone": 0,
+            "reward": sum(scores) / max(1, len(scores)),
+        }
+
+    def learn(self, number: int, newest: Path | None) -> Path:
+        folder = self.of(number)
+        config = self.config.model_copy(
+            update={
+                "rounds": None,
+                "preferences": folder / "preferences",
+                "export_dtype": "same",
+                "model": str(newest or self.config.model),
+            }
+        )
+        write_whole(folder / "config.yaml", save_config(config))
+        return learn(config, folder, True, lambda line: self.log(f"round {number}: {line}"))
+
+    def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        with self.rollouts(newest) as rollouts:
+            return evaluate(rollouts, self.sets, unchanged=newest is None)
+
+    def export(self, newest: Path, folder: Path) -> None:
+        super().export(newest, folder)
+        if self.config.export_dtype != "same":
+            model, _, _ = load_checkpoint(str(newest))
+            merged(model, self.config.export_dtype).save_pretrained(folder)
+
+    @contextmanager
+    def rollouts(self, newest: Path | None) -> Iterator[Rollouts]:
+        """The rewriter of a round, the renderer and the judges at work."""
+        config, rounds = self.config, self.rounds
+        where = newest or (EMBEDDED_REWRITER if config.model == "shapeworld" else config.model)
+        model, tokenizer, _, system = load_rewriter(str(where), config, distributed.gpu(config.device))
+        writer = RePromptRewriter(
+            (model, tokenizer),
+            system=system,
+            max_new_tokens=rounds.max_new_tokens,
+            temperature=rounds.temperature,
+            batch_size=rounds.write_batch,
+        )
+        words = {name: reward for name, reward in self.rewards.items() if name not in self.looking}
+        specs = {name: reward.spec for name, reward in self.rewards.items()}
+        with self.at_work(open_renderer(rounds.renderer, config.device), model) as studio:
+            yield Rollouts(
+                writer, studio, words, specs, Stream(self.prompts, self.seed), self.rolling, studio.phases
+            )
+
+    def _pair(self, row: Mapping[str, Any], texts: list[Text], number: int) -> RewritePair | None:
+        """Best against worst of one prompt's rewrites; None for a tie."""
+        ranked = sorted(texts, key=lambda text: -text.score)
+        margin = ranked[0].score - ranked[-1].score
+        if margin <= 0 or margin < self.config.margin:
+            return None
+        return RewritePair(
+            prompt=row["prompt"],
+            chosen=ranked[0],
+            rejected=ranked[-1],
+            reward="+".join(self.rounds.rewards),
+            margin=margin,
+            source="round",
+            run=str(number),
+            renderer=self.rounds.renderer.name,
+        )
+
+
+def _texts(row: Mapping[str, Any]) -> list[Text]:
+    """A prompt's rewrites that differ."""
+    return list(
+        {
+            (one["reason"], one["rewrite"]): Text(
+                reason=one["reason"],
+                rewrite=one["rewrite"],
+                score=one["score"],
+                pictures=len(one["pictures"]),
+            )
+            for one in row["rewrites"]
+        }.values()
+    )
+
+
+def _row(rollouts: Rollouts, group: Group) -> dict[str, Any]:
+    """One prompt on record: the rewrites that were read and drawn, and how many were not."""
+    whole = [sample for sample in group.valid if sample.drawn]
+    return {
+        "prompt": group.asked.prompt,
+        "judged_as": group.asked.judged_as or None,
+        "seeds": group.seeds,
+        "unparsable": sum(not sample.drawn for sample in group.samples),
+        "dropped": len(group.samples) - len(group.valid),
+        "rewrites": [
+            {
+                "reason": sample.rewrite.reason,
+                "rewrite": sample.rewrite.prompt,
+                "pictures": sample.pictures,
+                "scores": sample.scores,
+                "score": rollouts.reward_of(sample),
+            }
+            for sample in whole
+        ],
+    }

@@ -1,0 +1,1 @@
+"""GRPO of a rewriter against a renderer."""

@@ -1,0 +1,197 @@
+"""What a judge learns from: questions about pictures and previews, and what is right to answer.
+
+Source: PARM (Guo et al. 2025, arXiv 2501.13926), section 3: match (its ORM) about finished pictures, clarity
+and potential about pictures still being drawn, and PARM++'s reasons, here "critique". `judge_log` makes a
+file of them, lines of JSON:
+{"prompt", "question", "image": its path from the file's folder, "label": yes or no, or "text": the reason,
+"step": after which the preview was seen (finished pictures have none), "seed", "split"}.
+
+The split is by prompt, by its words alone: "train", "calibration" and "test" (figures) never share one, in
+files made with the same shares. ShapeWorld's prompts go by the combination that they ask for, whatever the
+ground and the order of words. What is trained on has as much of yes as of no; calibration and figures have as
+much as there is, or they would be about another world.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...core.config import parse_line
+from ...core.errors import BadInput
+from ...core.seeds import seed_of
+from ...core.types import SEED_RANGE
+from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
+from ...storage.files import read_text
+from ..common.start import check_lost
+
+Split = Literal["train", "calibration", "test"]
+YES_OR_NO = ("match", "clarity", "potential")
+MAKES = "`reprise judge-data` makes them"
+
+
+class Line(BaseModel):
+    """A line of the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str = Field(min_length=1)
+    """What the user asked for."""
+    question: Literal["match", "clarity", "potential", "critique"]
+    image: str = Field(min_length=1)
+    """The picture's path, from the file's folder."""
+    label: bool | None = None
+    """The right answer to a question of yes or no."""
+    text: str = ""
+    """The right answer to "critique"."""
+    step: int | None = Field(None, ge=1)
+    """After which the preview was seen; a finished picture has none."""
+    seed: int | None = None
+    """That drew it."""
+    split: Split = "train"
+
+    @model_validator(mode="after")
+    def _answered(self) -> Line:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty")
+        if self.question == "critique" and not (self.text.strip() and self.label is None):
+            raise ValueError('a critique is answered with "text", and has no "label"')
+        if self.question != "critique" and (self.text or self.label is None):
+            raise ValueError(f'{self.question} is answered with "label", true or false, and has no "text"')
+        return self
+
+
+@dataclass(frozen=True)
+class Example:
+    """A line, with the picture's place on this machine."""
+
+    line: Line
+    picture: Path
+
+    @property
+    def asked(self) -> str:
+        """The question in words, as `rewards.vlm` asks it."""
+        words = QUESTIONS.get(self.line.question, CRITIQUE)
+        return words.format(self.line.prompt.strip())
+
+    @property
+    def answer(self) -> bool | str:
+        return " ".join(self.line.text.split()) if self.line.label is None else self.line.label
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The examples of a file. Raises BadInput with the line's number."""
+    text = read_text(path, "examples", "are", f"; {MAKES}")
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        one = parse_line(Line, line, f"{path}, line {number}")
+        found.append(Example(one, path.parent / one.image))
+    if not found:
+        raise BadInput(f"{path} holds no examples; {MAKES}")
+    return found
+
+
+def present(examples: Sequence[Example], log: Callable[[str], None]) -> list[Example]:
+    """Those whose pictures are there. Raises BadInput where many are gone."""
+    there = {path: path.is_file() for path in {one.picture for one in examples}}
+    kept = [one for one in examples if there[one.picture]]
+    lost = len(examples) - len(kept)
+    check_lost(
+        lost,
+        len(examples),
+        "the examples' pictures",
+        "are gone",
+        "bring them back, or draw them again with `reprise judge-data`",
+        log,
+    )
+    return kept
+
+
+def of_split(examples: Iterable[Example], split: Split, questions: Sequence[str]) -> list[Example]:
+    return [one for one in examples if one.line.split == split and one.line.question in questions]
+
+
+def check_teaches(examples: Sequence[Example]) -> None:
+    """Raises BadInput where there is nothing to learn: no example, or of a question all answers alike."""
+    if not examples:
+        raise BadInput(f"no example of the split train is about the questions that are trained; {MAKES}")
+    for question in YES_OR_NO:
+        labels = Counter(one.line.label for one in examples if one.line.question == question)
+        if len(labels) == 1:
+            ((label, count),) = labels.items()
+            raise BadInput(
+                f"all {count} examples of {question!r} to train on are answered with "
+                f"{'yes' if label else 'no'}: nothing can be learned from them; draw more "
+                "prompts, move the threshold, or leave the question out"
+            )
+
+
+def kin_of(prompt: str) -> str:
+    """What prompts have in common that a judge may not have seen before a figure is taken of it."""
+    words = " ".join(prompt.split())
+    return _shapeworld_keys().get(words, words)
+
+
+def prompt_mark(prompt: str) -> str:
+    """By which a judge's folder remembers what it was trained on."""
+    return hashlib.sha256(kin_of(prompt).encode()).hexdigest()[:12]
+
+
+@cache
+def _shapeworld_keys() -> dict[str, str]:
+    from ...shapeworld.prompts import SPLITS, prompts
+
+    return {case.prompt: case.key for split in SPLITS for case in prompts(split)}
+
+
+def split_of(prompt: str, test_share: float, calibration_share: float) -> Split:
+    """Where a prompt belongs, by its words alone."""
+    place = seed_of("judge split", kin_of(prompt)) / SEED_RANGE
+    if place < test_share:
+        return "test"
+    return "calibration" if place < test_share + calibration_share else "train"
+
+
+def balanced(lines: Iterable[Line]) -> list[Line]:
+    """The same with as many of yes as of no to train on: of each question, of match and potential at each
+    step. Clarity goes with the step, so its labels are balanced over all steps. Which are left out follows
+    from their words."""
+    groups: dict[tuple[object, ...], list[Line]] = defaultdict(list)
+    for line in lines:
+        step = None if line.question == "clarity" else line.step
+        groups[line.split, line.question, step].append(line)
+    kept: list[Line] = []
+    for (split, question, _), group in groups.items():
+        if split != "train" or question == "critique":
+            kept += group
+            continue
+        sides = [[line for line in group if line.label is label] for label in (True, False)]
+        least = min(map(len, sides))
+        for side in sides:
+            kept += sorted(side, key=_chance)[:least]
+    return sorted(kept, key=_chance)
+
+
+def chosen(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most `most` of them, as many of each question and step as there are in turn, always the same; of
+    each by chance, so that yes is as frequent as in all."""
+    groups: dict[tuple[object, ...], list[Example]] = defaultdict(list)
+    for one in sorted(examples, key=lambda one: _chance(one.line)):
+        groups[one.line.question, one.line.step].append(one)
+    found: list[Example] = []
+    while len(found) < min(most, len(examples)):
+        found += [group.pop(0) for group in groups.values() if group]
+    return found[:most]
+
+
+def _chance(line: Line) -> int:
+    return seed_of("judge", line.prompt, line.question, line.step, line.seed, Path(line.image).name)

@@ -1,0 +1,1 @@
+"""PPO of PRIP's encoder against a renderer."""

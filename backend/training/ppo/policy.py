@@ -1,0 +1,122 @@
+"""What PPO asks of a refiner: log-probabilities of what was written, a critic's values, the first pivots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import CheckpointError, TrainingFailed, first_line
+
+if TYPE_CHECKING:
+    from ...rewriters.prip.model import Prip
+    from ...rewriters.prip.rewriter import PripRewriter
+    from .rollouts import Sample
+
+CHUNK = 4096  # prompts whose pivots lie in one file
+
+
+class Critic(nn.Module):
+    """What reward is to come, from the decoder's states. It says 0 at first."""
+
+    def __init__(self, hidden: int, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.inner = nn.Linear(hidden, width)
+        self.outer = nn.Linear(width, 1)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States (N, hidden) -> values (N,). Nothing flows back into the states."""
+        seen = self.norm(states.detach().float())
+        return self.outer(nn.functional.gelu(self.inner(seen)))[:, 0]
+
+
+@dataclass
+class Tokens:
+    """The tokens of some samples, one after the other: (N,) each, `states` (N, hidden)."""
+
+    logps: Tensor
+    entropy: Tensor
+    states: Tensor
+    lengths: list[int]  # of the samples, N in all
+
+
+def tokens_of(model: Prip, samples: Sequence[Sample], pivots: Tensor, temperature: float) -> Tokens:
+    """How likely the policy of `pivots` (B, queries, width) finds what was written to each sample, under the
+    distribution that it was drawn from. Gradients go to the pivots."""
+    written = [sample.written.ids for sample in samples]
+    lengths = [len(ids) for ids in written]
+    logits, states = model.logits_and_states(
+        pivots, [sample.own.begun for sample in samples], written, guarded=True
+    )
+    most, device = logits.shape[1], logits.device
+    mask = torch.arange(most, device=device) < torch.tensor(lengths, device=device)[:, None]
+    ids = torch.tensor([token for row in written for token in row], device=device)
+    logps = (logits[mask] / temperature).log_softmax(-1)  # (N, V)
+    with torch.no_grad():
+        entropy = torch.special.entr(logps.exp()).sum(-1)
+    return Tokens(logps.gather(1, ids[:, None])[:, 0], entropy, states[mask], lengths)
+
+
+def pivots_of(model: Prip, samples: Sequence[Sample]) -> Tensor:
+    """What the encoder makes of each sample's prompt, (B, queries, width); each prompt goes through once."""
+    places: dict[tuple[int, ...], int] = {}
+    rows = [places.setdefault(tuple(sample.own.ids), len(places)) for sample in samples]
+    return model.encode([list(ids) for ids in places])[rows]
+
+
+class WarmPivots:
+    """The pivots that the encoder made of prompts at first, kept in files, in the precision that the decoder
+    reads: what the policy is kept near to, also where a stopped run goes on."""
+
+    def __init__(self, folder: Path, prompts: Sequence[str], rewriter: PripRewriter):
+        """Makes those that are not there; `rewriter` must have its first weights. Raises TrainingFailed where
+        the disk does not take them."""
+        self.folder = folder
+        self.places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        order = list(self.places)
+        for start in range(0, len(order), CHUNK):
+            if not self._file(start).is_file():
+                self._make(self._file(start), order[start : start + CHUNK], rewriter)
+
+    def of(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """(B, queries, width). Raises CheckpointError for a damaged file."""
+        from safetensors import SafetensorError, safe_open
+
+        found: dict[str, Tensor] = {}
+        path = self.folder
+        try:
+            for prompt in dict.fromkeys(prompts):
+                path, row = self._file(self.places[prompt]), self.places[prompt] % CHUNK
+                with safe_open(path, "pt") as file:
+                    found[prompt] = file.get_slice("pivots")[row : row + 1]
+        except (OSError, SafetensorError, IndexError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({first_line(error)}); delete it, and --resume makes it again"
+            ) from error
+        return torch.cat([found[prompt] for prompt in prompts]).to(device)
+
+    def _file(self, place: int) -> Path:
+        return self.folder / f"{place // CHUNK:05}.safetensors"
+
+    def _make(self, path: Path, prompts: Sequence[str], rewriter: PripRewriter) -> None:
+        from safetensors.torch import save_file
+
+        ids, _ = rewriter.read_prompts(prompts)
+        pivots = rewriter.imagine(ids)
+        kept = torch.stack([pivots[prompt] for prompt in prompts]).to(rewriter.model.projector.weight.dtype)
+        part = path.with_suffix(".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"pivots": kept.contiguous()}, part)
+            part.rename(path)
+        except Exception as error:  # safetensors and the file system raise their own kinds
+            raise TrainingFailed(
+                f"{path} cannot be written: {first_line(error)}; make room, and begin another run"
+            ) from error

@@ -1,0 +1,1 @@
+"""PRIP's two supervised stages."""

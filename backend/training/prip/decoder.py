@@ -1,0 +1,299 @@
+"""PRIP, second stage: the Prompt Decoder learns to write the prompt of a picture from its pivot.
+
+Source: PRIP (Zhan et al. 2024, arXiv 2407.00247), section 3.3.2, eq. 7: cross-entropy of the prompt that drew
+a picture, given what a frozen image encoder saw; 900,000 prompts of DiffusionDB with CLIP above .28 and
+aesthetic above 5.2, 2 epochs, lr 2e-5 (section 4.3, appendix A.4). Departs from it: pivots are standardised
+by statistics that are taken here, once, of the pictures that are trained on; the decoder may be trained by an
+adapter. Text is what inference reads and writes, by the same functions (`Prip.inputs`, `Prip.logits`).
+The projector and the decoder change, nothing else.
+
+`train_image` is for refiners of the embedded world's size, for which there is no published vision tower:
+tower, Q-Former, projector and decoder learn together, on running statistics. In the last tenth of the steps
+the tower is left as it is, statistics are those of its pivots, and projector and decoder alone go on.
+
+The run folder is that of `prip_encoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from ...core.config import save_config
+from ...core.errors import BadInput
+from ...rewriters.decoding import context_of, pad_of
+from ...rewriters.prip.presets import PRESETS
+from ...rewriters.prip.rewriter import whole_phrases
+from ...storage.images import read_picture
+from ..common import distributed
+from ..common.lora import LoraSettings, merged, training_dtype
+from ..common.losses import prompt_error
+from ..common.start import check_lost, check_precision
+from ..common.steps import carry_out
+from .config import StageConfig
+from .log import Record, held_out, liked, pictured
+from .loop import StageLoop
+from .pivots import Pivots
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+FIRST = 256  # pictures of which a tower's first statistics are taken
+FOLLOW = 0.05  # of what a step adds to running statistics
+SETTLED = 0.9  # share of the steps in which it is
+SMALLEST = 1e-4  # standard deviation that is divided by, while a tower is trained
+
+
+class DecoderConfig(StageConfig):
+    """Settings of `reprise train prip-decoder`."""
+
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate: 2e-5 in full, about 2e-4 with LoRA."""
+    least: dict[str, float] = {}
+    """Reward -> score below which a picture is not learned from, as the log has it; the paper's are CLIP 0.28
+    and aesthetic 5.2."""
+    max_tokens: PositiveInt = 128
+    """Tokens of a prompt; longer ones are left out and counted, never cut."""
+    train_image: bool = False
+    """Train the vision tower, too: for a preset that has no published one."""
+    blind: bool = False
+    """The paper's ablation "without pivot-system decoding": the decoder learns prompts as a language model
+    does, shown no picture (pivots of zeros), and the projector stays as it begins."""
+    lora: LoraSettings | None = None
+    """Train an adapter of the decoder, and the whole projector."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the decoder's weights while training; auto is bfloat16 for LoRA on a GPU, else float32."""
+    max_new_tokens: PositiveInt = 64
+    """Kept with the refiner: how much it may add to a prompt."""
+    temperature: PositiveFloat = 0.9
+    """Kept with the refiner: at which variants are sampled."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> DecoderConfig:
+        if self.train_image and (self.preset is None or PRESETS[self.preset].sources):
+            raise ValueError(
+                "train_image is for a vision tower from nothing (preset: shapeworld); a published one, or "
+                "one that other stages have learned from, stays as it is: take train_image away"
+            )
+        if self.train_image and (self.tower or self.blind):
+            raise ValueError(
+                "a tower that is given is not trained, and a blind decoder has nothing to teach "
+                "it; take train_image away"
+            )
+        check_precision(self.device, self.dtype, self.lora)
+        return self
+
+
+CONFIG = DecoderConfig
+
+
+def train(config: DecoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
+    """Train, and return the folder of the refiner, `run/final`; as for `prip_encoder.train`."""
+    distributed.refuse_several()
+    return carry_out(run, save_config(config), resume, log, lambda: DecoderLoop(config, run, resume, log))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A prompt as the decoder writes it, to its end, and the record of the picture that it drew."""
+
+    ids: list[int]
+    record: Record
+
+
+class DecoderLoop(StageLoop[Caption]):
+    trainer = "prip-decoder"
+    config: DecoderConfig
+
+    def _records(self) -> tuple[list[Record], list[Record]]:
+        return held_out(liked(pictured(self.config.log, self.log), self.config.least), self.config.eval_share)
+
+    def _items(self, records: Sequence[Record]) -> list[Caption]:
+        most, room = self.config.max_tokens, context_of(self.model.decoder) - self.model.taken()
+        if most > room:
+            raise BadInput(
+                f"max_tokens={most} does not fit into the decoder beside template and pivot; it "
+                f"has room for {room}"
+            )
+        end = self.model.writer.eos_token_id
+        written = [Caption([*self.model.write_ids(record.system), end], record) for record in records]
+        kept = [one for one in written if 1 < len(one.ids) <= most]
+        check_lost(
+            len(written) - len(kept),
+            len(written),
+            "the prompts",
+            f"are empty or longer than max_tokens={most}",
+            "raise max_tokens",
+            self.log,
+        )
+        return kept
+
+    def _record(self, item: Caption) -> Record:
+        return item.record
+
+    def _prepare(self, gpu: bool) -> None:
+        import torch
+
+        config, model = self.config, self.model
+        self.frozen = ("encoder",) if config.train_image else ("encoder", "image")
+        model.requires_grad_(False)
+        model.decoder.to(getattr(torch, training_dtype(config.dtype, gpu, config.lora)))
+        # The encoder waits in main memory: nothing asks it.
+        model.decoder.to(self.device)
+        model.projector.to(self.device)
+        for name in ("pivot_mean", "pivot_std"):
+            setattr(model, name, getattr(model, name).to(self.device))
+        if config.gradient_checkpointing:
+            model.decoder.gradient_checkpointing_enable()
+        self.adapter = None
+        if config.lora:
+            from peft.tuners.lora import LoraModel
+
+            # In the model itself, which stays the class that it is.
+            self.adapter = LoraModel(model.decoder, config.lora.adapter(), "default")
+            for weight in model.decoder.parameters():
+                if weight.requires_grad:
+                    weight.data = weight.data.float()
+        else:
+            model.decoder.requires_grad_(True)
+        model.projector.requires_grad_(not config.blind)
+        trained = {f"projector.{name}": one for name, one in model.projector.named_parameters()}
+        trained |= {f"decoder.{name}": one for name, one in model.decoder.named_parameters()}
+        if config.train_image:
+            self.tower.to(self.device).requires_grad_(True)
+            trained |= {f"image.{name}": one for name, one in self.tower.named_parameters()}
+        self.weights = {name: one for name, one in trained.items() if one.requires_grad}
+
+    def _train_mode(self, on: bool) -> None:
+        self.model.decoder.train(on)
+        if self.config.train_image:
+            self.tower.train(on)
+
+    def _weight(self, item: Caption) -> int:
+        return len(item.ids)
+
+    def _loss(self, items: Sequence[Caption]) -> Tensor:
+        return self._error(items, self._seen(items))
+
+    def _error(self, items: Sequence[Caption], pivots: Tensor) -> Tensor:
+        import torch
+
+        ids = [item.ids for item in items]
+        logits = self.model.logits(pivots, [[]] * len(ids), ids)
+        most, pad = logits.shape[1], pad_of(self.model.writer)
+        tokens = torch.tensor([[*row, *[pad] * (most - len(row))] for row in ids], device=logits.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in ids], device=logits.device)
+        return prompt_error(logits, tokens, mask)
+
+    def _figures(self) -> dict[str, float]:
+        """Cross-entropy per token, given the right pivots and given those of other pictures."""
+        import torch
+
+        each = self.config.batch_size
+        parts = [self.aside[start : start + each] for start in range(0, len(self.aside), each)]
+        seen = torch.cat([self._seen(part) for part in parts])
+        sums, count = {"held-out": 0.0, "swapped": 0.0}, sum(map(self._weight, self.aside))
+        for name, pivots in (("held-out", seen), ("swapped", seen.roll(1, 0))):
+            for number, part in enumerate(parts):
+                given = pivots[number * each : number * each + len(part)]
+                sums[name] += float(self._error(part, given)) * sum(map(self._weight, part))
+        return {f"{name}/loss": value / count for name, value in sums.items()}
+
+    def _written(self, items: Sequence[Caption]) -> list[tuple[str, str]]:
+        """What is written of pictures, with nothing else to go by."""
+        pivots = list(self._seen(items))
+        written = self.rewriter.write(pivots, [[]] * len(pivots), [None] * len(pivots))
+        texts = [" ".join(one.text.split()) for one in written]
+        return [
+            (item.record.system, whole_phrases(text) if one.cut else text)
+            for item, one, text in zip(items, written, texts)
+        ]
+
+    def _counted(self) -> str:
+        return f"{len(self.items)} pictures"
+
+    def _decoding(self) -> dict[str, Any]:
+        own = {"max_new_tokens": self.config.max_new_tokens, "temperature": self.config.temperature}
+        return self.settings | own
+
+    # A tower that is trained
+
+    def _look(self) -> None:
+        if not self.config.train_image:
+            return super()._look()
+        import torch
+
+        pictures = list(dict.fromkeys(item.record.picture for item in (*self.items, *self.aside)))
+        self._leave_out({path for path in pictures if not _readable(path)})
+        with torch.no_grad():
+            raw = torch.cat(
+                [
+                    self._raw(self.items[start : start + 16])
+                    for start in range(0, min(FIRST, len(self.items)), 16)
+                ]
+            )
+        self.model.set_statistics(raw.mean(0), raw.std(0, correction=0).clamp_min(SMALLEST))
+
+    def _raw(self, items: Sequence[Caption]) -> Tensor:
+        """What the tower sees now, (B, queries, width)."""
+        import torch
+
+        pixels = [self.tower.pixels(read_picture(item.record.picture)[None]) for item in items]
+        return self.tower.look(torch.cat(pixels))
+
+    def _seen(self, items: Sequence[Caption]) -> Tensor:
+        import torch
+
+        if self.config.blind:
+            return torch.zeros(len(items), *self.model.pivot_mean.shape, device=self.device)
+        if not self.config.train_image or self.settled:
+            return super()._seen(items)
+        raw = self._raw(items)
+        if raw.requires_grad:
+            self.looks.append(raw.detach())
+        return self.model.standardise(raw)
+
+    settled = False  # the tower changes no more
+    looks: list[Tensor]  # what it saw in the step, (B, queries, width) each
+
+    def _step(self, step: int) -> dict[str, Any]:
+        import torch
+
+        self.looks = []
+        row = super()._step(step)
+        if self.looks:  # for the next step: all batches of one have the same statistics
+            seen = torch.cat(self.looks)
+            model = self.model
+            deviation = (seen - model.pivot_mean).square().mean(0)
+            spread = model.pivot_std.square().lerp(deviation, FOLLOW).sqrt()
+            model.set_statistics(model.pivot_mean.lerp(seen.mean(0), FOLLOW), spread.clamp_min(SMALLEST))
+        return row
+
+    def _enter(self, step: int) -> None:
+        """The last steps are those of any other run: tower and statistics are as they will be."""
+        if not self.config.train_image or self.settled or step <= SETTLED * self.config.max_steps:
+            return
+        self.settled = True
+        self.tower.eval().requires_grad_(False)
+        self.pivots = Pivots(self.config.pivots or self.folder / "pivots", self.tower)
+        self.pivots.prepare([item.record.picture for item in (*self.items, *self.aside)], self.log)
+        self._take_statistics()
+        self._warn()
+
+    def _export(self) -> Path:
+        if self.adapter is not None:
+            self.model.decoder = merged(self.adapter)
+        return super()._export()
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_picture(path)
+    except BadInput:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""PRIP, first stage: the Preference Encoder learns to imagine the picture that people would prefer.
+
+Source: PRIP (Zhan et al. 2024, arXiv 2407.00247), section 3.3.1, eq. 6: the squared distance between what E
+makes of a user's prompt and the pivot of the picture i* = arg max reward among those of that prompt; 300,000
+pairs of DiffusionDB, 3 epochs, lr 1e-3 (appendix A.4). Departs from it: pivots are standardised number by
+number, so that 1 is the error of the mean picture, and no number of a pivot counts more than another.
+Nothing but E changes. The statistics are the second stage's where it was trained first, or they are taken
+here, of the pictures that are trained on.
+
+The run folder: `config.yaml`; `metrics.jsonl`, a line for each step; `evaluations.jsonl`; `report.html`;
+`pivots/`; `checkpoints/`; and `final/`, a refiner as `PripRewriter` loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from ...core.config import save_config
+from ...core.errors import BadInput
+from ..common import distributed
+from ..common.losses import pivot_error
+from ..common.start import check_lost
+from ..common.steps import carry_out
+from .config import StageConfig
+from .log import Record, held_out, pictured, preferred
+from .loop import StageLoop
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class EncoderConfig(StageConfig):
+    """Settings of `reprise train prip-encoder`."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    rewards: dict[str, PositiveFloat] = Field({"image-reward": 1.0}, min_length=1)
+    """Reward -> weight: whose scores, in the log, say which of a prompt's pictures is preferred."""
+    preferred: Literal["best", "random"] = "best"
+    """random: any picture of a prompt is the target, the paper's ablation."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EncoderConfig:
+        if self.preferred == "random" and "rewards" in self.model_fields_set:
+            if self.rewards != type(self).model_fields["rewards"].default:
+                raise ValueError("preferred=random asks no reward; leave rewards out")
+        return self
+
+
+CONFIG = EncoderConfig
+
+
+def train(config: EncoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
+    """Train, and return the folder of the refiner, `run/final`.
+
+    With `resume` a run goes on from its newest whole checkpoint and ends in the same weights, bit for bit on
+    a CPU, as if it had never stopped; a finished run is returned as it is.
+    Raises BadInput where there is nothing to learn from, CheckpointError, and TrainingFailed for a loss that
+    is no number or a checkpoint that cannot be written.
+    """
+    distributed.refuse_several()
+    return carry_out(run, save_config(config), resume, log, lambda: EncoderLoop(config, run, resume, log))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A user's prompt as the encoder reads it, and the record of its preferred picture."""
+
+    ids: list[int]
+    record: Record
+
+
+class EncoderLoop(StageLoop[Target]):
+    trainer, frozen = "prip-encoder", ("decoder", "image")
+    config: EncoderConfig
+
+    def _records(self) -> tuple[list[Record], list[Record]]:
+        config = self.config
+        records = pictured(config.log, self.log)
+        chosen = preferred(records, config.rewards, config.preferred, config.seed, self.log)
+        return held_out(chosen, config.eval_share)
+
+    def _items(self, records: Sequence[Record]) -> list[Target]:
+        found = []
+        for record in records:
+            try:
+                ids, _ = self.rewriter.read_prompts([record.prompt])
+            except BadInput:
+                continue
+            found.append(Target(ids[record.prompt], record))
+        window = self.model.config.window
+        check_lost(
+            len(records) - len(found),
+            len(records),
+            "the prompts",
+            f"are longer than the encoder's window of {window} tokens, or than the decoder has room for",
+            "shorten them",
+            self.log,
+        )
+        return found
+
+    def _record(self, item: Target) -> Record:
+        return item.record
+
+    def _prepare(self, gpu: bool) -> None:
+        import torch
+
+        self.model.requires_grad_(False)
+        if gpu:  # it only writes samples
+            self.model.decoder.to(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
+        self.model.to(self.device)
+        if self.config.gradient_checkpointing:
+            self.model.encoder.t5.gradient_checkpointing_enable()
+        self.weights = dict(self.model.encoder.requires_grad_(True).named_parameters())
+
+    def _train_mode(self, on: bool) -> None:
+        self.model.encoder.train(on)
+
+    def _loss(self, items: Sequence[Target]) -> Tensor:
+        return pivot_error(self.model.encode([item.ids for item in items]), self._seen(items))
+
+    def _figures(self) -> dict[str, float]:
+        """The error, in parts of the mean pivot's on the same pictures."""
+        import torch
+
+        error = size = 0.0
+        for start in range(0, len(self.aside), self.config.batch_size):
+            part = self.aside[start : start + self.config.batch_size]
+            seen = self._seen(part)
+            error += len(part) * float(pivot_error(self.model.encode([item.ids for item in part]), seen))
+            size += len(part) * float(pivot_error(torch.zeros_like(seen), seen))
+        return {"held-out/error": error / size}
+
+    def _written(self, items: Sequence[Target]) -> list[tuple[str, str]]:
+        prompts = [item.record.prompt for item in items]
+        return [(prompt, row[0].prompt) for prompt, row in zip(prompts, self.rewriter.rewrite(prompts))]
+
+    def _counted(self) -> str:
+        return f"{len(self.items)} prompts"

@@ -1,0 +1,166 @@
+"""Makes the logs that PRIP learns from: draws what has no picture yet, and scores all.
+
+Source: PRIP (arXiv 2407.00247), section 4.3, where people's log has several pictures of a prompt and
+ImageReward simulates what they prefer. What was drawn and scored lies in a folder beside the log, so that a
+call that was stopped goes on, and nothing is drawn or judged twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import BadInput, Interrupted, RepriseError, RewardFailed
+from ...core.interfaces import Renderer, Reward
+from ...core.scoring import image_scores
+from ...core.seeds import seed_of
+from ...core.types import Job
+from ...storage.cache import Cache
+from ...storage.files import read_text, write_whole
+from ...storage.images import read_picture
+from ..common.offload import Phases
+from ..rollouts.prompts import read_prompts
+from ..rollouts.scoring import Studio
+from .log import Line, Record, read_log
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+IN_A_ROW = 8  # pictures that a reward fails for, after which it is not the pictures' fault
+Progress = Callable[[int, int], None]
+
+
+def make_log(
+    path: Path,
+    records: Sequence[Record],
+    renderer: Callable[[], Renderer],
+    rewards: Mapping[str, Reward],
+    *,
+    renders: int = 4,
+    seed: int = 0,
+    at_once: int = 64,
+    overlap: bool = False,
+    meanings: Mapping[str, str] | None = None,
+    progress: Progress = lambda done, of: None,
+) -> dict[str, Any]:
+    """Write the log `path` and say what is in it; pictures and scores lie in the folder `path`.pictures.
+
+    A record without a picture becomes `renders` lines, drawn from seeds that all records of its user prompt
+    share. `meanings` says for user prompts what judges read in their place. Scores that a record has of other
+    rewards are kept. Raises RewardFailed where a reward fails for one picture after the other, RenderFailed,
+    BadInput for a picture that cannot be read, RepriseError where the disk does not take the pictures.
+    """
+    assert rewards, "a studio draws what it has to judge"
+    cache = Cache(path.with_name(f"{path.name}.pictures"), limit=None)  # they are the result
+    todo = [record for record in records if record.image is None]
+    of, done, failed = len(records) + len(todo) * (renders - 1), 0, 0
+    lines: list[list[Line]] = [[] for _ in records]
+    studio = Studio(renderer(), rewards, cache, Phases(), at_once, overlap) if todo else None
+    place = {id(record): number for number, record in enumerate(records)}
+    # Pictures of a prompt are drawn together: parts of whole records.
+    step = max(1, at_once // renders)
+    for start in range(0, len(todo), step):
+        part = todo[start : start + step]
+        jobs = [
+            Job(record.system, seed_of(seed, "picture-log", record.prompt, i))
+            for record in part
+            for i in range(renders)
+        ]
+        words = [_meaning(record, meanings) for record in part for _ in range(renders)]
+        assert studio is not None
+        for number, view in enumerate(studio.look(jobs, words)):
+            record = part[number // renders]
+            image = cache.folder / view.picture[:2] / f"{view.picture}.png"
+            if not image.is_file():
+                raise RepriseError(
+                    f"the picture {image} is not there: the disk is full, or it was deleted; "
+                    f"make room, or delete {cache.folder}, and call again"
+                )
+            failed += bool(view.failed)
+            lines[place[id(record)]].append(_line(path, record, image, view.scores))
+        done += len(jobs)
+        progress(done, of)
+        _check_scored(studio.rewards, [line for some in lines for line in some])
+    in_a_row = 0
+    for number, record in enumerate(records):
+        if record.image is not None:
+            scores, why = _scores(cache, record, rewards, _meaning(record, meanings))
+            failed += bool(why)
+            in_a_row = in_a_row + 1 if why else 0
+            if why and in_a_row == IN_A_ROW:
+                raise RewardFailed(*why)
+            lines[number] = [_line(path, record, record.image, scores)]
+            done += 1
+            progress(done, of)
+    rows = [line for some in lines for line in some]
+    _check_scored(rewards, rows)
+    write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in rows))
+    return {
+        "file": str(path),
+        "prompts": len({record.prompt for record in records}),
+        "pictures": len(rows),
+        "drawn": studio.drawn if studio else 0,
+        "not_judged": failed,
+    }
+
+
+def read_source(source: str, use: str = "train") -> tuple[list[Record], dict[str, str]]:
+    """(records, what judges read in the place of a user's prompt) of a log, or of prompts as `read_prompts`
+    has them for a `use`, which are drawn as they are. Raises BadInput."""
+    path = Path(source)
+    if path.is_dir():
+        return read_log(path), {}
+    if path.is_file():
+        first = next((line for line in read_text(path, "log", "is").split("\n") if line.strip()), "")
+        if first.lstrip().startswith("{") and '"judged_as"' not in first:
+            return read_log(path), {}
+    asked = read_prompts(source, use)
+    return [Record(one.prompt, one.prompt, None, {}) for one in asked], {o.prompt: o.meaning for o in asked}
+
+
+def _meaning(record: Record, meanings: Mapping[str, str] | None) -> str:
+    return (meanings or {}).get(record.prompt, record.prompt)
+
+
+def _line(path: Path, record: Record, image: Path, scores: Mapping[str, float]) -> Line:
+    where = os.path.relpath(image.absolute(), path.parent.absolute())
+    system = "" if record.system == record.prompt else record.system
+    return Line(
+        prompt=record.prompt, system=system, image=Path(where).as_posix(), scores={**record.scores, **scores}
+    )
+
+
+def _scores(
+    cache: Cache, record: Record, rewards: Mapping[str, Reward], meaning: str
+) -> tuple[dict[str, float], tuple[str, str] | None]:
+    """(a picture file's scores, those that were known too; (the reward that failed last, why))."""
+    picture = record.picture
+    try:
+        status = picture.stat()
+    except OSError as error:
+        raise BadInput(f"there is no picture {picture}; take its line out of the log") from error
+    key = Cache.key("scores", str(picture.resolve()), status.st_size, status.st_mtime_ns, meaning)
+    known = {**record.scores, **(cache.get_scores(key) or {})}
+    todo = [name for name in rewards if name not in known]
+    if not todo:
+        return known, None
+    image: Tensor = read_picture(picture)[None]
+    fresh, why = {}, None
+    for name in todo:
+        try:
+            (fresh[name],) = image_scores(rewards[name], image, [meaning])
+        except Interrupted:
+            raise
+        except RepriseError as error:
+            why = (name, str(error))
+    cache.put_scores(key, {**(cache.get_scores(key) or {}), **fresh})
+    return {**known, **fresh}, why
+
+
+def _check_scored(rewards: Mapping[str, Reward], lines: Sequence[Line]) -> None:
+    for name in rewards:
+        if lines and not any(name in line.scores for line in lines):
+            raise RewardFailed(name, f"it scored none of {len(lines)} pictures")

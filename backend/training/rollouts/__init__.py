@@ -1,0 +1,1 @@
+"""Prompts, rewrites, pictures and scores that a policy learns from."""

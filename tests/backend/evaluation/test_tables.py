@@ -1,0 +1,219 @@
+"""The table of what adds up, with a renderer that draws by its prompt and a LoRA that is a word."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from reprise.backend.core.errors import BadInput, UnknownName
+from reprise.backend.core.types import Rewrite
+from reprise.backend.evaluation import tables as chains
+from reprise.backend.evaluation.tables import Makers, Row, read_rows, tabulate
+from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.shapeworld import ShapeWorldSoft, ShapeWorldStrict
+from reprise.backend.shapeworld.drawing import draw
+from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.scenes import random_scene
+
+CHANCE = {None: 0.25, "a": 0.5, "b": 0.9, "c": 0.5}  # of a right picture with each LoRA
+TASKS = ("two_object", "position")
+
+
+class Drawn(FakeRenderer):
+    """Right pictures with the chance of its LoRA; counts the renderers in use and the jobs."""
+
+    made, jobs = [], 0
+
+    def __init__(self, lora):
+        def one(prompt, seed):
+            rng = random.Random(f"{prompt} {seed}")
+            right = rng.random() < CHANCE[lora]
+            return (
+                torch.from_numpy(
+                    draw(layout(parse_prompt(prompt), rng) if right else random_scene(rng)).copy()
+                ).float()
+                / 255
+            )
+
+        super().__init__(steps=8, draw=one, rows_per_step=2)
+        self.fingerprint = f"drawn {lora}"
+        Drawn.made.append(lora)
+
+    def render(self, jobs, *rest, **more):
+        Drawn.jobs += len(jobs)
+        return super().render(jobs, *rest, **more)
+
+
+class Same:
+    name = "same"
+
+    def rewrite(self, prompts, variants=1, seed=0, critiques=None):
+        return [[Rewrite("", prompt, self.name)] * variants for prompt in prompts]
+
+
+ROWS = {
+    "base": Row(),
+    "best of 4": Row(best_of=4),
+    "PARM": Row(best_of=4, prune="halving"),
+    "DPO": Row(lora=["a", "b"]),
+    "DPO + PARM": Row(lora=["a", "b"], best_of=4, prune="halving"),
+    "+ reflection": Row(lora=["a", "b"], best_of=4, prune="halving", reflect=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def counted():
+    Drawn.made, Drawn.jobs = [], 0
+
+
+def run(folder, rows=ROWS, **settings):
+    makers = Makers(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
+    settings = {"per_task": 3, "seeds": 2, "tasks": TASKS, **settings}
+    return tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=folder, **settings)
+
+
+def test_rows_with_their_intervals_costs_and_training_seeds(tmp_path):
+    result = run(tmp_path)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == list(ROWS)
+    for row in rows.values():
+        mean, low, high = row["overall"]
+        assert 0 <= low <= mean <= high <= 1 and tuple(row["tasks"]) == TASKS
+    means = {name: row["overall"][0] for name, row in rows.items()}
+    assert means["best of 4"] > means["base"] and means["DPO + PARM"] > means["PARM"] >= means["base"]
+    assert means["+ reflection"] >= means["DPO + PARM"]
+    costs = {name: (row["cost"]["denoiser_rows"], row["cost"]["judge_calls"]) for name, row in rows.items()}
+    assert costs["base"] == costs["DPO"] == (16, 0) and costs["best of 4"] == (64, 4)
+    assert 16 < costs["PARM"][0] < 64 and costs["PARM"][1] > 4, "stopped candidates are not paid for"
+    assert costs["+ reflection"][0] > costs["DPO + PARM"][0]
+    assert [one["with"] for one in rows["DPO"]["trainings"]] == ["a", "b"]
+    assert rows["DPO"]["overall"][0] == pytest.approx(
+        sum(one["overall"] for one in rows["DPO"]["trainings"]) / 2, abs=1e-4
+    )
+    assert "gain" not in rows["base"] and rows["DPO"]["gain"]["over"] == "base"
+    assert rows["DPO"]["gain"]["interval"][0] == pytest.approx(means["DPO"] - means["base"], abs=2e-4)
+    assert Drawn.made == [None, "a", "b"], "one renderer at a time, each once"
+    assert result["settings"]["rows"]["PARM"] == {"best_of": 4, "prune": "halving"}
+
+
+def test_a_stopped_call_goes_on_and_one_more_row_is_all_that_is_drawn(tmp_path):
+    few = {name: ROWS[name] for name in ("base", "PARM")}
+    whole = run(tmp_path / "whole", few)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", few, tell=lambda stage, done, total: stop(done))
+    before = Drawn.jobs
+    assert run(tmp_path / "part", few) == whole and 0 < Drawn.jobs - before < before
+    before = Drawn.jobs
+    more = run(tmp_path / "part", {**few, "DPO": Row(lora="c")})
+    assert Drawn.jobs - before == 12 and more["rows"][:2] == whole["rows"]
+
+
+def stop(done):
+    if done >= 15:
+        raise KeyboardInterrupt
+
+
+def test_previews_may_have_a_judge_of_their_own(tmp_path):
+    asked = []
+
+    class Looks(ShapeWorldSoft):
+        def score(self, images, prompts):
+            asked.append(len(prompts))
+            return super().score(images, prompts)
+
+    makers = Makers(
+        Drawn, lambda name: Same(), lambda name: Looks() if name == "looks" else ShapeWorldSoft(), str
+    )
+    rows = {"PARM": Row(best_of=4, prune="halving", previews="looks")}
+    result = tabulate(
+        rows=rows,
+        makers=makers,
+        measure=ShapeWorldStrict(),
+        folder=tmp_path,
+        per_task=1,
+        seeds=1,
+        tasks=TASKS,
+    )
+    assert asked and sum(asked) < sum(row["cost"]["judge_calls"] for row in result["rows"]) * len(TASKS)
+
+
+def test_a_corrector_is_a_setting_of_its_own(tmp_path):
+    """What it writes is drawn in the rounds alone; rows without one are known by the marks they had."""
+    seen = []
+
+    class Corrects(Same):
+        name = "corrects"
+
+        def rewrite(self, prompts, variants=1, seed=0, critiques=None):
+            seen.append(critiques)
+            return super().rewrite(prompts, variants)
+
+    makers = Makers(
+        Drawn, lambda name: Corrects() if name == "corrects" else Same(), lambda name: ShapeWorldSoft(), str
+    )
+    rows = {
+        "same": Row(reflect=1),
+        "corrected": Row(reflect=1, corrector="corrects"),
+        "untold": Row(reflect=1, corrector="corrects", told=False),
+    }
+    result = tabulate(
+        rows=rows,
+        makers=makers,
+        measure=ShapeWorldStrict(),
+        folder=tmp_path,
+        per_task=3,
+        seeds=2,
+        tasks=TASKS,
+    )
+    told = [bool(one and one[0]) for one in seen]
+    assert any(told) and told == sorted(told, reverse=True) and told.count(False) >= told.count(True)
+    assert "corrects" in result["rows"][1]["trainings"][0]["with"]
+    assert len({json.loads(line)["what"] for line in (tmp_path / "pictures.jsonl").open()}) == 3
+    with pytest.raises(ValueError, match="a corrector mends in rounds"):
+        Row(corrector="reprompt")
+
+
+def test_rows_may_draw_over_what_they_mend(tmp_path):
+    rows = {
+        f"image to image, {strength}": Row(reflect=2, correction="image to image", strength=strength)
+        for strength in (0.5, 1.0)
+    }
+    rows["again"] = Row(reflect=2)
+    result = run(tmp_path, rows)
+    half, whole, again = (row["cost"]["denoiser_rows"] for row in result["rows"])
+    assert half < whole == again
+
+
+def test_what_cannot_be_a_table(tmp_path):
+    with pytest.raises(BadInput, match="'DPO' has the same weights twice"):
+        run(tmp_path, {"DPO": Row(lora=["a", "a"])})
+    with pytest.raises(UnknownName, match="baseline"):
+        run(tmp_path, baseline="x")
+    file = tmp_path / "rows.yaml"
+    for text, message in (
+        ("- a", "expected rows"),
+        ("a: 3", "expected settings of 'a'"),
+        ("a: {best: 3}", "best"),
+        ("a: {prune: some}", "unknown pruning .some."),
+        ("a: {lora: [x, y], judge: [x, y, z]}", "of one length"),
+        ("a: {correction: redraw}", "correction is one of"),
+        ("a: {strength: 2}", "strength"),
+        ("a: {lora: []}", "of one length"),
+        ("a: [", "no YAML"),
+        ("a: {previews: x}", "previews are judged where something is pruned"),
+        ("a: {prune: 'potential:2'}", "potential:THRESHOLD"),
+    ):
+        file.write_text(text)
+        with pytest.raises((BadInput, UnknownName), match=message):
+            read_rows(file)
+    file.write_text("base: {}\nDPO + PARM: {lora: [x, y], best_of: 8, prune: halving}\n")
+    assert read_rows(file)["DPO + PARM"] == Row(lora=["x", "y"], best_of=8, prune="halving")
+
+
+def test_every_setting_has_a_sentence():
+    import inspect
+
+    source = inspect.getsource(chains.Row)
+    for name in Row.model_fields:
+        assert source.split(f"    {name}:", 1)[1].split("\n", 2)[1].strip().startswith('"""'), name

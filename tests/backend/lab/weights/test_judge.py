@@ -1,0 +1,107 @@
+"""The tiny judge's pieces: its words, its eyes, what drawings teach, and both stages at a few steps."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reprise.backend.lab.weights import ablation, judge
+from reprise.backend.rewards.shapeworld import is_right
+from reprise.backend.rewards.vlm.judge import vlm_judge
+from reprise.backend.rewards.vlm.questions import CRITIQUE, QUESTIONS
+from reprise.backend.shapeworld.detector import read
+from reprise.backend.shapeworld.drawing import draw
+from reprise.backend.shapeworld.prompts import layout, prompts
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Both stages, stopped before they have learned much."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("judge")
+    judge.train_seeing(folder, steps=3, log=lambda line: None)
+    judge.train_base(folder, steps=2, log=lambda line: None)
+    return folder
+
+
+def test_every_word_of_a_question_is_a_token():
+    words = judge.tokenizer()
+    for question in (*QUESTIONS.values(), CRITIQUE, judge.DESCRIBE):
+        asked = question.format("a photo of two red circles above a grey heart on a beige background")
+        pieces = words.tokenize(asked)
+        assert words.decode(words(asked)["input_ids"]) == asked
+        assert len(pieces) <= 1.35 * len(asked.split()) + 4, pieces
+
+
+def test_the_base_is_a_judge_of_a_few_megabytes(work):
+    vlm = vlm_judge(str(work / "base"), device="cpu")
+    assert 1e6 < sum(one.numel() for one in vlm.model.parameters()) < 3e6  # half precision: two bytes each
+    images = torch.rand(2, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    assert all(0 < p < 1 for p in vlm.score(images, ["a photo of a ring", "a photo of two red hearts"]))
+
+
+def test_truth_is_what_the_detector_reads():
+    cases = judge.by_task()
+    draw_of = random.Random(0)
+    right = agree = 0
+    for _ in range(60):
+        case, scene = judge.example(draw_of, cases)
+        truth = is_right(case, judge.truth(scene))
+        agree += truth == is_right(case, read(draw(scene)))
+        right += truth
+    assert agree >= 58 and 20 < right < 45
+
+
+def test_mistaken_scenes_are_drawable():
+    draw_of = random.Random(1)
+    for case in draw_of.sample(prompts("train"), 40):
+        scene = judge.mistaken(layout(case, draw_of), draw_of)
+        assert draw(scene).shape == (128, 128, 3)
+
+
+def test_a_batch_asks_everything():
+    asks, scenes = judge.taught(random.Random(0), judge.by_task(), 64)
+    assert len(asks) == len(scenes) == 64
+    texts = [ask for ask in asks if isinstance(ask.answer, str)]
+    assert {ask.question == judge.DESCRIBE for ask in texts} == {True, False}
+    said = [ask.answer for ask in asks if isinstance(ask.answer, bool)]
+    assert 0.3 < sum(said) / len(said) < 0.7
+
+
+def test_a_stage_that_is_done_is_not_done_again(work, monkeypatch):
+    monkeypatch.setattr(judge, "tune", lambda work, log: work / "tuned" / "final")
+    said = []
+    assert judge.build(work, said.append) == work / "tuned" / "final"
+    assert said == ["stage: see", "stage: base", "stage: tuned"]
+
+
+def test_tuned_on_the_renderers_pictures_and_stored_in_halves(work, tmp_path, monkeypatch):
+    """The third stage at a few steps of a tiny drawing."""
+    shutil.copytree(work / "base", tmp_path / "base")
+    monkeypatch.setattr(judge, "PROMPTS", "shapeworld:1")
+    monkeypatch.setattr(judge, "RENDERS", 1)
+    plain = ablation.run_of
+    monkeypatch.setattr(
+        ablation,
+        "run_of",
+        lambda name, settings, *rest: plain(
+            name, {**settings, "max_steps": 2, "batch_size": 4, "eval_most": 8}, *rest
+        ),
+    )
+    final, another = (judge.tune(tmp_path, lambda line: None, seed) for seed in (0, 1))
+    assert (final, another) == (tmp_path / "tuned" / "final", tmp_path / "tuned-1" / "final")
+    drawn = [
+        {Path(json.loads(line)["image"]).name for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("judge.jsonl", "judge-1.jsonl")
+    ]
+    assert all(drawn) and not drawn[0] & drawn[1]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("card")
+    out = judge.assemble(final, tmp_path / "out")
+    assert {p.name for p in out.iterdir()} >= {"README.md", "model.safetensors", "reprise.json"}
+    assert {one.dtype for one in load_file(out / "model.safetensors").values()} == {torch.float16}
+    assert (out / "model.safetensors").stat().st_size < 5e6 and not (tmp_path / "out.half").exists()

@@ -1,0 +1,53 @@
+"""What PRIP's ablation draws with, and its swapped pivots."""
+
+import random
+
+import torch
+
+from reprise.backend.core.registry import RENDERERS, resolve
+from reprise.backend.core.types import Job
+from reprise.backend.lab.weights import refinement
+from reprise.backend.lab.weights.refinement import RENDERER, STEPS, Swapped, build
+from reprise.backend.rewards.shapeworld_preference import ShapeWorldPreference
+from reprise.backend.rewriters.prip.rewriter import PripRewriter
+from reprise.backend.shapeworld.prompts import layout, sample_prompts
+from reprise.backend.shapeworld.styles import PLAIN, detailed, preferred
+
+from ...rewriters.prip.tiny_prip import save
+
+
+def test_the_styled_renderer_draws_the_styles_that_a_prompt_names():
+    cases, rng = sample_prompts("train", 4, 0), random.Random(0)
+    scenes = [layout(case, rng) for case in cases]
+    renderer, judge = resolve("renderer", RENDERERS, RENDERER)(steps=STEPS), ShapeWorldPreference()
+    scores = []
+    for styles in ([PLAIN] * len(cases), list(map(preferred, cases))):
+        texts = [detailed(case.prompt, scene, style) for case, scene, style in zip(cases, scenes, styles)]
+        images = renderer.render([Job(text, seed) for seed, text in enumerate(texts)]).images
+        found = judge.score(torch.stack(list(images)), [case.prompt for case in cases])
+        scores.append(sum(found) / len(found))
+    assert scores[1] > scores[0] + 0.04
+
+
+def test_swapped_pivots_are_other_prompts(tmp_path):
+    folder = save(tmp_path / "tiny")
+    prompts = ["a red circle", "a blue star", "two rings"]
+    others = dict(zip(prompts, [*prompts[1:], prompts[0]], strict=True))
+    own, swapped = PripRewriter(folder), Swapped(folder, others)
+    pivots = own.imagine(own.read_prompts(prompts)[0])
+    moved = swapped.imagine(swapped.read_prompts(prompts[:2])[0])
+    assert sorted(moved) == sorted(prompts[:2])
+    assert all(torch.allclose(moved[prompt], pivots[others[prompt]], atol=1e-5) for prompt in moved)
+    assert swapped.fingerprint != own.fingerprint
+    rewrites = swapped.rewrite(prompts)
+    assert all(row[0].prompt.startswith(prompt) for row, prompt in zip(rewrites, prompts, strict=True))
+
+
+def test_a_log_is_drawn_and_scored_once(tmp_path, monkeypatch):
+
+    monkeypatch.setattr(refinement, "PER_TASK", 1)
+    monkeypatch.setattr(refinement, "EACH", 2)
+    log = build(tmp_path, "log")
+    text = log.read_text()
+    assert text.count("\n") == 12 and text.count("shapeworld-preference") == 12
+    assert build(tmp_path, "log") == log and log.read_text() == text

@@ -1,0 +1,454 @@
+"""Where prompt, seed, steps and picture are found in workflows, and what is refused."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from reprise.backend.core.errors import BadInput, UnknownName, Unsupported
+from reprise.backend.renderers.comfyui.workflow import Names, load_workflow, prepare
+
+from ....fake_comfyui import GRAPH
+
+ROOT = Path(__file__).resolve().parents[4]
+API = ROOT / "tests" / "data" / "api"
+
+
+def node(kind, title=None, **inputs):
+    return {"class_type": kind, "inputs": inputs, **({"_meta": {"title": title}} if title else {})}
+
+
+def changed(**nodes):
+    """GRAPH with nodes put in, "n8" as node 8; None takes one out."""
+    graph = copy.deepcopy(GRAPH) | {name[1:]: made for name, made in nodes.items()}
+    return {name: made for name, made in graph.items() if made is not None}
+
+
+def sampler(**inputs):
+    return node("KSampler", **{**GRAPH["5"]["inputs"], **inputs})
+
+
+def advanced(**inputs):
+    given = {
+        "model": ["1", 0],
+        "add_noise": "enable",
+        "noise_seed": 1,
+        "steps": 25,
+        "cfg": 8.0,
+        "positive": ["2", 0],
+        "negative": ["3", 0],
+        "latent_image": ["4", 0],
+        "start_at_step": 0,
+        "end_at_step": 20,
+        "return_with_leftover_noise": "enable",
+    }
+    return node("KSamplerAdvanced", **{**given, **inputs})
+
+
+FLUX = {
+    "1": node("UNETLoader", unet_name="flux1-dev.safetensors"),
+    "2": node("DualCLIPLoader", clip_name1="clip_l.safetensors", clip_name2="t5xxl.safetensors", type="flux"),
+    "3": node("VAELoader", vae_name="ae.safetensors"),
+    "4": node("CLIPTextEncodeFlux", clip=["2", 0], clip_l="a cat", t5xxl="a cat on a red sofa", guidance=3.5),
+    "5": node("BasicGuider", model=["1", 0], conditioning=["4", 0]),
+    "6": node("RandomNoise", noise_seed=9),
+    "7": node("KSamplerSelect", sampler_name="euler"),
+    "8": node("BasicScheduler", model=["1", 0], scheduler="simple", steps=20, denoise=1.0),
+    "9": node("EmptySD3LatentImage", width=1024, height=1024, batch_size=4),
+    "10": node(
+        "SamplerCustomAdvanced",
+        noise=["6", 0],
+        guider=["5", 0],
+        sampler=["7", 0],
+        sigmas=["8", 0],
+        latent_image=["9", 0],
+    ),
+    "11": node("VAEDecode", samples=["10", 0], vae=["3", 0]),
+    "12": node("SaveImage", images=["11", 0], filename_prefix="flux"),
+}
+
+# SDXL: the base leaves noise to the refiner, whose encoders hold the same words.
+SDXL = changed(
+    n2=node("CLIPTextEncodeSDXL", clip=["1", 1], text_g="a cat", text_l="a cat", width=1024, height=1024),
+    n5=advanced(),
+    n8=node("CheckpointLoaderSimple", ckpt_name="refiner.safetensors"),
+    n9=node("CLIPTextEncodeSDXLRefiner", clip=["8", 1], text="a cat", ascore=6.0, width=1024, height=1024),
+    n10=node("CLIPTextEncodeSDXLRefiner", clip=["8", 1], text="blurry", ascore=2.5, width=1024, height=1024),
+    n11=advanced(
+        model=["8", 0],
+        positive=["9", 0],
+        negative=["10", 0],
+        latent_image=["5", 0],
+        add_noise="disable",
+        noise_seed=0,
+        start_at_step=20,
+        end_at_step=10000,
+    ),
+    n6=node("VAEDecode", samples=["11", 0], vae=["8", 2]),
+)
+
+# Two ControlNets, each taking positive and negative in and giving both out.
+CONTROL = changed(
+    n8=node("LoadImage", image="pose.png"),
+    n9=node("ControlNetLoader", control_net_name="pose.safetensors"),
+    n10=node(
+        "ControlNetApplyAdvanced",
+        positive=["2", 0],
+        negative=["3", 0],
+        control_net=["9", 0],
+        image=["8", 0],
+        strength=1.0,
+    ),
+    n11=node(
+        "ControlNetApplyAdvanced",
+        positive=["10", 0],
+        negative=["10", 1],
+        control_net=["9", 0],
+        image=["8", 0],
+        strength=0.5,
+    ),
+    n5=sampler(positive=["11", 0], negative=["11", 1]),
+)
+
+TABLE = {
+    # name: (graph, prompts, seeds, steps, denoiser rows)
+    "SD1.5": (GRAPH, ["2.text"], ["5.seed"], 4, 8),
+    "FLUX": (FLUX, ["4.clip_l", "4.t5xxl"], ["6.noise_seed"], 20, 20),
+    "FLUX, CLIP-L left empty": (
+        {**FLUX, "4": node("CLIPTextEncodeFlux", clip=["2", 0], clip_l="", t5xxl="a cat", guidance=3.5)},
+        ["4.t5xxl"],
+        ["6.noise_seed"],
+        20,
+        20,
+    ),
+    "FLUX, guided by true CFG, half a schedule each": (
+        {
+            **FLUX,
+            "5": node("CFGGuider", model=["1", 0], positive=["4", 0], negative=["4", 0], cfg=3.0),
+            "13": node("SplitSigmas", sigmas=["8", 0], step=10),
+            "14": node("DisableNoise"),
+            "10": node(
+                "SamplerCustomAdvanced",
+                noise=["6", 0],
+                guider=["5", 0],
+                sampler=["7", 0],
+                sigmas=["13", 0],
+                latent_image=["9", 0],
+            ),
+            "15": node(
+                "SamplerCustomAdvanced",
+                noise=["14", 0],
+                guider=["5", 0],
+                sampler=["7", 0],
+                sigmas=["13", 1],
+                latent_image=["10", 0],
+            ),
+            "11": node("VAEDecode", samples=["15", 0], vae=["3", 0]),
+        },
+        ["4.clip_l", "4.t5xxl"],
+        ["6.noise_seed"],
+        20,
+        40,
+    ),
+    "SDXL with a refiner": (SDXL, ["2.text_l", "2.text_g", "9.text"], ["5.noise_seed"], 25, 50),
+    "ControlNets": (CONTROL, ["2.text"], ["5.seed"], 4, 8),
+    "a Reroute": (
+        changed(n8=node("Reroute", **{"": ["2", 0]}), n5=sampler(positive=["8", 0])),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a linked text": (
+        changed(
+            n8=node("PrimitiveStringMultiline", value="a cat"),
+            n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
+        ),
+        ["8.value"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a linked seed is cut off": (
+        changed(n8=node("PrimitiveInt", value=5), n5=sampler(seed=["8", 0])),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "linked steps": (
+        changed(n8=node("PrimitiveInt", value=30), n5=sampler(steps=["8", 0], cfg=1.0)),
+        ["2.text"],
+        ["5.seed"],
+        30,
+        30,
+    ),
+    "two passes": (
+        changed(
+            n8=node("LatentUpscale", samples=["5", 0], width=128, height=128),
+            n9=sampler(latent_image=["8", 0], denoise=0.5, seed=77, steps=2),
+            n6=node("VAEDecode", samples=["9", 0], vae=["1", 2]),
+        ),
+        ["2.text"],
+        ["5.seed", "9.seed"],
+        6,
+        12,
+    ),
+    "combined areas of one text": (
+        changed(
+            n8=node("CLIPTextEncode", text="a cat", clip=["1", 1]),
+            n9=node("ConditioningSetArea", conditioning=["8", 0], width=64, height=64),
+            n10=node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["9", 0]),
+            n5=sampler(positive=["10", 0]),
+        ),
+        ["2.text", "8.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a text with a style behind it that is empty": (
+        changed(
+            n8=node("StringConcatenate", string_a="a cat", string_b="", delimiter=", "),
+            n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
+        ),
+        ["8.string_a"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a loader with texts of its own": (
+        changed(
+            n1=node("Efficient Loader", ckpt_name="x.safetensors", positive="a cat", negative="blurry"),
+            n2=None,
+            n3=None,
+            n5=sampler(positive=["1", 1], negative=["1", 2]),
+        ),
+        ["1.positive"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_prompt_seed_and_steps_are_found(case):
+    graph, prompts, seeds, steps, rows = TABLE[case]
+    before = copy.deepcopy(graph)
+    found = prepare(graph)
+    assert sorted(map(str, found.prompts)) == sorted(prompts)
+    assert sorted(map(str, found.seeds)) == sorted(seeds)
+    assert (found.steps, found.rows) == (steps, rows)
+    assert graph == before
+
+
+@pytest.mark.parametrize(
+    "name,output,prompts,seeds,left_out",
+    [
+        ("flux_best_of_n", None, ["3.value"], ["8.seed"], {"9", "10"}),
+        ("sdxl_best_of_n", None, ["3.value"], ["8.seed"], {"9", "10"}),
+        ("reflection_loop", None, ["4.value"], ["8.seed"], {"9", "10", "11", "12"}),
+        # The rewriter is passed over: a job brings its own rewrite. The judge reads what the job says.
+        ("shapeworld_quick_start", None, ["5.text", "8.prompt"], ["8.seed"], {"2", "4", "9", "10"}),
+        (
+            "rewrite_and_score",
+            "16",
+            ["4.value", "6.text"],
+            ["10.seed"],
+            {"2", "5", "7", "11", "13", "15", "16", "17"},
+        ),
+        ("rewrite_and_score", "17", ["4.value"], ["11.seed"], {"2", "5", "6", "10", "12", "14", "16", "17"}),
+    ],
+)
+def test_the_shipped_workflows(name, output, prompts, seeds, left_out):
+    graph = json.loads((API / f"{name}.json").read_text())
+    found = load_workflow(API / f"{name}.json", Names(output=output))
+    assert sorted(map(str, found.prompts)) == prompts and list(map(str, found.seeds)) == seeds
+    assert set(graph) - set(found.graph) == left_out
+
+
+def test_a_job_is_the_graph_with_prompt_and_seed():
+    found = prepare(GRAPH)
+    job = found.job("a dog", 5, "PreviewImage")
+    wanted = {
+        name: {"class_type": made["class_type"], "inputs": dict(made["inputs"])}
+        for name, made in GRAPH.items()
+        if name != "7"
+    }
+    wanted["2"]["inputs"]["text"], wanted["5"]["inputs"]["seed"] = "a dog", 5
+    wanted["reprise"] = {"class_type": "PreviewImage", "inputs": {"images": ["6", 0]}}
+    assert job == wanted
+    assert found.job("a cat", 5, "PreviewImage")["5"] == job["5"]
+
+
+def test_one_picture_a_job():
+    assert prepare(FLUX).graph["9"]["inputs"]["batch_size"] == 1
+
+
+def test_the_fingerprint_knows_all_but_prompt_and_seed():
+    whole = [
+        json.dumps(prepare(graph).content)
+        for graph in (
+            GRAPH,
+            changed(n2=node("CLIPTextEncode", "Words", text="a dog", clip=["1", 1]), n5=sampler(seed=99)),
+            changed(n5=sampler(cfg=6.0)),
+            changed(n3=node("CLIPTextEncode", text="ugly", clip=["1", 1])),
+        )
+    ]
+    assert whole[0] == whole[1] and len(set(whole)) == 3
+    assert json.dumps(prepare(GRAPH, Names(seed="5.seed")).content) == whole[0]
+    assert json.dumps(prepare(GRAPH, steps=9).content) not in whole
+
+
+@pytest.mark.parametrize(
+    "graph,names,prompts,seeds",
+    [
+        (GRAPH, Names(prompt="3.text", seed="5.seed"), ["3.text"], ["5.seed"]),
+        (GRAPH, Names(prompt="3", seed="5"), ["3.text"], ["5.seed"]),
+        (FLUX, Names(prompt="4.clip_l+4.t5xxl"), ["4.clip_l", "4.t5xxl"], ["6.noise_seed"]),
+        (FLUX, Names(prompt="4.t5xxl"), ["4.t5xxl"], ["6.noise_seed"]),
+        (TABLE["two passes"][0], Names(seed="9"), ["2.text"], ["9.seed"]),
+    ],
+)
+def test_what_is_named_is_taken(graph, names, prompts, seeds):
+    found = prepare(graph, names)
+    assert list(map(str, found.prompts)) == prompts and list(map(str, found.seeds)) == seeds
+
+
+def test_steps_are_set_where_they_stand():
+    assert prepare(GRAPH, steps=9).graph["5"]["inputs"]["steps"] == 9
+    flux = prepare(FLUX, steps=3)
+    assert (flux.graph["8"]["inputs"]["steps"], flux.steps) == (3, 3)
+    linked = prepare(TABLE["linked steps"][0], steps=5)
+    assert linked.graph["8"]["inputs"]["value"] == 5
+    named = prepare(TABLE["two passes"][0], Names(steps="5.steps"), steps=9)
+    assert [named.graph[name]["inputs"]["steps"] for name in ("5", "9")] == [9, 2]
+    with pytest.raises(BadInput, match=r"input for steps is not clear; it could be 5.steps 4 .*9.steps 2"):
+        prepare(TABLE["two passes"][0], steps=9)
+    with pytest.raises(Unsupported, match="share their steps by start_at_step"):
+        prepare(SDXL, steps=9)
+    plain = {**FLUX, "8": node("ManualSigmas", sigmas="1, 0.5, 0")}
+    assert prepare(plain).steps == 1
+    with pytest.raises(Unsupported, match="no input for steps"):
+        prepare(plain, steps=9)
+
+
+REFUSED = {
+    "two texts": (
+        changed(
+            n8=node("CLIPTextEncode", "Style", text="in oil", clip=["1", 1]),
+            n9=node("ConditioningConcat", conditioning_to=["2", 0], conditioning_from=["8", 0]),
+            n5=sampler(positive=["9", 0]),
+        ),
+        Names(),
+        [
+            "prompt is not clear",
+            "2.text 'a cat' (Positive, CLIPTextEncode)",
+            "8.text 'in oil' (Style, CLIPTextEncode)",
+            "flow,prompt=2.text",
+        ],
+    ),
+    "a text put together": (
+        changed(
+            n8=node("StringConcatenate", string_a="a cat", string_b="in oil", delimiter=", "),
+            n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
+        ),
+        Names(),
+        ["prompt is not clear", "8.string_a 'a cat'", "8.string_b 'in oil'"],
+    ),
+    "a judge with words of its own": (
+        {
+            **json.loads((API / "shapeworld_quick_start.json").read_text()),
+            "5": node("CLIPTextEncode", text="two red squares side by side", clip=["1", 1]),
+        },
+        Names(),
+        ["prompt is not clear", "5.text", "8.prompt 'a photo of two red squares'"],
+    ),
+    "no text": (changed(n5=sampler(positive=["1", 1])), Names(), ["prompt is not clear", "3.text 'blurry'"]),
+    "no sampler": (
+        changed(n6=node("LoadImage", image="cat.png")),
+        Names(),
+        ["no input for a prompt", "no text"],
+    ),
+    "no seed": (
+        changed(n5=node("Draw", model=["1", 0], positive=["2", 0])),
+        Names(prompt="2"),
+        ["no input for a seed"],
+    ),
+    "two pictures": (
+        changed(
+            n8=sampler(seed=2),
+            n9=node("VAEDecode", samples=["8", 0], vae=["1", 2]),
+            n10=node("SaveImage", "The other", images=["9", 0], filename_prefix="b"),
+        ),
+        Names(),
+        ["picture is not clear", "7 (SaveImage)", "10 (The other, SaveImage)", "flow,output=7"],
+    ),
+    "no picture": (changed(n7=None), Names(), ["saves no picture", "Save Image"]),
+    "an output that is none": (GRAPH, Names(output="5"), ["node 5 is given no images"]),
+    "an output that is not there": (GRAPH, Names(output="70"), ["unknown node in flow: '70'"]),
+    "a prompt that is not there": (GRAPH, Names(prompt="20.text"), ["unknown node for prompt", "'20'"]),
+    "a prompt beside the picture": (
+        changed(n8=node("CLIPTextEncode", text="a dog", clip=["1", 1])),
+        Names(prompt="8.text"),
+        ["'8'"],
+    ),
+    "an input that is not there": (GRAPH, Names(prompt="2.txt"), ["unknown input of node 2", "mean 'text'"]),
+    "a seed that is a text": (GRAPH, Names(seed="2.text"), ["seed=2.text", "a whole number", "'a cat'"]),
+    "a node with two texts": (FLUX, Names(prompt="4"), ["4.clip_l 'a cat'", "4.t5xxl"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_clear_is_refused_with_the_candidates(case):
+    graph, names, parts = REFUSED[case]
+    with pytest.raises(BadInput) as caught:
+        prepare(graph, names)
+    said = str(caught.value)
+    assert "\n" not in said and all(part in said for part in parts), said
+
+
+@pytest.mark.parametrize(
+    "content,parts",
+    [
+        (None, ["cannot read the workflow"]),
+        (b"\x89PNG\r\n", ["not JSON"]),
+        (b"[" * 100_000, ["not JSON"]),
+        (b"[]", ["holds no nodes"]),
+        (b"{}", ["holds no nodes"]),
+        (b'{"1": {"class_type": "KSampler"}}', ["node '1' has no class_type and inputs"]),
+        (b'{"version": 1}', ["node 'version'"]),
+        (b'{"1": {"class_type": "A", "inputs": {"x": ["9", 0]}}}', ["1.x comes from node '9'"]),
+    ],
+)
+def test_files_that_are_no_workflow(tmp_path, content, parts):
+    path = tmp_path / "w.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        load_workflow(path)
+    assert "\n" not in str(caught.value) and all(part in str(caught.value) for part in parts)
+
+
+def test_a_workflow_for_the_editor_is_refused_with_the_remedy():
+    for path in (ROOT / "workflows").glob("*.json"):
+        with pytest.raises(BadInput, match=r"for the editor.*Export \(API\)"):
+            load_workflow(path)
+
+
+def test_a_posted_prompt_is_read_too(tmp_path):
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps({"prompt": GRAPH, "client_id": "x"}))
+    assert load_workflow(path).content == prepare(GRAPH).content
+
+
+def test_links_in_a_circle_end():
+    graph = changed(
+        n8=node("Reroute", value=["9", 0]),
+        n9=node("Reroute", value=["8", 0]),
+        n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
+        n5=sampler(steps=["8", 0]),
+    )
+    with pytest.raises((BadInput, UnknownName)):
+        prepare(graph)

@@ -1,0 +1,183 @@
+"""Run folders: whole files, sound records, one clear line where something cannot be written."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from reprise.backend.core.errors import BadInput, RepriseError
+from reprise.backend.core.types import Candidate, Cost, Outcome, Rewrite, Round
+from reprise.backend.storage import files, records
+
+SETTINGS = {"renderer": "fake", "best_of": 3, "steps": 8, "rewards": {}}
+
+
+def an_outcome(score=0.9):
+    image = torch.linspace(0, 1, 8 * 8 * 3).reshape(8, 8, 3)
+    candidates = [
+        Candidate(0, 5, "one", {"shapeworld": 0.2}, 0.2, None, image.flip(0), {2: 0.1, 4: 0.3}),
+        Candidate(1, 6, "one", {"shapeworld": score}, score, None, image, {2: 0.4, 4: 0.5}),
+        Candidate(2, 7, "two", pruned_at=2, preview_scores={2: 0.05}, round=1),
+    ]
+    cost = Cost(20, 24, 6, {"render": 1.0, "total": 1.5})
+    rewrites = [Rewrite("because", "one", "test"), Rewrite("", "two", "test", "the answer has no <prompt>")]
+    return Outcome("a prompt", rewrites, candidates, 1, [Round(0, "no", "too red", "one", score, 1)], cost)
+
+
+def test_the_record_has_the_promised_form(tmp_path):
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {"reprise": "0"})
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert set(record) == {
+        "prompt",
+        "rewrites",
+        "candidates",
+        "best",
+        "reflection",
+        "cost",
+        "settings",
+        "versions",
+    }
+    assert record["rewrites"][1] == {
+        "reason": "",
+        "prompt": "two",
+        "rewriter": "test",
+        "fallback": "the answer has no <prompt>",
+    }
+    assert record["candidates"][1] == {
+        "index": 1,
+        "seed": 6,
+        "prompt": "one",
+        "scores": {"shapeworld": 0.9},
+        "score": 0.9,
+        "pruned_at": None,
+        "image": "candidates/01-6.png",
+        "preview": None,
+        "round": 0,
+        "preview_scores": {"2": 0.4, "4": 0.5},
+        "preview_clarity": {},
+    }
+    pruned = record["candidates"][2]
+    assert (pruned["image"], pruned["score"], pruned["pruned_at"], pruned["round"]) == (None, None, 2, 1)
+    assert pruned["preview"] is None, "nobody looked"
+    assert record["best"] == 1 and record["reflection"][0]["critique"] == "too red"
+    assert record["cost"]["denoiser_rows"] == 20 and record["cost"]["seconds"]["total"] == 1.5
+
+
+def test_pictures_are_written_with_what_drew_them(tmp_path):
+    outcome = an_outcome()
+    records.save_outcome(tmp_path, outcome, SETTINGS, {})
+    with Image.open(tmp_path / "candidates" / "01-6.png") as picture:
+        info = json.loads(picture.info["reprise"])
+        assert (info["prompt"], info["user_prompt"], info["seed"]) == ("one", "a prompt", 6)
+        wanted = outcome.candidates[1].image.mul(255).round().byte().flatten().tolist()
+        assert list(picture.tobytes()) == wanted
+    assert (tmp_path / "best.png").read_bytes() == (tmp_path / "candidates" / "01-6.png").read_bytes()
+
+
+def test_the_last_preview_of_a_pruned_candidate_is_a_picture_beside_the_others(tmp_path):
+    outcome = an_outcome()
+    outcome.candidates[2].preview = torch.rand(8, 8, 3)
+    record = records.save_outcome(tmp_path, outcome, SETTINGS, {})
+    assert record.candidates[2].preview == "previews/02-7.png" and record.candidates[2].image is None
+    assert sorted(p.name for p in (tmp_path / "candidates").iterdir()) == ["00-5.png", "01-6.png"]
+    with Image.open(tmp_path / "previews" / "02-7.png") as picture:
+        info = json.loads(picture.info["reprise"])
+        assert (info["prompt"], info["seed"], info["pruned_at"]) == ("two", 7, 2)
+        wanted = outcome.candidates[2].preview.mul(255).round().byte().flatten().tolist()
+        assert list(picture.tobytes()) == wanted
+    assert records.load_record(tmp_path / "record.json") == record
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    assert not list((tmp_path / "previews").iterdir()), "none is left of an earlier run"
+
+
+def test_a_run_is_finished_without_its_previews(tmp_path):
+    outcome = an_outcome()
+    outcome.candidates[2].preview = torch.rand(8, 8, 3)
+    records.save_outcome(tmp_path, outcome, SETTINGS, {})
+    (tmp_path / "previews" / "02-7.png").unlink()
+    assert records.finished(tmp_path, "a prompt", SETTINGS) is not None
+
+
+def test_a_finished_record_is_known_by_prompt_settings_and_pictures(tmp_path):
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    assert records.finished(tmp_path, "a prompt", dict(SETTINGS)).winner.seed == 6
+    assert records.finished(tmp_path, "another", SETTINGS) is None
+    assert records.finished(tmp_path, "a prompt", {**SETTINGS, "best_of": 4}) is None
+    (tmp_path / "candidates" / "00-5.png").unlink()
+    assert records.finished(tmp_path, "a prompt", SETTINGS) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"prompt": "a"}', '{"prompt": NaN}'])
+def test_a_damaged_record_is_no_record(tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    assert records.finished(tmp_path, "a", {}) is None
+    with pytest.raises(BadInput, match="no record of this program"):
+        records.load_record(tmp_path / "record.json")
+
+
+def test_drawing_again_leaves_no_stale_picture_and_touches_nothing_else(tmp_path):
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    (tmp_path / "mine.txt").write_text("keep")
+    record = json.loads((tmp_path / "record.json").read_text())
+    record["candidates"][0]["image"] = "../outside.png"  # a record that someone edited
+    record["candidates"][0]["preview"] = "previews/../mine.txt"
+    record["candidates"][2]["preview"] = "."
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    outside = tmp_path.parent / "outside.png"
+    outside.write_text("keep")
+    records.clear(tmp_path)
+    assert outside.exists() and (tmp_path / "mine.txt").exists()
+    assert not (tmp_path / "record.json").exists() and not (tmp_path / "candidates" / "01-6.png").exists()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_none_makes_no_record(tmp_path, score):
+    with pytest.raises(RepriseError, match="not sound"):
+        records.save_outcome(tmp_path, an_outcome(score), SETTINGS, {})
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_a_file_is_the_old_one_or_all_of_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "a.txt"
+    files.write_whole(path, "old")
+
+    def fails(handle):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(RepriseError):
+        files.write_whole(path, "new")
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_one_line_and_a_failure(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RepriseError, match="the disk is full.*finished prompts are kept") as caught:
+        files.write_whole(tmp_path / "a", b"x")
+    assert caught.value.exit_code == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="--out"):
+        files.prepare_folder(tmp_path / place)
+
+
+def test_slugs_are_names_of_folders_and_differ():
+    assert files.slug("Three RED circles!").startswith("three-red-circles-")
+    assert files.slug("a b") != files.slug("a-b") and files.slug("a", salt="1") != files.slug("a", salt="2")
+    assert files.slug("赤い円").isalnum() and len(files.slug("x" * 500)) < 60
+    assert "/" not in files.slug("../../etc/passwd")
+
+
+def test_versions_name_what_decides_the_pixels():
+    found = records.versions()
+    assert found["threads"] == str(torch.get_num_threads())
+    assert found["torch"].startswith(torch.__version__.split("+")[0]) and {"reprise", "python"} <= set(found)

@@ -1,0 +1,61 @@
+import torch
+
+from reprise.backend.training.common.offload import (
+    NAMES,
+    Phases,
+    judge_modules,
+    modules_mover,
+    renderer_modules,
+)
+
+
+def test_one_role_at_a_time_each_moved_once():
+    moved = []
+
+    def mover(name):
+        return lambda device: moved.append((name, device))
+
+    rewriter, renderer = mover("rewriter"), mover("renderer")
+    phases = Phases("cuda", {"write": rewriter, "update": rewriter, "render": renderer})
+    with phases("render"):
+        assert moved == [("rewriter", "cpu"), ("renderer", "cuda")]
+    moved.clear()
+    with phases("update"), phases("score"):  # nobody's phase
+        assert moved == [("renderer", "cpu"), ("rewriter", "cuda")]
+
+
+def test_seconds_are_counted_also_of_what_fails():
+    phases = Phases()
+    assert phases.seconds == dict.fromkeys(NAMES, 0.0)
+    try:
+        with phases("score"):
+            raise ValueError
+    except ValueError:
+        pass
+    assert phases.seconds["score"] > 0 and phases.seconds["write"] == 0
+
+
+def test_an_optimizers_state_moves_with_its_weights():
+    """The meta device stands in for a GPU."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    modules_mover(lambda: [layer], lambda: optimizer)("meta")
+    assert layer.weight.device.type == "meta"
+    for state in optimizer.state.values():
+        assert state["exp_avg"].device.type == "meta" and state["step"].device.type == "cpu"
+
+
+def test_what_can_be_moved():
+    class Judge:
+        model = torch.nn.Linear(1, 1)
+
+    class Renderer:
+        def __init__(self, hooks):
+            self.pipeline = type("Pipeline", (), {"_all_hooks": hooks})()
+
+    assert judge_modules([Judge(), object()]) == [Judge.model]
+    mine = Renderer([])
+    assert renderer_modules(mine) == [mine.pipeline]
+    assert renderer_modules(Renderer(["moves itself"])) == renderer_modules(object()) == []
