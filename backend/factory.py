@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import BadInput, UnknownName, Unsupported
-from .core.model_files import find_model, installed
+from .core.model_files import find_model, installed_models
 from .core.registry import RENDERERS, REWARDS, REWRITERS, resolve
 from .renderers.settings import RendererSettings
 
@@ -105,7 +105,9 @@ def _find_weights(kind: str | None, name: str) -> Callable[[], Rewriter]:
     folder = find_model("rewriters", name) or find_model("refiners", name)
     if folder is None and not ("/" in name or Path(name).is_dir()):
         kinds = {"prip": ("refiners",), "reprompt": ("rewriters",)}
-        known = [one for each in kinds.get(kind or "", ("rewriters", "refiners")) for one in installed(each)]
+        known = [
+            one for each in kinds.get(kind or "", ("rewriters", "refiners")) for one in installed_models(each)
+        ]
         if kind and not known:
             raise BadInput(f"there is no model {name!r}, and none is installed; expected {kind}:FOLDER")
         raise UnknownName("model" if kind else "rewriter", name, known if kind else [*REWRITERS, *known])
@@ -203,9 +205,9 @@ def make_judge(judge: str | None, rewards: dict[str, float], renderer: str = DEF
         weights = {judge: weights.pop(judge, 1.0), **weights}
     if len(weights) == 1:  # a weight alone changes nothing
         return make_reward(next(iter(weights)))
-    from .rewards.mix import mixed
+    from .rewards.mix import mix_rewards
 
-    return mixed([(make_reward(name), weight) for name, weight in weights.items()])
+    return mix_rewards([(make_reward(name), weight) for name, weight in weights.items()])
 
 
 OF_A_MODEL = {"diffusers", "comfyui"}  # not to be named alone

@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..backend.core.errors import BadInput, CheckpointError
-from ..backend.core.model_files import embedded
+from ..backend.core.model_files import embedded_models
 from . import sockets
 from .sockets import CATEGORY, EMBEDDED
 
@@ -29,7 +29,7 @@ def _root(kind: str) -> str:
 def installed(kind: str) -> dict[str, Path]:
     """Name, with "/", -> folder of each model of a kind: those that come with the pack, then each folder with
     a config.json in it that is no part of another model."""
-    found = embedded(kind)
+    found = embedded_models(kind)
     for root in map(Path, folder_paths.get_folder_paths(_root(kind))):
         folders = {config.parent for config in root.rglob("config.json")} - {root}
         for folder in sorted(folders):

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 
-class Managed(nn.Module):
+class ManagedModule(nn.Module):
     """Around a Hugging Face model, whose `device` has no setter: comfy writes one on what it manages."""
 
     def __init__(self, model: nn.Module):
@@ -21,7 +21,7 @@ def managed(holder: Any) -> Any:
     """`holder` (a rewriter, refiner or judge) with its `model` under the manager, on the text encoders'
     devices, through a `patcher` that `ready` finds."""
     devices = management.text_encoder_device(), management.text_encoder_offload_device()
-    holder.patcher = ModelPatcher(Managed(holder.model), *devices)
+    holder.patcher = ModelPatcher(ManagedModule(holder.model), *devices)
     return holder
 
 

@@ -14,16 +14,16 @@ from comfy_api.latest import io
 
 from ..backend.core.errors import BadInput
 from ..backend.core.interfaces import PreviewReward
-from ..backend.core.scoring import of_previews, ranking
+from ..backend.core.scoring import rank
 from ..backend.core.types import Candidate, Cost
 from ..backend.search.best_of_n import best_of, check_search, judge_candidates
 from ..backend.search.pruning import SCHEDULES, THRESHOLD, PruningWatcher, schedule_from
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
-from .previews import METHODS, Previewer, Wall, check_vae, decoded
+from .previews import METHODS, Previewer, PreviewGrid, check_vae, decoded
 from .reports import scale
-from .row_mask import RowMask, check_alone
+from .row_mask import ComfyRowMask, check_alone
 from .seeds import SeededSampler, first_noise
 
 MAX_CANDIDATES = 256
@@ -212,12 +212,12 @@ def search_in_graph(
         check_alone(guider.model_patcher.model_options, [one for group in conds.values() for one in group])
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
-    looking, cost = of_previews(preview_judge or judge), Cost()
+    looking, cost = preview_judge(preview_judge or judge), Cost()
     if prune == "potential" and isinstance(looking, PreviewReward):
         prune = f"potential:{potential}"
     schedule = schedule_from(prune, candidates, steps, looking)
-    row_mask = RowMask(candidates, chunk or None)
-    wall, decode = Wall(candidates, steps), Previewer(guider.model_patcher, vae, preview)
+    row_mask = ComfyRowMask(candidates, chunk or None)
+    wall, decode = PreviewGrid(candidates, steps), Previewer(guider.model_patcher, vae, preview)
     watcher = PruningWatcher(looking, asked, found, schedule, cost)
     ready(judge, *([preview_judge] if preview_judge and schedule.looks else []))
 
@@ -281,7 +281,7 @@ def _result(
     cost: Cost,
 ) -> io.NodeOutput:
     scores = {c.index: c.score for c in found if c.score is not None}
-    ranked = [found[i] for i in ranking(judge.spec, scores)]
+    ranked = [found[i] for i in rank(judge.spec, scores)]
     images = torch.stack([c.image for c in ranked if c.image is not None])
     report = {
         "judge": judge.spec.name,

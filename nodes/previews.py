@@ -79,7 +79,7 @@ def _taesd_file(latent_format: Any) -> str | None:
     return folder_paths.get_full_path("vae_approx", found[0]) if found else None
 
 
-class Wall:
+class PreviewGrid:
     """The live preview: all candidates in a grid, those pruned dimmed. Sends it with the progress."""
 
     def __init__(self, count: int, steps: int):

@@ -16,8 +16,8 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..backend.core.errors import BadInput
 from ..backend.core.interfaces import Critic
-from ..backend.core.scoring import image_scores, ranking, verdicts
-from ..backend.search.reflection import CORRECTIONS, unread
+from ..backend.core.scoring import image_scores, rank, verdicts
+from ..backend.search.reflection import CORRECTIONS, critique_warning
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
@@ -148,7 +148,7 @@ class ReflectionLoop(io.ComfyNode):
                 f"expected a latent batch of 1, got {len(latent_image['samples'])}; set batch_size to 1"
             )
         first = first_prompt or await _rewrite(rewriter, asked, "", seed, 0)
-        if told := unread(rewriter):
+        if told := critique_warning(rewriter):
             log.warning("%s", told)
         links = _links(cls.hidden)
         links.pop("first_prompt", None)
@@ -225,7 +225,7 @@ class ReflectionStep(io.ComfyNode):
             "critique": verdict.critique,
         }
         every = picture if images is None else torch.cat([images.float().cpu(), picture])
-        best = ranking(judge.spec, {i: drawn["score"] for i, drawn in enumerate(past)})[0]
+        best = rank(judge.spec, {i: drawn["score"] for i, drawn in enumerate(past)})[0]
         told = [*report.shown["rounds"][: len(past) - 1], {**past[-1], "picture": thumbnail(picture)}]
         report.shown.update(best=best, rounds=told)
         ui = {"reprise_reflection": [{**report.shown, "part": True}]}

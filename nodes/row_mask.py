@@ -18,7 +18,7 @@ from ..backend.core.errors import BadInput, RenderFailed
 KEY = "reprise.row_mask"
 
 
-class RowMask:
+class ComfyRowMask:
     """`alive` holds the rows to evaluate; `rows` counts rows evaluated, `rows_full` rows asked for.
 
     One row is one candidate under one conditioning, so CFG makes two of each. `chunk` is the most rows

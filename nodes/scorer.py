@@ -44,7 +44,7 @@ class RewardScorer(io.ComfyNode):
     @classmethod
     def execute(cls, images, prompt: str, judge) -> io.NodeOutput:
         from ..backend.core.interfaces import Critic
-        from ..backend.core.scoring import image_scores, ranking
+        from ..backend.core.scoring import image_scores, rank
         from .memory import ready
         from .reports import scale
 
@@ -52,7 +52,7 @@ class RewardScorer(io.ComfyNode):
         ready(judge)
         pictures = images[..., :3].float().cpu()
         scores = image_scores(judge, pictures, asked)
-        order = ranking(judge.spec, dict(enumerate(scores)))
+        order = rank(judge.spec, dict(enumerate(scores)))
         report = {
             "judge": judge.spec.name,
             **scale(judge.spec),

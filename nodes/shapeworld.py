@@ -26,9 +26,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ..backend.core.model_files import EMBEDDED
+from ..backend.core.model_files import EMBEDDED_WEIGHTS
 
-WEIGHTS = EMBEDDED / "renderer"
+WEIGHTS = EMBEDDED_WEIGHTS / "renderer"
 TEXT_LENGTH = 48  # T5 tokens that the renderer was trained on
 
 

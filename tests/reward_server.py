@@ -16,7 +16,7 @@ from reprise.backend.core.types import RewardSpec
 from reprise.backend.net.reward_protocol import Limits
 from reprise.backend.rewards import remote
 from reprise.backend.serving.app import make_app
-from reprise.backend.serving.desk import Desk
+from reprise.backend.serving.batching import BatchingQueue
 from reprise.backend.serving.server import address, listen, make_server
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.prompts import layout, parse_prompt
@@ -35,22 +35,22 @@ def clean(monkeypatch):
 
 
 @contextmanager
-def serving(*rewards, key=None, limits=None, **desk):
-    """A running server: `url`, `desk`, and a plain `http` client of it."""
+def serving(*rewards, key=None, limits=None, **queue):
+    """A running server: `url`, `queue`, and a plain `http` client of it."""
     limits = limits or Limits()
-    desk = Desk(rewards, pixels=limits.pixels, **desk)
+    queue = BatchingQueue(rewards, pixels=limits.pixels, **queue)
     with listen("127.0.0.1", 0) as sock:
-        server = make_server(make_app(desk, limits, key), desk)
+        server = make_server(make_app(queue, limits, key), queue)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         # Reading certificates for nothing takes longer than all else here.
         http = httpx.Client(base_url=address(sock), verify=False, trust_env=False, timeout=60)
         try:
-            yield SimpleNamespace(url=address(sock), desk=desk, http=http)
+            yield SimpleNamespace(url=address(sock), queue=queue, http=http)
         finally:
             http.close()
             server.should_exit = True
-            desk.close()
+            queue.close()
             thread.join(10)
 
 

@@ -148,7 +148,7 @@ def evaluate(
         if value is not None and not (methods or table):
             raise BadInput(f"--{option} is of --compare and --rows; give one of these, or leave it out")
     scoring = make_reward((judge or "shapeworld-strict") if methods or table else "shapeworld")
-    makers = chains.Makers(
+    makers = chains.RoleFactory(
         lambda lora: find_renderer(renderer, steps, lora=Path(lora) if lora else None)(),
         lambda one: find_rewriter(one)(),
         make_reward,

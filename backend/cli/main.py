@@ -125,5 +125,5 @@ def main() -> None:
     if code:
         from ..training.common import distributed
 
-        distributed.abandon(code)
+        distributed.exit_now(code)
     sys.exit(code)

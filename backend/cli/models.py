@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import CheckpointError
-from ..core.model_files import EMBEDDED, model_folders
+from ..core.model_files import EMBEDDED_WEIGHTS, model_folders
 from ..core.registry import RENDERERS, REWARDS, REWRITERS
 from ..rewards.published import files
 
@@ -21,7 +21,7 @@ HEADROOM = 1.25  # weights and what computing with them takes, as a multiple of 
 
 
 @dataclass
-class Found:
+class InstalledModel:
     """One set of weights. `bytes` on disk; `fault` says why it cannot be used, else None."""
 
     kind: str
@@ -34,7 +34,7 @@ class Found:
 
 
 @dataclass
-class Judge:
+class PublishedJudge:
     """One judge with files of its own. `parameters` it computes with, float32 on a CPU; `files` with the
     path of each, None where it is not there; `advice` says what to put where, None for an installed one."""
 
@@ -46,7 +46,7 @@ class Judge:
     fits: bool | None = None
 
 
-def find_judges() -> list[Judge]:
+def find_judges() -> list[PublishedJudge]:
     """All judges with published files, installed or not."""
     found = []
     for name, needs in files.JUDGES.items():
@@ -62,7 +62,9 @@ def find_judges() -> list[Judge]:
             for wanted, path in zip(needs.files, paths)
         ]
         size = sum(part["bytes"] for part in parts)
-        found.append(Judge(name, needs.parameters, size, parts, files.advice(lost) if lost else None))
+        found.append(
+            PublishedJudge(name, needs.parameters, size, parts, files.advice(lost) if lost else None)
+        )
     return found
 
 
@@ -85,10 +87,10 @@ def count_parameters(path: Path) -> int:
     return total
 
 
-def look_at(kind: str, name: str, folder: Path) -> Found:
+def look_at(kind: str, name: str, folder: Path) -> InstalledModel:
     """What lies in one model's folder."""
     files = sorted(folder.rglob("*.safetensors"))
-    found = Found(kind, name, str(folder), sum(f.stat().st_size for f in files), 0)
+    found = InstalledModel(kind, name, str(folder), sum(f.stat().st_size for f in files), 0)
     if not files:
         found.fault = "no .safetensors file in it"
     for file in files:
@@ -99,13 +101,13 @@ def look_at(kind: str, name: str, folder: Path) -> Found:
     return found
 
 
-def find_all() -> list[Found]:
+def find_all() -> list[InstalledModel]:
     """Everything installed that is a folder of safetensors: the embedded weights first. Judges with
     published files of their own are `find_judges`'s."""
     found = []
     known = {wanted.folder for needs in files.JUDGES.values() for wanted in needs.files}
-    if EMBEDDED.is_dir():
-        for folder in sorted(p for p in EMBEDDED.iterdir() if p.is_dir()):
+    if EMBEDDED_WEIGHTS.is_dir():
+        for folder in sorted(p for p in EMBEDDED_WEIGHTS.iterdir() if p.is_dir()):
             kind, dash, variant = folder.name.partition("-")
             kind = kind if kind.endswith("s") else kind + "s"
             found.append(look_at(kind, f"embedded{dash}{variant}", folder))

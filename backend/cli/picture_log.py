@@ -65,7 +65,7 @@ def picture_log(
         raise BadInput(f"--renders must be 1 to 256, got {renders}")
     options.check_seed(seed)
     find = find_renderer(name, steps)
-    records, meanings = read_source(source)
+    records, judge_prompts = read_source(source)
     drawn = all(record.image is not None for record in records)
     if drawn and (renderer is not None or steps is not None):
         raise BadInput(f"all of {source} is drawn already; leave --renderer and --steps out")
@@ -89,7 +89,7 @@ def picture_log(
                 seed=seed,
                 at_once=AT_ONCE,
                 overlap=name.startswith("comfyui:"),
-                meanings=meanings,
+                judge_prompts=judge_prompts,
                 progress=lambda done, of: tell("draw", done, of),
             )
     if as_json:

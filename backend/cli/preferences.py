@@ -13,7 +13,7 @@ from ..preferences.pairing import BY
 from . import options
 
 if TYPE_CHECKING:
-    from ..preferences.pairing import Group, Mined
+    from ..preferences.pairing import PairMiner, PictureGroup
     from ..preferences.store import Store
 
 SERVER = "comfyui:"
@@ -83,7 +83,8 @@ def mine(
     from ..preferences.store import Store, is_store
     from . import terminal
 
-    mined, found = _begin(store, by, margin, most), list["Group | Store"]()
+    mined = _begin(store, by, margin, most)
+    found: list[PictureGroup | Store] = []
     for run in runs:
         if run.startswith(SERVER):
             if reward is not None:
@@ -208,8 +209,8 @@ def strike(
     terminal.out().print(f"{out} pairs struck, {back} back in, {left} left to learn from")
 
 
-def _begin(store: Path, by: str, margin: float, most: int) -> Mined:
-    from ..preferences.pairing import Mined
+def _begin(store: Path, by: str, margin: float, most: int) -> PairMiner:
+    from ..preferences.pairing import PairMiner
     from ..preferences.store import Store
     from .results import check_at_least_one
 
@@ -223,10 +224,10 @@ def _begin(store: Path, by: str, margin: float, most: int) -> Mined:
         raise BadInput(f"{there} is a file; expected a folder that keeps preferences: give another --store")
     kept = Store(store, create=True)
     kept.check()
-    return Mined(kept, by, margin, most)
+    return PairMiner(kept, by, margin, most)
 
 
-def _finish(mined: Mined) -> None:
+def _finish(mined: PairMiner) -> None:
     """Record what was found and say so. Raises BadInput, with what became of it, where that is nothing."""
     from . import terminal
 

@@ -26,7 +26,7 @@ MOST = 4096  # candidates; a slip of the keyboard should not take a week
 
 
 @dataclass
-class Entry:
+class RenderedPrompt:
     """One finished prompt: its folder and record."""
 
     folder: Path
@@ -171,10 +171,10 @@ def render(
         looking = make_reward(previews) if previews not in (None, judge) else None
         drawing, rewriting = finding(), writing()
         from ..search.chain import Chain
-        from ..search.reflection import unread
+        from ..search.reflection import critique_warning
 
         correcting = mending_words() if mending_words else None
-        if reflect and (told := unread(correcting or rewriting)):
+        if reflect and (told := critique_warning(correcting or rewriting)):
             terminal.note(f"{told}; name one that does with --corrector, or give --reflect 0")
         chain = Chain(
             rewriting,
@@ -235,24 +235,24 @@ def _run_all(
     found: dict[str, str],
     out: Path,
     redo: bool,
-) -> list[Entry]:
+) -> list[RenderedPrompt]:
     """Draw what is not finished. A prompt that cannot be judged is passed over where there are more.
 
     Whatever happens, the page shows what is finished when this is left.
     """
     from ..reports.build import write_page
-    from ..storage.records import finished, save_outcome
+    from ..storage.records import finished_record, save_outcome
     from . import terminal
 
-    entries: list[Entry] = []
+    entries: list[RenderedPrompt] = []
     refused: list[str] = []
     try:
         with terminal.stage_progress() as start:
             for number, (prompt, folder) in enumerate(folders.items(), 1):
-                record = None if redo else finished(folder, prompt, settings)
+                record = None if redo else finished_record(folder, prompt, settings)
                 if record is not None:
                     terminal.note(f"kept: {prompt} ({folder})")
-                    entries.append(Entry(folder, record))
+                    entries.append(RenderedPrompt(folder, record))
                     continue
                 title = f"{number}/{len(folders)} {prompt}" if len(folders) > 1 else prompt
                 try:
@@ -263,7 +263,7 @@ def _run_all(
                     refused.append(prompt)
                     terminal.note(f"passed over: {error}")
                     continue
-                entries.append(Entry(folder, save_outcome(folder, outcome, settings, found)))
+                entries.append(RenderedPrompt(folder, save_outcome(folder, outcome, settings, found)))
     except (KeyboardInterrupt, Interrupted) as stop:
         raise Interrupted(
             f"stopped; {len(entries)} of {len(folders)} prompts are finished in {out}; "
@@ -280,7 +280,7 @@ def _run_all(
     return entries
 
 
-def _page_or_note(write_page: Any, out: Path, entries: list[Entry]) -> None:
+def _page_or_note(write_page: Any, out: Path, entries: list[RenderedPrompt]) -> None:
     """The page is made of the records: where it cannot be written, the run itself is not lost."""
     from . import terminal
 
@@ -290,7 +290,7 @@ def _page_or_note(write_page: Any, out: Path, entries: list[Entry]) -> None:
         terminal.note(f"no page: {error}")
 
 
-def _print(entry: Entry) -> None:
+def _print(entry: RenderedPrompt) -> None:
     """What became of one prompt, in a few lines."""
     from rich.markup import escape
 
@@ -301,9 +301,9 @@ def _print(entry: Entry) -> None:
     out = terminal.out()
     out.print(f"[bold]{escape(record.prompt)}[/bold]", soft_wrap=True)
     out.print(f"  drawn as  {escape(record.winner.prompt)}", soft_wrap=True)
-    finished = [c.score for c in record.candidates if c.score is not None and c.round == 0]
+    finished_record = [c.score for c in record.candidates if c.score is not None and c.round == 0]
     parts = [f"best [bold green]{record.winner.score or 0:.2f}[/bold green]"]
-    if finished:
+    if finished_record:
         stopped = sum(c.pruned_at is not None for c in record.candidates)
         parts.append(f"{len(record.candidates)} candidates, {stopped} stopped early")
     if record.reflection:

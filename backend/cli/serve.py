@@ -46,7 +46,7 @@ def rewards(
     from ..factory import DEFAULT_JUDGE, make_reward
     from ..net.reward_protocol import Limits
     from ..serving.app import make_app
-    from ..serving.desk import Desk
+    from ..serving.batching import BatchingQueue
     from ..serving.server import address, is_loopback, listen, serve
     from . import terminal
 
@@ -62,12 +62,12 @@ def rewards(
         kinds = [reward.spec.name for reward in served]
         if len(set(kinds)) < len(kinds):
             raise BadInput(f"two rewards have the same name: {', '.join(kinds)}; serve one of them")
-        desk = Desk(served, waiting=queue, batch=batch, pixels=max_pixels)
+        requests = BatchingQueue(served, waiting=queue, batch=batch, pixels=max_pixels)
         terminal.note(f"{', '.join(kinds)} at {address(sock)}; Ctrl-C stops")
         try:
-            serve(make_app(desk, limits, key), desk, sock)
+            serve(make_app(requests, limits, key), requests, sock)
         except KeyboardInterrupt as stop:
-            raise Interrupted(f"stopped; requests answered: {desk.answered}") from stop
+            raise Interrupted(f"stopped; requests answered: {requests.answered}") from stop
 
 
 def check_key(text: str) -> str | None:

@@ -63,7 +63,7 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     function = resolve("trainer", TRAINERS, name)
     module = import_module(function.__module__)
     if not getattr(module, "SEVERAL", False):
-        distributed.refuse_several(f"trainer {name!r}", "torchrun and accelerate launch")
+        distributed.require_one_process(f"trainer {name!r}", "torchrun and accelerate launch")
     config = load_config(module.CONFIG, config_file, words)
     text = save_config(config)
     run = resume or out or Path("runs") / slug(f"{name} {config_file.stem if config_file else ''}", salt=text)
@@ -76,21 +76,24 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
         write_whole(run / "config.yaml", text)
 
-    distributed.on_main(begin)
-    note = distributed.main_alone(terminal.note)
-    if distributed.alone_against_expectation():
+    distributed.run_on_main(begin)
+    note = distributed.main_only(terminal.note)
+    if distributed.launched_alone():
         note(
             "accelerate launch started one process: on the CPU it starts several through MPI alone; "
             "torchrun --nproc_per_node N does without"
         )
-    note(f"{name} in {run}" + (f", {distributed.count()} processes" if distributed.several() else ""))
+    note(
+        f"{name} in {run}"
+        + (f", {distributed.world_size()} processes" if distributed.is_distributed() else "")
+    )
     again = f"go on with: reprise train {name} --resume {run}"
     try:
         made = function(config, run, resume=resume is not None, log=note)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"{str(stop) or 'stopped'}; {again}") from stop
     except RuntimeError as error:
-        if not distributed.lost(error):
+        if not distributed.is_peer_loss(error):
             raise
         raise TrainingFailed(f"another process of this run is gone; {again}") from error
     if distributed.is_main():
@@ -100,7 +103,7 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
 @contextmanager
 def _one_voice() -> Iterator[None]:
     """Of several processes the first to fail says why; the others end without a word."""
-    if not distributed.several():
+    if not distributed.is_distributed():
         yield
         return
     signal.signal(signal.SIGTERM, _told_to_end)

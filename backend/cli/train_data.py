@@ -16,9 +16,9 @@ from . import options
 
 if TYPE_CHECKING:
     from ..core.interfaces import Rewriter, TextReward
-    from ..rewriters.rows import AsksRows
-    from ..training.rollouts.prompts import Asked
-    from ..training.sft.data import Example
+    from ..rewriters.rows import RowRewriter
+    from ..training.rollouts.prompts import TrainingPrompt
+    from ..training.sft.data import RewriteExample
 
 AT_ONCE = 32  # pictures drawn, judged and kept before the next
 PICTURES_GB = 20  # kept on disk; beyond it those used longest ago go
@@ -116,7 +116,7 @@ def train_data(
     """
     from ..factory import find_rewriter
     from ..storage.files import prepare_folder
-    from ..training.sft.make_data import Answers, Maker, held_out
+    from ..training.sft.make_data import AnswerFolder, ExampleMaker, held_out
     from . import terminal
 
     asked = _prompts(prompts)
@@ -129,11 +129,11 @@ def train_data(
     find, passing = find_rewriter(rewriter), _filters(filters or [])
     folder = out.with_name(f"{out.name}.answers")
     choose = _chooser(folder, renderer, reward, pictures, steps, seed) if keep_best else None
-    answers = Answers(folder, rewriter, seed)
+    answers = AnswerFolder(folder, rewriter, seed)
     for path in filter(None, (out, eval_out)):
         answers.check_place(path)
         prepare_folder(path.parent)
-    maker = Maker(asked, answers, variants=variants, retries=retries, filters=passing)
+    maker = ExampleMaker(asked, answers, variants=variants, retries=retries, filters=passing)
     with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
         tell = start(prompts)
         try:
@@ -175,11 +175,11 @@ def train_data(
             )
 
 
-def _reasoning(rewriter: Rewriter) -> AsksRows:
+def _reasoning(rewriter: Rewriter) -> RowRewriter:
     """Raises Unsupported for a rewriter that asks no model, and so gives no reasons."""
-    from ..rewriters.rows import AsksRows
+    from ..rewriters.rows import RowRewriter
 
-    if not isinstance(rewriter, AsksRows):
+    if not isinstance(rewriter, RowRewriter):
         raise Unsupported(
             f"--rewriter {rewriter.name} gives no reasons to learn; take chat:MODEL@URL, or "
             "the weights of a chat model"
@@ -187,7 +187,7 @@ def _reasoning(rewriter: Rewriter) -> AsksRows:
     return rewriter
 
 
-def _prompts(source: str) -> list[Asked]:
+def _prompts(source: str) -> list[TrainingPrompt]:
     """The prompts, each once, checked."""
     from ..training.rollouts.prompts import read_prompts
     from . import terminal
@@ -234,7 +234,7 @@ def _filters(names: list[str]) -> dict[str, TextReward]:
 
 def _chooser(
     folder: Path, renderer: str | None, reward: list[str] | None, images: int, steps: int | None, seed: int
-) -> Callable[..., tuple[dict[str, list[Example]], dict[str, int]]]:
+) -> Callable[..., tuple[dict[str, list[RewriteExample]], dict[str, int]]]:
     """What keeps each prompt's best example by its pictures. The names are checked here; models are loaded
     when it is called, by which time the rewriter is gone."""
     from ..factory import (
@@ -255,19 +255,21 @@ def _chooser(
     weights = parse_weights(reward or [DEFAULT_JUDGE])
 
     def choose(
-        asked: list[Asked], examples: Mapping[str, list[Example]], progress: Callable[[int, int], None]
-    ) -> tuple[dict[str, list[Example]], dict[str, int]]:
+        asked: list[TrainingPrompt],
+        examples: Mapping[str, list[RewriteExample]],
+        progress: Callable[[int, int], None],
+    ) -> tuple[dict[str, list[RewriteExample]], dict[str, int]]:
         from ..storage.files import write_whole
-        from ..training.common.offload import Phases
-        from ..training.rollouts.scoring import Studio
+        from ..training.common.offload import StageTimer
+        from ..training.rollouts.scoring import PictureScorer
         from ..training.sft.make_data import keep_best
 
         rewards = {name: make_reward(name) for name in weights}
-        studio = Studio(find(), rewards, cache, Phases(), AT_ONCE, overlap=elsewhere)
+        scorer = PictureScorer(find(), rewards, cache, StageTimer(), AT_ONCE, overlap=elsewhere)
         best, rows = keep_best(
             asked,
             examples,
-            studio,
+            scorer,
             weights,
             range(seed, seed + images),
             AT_ONCE * (4 if elsewhere else 1),

@@ -44,7 +44,7 @@ def parse_config(model: type[C], values: dict[str, Any], where: str) -> C:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{where}: {one_line(error)}") from error
+        raise BadInput(f"{where}: {validation_message(error)}") from error
 
 
 def parse_line(model: type[C], text: str, where: str) -> C:
@@ -52,7 +52,7 @@ def parse_line(model: type[C], text: str, where: str) -> C:
     try:
         return model.model_validate(json.loads(text))
     except ValidationError as error:
-        raise BadInput(f"{where}: {one_line(error)}") from error
+        raise BadInput(f"{where}: {validation_message(error)}") from error
     except ValueError as error:
         raise BadInput(f"{where}: no JSON ({error})") from error
 
@@ -62,7 +62,7 @@ def save_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def one_line(error: ValidationError) -> str:
+def validation_message(error: ValidationError) -> str:
     """The first fault of a pydantic error, "key: reason, got value", and how many more there are."""
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-WHOLE = 64 * 2**20  # bytes up to which a file's or a model's whole content is hashed or checked
-EMBEDDED = Path(__file__).parents[1] / "shapeworld" / "weights"
+FULL_HASH_BYTES = 64 * 2**20  # bytes up to which a file's or a model's whole content is hashed or checked
+EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "shapeworld" / "weights"
 
 
-def embedded(kind: str) -> dict[str, Path]:
+def embedded_models(kind: str) -> dict[str, Path]:
     """What comes with the pack beside its default of a kind ("rewriters", …): name -> folder."""
-    variants = sorted(EMBEDDED.glob(f"{kind.removesuffix('s')}-*"))
+    variants = sorted(EMBEDDED_WEIGHTS.glob(f"{kind.removesuffix('s')}-*"))
     return {f"embedded-{path.name.partition('-')[2]}": path for path in variants if path.is_dir()}
 
 
@@ -32,7 +32,7 @@ def folder_fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
         with open(path, "rb") as file:
-            if size <= WHOLE:
+            if size <= FULL_HASH_BYTES:
                 digest.update(file.read())
                 continue
             for block in range(17):
@@ -87,11 +87,11 @@ def find_model(kind: str, name: str) -> Path | None:
     for root in model_folders():
         if (root / kind / name).is_dir():
             return root / kind / name
-    return embedded(kind).get(name)
+    return embedded_models(kind).get(name)
 
 
-def installed(kind: str) -> list[str]:
+def installed_models(kind: str) -> list[str]:
     """Names of the models of a kind, sorted."""
     folders = (root / kind for root in model_folders())
     found = {p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir()}
-    return sorted(found | embedded(kind).keys())
+    return sorted(found | embedded_models(kind).keys())

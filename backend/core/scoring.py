@@ -42,18 +42,18 @@ def clarities(reward: PreviewReward, images: Tensor, prompts: Sequence[str]) -> 
     return None if found is None else _checked(reward.spec.name, lambda: found, len(prompts))
 
 
-def of_previews(judge: Reward) -> Reward:
+def preview_judge(judge: Reward) -> Reward:
     """Who looks at previews in a judge's place: a vision-language model asks about them in other words."""
     make = getattr(judge, "of_previews", None)
     return judge if make is None else make()
 
 
-def identity(reward: Reward) -> str:
+def reward_fingerprint(reward: Reward) -> str:
     """What decides its scores, for keys of what is kept: the fingerprint of its weights, or its name."""
     return getattr(reward, "fingerprint", None) or reward.spec.name
 
 
-def ranking(spec: RewardSpec, scores: Mapping[int, float]) -> list[int]:
+def rank(spec: RewardSpec, scores: Mapping[int, float]) -> list[int]:
     """Indexes of `scores` from best to worst; a tie goes to the earlier one."""
     sign = 1.0 if spec.higher_is_better else -1.0
     return sorted(scores, key=lambda i: (-sign * scores[i], i))

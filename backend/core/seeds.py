@@ -11,13 +11,13 @@ from functools import lru_cache
 from .types import SEED_RANGE
 
 
-def order(count: int, seed: int, places: Sequence[int]) -> list[int]:
+def shuffled_indices(count: int, seed: int, places: Sequence[int]) -> list[int]:
     """Which of `count` things stand at these places: all of them in an order of (seed, round), then again."""
-    return [_round(count, seed, place // count)[place % count] for place in places]
+    return [_shuffled_round(count, seed, place // count)[place % count] for place in places]
 
 
 @lru_cache(maxsize=4)
-def _round(count: int, seed: int, number: int) -> list[int]:
+def _shuffled_round(count: int, seed: int, number: int) -> list[int]:
     return random.Random(f"{seed} {number}").sample(range(count), count)
 
 

@@ -122,7 +122,7 @@ class Cost:
 
 
 @dataclass
-class Round:
+class ReflectionRound:
     """One round of reflection. Round 0 is the verdict on the search's own best picture."""
 
     round: int
@@ -141,5 +141,5 @@ class Outcome:
     rewrites: list[Rewrite]
     candidates: list[Candidate]  # of all rounds; `candidates[i].index == i`
     best: int
-    reflection: list[Round]
+    reflection: list[ReflectionRound]
     cost: Cost

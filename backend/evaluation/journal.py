@@ -11,7 +11,7 @@ from ..core.errors import BadInput
 from ..storage.files import append_line, read_lines, write_whole
 
 
-class Kept:
+class Journal:
     """Rows, also as lines of JSON in a file: those of earlier calls first. Without a file, in memory alone.
 
     A line that a kill left half written is taken off. Raises BadInput for a file of something else.

@@ -33,7 +33,7 @@ from ..rewards.vlm.judge import VLMJudge, shown
 from ..storage.cache import Cache
 from ..storage.images import read_picture
 from .critiques import tabulate
-from .journal import Kept
+from .journal import Journal
 from .statistics import Interval, interval_of, prompt_shares, text_of
 
 BATCH = 32  # pictures judged, and kept, before the next
@@ -42,7 +42,7 @@ Answer = float | str  # P(yes), or a critique
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgeCase:
     """A question about a picture; `step` is that of a preview, 0 of a finished picture. `reason` is the right
     answer to "critique"."""
 
@@ -54,17 +54,17 @@ class Case:
     reason: str = ""
 
 
-class Answers(Protocol):
+class JudgeAnswers(Protocol):
     """P(yes) to each case, or what is wrong, all of one question and all finished or all previews; None where
     this judge does not know the question."""
 
-    def __call__(self, cases: Sequence[Case]) -> Sequence[Answer] | None: ...
+    def __call__(self, cases: Sequence[JudgeCase]) -> Sequence[Answer] | None: ...
 
 
-def answers_of(judge: Reward) -> Answers:
+def answers_of(judge: Reward) -> JudgeAnswers:
     """How a judge answers."""
 
-    def ask(cases: Sequence[Case]) -> Sequence[Answer] | None:
+    def ask(cases: Sequence[JudgeCase]) -> Sequence[Answer] | None:
         import torch
 
         question, words = cases[0].question, [case.prompt for case in cases]
@@ -101,8 +101,8 @@ def answers_of(judge: Reward) -> Answers:
 
 
 def evaluate(
-    judges: Mapping[str, Callable[[], Answers]],
-    cases: Sequence[Case],
+    judges: Mapping[str, Callable[[], JudgeAnswers]],
+    cases: Sequence[JudgeCase],
     *,
     marks: Mapping[str, str] | None = None,
     kept: Path | None = None,
@@ -119,7 +119,7 @@ def evaluate(
     questions = [question for question in QUESTIONS if any(case.question == question for case in cases)]
     wrong = [case for case in cases if case.question == CRITIQUE]
     early = [replace(case, question="match") for case in cases if case.question == "potential"]
-    file = Kept(kept)
+    file = Journal(kept)
     prompts = list(dict.fromkeys(case.prompt for case in cases))
     shares = prompt_shares(len(prompts), seed)
     rows, by_step, errors, apart, curves, said = [], [], [], [], {}, {}
@@ -190,12 +190,12 @@ def evaluate(
 
 def _answered(
     name: str,
-    make: Callable[[], Answers],
-    cases: Sequence[Case],
-    file: Kept,
+    make: Callable[[], JudgeAnswers],
+    cases: Sequence[JudgeCase],
+    file: Journal,
     mark: str,
     tell: Callable[[str, int, int], None] | None,
-) -> list[tuple[Case, Answer | None]]:
+) -> list[tuple[JudgeCase, Answer | None]]:
     """Each case with its answer, some asked by an earlier call."""
     known = {
         row["key"]: row["answer"]
@@ -226,11 +226,11 @@ def _answered(
 
 
 COMMONER = "always the commoner answer"
-Asked = Sequence[tuple[Case, float]]
+Asked = Sequence[tuple[JudgeCase, float]]
 
 
 def _commoner(
-    cases: Sequence[Case],
+    cases: Sequence[JudgeCase],
     questions: Sequence[str],
     steps: Sequence[int],
     prompts: Sequence[str],

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import BadInput, RenderFailed, UnknownName
 from ..core.interfaces import Renderer, Reward, Rewriter
-from ..core.scoring import identity, image_scores
+from ..core.scoring import image_scores, reward_fingerprint
 from ..core.types import Job
 from ..rewards.text import words
 from ..shapeworld.prompts import PromptCase
-from ..storage.cache import Cache, as_kept, picture_key
-from .journal import Kept
+from ..storage.cache import Cache, picture_key, round_to_8_bits
+from .journal import Journal
 from .shapeworld import SEED_STRIDE, by_prompt, chosen_cases, chosen_tasks, spelled
 from .statistics import Trained, training_intervals
 
@@ -53,7 +53,7 @@ def check(methods: Mapping[str, Sequence[str]], baseline: str | None) -> None:
         raise UnknownName("baseline", baseline, (TYPED, *methods, ORACLE))
 
 
-class Comparison:
+class RewriterComparison:
     """What is known of rewriters and pictures, and how to find out the rest; kept in `folder`."""
 
     def __init__(
@@ -68,13 +68,13 @@ class Comparison:
         self.cases, self.bases, self.renderer, self.judge = cases, bases, renderer, judge
         self.tell = tell or (lambda stage, done, total: None)
         self.pictures = Cache(folder / "pictures")
-        self.kept_rewrites = Kept(folder / "rewrites.jsonl")
-        self.kept_scores = Kept(folder / "scores.jsonl")
+        self.kept_rewrites = Journal(folder / "rewrites.jsonl")
+        self.kept_scores = Journal(folder / "scores.jsonl")
         self.rewrites = {(row["rewriter"], row["prompt"]): row for row in self.kept_rewrites.rows}
         self.scores = {
             (row["picture"], row["prompt"]): row
             for row in self.kept_scores.rows
-            if row["judge"] == identity(judge)
+            if row["judge"] == reward_fingerprint(judge)
         }
 
     def write(self, rewriters: Rewriters, marks: Mapping[str, str]) -> None:
@@ -119,7 +119,7 @@ class Comparison:
             drawn = self._draw([job for job, _ in part])
             images = torch.stack([drawn[job][0] for job, _ in part])
             scores = image_scores(self.judge, images, [prompt for _, prompt in part])
-            name = identity(self.judge)
+            name = reward_fingerprint(self.judge)
             fresh = [
                 {
                     "judge": name,
@@ -148,7 +148,7 @@ class Comparison:
             for job, image in zip(todo, drawn.images, strict=True):
                 if image is None:
                     raise RenderFailed(f"{self.renderer.name} gave no picture for {job.prompt[:80]!r}")
-                image = as_kept(image)
+                image = round_to_8_bits(image)
                 self.pictures.put_image(self.key(job), image, {"rows": rows})
                 found[job] = image, rows
         return found
@@ -205,7 +205,7 @@ def compare(
     tasks = chosen_tasks(tasks)
     cases = chosen_cases(split, per_task, seed, tasks)
     bases = [seed + repetition * SEED_STRIDE for repetition in range(seeds)]
-    work = Comparison(cases, bases, renderer, judge, folder, tell)
+    work = RewriterComparison(cases, bases, renderer, judge, folder, tell)
     work.write(rewriters, marks)
     texts: dict[str, list[Text]] = {
         TYPED: [lambda case, base: case.prompt],

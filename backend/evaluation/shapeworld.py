@@ -23,14 +23,14 @@ from typing import Any
 
 from ..core.errors import BadInput, UnknownName
 from ..core.interfaces import Renderer, Reward, Rewriter
-from ..core.scoring import identity, image_scores, of_previews
+from ..core.scoring import image_scores, preview_judge, reward_fingerprint
 from ..core.types import Candidate, Job, Rewrite
 from ..search.best_of_n import SearchResult, best_of, search
-from ..search.pruning import Halving, Schedule, schedule_from
+from ..search.pruning import HalvingSchedule, PruningSchedule, schedule_from
 from ..search.reflection import reflect
 from ..shapeworld.captions import spelled_out
 from ..shapeworld.prompts import TASKS, PromptCase, layout, sample_prompts
-from .journal import Kept
+from .journal import Journal
 from .statistics import task_intervals
 
 SEED_STRIDE = 100_000  # between repetitions; far more than one search can use
@@ -40,17 +40,17 @@ REWRITE = 8  # prompts rewritten at once
 Result = dict[str, Any]  # {"method", "prompt", "seed", "right", "rows", "calls"}
 
 
-class Recording:
+class RecordingSchedule:
     """A schedule that looks when `schedule` looks and lets every candidate go on."""
 
-    def __init__(self, schedule: Schedule):
-        self.looks, self.waits = schedule.looks, schedule.waits
+    def __init__(self, schedule: PruningSchedule):
+        self.looks, self.needs_clarity = schedule.looks, schedule.needs_clarity
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         return list(scores)
 
 
-def replay(candidates: Sequence[Candidate], schedule: Schedule) -> list[int | None]:
+def replay(candidates: Sequence[Candidate], schedule: PruningSchedule) -> list[int | None]:
     """What `schedule` would have pruned, from recorded preview scores: the step per candidate, or None. What
     was not clear has none, and goes on."""
     pruned: list[int | None] = [None] * len(candidates)
@@ -93,7 +93,7 @@ class Evaluation:
         self.rewriter, self.template, self.renderer, self.judge = rewriter, template, renderer, judge
         self.best_of, self.prune, self.rounds = best_of, prune, rounds
         self.variants, self.seed, self.tell = variants, seed, tell
-        self.kept = Kept(kept)
+        self.kept = Journal(kept)
         self.results: list[Result] = self.kept.rows
         self.done = {(r["method"], r["prompt"], r["seed"]) for r in self.results}
 
@@ -137,7 +137,7 @@ class Evaluation:
                 [r.prompt for r in rewrites],
                 n=self.best_of,
                 seed=base,
-                schedule=Recording(schedule),
+                schedule=RecordingSchedule(schedule),
             )
             steps, n = self.renderer.steps, self.best_of
             rows_each = full.cost.denoiser_rows_full / (steps * n)
@@ -197,8 +197,8 @@ class Evaluation:
                 answers = self.rewriter.rewrite([case.prompt for case in part], self.variants, seed=base)
                 yield from ((case, base, found) for case, found in zip(part, answers, strict=True))
 
-    def schedule(self, n: int) -> Schedule:
-        return schedule_from(self.prune, n, self.renderer.steps, of_previews(self.judge))
+    def schedule(self, n: int) -> PruningSchedule:
+        return schedule_from(self.prune, n, self.renderer.steps, preview_judge(self.judge))
 
     def chain_methods(self) -> list[str]:
         best = f"+ best of {self.best_of}"
@@ -287,10 +287,14 @@ def evaluate(
         "rewriter": rewriter.name,
         "rewriter_fingerprint": getattr(rewriter, "fingerprint", None),
         "judge": judge.spec.name,
-        **({"judge_fingerprint": identity(judge)} if identity(judge) != judge.spec.name else {}),
+        **(
+            {"judge_fingerprint": reward_fingerprint(judge)}
+            if reward_fingerprint(judge) != judge.spec.name
+            else {}
+        ),
     }
-    schedule = schedule_from(prune, best_of, renderer.steps, of_previews(judge))
-    if isinstance(schedule, Halving):
+    schedule = schedule_from(prune, best_of, renderer.steps, preview_judge(judge))
+    if isinstance(schedule, HalvingSchedule):
         settings["cuts"] = {str(step): kept for step, kept in schedule.cuts.items()}
     if kept:
         kept = _partial(kept, settings)

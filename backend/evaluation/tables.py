@@ -23,7 +23,7 @@ from pydantic import Field, PositiveInt, model_validator
 from ..core.config import Config, parse_config
 from ..core.errors import BadInput, RenderFailed, UnknownName
 from ..core.interfaces import Renderer, Reward, Rewriter
-from ..core.scoring import identity, image_scores
+from ..core.scoring import image_scores, reward_fingerprint
 from ..core.types import Job, Rewrite
 from ..search.chain import Chain
 from ..search.pruning import read_pruning
@@ -31,7 +31,7 @@ from ..search.reflection import CORRECTIONS
 from ..shapeworld.prompts import PromptCase
 from ..storage.cache import Cache
 from ..storage.files import read_text
-from .journal import Kept
+from .journal import Journal
 from .rewriters import overall_of, rewriter_identity, row_of, values_of
 from .shapeworld import SEED_STRIDE, chosen_cases, chosen_tasks
 from .statistics import training_intervals
@@ -40,7 +40,7 @@ BATCH = 48  # pictures drawn at once where nothing is searched
 SEVERAL = ("rewriter", "lora", "judge", "previews", "corrector")  # may be lists, one for each training seed
 
 
-class Row(Config):
+class TableRow(Config):
     """One row of the table."""
 
     rewriter: str | list[str] = "none"
@@ -69,7 +69,7 @@ class Row(Config):
     """Rewrites that the candidates share."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Row:
+    def _possible(self) -> TableRow:
         try:
             read_pruning(self.prune)
         except BadInput as error:
@@ -114,7 +114,7 @@ class Training:
     judge: str
     previews: str | None
     corrector: str | None
-    row: Row = field(hash=False)  # it holds lists
+    row: TableRow = field(hash=False)  # it holds lists
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Makers:
+class RoleFactory:
     """What makes the roles by their names."""
 
     renderer: Callable[[str | None], Renderer]  # with a LoRA, or without
@@ -133,7 +133,7 @@ class Makers:
     judge_mark: Callable[[str], str]  # what decides its scores, before it is loaded
 
 
-def read_rows(path: Path) -> dict[str, Row]:
+def read_rows(path: Path) -> dict[str, TableRow]:
     """The rows of a YAML file, `NAME: {setting: value, …}`. Raises BadInput and UnknownName."""
     try:
         found = yaml.safe_load(read_text(path, "rows", "are"))
@@ -144,7 +144,7 @@ def read_rows(path: Path) -> dict[str, Row]:
     for name, row in found.items():
         if not isinstance(row, dict):
             raise BadInput(f"{path}: expected settings of {name!r}, such as {{best_of: 8}}; {{}} for none")
-    return {str(name): parse_config(Row, row, f"{path}: {name}") for name, row in found.items()}
+    return {str(name): parse_config(TableRow, row, f"{path}: {name}") for name, row in found.items()}
 
 
 class Table:
@@ -154,7 +154,7 @@ class Table:
         self,
         cases: Sequence[PromptCase],
         bases: Sequence[int],
-        makers: Makers,
+        makers: RoleFactory,
         measure: Reward,
         folder: Path,
         tell: Callable[[str, int, int], None] | None = None,
@@ -162,7 +162,7 @@ class Table:
         self.cases, self.bases, self.makers, self.measure = cases, bases, makers, measure
         self.tell = tell or (lambda stage, done, total: None)
         self.pictures = Cache(folder / "pictures")
-        self.kept = Kept(folder / "pictures.jsonl")
+        self.kept = Journal(folder / "pictures.jsonl")
         self.known = {(row["what"], row["prompt"], row["seed"]): row for row in self.kept.rows}
         self.marks: dict[Training, str] = {}
         self.steps = 0
@@ -212,7 +212,7 @@ class Table:
             "chain",
             renderer.fingerprint,
             rewriter_identity(rewriter),
-            identity(self.measure),
+            reward_fingerprint(self.measure),
             searched if row.searched else None,
         )
 
@@ -238,7 +238,7 @@ class Table:
         looks = self.makers.judge(training.previews) if todo and training.previews else None
         for case, base in todo:
             assert judge is not None
-            mends = None if row.told else Untold(corrector or rewriter)
+            mends = None if row.told else UncritiquedRewriter(corrector or rewriter)
             chain = Chain(
                 rewriter,
                 renderer,
@@ -296,7 +296,7 @@ class Table:
         ]
 
 
-class Untold:
+class UncritiquedRewriter:
     """A rewriter that is not told what was wrong."""
 
     def __init__(self, rewriter: Rewriter):
@@ -314,8 +314,8 @@ class Untold:
 
 def tabulate(
     *,
-    rows: Mapping[str, Row],
-    makers: Makers,
+    rows: Mapping[str, TableRow],
+    makers: RoleFactory,
     measure: Reward,
     folder: Path,
     per_task: int = 66,

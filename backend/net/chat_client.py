@@ -35,7 +35,7 @@ _REFUSES = re.compile("un(known|supported|recogni[sz]ed|expected)|not (support|p
 
 
 @dataclass(frozen=True)
-class Ask:
+class ChatRequest:
     """One chat request. A message's content is a text or a list of parts, images as data URLs among them.
 
     `options` go into the request as they are: temperature, seed, max_tokens, logprobs, …
@@ -46,7 +46,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ChatReply:
     """A text, whether it was cut off by the limit of tokens, and the whole choice as the server sent it."""
 
     text: str
@@ -84,18 +84,18 @@ class Endpoint:
 
     def complete(
         self,
-        asks: Sequence[Ask],
+        asks: Sequence[ChatRequest],
         should_stop: Callable[[], bool] | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> list[Reply]:
+    ) -> list[ChatReply]:
         """Answers in the order of `asks`; the first that fails ends the others.
 
         `should_stop` and `progress(done, all)` are called in the caller's thread and may raise.
         Raises EndpointError, and Interrupted where `should_stop` says so.
         """
-        found: dict[int, Reply] = {}
+        found: dict[int, ChatReply] = {}
 
-        def told(number: int, answer: Reply | AnswerRefused) -> None:
+        def told(number: int, answer: ChatReply | AnswerRefused) -> None:
             if isinstance(answer, AnswerRefused):
                 raise answer
             found[number] = answer
@@ -107,8 +107,8 @@ class Endpoint:
 
     def answers(
         self,
-        asks: Sequence[Ask],
-        told: Callable[[int, Reply | AnswerRefused], None],
+        asks: Sequence[ChatRequest],
+        told: Callable[[int, ChatReply | AnswerRefused], None],
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """Hand each answer to `told(its number, answer)` as it comes, in the caller's thread.
@@ -190,9 +190,9 @@ class Worker(threading.Thread, Generic[T]):
 class _Call:
     """The requests of one `complete`: one client, one key, settings that the server has refused by name."""
 
-    def __init__(self, endpoint: Endpoint, asks: Sequence[Ask]):
+    def __init__(self, endpoint: Endpoint, asks: Sequence[ChatRequest]):
         self.endpoint, self.asks = endpoint, asks
-        self.arrived: deque[tuple[int, Reply | AnswerRefused]] = deque()
+        self.arrived: deque[tuple[int, ChatReply | AnswerRefused]] = deque()
         self.key, self.key_note = find_key(endpoint.url)
         self.refused: set[str] = set()
 
@@ -212,7 +212,7 @@ class _Call:
             verify=not local or address.scheme == "https",  # reading certificates for nothing takes .1 s
         ) as client:
 
-            async def one(number: int, ask: Ask) -> None:
+            async def one(number: int, ask: ChatRequest) -> None:
                 async with turn:
                     try:
                         self.arrived.append((number, await self.ask(client, ask)))
@@ -227,7 +227,7 @@ class _Call:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def ask(self, client: httpx.AsyncClient, ask: Ask) -> Reply:
+    async def ask(self, client: httpx.AsyncClient, ask: ChatRequest) -> ChatReply:
         import httpx
 
         tries = 0
@@ -268,7 +268,7 @@ class _Call:
             await asyncio.sleep(wait)
             tries += 1
 
-    def request(self, ask: Ask) -> dict[str, Any]:
+    def request(self, ask: ChatRequest) -> dict[str, Any]:
         options = {key: value for key, value in ask.options.items() if key not in self.refused}
         limit = ask.options.get("max_tokens")
         if limit and "max_tokens" in self.refused and "max_completion_tokens" not in self.refused:
@@ -305,7 +305,7 @@ class _Call:
                     )
         return response.status_code, response.headers, bytes(body)
 
-    def read(self, body: bytes) -> Reply:
+    def read(self, body: bytes) -> ChatReply:
         """The text of a good response."""
         if not body.lstrip().startswith(b"{"):
             raise EndpointError(
@@ -330,7 +330,7 @@ class _Call:
                 f"{self.endpoint.url} answered with an empty text; run again, or take another model than "
                 f"{self.endpoint.model!r}"
             )
-        return Reply(text.encode("utf-8", "replace").decode(), cut, choice)  # JSON can hold half a letter
+        return ChatReply(text.encode("utf-8", "replace").decode(), cut, choice)  # JSON can hold half a letter
 
     def down(self, why: str) -> EndpointError:
         return EndpointError(

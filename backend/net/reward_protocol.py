@@ -39,7 +39,7 @@ class Limits(_Message):
     body: PositiveInt = 64 * 2**20  # bytes
 
 
-class Asked(_Message):
+class ScoreRequest(_Message):
     """Pictures, the users' prompts (one each) and the rewards that shall look at them."""
 
     model_config = ConfigDict(extra="forbid")
@@ -51,7 +51,7 @@ class Asked(_Message):
     ]
 
     @model_validator(mode="after")
-    def _a_prompt_each(self) -> Asked:
+    def _a_prompt_each(self) -> ScoreRequest:
         if len(self.images) != len(self.prompts):
             raise ValueError(
                 f"expected one prompt per picture, got {len(self.prompts)} for {len(self.images)}"
@@ -59,7 +59,7 @@ class Asked(_Message):
         return self
 
 
-class Card(_Message):
+class RewardInfo(_Message):
     """A reward as it is served: its `RewardSpec`, and whether it can say what is wrong."""
 
     name: str
@@ -70,7 +70,7 @@ class Card(_Message):
     critic: bool
 
     @model_validator(mode="after")
-    def _a_range(self) -> Card:
+    def _a_range(self) -> RewardInfo:
         if not self.low < self.high:
             raise ValueError(f"expected low < high, got {self.low} and {self.high}")
         return self
@@ -83,31 +83,31 @@ class Card(_Message):
 class Catalogue(_Message):
     """What a server has and takes."""
 
-    rewards: list[Card]
+    rewards: list[RewardInfo]
     limits: Limits
 
 
-class Fault(_Message):
+class RewardError(_Message):
     """Why a reward gave no answer: `input` where the pictures or prompts are to blame, else `reward`."""
 
     blame: Literal["input", "reward"]
     message: str
 
     @classmethod
-    def of(cls, error: RepriseError) -> Fault:
+    def of(cls, error: RepriseError) -> RewardError:
         wrong = isinstance(error, (BadInput, Unsupported))
         words = str(error.cause if isinstance(error, RewardFailed) else error)  # the client names the reward
         return cls(blame="input" if wrong else "reward", message=" ".join(words.split())[:LONGEST_FAULT])
 
 
-class Scored(_Message):
+class ScoreResponse(_Message):
     """By reward: a score per picture, or why there is none."""
 
     scores: Mapping[str, list[FiniteFloat]]
-    errors: Mapping[str, Fault]
+    errors: Mapping[str, RewardError]
 
 
-class Judged(_Message):
+class VerdictMessage(_Message):
     """A `Verdict` on one picture."""
 
     satisfied: bool
@@ -115,7 +115,7 @@ class Judged(_Message):
     faults: list[str]
 
     @classmethod
-    def of(cls, verdict: Verdict) -> Judged:
+    def of(cls, verdict: Verdict) -> VerdictMessage:
         return cls(satisfied=verdict.satisfied, critique=verdict.critique, faults=list(verdict.faults))
 
     @property
@@ -123,8 +123,8 @@ class Judged(_Message):
         return Verdict(self.satisfied, self.critique, tuple(self.faults))
 
 
-class Criticized(_Message):
+class CritiqueResponse(_Message):
     """By reward: a verdict per picture, or why there is none."""
 
-    verdicts: Mapping[str, list[Judged]]
-    errors: Mapping[str, Fault]
+    verdicts: Mapping[str, list[VerdictMessage]]
+    errors: Mapping[str, RewardError]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from ..core.config import one_line
+from ..core.config import validation_message
 from ..core.errors import BadInput, first_line
-from ..core.scoring import ranking
+from ..core.scoring import rank
 from ..core.types import RewardSpec
 from ..net.credentials import check_address
 from ..renderers.comfyui.workflow import (
@@ -32,8 +32,8 @@ from ..renderers.comfyui.workflow import (
     upstream,
 )
 from ..storage.images import from_pil
-from .pairing import Group, Picture, spec_of, spread_of
-from .store import called
+from .pairing import PictureGroup, ScoredPicture, spec_of, spread_of
+from .store import stored_reward_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,12 +47,12 @@ File = dict[str, str]
 View = Callable[[File], "Tensor | None"]
 
 
-class _Part(BaseModel):
+class _ReportModel(BaseModel):
     # Nodes of newer versions may tell more; what is there must be right.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class _Report(_Part):
+class _Report(_ReportModel):
     """What a node told of one run of it."""
 
     judge: str
@@ -69,10 +69,10 @@ class _Report(_Part):
         low, high = self.low, self.high
         if low is None or high is None or low == high:
             low, high = 0.0, 1.0
-        return RewardSpec(called(self.judge), low, high, self.higher_is_better)
+        return RewardSpec(stored_reward_name(self.judge), low, high, self.higher_is_better)
 
 
-class _Candidate(_Part):
+class _Candidate(_ReportModel):
     index: int
     seed: int
     score: FiniteFloat | None
@@ -83,7 +83,7 @@ class _Parm(_Report):
     candidates: list[_Candidate]
 
 
-class _Round(_Part):
+class _Round(_ReportModel):
     prompt: str
     score: FiniteFloat
     seed: int
@@ -101,10 +101,10 @@ class _Scores(_Report):
 
 
 R = TypeVar("R", bound=_Report)
-Scored = tuple[str, _Report, Picture]  # the user's prompt, what judged, what was drawn
+Scored = tuple[str, _Report, ScoredPicture]  # the user's prompt, what judged, what was drawn
 
 
-def read_history(url: str, note: Callable[[str], None]) -> Iterator[Group]:
+def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of every run that the server at `url` remembers; one that is not as ComfyUI keeps runs is
     left out, and noted. Raises BadInput where no server answers."""
     import httpx
@@ -126,7 +126,7 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[Group]:
             groups = [group for node in outputs for group in _of_node(url, graph, outputs, node)]
             lost = _not_kept(graph, outputs)
         except ValidationError as error:
-            note(f"{url}: run {name} was left out, a report of it is damaged: {one_line(error)}")
+            note(f"{url}: run {name} was left out, a report of it is damaged: {validation_message(error)}")
             continue
         except (LookupError, TypeError, ValueError, AttributeError, BadInput) as error:
             note(f"{url}: run {name} was left out, it is not as ComfyUI keeps runs: {_said(error)}")
@@ -157,15 +157,17 @@ def _not_kept(graph: Graph, outputs: Outputs) -> list[str]:
     ]
 
 
-def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Group]:
+def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[PictureGroup]:
     """The groups of what a node reported: with a list of prompts, or of judges, it ran once for each, and has
     one of each."""
-    found: dict[tuple[str, RewardSpec], list[Picture]] = {}
+    found: dict[tuple[str, RewardSpec], list[ScoredPicture]] = {}
     for read in (_parm, _reflected, _scored):
         for prompt, report, picture in read(partial(_view, url), graph, outputs, node):
             found.setdefault((prompt.strip(), report.spec), []).append(picture)
     return [
-        Group(prompt, pictures, spec.name, spec.higher_is_better, spread_of(spec), "comfyui", url, "comfyui")
+        PictureGroup(
+            prompt, pictures, spec.name, spec.higher_is_better, spread_of(spec), "comfyui", url, "comfyui"
+        )
         for (prompt, spec), pictures in found.items()
         if prompt
     ]
@@ -184,7 +186,7 @@ def _parm(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Sco
         prompt = report.prompt or ("" if one_of_many else typed)
         finished = {c.index: c for c in report.candidates if c.score is not None}
         words, reason = _drawn_as(graph, outputs, [node], number, typed, prompt)
-        for index in ranking(report.spec, {i: c.score or 0.0 for i, c in finished.items()}):
+        for index in rank(report.spec, {i: c.score or 0.0 for i, c in finished.items()}):
             file = next(kept, None)
             if file is not None and words:
                 one = finished[index]
@@ -239,10 +241,10 @@ def _picture(
     score: float | None,
     seed: int | None,
     reason: str | None,
-) -> Picture:
+) -> ScoredPicture:
     assert score is not None
     scores = {report.spec.name: score}
-    return Picture(partial(view, file), words, score, seed, scores, reason, content=json.dumps(file))
+    return ScoredPicture(partial(view, file), words, score, seed, scores, reason, content=json.dumps(file))
 
 
 def _pictures(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:

@@ -24,8 +24,8 @@ from ..storage.cache import Cache
 from ..storage.files import read_lines
 from ..storage.images import read_picture
 from ..storage.records import RECORD, Record, load_record
-from .pairing import Group, Picture, spec_of, spread_of
-from .store import Store, called
+from .pairing import PictureGroup, ScoredPicture, spec_of, spread_of
+from .store import Store, stored_reward_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ BRING = "bring it back as it was left, or leave this run out"
 
 
 @dataclass
-class Comparison:
+class ComparedBy:
     """What a training's pictures are compared by: one reward, or the mean of several by their weights, each
     brought to 0..1 by its range, as rounds mix them. Counts what has no such score."""
 
@@ -68,10 +68,16 @@ class Comparison:
         return total / sum(self.weights.values())
 
     def group(
-        self, typed: str, meaning: str, pictures: list[Picture], source: str, run: object, renderer: object
-    ) -> Group:
+        self,
+        typed: str,
+        meaning: str,
+        pictures: list[ScoredPicture],
+        source: str,
+        run: object,
+        renderer: object,
+    ) -> PictureGroup:
         spec = spec_of(self.name)
-        return Group(
+        return PictureGroup(
             meaning,
             pictures,
             self.name,
@@ -95,13 +101,13 @@ class Comparison:
             note(f"{run}: {TAKEN.format(', '.join(unknown))}")
 
 
-def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
+def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of every run in or below a folder, or of a file of what `reprise judge-data` drew, scored by
     `reward` or, without one, by what selected.
 
     Raises BadInput where there is no run, or a run has no such score.
     """
-    reward = reward and called(reward)
+    reward = reward and stored_reward_name(reward)
     if path.is_file() and path.name.endswith(JUDGE_DATA):
         yield from of_judge_data(path, reward, note)
         return
@@ -155,16 +161,16 @@ def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
         raise BadInput(f"{file} is damaged ({said}); {remedy}") from error
 
 
-def of_record(folder: Path, record: Record, reward: str | None = None) -> Group:
+def of_record(folder: Path, record: Record, reward: str | None = None) -> PictureGroup:
     """The finished candidates of one prompt, those of reflection rounds too. Raises BadInput."""
     with _whole(folder / RECORD):
         return _of_record(folder, record, reward)
 
 
-def _of_record(folder: Path, record: Record, reward: str | None) -> Group:
+def _of_record(folder: Path, record: Record, reward: str | None) -> PictureGroup:
     finished = [c for c in record.candidates if c.image is not None and c.score is not None]
     settings = record.settings
-    named = {c.index: {called(name): score for name, score in c.scores.items()} for c in finished}
+    named = {c.index: {stored_reward_name(name): score for name, score in c.scores.items()} for c in finished}
     name = reward or _selected_by(settings, list(named.values()))
     scores = {c.index: (c.score or 0.0) if reward is None else named[c.index].get(reward) for c in finished}
     if None in scores.values():
@@ -179,7 +185,7 @@ def _of_record(folder: Path, record: Record, reward: str | None) -> Group:
     # A rewrite of a reflection round had a critique to go by, too, which pairs of rewrites do not know.
     reasons = {r.prompt: r.reason for r in record.rewrites if r.fallback is None and r.rewriter != "none"}
     pictures = [
-        Picture(
+        ScoredPicture(
             partial(_file, folder / str(c.image)),
             c.prompt,
             float(scores[c.index] or 0.0),
@@ -189,7 +195,7 @@ def _of_record(folder: Path, record: Record, reward: str | None) -> Group:
         )
         for c in finished
     ]
-    return Group(
+    return PictureGroup(
         record.prompt,
         pictures,
         name,
@@ -204,7 +210,7 @@ def _of_record(folder: Path, record: Record, reward: str | None) -> Group:
 def _selects(record: Record, reward: str) -> bool:
     """Whether a reward's scores are those that the best picture was selected by."""
     return all(
-        {called(name): score for name, score in c.scores.items()}.get(reward) == c.score
+        {stored_reward_name(name): score for name, score in c.scores.items()}.get(reward) == c.score
         for c in record.candidates
         if c.score is not None
     )
@@ -217,10 +223,10 @@ def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, floa
     asked = list(filter(None, dict.fromkeys([settings.get("judge"), *(settings.get("rewards") or {})])))
     if len(asked) < 2 and len(alone) == 1:
         return alone.pop()
-    return called("+".join(asked)) or EMBEDDED_JUDGE
+    return stored_reward_name("+".join(asked)) or EMBEDDED_JUDGE
 
 
-def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
+def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of a training: every picture of every rewrite of a prompt, and of the prompt as typed."""
     settings, cache = _settings(run), Cache(run / PICTURES)
     with _whole(run / CONFIG):
@@ -252,7 +258,7 @@ def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> I
 
 def of_rounds(
     run: Path, files: list[Path], reward: str | None, note: Callable[[str], None]
-) -> Iterator[Group]:
+) -> Iterator[PictureGroup]:
     """The groups of a training in rounds, of a renderer's pictures or a rewriter's rewrites: `files` are what
     its rounds have on record. Pictures of pairs are in the round's own store, too."""
     settings, cache = _settings(run), Cache(run / PICTURES)
@@ -264,7 +270,7 @@ def of_rounds(
         store = Store(file.parent / "preferences", create=True)
         with _whole(file):
             for row in read_lines(file):
-                (typed, meaning), pictures = _prompts(row), list[Picture]()
+                (typed, meaning), pictures = _prompts(row), list[ScoredPicture]()
                 if "rewrites" in row:
                     for one in row["rewrites"]:
                         pictures += _of_row(cache, meaning, one, row["seeds"], one["reason"], by)
@@ -281,13 +287,13 @@ def _prompts(row: Mapping[str, Any]) -> tuple[str, str]:
     return _text(row["prompt"]), _text(row.get("judged_as") or row["prompt"])
 
 
-def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[Group]:
+def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of what `reprise judge-data` drew and scored: the finished pictures of each prompt."""
     stamp = file.with_suffix(".json")
     try:
         made = json.loads(stamp.read_text(encoding="utf-8"))
         told = made.get("spec") or {}  # files of earlier versions have none
-        named = called(str(told.get("name") or made["reward"]))
+        named = stored_reward_name(str(told.get("name") or made["reward"]))
         spec = RewardSpec(**told) if told else spec_of(named)
         spread = spread_of(spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -297,13 +303,13 @@ def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -
     if reward not in (None, named):
         raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
-    groups: dict[str, list[Picture]] = {}
+    groups: dict[str, list[ScoredPicture]] = {}
     with _whole(file, "make it anew with `reprise judge-data`"):
         for key, row in {row["key"]: row for row in read_lines(file)}.items():
             _, drawn_as, seed, _ = json.loads(key)
             scores = _numbers({named: row["score"]})
             groups.setdefault(_text(row["prompt"]), []).append(
-                Picture(
+                ScoredPicture(
                     partial(store.image, _text(row["image"])),
                     _text(drawn_as),
                     scores[named],
@@ -315,7 +321,7 @@ def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -
     if spec is None:
         note(f"{file}: {TAKEN.format(named)}")
     for prompt, pictures in groups.items():
-        yield Group(
+        yield PictureGroup(
             prompt,
             pictures,
             named,
@@ -327,28 +333,28 @@ def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -
         )
 
 
-def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> Comparison:
+def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> ComparedBy:
     """By `reward`, or by those that a training counts and that look at pictures."""
     if reward is not None:
-        return Comparison({reward: 1.0})
+        return ComparedBy({reward: 1.0})
     looking = {
-        called(name): weight
+        stored_reward_name(name): weight
         for name, weight in trained.items()
         if (spec := spec_of(name)) is None or spec.reads == "images"
     }
     if not looking:
         raise BadInput(f"{run / CONFIG} has no reward that looks at pictures; name one with --reward")
-    return Comparison(looking)
+    return ComparedBy(looking)
 
 
 def _of_row(
-    cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int], reason: str | None, by: Comparison
-) -> Iterator[Picture]:
+    cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int], reason: str | None, by: ComparedBy
+) -> Iterator[ScoredPicture]:
     """The pictures of one rewrite."""
     for seed, key in zip(seeds, row["pictures"]):
         scores = _scores(cache, key, meaning, row)
         if (score := by.score(scores)) is not None:
-            yield Picture(
+            yield ScoredPicture(
                 partial(_kept, cache, key),
                 _text(row["rewrite"]),
                 score,
@@ -359,13 +365,13 @@ def _of_row(
             )
 
 
-def _of_seeds(cache: Cache, store: Store, row: Mapping[str, Any], by: Comparison) -> Iterator[Picture]:
+def _of_seeds(cache: Cache, store: Store, row: Mapping[str, Any], by: ComparedBy) -> Iterator[ScoredPicture]:
     """The pictures of one prompt that a renderer drew as it is."""
     for key, seed, told in zip(row["pictures"], row["seeds"], row["scores"]):
         scores = _numbers(told)
         if (score := by.score(scores)) is not None:
             load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
-            yield Picture(load, _text(row["prompt"]), score, _seed(seed), scores, content=key)
+            yield ScoredPicture(load, _text(row["prompt"]), score, _seed(seed), scores, content=key)
 
 
 def _text(value: Any) -> str:
@@ -384,7 +390,7 @@ def _renderer(value: Any) -> str | None:
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     """Scores by the rewards' names. Raises ValueError or TypeError."""
-    found = {called(name): float(score) for name, score in scores.items()}
+    found = {stored_reward_name(name): float(score) for name, score in scores.items()}
     if not all(map(math.isfinite, found.values())):
         raise ValueError(f"a score that is no number in {found}")
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..core.errors import BadInput, plain
 from ..core.registry import REWARDS, resolve
 from ..core.types import RewardSpec
-from .store import P, Pair, RewritePair, Side, Store, Text, called, picture_name
+from .store import P, Pair, PairPicture, PairText, RewritePair, Store, picture_name, stored_reward_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ BY = ("drawn", "prompt")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ScoredPicture:
     """A picture that a run drew and scored. `load` gives it as (H, W, 3) in 0..1, None where it is gone; of
     one `content` there is one picture, where that is known."""
 
@@ -41,13 +41,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Group:
+class PictureGroup:
     """The pictures of one prompt in one run, scored by one reward; `prompt` is what that compared them with,
     `typed` what the user wrote, where it is something else; `spread` is the reward's range. Raises BadInput
     for scores between which there is no margin."""
 
     prompt: str
-    pictures: list[Picture]
+    pictures: list[ScoredPicture]
     reward: str
     higher: bool
     spread: float
@@ -73,7 +73,7 @@ class Group:
         """How far apart two scores are, in parts of the range; below 0 where the second is better."""
         return (better - worse if self.higher else worse - better) / self.spread
 
-    def ranked(self, pictures: Iterable[Picture]) -> list[Picture]:
+    def ranked(self, pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
         """From best to worst; of a tie the earlier one first."""
         return sorted(pictures, key=lambda one: -one.score if self.higher else one.score)
 
@@ -81,9 +81,9 @@ class Group:
 def spec_of(reward: str) -> RewardSpec | None:
     """What a reward's numbers mean, where its name alone says it; a mix's does not. A server's is called what
     it is here."""
-    reward = called(reward)
+    reward = stored_reward_name(reward)
     if reward.startswith("remote:"):
-        reward = called(reward.removeprefix("remote:").rpartition("@http")[0])
+        reward = stored_reward_name(reward.removeprefix("remote:").rpartition("@http")[0])
     if reward.startswith("vlm:") and "+" not in reward:
         return RewardSpec(reward, 0.0, 1.0)  # of all its modes
     found = getattr(resolve("reward", REWARDS, reward), "spec", None) if reward in REWARDS else None
@@ -96,7 +96,7 @@ def spread_of(spec: RewardSpec | None) -> float:
     return spread if spread and math.isfinite(spread) else 1.0
 
 
-class Mined:
+class PairMiner:
     """Takes groups into a store, and counts what became of them.
 
     `by` says what the pictures of a pair share: "drawn", the words that drew them, on which a renderer is
@@ -112,10 +112,10 @@ class Mined:
         self.counts: Counter[str] = Counter()  # groups, alone, ties, gone; those that `by` "prompt" compares
         self.lone: set[str] = set()  # sources of pictures that were alone
 
-    def take(self, group: Group) -> None:
+    def take(self, group: PictureGroup) -> None:
         """Pairs of pictures, and of rewrites, of one group; pictures are copied into the store."""
         self.counts["groups"] += 1
-        shared: dict[str, list[Picture]] = {}
+        shared: dict[str, list[ScoredPicture]] = {}
         for picture in group.pictures:
             shared.setdefault(picture.drawn_as if self.by == "drawn" else group.prompt, []).append(picture)
         self.counts["across"] += len(shared) > 1
@@ -144,7 +144,7 @@ class Mined:
         self.counts["ties"] += not self._apart(pair.margin)
         return self._apart(pair.margin)
 
-    def _pictures(self, group: Group, condition: str, ranked: Sequence[Picture]) -> None:
+    def _pictures(self, group: PictureGroup, condition: str, ranked: Sequence[ScoredPicture]) -> None:
         if len(ranked) < 2:
             self.counts["alone"] += 1
             self.lone.add(group.source)
@@ -161,7 +161,7 @@ class Mined:
                 self.counts["ties"] += 1  # it cannot be better than itself
                 continue
             chosen, rejected = (
-                Side(
+                PairPicture(
                     image=self.store.put_image(image),
                     drawn_as=one.drawn_as,
                     score=one.score,
@@ -185,7 +185,7 @@ class Mined:
                 )
             )
 
-    def _texts(self, group: Group) -> None:
+    def _texts(self, group: PictureGroup) -> None:
         """Best against worst rewrite, each by the mean of its pictures' scores."""
         drawn: dict[tuple[str, str], list[float]] = {}
         for one in group.pictures:
@@ -194,7 +194,7 @@ class Mined:
         if len(drawn) < 2:
             return
         texts = [
-            Text(reason=reason, rewrite=rewrite, score=mean(scores), pictures=len(scores))
+            PairText(reason=reason, rewrite=rewrite, score=mean(scores), pictures=len(scores))
             for (reason, rewrite), scores in drawn.items()
         ]
         texts.sort(key=lambda text: -text.score if group.higher else text.score)
@@ -217,15 +217,15 @@ class Mined:
         return margin > 0 and margin >= self.least
 
 
-def _each_once(pictures: Iterable[Picture]) -> list[Picture]:
+def _each_once(pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
     """Pictures that have several scores with the mean of each reward's."""
-    found: dict[object, list[Picture]] = {}
+    found: dict[object, list[ScoredPicture]] = {}
     for one in pictures:
         found.setdefault(one.content or id(one), []).append(one)
     return [_mean(same) if len(same) > 1 else same[0] for same in found.values()]
 
 
-def _mean(same: Sequence[Picture]) -> Picture:
+def _mean(same: Sequence[ScoredPicture]) -> ScoredPicture:
     names = dict.fromkeys(name for one in same for name in one.scores)
     scores = {name: mean(one.scores[name] for one in same if name in one.scores) for name in names}
     return replace(same[0], score=mean(one.score for one in same), scores=scores)
@@ -233,5 +233,5 @@ def _mean(same: Sequence[Picture]) -> Picture:
 
 def _of_each(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
     for one in dict.fromkeys(pair.reward for pair in recorded):
-        if reward is None or called(reward) == one:
+        if reward is None or stored_reward_name(reward) == one:
             yield from store.usable(recorded, one)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from ..core.config import one_line
+from ..core.config import validation_message
 from ..core.errors import BadInput, RepriseError
 from ..storage.cache import Cache
 from ..storage.files import prepare_folder, read_text, write_whole
@@ -33,21 +33,21 @@ PAIRS, REWRITES, STRIKES, IMAGES = "pairs.jsonl", "rewrites.jsonl", "strikes.jso
 LOCK = ".lock"  # held while pairs are added
 
 
-def called(reward: str) -> str:
+def stored_reward_name(reward: str) -> str:
     """The one name of a reward, or of a mix joined by "+": what earlier versions recorded of a VLM judge that
     can say what is wrong had #critique after it, though its scores are the same."""
     return re.sub(r"(vlm:[^+]*)#(?:critique|match)(?=\+|$)", r"\1", reward)
 
 
-Named = Annotated[str, AfterValidator(called)]
+Named = Annotated[str, AfterValidator(stored_reward_name)]
 
 
-class _Part(BaseModel):
+class _StoreModel(BaseModel):
     # A newer version may write more; what is there must be right.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Side(_Part):
+class PairPicture(_StoreModel):
     """One picture of a pair."""
 
     image: str  # its name in the store
@@ -57,7 +57,7 @@ class Side(_Part):
     scores: dict[Named, FiniteFloat] = {}  # of other rewards
 
 
-class Text(_Part):
+class PairText(_StoreModel):
     """One rewrite of a pair. `score` is the mean over the pictures it drew."""
 
     reason: str
@@ -66,7 +66,7 @@ class Text(_Part):
     pictures: int = 1
 
 
-class _Origin(_Part):
+class _Origin(_StoreModel):
     prompt: str = Field(min_length=1)  # which the judge compared with; of rewrites, which was rewritten
     reward: Named
     margin: FiniteFloat = Field(gt=0)  # of the scores: in parts of the reward's range, where it is known
@@ -79,8 +79,8 @@ class Pair(_Origin):
     """Two pictures of one prompt; `condition` is what a renderer is told when it learns from them."""
 
     condition: str = Field(min_length=1)
-    chosen: Side
-    rejected: Side
+    chosen: PairPicture
+    rejected: PairPicture
 
     @property
     def id(self) -> str:
@@ -94,8 +94,8 @@ class Pair(_Origin):
 class RewritePair(_Origin):
     """Two rewrites of one prompt."""
 
-    chosen: Text
-    rejected: Text
+    chosen: PairText
+    rejected: PairText
 
     @property
     def id(self) -> str:
@@ -110,7 +110,7 @@ P = TypeVar("P", Pair, RewritePair)
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedPairs:
     """What became of pairs that were handed to the store."""
 
     new: int
@@ -160,11 +160,11 @@ class Store:
         found = self.images.get_image(name)
         return found[0] if found else None
 
-    def add(self, pairs: Iterable[Pair]) -> Added:
+    def add(self, pairs: Iterable[Pair]) -> AddedPairs:
         """Keep pairs whose pictures are in already, each once."""
         return self._add(PAIRS, Pair, pairs)
 
-    def add_rewrites(self, pairs: Iterable[RewritePair]) -> Added:
+    def add_rewrites(self, pairs: Iterable[RewritePair]) -> AddedPairs:
         return self._add(REWRITES, RewritePair, pairs)
 
     def all_pairs(self) -> list[Pair]:
@@ -239,7 +239,7 @@ class Store:
     def usable(self, recorded: Sequence[P], reward: str | None = None) -> list[P]:
         """Of these pairs the ones to learn from: of `reward`, or of all, not struck, and not contradicted by
         another of them; each comparison once."""
-        struck, reward = self.struck(), reward and called(reward)
+        struck, reward = self.struck(), reward and stored_reward_name(reward)
         # A struck pair contradicts no one any more.
         ids = {
             pair.id: pair
@@ -248,12 +248,12 @@ class Store:
         }
         return [pair for pair in recorded if ids.get(pair.id) is pair and pair.opposite not in ids]
 
-    def _add(self, name: str, kind: type[P], pairs: Iterable[P]) -> Added:
+    def _add(self, name: str, kind: type[P], pairs: Iterable[P]) -> AddedPairs:
         from filelock import FileLock
 
         pairs = list(pairs)
         if not pairs:
-            return Added(0, 0)
+            return AddedPairs(0, 0)
         prepare_folder(self.folder)
         with FileLock(self.folder / LOCK):  # another process may mine into the same store
             recorded = self._read(name, kind)
@@ -270,7 +270,7 @@ class Store:
                 before = path.read_bytes() if recorded else b""
                 ended = before if before.endswith(b"\n") or not before else before + b"\n"
                 write_whole(path, ended + "".join(pair.model_dump_json() + "\n" for pair in fresh).encode())
-        return Added(len(fresh), again)
+        return AddedPairs(len(fresh), again)
 
     def _read(self, name: str, kind: type[P]) -> list[P]:
         path = self.folder / name
@@ -286,7 +286,7 @@ class Store:
                 found.append(kind.model_validate_json(line))
             except ValidationError as error:
                 raise BadInput(
-                    f"{path}, line {number}: {one_line(error)}; delete the line, or mine the runs "
+                    f"{path}, line {number}: {validation_message(error)}; delete the line, or mine the runs "
                     "into another --store"
                 ) from error
         return found
@@ -315,5 +315,5 @@ def read_strikes(path: Path) -> tuple[list[str], list[str]]:
     return struck, kept
 
 
-def _words(text: Text) -> tuple[str, str]:
+def _words(text: PairText) -> tuple[str, str]:
     return text.reason, text.rewrite

@@ -17,15 +17,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from ..core.config import one_line
+from ..core.config import validation_message
 from ..core.errors import BadInput
 from ..storage.files import read_text
 from ..storage.images import read_picture
-from .pairing import Group, Picture, spec_of, spread_of
+from .pairing import PictureGroup, ScoredPicture, spec_of, spread_of
 from .store import picture_name
 
 
-class Row(BaseModel):
+class ImportRow(BaseModel):
     """One picture of the table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
@@ -37,7 +37,7 @@ class Row(BaseModel):
     seed: int | None = Field(None, ge=0)
 
 
-def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterator[Group]:
+def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterator[PictureGroup]:
     """A group for each prompt. `path` is the table, or a folder with one. `reward` names the scores; one of
     ours brings its range and direction.
 
@@ -52,14 +52,14 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
     higher = spec.higher_is_better if spec else not lower_is_better
     if path.is_dir():
         path = _only_table(path)
-    groups: dict[str, list[Picture]] = {}
+    groups: dict[str, list[ScoredPicture]] = {}
     contents: dict[Path, str] = {}
     for number, row in _rows(path):
         file = path.parent / row.image
         if file not in contents:
             contents[file] = _content(path, number, file)
         groups.setdefault(row.prompt, []).append(
-            Picture(
+            ScoredPicture(
                 partial(read_picture, file),
                 row.drawn_as or row.prompt,
                 row.score,
@@ -69,7 +69,7 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
             )
         )
     for prompt, pictures in groups.items():
-        yield Group(prompt, pictures, reward, higher, spread_of(spec), "table", str(path))
+        yield PictureGroup(prompt, pictures, reward, higher, spread_of(spec), "table", str(path))
 
 
 def _content(table: Path, number: int, file: Path) -> str:
@@ -90,15 +90,15 @@ def _only_table(folder: Path) -> Path:
     return found[0]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _rows(path: Path) -> Iterator[tuple[int, ImportRow]]:
     text = read_text(path, "table", "is")
     empty = True
     for number, values in _csv(path, text) if path.suffix.lower() == ".csv" else _json_lines(path, text):
         empty = False
         try:
-            yield number, Row.model_validate(values)
+            yield number, ImportRow.model_validate(values)
         except ValidationError as error:
-            raise BadInput(f"{path}, line {number}: {one_line(error)}") from error
+            raise BadInput(f"{path}, line {number}: {validation_message(error)}") from error
     if empty:
         raise BadInput(f"{path} names no pictures; expected the columns image, prompt, score")
 

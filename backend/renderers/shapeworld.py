@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..core.model_files import EMBEDDED
+from ..core.model_files import EMBEDDED_WEIGHTS
 from ..storage.cache import Cache
 from .diffusers.renderer import DiffusersRenderer
 
-WEIGHTS = EMBEDDED / "renderer"
+WEIGHTS = EMBEDDED_WEIGHTS / "renderer"
 SD_WEIGHTS = WEIGHTS.with_name("renderer-sd")
 MASKED_WEIGHTS = WEIGHTS.with_name("renderer-masked")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..preferences.store import Pair, RewritePair, Side, Store, Text
+from ..preferences.store import Pair, PairPicture, PairText, RewritePair, Store
 from ..storage.files import write_whole
 from .build import inline_picture, number_text, template
 from .words import marked
@@ -69,7 +69,7 @@ def _view(store: Store, pair: Either, struck: bool) -> dict[str, Any]:
     }
 
 
-def _side(store: Store, pair: Pair, side: Side) -> dict[str, Any]:
+def _side(store: Store, pair: Pair, side: PairPicture) -> dict[str, Any]:
     path = store.image_path(side.image)
     return {
         "picture": inline_picture(path.parent, path.name, SIDE),
@@ -80,7 +80,7 @@ def _side(store: Store, pair: Pair, side: Side) -> dict[str, Any]:
     }
 
 
-def _text(prompt: str, text: Text) -> dict[str, Any]:
+def _text(prompt: str, text: PairText) -> dict[str, Any]:
     return {
         "score": number_text(text.score),
         "seed": None,

@@ -40,7 +40,7 @@ class LearnedJudge(ABC):
         """Images (B, H, W, 3) in 0..1 and the users' prompts -> B scores. See `interfaces.Reward`."""
         import torch
 
-        check_asked(self.spec.name, images, prompts, self.reads_prompt)
+        check_prompts(self.spec.name, images, prompts, self.reads_prompt)
         pictures = to_pil(images)
         scores: list[float] = []
         with computable(self.model):
@@ -53,7 +53,7 @@ class LearnedJudge(ABC):
         return scores
 
 
-def check_asked(name: str, images: Tensor, prompts: Sequence[str], reads_prompt: bool = True) -> None:
+def check_prompts(name: str, images: Tensor, prompts: Sequence[str], reads_prompt: bool = True) -> None:
     """Raises BadInput unless there is a prompt for each picture, with a word in it if the judge reads it."""
     if len(images) != len(prompts):
         raise BadInput(f"expected one prompt per picture, got {len(prompts)} for {len(images)}")

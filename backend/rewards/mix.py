@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class MixPart:
     """A reward in a mix. Held out, it has no weight."""
 
     reward: Reward
@@ -41,9 +41,9 @@ class Part:
 class Mix:
     """0..1 as far as the parts keep to their usual ranges; higher is better."""
 
-    def __init__(self, rewards: Sequence[tuple[Reward, float] | Part]):
+    def __init__(self, rewards: Sequence[tuple[Reward, float] | MixPart]):
         """Raises BadInput where none counts, for doubles and for odd weights."""
-        self.members = [part if isinstance(part, Part) else Part(*part) for part in rewards]
+        self.members = [part if isinstance(part, MixPart) else MixPart(*part) for part in rewards]
         self.counted = [part for part in self.members if not part.held_out]
         if not self.counted:
             raise BadInput("a mix needs at least one reward that counts, such as --reward shapeworld=1")
@@ -81,7 +81,7 @@ class CriticMix(Mix):
         return critic.criticize(images, prompts)
 
 
-def mixed(rewards: Sequence[tuple[Reward, float] | Part]) -> Mix:
+def mix_rewards(rewards: Sequence[tuple[Reward, float] | MixPart]) -> Mix:
     """The mix of parts or (reward, weight) pairs. Raises BadInput as `Mix` does."""
     mix = Mix(rewards)
     return CriticMix(rewards) if any(isinstance(part.reward, Critic) for part in mix.counted) else mix

@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..core.config import one_line, parse_config
+from ..core.config import parse_config, validation_message
 from ..core.errors import BadInput, EndpointError, RewardFailed, UnknownName, plain
 from ..core.types import Verdict
 from ..net.chat_client import BACKOFF, CONNECT, LONGEST_WAIT, RETRIED, SHOWN
 from ..net.credentials import REWARDS, check_url, find_key, is_local
-from ..net.reward_protocol import Asked, Card, Catalogue, Criticized, Fault, Scored
+from ..net.reward_protocol import (
+    Catalogue,
+    CritiqueResponse,
+    RewardError,
+    RewardInfo,
+    ScoreRequest,
+    ScoreResponse,
+)
 from ..storage.images import to_pil
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ def connect(url: str, name: str, *, timeout: float = 300.0, retries: int = 4) ->
 
     `timeout`: seconds for one answer. Raises what `RemoteReward` does.
     """
-    server = Server(url, timeout, retries)
+    server = RewardServer(url, timeout, retries)
     card = server.card(name)
     return (RemoteCritic if card.critic else RemoteReward)(server, card)
 
@@ -47,7 +54,7 @@ def connect(url: str, name: str, *, timeout: float = 300.0, retries: int = 4) ->
 class RemoteReward:
     """Range and direction as the server's `/rewards` says. `connect` makes one."""
 
-    def __init__(self, server: Server, card: Card):
+    def __init__(self, server: RewardServer, card: RewardInfo):
         self.server, self.spec = server, card.spec
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
@@ -58,11 +65,11 @@ class RemoteReward:
         """
         scores: list[float] = []
         for asked in self._requests(images, prompts):
-            answer = self.server.post("score", asked, Scored)
+            answer = self.server.post("score", asked, ScoreResponse)
             scores += self._part(answer.scores, answer.errors, len(asked.prompts))
         return scores
 
-    def _requests(self, images: Tensor, prompts: Sequence[str]) -> Iterator[Asked]:
+    def _requests(self, images: Tensor, prompts: Sequence[str]) -> Iterator[ScoreRequest]:
         """As few requests as the server's limits allow."""
         if len(images) != len(prompts):
             raise BadInput(f"expected one prompt per picture, got {len(prompts)} for {len(images)}")
@@ -91,11 +98,13 @@ class RemoteReward:
             texts.append(text)
         yield self._asked(texts, prompts[start:])
 
-    def _asked(self, texts: list[str], prompts: Sequence[str]) -> Asked:
+    def _asked(self, texts: list[str], prompts: Sequence[str]) -> ScoreRequest:
         values = {"images": texts, "prompts": list(prompts), "rewards": [self.spec.name]}
-        return parse_config(Asked, values, f"the request to {self.server.url}")
+        return parse_config(ScoreRequest, values, f"the request to {self.server.url}")
 
-    def _part(self, found: Mapping[str, list[T]], errors: Mapping[str, Fault], expected: int) -> list[T]:
+    def _part(
+        self, found: Mapping[str, list[T]], errors: Mapping[str, RewardError], expected: int
+    ) -> list[T]:
         """This reward's own entries of an answer, `expected` of them."""
         name, url = self.spec.name, self.server.url
         fault = errors.get(name)
@@ -116,13 +125,13 @@ class RemoteCritic(RemoteReward):
         """What is wrong with each picture. Raises what `score` does."""
         verdicts: list[Verdict] = []
         for asked in self._requests(images, prompts):
-            answer = self.server.post("criticize", asked, Criticized)
+            answer = self.server.post("criticize", asked, CritiqueResponse)
             found = self._part(answer.verdicts, answer.errors, len(asked.prompts))
             verdicts += [judged.verdict for judged in found]
         return verdicts
 
 
-class Server:
+class RewardServer:
     """The server at an address: its catalogue, and requests that are repeated where that helps.
 
     Lost connections and 408, 429, 5xx are tried again `retries` times, after waits that double; asking
@@ -151,7 +160,7 @@ class Server:
         self.catalogue = self._read(self._ask("GET", "rewards"), Catalogue)
         self.limits = self.catalogue.limits
 
-    def card(self, name: str) -> Card:
+    def card(self, name: str) -> RewardInfo:
         """What the server says of one of its rewards. Raises UnknownName with the near match."""
         cards = {card.name: card for card in self.catalogue.rewards}
         critic = cards.get(name.removesuffix("#critique"))  # a VLM judge that criticises bears its plain name
@@ -161,7 +170,7 @@ class Server:
             raise UnknownName(f"reward of {self.url}", name, map(_plain, cards))
         return cards[name]
 
-    def post(self, path: str, asked: Asked, answer: type[M]) -> M:
+    def post(self, path: str, asked: ScoreRequest, answer: type[M]) -> M:
         """The server's answer. Raises EndpointError where there is none, or none that can be read."""
         return self._read(self._ask("POST", path, asked.model_dump_json().encode()), answer)
 
@@ -214,7 +223,7 @@ class Server:
         try:
             return answer.model_validate_json(body)
         except ValidationError as error:
-            why = _plain(one_line(error))
+            why = _plain(validation_message(error))
             raise EndpointError(f"{self.url} gave no answer that can be read ({why}); {_ADVICE}") from error
 
     def _down(self, why: str, tried: int) -> EndpointError:

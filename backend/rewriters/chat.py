@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 from ..core.errors import AnswerRefused, BadInput
 from ..core.types import Rewrite
-from ..net.chat_client import Ask, Endpoint, Reply
+from ..net.chat_client import ChatReply, ChatRequest, Endpoint
 from .prompting import SYSTEM, build_messages
-from .rows import Row, all_rows, by_prompt, read_answer, row_seed
+from .rows import RewriteRow, all_rows, group_by_prompt, read_answer, row_seed
 
 SEEDS = 2**31  # servers read seeds into 32 signed bits, or lose digits above 2**53
 
@@ -68,25 +68,25 @@ class ChatRewriter:
         rows = all_rows(prompts, variants, seed, critiques)
         asks = [self._ask(row, seed) for row in rows]
         replies = self.endpoint.complete(asks, should_stop, progress)
-        return by_prompt([self._read(row, reply) for row, reply in zip(rows, replies)], variants)
+        return group_by_prompt([self._read(row, reply) for row, reply in zip(rows, replies)], variants)
 
     def ask(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[RewriteRow],
         seed: int,
         told: Callable[[int, Rewrite | AnswerRefused], None],
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """See `AsksRows`. Raises EndpointError for what is not the fault of one row."""
 
-        def read(number: int, reply: Reply | AnswerRefused) -> None:
+        def read(number: int, reply: ChatReply | AnswerRefused) -> None:
             refused = isinstance(reply, AnswerRefused)
             told(number, reply if refused else self._read(rows[number], reply))
 
         self.endpoint.answers([self._ask(row, seed) for row in rows], read, should_stop)
 
-    def _ask(self, row: Row, seed: int) -> Ask:
-        return Ask(
+    def _ask(self, row: RewriteRow, seed: int) -> ChatRequest:
+        return ChatRequest(
             build_messages(row.prompt, row.critique, self.system),
             {
                 "temperature": self.temperature if row.variant else 0,
@@ -95,7 +95,7 @@ class ChatRewriter:
             },
         )
 
-    def _read(self, row: Row, reply: Reply) -> Rewrite:
+    def _read(self, row: RewriteRow, reply: ChatReply) -> Rewrite:
         limit = f"{self.max_new_tokens} tokens"
         return read_answer(reply.text, row.prompt, self.name, limit if reply.cut else "")
 

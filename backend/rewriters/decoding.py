@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import AnswerRefused, BadInput, Interrupted
 from ..core.types import Rewrite
-from .rows import Row, all_rows, by_prompt, kept, row_seed
+from .rows import RewriteRow, all_rows, group_by_prompt, keep_prompt, row_seed
 
 if TYPE_CHECKING:
     import torch
@@ -101,11 +101,11 @@ class LocalRewriter:
             answers |= part
             if progress is not None:
                 progress(len(answers), len(rows))
-        return by_prompt([answers[number] for number in range(len(rows))], variants)
+        return group_by_prompt([answers[number] for number in range(len(rows))], variants)
 
     def ask(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[RewriteRow],
         seed: int,
         told: Callable[[int, Rewrite | AnswerRefused], None],
         should_stop: Callable[[], bool] | None = None,
@@ -116,13 +116,13 @@ class LocalRewriter:
                 told(number, rewrite)
 
     def _written(
-        self, rows: Sequence[Row], seed: int, should_stop: Callable[[], bool] | None
+        self, rows: Sequence[RewriteRow], seed: int, should_stop: Callable[[], bool] | None
     ) -> Iterator[dict[int, Rewrite]]:
         """What is written to the rows, by their numbers, batch by batch."""
         raise NotImplementedError
 
     def _batches(
-        self, rows: Sequence[Row], lengths: Sequence[int], seed: int, among: Iterable[int]
+        self, rows: Sequence[RewriteRow], lengths: Sequence[int], seed: int, among: Iterable[int]
     ) -> Iterator[tuple[list[int], list[int | None]]]:
         """The numbers in `among`, `batch_size` at a time, each with the key of its row's noise: None for the
         first variant. Rows of like lengths go together: less padding."""
@@ -166,7 +166,7 @@ class AskingRewriter(LocalRewriter):
         raise NotImplementedError
 
     def _written(
-        self, rows: Sequence[Row], seed: int, should_stop: Callable[[], bool] | None
+        self, rows: Sequence[RewriteRow], seed: int, should_stop: Callable[[], bool] | None
     ) -> Iterator[dict[int, Rewrite]]:
         """What is written to the rows, by their numbers: first what none can be written to, then batches."""
         questions = {(row.prompt, row.critique) for row in rows}
@@ -175,7 +175,7 @@ class AskingRewriter(LocalRewriter):
         lengths, longest = [len(one) for one in ids], self.context() - self.max_new_tokens
         why = "the prompt is {} tokens long, this rewriter reads {}"
         too_long = {
-            n: kept(row.prompt, self.name, why.format(lengths[n], longest))
+            n: keep_prompt(row.prompt, self.name, why.format(lengths[n], longest))
             for n, row in enumerate(rows)
             if lengths[n] > longest
         }
@@ -187,7 +187,7 @@ class AskingRewriter(LocalRewriter):
 
     def context(self) -> int:
         """Tokens that fit, prompt and answer together."""
-        return context_of(self.model)
+        return context_length(self.model)
 
     def write(
         self,
@@ -196,7 +196,7 @@ class AskingRewriter(LocalRewriter):
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Written]:
         """What the model writes to each row of prompt ids, in one batch; a row without a key is not drawn."""
-        inputs = padded(asked, pad_of(self.tokenizer), self.model.device)
+        inputs = padded(asked, pad_token(self.tokenizer), self.model.device)
         return write(self.model, self.tokenizer, inputs, keys, self.decoding, should_stop)
 
 
@@ -256,7 +256,7 @@ def _write(
     if beams == 1:
         processors.append(noise)
     criteria = StoppingCriteriaList([_Stop(should_stop)] if should_stop is not None else [])
-    ends = ends_of(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     # The checkpoint's own settings (penalties, top_k) would bias the draw: all are set here.
     plain = GenerationConfig(
         max_new_tokens=how.max_new_tokens,
@@ -268,7 +268,7 @@ def _write(
         no_repeat_ngram_size=0,
         min_new_tokens=0,
         eos_token_id=ends,
-        pad_token_id=pad_of(tokenizer),
+        pad_token_id=pad_token(tokenizer),
     )
     own, model.generation_config = model.generation_config, plain
     try:
@@ -288,7 +288,7 @@ def _write(
     return found
 
 
-def ends_of(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a turn: the tokenizer's own, and those of the checkpoint's generation config."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
@@ -300,12 +300,12 @@ def given(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def pad_of(tokenizer: Any) -> int:
+def pad_token(tokenizer: Any) -> int:
     """The token that fills rows up; nothing looks at it."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def context_of(model: Any) -> int:
+def context_length(model: Any) -> int:
     """Tokens that fit into a language model, what it reads and what it writes together."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 

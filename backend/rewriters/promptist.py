@@ -17,7 +17,7 @@ from ..core.types import Rewrite
 from .decoding import AskingRewriter, Written
 from .prompting import control_tokens
 from .reprompt import load_checkpoint
-from .rows import kept
+from .rows import keep_prompt
 
 SUFFIX = " Rephrase:"
 
@@ -65,7 +65,7 @@ class PromptistRewriter(AskingRewriter):
     def read(self, written: Written, prompt: str) -> Rewrite:
         text = " ".join(written.text.replace(prompt.strip() + SUFFIX, "").split())
         if not any(letter.isalnum() for letter in text):
-            return kept(prompt, self.name, "the answer holds no words")
+            return keep_prompt(prompt, self.name, "the answer holds no words")
         return Rewrite("", text, self.name)
 
     def _settings(self) -> list[Any]:

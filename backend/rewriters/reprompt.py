@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
-from ..core.config import one_line
+from ..core.config import validation_message
 from ..core.errors import BadInput, CheckpointError, first_line
-from ..core.model_files import EMBEDDED, quiet_loading
+from ..core.model_files import EMBEDDED_WEIGHTS, quiet_loading
 from ..core.types import Rewrite
 from .decoding import AskingRewriter, Written, given
 from .prompting import SYSTEM, prompt_ids
@@ -23,7 +23,7 @@ from .rows import read_answer
 if TYPE_CHECKING:
     import torch
 
-EMBEDDED_REWRITER = EMBEDDED / "rewriter"
+EMBEDDED_REWRITER = EMBEDDED_WEIGHTS / "rewriter"
 SETTINGS = "reprise.json"  # beside config.json: how the checkpoint was trained to be asked
 S = TypeVar("S", bound=BaseModel)
 
@@ -149,7 +149,9 @@ def read_settings(path: Path, kind: type[S]) -> S:
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {one_line(error)}; train or fetch the rewriter again") from error
+        raise CheckpointError(
+            f"{path}: {validation_message(error)}; train or fetch the rewriter again"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 

@@ -17,7 +17,7 @@ from .prompting import Unparsable, parse
 
 
 @dataclass(frozen=True)
-class Row:
+class RewriteRow:
     """Variant 0 is the likeliest answer, the others are samples; a variant is the same in whatever call."""
 
     prompt: str
@@ -26,7 +26,7 @@ class Row:
 
 
 @runtime_checkable
-class AsksRows(Protocol):
+class RowRewriter(Protocol):
     """A rewriter that asks a model, row by row."""
 
     name: str
@@ -36,7 +36,7 @@ class AsksRows(Protocol):
 
     def ask(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[RewriteRow],
         seed: int,
         told: Callable[[int, Rewrite | AnswerRefused], None],
         should_stop: Callable[[], bool] | None = None,
@@ -48,17 +48,17 @@ class AsksRows(Protocol):
 
 def all_rows(
     prompts: Sequence[str], variants: int, seed: int, critiques: Sequence[str | None] | None
-) -> list[Row]:
+) -> list[RewriteRow]:
     """The rows of a call of `rewrite`, by prompts. Raises BadInput where it is asked wrongly."""
     critiques = check_request(prompts, variants, seed, critiques)
     return [
-        Row(prompt, variant, critique)
+        RewriteRow(prompt, variant, critique)
         for prompt, critique in zip(prompts, critiques, strict=True)
         for variant in range(variants)
     ]
 
 
-def by_prompt(rewrites: Sequence[Rewrite], variants: int) -> list[list[Rewrite]]:
+def group_by_prompt(rewrites: Sequence[Rewrite], variants: int) -> list[list[Rewrite]]:
     """The rewrites of `all_rows`, a list for each prompt."""
     return [list(rewrites[start : start + variants]) for start in range(0, len(rewrites), variants)]
 
@@ -90,10 +90,10 @@ def read_answer(text: str, prompt: str, rewriter: str, cut: str = "") -> Rewrite
     answer = parse(text)
     if isinstance(answer, Unparsable):
         limit = f" (it reached the limit of {cut})" if cut else ""
-        return kept(prompt, rewriter, f"the answer {answer.why}{limit}")
+        return keep_prompt(prompt, rewriter, f"the answer {answer.why}{limit}")
     return Rewrite(answer.reason, answer.prompt, rewriter)
 
 
-def kept(prompt: str, rewriter: str, why: str) -> Rewrite:
+def keep_prompt(prompt: str, rewriter: str, why: str) -> Rewrite:
     """The user's prompt in place of a rewrite."""
     return Rewrite("", prompt, rewriter, fallback=why)

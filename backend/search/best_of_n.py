@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from ..core.errors import BadInput
 from ..core.interfaces import Renderer, Reward
-from ..core.scoring import image_scores, of_previews, ranking
+from ..core.scoring import image_scores, preview_judge, rank
 from ..core.types import SEED_RANGE, Candidate, Cost, InitImage, Job
-from .pruning import Full, PruningWatcher, Schedule
+from .pruning import FullSchedule, PruningSchedule, PruningWatcher
 
 
 @dataclass
@@ -38,7 +38,7 @@ def search(
     *,
     n: int,
     seed: int,
-    schedule: Schedule | None = None,
+    schedule: PruningSchedule | None = None,
     previews: Reward | None = None,
     init: InitImage | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -46,14 +46,14 @@ def search(
     """The best of `n` pictures for `prompt`, judged against it, drawn with the prompts `drawn` in turn.
 
     Candidate i has seed `seed + i` and prompt `drawn[i % len(drawn)]`. With a schedule, candidates are
-    pruned on their x0 previews, which the `of_previews` of `previews`, by default of the judge, scores; the
+    pruned on their x0 previews, which the `preview_judge` of `previews`, by default of the judge, scores; the
     finished ones are the same pictures as without. With `init`, all of them start from that picture.
     """
     check_search(n, seed)
-    schedule = schedule or Full()
+    schedule = schedule or FullSchedule()
     candidates = [Candidate(i, seed + i, drawn[i % len(drawn)]) for i in range(n)]
     cost = Cost()
-    looking = PruningWatcher(of_previews(previews or judge), prompt, candidates, schedule, cost)
+    looking = PruningWatcher(preview_judge(previews or judge), prompt, candidates, schedule, cost)
     watcher = looking if schedule.looks else None
     started = time.perf_counter()
     rendered = renderer.render([Job(c.prompt, c.seed, init) for c in candidates], watcher, progress)
@@ -91,4 +91,4 @@ def judge_candidates(judge: Reward, prompt: str, finished: list[Candidate], cost
 def best_of(candidates: Sequence[Candidate], judge: Reward) -> int:
     """Index of the best finished candidate; a tie goes to the earlier one."""
     scores = {c.index: c.score for c in candidates if c.image is not None and c.score is not None}
-    return ranking(judge.spec, scores)[0]
+    return rank(judge.spec, scores)[0]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from ..core.errors import BadInput, UnknownName, Unsupported
 from ..core.interfaces import Renderer, Reward, Rewriter
-from ..core.scoring import of_previews
+from ..core.scoring import preview_judge
 from ..core.types import Outcome
 from ..renderers.diffusers.img2img import check_strength
 from .best_of_n import check_search, search
-from .pruning import Later, Schedule, schedule_from
+from .pruning import PruningSchedule, ShiftedSchedule, schedule_from
 from .reflection import CORRECTIONS, check_critic, reflect
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Interrupted
@@ -23,7 +23,7 @@ class Chain:
     """Rewriter, renderer and judge with the settings of a search.
 
     `best_of` candidates share `variants` rewrites in turn; `prune` is a schedule as `parm.read_pruning` reads
-    it, and the `of_previews` of `previews`, by default of the judge, judges the previews that it looks at;
+    it, and the `preview_judge` of `previews`, by default of the judge, judges the previews that it looks at;
     `reflect` is the most rounds of reflection, each drawing `best_of` more candidates at most, by
     `correction`, one of CORRECTIONS, with `strength` where that is image to image. `corrector` writes the
     corrected prompts, by default the rewriter; of one that ignores critiques they are the same words again.
@@ -46,7 +46,7 @@ class Chain:
         # All candidates of all rounds must have a seed, so the range is checked for all of them.
         check_search(self.best_of, self.seed)
         check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
-        self.previews = of_previews(self.previews or self.judge)
+        self.previews = preview_judge(self.previews or self.judge)
         self.schedule(self.best_of)
         if self.prune != "none" and not getattr(self.renderer, "previews", True):
             raise Unsupported(
@@ -71,15 +71,17 @@ class Chain:
             )
         check_strength(self.strength, self.renderer.steps)
 
-    def schedule(self, n: int) -> Schedule:
+    def schedule(self, n: int) -> PruningSchedule:
         return schedule_from(self.prune, n, self.renderer.steps, self.previews)
 
-    def _mending(self, n: int) -> Schedule:
+    def _mending(self, n: int) -> PruningSchedule:
         """The pruning of a round: over the steps that image to image draws, where it is that."""
         if self.correction == CORRECTIONS[0]:
             return self.schedule(n)
         drawn = int(self.renderer.steps * self.strength)
-        return Later(schedule_from(self.prune, n, drawn, self.previews), self.renderer.steps - drawn)
+        return ShiftedSchedule(
+            schedule_from(self.prune, n, drawn, self.previews), self.renderer.steps - drawn
+        )
 
     def run(self, prompt: str, progress: Progress | None = None) -> Outcome:
         """Draw `prompt`. Stages in `progress`: rewrite, render, judge, reflect."""

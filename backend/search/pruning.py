@@ -30,7 +30,7 @@ SCHEDULES = ("none", "halving", "potential")
 THRESHOLD = 0.5  # of the probability that a candidate comes out right: PARM's yes or no
 
 
-class Schedule(Protocol):
+class PruningSchedule(Protocol):
     """When to look, and which of the rows alive go on."""
 
     @property
@@ -39,7 +39,7 @@ class Schedule(Protocol):
         ...
 
     @property
-    def waits(self) -> bool:
+    def needs_clarity(self) -> bool:
         """Whether rows whose previews are not clear yet go on without being judged."""
         ...
 
@@ -49,22 +49,22 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Full:
+class FullSchedule:
     """Every candidate is drawn to the end."""
 
     looks: frozenset[int] = frozenset()
-    waits: bool = field(default=False, init=False)
+    needs_clarity: bool = field(default=False, init=False)
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         return list(scores)
 
 
 @dataclass(frozen=True)
-class Halving:
+class HalvingSchedule:
     """Successive halving by rank: after step s, the best `cuts[s]` go on."""
 
     cuts: dict[int, int] = field(hash=False)
-    waits: bool = field(default=False, init=False)
+    needs_clarity: bool = field(default=False, init=False)
 
     def __post_init__(self):
         steps, kept = list(self.cuts), list(self.cuts.values())
@@ -88,10 +88,10 @@ class Halving:
 
 
 @dataclass(frozen=True)
-class Later:
+class ShiftedSchedule:
     """Another schedule, for pictures whose first `by` steps are left out."""
 
-    schedule: Schedule
+    schedule: PruningSchedule
     by: int
 
     @property
@@ -99,15 +99,15 @@ class Later:
         return frozenset(step + self.by for step in self.schedule.looks)
 
     @property
-    def waits(self) -> bool:
-        return self.schedule.waits
+    def needs_clarity(self) -> bool:
+        return self.schedule.needs_clarity
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         return self.schedule.keep(step - self.by, scores)
 
 
 @dataclass
-class Potential:
+class MarginSchedule:
     """For any reward: at each look, rows far below the best one stop.
 
     `margin` is in units of the scores' standard deviation at the first look, so that it fits any reward's
@@ -117,7 +117,7 @@ class Potential:
     looks: frozenset[int]
     margin: float = 0.5
     least: int = 1
-    waits: bool = field(default=False, init=False)
+    needs_clarity: bool = field(default=False, init=False)
     spread: float | None = field(default=None, init=False)
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
@@ -129,13 +129,13 @@ class Potential:
 
 
 @dataclass(frozen=True)
-class Likely:
+class ThresholdSchedule:
     """PARM's: rows that will come out right with less than `threshold` stop; at least `least` go on."""
 
     looks: frozenset[int]
     threshold: float = THRESHOLD
     least: int = 1
-    waits: bool = field(default=True, init=False)
+    needs_clarity: bool = field(default=True, init=False)
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         ranked = _ranked(scores)
@@ -147,7 +147,7 @@ def _ranked(scores: dict[int, float]) -> list[int]:
     return sorted(scores, key=lambda row: (-scores[row], row))
 
 
-def halving(n: int, steps: int, gentleness: float = 1.0) -> Halving:
+def default_halving(n: int, steps: int, gentleness: float = 1.0) -> HalvingSchedule:
     """The default cuts, as shares of the candidates and of the steps; `gentleness` > 1 keeps more.
 
     Found by `reprise bench parm --sweep` on the embedded renderer; see EXPERIMENTS.md.
@@ -157,7 +157,7 @@ def halving(n: int, steps: int, gentleness: float = 1.0) -> Halving:
         step, kept = max(1, round(when * steps)), max(1, math.ceil(share * n * gentleness))
         if step < steps and kept < min([n, *cuts.values()]):
             cuts[step] = kept
-    return Halving(cuts)
+    return HalvingSchedule(cuts)
 
 
 # (share of the steps done, share of the candidates kept)
@@ -190,7 +190,7 @@ def read_pruning(text: str) -> tuple[str, float | None]:
     return name, threshold
 
 
-def schedule_from(pruning: str, n: int, steps: int, looking: Reward | None = None) -> Schedule:
+def schedule_from(pruning: str, n: int, steps: int, looking: Reward | None = None) -> PruningSchedule:
     """The schedule behind `--prune` for `n` candidates over `steps` steps, `looking` at previews. Raises
     Unsupported for a threshold that nobody's probability is held against."""
     name, threshold = read_pruning(pruning)
@@ -201,13 +201,13 @@ def schedule_from(pruning: str, n: int, steps: int, looking: Reward | None = Non
             f"{looking.spec.name!r} gives none; take --prune potential, or a judge vlm:…"
         )
     if name == "none" or n == 1:
-        return Full()
+        return FullSchedule()
     if name == "halving":
-        return halving(n, steps)
+        return default_halving(n, steps)
     looks = steps_at(LOOKS, steps)
     if not probable:
-        return Potential(looks)
-    return Likely(looks) if threshold is None else Likely(looks, threshold)
+        return MarginSchedule(looks)
+    return ThresholdSchedule(looks) if threshold is None else ThresholdSchedule(looks, threshold)
 
 
 class PruningWatcher:
@@ -215,7 +215,7 @@ class PruningWatcher:
     is who judges them, see `judging.of_previews`."""
 
     def __init__(
-        self, looking: Reward, prompt: str, candidates: list[Candidate], schedule: Schedule, cost: Cost
+        self, looking: Reward, prompt: str, candidates: list[Candidate], schedule: PruningSchedule, cost: Cost
     ):
         self.looking, self.prompt, self.candidates = looking, prompt, candidates
         self.schedule, self.cost = schedule, cost
@@ -245,7 +245,7 @@ class PruningWatcher:
     def _clear(self, step: int, rows: list[int], previews: Tensor) -> list[bool]:
         """Which rows can be judged, where the schedule waits for it and the judge knows."""
         found = None
-        if self.schedule.waits and isinstance(self.looking, PreviewReward):
+        if self.schedule.needs_clarity and isinstance(self.looking, PreviewReward):
             found = clarities(self.looking, previews, [self.prompt] * len(rows))
         if found is None:
             return [True] * len(rows)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from ..core.errors import BadInput
 from ..core.interfaces import Critic, Renderer, Reward, Rewriter
 from ..core.scoring import verdicts
-from ..core.types import Candidate, Cost, InitImage, Rewrite, Round, Verdict
+from ..core.types import Candidate, Cost, InitImage, ReflectionRound, Rewrite, Verdict
 from .best_of_n import SearchResult, best_of, search
-from .pruning import Schedule
+from .pruning import PruningSchedule
 
 CORRECTIONS = ("draw again", "image to image")  # a new picture; the best one so far, drawn over
 
@@ -28,7 +28,7 @@ class Reflection:
 
     candidates: list[Candidate]
     best: int
-    rounds: list[Round]
+    rounds: list[ReflectionRound]
     rewrites: list[Rewrite]  # the corrected ones
     cost: Cost
 
@@ -44,7 +44,7 @@ def reflect(
     n: int,
     seed: int,
     variants: int,
-    schedule: Callable[[int], Schedule],
+    schedule: Callable[[int], PruningSchedule],
     previews: Reward | None = None,
     correction: str = CORRECTIONS[0],
     strength: float = 0.75,
@@ -97,7 +97,7 @@ def reflect(
     return state
 
 
-def unread(corrector: Rewriter) -> str | None:
+def critique_warning(corrector: Rewriter) -> str | None:
     """What to tell who lets a rewriter correct that changes no words for a critique; None where it does."""
     if getattr(corrector, "reads_critiques", True):
         return None
@@ -126,6 +126,6 @@ def _record(state: Reflection, number: int, candidate: Candidate, judge: Critic,
     state.cost.add_seconds("judge", time.perf_counter() - started)
     answer = "yes" if verdict.satisfied else "no"
     state.rounds.append(
-        Round(number, answer, verdict.critique, candidate.prompt, candidate.score, candidate.index)
+        ReflectionRound(number, answer, verdict.critique, candidate.prompt, candidate.score, candidate.index)
     )
     return verdict

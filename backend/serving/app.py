@@ -19,8 +19,16 @@ from starlette.requests import ClientDisconnect
 
 from ..core.config import parse_config
 from ..core.errors import BadInput, UnknownName, plain
-from ..net.reward_protocol import Asked, Catalogue, Criticized, Fault, Judged, Limits, Scored
-from .desk import Answer, Desk, Job, TurnedAway
+from ..net.reward_protocol import (
+    Catalogue,
+    CritiqueResponse,
+    Limits,
+    RewardError,
+    ScoreRequest,
+    ScoreResponse,
+    VerdictMessage,
+)
+from .batching import BatchingQueue, QueuedRequest, QueueFull, RewardResults
 from .pictures import opened
 
 BODY_SECONDS = 60.0  # until a request must be here, however slowly it drips
@@ -35,42 +43,42 @@ KINDS = ("application/json", "image/png", "image/jpeg")
 Look = Literal["score", "criticize"]
 
 
-def make_app(desk: Desk, limits: Limits, key: str | None = None) -> FastAPI:
-    """The server over `desk`. With `key`, all but /health want it as a bearer token."""
+def make_app(queue: BatchingQueue, limits: Limits, key: str | None = None) -> FastAPI:
+    """The server over `queue`. With `key`, all but /health want it as a bearer token."""
     app = FastAPI(title="Reprise rewards", docs_url=None, redoc_url=None, openapi_url=None)
     guarded = [Depends(_guard(key))] if key else []
     door = asyncio.Semaphore(READING)
 
-    async def ask(request: Request, look: Look) -> Answer:
+    async def ask(request: Request, look: Look) -> RewardResults:
         async with door:
-            job = await _admitted(request, desk, limits, look)
-        return await _answered(request, desk, job)
+            job = await _admitted(request, queue, limits, look)
+        return await _answered(request, queue, job)
 
     @app.get("/health")
     async def health() -> dict[str, str | int]:
-        return {"status": "ok", "waiting": len(desk)}
+        return {"status": "ok", "waiting": len(queue)}
 
     @app.get("/rewards", dependencies=guarded)
     async def rewards() -> Catalogue:
-        return Catalogue(rewards=desk.cards(), limits=limits)
+        return Catalogue(rewards=queue.cards(), limits=limits)
 
     @app.post("/score", dependencies=guarded)
     async def score(request: Request) -> Response:
         answer = await ask(request, "score")
-        return _json(Scored(scores=answer.found, errors=_faults(answer)))
+        return _json(ScoreResponse(scores=answer.found, errors=_faults(answer)))
 
     @app.post("/criticize", dependencies=guarded)
     async def criticize(request: Request) -> Response:
         answer = await ask(request, "criticize")
-        verdicts = {name: [Judged.of(v) for v in found] for name, found in answer.found.items()}
-        return _json(Criticized(verdicts=verdicts, errors=_faults(answer)))
+        verdicts = {name: [VerdictMessage.of(v) for v in found] for name, found in answer.found.items()}
+        return _json(CritiqueResponse(verdicts=verdicts, errors=_faults(answer)))
 
     @app.exception_handler(BadInput)
     async def refused(_: Request, error: BadInput) -> Response:
         return _refusal(422, str(error))
 
-    @app.exception_handler(TurnedAway)
-    async def turned_away(_: Request, error: TurnedAway) -> Response:
+    @app.exception_handler(QueueFull)
+    async def turned_away(_: Request, error: QueueFull) -> Response:
         return _refusal(503, str(error), {"Retry-After": RETRY_AFTER})
 
     @app.exception_handler(Exception)
@@ -92,8 +100,8 @@ def _guard(key: str):
     return check
 
 
-async def _admitted(request: Request, desk: Desk, limits: Limits, look: Look) -> Job:
-    """The request as the desk takes it. Raises HTTPException or BadInput where it is none."""
+async def _admitted(request: Request, queue: BatchingQueue, limits: Limits, look: Look) -> QueuedRequest:
+    """The request as the queue takes it. Raises HTTPException or BadInput where it is none."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in KINDS:
         raise HTTPException(415, f"expected a body of Content-Type: {' or '.join(KINDS)}")
@@ -104,11 +112,11 @@ async def _admitted(request: Request, desk: Desk, limits: Limits, look: Look) ->
     except ClientDisconnect as error:
         raise HTTPException(400, "the body broke off") from error  # said to nobody
     read = _asked_in_json if kind == KINDS[0] else partial(_asked_in_the_query, request)
-    return await asyncio.to_thread(lambda: _job(read(body), desk, limits, look))
+    return await asyncio.to_thread(lambda: _job(read(body), queue, limits, look))
 
 
-async def _answered(request: Request, desk: Desk, job: Job) -> Answer:
-    done = asyncio.wrap_future(desk.submit(job))
+async def _answered(request: Request, queue: BatchingQueue, job: QueuedRequest) -> RewardResults:
+    done = asyncio.wrap_future(queue.submit(job))
     while not done.done():
         await asyncio.wait([done], timeout=POLL)
         if not done.done() and await request.is_disconnected():
@@ -133,17 +141,17 @@ async def _body(request: Request, most: int) -> bytes:
     raise HTTPException(413, f"the body has more than {most:,} bytes; send fewer pictures at once")
 
 
-def _asked_in_json(body: bytes) -> Asked:
+def _asked_in_json(body: bytes) -> ScoreRequest:
     try:
         values = from_json(body)
     except ValueError as error:
         raise HTTPException(400, f"the body is no JSON: {error}"[:LONGEST_DETAIL]) from error
     if not isinstance(values, dict):
         raise BadInput("expected a JSON object with images, prompts and rewards")
-    return parse_config(Asked, values, "the request")
+    return parse_config(ScoreRequest, values, "the request")
 
 
-def _asked_in_the_query(request: Request, body: bytes) -> Asked:
+def _asked_in_the_query(request: Request, body: bytes) -> ScoreRequest:
     """Of one picture, which is the body: /score?prompt=WORDS&reward=NAME&reward=NAME."""
     query = request.query_params
     values = {
@@ -151,30 +159,30 @@ def _asked_in_the_query(request: Request, body: bytes) -> Asked:
         "prompts": query.getlist("prompt"),
         "rewards": query.getlist("reward"),
     }
-    return parse_config(Asked, values, "the query (prompt=WORDS&reward=NAME)")
+    return parse_config(ScoreRequest, values, "the query (prompt=WORDS&reward=NAME)")
 
 
-def _job(asked: Asked, desk: Desk, limits: Limits, look: Look) -> Job:
-    """Raises BadInput for what the desk cannot take."""
+def _job(asked: ScoreRequest, queue: BatchingQueue, limits: Limits, look: Look) -> QueuedRequest:
+    """Raises BadInput for what the queue cannot take."""
     if len(asked.images) > limits.images:
         raise BadInput(f"{len(asked.images)} pictures in one request; the limit is {limits.images}")
     names = list(dict.fromkeys(asked.rewards))
     for name in names:
-        if name not in desk.rewards:
-            raise UnknownName("reward", name, desk.rewards)
+        if name not in queue.rewards:
+            raise UnknownName("reward", name, queue.rewards)
     if look == "criticize":
-        mute = [card.name for card in desk.cards() if card.name in names and not card.critic]
+        mute = [card.name for card in queue.cards() if card.name in names and not card.critic]
         if mute:
             raise BadInput(f"reward {mute[0]!r} only scores; it cannot say what is wrong")
     pictures = opened(asked.images, limits.pixels)
-    return Job(pictures, asked.prompts, names, criticize=look == "criticize")
+    return QueuedRequest(pictures, asked.prompts, names, criticize=look == "criticize")
 
 
-def _faults(answer: Answer) -> dict[str, Fault]:
-    return {name: Fault.of(error) for name, error in answer.errors.items()}
+def _faults(answer: RewardResults) -> dict[str, RewardError]:
+    return {name: RewardError.of(error) for name, error in answer.errors.items()}
 
 
-def _json(message: Scored | Criticized) -> Response:
+def _json(message: ScoreResponse | CritiqueResponse) -> Response:
     return Response(message.model_dump_json(), media_type="application/json")
 
 

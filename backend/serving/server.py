@@ -14,7 +14,7 @@ from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..core.errors import BadInput
-from .desk import Desk
+from .batching import BatchingQueue
 
 PATIENCE = 5.0  # seconds that the batch in work has left when the server is stopped
 FAREWELL = 2  # seconds then for the last answers to leave
@@ -49,12 +49,12 @@ def address(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, desk: Desk, sock: socket.socket) -> None:
+def serve(app: FastAPI, queue: BatchingQueue, sock: socket.socket) -> None:
     """Answer until the process is stopped: KeyboardInterrupt for Ctrl-C, in the main thread."""
-    make_server(app, desk).run(sockets=[sock])
+    make_server(app, queue).run(sockets=[sock])
 
 
-def make_server(app: FastAPI, desk: Desk) -> uvicorn.Server:
+def make_server(app: FastAPI, queue: BatchingQueue) -> uvicorn.Server:
     """What `serve` runs; it ends where `should_exit` is set."""
     # The limit on pixels is ours, and lower than the one at which Pillow begins to warn.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -70,13 +70,13 @@ def make_server(app: FastAPI, desk: Desk) -> uvicorn.Server:
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=FAREWELL,
     )
-    return _Server(config, desk)
+    return _Server(config, queue)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, desk: Desk):
+    def __init__(self, config: uvicorn.Config, queue: BatchingQueue):
         super().__init__(config)
-        self.desk = desk
+        self.queue = queue
         self.idle: dict[tuple[object, object], float] = {}
 
     @property
@@ -100,7 +100,7 @@ class _Server(uvicorn.Server):
         self.idle = idle
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.to_thread(self.desk.close, PATIENCE)
+        await asyncio.to_thread(self.queue.close, PATIENCE)
         for connection in self.connections:
             if connection.cycle is not None and connection.cycle.more_body:
                 connection.transport.abort()  # a request that still comes in is one too late

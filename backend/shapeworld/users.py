@@ -12,7 +12,7 @@ from .styles import Style, detailed, random_style
 
 
 @dataclass(frozen=True)
-class Practised:
+class PractisedPrompt:
     """A user's prompt, what a practised one made of it, and what that one had in mind."""
 
     prompt: str
@@ -21,7 +21,7 @@ class Practised:
     style: Style
 
 
-def practised(per_task: int, each: int, seed: int = 0) -> Iterator[Practised]:
+def practised(per_task: int, each: int, seed: int = 0) -> Iterator[PractisedPrompt]:
     """`each` of them for up to `per_task` prompts of each task, training split.
 
     Every practised user has a layout and a taste of their own: styles are random, and only a preference
@@ -31,4 +31,4 @@ def practised(per_task: int, each: int, seed: int = 0) -> Iterator[Practised]:
     for case in sample_prompts("train", per_task, seed):
         for _ in range(each):
             scene, style = layout(case, rng), random_style(rng)
-            yield Practised(case.prompt, detailed(case.prompt, scene, style, rng), scene, style)
+            yield PractisedPrompt(case.prompt, detailed(case.prompt, scene, style, rng), scene, style)

@@ -207,6 +207,6 @@ def picture_key(fingerprint: str, job: Job) -> str:
     return Cache.key("image", fingerprint, job.prompt, job.seed, *start)
 
 
-def as_kept(image: Tensor) -> Tensor:
+def round_to_8_bits(image: Tensor) -> Tensor:
     """A picture in 0..1, clamped and rounded as it comes out of a PNG; float32."""
     return image.float().clamp(0, 1).mul(255).round() / 255

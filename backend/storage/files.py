@@ -29,7 +29,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            for_others(Path(part))
+            apply_umask(Path(part))
             os.replace(part, path)
         except BaseException:
             Path(part).unlink(missing_ok=True)
@@ -84,7 +84,7 @@ def slug(text: str, salt: str = "", length: int = 40) -> str:
     return f"{words}-{digest}" if words else digest
 
 
-def for_others(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file the mode that `open` would: mkstemp and safetensors make theirs for the owner alone."""
     os.chmod(path, 0o666 & ~_umask())
 

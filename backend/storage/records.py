@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from ..core.config import one_line
+from ..core.config import validation_message
 from ..core.errors import BadInput, RepriseError
 from ..core.types import Outcome
 from .files import write_whole
@@ -30,19 +30,19 @@ FOLDERS = ("candidates", "previews")  # of pictures that a record names
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")  # what decides the pixels
 
 
-class _Part(BaseModel):
+class _RecordPart(BaseModel):
     # Records of newer versions may carry more; what is there must be right.
     model_config = ConfigDict(extra="ignore")
 
 
-class RewriteRecord(_Part):
+class RewriteRecord(_RecordPart):
     reason: str
     prompt: str
     rewriter: str
     fallback: str | None = None
 
 
-class CandidateRecord(_Part):
+class CandidateRecord(_RecordPart):
     """`image` is relative to the record's folder, with "/"; None where the candidate was pruned.
     `preview` is then the last x0 preview."""
 
@@ -59,7 +59,7 @@ class CandidateRecord(_Part):
     preview_clarity: dict[int, FiniteFloat] = {}  # step -> P(that preview is clear enough to judge)
 
 
-class ReflectionRecord(_Part):
+class ReflectionRecord(_RecordPart):
     round: int
     verdict: str
     critique: str
@@ -68,14 +68,14 @@ class ReflectionRecord(_Part):
     candidate: int | None = None
 
 
-class CostRecord(_Part):
+class CostRecord(_RecordPart):
     denoiser_rows: int
     denoiser_rows_full: int
     judge_calls: int
     seconds: dict[str, float]
 
 
-class Record(_Part):
+class Record(_RecordPart):
     """All of one prompt, as in design.md 5."""
 
     prompt: str
@@ -135,14 +135,14 @@ def record_from(outcome: Outcome, settings: dict[str, Any], versions: dict[str, 
             }
         )
     except ValidationError as error:
-        raise RepriseError(f"this run's record is not sound: {one_line(error)}") from error
+        raise RepriseError(f"this run's record is not sound: {validation_message(error)}") from error
 
 
 def save_outcome(
     folder: Path, outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]
 ) -> Record:
     """Write the pictures, then the record. Sets `path` and `preview_path` of the outcome's candidates."""
-    clear(folder)
+    remove_outcome(folder)
     for candidate in outcome.candidates:
         candidate.path = candidate.preview_path = None
         name = f"{candidate.index:02d}-{candidate.seed}.png"
@@ -174,10 +174,10 @@ def load_record(path: Path) -> Record:
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise BadInput(f"{path} is no record of this program: {one_line(error)}") from error
+        raise BadInput(f"{path} is no record of this program: {validation_message(error)}") from error
 
 
-def finished(folder: Path, prompt: str, settings: dict[str, Any]) -> Record | None:
+def finished_record(folder: Path, prompt: str, settings: dict[str, Any]) -> Record | None:
     """The record in `folder` if it is whole and of the same prompt and settings, else None.
 
     Previews may be missing: nobody would have a search drawn again for those.
@@ -194,7 +194,7 @@ def finished(folder: Path, prompt: str, settings: dict[str, Any]) -> Record | No
     return record if same and whole else None
 
 
-def clear(folder: Path) -> None:
+def remove_outcome(folder: Path) -> None:
     """Remove an earlier record and the pictures that it names, and nothing else."""
     path = folder / RECORD
     if not path.is_file():

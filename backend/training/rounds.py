@@ -29,7 +29,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ..core.config import Config
 from ..core.errors import BadInput, TrainingFailed, Unsupported
 from ..core.interfaces import Renderer, Reward
-from ..core.seeds import order
+from ..core.seeds import shuffled_indices
 from ..core.types import Job
 from ..factory import check_rewards, open_reward
 from ..renderers.settings import RendererSettings
@@ -38,13 +38,13 @@ from ..rewards.scales import scaled
 from ..storage.cache import Cache
 from ..storage.files import read_lines, write_whole
 from .common import distributed
-from .common.offload import Phases, judge_modules, modules_mover, renderer_modules
+from .common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
 from .common.pairs import MAX_LOST, TeachesNothing
-from .common.run_folder import append_lines, put_whole
-from .common.steps import unsaved
-from .rollouts.evaluation import better, fixed_prompts, watched
-from .rollouts.prompts import Asked, read_prompts
-from .rollouts.scoring import Judged, Studio
+from .common.run_folder import append_lines, write_folder
+from .common.steps import save_error
+from .rollouts.evaluation import evaluation_prompts, is_better, selection_metric
+from .rollouts.prompts import TrainingPrompt, read_prompts
+from .rollouts.scoring import PictureScorer, PictureScores
 
 PICTURES = Path("rollouts") / "pictures"
 ROUNDS, MINED, DRAWN = "rounds", "mined.json", "rollouts.jsonl"
@@ -82,17 +82,17 @@ class RoundSettings(Config):
         return self
 
 
-class Anew(Studio):
+class UncachedScorer(PictureScorer):
     """A studio that looks at everything anew. Of a call that was killed while it kept its pictures some are
     there, and the others would be drawn in a batch of another make-up, which decides the last bits."""
 
-    def look(self, jobs: Sequence[Job], meanings: Sequence[str]) -> list[Judged]:
-        for job, meaning in zip(jobs, meanings, strict=True):
-            self.cache.forget(self.key(job), self._scores_key(job, meaning))
-        return super().look(jobs, meanings)
+    def score(self, jobs: Sequence[Job], judge_prompts: Sequence[str]) -> list[PictureScores]:
+        for job, judge_prompt in zip(jobs, judge_prompts, strict=True):
+            self.cache.forget(self.key(job), self._scores_key(job, judge_prompt))
+        return super().score(jobs, judge_prompts)
 
 
-class BaseRounds(ABC):
+class Rounds(ABC):
     """One run; `run` goes through its rounds. What a round is made of is each trainer's own."""
 
     def __init__(
@@ -107,14 +107,14 @@ class BaseRounds(ABC):
                 f"set {done} or more, an earlier round is in {run / ROUNDS}"
             )
         self.prompts = read_prompts(settings.prompts, "train", seed)
-        self.sets = fixed_prompts(self.prompts, settings.eval_prompts)
+        self.sets = evaluation_prompts(self.prompts, settings.eval_prompts)
         self.rewards = {name: open_reward(name, device) for name in (*settings.rewards, *settings.held_out)}
         self.looking: dict[str, Reward] = {
             name: reward for name, reward in self.rewards.items() if reward.spec.reads == "images"
         }
         if not self.looking.keys() & settings.rewards.keys():
             raise BadInput("no reward of rounds looks at pictures; add one, such as image-reward: 1.0")
-        self.watched, self.higher = watched(settings.held_out, settings.rewards, self.looking)
+        self.watched, self.higher = selection_metric(settings.held_out, settings.rewards, self.looking)
         self.cache = Cache(run / PICTURES, int(settings.keep_gb * 2**30))
 
     # What a round is made of
@@ -162,11 +162,11 @@ class BaseRounds(ABC):
         """A round's folder."""
         return self.folder / ROUNDS / str(number)
 
-    def asked(self, number: int) -> list[tuple[int, Asked]]:
+    def asked(self, number: int) -> list[tuple[int, TrainingPrompt]]:
         """The prompts of a round, each with its place among those of all rounds."""
         each = self.settings.per_round or len(self.prompts)
         places = range((number - 1) * each, number * each)
-        chosen = order(len(self.prompts), self.seed, places)
+        chosen = shuffled_indices(len(self.prompts), self.seed, places)
         return [(place, self.prompts[i]) for place, i in zip(places, chosen, strict=True)]
 
     def mixed(self, scores: Mapping[str, float]) -> float:
@@ -176,10 +176,10 @@ class BaseRounds(ABC):
         return total / sum(weights.values())
 
     @contextmanager
-    def at_work(self, renderer: Renderer, writer: Any = None) -> Iterator[Studio]:
+    def at_work(self, renderer: Renderer, writer: Any = None) -> Iterator[PictureScorer]:
         """A studio; afterwards the judges wait in main memory. The renderer and `writer`, the model of the
         rewriter, are the caller's to let go."""
-        device = "cuda" if distributed.gpu(self.device) else "cpu"
+        device = "cuda" if distributed.use_gpu(self.device) else "cpu"
         judges = modules_mover(lambda: judge_modules(self.looking.values()))
         drawing = modules_mover(lambda: renderer_modules(renderer))
         turns = {
@@ -187,12 +187,14 @@ class BaseRounds(ABC):
             "render": drawing,
             "score": judges,
         }
-        phases = Phases(device, turns if device != "cpu" and self.settings.offload else None)
-        if device != "cpu" and not phases.movers:
+        timer = StageTimer(device, turns if device != "cpu" and self.settings.offload else None)
+        if device != "cpu" and not timer.movers:
             judges(device)
         settings = self.settings.renderer
         try:
-            yield Anew(renderer, self.looking, self.cache, phases, settings.batch, settings.elsewhere)
+            yield UncachedScorer(
+                renderer, self.looking, self.cache, timer, settings.batch, settings.elsewhere
+            )
         finally:
             if device != "cpu":
                 judges("cpu")
@@ -222,7 +224,7 @@ class BaseRounds(ABC):
             counts = json.loads(path.read_text(encoding="utf-8"))
         else:
             counts = self.gather(number, newest)
-            let_go()
+            free_memory()
             said = self._without(number, counts)
             if counts["gone"] > MAX_LOST * (counts["gone"] + counts["pairs"]):
                 raise BadInput(f"{said}: what is drawn at once takes more than keep_gb; --resume with more")
@@ -264,7 +266,7 @@ class BaseRounds(ABC):
                 return None
             except TrainingFailed as error:  # what goes on is the whole run
                 raise TrainingFailed(str(error).replace(str(self.of(number)), str(self.folder))) from error
-            let_go()
+            free_memory()
         before, lines = 0, []
         for one in range(1, number + 1):
             rows = read_lines(self.of(one) / "metrics.jsonl")
@@ -282,7 +284,7 @@ class BaseRounds(ABC):
         rows = read_lines(path)
         if all(row["round"] != number for row in rows):
             figures, samples = self.evaluate(newest)
-            let_go()
+            free_memory()
             steps = read_lines(self.folder / "metrics.jsonl")
             row = {"step": steps[-1]["step"] if steps else 0, "round": number, **figures, "samples": samples}
             rows = [*rows, row]
@@ -293,7 +295,7 @@ class BaseRounds(ABC):
         rows = [row for row in rows if row["round"] <= number]
         best = rows[0]
         for row in rows[1:]:
-            best = row if better(row[self.watched], best[self.watched], self.higher) else best
+            best = row if is_better(row[self.watched], best[self.watched], self.higher) else best
         if best["round"] == number and newest is not None:
             self._put(newest, self.folder / "best")
         write_report(self.folder)
@@ -307,10 +309,10 @@ class BaseRounds(ABC):
 
     def _put(self, newest: Path, folder: Path) -> Path:
         try:
-            with put_whole(folder) as part:
+            with write_folder(folder) as part:
                 self.export(newest, part)
         except Exception as error:  # safetensors and the file system raise their own kinds
-            raise unsaved(folder, self.folder, error) from error
+            raise save_error(folder, self.folder, error) from error
         return folder
 
 
@@ -321,7 +323,7 @@ def refuse_text(rewards: Mapping[str, Any]) -> None:
             raise Unsupported(f"reward {name!r} reads rewrites, and a renderer writes none; leave it out")
 
 
-def let_go() -> None:
+def free_memory() -> None:
     """Give back the memory of models that are in use no more."""
     import torch
 

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def draws(monkeypatch):
     """[server, prompt, seed, whether it came] of every picture that a server was asked for."""
-    found, plain = [], comfy_server.Server.draw
+    found, plain = [], comfy_server.ComfyUIServer.draw
 
     async def draw(self, workflow, graph, progress):
         row = [self.url, graph["2"]["inputs"]["text"], graph["5"]["inputs"]["seed"], False]
@@ -62,7 +62,7 @@ def draws(monkeypatch):
         row[3] = True
         return picture
 
-    monkeypatch.setattr(comfy_server.Server, "draw", draw)
+    monkeypatch.setattr(comfy_server.ComfyUIServer, "draw", draw)
     return found
 
 
@@ -137,14 +137,14 @@ def test_two_servers_one_of_them_killed_on_the_way(
 ):
     """SIGKILL in the middle of a picture: the run ends as the one of a single server, bit for bit."""
     second = Server(tmp_path_factory.mktemp("second"))
-    waiting = comfy_server.Server._finished
+    waiting = comfy_server.ComfyUIServer._finished
 
     async def finished(self, name, run):
         if self.url == url(second) and len(draws) > len(jobs(alone)) // 2:
             second.process.kill()
         await waiting(self, name, run)
 
-    monkeypatch.setattr(comfy_server.Server, "_finished", finished)
+    monkeypatch.setattr(comfy_server.ComfyUIServer, "_finished", finished)
     try:
         second.wait()
         run = train(folder, "two", server, second)

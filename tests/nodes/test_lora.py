@@ -131,7 +131,7 @@ PROMPT = "a large red circle at the top left and a small blue star in the center
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The file that `train diffusion-dpo` writes for the embedded renderer after a few large steps."""
-    from reprise.backend.preferences.store import Pair, Side, Store
+    from reprise.backend.preferences.store import Pair, PairPicture, Store
     from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig
     from reprise.backend.training.diffusion_dpo.train import train
 
@@ -139,7 +139,7 @@ def trained(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp("trained"), torch.Generator().manual_seed(0)
     store = Store(folder / "store", create=True)
     images = [store.put_image(torch.rand(128, 128, 3, generator=random)) for _ in range(2)]
-    sides = [Side(image=image, drawn_as="x", score=1.0 - i) for i, image in enumerate(images)]
+    sides = [PairPicture(image=image, drawn_as="x", score=1.0 - i) for i, image in enumerate(images)]
     store.add(
         [
             Pair(

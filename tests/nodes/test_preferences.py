@@ -3,7 +3,7 @@
 import pytest
 
 from reprise.backend.preferences.history import read_history
-from reprise.backend.preferences.pairing import Mined
+from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
 
 pytestmark = pytest.mark.comfyui
@@ -17,7 +17,7 @@ def test_a_run_of_nodes_gives_pairs(server, graph, tmp_path):
     assert entry["status"]["status_str"] == "success", entry["status"]
     (report,) = entry["outputs"]["8"]["reprise_parm"]
     (rewrite,) = entry["outputs"]["4"]["reprise_rewrite"]
-    mined = Mined(Store(tmp_path / "store", create=True), margin=0.0)
+    mined = PairMiner(Store(tmp_path / "store", create=True), margin=0.0)
     for group in read_history(f"http://127.0.0.1:{server.port}", print):
         mined.take(group)
     ours = [pair for pair in mined.pairs if pair.chosen.seed in range(41, 45)]
@@ -39,7 +39,7 @@ def test_a_reflection_loop_gives_pairs(server, graph, tmp_path):
     assert entry["status"]["status_str"] == "success", entry["status"]
     (report,) = entry["outputs"]["8"]["reprise_reflection"]
     rounds = {one["seed"]: one for one in report["rounds"]}
-    mined = Mined(Store(tmp_path / "store", create=True), by="prompt", margin=0.0)
+    mined = PairMiner(Store(tmp_path / "store", create=True), by="prompt", margin=0.0)
     notes = []
     for group in read_history(f"http://127.0.0.1:{server.port}", notes.append):
         if group.prompt == nodes["4"]["inputs"]["value"]:

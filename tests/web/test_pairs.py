@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reprise.backend.reports.pairs import write_pairs
-from reprise.backend.preferences.store import Pair, Side, Store, read_strikes
+from reprise.backend.preferences.store import Pair, PairPicture, Store, read_strikes
 
 from .browser import Browser
 
@@ -23,7 +23,7 @@ def browser():
 def test_what_is_struck_on_the_page_is_struck_in_the_store(browser, tmp_path):
     store = Store(tmp_path / "store", create=True)
     images = [store.put_image(torch.full((8, 8, 3), i / 8)) for i in range(6)]
-    sides = [Side(image=image, drawn_as="a large cat", score=1.0) for image in images]
+    sides = [PairPicture(image=image, drawn_as="a large cat", score=1.0) for image in images]
     store.add(Pair(prompt=f"cat {i}", condition="a large cat", chosen=sides[2 * i], rejected=sides[2 * i + 1],
                    reward="r", margin=0.1 * (i + 1), source="render", run="a") for i in range(3))
     first, second, third = (pair.id for pair in store.all_pairs())

@@ -17,16 +17,16 @@ from typing import Any
 from ...core.errors import BadInput
 from ...core.interfaces import Renderer, Reward
 from ...core.types import Candidate
-from ...evaluation.shapeworld import Recording, replay, replayed_rows
+from ...evaluation.shapeworld import RecordingSchedule, replay, replayed_rows
 from ...evaluation.statistics import mean_interval
 from ...search.best_of_n import search
-from ...search.pruning import Full, Halving, Schedule, halving
+from ...search.pruning import FullSchedule, HalvingSchedule, PruningSchedule, default_halving
 from ...shapeworld.prompts import PromptCase, sample_prompts
 
 LOOKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 
 
-def sweep_schedules(n: int, steps: int) -> dict[str, Halving]:
+def sweep_schedules(n: int, steps: int) -> dict[str, HalvingSchedule]:
     """The schedules that `--sweep` compares for `n` candidates: cuts as shares of steps and candidates."""
     found = {}
     first_cuts = ((1, 0.5), (1, 0.75), (2, 0.5), (2, 0.375))
@@ -43,7 +43,7 @@ def sweep_schedules(n: int, steps: int) -> dict[str, Halving]:
                         if at not in cuts and kept < min([n, *cuts.values()]):
                             cuts[at] = kept
                     if list(cuts) == sorted(cuts):
-                        schedule = Halving(cuts)
+                        schedule = HalvingSchedule(cuts)
                         found[" ".join(f"{s}:{k}" for s, k in cuts.items())] = schedule
     return found
 
@@ -54,13 +54,13 @@ class Pool:
     def __init__(self, case: PromptCase, candidates: list[Candidate], steps: int, rows_each: float):
         self.case, self.candidates, self.steps, self.rows_each = case, candidates, steps, rows_each
 
-    def final(self, group: Sequence[Candidate], schedule: Schedule) -> tuple[float, float]:
+    def final(self, group: Sequence[Candidate], schedule: PruningSchedule) -> tuple[float, float]:
         """(final score of the one chosen, denoiser rows) of a search over `group`."""
         pruned = replay(group, schedule)
         score = max(c.score or 0.0 for c, at in zip(group, pruned, strict=True) if at is None)
         return score, replayed_rows(pruned, self.steps, self.rows_each)
 
-    def finals(self, n: int, schedule: Schedule) -> list[tuple[float, float]]:
+    def finals(self, n: int, schedule: PruningSchedule) -> list[tuple[float, float]]:
         """The same of each of its disjoint groups of `n`."""
         return [self.final(group, schedule) for group in self.groups(n)]
 
@@ -81,7 +81,7 @@ def draw_pools(
 ) -> list[Pool]:
     """One pool of `size` candidates per case; the prompt is drawn as it is, unrewritten. `previews` judges
     what is seen after the steps `looks`, by default the judge."""
-    seen = Recording(Halving({step: 1 for step in sorted(looks) if step < renderer.steps}))
+    seen = RecordingSchedule(HalvingSchedule({step: 1 for step in sorted(looks) if step < renderer.steps}))
     pools = []
     for number, case in enumerate(cases, start=1):
         found = search(
@@ -96,14 +96,14 @@ def draw_pools(
     return pools
 
 
-def measure(pools: Sequence[Pool], n: int, schedule: Schedule) -> dict[str, Any]:
+def measure(pools: Sequence[Pool], n: int, schedule: PruningSchedule) -> dict[str, Any]:
     """A schedule over all disjoint groups of `n` in the pools: score, rows and share of the gain kept."""
     scores, fulls, singles, rows = [], [], [], []
     for pool in pools:
         picked = pool.finals(n, schedule)
         scores.append(_mean([score for score, _ in picked]))
         rows.append(_mean([r for _, r in picked]))
-        fulls.append(_mean([score for score, _ in pool.finals(n, Full())]))
+        fulls.append(_mean([score for score, _ in pool.finals(n, FullSchedule())]))
         singles.append(_mean([c.score or 0.0 for group in pool.groups(n) for c in group]))
     gains = [f - s for f, s in zip(fulls, singles, strict=True)]
     kept = [p - s for p, s in zip(scores, singles, strict=True)]
@@ -151,7 +151,12 @@ def rank_correlations(pools: Sequence[Pool]) -> dict[str, list[float]]:
 
 
 def timing(
-    renderer: Renderer, judge: Reward, cases: Sequence[PromptCase], n: int, schedule: Schedule, seed: int
+    renderer: Renderer,
+    judge: Reward,
+    cases: Sequence[PromptCase],
+    n: int,
+    schedule: PruningSchedule,
+    seed: int,
 ) -> dict[str, Any]:
     """Full and pruned searches for real, alternating: wall times, rows, and whether survivors agree."""
     spent = {"full": 0.0, "pruned": 0.0}
@@ -160,7 +165,7 @@ def timing(
     search(renderer, judge, cases[0].prompt, [cases[0].prompt], n=2, seed=seed)  # warm-up
     for case in cases:
         pictures = {}
-        for name, plan in (("full", Full()), ("pruned", schedule)):
+        for name, plan in (("full", FullSchedule()), ("pruned", schedule)):
             started = time.perf_counter()
             found = search(renderer, judge, case.prompt, [case.prompt], n=n, seed=seed, schedule=plan)
             spent[name] += time.perf_counter() - started
@@ -202,7 +207,7 @@ def bench(
         raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {n}")
     steps = renderer.steps
     wide_cuts = within_budget(pool, steps, n * steps) if pool > n else None
-    chosen, swept = halving(n, steps), []
+    chosen, swept = default_halving(n, steps), []
     if sweep:
         cases = sample_prompts("train", per_task, seed + 1)
         train = draw_pools(renderer, judge, cases, pool, seed + 10**6, tell)
@@ -212,7 +217,7 @@ def bench(
     cases = sample_prompts("held-out", per_task, seed)
     pools = draw_pools(renderer, judge, cases, pool, seed, tell)
     narrow = measure(pools, n, chosen)
-    whole = measure(pools, n, Full())
+    whole = measure(pools, n, FullSchedule())
     rows = [
         _row(f"best of {n}, full", whole["score"], whole["rows"], 1.0, [1.0, 1.0, 1.0], None),
         _row(
@@ -259,16 +264,18 @@ def bench(
     }
 
 
-def within_budget(n: int, steps: int, budget: int) -> Halving:
+def within_budget(n: int, steps: int, budget: int) -> HalvingSchedule:
     """Default-shaped cuts for `n` candidates, the gentlest whose rows stay within `budget`."""
     for gentleness in (2.0, 1.75, 1.5, 1.25, 1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3):
-        schedule = halving(n, steps, gentleness)
+        schedule = default_halving(n, steps, gentleness)
         if schedule.rows(n, steps) <= budget:
             return schedule
     raise BadInput(f"no schedule for {n} candidates fits {budget} rows; ask for fewer candidates")
 
 
-def _row(name: str, overall, rows: float, share: float, kept, schedule: Halving | None) -> dict[str, Any]:
+def _row(
+    name: str, overall, rows: float, share: float, kept, schedule: HalvingSchedule | None
+) -> dict[str, Any]:
     return {
         "name": name,
         "overall": overall,

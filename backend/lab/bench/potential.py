@@ -17,10 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Unsupported
 from ...core.interfaces import PreviewReward, Renderer, Reward
-from ...core.scoring import clarities, identity, image_scores, of_previews
+from ...core.scoring import clarities, image_scores, preview_judge, reward_fingerprint
 from ...core.types import Candidate
 from ...evaluation.statistics import mean_interval
-from ...search.pruning import CLEAR, LOOKS, Full, Halving, Likely, Schedule, halving, steps_at
+from ...search.pruning import (
+    CLEAR,
+    LOOKS,
+    FullSchedule,
+    HalvingSchedule,
+    PruningSchedule,
+    ThresholdSchedule,
+    default_halving,
+    steps_at,
+)
 from ...shapeworld.prompts import PromptCase, prompts, sample_prompts
 from .parm import Pool, draw_pools
 
@@ -57,13 +66,13 @@ def compare(
 ) -> dict[str, Any]:
     """The table as design.md 5's object. `aside` are the prompts that the threshold is fitted on. Raises
     Unsupported for a judge that knows no potential."""
-    other = of_previews(judge)
+    other = preview_judge(judge)
     if not isinstance(other, PreviewReward):
         raise Unsupported(
             f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
             "vision-language judge, vlm:…"
         )
-    steps, cuts = renderer.steps, halving(n, renderer.steps)
+    steps, cuts = renderer.steps, default_halving(n, renderer.steps)
     looks = steps_at(LOOKS, steps)
     known = {case.prompt: case for case in prompts("train")}
     fitting = _drawn(
@@ -77,19 +86,19 @@ def compare(
         tell,
     )
     budget = _rows(fitting, "reward", n, cuts)
-    plans = [Likely(looks, threshold) for threshold in THRESHOLDS]
+    plans = [ThresholdSchedule(looks, threshold) for threshold in THRESHOLDS]
     # Rows fall as the threshold rises.
     likely = min(plans, key=lambda plan: abs(_rows(fitting, "clear", n, plan) - budget))
     cases = sample_prompts("held-out", per_task, seed)
     pools = _drawn(renderer, reward, other, cases, pool, seed, looks | cuts.looks, tell)
     name, first = other.spec.name, f"halving by {reward.spec.name}"
     as_costly = _cuts_for(fitting, n, looks | cuts.looks, _rows(pools, "clear", n, likely))
-    plain: dict[str, tuple[str, Schedule]] = {
+    plain: dict[str, tuple[str, PruningSchedule]] = {
         first: ("reward", cuts),
         f"halving by {name}": ("judge", cuts),
         f"{name} below {likely.threshold:g} stops": ("clear", likely),
         f"{reward.spec.name} stops as many": ("reward", as_costly),
-        "none is stopped": ("reward", Full()),
+        "none is stopped": ("reward", FullSchedule()),
     }
     scores = {row: _scores(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
     spent = {row: _rows(pools, kind, n, plan) for row, (kind, plan) in plain.items()}
@@ -125,12 +134,14 @@ def compare(
         "rows_while_fitting": [round(budget, 1), round(_rows(fitting, "clear", n, likely), 1)],
         "renderer": renderer.fingerprint,
         "judge": reward.spec.name,
-        "previews": identity(other),
+        "previews": reward_fingerprint(other),
     }
     return {"name": "parm", "rows": rows, "settings": settings}
 
 
-def _cuts_for(pools: Sequence[dict[str, Pool]], n: int, looks: frozenset[int], rows: float) -> Halving:
+def _cuts_for(
+    pools: Sequence[dict[str, Pool]], n: int, looks: frozenset[int], rows: float
+) -> HalvingSchedule:
     """Of the cuts at none, one or two of `looks` that spend `rows` denoiser rows, within 2 %, those that do
     best on `pools`; where none does, the nearest."""
     steps, each = pools[0]["reward"].steps, pools[0]["reward"].rows_each
@@ -138,7 +149,7 @@ def _cuts_for(pools: Sequence[dict[str, Pool]], n: int, looks: frozenset[int], r
     double = [{**a, **b} for a, b in combinations(single, 2) if max(a) < max(b) and a[max(a)] > b[max(b)]]
     by_distance = sorted(
         (abs(plan.rows(n, steps) * each - rows), i, plan)
-        for i, plan in enumerate(map(Halving, [{}, *single, *double]))
+        for i, plan in enumerate(map(HalvingSchedule, [{}, *single, *double]))
     )
     near = [plan for distance, _, plan in by_distance if distance <= 0.02 * rows]
     return max(near or [by_distance[0][2]], key=lambda plan: sum(_scores(pools, "reward", n, plan)))
@@ -176,12 +187,12 @@ def _drawn(
     return found
 
 
-def _scores(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> list[float]:
+def _scores(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: PruningSchedule) -> list[float]:
     """Of each prompt, the mean over its groups of `n`."""
     finals = [one[kind].finals(n, plan) for one in pools]
     return [sum(score for score, _ in row) / len(row) for row in finals]
 
 
-def _rows(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: Schedule) -> float:
+def _rows(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: PruningSchedule) -> float:
     finals = [rows for one in pools for _, rows in one[kind].finals(n, plan)]
     return sum(finals) / len(finals)

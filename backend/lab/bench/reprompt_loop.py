@@ -58,7 +58,7 @@ class Draughtsman:
 class Reviewer:
     """The script's reward functions, with our rewards: one that draws and judges, one for each other reward.
 
-    `rewards` are by name, pictures' and texts', `weights` as well; `phases` times "render" and "score".
+    `rewards` are by name, pictures' and texts', `weights` as well; `timer` times "render" and "score".
     `scores` are those of the answers that were judged last, by reward; `drawn` and `unreadable` count, the
     caller's to reset.
     """
@@ -68,9 +68,9 @@ class Reviewer:
         draughtsman: Draughtsman,
         rewards: Mapping[str, Any],
         weights: Mapping[str, float],
-        phases: Callable[[str], AbstractContextManager[Any]],
+        timer: Callable[[str], AbstractContextManager[Any]],
     ):
-        self.draughtsman, self.phases = draughtsman, phases
+        self.draughtsman, self.timer = draughtsman, timer
         self.looking = {n: reward for n, reward in rewards.items() if reward.spec.reads == "images"}
         self.reading = {n: reward for n, reward in rewards.items() if n not in self.looking}
         self.weights = dict(weights)
@@ -83,7 +83,7 @@ class Reviewer:
         return [self.look, *map(self._texts, names)], [1.0, *(self.weights[name] for name in names)]
 
     def look(
-        self, completions: Sequence[Any], asked: Sequence[str], meaning: Sequence[str], **_: Any
+        self, completions: Sequence[Any], asked: Sequence[str], judge_prompt: Sequence[str], **_: Any
     ) -> list[float]:
         """The weighted sum of each answer's picture's scores, as the rewards give them."""
         from ...storage.images import from_pil
@@ -91,13 +91,13 @@ class Reviewer:
         pictures = []
         for rewrite in _rewrites(completions, asked):
             self.unreadable += rewrite.fallback is not None
-            with self.phases("render"):
+            with self.timer("render"):
                 prompt = rewrite.prompt if rewrite.fallback is None else UNREADABLE
                 pictures.append(self.draughtsman.draw(prompt))
             self.drawn += 1
         self.scores = {name: [] for name in self.looking}
-        for picture, words in zip(pictures, meaning, strict=True):
-            with self.phases("score"):
+        for picture, words in zip(pictures, judge_prompt, strict=True):
+            with self.timer("score"):
                 image = from_pil(picture)[None]
                 for name, reward in self.looking.items():
                     self.scores[name] += image_scores(reward, image, [words])
@@ -108,7 +108,7 @@ class Reviewer:
 
     def _texts(self, name: str) -> Callable[..., list[float]]:
         def score(completions: Sequence[Any], asked: Sequence[str], **_: Any) -> list[float]:
-            with self.phases("score"):
+            with self.timer("score"):
                 found = text_scores(self.reading[name], _rewrites(completions, asked), list(asked))
             self.scores[name] = found
             return found
@@ -138,17 +138,17 @@ def make_trainer(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    class Trainer(GRPOTrainer):
+    class TimedGrpoTrainer(GRPOTrainer):
         def _generate(self, *arguments, **options):
-            with reviewer.phases("write"):
+            with reviewer.timer("write"):
                 return super()._generate(*arguments, **options)
 
     rows = [
-        {"prompt": build_messages(prompt, system=system), "asked": prompt, "meaning": meaning}
-        for prompt, meaning in asked
+        {"prompt": build_messages(prompt, system=system), "asked": prompt, "judge_prompt": judge_prompt}
+        for prompt, judge_prompt in asked
     ]
     functions, weights = reviewer.functions()
-    return Trainer(
+    return TimedGrpoTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(rows),

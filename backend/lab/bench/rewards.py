@@ -60,7 +60,9 @@ def bench(
                 if tell:
                     tell(f"{name}, random weights", 0, 1)
                 write_published(name, files, seed)
-                sides = [running.enter_context(Side(pythons[kind], kind, name, files)) for kind in pythons]
+                sides = [
+                    running.enter_context(JudgeProcess(pythons[kind], kind, name, files)) for kind in pythons
+                ]
                 ready = {side.kind: side.hear() for side in sides}
                 for count in sorted({1, images}):
                     calls = take_turns(sides, pictures[:count], pairs, f"{name}, {count} a call", tell)
@@ -120,7 +122,7 @@ def packages_of(python: Path, judges: Sequence[str]) -> dict[str, str]:
     return found
 
 
-class Side(Process):
+class JudgeProcess(Process):
     """A judge at work in a process of its own."""
 
     def __init__(self, python: str | Path, kind: str, name: str, folder: Path):
@@ -132,7 +134,7 @@ class Side(Process):
 
 
 def take_turns(
-    sides: Sequence[Side],
+    sides: Sequence[JudgeProcess],
     pictures: Sequence[Path],
     pairs: int,
     stage: str,

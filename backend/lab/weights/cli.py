@@ -26,13 +26,13 @@ def build(
 ) -> None:
     """Train all embedded weights from nothing, hours on two cores. Called again, it goes on."""
     from ...cli import terminal
-    from ...core.model_files import EMBEDDED
+    from ...core.model_files import EMBEDDED_WEIGHTS
     from ...storage.files import prepare_folder
     from .build import build as make
 
     options.check_seed(seed)
     try:
-        make(prepare_folder(work), prepare_folder(out or EMBEDDED), seed, terminal.note)
+        make(prepare_folder(work), prepare_folder(out or EMBEDDED_WEIGHTS), seed, terminal.note)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"stopped; the same command goes on from {work}") from stop
 

@@ -228,7 +228,7 @@ def taught(rng: random.Random, cases: dict[str, list[PromptCase]], count: int) -
     """(questions with drawings and answers, the drawings' scenes) of one batch."""
     from ...rewards.shapeworld import faults
     from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
-    from ...training.judge.batch import Ask
+    from ...training.judge.batch import JudgeQuestion
 
     asks, scenes = [], []
     while len(asks) < count:
@@ -254,7 +254,7 @@ def taught(rng: random.Random, cases: dict[str, list[PromptCase]], count: int) -
         else:
             picture = degraded(picture, rng, 0.0, 0.4) if kind == "potential" else picture
             question, answer = QUESTIONS[kind].format(case.prompt), not wrong
-        asks.append(Ask(question, Image.fromarray(picture), answer))
+        asks.append(JudgeQuestion(question, Image.fromarray(picture), answer))
         scenes.append(scene)
     return asks, scenes
 

@@ -34,7 +34,7 @@ from ...shapeworld.styles import preferred, style_named
 from ...shapeworld.users import practised
 from ...storage.files import prepare_folder
 from ...training.prip import encoder as prip_encoder
-from ...training.prip.log import Record
+from ...training.prip.log import LoggedPicture
 from ...training.prip.make_log import make_log
 from .ablation import run_of
 
@@ -82,7 +82,7 @@ def _log(work: Path, log: Callable[[str], None]) -> Path:
         path = pictures / f"{number:06}.png"
         if not path.exists():
             Image.fromarray(draw(one.scene, one.style)).save(path)
-        records.append(Record(one.prompt, one.system, path, {}))
+        records.append(LoggedPicture(one.prompt, one.system, path, {}))
     judge = resolve("reward", REWARDS, REWARD)()
     make_log(out, records, _renderer, {REWARD: judge})
     return out

@@ -98,7 +98,7 @@ class LayoutHead(nn.Sequential):
         return F.cross_entropy(colors, answers[:, 0]) + F.cross_entropy(shapes, answers[:, 1])
 
 
-class Renderer(nn.Module):
+class FluxWithLayout(nn.Module):
     """Text encoders and transformer, from token ids and noisy tokens to the velocity.
 
     `layout` reads the features in the transformer's middle; only training has a use for it.
@@ -138,7 +138,7 @@ class Renderer(nn.Module):
         )[0]
 
 
-def optimizers_for(model: Renderer) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: FluxWithLayout) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the transformer's blocks, AdamW for everything else."""
     matrices, others = [], []
     for name, p in model.transformer.named_parameters():
@@ -169,7 +169,7 @@ def train_renderer(
     torch.manual_seed(seed)
     clip = CLIPTextModel.from_pretrained(work / "text_encoder")
     t5 = T5EncoderModel.from_pretrained(work / "text_encoder_2")
-    model = Renderer(clip, t5, new_transformer()).train()
+    model = FluxWithLayout(clip, t5, new_transformer()).train()
     average = copy.deepcopy(model).requires_grad_(False)
     if compiled:
         model.compile_transformer()
@@ -195,7 +195,7 @@ def train_renderer(
     return done
 
 
-def export(model: Renderer, folder: Path) -> None:
+def export(model: FluxWithLayout, folder: Path) -> None:
     """Write transformer and text encoders in their Hugging Face folders."""
     model.clip.eval().save_pretrained(folder / "text_encoder")
     model.t5.eval().save_pretrained(folder / "text_encoder_2")

@@ -69,7 +69,7 @@ def read_text(clip: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return read.hidden_states[-2], read.text_embeds
 
 
-class Grounding(nn.Module):
+class ClipGrounding(nn.Module):
     """The encoder with the reader that its pre-training needs."""
 
     def __init__(self, clip: Any):
@@ -99,7 +99,7 @@ def ground_text_encoder(work: Path, projected: bool, seed: int, steps: int, log=
         return done
     work.mkdir(exist_ok=True)
     torch.manual_seed(seed)
-    model, tokenizer = Grounding(new_text_encoder(projected)), clip_tokenizer(TEXT_LENGTH)
+    model, tokenizer = ClipGrounding(new_text_encoder(projected)), clip_tokenizer(TEXT_LENGTH)
     matrices, others = [], []
     for name, p in model.named_parameters():
         (matrices if "encoder.layers" in name and p.ndim == 2 else others).append(p)
@@ -154,7 +154,7 @@ def new_unet() -> Any:  # diffusers types its config as a dict, its blocks as te
     return unet
 
 
-class Denoiser(nn.Module):
+class UNetWithLayout(nn.Module):
     """The U-Net, and in training the layout head on the features after its second attention."""
 
     def __init__(self):
@@ -176,7 +176,7 @@ class Denoiser(nn.Module):
         return self.layout.loss(self.features, layouts)
 
 
-def optimizers_for(model: Denoiser) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: UNetWithLayout) -> list[torch.optim.Optimizer]:
     """Muon for the matrices and kernels inside the blocks, AdamW for everything else."""
     matrices, others = [], []
     for name, p in model.named_parameters():
@@ -199,7 +199,7 @@ def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCEN
     layouts = torch.tensor([layout(scene) for scene in known])
     torch.manual_seed(seed)
     clip = CLIPTextModel.from_pretrained(work / "sd" / "text_encoder").eval()
-    model, tokenizer, scheduler = Denoiser().train(), clip_tokenizer(TEXT_LENGTH), new_scheduler()
+    model, tokenizer, scheduler = UNetWithLayout().train(), clip_tokenizer(TEXT_LENGTH), new_scheduler()
     average = copy.deepcopy(model).requires_grad_(False)
     both = nn.ModuleDict({"model": model, "average": average})
     loop = StepLoop(both, optimizers_for(model), work / "sd" / "unet.ckpt", steps, seed, log=log)

@@ -199,7 +199,7 @@ class _Flux(nn.Module):
         self.text, self.text_2 = pipeline.text_encoder, pipeline.text_encoder_2
         for pair in zip(self.words, (self.text, self.text_2), strict=True):
             add_words(*pair)
-        self.denoiser = first.Renderer(self.text, self.text_2, pipeline.transformer)
+        self.denoiser = first.FluxWithLayout(self.text, self.text_2, pipeline.transformer)
 
     def compile(self) -> None:
         self.denoiser.compile_transformer()
@@ -230,7 +230,7 @@ class _StableDiffusion(nn.Module):
         super().__init__()
         self.words, self.text, self.scheduler = pipeline.tokenizer, pipeline.text_encoder, pipeline.scheduler
         add_words(self.words, self.text)
-        self.denoiser = second.Denoiser()
+        self.denoiser = second.UNetWithLayout()
         self.denoiser.unet.load_state_dict(pipeline.unet.state_dict())
 
     def compile(self) -> None:

@@ -100,7 +100,7 @@ class Reader(nn.Module):
         return loss
 
 
-class Grounding(nn.Module):
+class FluxGrounding(nn.Module):
     """The encoders with their reader: of T5's token features and CLIP's pooled vector."""
 
     def __init__(self):
@@ -140,7 +140,7 @@ def captioned_scenes(rng: random.Random, count: int) -> tuple[list[Scene], list[
     return scenes, [spelled_out(s, rng) if rng.random() < 0.9 else training_caption(s, rng) for s in scenes]
 
 
-def optimizers_for(model: Grounding) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: FluxGrounding) -> list[torch.optim.Optimizer]:
     """Muon for the T5's matrices, AdamW for everything else; the bias by distance ten times faster.
 
     That bias starts near 0 and has to grow by several units before a word can look at its neighbours.
@@ -166,7 +166,7 @@ def train_text_encoders(work: Path, seed: int = 0, steps: int = STEPS, log=print
     if done.exists():
         return done
     torch.manual_seed(seed)
-    model = Grounding()
+    model = FluxGrounding()
     clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
     loop = StepLoop(model, optimizers_for(model), work / "text.ckpt", steps, seed, log=log)
 

@@ -60,7 +60,7 @@ class NoPicture(Exception):
 
 
 @dataclass
-class Run:
+class QueuedGraph:
     """A queued graph: what came of it so far."""
 
     progress: Callable[[str, float], None]
@@ -75,7 +75,7 @@ class Run:
         self.done.set()
 
 
-class Server:
+class ComfyUIServer:
     """A client of the server at `url`, within one event loop. `alive` while its websocket is open, `asked`
     from the first time that it was there or not.
 
@@ -89,7 +89,7 @@ class Server:
         self.url, self.client_id, self.silence = url, client_id, silence
         self.alive, self.asked, self.why = False, False, "it has not answered yet"
         self.version, self.sink = "", FILE_SINK
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, QueuedGraph] = {}
         self._remaining = 0  # runs in its queue, others' included
         self._node: tuple[str, str] | None = None  # (prompt_id, node) that it executes
         self._socket: ClientConnection | None = None
@@ -180,7 +180,7 @@ class Server:
         Raises ServerLost, NoPicture, Unsupported where the server refuses the graph, and RenderFailed where a
         node fails.
         """
-        run = Run(progress)
+        run = QueuedGraph(progress)
         name = str(uuid.uuid4())
         self.runs[name] = run
         try:
@@ -217,7 +217,7 @@ class Server:
         finally:
             self.runs.pop(name, None)
 
-    async def _finished(self, name: str, run: Run) -> None:
+    async def _finished(self, name: str, run: QueuedGraph) -> None:
         missed = False
         while not run.done.is_set():
             await heard_of(run.done, min(LOOK, self.silence))

@@ -24,8 +24,8 @@ from ...core.types import Job, Rendered
 from ...net.chat_client import POLL, Worker
 from ...storage.cache import Cache, picture_key
 from ..diffusers.renderer import check_jobs
-from .client import NoPicture, Server, ServerLost, check_server, heard_of
-from .workflow import Names, Workflow
+from .client import ComfyUIServer, NoPicture, ServerLost, check_server, heard_of
+from .workflow import NamedSockets, Workflow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ LEAVE = 5.0  # seconds to take back what is queued
 FIRST_ANSWER = 20.0  # seconds that servers have to show that they are there
 
 
-def parse_name(text: str) -> tuple[Path, list[str], Names]:
+def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
     """(file, servers, what is named) of "WORKFLOW.json[,prompt=6.text][,seed=3.seed][,…]@URL[,URL…]".
 
     Raises BadInput where it is none, UnknownName for an option that is none.
@@ -63,7 +63,7 @@ def parse_name(text: str) -> tuple[Path, list[str], Names]:
         if key in named or not value.strip():
             raise BadInput(f"{key}= is given once, as NODE.INPUT, several with +; got {option[:80]!r}")
         named[key] = value.strip()
-    return Path(file), [check_server(url) for url in f"http{rest}".split(",")], Names(**named)
+    return Path(file), [check_server(url) for url in f"http{rest}".split(",")], NamedSockets(**named)
 
 
 class ComfyUIRenderer:
@@ -153,7 +153,7 @@ class ComfyUIRenderer:
 
     async def _probe(self) -> str:
         """The version of the first server that answers. Raises RenderFailed where none does."""
-        servers = [Server(url, self.client_id, self.silence) for url in self.urls]
+        servers = [ComfyUIServer(url, self.client_id, self.silence) for url in self.urls]
         try:
             asked = (asyncio.wait_for(server.probe(), FIRST_ANSWER) for server in servers)
             answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -189,9 +189,9 @@ class _Batch:
         self.found: list[Tensor | None] = [None] * len(jobs)
         self.waiting = deque(range(len(jobs)))
         self.tries = [0] * len(jobs)
-        self.refused: list[dict[Server, RepriseError]] = [{} for _ in jobs]  # by whom, and why
+        self.refused: list[dict[ComfyUIServer, RepriseError]] = [{} for _ in jobs]  # by whom, and why
         self.parts = [0.0] * len(jobs)  # how much of each is drawn
-        self.servers: list[Server] = []
+        self.servers: list[ComfyUIServer] = []
         self.failed: Exception | None = None
 
     @property
@@ -202,7 +202,7 @@ class _Batch:
         """The pictures of all jobs; the first failure that is final ends the others."""
         renderer = self.renderer
         self.changed = asyncio.Event()
-        self.servers = [Server(url, renderer.client_id, renderer.silence) for url in renderer.urls]
+        self.servers = [ComfyUIServer(url, renderer.client_id, renderer.silence) for url in renderer.urls]
         tasks = {asyncio.create_task(self.keep_up(server)) for server in self.servers}
         started = heard = time.monotonic()  # heard: when a server was there last
         try:
@@ -225,12 +225,12 @@ class _Batch:
         finally:
             await self.leave(list(tasks))
 
-    def assign(self) -> list[tuple[Server, int]]:
+    def assign(self) -> list[tuple[ComfyUIServer, int]]:
         """Waiting jobs for the servers with the shortest queues, as many as may be ahead there."""
         alive = [server for server in self.servers if server.alive]
         load = {server: server.load for server in alive}
         ours = {server: len(server.runs) for server in alive}
-        given: list[tuple[Server, int]] = []
+        given: list[tuple[ComfyUIServer, int]] = []
         for number in list(self.waiting) if alive else ():
             able = [server for server in alive if server not in self.refused[number]]
             if not able:
@@ -248,7 +248,7 @@ class _Batch:
             self.waiting.remove(number)
         return given
 
-    async def draw(self, server: Server, number: int) -> None:
+    async def draw(self, server: ComfyUIServer, number: int) -> None:
         """One job on one server."""
         job, samplers = self.jobs[number], self.workflow.samplers
 
@@ -277,7 +277,7 @@ class _Batch:
         finally:
             self.changed.set()
 
-    async def keep_up(self, server: Server) -> None:
+    async def keep_up(self, server: ComfyUIServer) -> None:
         """The server's connection, made anew whenever it breaks."""
         pause = FIRST_PAUSE
         while True:
@@ -314,7 +314,7 @@ class _Batch:
             await server.close()
 
 
-def no_server(servers: Sequence[Server]) -> RenderFailed:
+def no_server(servers: Sequence[ComfyUIServer]) -> RenderFailed:
     """None of the servers answers: each with its reason."""
     whys = "; ".join(f"{server.url}: {server.why}" for server in servers)
     return RenderFailed(f"no ComfyUI server answers ({whys}); start one, or correct the address")

@@ -73,7 +73,7 @@ class Socket:
 
 
 @dataclass(frozen=True)
-class Names:
+class NamedSockets:
     """What the user named instead of having it found: sockets as "6.text" ("6" where the node has one such
     input), several with "+"; `output` is a Save or Preview node."""
 
@@ -153,9 +153,9 @@ def read_workflow(path: Path) -> Graph:
     return found
 
 
-def load_workflow(path: Path, names: Names | None = None, steps: int | None = None) -> Workflow:
+def load_workflow(path: Path, names: NamedSockets | None = None, steps: int | None = None) -> Workflow:
     """The workflow in a file; see `read_workflow` and `prepare` for what is refused."""
-    return prepare(read_workflow(path), names or Names(), steps, str(path))
+    return prepare(read_workflow(path), names or NamedSockets(), steps, str(path))
 
 
 def is_link(value: Any) -> bool:
@@ -168,7 +168,9 @@ def is_link(value: Any) -> bool:
     )
 
 
-def prepare(graph: Graph, names: Names = Names(), steps: int | None = None, where: str = "flow") -> Workflow:
+def prepare(
+    graph: Graph, names: NamedSockets = NamedSockets(), steps: int | None = None, where: str = "flow"
+) -> Workflow:
     """Find what is not named, cut the graph down to the picture, and set `steps` where they are given.
 
     `where` is the file's name for messages. Raises BadInput where something is not found or not clear,
@@ -224,7 +226,7 @@ def is_sampler(node: Node) -> bool:
 
 def texts_of(graph: Graph, sampler: str) -> list[Socket]:
     """The inputs where the texts that a sampler draws stand; behind a rewriter, the encoder's own input."""
-    search = _Search("flow", graph, Names())
+    search = _Search("flow", graph, NamedSockets())
     encoders = dict.fromkeys(search._encoders(sampler))
     inputs = [
         Socket(node, key)
@@ -237,7 +239,7 @@ def texts_of(graph: Graph, sampler: str) -> list[Socket]:
 
 def text_at(graph: Graph, socket: Socket) -> str:
     """The text at an input, also a linked one; behind a rewriter, what it was given."""
-    return _Search("flow", graph, Names())._text(socket)
+    return _Search("flow", graph, NamedSockets())._text(socket)
 
 
 @dataclass
@@ -246,7 +248,7 @@ class _Search:
 
     where: str
     graph: Graph
-    names: Names
+    names: NamedSockets
 
     def output(self) -> tuple[str, int]:
         """The link to the picture that is saved, or previewed where none is saved."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError, RepriseError, Unsupported
-from ...core.model_files import WHOLE, quiet_loading
+from ...core.model_files import FULL_HASH_BYTES, quiet_loading
 from .devices import models_of, weight_bytes
 from .families import family_of
 
@@ -178,7 +178,7 @@ def _check_finite(pipeline: Any, folder: Path) -> None:
     import torch
 
     for name, model in models_of(pipeline).items():
-        if weight_bytes(model) > WHOLE:
+        if weight_bytes(model) > FULL_HASH_BYTES:
             continue
         for key, weight in model.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():
@@ -194,7 +194,7 @@ def pipeline_fingerprint(pipeline: Any) -> str:
     digest = hashlib.sha256()
     for name, model in sorted(models_of(pipeline).items()):
         digest.update(f"{name}:{type(model).__name__}:{getattr(model, 'config', '')}\n".encode())
-        whole = weight_bytes(model) <= WHOLE
+        whole = weight_bytes(model) <= FULL_HASH_BYTES
         for key, weight in sorted(model.state_dict().items()):
             digest.update(f"{key}:{tuple(weight.shape)}:{weight.dtype}\n".encode())
             if weight.device.type == "meta":

@@ -25,7 +25,7 @@ from ...core.errors import CheckpointError, first_line
 from ...core.model_files import quiet_loading
 from ...core.types import RewardSpec, Verdict
 from ...storage.images import to_pil
-from ..base import check_asked, computable
+from ..base import check_prompts, computable
 from ..published.checkpoint import fill, placement, read_settings, read_weights, refuse
 from ..published.clip import image_embeddings, position_ids, read_config, same_name, text_embeddings
 from ..published.files import locate
@@ -34,8 +34,8 @@ from .rules import (
     CLASSES,
     COLORS,
     FAINT,
-    Case,
-    Detection,
+    GenEvalCase,
+    ObjectDetection,
     faults,
     is_right,
     parse_prompt,
@@ -119,20 +119,22 @@ class GenEval:
             verdicts.append(Verdict(not wrong, "; ".join(wrong), tuple(wrong)))
         return verdicts
 
-    def _looked_at(self, images: Tensor, prompts: Sequence[str]) -> list[tuple[Case, list[Detection]]]:
-        check_asked(self.spec.name, images, prompts)
+    def _looked_at(
+        self, images: Tensor, prompts: Sequence[str]
+    ) -> list[tuple[GenEvalCase, list[ObjectDetection]]]:
+        check_prompts(self.spec.name, images, prompts)
         cases = [self.cases.get(prompt) or parse_prompt(prompt) for prompt in prompts]
         pictures = to_pil(images)
         with computable(self.model["clip"]):
             return [(case, self.look(picture, case)) for case, picture in zip(cases, pictures)]
 
-    def look(self, picture: Image, case: Case) -> list[Detection]:
+    def look(self, picture: Image, case: GenEvalCase) -> list[ObjectDetection]:
         """What is seen of the classes that `case` names, with the colours where it asks for them."""
         import torch
 
         names = {need.name for need in case.include} | {name for name, _ in case.exclude}
         colored = {need.name: need.count for need in case.include if need.color}
-        looked_at: list[Detection] = []
+        looked_at: list[ObjectDetection] = []
         with torch.inference_mode():
             for detection, mask in self.detect(picture, names):
                 # The rules look at the colours of as many of the surest as were asked for.
@@ -142,7 +144,7 @@ class GenEval:
                 looked_at.append(detection)
         return looked_at
 
-    def detect(self, picture: Image, names: set[str]) -> list[tuple[Detection, Tensor]]:
+    def detect(self, picture: Image, names: set[str]) -> list[tuple[ObjectDetection, Tensor]]:
         """Detections of `names` above FAINT, surest first, each with its mask (H, W) of bools on the CPU."""
         import torch
 
@@ -162,10 +164,10 @@ class GenEval:
             if confidence > FAINT:
                 down, across = torch.where(mask)
                 box = (int(across.min()), int(down.min()), int(across.max()) + 1, int(down.max()) + 1)
-                seen.append((Detection(CLASSES[label], confidence, box), mask.cpu()))
+                seen.append((ObjectDetection(CLASSES[label], confidence, box), mask.cpu()))
         return sorted(seen, key=lambda found: -found[0].confidence)
 
-    def colors(self, picture: Image, detection: Detection, mask: Tensor) -> dict[str, float]:
+    def colors(self, picture: Image, detection: ObjectDetection, mask: Tensor) -> dict[str, float]:
         """Probability of each colour, on the thing alone."""
         from PIL import Image as images_of
 

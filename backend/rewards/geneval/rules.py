@@ -135,7 +135,7 @@ WRONG_COLOR = 0.35  # credit for the right thing in a wrong colour
 
 
 @dataclass(frozen=True)
-class Requirement:
+class GenEvalRequirement:
     """One `include`: `count` things of a class, perhaps coloured, perhaps placed.
 
     `position` is (relation, index of the requirement before this one that it is relative to).
@@ -151,12 +151,12 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Case:
+class GenEvalCase:
     """A prompt with what must be true of its picture: `exclude` are (class, number that is too many)."""
 
     prompt: str
     tag: str
-    include: tuple[Requirement, ...]
+    include: tuple[GenEvalRequirement, ...]
     exclude: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -178,11 +178,11 @@ class Case:
         return {**out, "prompt": self.prompt}
 
     @classmethod
-    def from_metadata(cls, line: Any) -> Case:
+    def from_metadata(cls, line: Any) -> GenEvalCase:
         """The case of a line of `evaluation_metadata.jsonl`. Raises BadInput for one that is none."""
         try:
             needs = tuple(
-                Requirement(
+                GenEvalRequirement(
                     _known(entry["class"], CLASSES),
                     _number(entry["count"]),
                     _known(entry["color"], COLORS) if "color" in entry else None,
@@ -206,16 +206,16 @@ class Case:
         return cls(prompt, tag, needs, exclude)
 
 
-def read_cases(path: Path) -> dict[str, Case]:
+def read_cases(path: Path) -> dict[str, GenEvalCase]:
     """{prompt: its case} from a file of GenEval's metadata, a JSON object a line. Raises BadInput."""
-    cases: dict[str, Case] = {}
+    cases: dict[str, GenEvalCase] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as GenEval's metadata: {error}") from error
     for number, line in enumerate(lines, start=1):
         try:
-            case = Case.from_metadata(json.loads(line)) if line.strip() else None
+            case = GenEvalCase.from_metadata(json.loads(line)) if line.strip() else None
         except (BadInput, ValueError) as error:
             raise BadInput(f"{path}, line {number}: {first_line(error)}") from error
         if case and cases.setdefault(case.prompt, case) != case:
@@ -243,7 +243,7 @@ def _relative(position: Any, own: int) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class Detection:
+class ObjectDetection:
     """One thing seen. `box` is (left, top, right, bottom) in pixels, the latter two outside it; `colors` the
     probability of each of COLORS, None where nobody looked."""
 
@@ -292,7 +292,7 @@ _RELATION = re.compile(
 _AND = re.compile(r",? and |, ")
 
 
-def parse_prompt(prompt: str) -> Case:
+def parse_prompt(prompt: str) -> GenEvalCase:
     """What a prompt in GenEval's words asks for; `.metadata()` of GenEval's own prompts is GenEval's own.
 
     Raises BadInput for another one: the detector cannot check it.
@@ -302,7 +302,7 @@ def parse_prompt(prompt: str) -> Case:
     if relation:
         placed, other = (_read(part, prompt) for part in (text[: relation.start()], text[relation.end() :]))
         name = f"{relation['side']} of" if relation["side"] else "above" if relation["above"] else "below"
-        placed = Requirement(placed.name, placed.count, placed.color, (name, 0))
+        placed = GenEvalRequirement(placed.name, placed.count, placed.color, (name, 0))
         needs = (other, placed)
     else:
         needs = tuple(_read(part, prompt) for part in _AND.split(text))
@@ -310,16 +310,16 @@ def parse_prompt(prompt: str) -> Case:
     if fault:
         raise BadInput(_refusal(prompt, fault, ""))
     if relation:
-        return Case(prompt, "position", needs)
+        return GenEvalCase(prompt, "position", needs)
     first = needs[0]
     if len(needs) > 1:
-        return Case(prompt, "color_attr" if any(need.color for need in needs) else "two_object", needs)
+        return GenEvalCase(prompt, "color_attr" if any(need.color for need in needs) else "two_object", needs)
     if first.count > 1:
-        return Case(prompt, "counting", needs, ((first.name, first.count + 1),))
-    return Case(prompt, "colors" if first.color else "single_object", needs)
+        return GenEvalCase(prompt, "counting", needs, ((first.name, first.count + 1),))
+    return GenEvalCase(prompt, "colors" if first.color else "single_object", needs)
 
 
-def _read(part: str, prompt: str) -> Requirement:
+def _read(part: str, prompt: str) -> GenEvalRequirement:
     """One thing of a prompt, such as "a red car"."""
     found = _thing().fullmatch(part)
     if found is None:
@@ -329,10 +329,10 @@ def _read(part: str, prompt: str) -> Requirement:
     if not word and several:
         raise BadInput(_refusal(prompt, f"how many {found['noun']}?", ""))
     count = NUMBERS.index(word) if word in NUMBERS else int(word) if word.isdigit() else 1
-    return Requirement(name, count, found["color"])
+    return GenEvalRequirement(name, count, found["color"])
 
 
-def _repeated(needs: Sequence[Requirement]) -> str | None:
+def _repeated(needs: Sequence[GenEvalRequirement]) -> str | None:
     """A fault, where two want the same class: GenEval looks at the surest ones of each, so the second
     "apple" would be the first one again."""
     names = [need.name for need in needs]
@@ -351,13 +351,15 @@ def _refusal(prompt: str, why: str, part: str) -> str:
     )
 
 
-def surest(detections: Sequence[Detection], name: str, threshold: float = FAINT) -> list[Detection]:
+def surest(
+    detections: Sequence[ObjectDetection], name: str, threshold: float = FAINT
+) -> list[ObjectDetection]:
     """Those of a class above the threshold, surest first, at most MOST."""
     found = [d for d in detections if d.name == name and d.confidence > threshold]
     return sorted(found, key=lambda d: -d.confidence)[:MOST]
 
 
-def component(a: Detection, b: Detection, relation: str) -> float:
+def component(a: ObjectDetection, b: ObjectDetection, relation: str) -> float:
     """How far `a` lies in the direction `relation` from `b`: -1..1, 0 where the margin leaves nothing."""
     offsets, rest = [], []
     for low, high in ((0, 2), (1, 3)):  # across, down
@@ -371,15 +373,15 @@ def component(a: Detection, b: Detection, relation: str) -> float:
     return (rest[0] * right + rest[1] * down) / math.hypot(*offsets)
 
 
-def is_right(case: Case, detections: Sequence[Detection]) -> bool:
+def is_right(case: GenEvalCase, detections: Sequence[ObjectDetection]) -> bool:
     """GenEval's verdict."""
     return not faults(case, detections)
 
 
-def faults(case: Case, detections: Sequence[Detection]) -> list[str]:
+def faults(case: GenEvalCase, detections: Sequence[ObjectDetection]) -> list[str]:
     """Short phrases, one per thing that is wrong; empty where the picture is right."""
     wrong: list[str] = []
-    matched: list[list[Detection]] = []  # what each requirement found; empty where it does not hold
+    matched: list[list[ObjectDetection]] = []  # what each requirement found; empty where it does not hold
     for need in case.include:
         everything = surest(detections, need.name, case.threshold)
         found, before = everything[: need.count], len(wrong)
@@ -409,13 +411,13 @@ def _asked(count: int) -> str:
     return f"{count or 'none'} {'was' if count == 1 else 'were'} asked for"
 
 
-def _too_few(need: Requirement, found: int) -> str:
+def _too_few(need: GenEvalRequirement, found: int) -> str:
     if need.count == 1:
         return f"there is no {need}"
     return f"I see {_number_of(found, need.name)}, {_asked(need.count)}"
 
 
-def _miscolored(need: Requirement, found: Sequence[Detection]) -> str:
+def _miscolored(need: GenEvalRequirement, found: Sequence[ObjectDetection]) -> str:
     if need.count == 1:
         return f"the {need.name} is {found[0].color}, not {need.color}"
     right = sum(d.color == need.color for d in found)
@@ -423,7 +425,7 @@ def _miscolored(need: Requirement, found: Sequence[Detection]) -> str:
     return f"{right or 'none'} of the {need.count} {plural(need.name)} {verb} {need.color}"
 
 
-def soft_score(case: Case, detections: Sequence[Detection]) -> float:
+def soft_score(case: GenEvalCase, detections: Sequence[ObjectDetection]) -> float:
     """Half the strict verdict, half the mean credit of all that was asked for: 0..1, above .5 exactly where
     the picture is right.
 
@@ -451,7 +453,7 @@ def soft_score(case: Case, detections: Sequence[Detection]) -> float:
     return 0.5 * is_right(case, detections) + 0.5 * sum(credits) / len(credits)
 
 
-def _tint(need: Requirement, seen: Detection) -> float:
+def _tint(need: GenEvalRequirement, seen: ObjectDetection) -> float:
     if need.color is None:
         return 1.0
     assert seen.colors is not None

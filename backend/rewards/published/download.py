@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...core.errors import CheckpointError, first_line
 from ...core.model_files import model_folders
-from .files import Wanted, advice, find, needs
+from .files import PublishedFile, advice, find, needs
 
 
 def fetch(judge: str, say: Callable[[str], None]) -> list[Path]:
@@ -28,7 +28,7 @@ def fetch(judge: str, say: Callable[[str], None]) -> list[Path]:
     return fetched
 
 
-def _fetch(wanted: Wanted, folder: Path) -> Path:
+def _fetch(wanted: PublishedFile, folder: Path) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     endpoint = os.environ.get("HF_ENDPOINT") or None

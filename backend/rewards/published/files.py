@@ -15,7 +15,7 @@ from ...core.model_files import model_folders
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PublishedFile:
     """One published file. `bytes` is about its size; `repo` is its Hugging Face name, `url` its page
     where it is not there; `others` are repositories and file names under which the same may lie."""
 
@@ -36,51 +36,51 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Needs:
+class JudgeFiles:
     """What one judge wants: its files, the weights first, and how many numbers it computes with."""
 
-    files: tuple[Wanted, ...]
+    files: tuple[PublishedFile, ...]
     parameters: int
 
 
 CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_L_FILES = (
-    Wanted(
+    PublishedFile(
         "clip-vit-large-patch14",
         "model.safetensors",
         1_710_540_580,
         CLIP_L,
         other_names=("pytorch_model.bin",),
     ),
-    Wanted("clip-vit-large-patch14", "config.json", 4_519, CLIP_L),
+    PublishedFile("clip-vit-large-patch14", "config.json", 4_519, CLIP_L),
 )
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
-GENEVAL = Needs(
+GENEVAL = JudgeFiles(
     (
-        Wanted(
+        PublishedFile(
             "mask2former-swin-small-coco-instance",
             "model.safetensors",
             275_500_000,
             DETECTOR,
             other_names=("pytorch_model.bin",),
         ),
-        Wanted("mask2former-swin-small-coco-instance", "config.json", 8_000, DETECTOR),
-        Wanted("mask2former-swin-small-coco-instance", "preprocessor_config.json", 600, DETECTOR),
+        PublishedFile("mask2former-swin-small-coco-instance", "config.json", 8_000, DETECTOR),
+        PublishedFile("mask2former-swin-small-coco-instance", "preprocessor_config.json", 600, DETECTOR),
         *CLIP_L_FILES,
     ),
     496_356_060,
 )
-JUDGES: dict[str, Needs] = {
-    "image-reward": Needs(
+JUDGES: dict[str, JudgeFiles] = {
+    "image-reward": JudgeFiles(
         (
-            Wanted(
+            PublishedFile(
                 "image-reward",
                 "ImageReward.pt",
                 1_790_000_000,
                 "THUDM/ImageReward",
                 other_repos=("zai-org/ImageReward",),
             ),
-            Wanted(
+            PublishedFile(
                 "image-reward",
                 "vocab.txt",
                 231_508,
@@ -90,27 +90,29 @@ JUDGES: dict[str, Needs] = {
         ),
         446_206_689,
     ),
-    "hps-v2.1": Needs(
-        (Wanted("hps-v2.1", "HPS_v2.1_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441
+    "hps-v2.1": JudgeFiles(
+        (PublishedFile("hps-v2.1", "HPS_v2.1_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441
     ),
-    "hps-v2": Needs((Wanted("hps-v2", "HPS_v2_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441),
-    "pick-score": Needs(
+    "hps-v2": JudgeFiles(
+        (PublishedFile("hps-v2", "HPS_v2_compressed.pt", 1_972_000_000, "xswu/HPSv2"),), 986_109_441
+    ),
+    "pick-score": JudgeFiles(
         (
-            Wanted(
+            PublishedFile(
                 "pick-score",
                 "model.safetensors",
                 3_944_000_000,
                 "yuvalkirstain/PickScore_v1",
                 other_names=("pytorch_model.bin",),
             ),
-            Wanted("pick-score", "config.json", 5_000, "yuvalkirstain/PickScore_v1"),
+            PublishedFile("pick-score", "config.json", 5_000, "yuvalkirstain/PickScore_v1"),
         ),
         986_109_441,
     ),
-    "clip-score": Needs(CLIP_L_FILES, 427_616_513),
-    "aesthetic": Needs(
+    "clip-score": JudgeFiles(CLIP_L_FILES, 427_616_513),
+    "aesthetic": JudgeFiles(
         (
-            Wanted(
+            PublishedFile(
                 "aesthetic",
                 "sac+logos+ava1-l14-linearMSE.pth",
                 3_714_000,
@@ -125,14 +127,14 @@ JUDGES: dict[str, Needs] = {
 }
 
 
-def needs(judge: str) -> Needs:
+def needs(judge: str) -> JudgeFiles:
     """Raises UnknownName for a judge that wants no files."""
     if judge not in JUDGES:
         raise UnknownName("judge with files of its own", judge, JUDGES)
     return JUDGES[judge]
 
 
-def find(wanted: Wanted, given: Sequence[Path] = ()) -> Path | None:
+def find(wanted: PublishedFile, given: Sequence[Path] = ()) -> Path | None:
     """Where a wanted file is: in the folders `given`, then in `judges/` of the models' folders, then in
     Hugging Face's cache."""
     names = (wanted.name, *wanted.other_names)
@@ -171,7 +173,7 @@ def locate(judge: str, path: str | Path | None = None) -> list[Path]:
     return [where for where in found if where is not None]
 
 
-def _near(folder: Path | None, wanted: Wanted, all_wanted: Sequence[Wanted]) -> list[Path]:
+def _near(folder: Path | None, wanted: PublishedFile, all_wanted: Sequence[PublishedFile]) -> list[Path]:
     """Where a judge's file may lie when its weights are in `folder`: there too, or in a folder beside it.
     Of two models that both call a file config.json, the folder holds the first one's."""
     if folder is None:
@@ -180,9 +182,9 @@ def _near(folder: Path | None, wanted: Wanted, all_wanted: Sequence[Wanted]) -> 
     return [*([folder] if own else []), folder.parent / wanted.folder]
 
 
-def advice(lost: Sequence[Wanted]) -> str:
+def advice(lost: Sequence[PublishedFile]) -> str:
     """What to get, and where to put it, in one line."""
-    groups: dict[tuple[str, str], list[Wanted]] = {}
+    groups: dict[tuple[str, str], list[PublishedFile]] = {}
     for wanted in lost:
         groups.setdefault((wanted.folder, wanted.page), []).append(wanted)
     root = model_folders()[0] / "judges"

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import EndpointError, first_line
-from ...net.chat_client import Ask, Endpoint, Reply
-from .local import Said
+from ...net.chat_client import ChatReply, ChatRequest, Endpoint
+from .local import VlmAnswer
 from .questions import read_answer
 
 if TYPE_CHECKING:
@@ -44,13 +44,15 @@ class EndpointVLM:
         asks = [_ask(q, p, LIMIT, **more) for p, q in zip(pictures, questions, strict=True)]
         return [self._probability(reply) for reply in self.endpoint.complete(asks)]
 
-    def write(self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int) -> list[Said]:
+    def write(
+        self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int
+    ) -> list[VlmAnswer]:
         """An answer in words of `limit` tokens at most to each question. Raises EndpointError."""
         seen = pictures or [None] * len(questions)
         asks = [_ask(question, picture, limit) for question, picture in zip(questions, seen, strict=True)]
-        return [Said(reply.text, reply.cut) for reply in self.endpoint.complete(asks)]
+        return [VlmAnswer(reply.text, reply.cut) for reply in self.endpoint.complete(asks)]
 
-    def _probability(self, reply: Reply) -> float:
+    def _probability(self, reply: ChatReply) -> float:
         says = read_answer(reply.text)
         if says is None:
             cut = f", cut off after {LIMIT} tokens" if reply.cut else ""
@@ -81,11 +83,11 @@ class EndpointVLM:
             self._told = True
 
 
-def _ask(question: str, picture: Image | None, limit: int, **options: Any) -> Ask:
+def _ask(question: str, picture: Image | None, limit: int, **options: Any) -> ChatRequest:
     content: list[dict[str, Any]] = [] if picture is None else [_part(picture)]
     content.append({"type": "text", "text": question})
     settings = {"temperature": 0, "seed": 0, "max_tokens": limit, **options}
-    return Ask([{"role": "user", "content": content}], settings)
+    return ChatRequest([{"role": "user", "content": content}], settings)
 
 
 def _part(picture: Image) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, UnknownName, first_line
-from ...core.model_files import EMBEDDED, embedded, folder_fingerprint, model_folders
+from ...core.model_files import EMBEDDED_WEIGHTS, embedded_models, folder_fingerprint, model_folders
 from ...core.types import RewardSpec, Verdict
 from ...storage.images import to_pil
-from ..base import check_asked
-from ..published.files import Wanted, find
+from ..base import check_prompts
+from ..published.files import PublishedFile, find
 from .calibration import PLAIN, Calibration
 from .endpoint import EndpointVLM
-from .local import LocalVLM, Said
+from .local import LocalVLM, VlmAnswer
 from .questions import CRITIQUE, GRADE, PARTS, QUESTIONS, read_grade, read_parts, split
 
 if TYPE_CHECKING:
@@ -65,13 +65,15 @@ class VLM(Protocol):
         """P(yes) to each question about its picture, 0..1."""
         ...
 
-    def write(self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int) -> list[Said]:
+    def write(
+        self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int
+    ) -> list[VlmAnswer]:
         """An answer in words of `limit` tokens at most to each question."""
         ...
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedSettings:
     """What `reprise train judge` says of a folder; of a model from elsewhere, nothing."""
 
     questions: frozenset[str] | None = None  # that it was trained on
@@ -91,8 +93,8 @@ class VLMJudge:
     """P(yes) to one question about each picture and its prompt: 0..1, higher is better. `tuned` has the
     calibrations that make it how often the answer is yes; the order is the same without."""
 
-    def __init__(self, vlm: VLM, mode: str = "match", tuned: Tuned | None = None):
-        self.vlm, self.mode, self.model, self.tuned = vlm, mode, vlm.model, tuned or Tuned()
+    def __init__(self, vlm: VLM, mode: str = "match", tuned: TunedSettings | None = None):
+        self.vlm, self.mode, self.model, self.tuned = vlm, mode, vlm.model, tuned or TunedSettings()
         asked = "" if mode in ("match", "critique") else f"#{mode}"
         self.spec = RewardSpec(f"vlm:{vlm.name}{asked}", 0.0, 1.0)
 
@@ -127,7 +129,7 @@ class VLMJudge:
         return [" ".join(one.text.split()) for one in said]
 
     def _pictures(self, images: Tensor, prompts: Sequence[str]) -> list[Image]:
-        check_asked(self.spec.name, images, prompts)
+        check_prompts(self.spec.name, images, prompts)
         return shown(images)
 
 
@@ -189,7 +191,7 @@ class VLMChecklist(VLMJudge):
     The model lists the parts itself, once for each prompt; where it writes no list, rules split the prompt.
     """
 
-    def __init__(self, vlm: VLM, mode: str = "checklist", tuned: Tuned | None = None):
+    def __init__(self, vlm: VLM, mode: str = "checklist", tuned: TunedSettings | None = None):
         super().__init__(vlm, mode)  # the calibration of `match` is that of whole prompts
         self._parts: dict[str, tuple[str, ...]] = {}
 
@@ -287,11 +289,11 @@ def _name(where: str, folder: Path) -> str:
     return folder.resolve().parent.name if name == FINAL else name
 
 
-def read_tuned(folder: Path) -> Tuned:
+def read_tuned(folder: Path) -> TunedSettings:
     """What `reprise train judge` left in a folder. Raises CheckpointError."""
     path = folder / SETTINGS
     if not path.is_file():
-        return Tuned()
+        return TunedSettings()
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         questions = kept.get("questions")
@@ -302,7 +304,7 @@ def read_tuned(folder: Path) -> Tuned:
         if not all(one.possible for one in found.values()) or found.keys() - QUESTIONS:
             raise ValueError("a calibration that cannot be")
         prompts = frozenset(map(str, kept.get("prompts", ())))
-        return Tuned(None if questions is None else frozenset(map(str, questions)), found, prompts)
+        return TunedSettings(None if questions is None else frozenset(map(str, questions)), found, prompts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
@@ -312,7 +314,7 @@ def read_tuned(folder: Path) -> Tuned:
 
 def embedded_judges() -> dict[str, Path]:
     """Those that come with the package: name -> folder."""
-    found = {"embedded": EMBEDDED / "judge", **embedded("judges")}
+    found = {"embedded": EMBEDDED_WEIGHTS / "judge", **embedded_models("judges")}
     return {name: folder for name, folder in found.items() if folder.is_dir()}
 
 
@@ -325,7 +327,7 @@ def find_folder(where: str) -> Path:
     if own := embedded_judges().get(where):
         return own
     repo = where if re.fullmatch(r"[\w.-]+/[\w.-]+", where) else ""
-    config = find(Wanted(where, "config.json", 0, repo))
+    config = find(PublishedFile(where, "config.json", 0, repo))
     if config is None:
         places = f"in {model_folders()[0] / 'judges'} or in Hugging Face's cache"
         fetch = f"run `hf download {where}`" if repo else f"give {FORM}"

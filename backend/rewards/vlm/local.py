@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LEAST = 1e-3  # of the probability that yes and no together must have, or it is no answer
 
 
-class Said(NamedTuple):
+class VlmAnswer(NamedTuple):
     """What a model wrote, and whether the limit of tokens cut it off."""
 
     text: str
@@ -97,16 +97,20 @@ class LocalVLM:
         likely = logits.log_softmax(-1)
         return torch.stack([likely[:, ids].logsumexp(-1) for ids in (self.yes, self.no)], -1)
 
-    def write(self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int) -> list[Said]:
+    def write(
+        self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int
+    ) -> list[VlmAnswer]:
         """An answer in words of `limit` tokens at most to each question, the likeliest token by token."""
-        said: list[Said] = []
+        said: list[VlmAnswer] = []
         ends = self._ends()
         for start in range(0, len(questions), self.batch_size):
             rows = slice(start, start + self.batch_size)
             out = self._generate(questions[rows], pictures and pictures[rows], limit)
             written = out.sequences[:, -len(out.logits) :].tolist()
             texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-            said += [Said(text, not set(row) & set(ends)) for text, row in zip(texts, written, strict=True)]
+            said += [
+                VlmAnswer(text, not set(row) & set(ends)) for text, row in zip(texts, written, strict=True)
+            ]
         return said
 
     def inputs(self, questions: Sequence[str], pictures: Sequence[Image] | None) -> dict[str, torch.Tensor]:

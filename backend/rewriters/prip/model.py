@@ -21,10 +21,10 @@ import torch
 from pydantic import PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from ...core.config import Config, one_line
+from ...core.config import Config, validation_message
 from ...core.errors import BadInput, CheckpointError, first_line, plain
 from ...core.model_files import quiet_loading
-from ..decoding import ends_of, pad_of
+from ..decoding import end_tokens, pad_token
 from ..prompting import control_tokens
 from ..reprompt import SETTINGS, load_checkpoint
 from .vision import ImagePivot
@@ -195,7 +195,7 @@ class Prip(nn.Module):
         """`logits`, and the decoder's states (B, T, hidden) that they are made of."""
         begun = self.inputs(pivots, prefixes)
         most = max(map(len, answers))
-        ids = self._ids([[*row, *[pad_of(self.writer)] * (most - len(row))] for row in answers])
+        ids = self._ids([[*row, *[pad_token(self.writer)] * (most - len(row))] for row in answers])
         mask = self._ids([[1] * len(row) + [0] * (most - len(row)) for row in answers])
         mask = torch.cat([begun["attention_mask"], mask], 1)
         embeds = torch.cat([begun["inputs_embeds"], self.decoder.get_input_embeddings()(ids)], 1)
@@ -222,7 +222,7 @@ class Prip(nn.Module):
     def opening(self) -> Tensor:
         """(V,) Tokens that may follow the user's words: those that end them (a space, a mark) and the end."""
         allowed = self._which(lambda text: text[:1] == " " or text[:1] in MARKS)
-        allowed[ends_of(self.decoder, self.writer)] = True
+        allowed[end_tokens(self.decoder, self.writer)] = True
         return allowed
 
     @cached_property
@@ -397,7 +397,9 @@ def _read_config(where: Path) -> PripConfig:
     try:
         return PripConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise CheckpointError(f"{path} is no refiner's: {one_line(error)}; give a PRIP folder") from error
+        raise CheckpointError(
+            f"{path} is no refiner's: {validation_message(error)}; give a PRIP folder"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from ...core.errors import BadInput, CheckpointError, Unsupported
-from ...core.model_files import EMBEDDED
+from ...core.model_files import EMBEDDED_WEIGHTS
 from ...core.types import Rewrite
-from ..decoding import LocalRewriter, Written, check_stop, context_of, given, write
+from ..decoding import LocalRewriter, Written, check_stop, context_length, given, write
 from ..reprompt import SETTINGS, read_settings
-from ..rows import Row, all_rows, by_prompt, kept
+from ..rows import RewriteRow, all_rows, group_by_prompt, keep_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .model import Prip
     from .vision import ImagePivot
 
-EMBEDDED_REFINER = EMBEDDED / "refiner"
+EMBEDDED_REFINER = EMBEDDED_WEIGHTS / "refiner"
 _LEAD = re.compile(r"[\s,.;:!?…，。、；：！？]*")
 _NO_SPACE = "，。、；：！？"  # marks that bring their own
 # From the last mark on, but not from one inside a number or a weight, as in "f/1.8" and "(glow:1.2".
@@ -50,7 +50,7 @@ class RefinerSettings(BaseModel):
     length_penalty: float | None = None
 
 
-class Eye:
+class VisionTower:
     """The vision tower of a refiner in a `model` of its own: loaded when a picture is first looked at."""
 
     def __init__(self, model: ImagePivot):
@@ -107,7 +107,7 @@ class PripRewriter(LocalRewriter):
     # Prompts
 
     def _written(
-        self, rows: Sequence[Row], seed: int, should_stop: Callable[[], bool] | None
+        self, rows: Sequence[RewriteRow], seed: int, should_stop: Callable[[], bool] | None
     ) -> Iterator[dict[int, Rewrite]]:
         ids, begun = self.read_prompts([row.prompt for row in rows])
         pivots = self.imagine(ids, should_stop)
@@ -127,7 +127,7 @@ class PripRewriter(LocalRewriter):
         prompts = list(dict.fromkeys(prompts))
         ids = dict(zip(prompts, self.model.read(prompts)))
         begun = {prompt: self.model.write_ids(stem_of(prompt)) for prompt in prompts}
-        room = context_of(self.model.decoder) - self.model.taken() - self.max_new_tokens
+        room = context_length(self.model.decoder) - self.model.taken() - self.max_new_tokens
         for prompt in prompts:
             check_prompt(prompt, len(begun[prompt]), room)
         return ids, begun
@@ -168,7 +168,7 @@ class PripRewriter(LocalRewriter):
         stem, tail = stem_of(prompt), self._tail(begun, written)
         refined = join(stem, whole_phrases(tail) if written.cut else tail)
         if refined == stem:
-            return kept(prompt, self.name, "the refiner added nothing")
+            return keep_prompt(prompt, self.name, "the refiner added nothing")
         return Rewrite("", refined, self.name)
 
     def _tail(self, begun: Sequence[int], written: Written) -> str:
@@ -181,7 +181,7 @@ class PripRewriter(LocalRewriter):
     # Pictures
 
     @cached_property
-    def eye(self) -> Eye:
+    def eye(self) -> VisionTower:
         """The vision tower in the refiner's folder, on its device, or on the CPU where someone else, such as
         ComfyUI, says what is where. Raises CheckpointError without one, or for one of another refiner."""
         from .vision import ImagePivot
@@ -192,7 +192,7 @@ class PripRewriter(LocalRewriter):
         device = "cpu" if hasattr(self, "patcher") else self.model.device
         tower = ImagePivot.from_pretrained(self.folder / "image", device=device, dtype=kind)
         check_tower(tower, self.model)
-        return Eye(tower)
+        return VisionTower(tower)
 
     def describe(
         self,
@@ -211,7 +211,7 @@ class PripRewriter(LocalRewriter):
 
         names = [hashlib.sha256(one.detach().float().cpu().numpy().tobytes()).hexdigest() for one in images]
         rows = all_rows(names, variants, seed, None)
-        if context_of(self.model.decoder) < self.model.taken() + self.max_new_tokens:
+        if context_length(self.model.decoder) < self.model.taken() + self.max_new_tokens:
             raise BadInput(f"max_new_tokens={self.max_new_tokens} does not fit into the decoder; lower it")
         eye, pivots = self.eye.model, []
         for image in images:
@@ -224,7 +224,7 @@ class PripRewriter(LocalRewriter):
             for n, one in zip(batch, self.write(pivots, [[]] * len(batch), keys, should_stop), strict=True):
                 text = " ".join(one.text.split())
                 found[n] = Rewrite("", whole_phrases(text) if one.cut else text, self.name)
-        return by_prompt([found[n] for n in range(len(rows))], variants)
+        return group_by_prompt([found[n] for n in range(len(rows))], variants)
 
     def _settings(self) -> list[Any]:
         return [*vars(self.decoding).values(), *self.model.config.model_dump().values()]

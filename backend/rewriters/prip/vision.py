@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ...core.config import Config, one_line
+from ...core.config import Config, validation_message
 from ...core.errors import BadInput, CheckpointError, first_line
 from ...core.model_files import quiet_loading
 
@@ -104,7 +104,9 @@ class ImagePivot(nn.Module):
                 model = cls(config)
             model.load_state_dict(load_file(where / "model.safetensors"))
         except ValidationError as error:
-            raise CheckpointError(f"{where / 'config.json'}: {one_line(error)}; fetch it again") from error
+            raise CheckpointError(
+                f"{where / 'config.json'}: {validation_message(error)}; fetch it again"
+            ) from error
         except Exception as error:  # torch, transformers and safetensors raise a dozen kinds
             raise CheckpointError(
                 f"cannot load the vision tower in {where}: {first_line(error)}; fetch it again"

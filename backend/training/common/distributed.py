@@ -25,7 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class ElsewhereFailed(RepriseError):
+class PeerFailed(RepriseError):
     """Another process of the run failed; `exit_code` is that process's."""
 
     def __init__(self, said: str, exit_code: int):
@@ -33,20 +33,20 @@ class ElsewhereFailed(RepriseError):
         self.exit_code = exit_code
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether a launcher started more processes than this one."""
     return any(int(os.environ.get(name) or 1) > 1 for name in SIZES)
 
 
-def refuse_several(who: str = "this trainer", without: str = "accelerate launch and torchrun") -> None:
+def require_one_process(who: str = "this trainer", without: str = "accelerate launch and torchrun") -> None:
     """Raises Unsupported where a launcher started several processes of what is one."""
-    if several():
+    if is_distributed():
         raise Unsupported(f"{who} is one process; start it without {without}")
 
 
-def alone_against_expectation() -> bool:
+def launched_alone() -> bool:
     """Whether `accelerate launch --cpu` was asked for several processes, and has started this one alone."""
-    return not several() and _flag("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ
+    return not is_distributed() and _flag("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ
 
 
 def join() -> None:
@@ -57,7 +57,7 @@ def join() -> None:
     import torch
     from torch import distributed
 
-    if not several() or distributed.is_initialized():
+    if not is_distributed() or distributed.is_initialized():
         return
     from accelerate import PartialState
 
@@ -76,9 +76,9 @@ def join() -> None:
         raise Unsupported("these processes cannot find each other; start them with torchrun")
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes of this run."""
-    if not several():
+    if not is_distributed():
         return 1
     from torch import distributed
 
@@ -86,9 +86,9 @@ def count() -> int:
     return distributed.get_world_size()
 
 
-def index() -> int:
+def rank() -> int:
     """Which of them this is, from 0."""
-    if not several():
+    if not is_distributed():
         return 0
     from torch import distributed
 
@@ -98,15 +98,15 @@ def index() -> int:
 
 def is_main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return index() == 0
+    return rank() == 0
 
 
-def main_alone(log: Callable[[str], None]) -> Callable[[str], None]:
+def main_only(log: Callable[[str], None]) -> Callable[[str], None]:
     """`log` in the main process, and silence in the others."""
     return log if is_main() else lambda line: None
 
 
-def gpu(device: str) -> bool:
+def use_gpu(device: str) -> bool:
     """Whether weights go to the GPU of this process; `device` is "auto" or "cpu". Raises Unsupported."""
     import torch
 
@@ -120,25 +120,25 @@ def gpu(device: str) -> bool:
     return found
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def local_share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of what all have: contiguous, and as long as the others' within one."""
-    if not several():
+    if not is_distributed():
         return items
-    number, of = index(), count()
+    number, of = rank(), world_size()
     return items[len(items) * number // of : len(items) * (number + 1) // of]
 
 
-def part_of(batch_size: int) -> int:
+def per_process(batch_size: int) -> int:
     """Rows of a batch that are one process's. Raises BadInput where that is no whole number."""
-    if batch_size % count():
+    if batch_size % world_size():
         raise BadInput(
-            f"batch_size={batch_size} is for all processes together, and {count()} of them do not "
-            f"divide it; set it to a multiple of {count()}"
+            f"batch_size={batch_size} is for all processes together, and {world_size()} of them do not "
+            f"divide it; set it to a multiple of {world_size()}"
         )
-    return batch_size // count()
+    return batch_size // world_size()
 
 
-def deal(
+def scatter(
     items: Sequence[T],
     work: Callable[[Sequence[T]], list[R]],
     waiting: AbstractContextManager[Any] | None = None,
@@ -147,22 +147,22 @@ def deal(
 
     `waiting` is entered while the others are waited for. What fails in one process fails in all.
     """
-    if not several():
+    if not is_distributed():
         return work(items)
-    mine = share(items)
+    mine = local_share(items)
     return [one for part in _gather(lambda: work(mine) if mine else [], waiting) for one in part]
 
 
-def on_main(work: Callable[[], R]) -> R:
+def run_on_main(work: Callable[[], R]) -> R:
     """What `work` gives in the main process, in all; they wait for it, and fail where it fails."""
-    if not several():
+    if not is_distributed():
         return work()
     return _gather(lambda: work() if is_main() else None)[0]
 
 
-def total(*counts: int) -> tuple[int, ...]:
+def all_sum(*counts: int) -> tuple[int, ...]:
     """The sums over all processes."""
-    return counts if not several() else tuple(map(sum, zip(*_gather(lambda: counts))))
+    return counts if not is_distributed() else tuple(map(sum, zip(*_gather(lambda: counts))))
 
 
 def _gather(work: Callable[[], Any], waiting: AbstractContextManager[Any] | None = None) -> list[Any]:
@@ -181,7 +181,7 @@ def _gather(work: Callable[[], Any], waiting: AbstractContextManager[Any] | None
         raise failed
     for _, said in found:
         if said is not None:
-            raise ElsewhereFailed(*said)
+            raise PeerFailed(*said)
     return [value for value, _ in found]
 
 
@@ -198,19 +198,19 @@ def first_to_fail() -> bool:
         return True
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_loss(error: BaseException) -> bool:
     """Whether it says no more than that another process is gone."""
     broken = isinstance(error, RuntimeError) and any(words in str(error) for words in BROKEN)
-    return broken and several()
+    return broken and is_distributed()
 
 
-def abandon(code: int) -> None:
+def exit_now(code: int) -> None:
     """End this process at once, with `code`, where it is one of several and the run failed; alone, nothing.
 
     Python's own end would take threads of gloo's apart that still wait for the others, and now and then
     abort with another exit code (pytorch/pytorch pull request 179291).
     """
-    if several():
+    if is_distributed():
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)

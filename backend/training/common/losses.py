@@ -101,9 +101,7 @@ def prompt_error(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return each[mask.flatten().bool()].mean()
 
 
-def advantages_over_time(
-    rewards: Tensor, values: Tensor, mask: Tensor, lam: float = 0.95
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """(advantages, returns) of each token, (B, T) both, 0 where the mask is.
 
     Source: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), eq. 16, with gamma 1
@@ -139,7 +137,7 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
     return torch.where(counts > 1, rewards - (sums - rewards) / (counts - 1).clamp_min(1), 0.0)
 
 
-def whitened(numbers: Tensor) -> Tensor:
+def whiten(numbers: Tensor) -> Tensor:
     """Numbers (N,) less their mean, over their standard deviation (n - 1); zeros where they do not vary."""
     import torch
 
@@ -176,7 +174,7 @@ def clipped_value_error(values: Tensor, old_values: Tensor, returns: Tensor, cli
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
 
 
-def divergence(logps: Tensor, reference_logps: Tensor) -> Tensor:
+def kl_k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
     """KL(policy || reference) estimated at tokens that the policy drew, (N,), never below 0.
 
     Source: Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html), k3; GRPO (arXiv

@@ -16,7 +16,7 @@ from typing import Any
 NAMES = ("write", "render", "score", "update")
 
 
-class Phases:
+class StageTimer:
     """`movers` take a device's name and move what a phase needs; phases may share one.
 
     Without movers nothing is moved and time is counted alone. `seconds` is the caller's to reset.

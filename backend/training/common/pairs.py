@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...core.errors import BadInput
-from ...preferences.store import Pair, RewritePair, Store, called
+from ...preferences.store import Pair, RewritePair, Store, stored_reward_name
 from ...storage.files import write_whole
 
 P = TypeVar("P", Pair, RewritePair)
@@ -26,7 +26,7 @@ class TeachesNothing(BadInput):
 
 def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[[str], None]) -> list[Pair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none or too few are left."""
-    found = apart(
+    found = pairs_apart_enough(
         store,
         store.all_pairs(),
         reward,
@@ -48,7 +48,7 @@ def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[
     return kept
 
 
-def apart(
+def pairs_apart_enough(
     store: Store,
     recorded: Sequence[P],
     reward: str | None,
@@ -78,7 +78,7 @@ def apart(
 
 
 def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of: str, none: str) -> str:
-    rewards, reward = sorted({pair.reward for pair in recorded}), reward and called(reward)
+    rewards, reward = sorted({pair.reward for pair in recorded}), reward and stored_reward_name(reward)
     if reward is not None and rewards and reward not in rewards:
         return f"of {reward!r}, only of {', '.join(rewards)}; {none}"
     asked = {pair.id for pair in recorded if reward in (None, pair.reward)}
@@ -91,7 +91,7 @@ def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of
     )
 
 
-def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
+def pairs_of_run(run: Path, recorded: Sequence[P]) -> list[P] | None:
     """The pairs that a stopped run began with, whatever was mined or struck since; None before it has begun.
 
     Raises BadInput where the store no longer has one of them.
@@ -102,7 +102,7 @@ def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
     known: dict[object, P] = {(pair.id, pair.reward): pair for pair in recorded}
     known |= {pair.id: pair for pair in recorded}  # runs of earlier versions named them by their ids alone
     names = [
-        name if isinstance(name, str) else (name[0], called(name[1]))
+        name if isinstance(name, str) else (name[0], stored_reward_name(name[1]))
         for name in json.loads(path.read_text("utf-8"))
     ]
     lost = sum(name not in known for name in names)
@@ -114,7 +114,7 @@ def begun_with(run: Path, recorded: Sequence[P]) -> list[P] | None:
     return [known[name] for name in names]
 
 
-def begin_with(run: Path, pairs: Sequence[Pair | RewritePair]) -> None:
-    """Remember for `begun_with` what a run is about to learn from."""
+def keep_pairs_of_run(run: Path, pairs: Sequence[Pair | RewritePair]) -> None:
+    """Remember for `pairs_of_run` what a run is about to learn from."""
     names = ",\n".join(json.dumps([pair.id, pair.reward]) for pair in pairs)
     write_whole(run / BEGUN_WITH, f"[\n{names}\n]\n")

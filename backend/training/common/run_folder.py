@@ -17,7 +17,7 @@ import yaml
 
 from ...core.errors import FEW, BadInput, CheckpointError, TrainingFailed, first_line
 from ...rewriters.reprompt import SETTINGS
-from ...storage.files import for_others, write_whole
+from ...storage.files import apply_umask, write_whole
 from . import distributed
 
 # What a run may go on with in another way: nothing that it learned depends on it. A round knows nothing of
@@ -36,12 +36,12 @@ FREE = (
 KEPT_CONFIG = Path("checkpoints") / "config.yaml"
 
 
-def claim(run: Path, text: str, resume: bool) -> list[str]:
+def claim_run_folder(run: Path, text: str, resume: bool) -> list[str]:
     """Make the run folder ours, or make sure that what is in it is this run; `text` is its config.
     Which settings a resumed run goes on with in another way.
 
     The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too. A
-    resumed run takes changed settings of `FREE`, which `setting_up` writes down; others are refused.
+    resumed run takes changed settings of `FREE`, which `undo_failed_start` writes down; others are refused.
     """
     kept = run / KEPT_CONFIG
     if kept.exists():
@@ -86,7 +86,7 @@ def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def setting_up(run: Path, text: str, resume: bool) -> Iterator[None]:
+def undo_failed_start(run: Path, text: str, resume: bool) -> Iterator[None]:
     """What cannot even begin leaves nothing half-written: a new run gives its folder back, and a resumed one
     is as it was. Its files have the config `text` once it has begun."""
     try:
@@ -157,7 +157,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
         ) from error
 
 
-def cut_lines(path: Path, done: int) -> None:
+def drop_later_lines(path: Path, done: int) -> None:
     """Take from a file of JSON lines those of steps after `done`, which will be taken again.
 
     What stands behind the last line's end was being written when the run was killed.
@@ -167,9 +167,9 @@ def cut_lines(path: Path, done: int) -> None:
         write_whole(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= done))
 
 
-def export(final: Path, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
+def export_rewriter(final: Path, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
     """Write a rewriter's folder."""
-    with put_whole(final) as part:
+    with write_folder(final) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
@@ -177,7 +177,7 @@ def export(final: Path, model: Any, tokenizer: Any, settings: dict[str, Any]) ->
 
 
 @contextmanager
-def put_whole(final: Path) -> Iterator[Path]:
+def write_folder(final: Path) -> Iterator[Path]:
     """A folder to write to, beside its place, which is put there at the end: it is whole, or not there."""
     part, old = final.with_name(final.name + ".part"), final.with_name(final.name + ".old")
     shutil.rmtree(part, ignore_errors=True)
@@ -185,7 +185,7 @@ def put_whole(final: Path) -> Iterator[Path]:
     yield part
     for file in part.rglob("*"):
         if file.is_file():
-            for_others(file)
+            apply_umask(file)
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)

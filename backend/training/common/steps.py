@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...core.errors import BadInput, TrainingFailed, first_line
-from ...core.seeds import order
+from ...core.seeds import shuffled_indices
 from ...storage.files import write_whole
 from . import distributed
-from .run_folder import ROUNDS_ASKED, claim, setting_up, step_of
+from .run_folder import ROUNDS_ASKED, claim_run_folder, step_of, undo_failed_start
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ BEGUN = Path("checkpoints") / "begun.json"
 Item = TypeVar("Item")
 
 
-class Schedule(Protocol):
+class LearningRateSettings(Protocol):
     """What a config says of the learning rate over time."""
 
     @property
@@ -38,31 +38,31 @@ class Schedule(Protocol):
     def warmup_ratio(self) -> float: ...
 
 
-class RunnableLoop(Protocol):
+class TrainingLoop(Protocol):
     def run(self) -> Path: ...
 
 
-def carry_out(
-    run: Path, text: str, resume: bool, log: Callable[[str], None], begin: Callable[[], RunnableLoop]
+def run_training(
+    run: Path, text: str, resume: bool, log: Callable[[str], None], begin: Callable[[], TrainingLoop]
 ) -> Path:
     """Claim the run folder for the config `text`, `begin` a loop and run it; a finished run's `final/` is
     returned as it is, unless it is asked for another number of rounds. What cannot begin changes nothing."""
     final = run / "final"
-    more = ROUNDS_ASKED in distributed.on_main(lambda: claim(run, text, resume))
+    more = ROUNDS_ASKED in distributed.run_on_main(lambda: claim_run_folder(run, text, resume))
     if resume and final.is_dir() and not more:
         log(f"{run} is finished already")
         return final
     from ...core.model_files import quiet_loading
 
     with quiet_loading():
-        with setting_up(run, text, resume):
+        with undo_failed_start(run, text, resume):
             loop = begin()
             if more:
                 shutil.rmtree(final, ignore_errors=True)  # a copy of a round's; there will be a later one
         return loop.run()
 
 
-def check_begun(run: Path, source: object, now: Mapping[str, Any], resumed: bool) -> None:
+def check_same_data(run: Path, source: object, now: Mapping[str, Any], resumed: bool) -> None:
     """A resumed run learns from what it began with: `now` says what `source` gives, and is kept in the run
     where it begins. Raises BadInput where that changed; runs of earlier versions kept less of it."""
     path = run / BEGUN
@@ -76,8 +76,8 @@ def check_begun(run: Path, source: object, now: Mapping[str, Any], resumed: bool
         )
 
 
-def digest_of(pictures: Iterable[Path]) -> str:
-    """Of what is in all of the files, for `check_begun`. Raises BadInput for one that cannot be read."""
+def pictures_digest(pictures: Iterable[Path]) -> str:
+    """Of what is in all of the files, for `check_same_data`. Raises BadInput for one that cannot be read."""
     found = hashlib.sha256()
     for path in dict.fromkeys(pictures):
         try:
@@ -87,7 +87,7 @@ def digest_of(pictures: Iterable[Path]) -> str:
     return found.hexdigest()
 
 
-def rate_factor(config: Schedule, optimizer: Optimizer) -> Callable[[int], float]:
+def learning_rate_factor(config: LearningRateSettings, optimizer: Optimizer) -> Callable[[int], float]:
     """What the peak learning rate is multiplied by before each step, by the steps done."""
     from transformers import get_scheduler
 
@@ -100,15 +100,17 @@ def rate_factor(config: Schedule, optimizer: Optimizer) -> Callable[[int], float
     return made.lr_lambdas[0]
 
 
-def items_of(step: int, items: Sequence[Item], each: int, accumulation: int, seed: int) -> list[list[Item]]:
+def batches_of_step(
+    step: int, items: Sequence[Item], each: int, accumulation: int, seed: int
+) -> list[list[Item]]:
     """What step `step`, from 1, learns from: `accumulation` batches of `each`, a matter of (seed, step)."""
     count = each * accumulation
     places = range((step - 1) * count, step * count)
-    chosen = [items[i] for i in order(len(items), seed, places)]
+    chosen = [items[i] for i in shuffled_indices(len(items), seed, places)]
     return [chosen[first : first + each] for first in range(0, count, each)]
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -138,21 +140,21 @@ def autocast(device: torch.device) -> Any:
 def check_loss(loss: Tensor, step: int, run: Path) -> None:
     """Raises TrainingFailed for one that is no number."""
     if not loss.isfinite():
-        raise diverged(f"the loss of step {step} is {loss.item()}", run)
+        raise divergence_error(f"the loss of step {step} is {loss.item()}", run)
 
 
 def check_gradient(norm: float, step: int, run: Path) -> None:
     """Raises TrainingFailed for one that is no number."""
     if not math.isfinite(norm):
-        raise diverged(f"the gradient of step {step} is no number", run)
+        raise divergence_error(f"the gradient of step {step} is no number", run)
 
 
-def diverged(what: str, run: Path, remedy: str = "lower learning_rate") -> TrainingFailed:
+def divergence_error(what: str, run: Path, remedy: str = "lower learning_rate") -> TrainingFailed:
     """What --resume would only repeat: it goes on with the same settings, to the same numbers."""
     return TrainingFailed(f"{what}; {remedy}, and begin another run: {run} keeps its settings")
 
 
-def unsaved(path: Path, run: Path, error: Exception) -> TrainingFailed:
+def save_error(path: Path, run: Path, error: Exception) -> TrainingFailed:
     return TrainingFailed(
         f"{path} cannot be written: {first_line(error)}; make room, and go on with --resume {run}"
     )
@@ -187,7 +189,7 @@ def save_checkpoint(
         for path in sorted(folder.parent.glob("checkpoint-*"), key=step_of)[:-KEPT]:
             shutil.rmtree(path)
     except Exception as error:  # safetensors and the file system raise their own kinds
-        raise unsaved(folder, run, error) from error
+        raise save_error(folder, run, error) from error
 
 
 def load_checkpoint(

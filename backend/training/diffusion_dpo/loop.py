@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, Unsupported
 from ...core.registry import RENDERERS, resolve
-from ...core.seeds import order, seed_of
+from ...core.seeds import seed_of, shuffled_indices
 from ...factory import open_reward
 from ...preferences.store import Pair, Store
 from ...renderers.diffusers import lora as files
@@ -29,16 +29,16 @@ from ...renderers.diffusers.families import Family, family_of
 from ...reports.training import write_report
 from ...rewards.base import LearnedJudge
 from ..common.losses import denoising_error, denoising_target, diffusion_dpo, noised, predicted_clean
-from ..common.pairs import begin_with, begun_with, usable_pairs
-from ..common.run_folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
+from ..common.pairs import keep_pairs_of_run, pairs_of_run, usable_pairs
+from ..common.run_folder import append_lines, drop_later_lines, newest_checkpoint, step_of, write_folder
 from ..common.steps import (
     apply_gradient,
     check_loss,
+    learning_rate_factor,
     load_checkpoint,
-    rate_factor,
     save_checkpoint,
-    set_rate,
-    unsaved,
+    save_error,
+    set_learning_rate,
 )
 from .config import DiffusionDpoConfig, JudgeGradient
 from .denoisers import Denoiser, noising_of, stacked
@@ -55,7 +55,7 @@ BETA = {"epsilon": 5000.0, "v_prediction": 5000.0, "flow": 100.0}
 TARGETS = {"attention": files.ATTENTION, "blocks": files.BLOCKS}
 
 
-class Loop:
+class DiffusionDpoLoop:
     """One run. Everything that is loaded is loaded here; `run` trains and exports."""
 
     def __init__(
@@ -75,10 +75,10 @@ class Loop:
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
         for name in LINES:
             # From the start, the evaluation before the first step is made again, too.
-            cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
+            drop_later_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
         assert config.preferences is not None, "with rounds each has its own"
         store = Store(config.preferences)
-        pairs = begun_with(run, store.all_pairs()) if resume else None
+        pairs = pairs_of_run(run, store.all_pairs()) if resume else None
         if pairs is None:
             pairs = usable_pairs(store, config.reward, config.margin, log)
         self.pairs, self.held_out = split(pairs, config.eval_share)
@@ -112,7 +112,7 @@ class Loop:
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), config.learning_rate, weight_decay=config.weight_decay
         )
-        factor = rate_factor(config, self.optimizer)
+        factor = learning_rate_factor(config, self.optimizer)
         self.rate = lambda done: config.learning_rate * factor(done)
         self.importance = importance(self.pairs, config.weigh_by)
         self.done = self._restore()
@@ -124,7 +124,7 @@ class Loop:
 
     def run(self) -> Path:
         if self.done == 0:
-            begin_with(self.folder, [*self.pairs, *self.held_out])
+            keep_pairs_of_run(self.folder, [*self.pairs, *self.held_out])
             self._evaluate(0)
         for step in range(self.done + 1, self.config.max_steps + 1):
             row = self._step(step)
@@ -225,13 +225,13 @@ class Loop:
 
     def _step(self, step: int) -> dict[str, Any]:
         config, start = self.config, time.perf_counter()
-        set_rate(self.optimizer, self.rate(step - 1))
+        set_learning_rate(self.optimizer, self.rate(step - 1))
         figures: list[dict[str, float]] = []
         each = config.batch_size
         first = (step - 1) * each * config.accumulation
         for number in range(config.accumulation):
             places = range(first + number * each, first + (number + 1) * each)
-            pairs = [self.pairs[i] for i in order(len(self.pairs), config.seed, places)]
+            pairs = [self.pairs[i] for i in shuffled_indices(len(self.pairs), config.seed, places)]
             losses, found = self._losses(pairs, *self._noise(places))
             loss = losses.mean()
             check_loss(loss, step, self.folder)
@@ -383,12 +383,12 @@ class Loop:
             "rank": config.lora.r,
         }
         try:
-            with put_whole(final) as folder:
+            with write_folder(final) as folder:
                 tensors = files.lora_tensors(self.family, adapter, config.lora.alpha / config.lora.r)
                 files.save_lora(folder, self.family, tensors, notes, config.export_dtype)
                 (folder / "reprise.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
         except Exception as error:
-            raise unsaved(final, self.folder, error) from error
+            raise save_error(final, self.folder, error) from error
         return final
 
 
@@ -408,7 +408,7 @@ def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
 
 
 def check_possible(config: DiffusionDpoConfig, pipeline: Any, family: Family, side: int) -> None:
-    """What a run would refuse of its settings once there are pictures of `side`. Raises as `Loop` does."""
+    """What a run would refuse of its settings once there are pictures of `side`. Raises as the loop does."""
     check_text_length(config, family)
     if config.size is not None:
         check_size(config.size, family.multiple(pipeline))

@@ -16,15 +16,15 @@ from ...core.interfaces import Renderer
 from ...core.seeds import seed_of
 from ...core.types import Job
 from ...factory import open_renderer, open_reward
-from ...preferences.pairing import Group, Mined, Picture
+from ...preferences.pairing import PairMiner, PictureGroup, ScoredPicture
 from ...preferences.store import PAIRS, Store
 from ...renderers.diffusers.devices import choose_device, choose_training_dtype
 from ...renderers.diffusers.renderer import DiffusersRenderer
 from ...storage.files import write_whole
 from ..rollouts.evaluation import SHOWN
-from ..rollouts.prompts import Asked
-from ..rollouts.scoring import Judged, Studio
-from ..rounds import BaseRounds, let_go, refuse_text
+from ..rollouts.prompts import TrainingPrompt
+from ..rollouts.scoring import PictureScorer, PictureScores
+from ..rounds import Rounds, free_memory, refuse_text
 from .config import RendererRounds
 from .guidance import check_gradient
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .config import DiffusionDpoConfig
 
 
-class Rounds(BaseRounds):
+class DiffusionDpoRounds(Rounds):
     def __init__(
         self, config: DiffusionDpoConfig, rounds: RendererRounds, run: Path, log: Callable[[str], None]
     ):
@@ -62,7 +62,7 @@ class Rounds(BaseRounds):
         draws the next. What it is not told it does as it is trained."""
         if self.opened is None or self.opened[0] != newest:
             self.opened = None
-            let_go()
+            free_memory()
             settings, config = self.rounds.renderer, self.config
             shared = {
                 name: getattr(config, name)
@@ -87,9 +87,9 @@ class Rounds(BaseRounds):
         found = {start: self._mined(rows[start : start + each], number, store) for start in starts}
         todo = [start for start in starts if start >= len(rows) or found[start].counts["gone"]]
         if todo:
-            with self.at_work(self.renderer(newest)) as studio:
+            with self.at_work(self.renderer(newest)) as scorer:
                 for start in todo:
-                    fresh = self._drawn(studio, asked[start : start + each])
+                    fresh = self._drawn(scorer, asked[start : start + each])
                     found[start] = mined = self._mined(fresh, number, store)
                     stored = {
                         side.seed: side.image for pair in mined.pairs for side in (pair.chosen, pair.rejected)
@@ -115,15 +115,17 @@ class Rounds(BaseRounds):
         }
         return {"prompts": len(rows), "pairs": len(pairs), **left_out, "reward": sum(scores) / len(scores)}
 
-    def _drawn(self, studio: Studio, part: Sequence[tuple[int, Asked]]) -> list[dict[str, Any]]:
+    def _drawn(
+        self, scorer: PictureScorer, part: Sequence[tuple[int, TrainingPrompt]]
+    ) -> list[dict[str, Any]]:
         """What is put on record of some prompts, drawn and judged. Raises TrainingFailed where the disk does
         not take the pictures, which the cache does not tell."""
         count = self.rounds.images
         jobs = [
             Job(one.prompt, seed_of(self.seed, "draw", place, i)) for place, one in part for i in range(count)
         ]
-        meanings = [one.meaning for _, one in part for _ in range(count)]
-        seen = [whole(view) for view in studio.look(jobs, meanings)]
+        judge_prompts = [one.judge_prompt for _, one in part for _ in range(count)]
+        seen = [whole(view) for view in scorer.score(jobs, judge_prompts)]
         if not self.cache.writable:
             raise unwritable(self.cache.folder, self.folder)
         return [
@@ -137,9 +139,9 @@ class Rounds(BaseRounds):
             for i, (_, one) in enumerate(part)
         ]
 
-    def _mined(self, rows: Sequence[Mapping[str, Any]], number: int, store: Store) -> Mined:
+    def _mined(self, rows: Sequence[Mapping[str, Any]], number: int, store: Store) -> PairMiner:
         """The pairs of some prompts, whose pictures are then in the store."""
-        mined = Mined(store, "drawn", self.config.margin, self.rounds.pairs)
+        mined = PairMiner(store, "drawn", self.config.margin, self.rounds.pairs)
         for row in rows:
             try:
                 mined.take(self._group(row, number, store))
@@ -150,10 +152,10 @@ class Rounds(BaseRounds):
         return mined
 
     def learn(self, number: int, newest: Path | None) -> Path:
-        from .loop import Loop
+        from .loop import DiffusionDpoLoop
 
         folder, self.opened = self.of(number), None
-        let_go()
+        free_memory()
         config = self.config.model_copy(
             update={
                 "rounds": None,
@@ -162,7 +164,9 @@ class Rounds(BaseRounds):
             }
         )
         write_whole(folder / "config.yaml", save_config(config))
-        loop = Loop(config, folder, True, lambda line: self.log(f"round {number}: {line}"), of_rounds=True)
+        loop = DiffusionDpoLoop(
+            config, folder, True, lambda line: self.log(f"round {number}: {line}"), of_rounds=True
+        )
         return loop.run()
 
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -170,9 +174,9 @@ class Rounds(BaseRounds):
         jobs = [
             Job(one.prompt, seed_of("evaluate", i, j)) for i, one in enumerate(asked) for j in range(count)
         ]
-        meanings = [one.meaning for one in asked for _ in range(count)]
-        with self.at_work(self.renderer(newest)) as studio:
-            seen = [whole(view) for view in studio.look(jobs, meanings)]
+        judge_prompts = [one.judge_prompt for one in asked for _ in range(count)]
+        with self.at_work(self.renderer(newest)) as scorer:
+            seen = [whole(view) for view in scorer.score(jobs, judge_prompts)]
         figures = {
             f"held-out/{name}": sum(view.scores[name] for view in seen) / len(seen) for name in self.looking
         }
@@ -190,7 +194,7 @@ class Rounds(BaseRounds):
         ]
         return figures, samples
 
-    def _group(self, row: Mapping[str, Any], number: int, store: Store) -> Group:
+    def _group(self, row: Mapping[str, Any], number: int, store: Store) -> PictureGroup:
         """One prompt's pictures, by the rewards that count."""
 
         def load(key: str) -> Tensor | None:
@@ -202,10 +206,10 @@ class Rounds(BaseRounds):
             return found[0] if found else None
 
         pictures = [
-            Picture(lambda key=key: load(key), row["prompt"], self.mixed(scores), seed, scores)
+            ScoredPicture(lambda key=key: load(key), row["prompt"], self.mixed(scores), seed, scores)
             for key, seed, scores in zip(row["pictures"], row["seeds"], row["scores"], strict=True)
         ]
-        return Group(
+        return PictureGroup(
             row["judged_as"] or row["prompt"],
             pictures,
             "+".join(self.rounds.rewards),
@@ -217,7 +221,7 @@ class Rounds(BaseRounds):
         )
 
 
-def whole(view: Judged) -> Judged:
+def whole(view: PictureScores) -> PictureScores:
     """A picture that every reward has scored. Raises RewardFailed with the reward's name."""
     for name, reason in view.failed.items():
         raise RewardFailed(name, f"{reason}; nothing is lost, --resume goes on")

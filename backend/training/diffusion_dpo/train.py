@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...core.config import save_config
 from ..common import distributed
-from ..common.steps import carry_out
+from ..common.steps import run_training
 from .config import DiffusionDpoConfig
 
 CONFIG = DiffusionDpoConfig
@@ -35,15 +35,15 @@ def train(
     CheckpointError and Unsupported for a renderer that cannot be trained, TrainingFailed for a loss that is
     no number or a checkpoint that cannot be written.
     """
-    distributed.refuse_several()
+    distributed.require_one_process()
 
     def begin():
         if config.rounds is not None:
-            from .rounds import Rounds
+            from .rounds import DiffusionDpoRounds
 
-            return Rounds(config, config.rounds, run, log)
-        from .loop import Loop
+            return DiffusionDpoRounds(config, config.rounds, run, log)
+        from .loop import DiffusionDpoLoop
 
-        return Loop(config, run, resume, log)
+        return DiffusionDpoLoop(config, run, resume, log)
 
-    return carry_out(run, save_config(config), resume, log, begin)
+    return run_training(run, save_config(config), resume, log, begin)

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ...core.config import save_config
-from ...preferences.store import RewritePair, Store, Text
+from ...preferences.store import PairText, RewritePair, Store
 from ...rewriters.prompting import FORM, PLAIN_FORM, Answer, Unparsable, answer_ids, parse, prompt_ids
 from ...rewriters.reprompt import EMBEDDED_REWRITER
 from ..common import distributed
 from ..common.lora import merged
-from ..common.pairs import TeachesNothing, apart, begin_with, begun_with
-from ..common.run_folder import cut_lines, export, newest_checkpoint, setting_up, step_of
+from ..common.pairs import TeachesNothing, keep_pairs_of_run, pairs_apart_enough, pairs_of_run
+from ..common.run_folder import (
+    drop_later_lines,
+    export_rewriter,
+    newest_checkpoint,
+    step_of,
+    undo_failed_start,
+)
 from ..common.start import load_rewriter
 from ..common.trl import metrics_callback
 from ..sft.train import MAX_DROPPED
@@ -27,29 +33,29 @@ def learn(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]
 
     assert config.preferences is not None, "with rounds each has its own"
     final = run / "final"
-    with setting_up(run, save_config(config), resume):
+    with undo_failed_start(run, save_config(config), resume):
         store = Store(config.preferences)
-        pairs = begun_with(run, store.all_rewrites()) if resume else None
+        pairs = pairs_of_run(run, store.all_rewrites()) if resume else None
         if pairs is None:
             pairs = usable_rewrites(store, config.reward, config.margin)
-        gpu = distributed.gpu(config.device)
+        gpu = distributed.use_gpu(config.device)
         set_seed(config.seed)
         where = str(EMBEDDED_REWRITER) if config.model == "shapeworld" else config.model
         model, tokenizer, kept, system = load_rewriter(where, config, gpu)
         rows = _encoded(pairs, tokenizer, system, config, log)
         newest = newest_checkpoint(run / "checkpoints") if resume else None
-        cut_lines(run / "metrics.jsonl", step_of(newest))
+        drop_later_lines(run / "metrics.jsonl", step_of(newest))
         log(
             f"{len(rows)} pairs of {len({pair.prompt for pair in pairs})} prompts; "
             + (f"going on from {newest.name}" if newest else "from the start")
         )
         trainer = _trainer(config, run, model, tokenizer, Dataset.from_list(rows), gpu)
         trainer.add_callback(metrics_callback(run / "metrics.jsonl", log))
-    begin_with(run, pairs)
+    keep_pairs_of_run(run, pairs)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
     trained = merged(trainer.accelerator.unwrap_model(trainer.model), config.export_dtype)
-    export(
+    export_rewriter(
         final,
         trained,
         tokenizer,
@@ -67,7 +73,7 @@ def learn(config: DpoConfig, run: Path, resume: bool, log: Callable[[str], None]
 
 def usable_rewrites(store: Store, reward: str | None, margin: float) -> list[RewritePair]:
     """The pairs to learn from. Raises BadInput, with the reason, where none is left."""
-    return apart(
+    return pairs_apart_enough(
         store,
         store.all_rewrites(),
         reward,
@@ -109,7 +115,7 @@ def _encoded(
     return rows
 
 
-def _answer(text: Text, reasoning: bool) -> Answer | None:
+def _answer(text: PairText, reasoning: bool) -> Answer | None:
     """The answer that a rewriter would have written; None for one that could not be read back."""
     answer = Answer(" ".join(text.reason.split()) if reasoning else "", " ".join(text.rewrite.split()))
     written = (FORM if answer.reason else PLAIN_FORM).format(reason=answer.reason, prompt=answer.prompt)
@@ -150,11 +156,11 @@ def _trainer(config: DpoConfig, run: Path, model: Any, tokenizer: Any, dataset: 
         disable_tqdm=True,
     )
 
-    class Trainer(DPOTrainer):
+    class DpoTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *arguments, **options):
             return dataset  # ours are token ids already
 
-    made = Trainer(
+    made = DpoTrainer(
         model=model,
         args=arguments,
         processing_class=tokenizer,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.config import parse_config, save_config
 from ...factory import open_renderer
-from ...preferences.store import RewritePair, Store, Text
+from ...preferences.store import PairText, RewritePair, Store
 from ...rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter, load_checkpoint
 from ...storage.files import write_whole
 from ..common import distributed
@@ -26,9 +26,9 @@ from ..common.lora import merged
 from ..common.start import load_rewriter
 from ..grpo.config import GrpoConfig
 from ..rollouts.evaluation import evaluate
-from ..rollouts.prompts import Stream
-from ..rollouts.rewrites import Group, Rollouts
-from ..rounds import BaseRounds
+from ..rollouts.prompts import PromptStream
+from ..rollouts.rewrites import RolloutGroup, Rollouts
+from ..rounds import Rounds
 from .config import RewriterRounds
 from .loop import learn
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .config import DpoConfig
 
 
-class Rounds(BaseRounds):
+class DpoRounds(Rounds):
     def __init__(self, config: DpoConfig, rounds: RewriterRounds, run: Path, log: Callable[[str], None]):
         super().__init__(rounds, run, config.seed, config.device, log)
         self.config, self.rounds = config.model_copy(update={"dtype": "float32"}), rounds
@@ -120,7 +120,7 @@ class Rounds(BaseRounds):
         """The rewriter of a round, the renderer and the judges at work."""
         config, rounds = self.config, self.rounds
         where = newest or (EMBEDDED_REWRITER if config.model == "shapeworld" else config.model)
-        model, tokenizer, _, system = load_rewriter(str(where), config, distributed.gpu(config.device))
+        model, tokenizer, _, system = load_rewriter(str(where), config, distributed.use_gpu(config.device))
         writer = RePromptRewriter(
             (model, tokenizer),
             system=system,
@@ -130,12 +130,18 @@ class Rounds(BaseRounds):
         )
         words = {name: reward for name, reward in self.rewards.items() if name not in self.looking}
         specs = {name: reward.spec for name, reward in self.rewards.items()}
-        with self.at_work(open_renderer(rounds.renderer, config.device), model) as studio:
+        with self.at_work(open_renderer(rounds.renderer, config.device), model) as scorer:
             yield Rollouts(
-                writer, studio, words, specs, Stream(self.prompts, self.seed), self.rolling, studio.phases
+                writer,
+                scorer,
+                words,
+                specs,
+                PromptStream(self.prompts, self.seed),
+                self.rolling,
+                scorer.timer,
             )
 
-    def _pair(self, row: Mapping[str, Any], texts: list[Text], number: int) -> RewritePair | None:
+    def _pair(self, row: Mapping[str, Any], texts: list[PairText], number: int) -> RewritePair | None:
         """Best against worst of one prompt's rewrites; None for a tie."""
         ranked = sorted(texts, key=lambda text: -text.score)
         margin = ranked[0].score - ranked[-1].score
@@ -153,11 +159,11 @@ class Rounds(BaseRounds):
         )
 
 
-def _texts(row: Mapping[str, Any]) -> list[Text]:
+def _texts(row: Mapping[str, Any]) -> list[PairText]:
     """A prompt's rewrites that differ."""
     return list(
         {
-            (one["reason"], one["rewrite"]): Text(
+            (one["reason"], one["rewrite"]): PairText(
                 reason=one["reason"],
                 rewrite=one["rewrite"],
                 score=one["score"],
@@ -168,7 +174,7 @@ def _texts(row: Mapping[str, Any]) -> list[Text]:
     )
 
 
-def _row(rollouts: Rollouts, group: Group) -> dict[str, Any]:
+def _row(rollouts: Rollouts, group: RolloutGroup) -> dict[str, Any]:
     """One prompt on record: the rewrites that were read and drawn, and how many were not."""
     whole = [sample for sample in group.valid if sample.drawn]
     return {

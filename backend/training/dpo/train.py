@@ -17,8 +17,8 @@ from pathlib import Path
 from ...core.config import save_config
 from ...core.model_files import quiet_loading
 from ..common import distributed
-from ..common.run_folder import claim
-from ..common.steps import carry_out
+from ..common.run_folder import claim_run_folder
+from ..common.steps import run_training
 from .config import DpoConfig
 from .loop import learn
 
@@ -32,14 +32,16 @@ def train(config: DpoConfig, run: Path, resume: bool = False, log: Callable[[str
     bit on a CPU, as if it had never stopped; a finished run is returned as it is.
     Raises BadInput where there is nothing to learn from, and CheckpointError.
     """
-    distributed.refuse_several()
+    distributed.require_one_process()
     if config.rounds is not None:
-        from .rounds import Rounds
+        from .rounds import DpoRounds
 
         rounds = config.rounds
-        return carry_out(run, save_config(config), resume, log, lambda: Rounds(config, rounds, run, log))
+        return run_training(
+            run, save_config(config), resume, log, lambda: DpoRounds(config, rounds, run, log)
+        )
     final = run / "final"
-    claim(run, save_config(config), resume)
+    claim_run_folder(run, save_config(config), resume)
     if resume and final.is_dir():
         log(f"{run} is finished already")
         return final

@@ -24,13 +24,13 @@ from ...rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter, load_chec
 from ...storage.cache import Cache
 from ..common import distributed
 from ..common.lora import merged
-from ..common.offload import Phases, judge_modules, modules_mover, renderer_modules
-from ..common.run_folder import append_lines, cut_lines, export, newest_checkpoint, step_of
+from ..common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
+from ..common.run_folder import append_lines, drop_later_lines, export_rewriter, newest_checkpoint, step_of
 from ..common.start import load_rewriter
-from ..rollouts.evaluation import evaluate, fixed_prompts, put_on_record, watched
-from ..rollouts.prompts import Asked, Stream, read_prompts
-from ..rollouts.rewrites import Batch, Rollouts
-from ..rollouts.scoring import Studio
+from ..rollouts.evaluation import evaluate, evaluation_prompts, record_evaluation, selection_metric
+from ..rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
+from ..rollouts.rewrites import RolloutBatch, Rollouts
+from ..rollouts.scoring import PictureScorer
 from .config import GrpoConfig
 from .trl import trainer_class, watch
 
@@ -53,15 +53,15 @@ class Policy(RePromptRewriter):
             self.model.train(training)
 
 
-class Loop:
+class GrpoLoop:
     """One run. Everything that is loaded is loaded here; `run` trains and exports."""
 
     def __init__(self, config: GrpoConfig, run: Path, resume: bool, log: Callable[[str], None]):
         from transformers import set_seed
 
         self.config, self.folder, self.resume, self.log = config, run, resume, log
-        self.checkpoint = distributed.on_main(self._last)
-        self.gpu = distributed.gpu(config.device)
+        self.checkpoint = distributed.run_on_main(self._last)
+        self.gpu = distributed.use_gpu(config.device)
         set_seed(config.seed)
         model, tokenizer, settings, system = load_rewriter(str(self._start()), config, self.gpu)
         self.exported = {
@@ -84,23 +84,25 @@ class Loop:
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
         device = "cuda" if self.gpu else "cpu"
-        self.phases = Phases(device, self._movers(renderer, looking) if config.offload and self.gpu else None)
+        self.timer = StageTimer(
+            device, self._movers(renderer, looking) if config.offload and self.gpu else None
+        )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
-        self.studio = Studio(
-            renderer, looking, cache, self.phases, config.renderer.batch, overlap=config.renderer.elsewhere
+        self.scorer = PictureScorer(
+            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.elsewhere
         )
         self.rollouts = Rollouts(
             self.rewriter,
-            self.studio,
+            self.scorer,
             {n: r for n, r in rewards.items() if n not in looking},
             {n: r.spec for n, r in rewards.items()},
-            Stream(prompts, config.seed),
+            PromptStream(prompts, config.seed),
             config,
-            self.phases,
+            self.timer,
         )
-        self.watched, self.higher = watched(config.held_out, config.rewards, looking)
+        self.watched, self.higher = selection_metric(config.held_out, config.rewards, looking)
         self.recent: list[float] = []  # training rewards since the last evaluation
-        self.batch: Batch | None = None
+        self.batch: RolloutBatch | None = None
         self.trainer = self._trainer(model, tokenizer)
         self.rewriter.autocast = self.trainer.accelerator.autocast
         log(
@@ -111,8 +113,8 @@ class Loop:
     def run(self) -> Path:
         final = self.folder / "final"
         self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        self.phases.enter("update")
-        distributed.on_main(lambda: self._finish(final))
+        self.timer.enter("update")
+        distributed.run_on_main(lambda: self._finish(final))
         self.log(f"saved {final}; as models/reprise/rewriters/NAME nodes and --rewriter know it by name")
         return final
 
@@ -127,7 +129,7 @@ class Loop:
         checkpoint = newest_checkpoint(self.folder / "checkpoints") if self.resume else None
         for name in LINES:
             # From the start, the evaluation before the first step is made again, too.
-            cut_lines(self.folder / name, step_of(checkpoint) if checkpoint else -1)
+            drop_later_lines(self.folder / name, step_of(checkpoint) if checkpoint else -1)
         return checkpoint
 
     def _start(self) -> Path | str:
@@ -144,14 +146,14 @@ class Loop:
             from transformers import AutoModelForCausalLM
 
             model, tokenizer, settings = load_checkpoint(str(where), "cpu", "float32")
-            export(
+            export_rewriter(
                 start,
                 AutoModelForCausalLM.from_config(model.config),
                 tokenizer,
                 settings.model_dump(exclude_none=True),
             )
 
-        distributed.on_main(make)
+        distributed.run_on_main(make)
         return start
 
     def _reward(self, name: str) -> Any:
@@ -159,10 +161,10 @@ class Loop:
             return Structure(self.config.reasoning)
         return open_reward(name)
 
-    def _prompts(self) -> tuple[list[Asked], dict[str, list[Asked]]]:
+    def _prompts(self) -> tuple[list[TrainingPrompt], dict[str, list[TrainingPrompt]]]:
         config = self.config
         prompts = read_prompts(config.prompts, "train", config.seed)
-        sets = fixed_prompts(prompts, config.eval_prompts, config.paraphrases)
+        sets = evaluation_prompts(prompts, config.eval_prompts, config.paraphrases)
         longest = self.rewriter.context() - config.max_new_tokens
         for one in [*prompts, *(one for asked in sets.values() for one in asked)]:
             length = len(prompt_ids(self.rewriter.tokenizer, one.prompt, system=self.rewriter.system))
@@ -196,7 +198,7 @@ class Loop:
             output_dir=str(self.folder / "checkpoints"),
             seed=config.seed,
             max_steps=config.max_steps,
-            per_device_train_batch_size=distributed.part_of(config.batch_size),
+            per_device_train_batch_size=distributed.per_process(config.batch_size),
             gradient_accumulation_steps=accumulation,
             steps_per_generation=accumulation,
             num_generations=config.rewrites,
@@ -254,10 +256,10 @@ class Loop:
         self.rewriter.model = self._policy()
         step = trainer.state.global_step + 1
         self.batch = batch = self.rollouts.collect(step)
-        rows = distributed.share(batch.rows)
+        rows = distributed.local_share(batch.rows)
         assert len(rows) == len(prompts), "TRL counts rows, the stream counts prompts"
-        distributed.on_main(lambda: append_lines(self.folder / LINES[2], batch.lines))
-        self.phases.enter("update")
+        distributed.run_on_main(lambda: append_lines(self.folder / LINES[2], batch.lines))
+        self.timer.enter("update")
         written = [(group, sample, sample.written) for group, sample in rows if sample.written]
         return {
             "prompt_ids": [group.ids for group, _, _ in written],
@@ -274,9 +276,9 @@ class Loop:
         start = time.perf_counter()
         figures, samples = evaluate(self.rollouts, self.sets, unchanged=step == 0)
         seconds = round(time.perf_counter() - start, 2)
-        stop = distributed.on_main(lambda: self._judge(step, figures, samples, seconds))
+        stop = distributed.run_on_main(lambda: self._judge(step, figures, samples, seconds))
         self.recent = []
-        self.phases.enter("update")
+        self.timer.enter("update")
         return stop
 
     def _judge(
@@ -291,7 +293,7 @@ class Loop:
             "samples": samples,
         }
         # Merging an adapter and rounding to another dtype would change the weights that are trained.
-        return put_on_record(
+        return record_evaluation(
             self.folder,
             row,
             self.watched,
@@ -306,7 +308,9 @@ class Loop:
 
     def _export(self, folder: Path, model: Any) -> None:
         try:
-            export(folder, merged(model, self.config.export_dtype), self.rewriter.tokenizer, self.exported)
+            export_rewriter(
+                folder, merged(model, self.config.export_dtype), self.rewriter.tokenizer, self.exported
+            )
         except Exception as error:  # safetensors and the file system raise their own kinds
             raise self.unsaved(folder, error) from error
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ...core.config import save_config
 from ..common import distributed
-from ..common.steps import carry_out
+from ..common.steps import run_training
 from .config import GrpoConfig
 
 CONFIG = GrpoConfig
@@ -39,11 +39,11 @@ def train(config: GrpoConfig, run: Path, resume: bool = False, log: Callable[[st
     Raises BadInput, CheckpointError, RewardFailed, RenderFailed, and TrainingFailed for a loss that is no
     number or a checkpoint that cannot be written.
     """
-    log = distributed.main_alone(log)
+    log = distributed.main_only(log)
 
     def begin():
-        from .loop import Loop
+        from .loop import GrpoLoop
 
-        return Loop(config, run, resume, log)
+        return GrpoLoop(config, run, resume, log)
 
-    return carry_out(run, save_config(config), resume, log, begin)
+    return run_training(run, save_config(config), resume, log, begin)

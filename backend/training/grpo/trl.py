@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ...reports.training import write_report
 from ..common import distributed
 from ..common.run_folder import append_lines
-from ..common.steps import diverged
+from ..common.steps import divergence_error
 
 if TYPE_CHECKING:
-    from .loop import Loop
+    from .loop import GrpoLoop
 
 # What TRL calls it -> what metrics.jsonl does.
 _LOGGED = {
@@ -36,8 +36,8 @@ def trainer_class() -> type:
     import torch
     from trl import GRPOTrainer
 
-    class Trainer(GRPOTrainer):
-        def __init__(self, *, loop: Loop, **options: Any):
+    class GrpoTrainer(GRPOTrainer):
+        def __init__(self, *, loop: GrpoLoop, **options: Any):
             super().__init__(**options)
             self.loop, self._logps = loop, None
 
@@ -45,7 +45,7 @@ def trainer_class() -> type:
             output = super()._generate_and_score_completions(inputs)
             batch = self.loop.batch
             assert batch is not None
-            values = [sample.advantage or 0.0 for _, sample in distributed.share(batch.rows)]
+            values = [sample.advantage or 0.0 for _, sample in distributed.local_share(batch.rows)]
             output["advantages"] = torch.tensor(values, device=output["advantages"].device)
             return output
 
@@ -60,7 +60,7 @@ def trainer_class() -> type:
             step = self.state.global_step + 1
             if not torch.isfinite(loss):
                 lost = self._logps is not None and not torch.isfinite(self._logps).all()
-                raise diverged(
+                raise divergence_error(
                     f"the loss of step {step} is {loss.item()}"
                     + (", the weights are no numbers any more" if lost else ""),
                     self.loop.folder,
@@ -83,7 +83,7 @@ def trainer_class() -> type:
             try:
                 super()._save_checkpoint(model, trial)
             except Exception as error:  # safetensors, torch and the file system raise their own kinds
-                if distributed.lost(error):
+                if distributed.is_peer_loss(error):
                     raise
                 raise self.loop.unsaved(self.loop.folder / "checkpoints", error) from error
 
@@ -95,10 +95,10 @@ def trainer_class() -> type:
         def create_model_card(self, *arguments, **options):
             pass  # a checkpoint is not for the hub
 
-    return Trainer
+    return GrpoTrainer
 
 
-def watch(loop: Loop) -> Any:
+def watch(loop: GrpoLoop) -> Any:
     """The callback that logs, evaluates, stops, and remembers what a checkpoint has to."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers import TrainerCallback
@@ -127,13 +127,13 @@ def watch(loop: Loop) -> Any:
 
         def on_step_begin(self, args, state, control, **kwargs):
             self.begun = time.perf_counter()
-            loop.phases.seconds.update(dict.fromkeys(loop.phases.seconds, 0.0))
-            loop.studio.drawn = loop.studio.reused = 0
+            loop.timer.seconds.update(dict.fromkeys(loop.timer.seconds, 0.0))
+            loop.scorer.drawn = loop.scorer.reused = 0
 
         def on_step_end(self, args, state, control, **kwargs):
-            seconds = loop.phases.seconds
+            seconds = loop.timer.seconds
             took = time.perf_counter() - self.begun  # by the main process's clock, as all seconds here
-            drawn, reused = distributed.total(loop.studio.drawn, loop.studio.reused)
+            drawn, reused = distributed.all_sum(loop.scorer.drawn, loop.scorer.reused)
             seconds["update"] = took - sum(value for name, value in seconds.items() if name != "update")
             self.row = {
                 **(loop.batch.figures if loop.batch else {}),
@@ -144,8 +144,8 @@ def watch(loop: Loop) -> Any:
             }
             if seconds["render"]:
                 self.row["pictures_per_second"] = round(drawn / seconds["render"], 3)
-            if distributed.several():
-                loop.studio.cache.recount()
+            if distributed.is_distributed():
+                loop.scorer.cache.recount()
             if loop.batch is not None:
                 loop.recent.append(loop.batch.figures["reward"])
                 loop.batch = None
@@ -159,7 +159,7 @@ def watch(loop: Loop) -> Any:
             figures = {name: logs[key] for key, name in _LOGGED.items() if logs.get(key) is not None}
             row = {"step": state.global_step, **figures, **self.row}
             if not math.isfinite(row.get("grad_norm", 0.0)):
-                raise diverged(f"the gradient of step {row['step']} is no number", loop.folder)
+                raise divergence_error(f"the gradient of step {row['step']} is no number", loop.folder)
             if not distributed.is_main():
                 return
             append_lines(loop.folder / "metrics.jsonl", [json.dumps(row)])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...rewards.vlm.local import LocalVLM
 
 
-class Ask(NamedTuple):
+class JudgeQuestion(NamedTuple):
     """A question about an RGB picture, and the answer: yes, no, or a sentence."""
 
     question: str
@@ -30,7 +30,7 @@ class Ask(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class JudgeBatch:
     """`inputs` of the model, (B, T, …) padded on the right; of each row where its answer begins to be said,
     the tokens of a sentence, or yes or no."""
 
@@ -40,7 +40,7 @@ class Batch:
     yes: list[bool | None]
 
 
-def encode(vlm: LocalVLM, asks: Sequence[Ask]) -> Batch:
+def encode(vlm: LocalVLM, asks: Sequence[JudgeQuestion]) -> JudgeBatch:
     """Sentences are ended by the token that ends a turn."""
     import torch
 
@@ -61,10 +61,10 @@ def encode(vlm: LocalVLM, asks: Sequence[Ask]) -> Batch:
                     made[row, count : count + len(said)] = made.new_tensor(said)
         inputs[key] = made
     yes = [None if isinstance(ask.answer, str) else ask.answer for ask in asks]
-    return Batch(inputs, [int(count) - 1 for count in real], words, yes)
+    return JudgeBatch(inputs, [int(count) - 1 for count in real], words, yes)
 
 
-def losses(vlm: LocalVLM, batch: Batch) -> Tensor:
+def losses(vlm: LocalVLM, batch: JudgeBatch) -> Tensor:
     """Of each row, (B,): -log P of all that says its yes or no, or the mean over a sentence's tokens."""
     import torch
 

@@ -37,7 +37,7 @@ YES_OR_NO = ("match", "clarity", "potential")
 MAKES = "`reprise judge-data` makes them"
 
 
-class Line(BaseModel):
+class JudgeLine(BaseModel):
     """A line of the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +58,7 @@ class Line(BaseModel):
     split: Split = "train"
 
     @model_validator(mode="after")
-    def _answered(self) -> Line:
+    def _answered(self) -> JudgeLine:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty")
         if self.question == "critique" and not (self.text.strip() and self.label is None):
@@ -69,10 +69,10 @@ class Line(BaseModel):
 
 
 @dataclass(frozen=True)
-class Example:
+class JudgeExample:
     """A line, with the picture's place on this machine."""
 
-    line: Line
+    line: JudgeLine
     picture: Path
 
     @property
@@ -86,21 +86,21 @@ class Example:
         return " ".join(self.line.text.split()) if self.line.label is None else self.line.label
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path) -> list[JudgeExample]:
     """The examples of a file. Raises BadInput with the line's number."""
     text = read_text(path, "examples", "are", f"; {MAKES}")
     found = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        one = parse_line(Line, line, f"{path}, line {number}")
-        found.append(Example(one, path.parent / one.image))
+        one = parse_line(JudgeLine, line, f"{path}, line {number}")
+        found.append(JudgeExample(one, path.parent / one.image))
     if not found:
         raise BadInput(f"{path} holds no examples; {MAKES}")
     return found
 
 
-def present(examples: Sequence[Example], log: Callable[[str], None]) -> list[Example]:
+def present(examples: Sequence[JudgeExample], log: Callable[[str], None]) -> list[JudgeExample]:
     """Those whose pictures are there. Raises BadInput where many are gone."""
     there = {path: path.is_file() for path in {one.picture for one in examples}}
     kept = [one for one in examples if there[one.picture]]
@@ -116,11 +116,11 @@ def present(examples: Sequence[Example], log: Callable[[str], None]) -> list[Exa
     return kept
 
 
-def of_split(examples: Iterable[Example], split: Split, questions: Sequence[str]) -> list[Example]:
+def of_split(examples: Iterable[JudgeExample], split: Split, questions: Sequence[str]) -> list[JudgeExample]:
     return [one for one in examples if one.line.split == split and one.line.question in questions]
 
 
-def check_teaches(examples: Sequence[Example]) -> None:
+def check_teaches(examples: Sequence[JudgeExample]) -> None:
     """Raises BadInput where there is nothing to learn: no example, or of a question all answers alike."""
     if not examples:
         raise BadInput(f"no example of the split train is about the questions that are trained; {MAKES}")
@@ -161,15 +161,15 @@ def split_of(prompt: str, test_share: float, calibration_share: float) -> Split:
     return "calibration" if place < test_share + calibration_share else "train"
 
 
-def balanced(lines: Iterable[Line]) -> list[Line]:
+def balanced(lines: Iterable[JudgeLine]) -> list[JudgeLine]:
     """The same with as many of yes as of no to train on: of each question, of match and potential at each
     step. Clarity goes with the step, so its labels are balanced over all steps. Which are left out follows
     from their words."""
-    groups: dict[tuple[object, ...], list[Line]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[JudgeLine]] = defaultdict(list)
     for line in lines:
         step = None if line.question == "clarity" else line.step
         groups[line.split, line.question, step].append(line)
-    kept: list[Line] = []
+    kept: list[JudgeLine] = []
     for (split, question, _), group in groups.items():
         if split != "train" or question == "critique":
             kept += group
@@ -181,17 +181,17 @@ def balanced(lines: Iterable[Line]) -> list[Line]:
     return sorted(kept, key=_chance)
 
 
-def chosen(examples: Sequence[Example], most: int) -> list[Example]:
+def chosen(examples: Sequence[JudgeExample], most: int) -> list[JudgeExample]:
     """At most `most` of them, as many of each question and step as there are in turn, always the same; of
     each by chance, so that yes is as frequent as in all."""
-    groups: dict[tuple[object, ...], list[Example]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[JudgeExample]] = defaultdict(list)
     for one in sorted(examples, key=lambda one: _chance(one.line)):
         groups[one.line.question, one.line.step].append(one)
-    found: list[Example] = []
+    found: list[JudgeExample] = []
     while len(found) < min(most, len(examples)):
         found += [group.pop(0) for group in groups.values() if group]
     return found[:most]
 
 
-def _chance(line: Line) -> int:
+def _chance(line: JudgeLine) -> int:
     return seed_of("judge", line.prompt, line.question, line.step, line.seed, Path(line.image).name)

@@ -27,22 +27,31 @@ from ...storage.files import read_lines
 from ...storage.images import read_picture
 from ..common import distributed
 from ..common.lora import merged, training_dtype
-from ..common.run_folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
+from ..common.run_folder import append_lines, drop_later_lines, newest_checkpoint, step_of, write_folder
 from ..common.steps import (
     apply_gradient,
     autocast,
-    check_begun,
+    batches_of_step,
     check_loss,
-    digest_of,
-    items_of,
+    check_same_data,
+    learning_rate_factor,
     load_checkpoint,
-    rate_factor,
+    pictures_digest,
     save_checkpoint,
-    set_rate,
-    unsaved,
+    save_error,
+    set_learning_rate,
 )
-from .batch import Ask, encode, losses
-from .data import YES_OR_NO, Example, check_teaches, chosen, of_split, present, prompt_mark, read_examples
+from .batch import JudgeQuestion, encode, losses
+from .data import (
+    YES_OR_NO,
+    JudgeExample,
+    check_teaches,
+    chosen,
+    of_split,
+    present,
+    prompt_mark,
+    read_examples,
+)
 
 if TYPE_CHECKING:
     from .config import JudgeConfig
@@ -50,7 +59,9 @@ if TYPE_CHECKING:
 
 LINES = ("metrics.jsonl", "evaluations.jsonl")
 SHOWN = 4  # critiques of an evaluation in the report
-EYES = re.compile(r"(?:.*\.)?(?:vision|visual)\w*")  # what transformers' models call their vision towers
+VISION_MODULES = re.compile(
+    r"(?:.*\.)?(?:vision|visual)\w*"
+)  # what transformers' models call their vision towers
 
 
 class JudgeLoop:
@@ -64,7 +75,7 @@ class JudgeLoop:
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
         for name in LINES:
             # From the start, the evaluation before the first step is made again, too.
-            cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
+            drop_later_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
         examples = present(read_examples(config.data), log)
         self.items = of_split(examples, "train", config.questions)
         check_teaches(self.items)
@@ -76,7 +87,7 @@ class JudgeLoop:
             steps = math.ceil((config.epochs or 1) * len(self.items) / each)
             config = config.model_copy(update={"max_steps": steps})
         self.config, self.steps = config, config.max_steps or 1
-        gpu = distributed.gpu(config.device)
+        gpu = distributed.use_gpu(config.device)
         self.device = torch.device("cuda" if gpu else "cpu")
         set_seed(config.seed)
         dtype = training_dtype(config.dtype, gpu, config.lora)
@@ -87,7 +98,7 @@ class JudgeLoop:
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), config.learning_rate, weight_decay=config.weight_decay
         )
-        factor = rate_factor(config, self.optimizer)  # type: ignore[arg-type]  # max_steps is set
+        factor = learning_rate_factor(config, self.optimizer)  # type: ignore[arg-type]  # max_steps is set
         self.rate = lambda done: config.learning_rate * factor(done)
 
     def run(self) -> Path:
@@ -129,7 +140,7 @@ class JudgeLoop:
     def _prepare(self) -> None:
         """Set `weights`, which are trained, by their names. Raises CheckpointError."""
         config, model = self.config, self.vlm.model
-        eyes = [name for name, _ in model.named_modules() if EYES.fullmatch(name)]
+        eyes = [name for name, _ in model.named_modules() if VISION_MODULES.fullmatch(name)]
         if config.vision == "frozen" and not eyes:
             raise CheckpointError(
                 f"{config.model} has no part whose name says that it is the vision tower; set vision=train"
@@ -158,12 +169,12 @@ class JudgeLoop:
 
         config, start, loss_of_all = self.config, time.perf_counter(), 0.0
         rate = self.rate(step - 1)
-        set_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizer, rate)
         count = config.batch_size * config.accumulation
         torch.manual_seed(seed_of(config.seed, "step", step))
         self.vlm.model.train()
         parts: dict[str, list[float]] = defaultdict(list)
-        for part in items_of(step, self.items, config.batch_size, config.accumulation, config.seed):
+        for part in batches_of_step(step, self.items, config.batch_size, config.accumulation, config.seed):
             with autocast(self.device):
                 found = losses(self.vlm, encode(self.vlm, [self._ask(one) for one in part]))
                 loss = found.sum() / count
@@ -185,8 +196,8 @@ class JudgeLoop:
             "seconds": round(time.perf_counter() - start, 3),
         }
 
-    def _ask(self, one: Example) -> Ask:
-        return Ask(one.asked, shown(read_picture(one.picture)[None])[0], one.answer)
+    def _ask(self, one: JudgeExample) -> JudgeQuestion:
+        return JudgeQuestion(one.asked, shown(read_picture(one.picture)[None])[0], one.answer)
 
     # An evaluation
 
@@ -232,7 +243,7 @@ class JudgeLoop:
             board.add_scalar(f"evaluation/{name}", value, step)
         self.log(f"evaluation at step {step}: " + " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
-    def _likely(self, examples: Sequence[Example]) -> list[float]:
+    def _likely(self, examples: Sequence[JudgeExample]) -> list[float]:
         """P(yes), as the judge will give it uncalibrated. It need not answer with yes or no yet."""
         asks = [self._ask(one) for one in examples]
         said = self.vlm.answers([ask.picture for ask in asks], [ask.question for ask in asks])
@@ -247,7 +258,7 @@ class JudgeLoop:
                 found[question] = fit_calibration(self._likely(some), right)
         return found
 
-    def _surprise(self, examples: Sequence[Example]) -> float:
+    def _surprise(self, examples: Sequence[JudgeExample]) -> float:
         """Mean loss of sentences."""
         import torch
 
@@ -259,7 +270,7 @@ class JudgeLoop:
                 found += losses(self.vlm, encode(self.vlm, asks)).tolist()
         return sum(found) / len(found)
 
-    def _samples(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    def _samples(self, examples: Sequence[JudgeExample]) -> list[dict[str, Any]]:
         """What the judge writes of pictures that are wrong, for the report."""
         asks = [self._ask(one) for one in examples]
         said = (
@@ -294,9 +305,9 @@ class JudgeLoop:
         now = {
             "examples": len(lines),
             "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
-            "pictures": digest_of(one.picture for one in examples),
+            "pictures": pictures_digest(one.picture for one in examples),
         }
-        check_begun(self.folder, self.config.data, now, self.checkpoint is not None)
+        check_same_data(self.folder, self.config.data, now, self.checkpoint is not None)
 
     def _restore(self) -> int:
         """Take the checkpoint's weights and optimiser; the steps behind it."""
@@ -328,13 +339,13 @@ class JudgeLoop:
             self.vlm.model.gradient_checkpointing_disable()
         model = merged(self.adapted or self.vlm.model, config.export_dtype)
         try:
-            with put_whole(final) as folder:
+            with write_folder(final) as folder:
                 model.save_pretrained(folder)
                 self.vlm.processor.save_pretrained(folder)
                 text = json.dumps(settings, indent=1) + "\n"
                 (folder / SETTINGS).write_text(text, encoding="utf-8")
         except Exception as error:
-            raise unsaved(final, self.folder, error) from error
+            raise save_error(final, self.folder, error) from error
         return final
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
 from ...core.interfaces import Critic, Renderer, Reward
-from ...core.scoring import identity, image_scores, verdicts
+from ...core.scoring import image_scores, reward_fingerprint, verdicts
 from ...core.seeds import seed_of
 from ...core.types import Job
 from ...preferences.store import Store
@@ -35,9 +35,9 @@ from ...search.pruning import steps_at
 from ...storage.files import append_line, read_lines, write_whole
 from ...storage.images import read_picture
 from ...storage.records import RECORD
-from ..prip.log import Record
+from ..prip.log import LoggedPicture
 from ..prip.make_log import read_source
-from .data import Line, balanced, split_of
+from .data import JudgeLine, balanced, split_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,18 +63,18 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Source:
+class PictureSource:
     """A picture to draw (`seed`, and the words that draw it) or one that is drawn (`load`)."""
 
     prompt: str
-    meaning: str
+    judge_prompt: str
     drawn_as: str
     seed: int | None
     load: Callable[[], Tensor | None] | None = None
     name: str = ""  # of one that is drawn: where it lies
 
 
-class Keeping:
+class PreviewRecorder:
     """A watcher that keeps previews and lets every row go on."""
 
     def __init__(self, steps: Sequence[int]):
@@ -91,21 +91,21 @@ def default_looks(steps: int) -> list[int]:
     return sorted(steps_at(LOOKS, steps))
 
 
-def read_sources(source: str, renders: int, seed: int, use: str = "train") -> list[Source]:
+def read_sources(source: str, renders: int, seed: int, use: str = "train") -> list[PictureSource]:
     """Prompts, for a `use` as `read_prompts` knows it, logs of prompts and pictures, or a folder of runs, of
     which finished pictures are taken: previews are kept of stopped candidates alone, whose outcome nobody
     knows. Raises BadInput."""
     if Path(source).is_dir() and any(Path(source).rglob(RECORD)):
         return list(_of_runs(Path(source)))
-    records, meanings = read_source(source, use)
+    records, judge_prompts = read_source(source, use)
     found = []
     for record in records:
-        meaning = meanings.get(record.prompt, record.prompt)
+        judge_prompt = judge_prompts.get(record.prompt, record.prompt)
         if record.image is not None:
             found.append(
-                Source(
+                PictureSource(
                     record.prompt,
-                    meaning,
+                    judge_prompt,
                     record.system,
                     None,
                     partial(read_picture, record.image),
@@ -114,16 +114,17 @@ def read_sources(source: str, renders: int, seed: int, use: str = "train") -> li
             )
         else:
             found += [
-                Source(record.prompt, meaning, record.system, _seed(record, i, seed)) for i in range(renders)
+                PictureSource(record.prompt, judge_prompt, record.system, _seed(record, i, seed))
+                for i in range(renders)
             ]
     return found
 
 
-def _seed(record: Record, number: int, seed: int) -> int:
+def _seed(record: LoggedPicture, number: int, seed: int) -> int:
     return seed_of(seed, "judge-data", record.prompt, number)
 
 
-def _of_runs(folder: Path) -> Iterator[Source]:
+def _of_runs(folder: Path) -> Iterator[PictureSource]:
     from ...preferences.mining import of_record
     from ...storage.records import load_record
 
@@ -131,7 +132,7 @@ def _of_runs(folder: Path) -> Iterator[Source]:
         record = load_record(path)
         files = [c.image for c in record.candidates if c.image is not None and c.score is not None]
         for file, picture in zip(files, of_record(path.parent, record).pictures, strict=True):
-            yield Source(
+            yield PictureSource(
                 record.prompt,
                 record.prompt,
                 picture.drawn_as,
@@ -143,7 +144,7 @@ def _of_runs(folder: Path) -> Iterator[Source]:
 
 def make_data(
     path: Path,
-    sources: Sequence[Source],
+    sources: Sequence[PictureSource],
     renderer: Callable[[], Renderer],
     reward: Reward,
     labels: Labels,
@@ -163,7 +164,7 @@ def make_data(
     rollouts = path.with_name(f"{path.name}.rollouts.jsonl")
     sources = list({_key(one): one for one in sources}.values())
     stamp = {
-        "reward": identity(reward),
+        "reward": reward_fingerprint(reward),
         SPEC: asdict(reward.spec),
         "looks": looks and sorted(looks),
         **(made_by or {}),
@@ -229,12 +230,16 @@ def likeness(preview: Tensor, finished: Tensor) -> float:
 
 
 def _rolled(
-    part: Sequence[Source], renderer: Renderer | None, looks: Sequence[int], reward: Reward, store: Store
+    part: Sequence[PictureSource],
+    renderer: Renderer | None,
+    looks: Sequence[int],
+    reward: Reward,
+    store: Store,
 ) -> list[dict[str, Any]]:
     """What is drawn and judged of each."""
     previews: dict[int, Tensor] = {}
     if renderer is not None:
-        watcher = Keeping(looks) if looks else None
+        watcher = PreviewRecorder(looks) if looks else None
         jobs = [Job(one.drawn_as, one.seed or 0) for one in part]
         images = [image for image in renderer.render(jobs, watcher).images if image is not None]
         previews = watcher.seen if watcher else {}
@@ -245,7 +250,7 @@ def _rolled(
             if image is None:
                 raise BadInput(f"the picture {one.name} is gone or damaged; bring it back, or take it out")
             images.append(image)
-    words = [one.meaning for one in part]
+    words = [one.judge_prompt for one in part]
     scores = _scores(reward, images, words)
     seen = {step: _scores(reward, list(shown), words) for step, shown in sorted(previews.items())}
     rows = []
@@ -273,7 +278,7 @@ def _rolled(
 
 def _criticize(
     rollouts: Path,
-    sources: Sequence[Source],
+    sources: Sequence[PictureSource],
     known: dict[str, dict[str, Any]],
     reward: Critic,
     labels: Labels,
@@ -290,7 +295,7 @@ def _criticize(
                 f"a picture of {store.folder} is gone or damaged; bring it back, or delete "
                 f"{rollouts} and draw again"
             )
-        (verdict,) = verdicts(reward, image[None], [one.meaning])
+        (verdict,) = verdicts(reward, image[None], [one.judge_prompt])
         known[_key(one)] = {**row, "critique": verdict.critique}
         append_line(rollouts, json.dumps(known[_key(one)]))
 
@@ -304,15 +309,17 @@ def _scores(reward: Reward, images: Sequence[Tensor], words: Sequence[str]) -> l
     return [image_scores(reward, image[None], [word])[0] for image, word in zip(images, words, strict=True)]
 
 
-def _lines(path: Path, store: Store, one: Source, row: dict[str, Any], labels: Labels) -> Iterator[Line]:
-    def line(question: Any, image: str, **answer: Any) -> Line:
+def _lines(
+    path: Path, store: Store, one: PictureSource, row: dict[str, Any], labels: Labels
+) -> Iterator[JudgeLine]:
+    def line(question: Any, image: str, **answer: Any) -> JudgeLine:
         where = os.path.relpath(store.image_path(image).absolute(), path.parent.absolute())
-        return Line(
-            prompt=one.meaning,
+        return JudgeLine(
+            prompt=one.judge_prompt,
             question=question,
             image=Path(where).as_posix(),
             seed=one.seed,
-            split=split_of(one.meaning, labels.test_share, labels.calibration_share),
+            split=split_of(one.judge_prompt, labels.test_share, labels.calibration_share),
             **answer,
         )
 
@@ -326,8 +333,8 @@ def _lines(path: Path, store: Store, one: Source, row: dict[str, Any], labels: L
         yield line("potential", seen["image"], label=right, step=int(step))
 
 
-def _key(one: Source) -> str:
-    return json.dumps([one.meaning, one.drawn_as, one.seed, one.name])
+def _key(one: PictureSource) -> str:
+    return json.dumps([one.judge_prompt, one.drawn_as, one.seed, one.name])
 
 
 def _known(rollouts: Path) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ...core.config import save_config
 from ..common import distributed
-from ..common.steps import carry_out
+from ..common.steps import run_training
 from .config import JudgeConfig
 
 CONFIG = JudgeConfig
@@ -35,5 +35,5 @@ def train(config: JudgeConfig, run: Path, resume: bool = False, log: Callable[[s
     """
     from .loop import JudgeLoop
 
-    distributed.refuse_several("trainer 'judge'")
-    return carry_out(run, save_config(config), resume, log, lambda: JudgeLoop(config, run, resume, log))
+    distributed.require_one_process("trainer 'judge'")
+    return run_training(run, save_config(config), resume, log, lambda: JudgeLoop(config, run, resume, log))

@@ -30,23 +30,30 @@ from ...rewriters.reprompt import SETTINGS, read_settings
 from ...storage.cache import Cache
 from ..common import distributed
 from ..common.losses import (
-    advantages_over_time,
     clipped_surrogate,
     clipped_value_error,
-    divergence,
+    gae,
+    kl_k3,
     leave_one_out,
     pivot_error,
-    whitened,
+    whiten,
 )
-from ..common.offload import Phases, judge_modules, modules_mover, renderer_modules
-from ..common.run_folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
-from ..common.steps import check_gradient, check_loss, load_checkpoint, rate_factor, save_checkpoint, unsaved
-from ..rollouts.evaluation import evaluate, fixed_prompts, put_on_record, watched
-from ..rollouts.prompts import Asked, Stream, read_prompts
-from ..rollouts.scoring import Studio
+from ..common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
+from ..common.run_folder import append_lines, drop_later_lines, newest_checkpoint, step_of, write_folder
+from ..common.steps import (
+    check_gradient,
+    check_loss,
+    learning_rate_factor,
+    load_checkpoint,
+    save_checkpoint,
+    save_error,
+)
+from ..rollouts.evaluation import evaluate, evaluation_prompts, record_evaluation, selection_metric
+from ..rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
+from ..rollouts.scoring import PictureScorer
 from .config import PpoConfig
-from .policy import Critic, WarmPivots, pivots_of, tokens_of
-from .rollouts import PpoRollouts, Sample, lines_of
+from .policy import ValueHead, WarmPivots, pivots_of, tokens_of
+from .rollouts import PpoRollouts, PpoSample, lines_of
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -58,7 +65,7 @@ GROUPS = ("encoder", "critic")
 
 
 @dataclass
-class Past:
+class SampleTokens:
     """A sample's tokens as they were seen before the step's first update, (T,) each."""
 
     logps: Tensor
@@ -68,7 +75,7 @@ class Past:
     returns: Tensor
 
 
-class Loop:
+class PpoLoop:
     """One run. Everything that is loaded is loaded here; `run` trains and exports."""
 
     def __init__(self, config: PpoConfig, run: Path, resume: bool, log: Callable[[str], None]):
@@ -78,34 +85,34 @@ class Loop:
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
         for name in LINES:
             # From the start, the evaluation before the first step is made again, too.
-            cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
-        gpu = distributed.gpu(config.device)
+            drop_later_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
+        gpu = distributed.use_gpu(config.device)
         set_seed(config.seed)
         self._load(gpu)
         prompts = read_prompts(config.prompts, "train", config.seed)
-        self.sets = fixed_prompts(prompts, config.eval_prompts)
+        self.sets = evaluation_prompts(prompts, config.eval_prompts)
         for asked in (prompts, *self.sets.values()):
             self.rewriter.read_prompts([one.prompt for one in asked])  # raises for those it has no room for
         rewards = {name: open_reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
-        self.phases = Phases(
+        self.timer = StageTimer(
             "cuda" if gpu else "cpu", self._movers(renderer, looking) if config.offload and gpu else None
         )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
-        self.studio = Studio(
-            renderer, looking, cache, self.phases, config.renderer.batch, overlap=config.renderer.elsewhere
+        self.scorer = PictureScorer(
+            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.elsewhere
         )
         self.rollouts = PpoRollouts(
             self.rewriter,
-            self.studio,
+            self.scorer,
             {n: r for n, r in rewards.items() if n not in looking},
             {n: r.spec for n, r in rewards.items()},
-            Stream(prompts, config.seed),
+            PromptStream(prompts, config.seed),
             config,
-            self.phases,
+            self.timer,
         )
-        self.watched = watched(config.held_out, config.rewards, looking)
+        self.watched = selection_metric(config.held_out, config.rewards, looking)
         self.warm = WarmPivots(run / "warm", [one.prompt for one in self._taken(prompts)], self.rewriter)
         self.kl, self.stopped = config.kl, False
         self.recent: list[float] = []  # gains since the last evaluation
@@ -167,7 +174,7 @@ class Loop:
         )
         self.model.requires_grad_(False)
         self.model.encoder.requires_grad_(True)
-        self.critic = Critic(self.model.projector.out_features, config.critic_width).to(self.model.device)
+        self.critic = ValueHead(self.model.projector.out_features, config.critic_width).to(self.model.device)
         self.weights: dict[str, dict[str, Parameter]] = {
             name: dict(module.named_parameters())
             for name, module in zip(GROUPS, (self.model.encoder, self.critic), strict=True)
@@ -186,15 +193,15 @@ class Loop:
         drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
         return {"write": refiner, "update": refiner, "render": drawing, "score": judging}
 
-    def _taken(self, prompts: Sequence[Asked]) -> list[Asked]:
+    def _taken(self, prompts: Sequence[TrainingPrompt]) -> list[TrainingPrompt]:
         """Those of the prompts that a run of this length comes to."""
         count = min(len(prompts), self.config.max_steps * self.config.prompts_per_step)
-        return [asked for _, asked in Stream(prompts, self.config.seed).take(count)]
+        return [asked for _, asked in PromptStream(prompts, self.config.seed).take(count)]
 
     def _rate(self) -> Callable[[int], list[float]]:
         """The groups' learning rates before each step, by the steps done."""
         peaks = [group["lr"] for group in self.optimizer.param_groups]
-        factor = rate_factor(self.config, self.optimizer)
+        factor = learning_rate_factor(self.config, self.optimizer)
         return lambda done: [peak * factor(done) for peak in peaks]
 
     # What happens in a step
@@ -202,18 +209,18 @@ class Loop:
     def step(self, step: int) -> dict[str, Any]:
         """Take a step, and say what is to be logged of it."""
         config, begun = self.config, time.perf_counter()
-        seconds = self.phases.seconds
+        seconds = self.timer.seconds
         seconds.update(dict.fromkeys(seconds, 0.0))
-        self.studio.drawn = self.studio.reused = 0
+        self.scorer.drawn = self.scorer.reused = 0
         batch = self.rollouts.collect()
-        with self.phases("update"):
+        with self.timer("update"):
             pasts, figures = self._look_back(batch.valid)
         for sample, past in zip(batch.valid, pasts, strict=True):
             sample.advantage = past.advantages.mean().item()
         append_lines(self.folder / LINES[2], lines_of(step, batch))
         for group, rate in zip(self.optimizer.param_groups, self.rate(step - 1)):
             group["lr"] = rate
-        with self.phases("update"):
+        with self.timer("update"):
             figures |= self._learn(step, list(zip(batch.valid, pasts, strict=True)))
         figures |= {"kl_weight": self.kl, "learning_rate": self.rate(step - 1)[0]}
         if config.kl_target is not None:
@@ -226,14 +233,14 @@ class Loop:
             **batch.figures,
             **{f"seconds/{name}": round(value, 3) for name, value in seconds.items()},
             "seconds": round(took, 3),
-            "pictures": self.studio.drawn,
-            "pictures_reused": self.studio.reused,
+            "pictures": self.scorer.drawn,
+            "pictures_reused": self.scorer.reused,
         }
         if seconds["render"]:
-            row["pictures_per_second"] = round(self.studio.drawn / seconds["render"], 3)
+            row["pictures_per_second"] = round(self.scorer.drawn / seconds["render"], 3)
         return row
 
-    def _look_back(self, samples: Sequence[Sample]) -> tuple[list[Past], dict[str, float]]:
+    def _look_back(self, samples: Sequence[PpoSample]) -> tuple[list[SampleTokens], dict[str, float]]:
         """What the policy, its reference and the critic thought of the samples' tokens, the advantages that
         follow, and figures of it."""
         found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -255,25 +262,25 @@ class Loop:
         if self.config.group_baseline:
             prompts = torch.tensor([sample.own.position for sample in samples], device=gains.device)
             gains = leave_one_out(gains, prompts)
-        advantages, returns = advantages_over_time(gains, padded, mask, self.config.gae_lambda)
+        advantages, returns = gae(gains, padded, mask, self.config.gae_lambda)
         flat, earned = advantages[mask], returns[mask]
         if self.config.whiten:
-            flat = whitened(flat)
+            flat = whiten(flat)
         pasts = [
-            Past(*row)
+            SampleTokens(*row)
             for row in zip(logps, reference, values, flat.split(lengths), earned.split(lengths), strict=True)
         ]
         said, drawn = torch.cat(logps), padded.new_tensor([p for one in samples for p in one.written.logps])
         left = (earned - torch.cat(values)).var(correction=0) / earned.var(correction=0).clamp_min(1e-12)
         return pasts, {
-            "kl": divergence(said, torch.cat(reference)).mean().item(),
+            "kl": kl_k3(said, torch.cat(reference)).mean().item(),
             "entropy": torch.cat(entropy).mean().item(),
             # From the distribution that was drawn from: rounding alone, which half precision has more of.
             "sampler_off": ((said - drawn).exp() - 1).abs().max().item(),
             "explained": 1 - left.item(),  # of the variance of returns, by the critic
         }
 
-    def _learn(self, step: int, rows: Sequence[tuple[Sample, Past]]) -> dict[str, float]:
+    def _learn(self, step: int, rows: Sequence[tuple[PpoSample, SampleTokens]]) -> dict[str, float]:
         """The step's epochs of minibatches."""
         config, off = self.config, 0.0
         totals: dict[str, float] = {}
@@ -306,17 +313,17 @@ class Loop:
         }
 
     def _loss(
-        self, rows: Sequence[tuple[Sample, Past]], count: int, of: int
+        self, rows: Sequence[tuple[PpoSample, SampleTokens]], count: int, of: int
     ) -> tuple[Tensor, dict[str, float]]:
         """The share of some rows in the loss of a minibatch of `count` tokens in `of` rows, and sums."""
         config, samples = self.config, [sample for sample, _ in rows]
         old, reference, values, advantages, returns = (
-            torch.cat([getattr(past, name) for _, past in rows]) for name in Past.__dataclass_fields__
+            torch.cat([getattr(past, name) for _, past in rows]) for name in SampleTokens.__dataclass_fields__
         )
         pivots = pivots_of(self.model, samples)
         now = tokens_of(self.model, samples, pivots, config.temperature)
         policy, ratios = clipped_surrogate(now.logps, old, advantages, config.clip)
-        away = divergence(now.logps, reference)
+        away = kl_k3(now.logps, reference)
         errors = clipped_value_error(self.critic(now.states), values, returns, config.value_clip)
         drift = pivot_error(pivots, self._warm(samples))
         loss = (policy + self.kl * away + errors).sum() / count
@@ -346,13 +353,13 @@ class Loop:
         self.optimizer.zero_grad()
         return norms
 
-    def _passes(self, chosen: Sequence[int], samples: Sequence[Sample]) -> Iterator[list[int]]:
+    def _passes(self, chosen: Sequence[int], samples: Sequence[PpoSample]) -> Iterator[list[int]]:
         """The chosen samples, `batch_size` at a time, those of like lengths together."""
         order = sorted(chosen, key=lambda i: (len(samples[i].own.begun) + len(samples[i].written.ids), i))
         for start in range(0, len(order), self.config.batch_size):
             yield order[start : start + self.config.batch_size]
 
-    def _warm(self, samples: Sequence[Sample]) -> Tensor:
+    def _warm(self, samples: Sequence[PpoSample]) -> Tensor:
         return self.warm.of([sample.own.asked.prompt for sample in samples], self.model.device)
 
     def _evaluate(self, step: int) -> bool:
@@ -371,7 +378,7 @@ class Loop:
         }
         self.recent = []
         patience = self.config.patience if self.config.held_out else 0
-        return put_on_record(
+        return record_evaluation(
             self.folder, row, *self.watched, patience, lambda: self._export(self.folder / "best"), self.log
         )
 
@@ -417,12 +424,12 @@ class Loop:
             if not whole:
                 model.encoder.load_state_dict(self.model.encoder.state_dict())
                 model.to(getattr(torch, config.export_dtype))
-            with put_whole(folder) as part:
+            with write_folder(folder) as part:
                 model.save_pretrained(part, settings=settings, frozen=start if whole else None)
                 if (start / "image").is_dir():
                     shutil.copytree(start / "image", part / "image")
         except Exception as error:  # safetensors and the file system raise their own kinds
-            raise unsaved(folder, self.folder, error) from error
+            raise save_error(folder, self.folder, error) from error
 
 
 def adapted(weight: float, kl: float, target: float) -> float:

@@ -15,12 +15,12 @@ from ...core.errors import CheckpointError, TrainingFailed, first_line
 if TYPE_CHECKING:
     from ...rewriters.prip.model import Prip
     from ...rewriters.prip.rewriter import PripRewriter
-    from .rollouts import Sample
+    from .rollouts import PpoSample
 
 CHUNK = 4096  # prompts whose pivots lie in one file
 
 
-class Critic(nn.Module):
+class ValueHead(nn.Module):
     """What reward is to come, from the decoder's states. It says 0 at first."""
 
     def __init__(self, hidden: int, width: int):
@@ -47,7 +47,7 @@ class Tokens:
     lengths: list[int]  # of the samples, N in all
 
 
-def tokens_of(model: Prip, samples: Sequence[Sample], pivots: Tensor, temperature: float) -> Tokens:
+def tokens_of(model: Prip, samples: Sequence[PpoSample], pivots: Tensor, temperature: float) -> Tokens:
     """How likely the policy of `pivots` (B, queries, width) finds what was written to each sample, under the
     distribution that it was drawn from. Gradients go to the pivots."""
     written = [sample.written.ids for sample in samples]
@@ -64,7 +64,7 @@ def tokens_of(model: Prip, samples: Sequence[Sample], pivots: Tensor, temperatur
     return Tokens(logps.gather(1, ids[:, None])[:, 0], entropy, states[mask], lengths)
 
 
-def pivots_of(model: Prip, samples: Sequence[Sample]) -> Tensor:
+def pivots_of(model: Prip, samples: Sequence[PpoSample]) -> Tensor:
     """What the encoder makes of each sample's prompt, (B, queries, width); each prompt goes through once."""
     places: dict[tuple[int, ...], int] = {}
     rows = [places.setdefault(tuple(sample.own.ids), len(places)) for sample in samples]

@@ -25,9 +25,9 @@ from ...rewards.scales import RunningNorm, report, scaled
 from ...rewards.text import words
 from ...rewriters.decoding import Written
 from ...rewriters.prip.rewriter import PripRewriter
-from ..common.offload import Phases
-from ..rollouts.prompts import Asked, Stream
-from ..rollouts.scoring import Judged, Studio
+from ..common.offload import StageTimer
+from ..rollouts.prompts import PromptStream, TrainingPrompt
+from ..rollouts.scoring import PictureScorer, PictureScores
 
 if TYPE_CHECKING:
     from .config import PpoConfig
@@ -36,11 +36,11 @@ Scores = dict[str, float]
 
 
 @dataclass
-class Own:
+class OriginalPictures:
     """The user's prompt itself, the pictures that refinements are to beat."""
 
     position: int
-    asked: Asked
+    asked: TrainingPrompt
     ids: list[int]  # as the encoder reads it
     begun: list[int]  # as the decoder goes on from it
     seeds: list[int]
@@ -50,10 +50,10 @@ class Own:
 
 
 @dataclass
-class Sample:
+class PpoSample:
     """One refinement; `gains` are its rewards' differences, scaled, and `gain` their weighted sum."""
 
-    own: Own
+    own: OriginalPictures
     variant: int
     written: Written
     rewrite: Rewrite
@@ -66,15 +66,15 @@ class Sample:
 
 
 @dataclass
-class Batch:
+class PpoBatch:
     """What one step learns from, and what to log of it."""
 
-    owns: list[Own]
-    samples: list[Sample]
+    owns: list[OriginalPictures]
+    samples: list[PpoSample]
     figures: dict[str, float]
 
     @property
-    def valid(self) -> list[Sample]:
+    def valid(self) -> list[PpoSample]:
         return [sample for sample in self.samples if sample.dropped is None]
 
 
@@ -84,32 +84,34 @@ class PpoRollouts:
     def __init__(
         self,
         rewriter: PripRewriter,
-        studio: Studio,
+        scorer: PictureScorer,
         text_rewards: Mapping[str, TextReward],
         specs: Mapping[str, RewardSpec],
-        stream: Stream,
+        stream: PromptStream,
         config: PpoConfig,
-        phases: Phases,
+        timer: StageTimer,
     ):
-        self.rewriter, self.studio, self.text_rewards = rewriter, studio, dict(text_rewards)
-        self.specs, self.stream, self.config, self.phases = dict(specs), stream, config, phases
+        self.rewriter, self.scorer, self.text_rewards = rewriter, scorer, dict(text_rewards)
+        self.specs, self.stream, self.config, self.timer = dict(specs), stream, config, timer
         self.norms = {name: RunningNorm() for name in config.rewards}  # of differences, where they scale
 
-    def collect(self) -> Batch:
+    def collect(self) -> PpoBatch:
         """The next batch. Raises RewardFailed where too many samples drop out."""
         owns, samples = self._write(self.stream.take(self.config.prompts_per_step))
         self._score_words(owns, samples)
         self._look(owns, samples)
         self._check_dropped(samples)
         self._compare([sample for sample in samples if sample.dropped is None])
-        return Batch(owns, samples, self._figures(owns, samples))
+        return PpoBatch(owns, samples, self._figures(owns, samples))
 
-    def _write(self, taken: Sequence[tuple[int, Asked]]) -> tuple[list[Own], list[Sample]]:
+    def _write(
+        self, taken: Sequence[tuple[int, TrainingPrompt]]
+    ) -> tuple[list[OriginalPictures], list[PpoSample]]:
         """Refinements of the prompts, all drawn from the policy as it is."""
         config, rewriter = self.config, self.rewriter
         ids, begun = rewriter.read_prompts([asked.prompt for _, asked in taken])
         owns = [
-            Own(
+            OriginalPictures(
                 position,
                 asked,
                 ids[asked.prompt],
@@ -121,7 +123,7 @@ class PpoRollouts:
         rows = [(own, variant) for own in owns for variant in range(config.rewrites)]
         rows.sort(key=lambda row: len(row[0].begun))  # of like lengths together: less padding
         samples = []
-        with self.phases("write"):
+        with self.timer("write"):
             pivots = rewriter.imagine(ids)
             for start in range(0, len(rows), config.write_batch):
                 part = rows[start : start + config.write_batch]
@@ -130,10 +132,10 @@ class PpoRollouts:
                 written = rewriter.write(seen, [own.begun for own, _ in part], keys)
                 for (own, variant), one in zip(part, written, strict=True):
                     rewrite = rewriter.read(one, own.asked.prompt, own.begun)
-                    samples.append(Sample(own, variant, one, rewrite))
+                    samples.append(PpoSample(own, variant, one, rewrite))
         return owns, sorted(samples, key=lambda sample: (sample.own.position, sample.variant))
 
-    def _score_words(self, owns: Sequence[Own], samples: Sequence[Sample]) -> None:
+    def _score_words(self, owns: Sequence[OriginalPictures], samples: Sequence[PpoSample]) -> None:
         plain = [Rewrite("", own.asked.prompt, "none") for own in owns]
         # One to which nothing was added is the prompt, and no answer that is missing.
         added = [Rewrite("", sample.rewrite.prompt, sample.rewrite.rewriter) for sample in samples]
@@ -143,26 +145,26 @@ class PpoRollouts:
             for one, score in zip([*owns, *samples], scores, strict=True):
                 one.scores[name] = score
 
-    def _look(self, owns: Sequence[Own], samples: Sequence[Sample]) -> None:
+    def _look(self, owns: Sequence[OriginalPictures], samples: Sequence[PpoSample]) -> None:
         """Draw and judge both sides; a score is the mean over the pictures."""
         sides = [(own, own.asked.prompt, own) for own in owns]
         sides += [(sample.own, sample.rewrite.prompt, sample) for sample in samples]
         jobs = [Job(prompt, seed) for own, prompt, _ in sides for seed in own.seeds]
-        meanings = [own.asked.meaning for own, _, _ in sides for _ in own.seeds]
-        judged = iter(self.studio.look(jobs, meanings))
+        judge_prompts = [own.asked.judge_prompt for own, _, _ in sides for _ in own.seeds]
+        judged = iter(self.scorer.score(jobs, judge_prompts))
         for own, _, one in sides:
             views = [next(judged) for _ in own.seeds]
             one.pictures = [view.picture for view in views]
             failed = self._take_scores(one.scores, views)
-            if isinstance(one, Own):
+            if isinstance(one, OriginalPictures):
                 one.failed = failed
             else:
                 one.dropped = failed or own.failed
 
-    def _take_scores(self, scores: Scores, views: Sequence[Judged]) -> str | None:
+    def _take_scores(self, scores: Scores, views: Sequence[PictureScores]) -> str | None:
         """Means over the views; why there is none of a reward that counts."""
         why = None
-        for name in self.studio.rewards:
+        for name in self.scorer.rewards:
             failed = next((view.failed[name] for view in views if name in view.failed), None)
             if failed is None:
                 scores[name] = sum(view.scores[name] for view in views) / len(views)
@@ -170,7 +172,7 @@ class PpoRollouts:
                 why = failed
         return why
 
-    def _check_dropped(self, samples: Sequence[Sample]) -> None:
+    def _check_dropped(self, samples: Sequence[PpoSample]) -> None:
         dropped = [sample.dropped for sample in samples if sample.dropped is not None]
         if len(dropped) > self.config.max_dropped * len(samples):
             name = next((n for n in self.config.rewards if f"{n!r}" in dropped[-1]), "a reward")
@@ -180,7 +182,7 @@ class PpoRollouts:
                 f"max_dropped={self.config.max_dropped:g} allows no more; the last: {dropped[-1]}",
             )
 
-    def _compare(self, samples: Sequence[Sample]) -> None:
+    def _compare(self, samples: Sequence[PpoSample]) -> None:
         """Their gains over the user's own pictures."""
         for name, weight in self.config.rewards.items():
             spec, norm = self.specs[name], self.norms[name]
@@ -198,7 +200,7 @@ class PpoRollouts:
         total = sum(weight * scaled(self.specs[name], scores[name]) for name, weight in weights.items())
         return total / sum(weights.values())
 
-    def _figures(self, owns: Sequence[Own], samples: Sequence[Sample]) -> dict[str, float]:
+    def _figures(self, owns: Sequence[OriginalPictures], samples: Sequence[PpoSample]) -> dict[str, float]:
         kept = [sample for sample in samples if sample.dropped is None]
         texts = [(sample.own.position, sample.rewrite.prompt) for sample in samples]
         figures = {
@@ -223,7 +225,7 @@ class PpoRollouts:
         return figures
 
 
-def lines_of(step: int, batch: Batch) -> Iterable[str]:
+def lines_of(step: int, batch: PpoBatch) -> Iterable[str]:
     """The record: a line of JSON for each user's prompt, as variant "original", and for each refinement."""
     for own in batch.owns:
         shared = {

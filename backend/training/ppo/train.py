@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ...core.config import save_config
 from ..common import distributed
-from ..common.steps import carry_out
+from ..common.steps import run_training
 from .config import PpoConfig
 
 CONFIG = PpoConfig
@@ -40,11 +40,11 @@ def train(config: PpoConfig, run: Path, resume: bool = False, log: Callable[[str
     Raises BadInput, CheckpointError, RewardFailed, RenderFailed, and TrainingFailed for a loss that is no
     number or a checkpoint that cannot be written.
     """
-    distributed.refuse_several()
+    distributed.require_one_process()
 
     def begin():
-        from .loop import Loop
+        from .loop import PpoLoop
 
-        return Loop(config, run, resume, log)
+        return PpoLoop(config, run, resume, log)
 
-    return carry_out(run, save_config(config), resume, log, begin)
+    return run_training(run, save_config(config), resume, log, begin)

@@ -25,7 +25,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from ...core.config import save_config
 from ...core.errors import BadInput
-from ...rewriters.decoding import context_of, pad_of
+from ...rewriters.decoding import context_length, pad_token
 from ...rewriters.prip.presets import PRESETS
 from ...rewriters.prip.rewriter import whole_phrases
 from ...storage.images import read_picture
@@ -33,9 +33,9 @@ from ..common import distributed
 from ..common.lora import LoraSettings, merged, training_dtype
 from ..common.losses import prompt_error
 from ..common.start import check_lost, check_precision
-from ..common.steps import carry_out
+from ..common.steps import run_training
 from .config import StageConfig
-from .log import Record, held_out, liked, pictured
+from .log import LoggedPicture, held_out, liked, pictured
 from .loop import StageLoop
 from .pivots import Pivots
 
@@ -94,34 +94,34 @@ CONFIG = DecoderConfig
 
 def train(config: DecoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
     """Train, and return the folder of the refiner, `run/final`; as for `prip_encoder.train`."""
-    distributed.refuse_several()
-    return carry_out(run, save_config(config), resume, log, lambda: DecoderLoop(config, run, resume, log))
+    distributed.require_one_process()
+    return run_training(run, save_config(config), resume, log, lambda: DecoderLoop(config, run, resume, log))
 
 
 @dataclass(frozen=True)
-class Caption:
+class DecoderItem:
     """A prompt as the decoder writes it, to its end, and the record of the picture that it drew."""
 
     ids: list[int]
-    record: Record
+    record: LoggedPicture
 
 
-class DecoderLoop(StageLoop[Caption]):
+class DecoderLoop(StageLoop[DecoderItem]):
     trainer = "prip-decoder"
     config: DecoderConfig
 
-    def _records(self) -> tuple[list[Record], list[Record]]:
+    def _records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
         return held_out(liked(pictured(self.config.log, self.log), self.config.least), self.config.eval_share)
 
-    def _items(self, records: Sequence[Record]) -> list[Caption]:
-        most, room = self.config.max_tokens, context_of(self.model.decoder) - self.model.taken()
+    def _items(self, records: Sequence[LoggedPicture]) -> list[DecoderItem]:
+        most, room = self.config.max_tokens, context_length(self.model.decoder) - self.model.taken()
         if most > room:
             raise BadInput(
                 f"max_tokens={most} does not fit into the decoder beside template and pivot; it "
                 f"has room for {room}"
             )
         end = self.model.writer.eos_token_id
-        written = [Caption([*self.model.write_ids(record.system), end], record) for record in records]
+        written = [DecoderItem([*self.model.write_ids(record.system), end], record) for record in records]
         kept = [one for one in written if 1 < len(one.ids) <= most]
         check_lost(
             len(written) - len(kept),
@@ -133,7 +133,7 @@ class DecoderLoop(StageLoop[Caption]):
         )
         return kept
 
-    def _record(self, item: Caption) -> Record:
+    def _record(self, item: DecoderItem) -> LoggedPicture:
         return item.record
 
     def _prepare(self, gpu: bool) -> None:
@@ -174,18 +174,18 @@ class DecoderLoop(StageLoop[Caption]):
         if self.config.train_image:
             self.tower.train(on)
 
-    def _weight(self, item: Caption) -> int:
+    def _weight(self, item: DecoderItem) -> int:
         return len(item.ids)
 
-    def _loss(self, items: Sequence[Caption]) -> Tensor:
+    def _loss(self, items: Sequence[DecoderItem]) -> Tensor:
         return self._error(items, self._seen(items))
 
-    def _error(self, items: Sequence[Caption], pivots: Tensor) -> Tensor:
+    def _error(self, items: Sequence[DecoderItem], pivots: Tensor) -> Tensor:
         import torch
 
         ids = [item.ids for item in items]
         logits = self.model.logits(pivots, [[]] * len(ids), ids)
-        most, pad = logits.shape[1], pad_of(self.model.writer)
+        most, pad = logits.shape[1], pad_token(self.model.writer)
         tokens = torch.tensor([[*row, *[pad] * (most - len(row))] for row in ids], device=logits.device)
         mask = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in ids], device=logits.device)
         return prompt_error(logits, tokens, mask)
@@ -204,7 +204,7 @@ class DecoderLoop(StageLoop[Caption]):
                 sums[name] += float(self._error(part, given)) * sum(map(self._weight, part))
         return {f"{name}/loss": value / count for name, value in sums.items()}
 
-    def _written(self, items: Sequence[Caption]) -> list[tuple[str, str]]:
+    def _written(self, items: Sequence[DecoderItem]) -> list[tuple[str, str]]:
         """What is written of pictures, with nothing else to go by."""
         pivots = list(self._seen(items))
         written = self.rewriter.write(pivots, [[]] * len(pivots), [None] * len(pivots))
@@ -239,14 +239,14 @@ class DecoderLoop(StageLoop[Caption]):
             )
         self.model.set_statistics(raw.mean(0), raw.std(0, correction=0).clamp_min(SMALLEST))
 
-    def _raw(self, items: Sequence[Caption]) -> Tensor:
+    def _raw(self, items: Sequence[DecoderItem]) -> Tensor:
         """What the tower sees now, (B, queries, width)."""
         import torch
 
         pixels = [self.tower.pixels(read_picture(item.record.picture)[None]) for item in items]
         return self.tower.look(torch.cat(pixels))
 
-    def _seen(self, items: Sequence[Caption]) -> Tensor:
+    def _seen(self, items: Sequence[DecoderItem]) -> Tensor:
         import torch
 
         if self.config.blind:

@@ -25,9 +25,9 @@ from ...core.errors import BadInput
 from ..common import distributed
 from ..common.losses import pivot_error
 from ..common.start import check_lost
-from ..common.steps import carry_out
+from ..common.steps import run_training
 from .config import StageConfig
-from .log import Record, held_out, pictured, preferred
+from .log import LoggedPicture, held_out, pictured, preferred
 from .loop import StageLoop
 
 if TYPE_CHECKING:
@@ -63,36 +63,36 @@ def train(config: EncoderConfig, run: Path, resume: bool = False, log: Callable[
     Raises BadInput where there is nothing to learn from, CheckpointError, and TrainingFailed for a loss that
     is no number or a checkpoint that cannot be written.
     """
-    distributed.refuse_several()
-    return carry_out(run, save_config(config), resume, log, lambda: EncoderLoop(config, run, resume, log))
+    distributed.require_one_process()
+    return run_training(run, save_config(config), resume, log, lambda: EncoderLoop(config, run, resume, log))
 
 
 @dataclass(frozen=True)
-class Target:
+class EncoderItem:
     """A user's prompt as the encoder reads it, and the record of its preferred picture."""
 
     ids: list[int]
-    record: Record
+    record: LoggedPicture
 
 
-class EncoderLoop(StageLoop[Target]):
+class EncoderLoop(StageLoop[EncoderItem]):
     trainer, frozen = "prip-encoder", ("decoder", "image")
     config: EncoderConfig
 
-    def _records(self) -> tuple[list[Record], list[Record]]:
+    def _records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
         config = self.config
         records = pictured(config.log, self.log)
         chosen = preferred(records, config.rewards, config.preferred, config.seed, self.log)
         return held_out(chosen, config.eval_share)
 
-    def _items(self, records: Sequence[Record]) -> list[Target]:
+    def _items(self, records: Sequence[LoggedPicture]) -> list[EncoderItem]:
         found = []
         for record in records:
             try:
                 ids, _ = self.rewriter.read_prompts([record.prompt])
             except BadInput:
                 continue
-            found.append(Target(ids[record.prompt], record))
+            found.append(EncoderItem(ids[record.prompt], record))
         window = self.model.config.window
         check_lost(
             len(records) - len(found),
@@ -104,7 +104,7 @@ class EncoderLoop(StageLoop[Target]):
         )
         return found
 
-    def _record(self, item: Target) -> Record:
+    def _record(self, item: EncoderItem) -> LoggedPicture:
         return item.record
 
     def _prepare(self, gpu: bool) -> None:
@@ -121,7 +121,7 @@ class EncoderLoop(StageLoop[Target]):
     def _train_mode(self, on: bool) -> None:
         self.model.encoder.train(on)
 
-    def _loss(self, items: Sequence[Target]) -> Tensor:
+    def _loss(self, items: Sequence[EncoderItem]) -> Tensor:
         return pivot_error(self.model.encode([item.ids for item in items]), self._seen(items))
 
     def _figures(self) -> dict[str, float]:
@@ -136,7 +136,7 @@ class EncoderLoop(StageLoop[Target]):
             size += len(part) * float(pivot_error(torch.zeros_like(seen), seen))
         return {"held-out/error": error / size}
 
-    def _written(self, items: Sequence[Target]) -> list[tuple[str, str]]:
+    def _written(self, items: Sequence[EncoderItem]) -> list[tuple[str, str]]:
         prompts = [item.record.prompt for item in items]
         return [(prompt, row[0].prompt) for prompt, row in zip(prompts, self.rewriter.rewrite(prompts))]
 

@@ -32,7 +32,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MAKES = "`reprise picture-log` makes one"
 
 
-class Line(BaseModel):
+class LogLine(BaseModel):
     """A line of a log. One without `image` is to be drawn, which is `reprise picture-log`'s work."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
@@ -48,7 +48,7 @@ class Line(BaseModel):
 
 
 @dataclass(frozen=True)
-class Record:
+class LoggedPicture:
     """One line of a log, whatever its form; `image` is None where it is not drawn yet."""
 
     prompt: str
@@ -62,7 +62,7 @@ class Record:
         return self.image
 
 
-def read_log(path: Path) -> list[Record]:
+def read_log(path: Path) -> list[LoggedPicture]:
     """The records of a log of any form. Raises BadInput with the place of what is wrong."""
     if not path.is_dir():
         return _read_lines(path)
@@ -76,7 +76,7 @@ def read_log(path: Path) -> list[Record]:
     return found
 
 
-def pictured(path: Path, log: Callable[[str], None]) -> list[Record]:
+def pictured(path: Path, log: Callable[[str], None]) -> list[LoggedPicture]:
     """The records of a log whose pictures are there. Raises BadInput where many are gone."""
     records = read_log(path)
     drawn = [record for record in records if record.image is not None]
@@ -97,7 +97,7 @@ def pictured(path: Path, log: Callable[[str], None]) -> list[Record]:
     return kept
 
 
-def liked(records: Sequence[Record], least: Mapping[str, float]) -> list[Record]:
+def liked(records: Sequence[LoggedPicture], least: Mapping[str, float]) -> list[LoggedPicture]:
     """The records whose scores are not below `least`. Raises BadInput where none is, or none has scores."""
     for name, score in least.items():
         if not any(name in record.scores for record in records):
@@ -110,15 +110,19 @@ def liked(records: Sequence[Record], least: Mapping[str, float]) -> list[Record]
 
 
 def preferred(
-    records: Sequence[Record], rewards: Mapping[str, float], how: str, seed: int, log: Callable[[str], None]
-) -> list[Record]:
+    records: Sequence[LoggedPicture],
+    rewards: Mapping[str, float],
+    how: str,
+    seed: int,
+    log: Callable[[str], None],
+) -> list[LoggedPicture]:
     """For each user prompt the record whose picture is the target, in the order of the prompts.
 
     `how` "best": i* = arg max of the weighted mean of `rewards` (name -> weight), each brought to 0..1 by its
     range where it is one of ours, and taken as it is else; of a tie the first. "random": any, by the seed.
     Raises BadInput where there are no scores to choose by.
     """
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, list[LoggedPicture]] = {}
     for record in records:
         groups.setdefault(record.prompt, []).append(record)
     if how == "random":
@@ -128,7 +132,7 @@ def preferred(
             raise _unscored(name, records)
     specs = {name: spec_of(name) for name in rewards}
 
-    def score(record: Record) -> float:
+    def score(record: LoggedPicture) -> float:
         values = [
             weight
             * (record.scores[name] if (spec := specs[name]) is None else scaled(spec, record.scores[name]))
@@ -152,7 +156,9 @@ def preferred(
     return chosen
 
 
-def held_out(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
+def held_out(
+    records: Sequence[LoggedPicture], share: float
+) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
     """(to train on, held out): whole prompts, by their words alone. Raises BadInput where none is left."""
     prompts = sorted({record.prompt for record in records}, key=lambda prompt: seed_of("held out", prompt))
     aside = set(prompts[: math.ceil(share * len(prompts))])
@@ -162,7 +168,7 @@ def held_out(records: Sequence[Record], share: float) -> tuple[list[Record], lis
     return training, [record for record in records if record.prompt in aside]
 
 
-def _unscored(name: str, records: Sequence[Record]) -> BadInput:
+def _unscored(name: str, records: Sequence[LoggedPicture]) -> BadInput:
     known = sorted({other for record in records for other in record.scores})
     return BadInput(
         f"the log has no scores of {name!r}, only of {', '.join(known) or 'nothing'}; add them "
@@ -170,21 +176,21 @@ def _unscored(name: str, records: Sequence[Record]) -> BadInput:
     )
 
 
-def _read_lines(path: Path) -> list[Record]:
+def _read_lines(path: Path) -> list[LoggedPicture]:
     text = read_text(path, "log", "is", f"; {MAKES}")
     found = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        one = parse_line(Line, line, f"{path}, line {number}")
+        one = parse_line(LogLine, line, f"{path}, line {number}")
         image = None if one.image is None else path.parent / one.image
-        found.append(Record(one.prompt, one.system or one.prompt, image, one.scores))
+        found.append(LoggedPicture(one.prompt, one.system or one.prompt, image, one.scores))
     if not found:
         raise BadInput(f'{path} is empty; expected lines {{"prompt": …, "image": …}}; {MAKES}')
     return found
 
 
-def _read_part(path: Path) -> list[Record]:
+def _read_part(path: Path) -> list[LoggedPicture]:
     """A part of DiffusionDB. Pictures without a prompt are left out, as people drew them too."""
     try:
         entries: Any = json.loads(read_text(path, "log", "is"))
@@ -194,15 +200,17 @@ def _read_part(path: Path) -> list[Record]:
             f'{path} is no part of DiffusionDB: expected {{"picture.png": {{"p": prompt}}, …}}; '
             "fetch it again"
         ) from error
-    return [Record(prompt, prompt, path.parent / name, {}) for name, prompt in prompts.items() if prompt]
+    return [
+        LoggedPicture(prompt, prompt, path.parent / name, {}) for name, prompt in prompts.items() if prompt
+    ]
 
 
-def _read_captions(path: Path) -> list[Record]:
+def _read_captions(path: Path) -> list[LoggedPicture]:
     found = []
     for image in sorted(path.rglob("*")):
         caption = image.with_suffix(".txt")
         if image.suffix.lower() in PICTURES and caption.is_file():
             prompt = " ".join(read_text(caption, "caption", "is").split())
             if prompt:
-                found.append(Record(prompt, prompt, image, {}))
+                found.append(LoggedPicture(prompt, prompt, image, {}))
     return found

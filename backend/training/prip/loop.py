@@ -23,23 +23,23 @@ from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSe
 from ...rewriters.reprompt import SETTINGS, read_settings
 from ...storage.cache import Cache
 from ..common import distributed
-from ..common.run_folder import append_lines, cut_lines, newest_checkpoint, put_whole, step_of
+from ..common.run_folder import append_lines, drop_later_lines, newest_checkpoint, step_of, write_folder
 from ..common.start import check_lost
 from ..common.steps import (
     apply_gradient,
     autocast,
-    check_begun,
+    batches_of_step,
     check_loss,
-    digest_of,
-    items_of,
+    check_same_data,
+    learning_rate_factor,
     load_checkpoint,
-    rate_factor,
+    pictures_digest,
     save_checkpoint,
-    set_rate,
-    unsaved,
+    save_error,
+    set_learning_rate,
 )
 from .config import StageConfig
-from .log import Record
+from .log import LoggedPicture
 from .pivots import TOO_ALIKE, Pivots, variation
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class StageLoop(Generic[Item]):
         self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
         for name in LINES:
             # From the start, the evaluation before the first step is made again, too.
-            cut_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
-        gpu = distributed.gpu(config.device)
+            drop_later_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
+        gpu = distributed.use_gpu(config.device)
         self.device = torch.device("cuda" if gpu else "cpu")
         set_seed(config.seed)
         self.model, self.tower, self.settings, self.source = begin(config)
@@ -116,7 +116,7 @@ class StageLoop(Generic[Item]):
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), config.learning_rate, weight_decay=config.weight_decay
         )
-        factor = rate_factor(config, self.optimizer)
+        factor = learning_rate_factor(config, self.optimizer)
         self.rate = lambda done: config.learning_rate * factor(done)
 
     def run(self) -> Path:
@@ -146,15 +146,15 @@ class StageLoop(Generic[Item]):
 
     # What a stage says
 
-    def _records(self) -> tuple[list[Record], list[Record]]:
+    def _records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
         """(to train on, held out)."""
         raise NotImplementedError
 
-    def _items(self, records: Sequence[Record]) -> list[Item]:
+    def _items(self, records: Sequence[LoggedPicture]) -> list[Item]:
         """What is learned from, tokenized; too long ones are left out."""
         raise NotImplementedError
 
-    def _record(self, item: Item) -> Record:
+    def _record(self, item: Item) -> LoggedPicture:
         raise NotImplementedError
 
     def _prepare(self, gpu: bool) -> None:
@@ -236,8 +236,8 @@ class StageLoop(Generic[Item]):
 
         config, start, loss_of_all = self.config, time.perf_counter(), 0.0
         rate = self.rate(step - 1)
-        set_rate(self.optimizer, rate)
-        parts = items_of(step, self.items, config.batch_size, config.accumulation, config.seed)
+        set_learning_rate(self.optimizer, rate)
+        parts = batches_of_step(step, self.items, config.batch_size, config.accumulation, config.seed)
         whole = sum(self._weight(item) for part in parts for item in part)
         torch.manual_seed(seed_of(config.seed, "step", step))
         self._train_mode(True)
@@ -297,9 +297,9 @@ class StageLoop(Generic[Item]):
         now = {
             "records": len(lines),
             "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
-            "pictures": digest_of(self._record(item).picture for item in self.items),
+            "pictures": pictures_digest(self._record(item).picture for item in self.items),
         }
-        check_begun(self.folder, self.config.log, now, self.checkpoint is not None)
+        check_same_data(self.folder, self.config.log, now, self.checkpoint is not None)
 
     def _tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the optimiser."""
@@ -327,12 +327,12 @@ class StageLoop(Generic[Item]):
                 part.to(getattr(torch, config.export_dtype))
         settings = self.settings | self._decoding() | {"trainer": self.trainer}
         try:
-            with put_whole(final) as folder:
+            with write_folder(final) as folder:
                 model.save_pretrained(folder, settings=settings, image=self.tower)
                 if self.source is not None and config.export_dtype == "same":
                     for name in self.frozen:
                         shutil.rmtree(folder / name)
                         shutil.copytree(self.source / name, folder / name)
         except Exception as error:
-            raise unsaved(final, self.folder, error) from error
+            raise save_error(final, self.folder, error) from error
         return final

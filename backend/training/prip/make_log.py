@@ -20,10 +20,10 @@ from ...core.types import Job
 from ...storage.cache import Cache
 from ...storage.files import read_text, write_whole
 from ...storage.images import read_picture
-from ..common.offload import Phases
+from ..common.offload import StageTimer
 from ..rollouts.prompts import read_prompts
-from ..rollouts.scoring import Studio
-from .log import Line, Record, read_log
+from ..rollouts.scoring import PictureScorer
+from .log import LoggedPicture, LogLine, read_log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 def make_log(
     path: Path,
-    records: Sequence[Record],
+    records: Sequence[LoggedPicture],
     renderer: Callable[[], Renderer],
     rewards: Mapping[str, Reward],
     *,
@@ -43,22 +43,22 @@ def make_log(
     seed: int = 0,
     at_once: int = 64,
     overlap: bool = False,
-    meanings: Mapping[str, str] | None = None,
+    judge_prompts: Mapping[str, str] | None = None,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
     """Write the log `path` and say what is in it; pictures and scores lie in the folder `path`.pictures.
 
     A record without a picture becomes `renders` lines, drawn from seeds that all records of its user prompt
-    share. `meanings` says for user prompts what judges read in their place. Scores that a record has of other
-    rewards are kept. Raises RewardFailed where a reward fails for one picture after the other, RenderFailed,
-    BadInput for a picture that cannot be read, RepriseError where the disk does not take the pictures.
+    share. `judge_prompts` says for user prompts what judges read in their place. Scores that a record has of
+    other rewards are kept. Raises RewardFailed where a reward fails for one picture after the other,
+    RenderFailed, BadInput for a picture that cannot be read, RepriseError where the disk does not take the pictures.
     """
     assert rewards, "a studio draws what it has to judge"
     cache = Cache(path.with_name(f"{path.name}.pictures"), limit=None)  # they are the result
     todo = [record for record in records if record.image is None]
     of, done, failed = len(records) + len(todo) * (renders - 1), 0, 0
-    lines: list[list[Line]] = [[] for _ in records]
-    studio = Studio(renderer(), rewards, cache, Phases(), at_once, overlap) if todo else None
+    lines: list[list[LogLine]] = [[] for _ in records]
+    scorer = PictureScorer(renderer(), rewards, cache, StageTimer(), at_once, overlap) if todo else None
     place = {id(record): number for number, record in enumerate(records)}
     # Pictures of a prompt are drawn together: parts of whole records.
     step = max(1, at_once // renders)
@@ -69,9 +69,9 @@ def make_log(
             for record in part
             for i in range(renders)
         ]
-        words = [_meaning(record, meanings) for record in part for _ in range(renders)]
-        assert studio is not None
-        for number, view in enumerate(studio.look(jobs, words)):
+        words = [_meaning(record, judge_prompts) for record in part for _ in range(renders)]
+        assert scorer is not None
+        for number, view in enumerate(scorer.score(jobs, words)):
             record = part[number // renders]
             image = cache.folder / view.picture[:2] / f"{view.picture}.png"
             if not image.is_file():
@@ -83,11 +83,11 @@ def make_log(
             lines[place[id(record)]].append(_line(path, record, image, view.scores))
         done += len(jobs)
         progress(done, of)
-        _check_scored(studio.rewards, [line for some in lines for line in some])
+        _check_scored(scorer.rewards, [line for some in lines for line in some])
     in_a_row = 0
     for number, record in enumerate(records):
         if record.image is not None:
-            scores, why = _scores(cache, record, rewards, _meaning(record, meanings))
+            scores, why = _scores(cache, record, rewards, _meaning(record, judge_prompts))
             failed += bool(why)
             in_a_row = in_a_row + 1 if why else 0
             if why and in_a_row == IN_A_ROW:
@@ -102,12 +102,12 @@ def make_log(
         "file": str(path),
         "prompts": len({record.prompt for record in records}),
         "pictures": len(rows),
-        "drawn": studio.drawn if studio else 0,
+        "drawn": scorer.drawn if scorer else 0,
         "not_judged": failed,
     }
 
 
-def read_source(source: str, use: str = "train") -> tuple[list[Record], dict[str, str]]:
+def read_source(source: str, use: str = "train") -> tuple[list[LoggedPicture], dict[str, str]]:
     """(records, what judges read in the place of a user's prompt) of a log, or of prompts as `read_prompts`
     has them for a `use`, which are drawn as they are. Raises BadInput."""
     path = Path(source)
@@ -118,23 +118,25 @@ def read_source(source: str, use: str = "train") -> tuple[list[Record], dict[str
         if first.lstrip().startswith("{") and '"judged_as"' not in first:
             return read_log(path), {}
     asked = read_prompts(source, use)
-    return [Record(one.prompt, one.prompt, None, {}) for one in asked], {o.prompt: o.meaning for o in asked}
+    return [LoggedPicture(one.prompt, one.prompt, None, {}) for one in asked], {
+        o.prompt: o.judge_prompt for o in asked
+    }
 
 
-def _meaning(record: Record, meanings: Mapping[str, str] | None) -> str:
-    return (meanings or {}).get(record.prompt, record.prompt)
+def _meaning(record: LoggedPicture, judge_prompts: Mapping[str, str] | None) -> str:
+    return (judge_prompts or {}).get(record.prompt, record.prompt)
 
 
-def _line(path: Path, record: Record, image: Path, scores: Mapping[str, float]) -> Line:
+def _line(path: Path, record: LoggedPicture, image: Path, scores: Mapping[str, float]) -> LogLine:
     where = os.path.relpath(image.absolute(), path.parent.absolute())
     system = "" if record.system == record.prompt else record.system
-    return Line(
+    return LogLine(
         prompt=record.prompt, system=system, image=Path(where).as_posix(), scores={**record.scores, **scores}
     )
 
 
 def _scores(
-    cache: Cache, record: Record, rewards: Mapping[str, Reward], meaning: str
+    cache: Cache, record: LoggedPicture, rewards: Mapping[str, Reward], judge_prompt: str
 ) -> tuple[dict[str, float], tuple[str, str] | None]:
     """(a picture file's scores, those that were known too; (the reward that failed last, why))."""
     picture = record.picture
@@ -142,7 +144,7 @@ def _scores(
         status = picture.stat()
     except OSError as error:
         raise BadInput(f"there is no picture {picture}; take its line out of the log") from error
-    key = Cache.key("scores", str(picture.resolve()), status.st_size, status.st_mtime_ns, meaning)
+    key = Cache.key("scores", str(picture.resolve()), status.st_size, status.st_mtime_ns, judge_prompt)
     known = {**record.scores, **(cache.get_scores(key) or {})}
     todo = [name for name in rewards if name not in known]
     if not todo:
@@ -151,7 +153,7 @@ def _scores(
     fresh, why = {}, None
     for name in todo:
         try:
-            (fresh[name],) = image_scores(rewards[name], image, [meaning])
+            (fresh[name],) = image_scores(rewards[name], image, [judge_prompt])
         except Interrupted:
             raise
         except RepriseError as error:
@@ -160,7 +162,7 @@ def _scores(
     return {**known, **fresh}, why
 
 
-def _check_scored(rewards: Mapping[str, Reward], lines: Sequence[Line]) -> None:
+def _check_scored(rewards: Mapping[str, Reward], lines: Sequence[LogLine]) -> None:
     for name in rewards:
         if lines and not any(name in line.scores for line in lines):
             raise RewardFailed(name, f"it scored none of {len(lines)} pictures")

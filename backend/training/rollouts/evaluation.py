@@ -20,9 +20,9 @@ from ...rewards.text import words
 from ...storage.files import read_lines
 from ..common import distributed
 from ..common.run_folder import append_lines
-from .prompts import Asked, read_prompts
+from .prompts import TrainingPrompt, read_prompts
 from .rewrites import Rollouts
-from .scoring import Judged
+from .scoring import PictureScores
 
 if TYPE_CHECKING:
     from ..ppo.rollouts import PpoRollouts
@@ -32,7 +32,7 @@ SHOWN = 6  # prompts of an evaluation whose pictures the report shows
 
 
 def evaluate(
-    rollouts: Rollouts | PpoRollouts, sets: Mapping[str, Sequence[Asked]], unchanged: bool
+    rollouts: Rollouts | PpoRollouts, sets: Mapping[str, Sequence[TrainingPrompt]], unchanged: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(figures "set/reward" of every set, samples of the first set for the report).
 
@@ -56,27 +56,29 @@ def evaluate(
 
 
 def _judged(
-    rollouts: Rollouts | PpoRollouts, asked: Sequence[Asked], as_typed: bool = False
-) -> list[tuple[Rewrite, Judged]]:
+    rollouts: Rollouts | PpoRollouts, asked: Sequence[TrainingPrompt], as_typed: bool = False
+) -> list[tuple[Rewrite, PictureScores]]:
     """What became of each prompt; several processes deal them out."""
 
-    def work(part: Sequence[tuple[int, Asked]]) -> list[tuple[Rewrite, Judged]]:
+    def work(part: Sequence[tuple[int, TrainingPrompt]]) -> list[tuple[Rewrite, PictureScores]]:
         if as_typed:
             rewrites = [Rewrite("", one.prompt, "none") for _, one in part]
         else:
-            with rollouts.phases("write"):
+            with rollouts.timer("write"):
                 rewrites = [row[0] for row in rollouts.rewriter.rewrite([one.prompt for _, one in part])]
         jobs = [Job(rewrite.prompt, seed_of("evaluate", i)) for (i, _), rewrite in zip(part, rewrites)]
-        return list(zip(rewrites, rollouts.studio.look(jobs, [one.meaning for _, one in part]), strict=True))
+        return list(
+            zip(rewrites, rollouts.scorer.score(jobs, [one.judge_prompt for _, one in part]), strict=True)
+        )
 
-    return distributed.deal(list(enumerate(asked)), work)
+    return distributed.scatter(list(enumerate(asked)), work)
 
 
 def _means(
-    rollouts: Rollouts | PpoRollouts, name: str, judged: Sequence[tuple[Rewrite, Judged]]
+    rollouts: Rollouts | PpoRollouts, name: str, judged: Sequence[tuple[Rewrite, PictureScores]]
 ) -> dict[str, float]:
     figures = {}
-    for reward in rollouts.studio.rewards:
+    for reward in rollouts.scorer.rewards:
         scores = [view.scores[reward] for _, view in judged if reward in view.scores]
         if not scores:
             raise RewardFailed(reward, f"it scored nothing of an evaluation: {judged[0][1].failed[reward]}")
@@ -84,7 +86,7 @@ def _means(
     return figures
 
 
-def _sample(asked: Asked, rewrite: Rewrite, view: Judged) -> dict[str, Any]:
+def _sample(asked: TrainingPrompt, rewrite: Rewrite, view: PictureScores) -> dict[str, Any]:
     return {
         "prompt": asked.prompt,
         "reason": rewrite.reason,
@@ -95,9 +97,9 @@ def _sample(asked: Asked, rewrite: Rewrite, view: Judged) -> dict[str, Any]:
     }
 
 
-def fixed_prompts(
-    trained: Sequence[Asked], held_out: str | None, paraphrases: str | None = None
-) -> dict[str, list[Asked]]:
+def evaluation_prompts(
+    trained: Sequence[TrainingPrompt], held_out: str | None, paraphrases: str | None = None
+) -> dict[str, list[TrainingPrompt]]:
     """The sets of prompts to evaluate on, read from where the settings say. Raises BadInput where one of them
     is trained on."""
     sources = {"held-out": (held_out, "evaluate"), "paraphrases": (paraphrases, "paraphrase")}
@@ -110,7 +112,7 @@ def fixed_prompts(
     return sets
 
 
-def watched(
+def selection_metric(
     held_out: Iterable[str], trained: Iterable[str], looking: Mapping[str, Reward]
 ) -> tuple[str, bool]:
     """(figure, whether more of it is better): the first held-out reward that looks at pictures, or else the
@@ -119,10 +121,10 @@ def watched(
     return f"held-out/{name}", looking[name].spec.higher_is_better
 
 
-def put_on_record(
+def record_evaluation(
     run: Path,
     row: Mapping[str, Any],
-    watched: str,
+    selection_metric: str,
     higher: bool,
     patience: int,
     export: Callable[[], None],
@@ -134,24 +136,31 @@ def put_on_record(
     append_lines(run / "evaluations.jsonl", [json.dumps(row)])
     main = {key: value for key, value in row.items() if "/" in key and not key.endswith("/words")}
     log(f"evaluation at step {row['step']}: " + " ".join(f"{k} {v:.3f}" for k, v in main.items()))
-    if watched in row and all(better(row[watched], old[watched], higher) for old in earlier):
+    if selection_metric in row and all(
+        is_better(row[selection_metric], old[selection_metric], higher) for old in earlier
+    ):
         export()
     write_report(run)
-    stop = hacking([*earlier, row], watched, higher, patience if watched in row else 0)
+    stop = looks_like_reward_hacking(
+        [*earlier, row], selection_metric, higher, patience if selection_metric in row else 0
+    )
     if stop:
         log(
-            f"stopped at step {row['step']}: over {patience} evaluations training reward rose and {watched} "
-            "fell, which looks like reward hacking; best/ holds the best weights so far"
+            f"stopped at step {row['step']}: over {patience} evaluations training reward rose and "
+            f"{selection_metric} fell, which looks like reward hacking; best/ holds the best weights so far"
         )
     return stop
 
 
-def better(value: float, than: float, higher: bool) -> bool:
+def is_better(value: float, than: float, higher: bool) -> bool:
     return value > than if higher else value < than
 
 
-def hacking(evaluations: Sequence[Mapping[str, Any]], watched: str, higher: bool, patience: int) -> bool:
-    """Whether over the last `patience` evaluations training reward rose and the `watched` fell each time.
+def looks_like_reward_hacking(
+    evaluations: Sequence[Mapping[str, Any]], selection_metric: str, higher: bool, patience: int
+) -> bool:
+    """Whether over the last `patience` evaluations training reward rose and the
+    `selection_metric` fell each time.
 
     `evaluations` carry `training_reward`, the mean since the one before (None before the first step).
     """
@@ -159,6 +168,6 @@ def hacking(evaluations: Sequence[Mapping[str, Any]], watched: str, higher: bool
     if patience < 1 or len(recent) <= patience:
         return False
     training = [row["training_reward"] for row in recent if row["training_reward"] is not None]
-    held = [row[watched] for row in recent]
-    falls = all(better(before, after, higher) for before, after in zip(held, held[1:]))
+    held = [row[selection_metric] for row in recent]
+    falls = all(is_better(before, after, higher) for before, after in zip(held, held[1:]))
     return falls and len(training) > 1 and training[-1] > training[0]

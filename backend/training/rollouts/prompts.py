@@ -20,14 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...core.config import parse_line
 from ...core.errors import BadInput, UnknownName
-from ...core.seeds import order
+from ...core.seeds import shuffled_indices
 from ...storage.files import read_text
 
 ASIDE = 8  # one combination in so many is for evaluation
 TAUGHT = ("train", "held-out")  # uses that take the others; of the held-out split all are "others"
 
 
-class Asked(BaseModel):
+class TrainingPrompt(BaseModel):
     """One prompt: what the user typed, and the words that rewards compare the picture with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
@@ -36,11 +36,11 @@ class Asked(BaseModel):
     judged_as: str = ""
 
     @property
-    def meaning(self) -> str:
+    def judge_prompt(self) -> str:
         return self.judged_as or self.prompt
 
 
-def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[Asked]:
+def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[TrainingPrompt]:
     """The prompts of a file or of `shapeworld:N[:TASK,…]`; `use` is "train", "evaluate", "paraphrase", or
     "held-out" for figures: of ShapeWorld the split that no training sees.
 
@@ -64,13 +64,13 @@ def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[Asked]:
     return list(dict.fromkeys(found))
 
 
-def _read(line: str, where: str) -> Asked:
+def _read(line: str, where: str) -> TrainingPrompt:
     if not line.lstrip().startswith("{"):
-        return Asked(prompt=line)
-    return parse_line(Asked, line, where)
+        return TrainingPrompt(prompt=line)
+    return parse_line(TrainingPrompt, line, where)
 
 
-def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> list[Asked]:
+def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> list[TrainingPrompt]:
     from ...shapeworld.prompts import TASKS, PromptCase, prompts
     from ...shapeworld.rewrites import paraphrase
 
@@ -94,24 +94,26 @@ def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> lis
         spread = itertools.chain.from_iterable(itertools.zip_longest(*combinations))
         chosen += [case for case in spread if case is not None][:per_task]
     if use == "paraphrase":
-        return [Asked(prompt=paraphrase(case, rng).strip(), judged_as=case.prompt) for case in chosen]
-    return [Asked(prompt=case.prompt) for case in chosen]
+        return [
+            TrainingPrompt(prompt=paraphrase(case, rng).strip(), judged_as=case.prompt) for case in chosen
+        ]
+    return [TrainingPrompt(prompt=case.prompt) for case in chosen]
 
 
-class Stream:
+class PromptStream:
     """Prompts without end: all of them in an order of (seed, round), then again in another.
 
     `position` says how many were taken; it is all that a stopped run has to remember.
     """
 
-    def __init__(self, prompts: Sequence[Asked], seed: int, position: int = 0):
+    def __init__(self, prompts: Sequence[TrainingPrompt], seed: int, position: int = 0):
         self.prompts, self.seed, self.position = prompts, seed, position
 
-    def take(self, count: int) -> list[tuple[int, Asked]]:
+    def take(self, count: int) -> list[tuple[int, TrainingPrompt]]:
         """The next prompts, each with its position, which never comes again."""
         taken = []
         for _ in range(count):
-            (index,) = order(len(self.prompts), self.seed, [self.position])
+            (index,) = shuffled_indices(len(self.prompts), self.seed, [self.position])
             taken.append((self.position, self.prompts[index]))
             self.position += 1
         return taken

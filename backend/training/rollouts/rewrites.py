@@ -27,17 +27,17 @@ from ...rewards.text import words
 from ...rewriters.prompting import prompt_ids
 from ...rewriters.reprompt import RePromptRewriter, Written
 from ..common import distributed
-from ..common.offload import Phases
+from ..common.offload import StageTimer
 from .advantages import Member, advantages, group_sums, has_signal
-from .prompts import Asked, Stream
-from .scoring import Studio
+from .prompts import PromptStream, TrainingPrompt
+from .scoring import PictureScorer
 
 if TYPE_CHECKING:
     from ..grpo.config import GrpoConfig
 
 
 @dataclass
-class Sample:
+class GrpoSample:
     """One rewrite of a group, or (`written` is None) the user's own prompt in it."""
 
     rewrite: Rewrite
@@ -53,32 +53,32 @@ class Sample:
 
 
 @dataclass
-class Group:
+class RolloutGroup:
     """All samples of one prompt; `sums` are those of `samples` that were not dropped."""
 
     position: int
-    asked: Asked
+    asked: TrainingPrompt
     ids: list[int]
     seeds: list[int]
-    samples: list[Sample]
+    samples: list[GrpoSample]
     sums: list[float] = field(default_factory=list)
     replaced: bool = False
 
     @property
-    def valid(self) -> list[Sample]:
+    def valid(self) -> list[GrpoSample]:
         return [sample for sample in self.samples if sample.dropped is None]
 
 
 @dataclass
-class Batch:
+class RolloutBatch:
     """What one optimiser step learns from, a row for each rewrite, and what to log of it."""
 
-    groups: list[Group]
+    groups: list[RolloutGroup]
     figures: dict[str, float]
     lines: list[str]  # of the record
 
     @property
-    def rows(self) -> list[tuple[Group, Sample]]:
+    def rows(self) -> list[tuple[RolloutGroup, GrpoSample]]:
         return [(g, s) for g in self.groups if not g.replaced for s in g.samples if s.written is not None]
 
 
@@ -88,17 +88,17 @@ class Rollouts:
     def __init__(
         self,
         rewriter: RePromptRewriter,
-        studio: Studio,
+        scorer: PictureScorer,
         text_rewards: Mapping[str, TextReward],
         specs: Mapping[str, RewardSpec],
-        stream: Stream,
+        stream: PromptStream,
         config: GrpoConfig,
-        phases: Phases,
+        timer: StageTimer,
     ):
-        self.rewriter, self.studio, self.text_rewards = rewriter, studio, dict(text_rewards)
-        self.specs, self.stream, self.config, self.phases = dict(specs), stream, config, phases
+        self.rewriter, self.scorer, self.text_rewards = rewriter, scorer, dict(text_rewards)
+        self.specs, self.stream, self.config, self.timer = dict(specs), stream, config, timer
 
-    def collect(self, step: int) -> Batch:
+    def collect(self, step: int) -> RolloutBatch:
         """The batch of optimiser step `step` (1-based). Raises RewardFailed where too many drop out."""
         wanted, kept, flat = self.config.prompts_per_step, [], []
         for _ in range(self.config.resample + 1):
@@ -116,9 +116,9 @@ class Rollouts:
             for sample, value in zip(group.valid, values):  # behind them come the originals' copies
                 sample.advantage = value if sample.written is not None else None
         figures = self._figures(groups, zero_variance=len(flat) / len(groups))
-        return Batch(groups, figures, list(_lines(step, groups)))
+        return RolloutBatch(groups, figures, list(_lines(step, groups)))
 
-    def _roll(self, taken: Sequence[tuple[int, Asked]]) -> list[Group]:
+    def _roll(self, taken: Sequence[tuple[int, TrainingPrompt]]) -> list[RolloutGroup]:
         groups = self.groups(taken)
         for group in groups:
             members = [self._member(sample) for sample in group.valid]
@@ -126,13 +126,13 @@ class Rollouts:
             group.sums = group_sums(members + extra, self.config.rewards, self.config.std_floor)
         return groups
 
-    def groups(self, taken: Sequence[tuple[int, Asked]]) -> list[Group]:
+    def groups(self, taken: Sequence[tuple[int, TrainingPrompt]]) -> list[RolloutGroup]:
         """What is written for prompts, drawn and scored. Raises RewardFailed where too many drop out."""
-        groups = distributed.deal(taken, self._make, self.phases("wait"))
+        groups = distributed.scatter(taken, self._make, self.timer("wait"))
         self._check_dropped([sample for group in groups for sample in group.samples])
         return groups
 
-    def _make(self, taken: Sequence[tuple[int, Asked]]) -> list[Group]:
+    def _make(self, taken: Sequence[tuple[int, TrainingPrompt]]) -> list[RolloutGroup]:
         """Groups with everything but their sums."""
         groups = self._write(taken)
         samples = [(group, sample) for group in groups for sample in group.samples]
@@ -140,11 +140,11 @@ class Rollouts:
         self._look([(group, sample) for group, sample in samples if sample.drawn])
         return groups
 
-    def _write(self, taken: Sequence[tuple[int, Asked]]) -> list[Group]:
+    def _write(self, taken: Sequence[tuple[int, TrainingPrompt]]) -> list[RolloutGroup]:
         """Groups with their rewrites (and the original), all drawn from the policy as it is."""
         tokenizer, system, config = self.rewriter.tokenizer, self.rewriter.system, self.config
         groups = [
-            Group(
+            RolloutGroup(
                 position,
                 asked,
                 prompt_ids(tokenizer, asked.prompt, system=system),
@@ -154,20 +154,20 @@ class Rollouts:
             for position, asked in taken
         ]
         rows = [(group, variant) for group in groups for variant in range(config.rewrites)]
-        with self.phases("write"):
+        with self.timer("write"):
             for start in range(0, len(rows), config.write_batch):
                 part = rows[start : start + config.write_batch]
                 keys = [seed_of(config.seed, "write", group.position, variant) for group, variant in part]
                 written = self.rewriter.write([group.ids for group, _ in part], keys)
                 for (group, _), one in zip(part, written, strict=True):
-                    group.samples.append(Sample(self.rewriter.read(one, group.asked.prompt), one))
+                    group.samples.append(GrpoSample(self.rewriter.read(one, group.asked.prompt), one))
         for group in groups:
             if config.originals:
                 prompt = group.asked.prompt
-                group.samples.append(Sample(Rewrite("", prompt, "original"), None))
+                group.samples.append(GrpoSample(Rewrite("", prompt, "original"), None))
         return groups
 
-    def _score_words(self, samples: Sequence[tuple[Group, Sample]]) -> None:
+    def _score_words(self, samples: Sequence[tuple[RolloutGroup, GrpoSample]]) -> None:
         written = [(group, sample) for group, sample in samples if sample.written is not None]
         prompts = [group.asked.prompt for group, _ in written]
         for name, reward in self.text_rewards.items():
@@ -175,22 +175,22 @@ class Rollouts:
             for (_, sample), score in zip(written, scores, strict=True):
                 sample.scores[name] = score
 
-    def _look(self, samples: Sequence[tuple[Group, Sample]]) -> None:
+    def _look(self, samples: Sequence[tuple[RolloutGroup, GrpoSample]]) -> None:
         """Draw and judge; a sample's score is the mean over its pictures."""
         jobs = [Job(sample.rewrite.prompt, seed) for group, sample in samples for seed in group.seeds]
-        meanings = [group.asked.meaning for group, _ in samples for _ in group.seeds]
-        judged = iter(self.studio.look(jobs, meanings))
+        judge_prompts = [group.asked.judge_prompt for group, _ in samples for _ in group.seeds]
+        judged = iter(self.scorer.score(jobs, judge_prompts))
         for group, sample in samples:
             views = [next(judged) for _ in group.seeds]
             sample.pictures = [view.picture for view in views]
-            for name in self.studio.rewards:
+            for name in self.scorer.rewards:
                 failed = next((view.failed[name] for view in views if name in view.failed), None)
                 if failed is None:
                     sample.scores[name] = sum(view.scores[name] for view in views) / len(views)
                 elif name in self.config.rewards:
                     sample.dropped = failed
 
-    def _check_dropped(self, samples: Sequence[Sample]) -> None:
+    def _check_dropped(self, samples: Sequence[GrpoSample]) -> None:
         dropped = [sample.dropped for sample in samples if sample.dropped is not None]
         if len(dropped) > self.config.max_dropped * len(samples):
             name = next((n for n in self.config.rewards if f"{n!r}" in dropped[-1]), "a reward")
@@ -200,20 +200,20 @@ class Rollouts:
                 f"max_dropped={self.config.max_dropped:g} allows no more; the last: {dropped[-1]}",
             )
 
-    def _member(self, sample: Sample) -> Member:
+    def _member(self, sample: GrpoSample) -> Member:
         return Member(self._scaled(sample), sample.drawn, sample.written is None)
 
-    def _scaled(self, sample: Sample) -> dict[str, float]:
+    def _scaled(self, sample: GrpoSample) -> dict[str, float]:
         """Its scores by the rewards that count, brought to one scale."""
         names = [name for name in self.config.rewards if name in sample.scores]
         return {name: scaled(self.specs[name], sample.scores[name]) for name in names}
 
-    def reward_of(self, sample: Sample) -> float:
+    def reward_of(self, sample: GrpoSample) -> float:
         """The weighted mean of its scaled scores, for people; what was never drawn has 0 for its picture."""
         weights = self.config.rewards
         return sum(weights[n] * value for n, value in self._scaled(sample).items()) / sum(weights.values())
 
-    def _figures(self, groups: Sequence[Group], zero_variance: float) -> dict[str, float]:
+    def _figures(self, groups: Sequence[RolloutGroup], zero_variance: float) -> dict[str, float]:
         """Over all that was rolled out, the replaced groups too."""
         written = [s for g in groups for s in g.samples if s.written is not None]
         originals = [s for g in groups for s in g.samples if s.written is None]
@@ -243,7 +243,7 @@ class Rollouts:
         return figures
 
 
-def _lines(step: int, groups: Sequence[Group]) -> Iterable[str]:
+def _lines(step: int, groups: Sequence[RolloutGroup]) -> Iterable[str]:
     """The record: a line of JSON for each sample."""
     for group in groups:
         for number, sample in enumerate(group.samples):

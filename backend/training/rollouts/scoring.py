@@ -17,8 +17,8 @@ from ...core.errors import Interrupted, RenderFailed, RepriseError
 from ...core.interfaces import Renderer, Reward
 from ...core.scoring import image_scores
 from ...core.types import Job
-from ...storage.cache import Cache, as_kept, picture_key
-from ..common.offload import Phases
+from ...storage.cache import Cache, picture_key, round_to_8_bits
+from ..common.offload import StageTimer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ View = tuple[Job, str]  # a picture, and the words that it is compared with
 
 
 @dataclass
-class Judged:
+class PictureScores:
     """One picture's scores, as the rewards give them; `failed` says of the others why they have none."""
 
     picture: str  # its key in the cache
@@ -37,7 +37,7 @@ class Judged:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-class Studio:
+class PictureScorer:
     """Draws and judges at most `batch` pictures at a time.
 
     With `overlap`, for a renderer that draws elsewhere, one batch is judged while the next is drawn.
@@ -52,21 +52,23 @@ class Studio:
         renderer: Renderer,
         rewards: Mapping[str, Reward],
         cache: Cache,
-        phases: Phases,
+        timer: StageTimer,
         batch: int = 64,
         overlap: bool = False,
     ):
-        self.renderer, self.rewards, self.cache, self.phases = renderer, dict(rewards), cache, phases
+        self.renderer, self.rewards, self.cache, self.timer = renderer, dict(rewards), cache, timer
         self.batch, self.overlap = batch, overlap
         self.drawn = self.reused = 0  # pictures; the caller's to reset
 
-    def look(self, jobs: Sequence[Job], meanings: Sequence[str]) -> list[Judged]:
+    def score(self, jobs: Sequence[Job], judge_prompts: Sequence[str]) -> list[PictureScores]:
         """Scores of the pictures of `jobs` against the users' words, one each."""
-        views = list(zip(jobs, meanings, strict=True))
-        found: dict[View, Judged] = {}
-        for job, meaning in dict.fromkeys(views):
-            scores = self.cache.get_scores(self._scores_key(job, meaning)) or {}
-            found[job, meaning] = Judged(self.key(job), {n: scores[n] for n in self.rewards if n in scores})
+        views = list(zip(jobs, judge_prompts, strict=True))
+        found: dict[View, PictureScores] = {}
+        for job, judge_prompt in dict.fromkeys(views):
+            scores = self.cache.get_scores(self._scores_key(job, judge_prompt)) or {}
+            found[job, judge_prompt] = PictureScores(
+                self.key(job), {n: scores[n] for n in self.rewards if n in scores}
+            )
         todo = [view for view, judged in found.items() if len(judged.scores) < len(self.rewards)]
         fresh: dict[Job, Tensor] = {}
         with _judging_thread() if self.overlap else nullcontext() as pool:
@@ -82,7 +84,7 @@ class Studio:
             for job, image in fresh.items():
                 self.cache.put_image(self.key(job), image)
             if waiting:
-                with self.phases("score"):  # what is left of it, where it overlaps
+                with self.timer("score"):  # what is left of it, where it overlaps
                     judged = [one for wait in waiting for one in wait()]
                     found |= zip(todo, judged)
         for view in todo:
@@ -95,8 +97,8 @@ class Studio:
         """A picture's name: what decides its pixels."""
         return picture_key(self.renderer.fingerprint, job)
 
-    def _scores_key(self, job: Job, meaning: str) -> str:
-        return Cache.key("scores", self.key(job), meaning)
+    def _scores_key(self, job: Job, judge_prompt: str) -> str:
+        return Cache.key("scores", self.key(job), judge_prompt)
 
     def _pictures(self, jobs: list[Job], fresh: dict[Job, Tensor]) -> list[Tensor]:
         """One each, drawn where neither the cache nor `fresh` has it; what is drawn enters `fresh`."""
@@ -107,41 +109,41 @@ class Studio:
                 found[job] = entry[0]
         todo = [job for job in dict.fromkeys(jobs) if job not in found and job not in fresh]
         if todo:
-            with self.phases("render"):
+            with self.timer("render"):
                 drawn = self.renderer.render(todo).images
             for job, image in zip(todo, drawn, strict=True):
                 if image is None:
                     raise RenderFailed(f"{self.renderer.name} gave no picture for {job.prompt[:80]!r}")
-                fresh[job] = as_kept(image)
+                fresh[job] = round_to_8_bits(image)
         return [found[job] if job in found else fresh[job] for job in jobs]
 
-    def _score(self, views: list[View], pictures: list[Tensor]) -> list[Judged]:
+    def _score(self, views: list[View], pictures: list[Tensor]) -> list[PictureScores]:
         import torch
 
-        images, meanings = torch.stack(pictures), [meaning for _, meaning in views]
-        judged = [Judged(self.key(job)) for job, _ in views]
+        images, judge_prompts = torch.stack(pictures), [judge_prompt for _, judge_prompt in views]
+        judged = [PictureScores(self.key(job)) for job, _ in views]
         for name, reward in self.rewards.items():
-            for one, score in zip(judged, self._rate(reward, images, meanings), strict=True):
+            for one, score in zip(judged, self._rate(reward, images, judge_prompts), strict=True):
                 if isinstance(score, str):
                     one.failed[name] = score
                 else:
                     one.scores[name] = score
         return judged
 
-    def _rate(self, reward: Reward, images: Tensor, meanings: list[str]) -> list[float | str]:
+    def _rate(self, reward: Reward, images: Tensor, judge_prompts: list[str]) -> list[float | str]:
         """A score each; where the reward fails, the reason, found by asking for one picture at a time."""
         try:
-            return list(image_scores(reward, images, meanings))
+            return list(image_scores(reward, images, judge_prompts))
         except Interrupted:
             raise
         except RepriseError as error:
-            if len(meanings) == 1:
+            if len(judge_prompts) == 1:
                 return [str(error)]
         rated: list[float | str] = []
         failures = 0  # in a row
-        for i, meaning in enumerate(meanings):
+        for i, judge_prompt in enumerate(judge_prompts):
             try:
-                rated += image_scores(reward, images[i : i + 1], [meaning])
+                rated += image_scores(reward, images[i : i + 1], [judge_prompt])
                 failures = 0
             except Interrupted:
                 raise
@@ -149,7 +151,7 @@ class Studio:
                 rated.append(str(error))
                 failures += 1
                 if failures == IN_A_ROW:  # it is down: no more waiting for the rest of the batch
-                    return rated + [str(error)] * (len(meanings) - len(rated))
+                    return rated + [str(error)] * (len(judge_prompts) - len(rated))
         return rated
 
 

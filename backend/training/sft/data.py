@@ -13,7 +13,7 @@ from ...rewriters.prompting import FORM, Answer, Unparsable, answer_ids, parse, 
 from ...storage.files import read_text
 
 
-class Example(BaseModel):
+class RewriteExample(BaseModel):
     """One line of the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
@@ -28,7 +28,7 @@ class Example(BaseModel):
     """What was wrong with a picture of an earlier rewrite."""
 
     @model_validator(mode="after")
-    def _reads_back(self) -> Example:
+    def _reads_back(self) -> RewriteExample:
         answer = parse(FORM.format(reason=self.reason, prompt=self.rewrite))
         if isinstance(answer, Unparsable):
             raise ValueError(f"cannot be read back: the answer {answer.why}; take the tags out of the text")
@@ -39,20 +39,22 @@ class Example(BaseModel):
         return Answer(" ".join(self.reason.split()), " ".join(self.rewrite.split()))
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path) -> list[RewriteExample]:
     """The examples of a JSON-lines file; blank lines are skipped. Raises BadInput with the line's number."""
     text = read_text(path, "examples", "are", "; `reprise train-data` makes some")
     examples = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        examples.append(parse_line(Example, line, f"{path}, line {number}"))
+        examples.append(parse_line(RewriteExample, line, f"{path}, line {number}"))
     if not examples:
         raise BadInput(f'{path} holds no examples; expected lines {{"prompt": …, "reason": …, "rewrite": …}}')
     return examples
 
 
-def encode(example: Example, tokenizer: Any, system: str, reasoning: bool = True) -> dict[str, list[int]]:
+def encode(
+    example: RewriteExample, tokenizer: Any, system: str, reasoning: bool = True
+) -> dict[str, list[int]]:
     """Token ids of prompt and answer; `labels` are -100 on the prompt, so only the answer is learned."""
     asked = prompt_ids(tokenizer, example.prompt, example.critique, system)
     answer = example.answer if reasoning else Answer("", example.answer.prompt)

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...core.config import one_line
+from ...core.config import validation_message
 from ...core.errors import AnswerRefused, BadInput, RepriseError, RewardFailed
 from ...core.interfaces import TextReward
 from ...core.scoring import text_scores
 from ...core.types import Job, Rewrite
 from ...rewards.scales import scaled
-from ...rewriters.rows import AsksRows, Row
+from ...rewriters.rows import RewriteRow, RowRewriter
 from ...storage.files import append_line, write_whole
-from ..rollouts.prompts import Asked
-from .data import Example
+from ..rollouts.prompts import TrainingPrompt
+from .data import RewriteExample
 
 if TYPE_CHECKING:
-    from ..rollouts.scoring import Judged, Studio
+    from ..rollouts.scoring import PictureScorer, PictureScores
 
 AT_ONCE = 512  # rows given to a rewriter in one call
 IN_A_ROW = 8  # prompts refused, or not judged, after which it is not the prompts' fault
@@ -40,7 +40,7 @@ HOPELESS = 32  # answers, one of which must have been usable
 Progress = Callable[[int, int], None]
 
 
-class Answer(BaseModel):
+class AnswerLine(BaseModel):
     """A line of `answers.jsonl`: what came for one variant of a prompt. `why`: there is no rewrite in it, or
     the server `refused` to give one."""
 
@@ -54,19 +54,19 @@ class Answer(BaseModel):
     refused: bool = False
 
     @cached_property
-    def read(self) -> Example | str:
+    def read(self) -> RewriteExample | str:
         """The example that it makes, or why it makes none."""
         if self.why is not None:
             return self.why
         if not self.reason.strip():
             return "the answer has no <reason>"
         try:
-            return Example(prompt=self.prompt, reason=self.reason, rewrite=self.rewrite)
+            return RewriteExample(prompt=self.prompt, reason=self.reason, rewrite=self.rewrite)
         except ValidationError as error:
-            return one_line(error)
+            return validation_message(error)
 
 
-class Begun(BaseModel):
+class AnswerFolderInfo(BaseModel):
     """`begun.json`: whose answers these are, and the SHA-256 of the files that were made of them."""
 
     model_config = ConfigDict(extra="forbid")
@@ -77,20 +77,20 @@ class Begun(BaseModel):
     made: list[str] = []
 
 
-class Answers:
+class AnswerFolder:
     """The answers of one rewriter at one seed, in a folder that is made with the first of them."""
 
     def __init__(self, folder: Path, rewriter: str, seed: int):
         """Raises BadInput where the folder holds another rewriter's or seed's, or a damaged line."""
         self.folder, self.path = folder, folder / "answers.jsonl"
-        self.begun = _read_begun(folder / "begun.json") or Begun(rewriter=rewriter, seed=seed)
+        self.begun = _read_begun(folder / "begun.json") or AnswerFolderInfo(rewriter=rewriter, seed=seed)
         for name, now in (("rewriter", rewriter), ("seed", seed)):
             then = getattr(self.begun, name)
             if then != now:
                 raise BadInput(
                     f"{folder} was begun with --{name} {then}, not {now}; give that one, or another --out"
                 )
-        self.of: dict[str, dict[int, Answer]] = {}  # prompt -> variant -> answer
+        self.of: dict[str, dict[int, AnswerLine]] = {}  # prompt -> variant -> answer
         self.count = 0
         for answer in _read_answers(self.path):
             self._take(answer)
@@ -112,11 +112,11 @@ class Answers:
                 f"{path} was not made by this command, or was changed since; move it, or give another file"
             )
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: AnswerLine) -> None:
         append_line(self.path, answer.model_dump_json(exclude_defaults=True))
         self._take(answer)
 
-    def save(self, path: Path, examples: Iterable[Example]) -> None:
+    def save(self, path: Path, examples: Iterable[RewriteExample]) -> None:
         """Write examples as `sft` reads them."""
         rows = (json.dumps(one.model_dump(exclude_none=True), ensure_ascii=False) for one in examples)
         data = "".join(row + "\n" for row in rows).encode()
@@ -124,7 +124,7 @@ class Answers:
         self._keep_begun()  # first, so that the file is known for ours whenever this is stopped
         write_whole(path, data)
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: AnswerLine) -> None:
         self.count += answer.variant not in self.of.setdefault(answer.prompt, {})
         self.of[answer.prompt].setdefault(answer.variant, answer)
 
@@ -132,7 +132,7 @@ class Answers:
         write_whole(self.folder / "begun.json", self.begun.model_dump_json(indent=1) + "\n")
 
 
-class Maker:
+class ExampleMaker:
     """Asks for `variants` rewrites of each prompt, and for up to `retries` more where some cannot be used.
 
     `filters` are text rewards of which a rewrite must have the full score. What is asked for depends on the
@@ -141,8 +141,8 @@ class Maker:
 
     def __init__(
         self,
-        asked: Sequence[Asked],
-        answers: Answers,
+        asked: Sequence[TrainingPrompt],
+        answers: AnswerFolder,
         *,
         variants: int = 1,
         retries: int = 2,
@@ -151,19 +151,19 @@ class Maker:
         self.asked, self.answers = list(asked), answers
         self.variants, self.retries, self.filters = variants, retries, dict(filters or {})
         # Refused since the last good answer: their fault, or that of a server that takes nothing any more?
-        self.doubtful: dict[tuple[str, int], Answer] = {}
+        self.doubtful: dict[tuple[str, int], AnswerLine] = {}
 
-    def missing(self) -> list[Row]:
+    def missing(self) -> list[RewriteRow]:
         """What is still to be asked for."""
         return [
-            Row(one.prompt, variant)
+            RewriteRow(one.prompt, variant)
             for one in self.asked
             for variant in range(self._wanted(one.prompt))
             if variant not in self.answers.of.get(one.prompt, {})
             and (one.prompt, variant) not in self.doubtful
         ]
 
-    def write(self, rewriter: AsksRows, progress: Progress = lambda done, rows: None) -> None:
+    def write(self, rewriter: RowRewriter, progress: Progress = lambda done, rows: None) -> None:
         """Ask for all that is missing; each answer is on disk as soon as it is there.
 
         Raises EndpointError, also where a server refuses one prompt after the other, and RepriseError where
@@ -182,14 +182,14 @@ class Maker:
 
             rewriter.ask(rows, self.answers.begun.seed, told)
 
-    def examples(self) -> dict[str, list[Example]]:
+    def examples(self) -> dict[str, list[RewriteExample]]:
         """What can be used, by prompt: no two alike, in the order of their variants."""
         return {
             one.prompt: list(
                 dict.fromkeys(
                     answer.read
                     for answer in self._of(one.prompt)
-                    if isinstance(answer.read, Example) and self._fault(answer) is None
+                    if isinstance(answer.read, RewriteExample) and self._fault(answer) is None
                 )
             )
             for one in self.asked
@@ -217,13 +217,13 @@ class Maker:
                 return wanted
             wanted = more
 
-    def _of(self, prompt: str) -> list[Answer]:
+    def _of(self, prompt: str) -> list[AnswerLine]:
         """The answers to a prompt that count, in the order of their variants."""
         doubtful = {a.variant: a for (other, _), a in self.doubtful.items() if other == prompt}
         answers = doubtful | self.answers.of.get(prompt, {})
         return [answers[variant] for variant in range(self._wanted(prompt)) if variant in answers]
 
-    def _fault(self, answer: Answer) -> str | None:
+    def _fault(self, answer: AnswerLine) -> str | None:
         """Why an answer is no example of this data."""
         if isinstance(answer.read, str):
             return answer.read
@@ -233,8 +233,8 @@ class Maker:
                 return f"the answer's {name} is not right"
         return None
 
-    def _take(self, row: Row, answer: Rewrite | AnswerRefused) -> None:
-        taken = Answer(prompt=row.prompt, variant=row.variant)
+    def _take(self, row: RewriteRow, answer: Rewrite | AnswerRefused) -> None:
+        taken = AnswerLine(prompt=row.prompt, variant=row.variant)
         if isinstance(answer, AnswerRefused):
             # Not on disk yet: where the server is at fault, they are asked for again.
             refused = taken.model_copy(update={"why": str(answer), "refused": True})
@@ -249,7 +249,7 @@ class Maker:
         taken = taken.model_copy(update={"why": answer.fallback} if answer.fallback else said)
         self.answers.add(taken)
         if self.answers.count == HOPELESS and not any(
-            isinstance(one.read, Example) for some in self.answers.of.values() for one in some.values()
+            isinstance(one.read, RewriteExample) for some in self.answers.of.values() for one in some.values()
         ):
             raise RepriseError(
                 f"none of the first {HOPELESS} answers of {self.answers.begun.rewriter} can "
@@ -258,14 +258,14 @@ class Maker:
 
 
 def keep_best(
-    asked: Sequence[Asked],
-    examples: Mapping[str, list[Example]],
-    studio: Studio,
+    asked: Sequence[TrainingPrompt],
+    examples: Mapping[str, list[RewriteExample]],
+    scorer: PictureScorer,
     weights: Mapping[str, float],
     seeds: Sequence[int],
     at_once: int = 32,
     progress: Progress = lambda done, pictures: None,
-) -> tuple[dict[str, list[Example]], list[dict[str, Any]]]:
+) -> tuple[dict[str, list[RewriteExample]], list[dict[str, Any]]]:
     """Of each prompt the example whose pictures score best, where that is no less than the prompt's own do.
 
     All of a prompt are drawn from the same seeds; a score is the mean over these of the weighted mean of the
@@ -279,15 +279,15 @@ def keep_best(
         if examples[one.prompt]
     }
     whole, done, in_a_row = sum(map(len, texts.values())) * len(seeds), 0, 0
-    best: dict[str, list[Example]] = {one.prompt: [] for one in asked}
+    best: dict[str, list[RewriteExample]] = {one.prompt: [] for one in asked}
     rows: list[dict[str, Any]] = []
     for part in _parts(texts, at_once // len(seeds)):
-        views = [(Job(text, seed), one.meaning) for one in part for text in texts[one] for seed in seeds]
-        judged = iter(studio.look(*map(list, zip(*views, strict=True))))
+        views = [(Job(text, seed), one.judge_prompt) for one in part for text in texts[one] for seed in seeds]
+        judged = iter(scorer.score(*map(list, zip(*views, strict=True))))
         for one in part:
             seen = {text: [next(judged) for _ in seeds] for text in texts[one]}
             scores = {
-                text: sum(_mixed(view, studio, weights) for view in views) / len(views)
+                text: sum(_mixed(view, scorer, weights) for view in views) / len(views)
                 for text, views in seen.items()
                 if not any(view.failed for view in views)
             }
@@ -314,14 +314,15 @@ def keep_best(
     return best, rows
 
 
-def held_out(asked: Sequence[Asked], share: float, seed: int) -> set[str]:
+def held_out(asked: Sequence[TrainingPrompt], share: float, seed: int) -> set[str]:
     """The prompts set aside for evaluation: about `share` of them, by a number made of what each means.
 
     So a prompt stays on its side, whatever others there are, and paraphrases of one prompt are on the same
     side. There is one at least, and one at least is left. Raises BadInput for prompts that mean the same.
     """
     places = {
-        one.prompt: int(_digest(json.dumps([seed, one.meaning]).encode())[:16], 16) / 2**64 for one in asked
+        one.prompt: int(_digest(json.dumps([seed, one.judge_prompt]).encode())[:16], 16) / 2**64
+        for one in asked
     }
     order = sorted(set(places.values()))
     if len(order) < 2:
@@ -330,17 +331,17 @@ def held_out(asked: Sequence[Asked], share: float, seed: int) -> set[str]:
     return {prompt for prompt, place in places.items() if place < edge}
 
 
-def _mixed(view: Judged, studio: Studio, weights: Mapping[str, float]) -> float:
+def _mixed(view: PictureScores, scorer: PictureScorer, weights: Mapping[str, float]) -> float:
     """A picture's rewards on one scale, averaged by weight."""
     values = [
-        weight * scaled(studio.rewards[name].spec, view.scores[name]) for name, weight in weights.items()
+        weight * scaled(scorer.rewards[name].spec, view.scores[name]) for name, weight in weights.items()
     ]
     return sum(values) / sum(weights.values())
 
 
-def _parts(texts: Mapping[Asked, Sequence[str]], size: int) -> Iterator[list[Asked]]:
+def _parts(texts: Mapping[TrainingPrompt, Sequence[str]], size: int) -> Iterator[list[TrainingPrompt]]:
     """Prompts whose texts are `size` or a few more."""
-    part: list[Asked] = []
+    part: list[TrainingPrompt] = []
     for one in texts:
         part.append(one)
         if sum(len(texts[other]) for other in part) >= size:
@@ -350,18 +351,18 @@ def _parts(texts: Mapping[Asked, Sequence[str]], size: int) -> Iterator[list[Ask
         yield part
 
 
-def _read_begun(path: Path) -> Begun | None:
+def _read_begun(path: Path) -> AnswerFolderInfo | None:
     try:
-        return Begun.model_validate_json(path.read_bytes())
+        return AnswerFolderInfo.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; give another --out") from error
     except ValidationError as error:
-        raise BadInput(f"{path}: {one_line(error)}; give another --out") from error
+        raise BadInput(f"{path}: {validation_message(error)}; give another --out") from error
 
 
-def _read_answers(path: Path) -> Iterator[Answer]:
+def _read_answers(path: Path) -> Iterator[AnswerLine]:
     """The lines of the file; a last one that is half written is cut off."""
     try:
         data = path.read_bytes()
@@ -374,10 +375,10 @@ def _read_answers(path: Path) -> Iterator[Answer]:
         write_whole(path, whole)
     for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         try:
-            yield Answer.model_validate_json(line)
+            yield AnswerLine.model_validate_json(line)
         except ValidationError as error:
             raise BadInput(
-                f"{path}, line {number}: {one_line(error)}; delete this line, and what it held is "
+                f"{path}, line {number}: {validation_message(error)}; delete this line, and what it held is "
                 "asked for again"
             ) from error
 

@@ -28,7 +28,14 @@ from ...core.errors import BadInput
 from ...core.model_files import quiet_loading
 from ..common import distributed
 from ..common.lora import merged
-from ..common.run_folder import claim, cut_lines, export, newest_checkpoint, setting_up, step_of
+from ..common.run_folder import (
+    claim_run_folder,
+    drop_later_lines,
+    export_rewriter,
+    newest_checkpoint,
+    step_of,
+    undo_failed_start,
+)
 from ..common.start import load_rewriter
 from ..common.trl import metrics_callback
 from .config import SftConfig
@@ -50,22 +57,22 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
     Raises BadInput and CheckpointError.
     """
     final = run / "final"
-    log = distributed.main_alone(log)
-    distributed.on_main(lambda: claim(run, save_config(config), resume))
+    log = distributed.main_only(log)
+    distributed.run_on_main(lambda: claim_run_folder(run, save_config(config), resume))
     if resume and final.is_dir():
         log(f"{run} is finished already")
         return final
 
     from transformers import set_seed
 
-    with quiet_loading(), setting_up(run, save_config(config), resume):
-        gpu = distributed.gpu(config.device)
+    with quiet_loading(), undo_failed_start(run, save_config(config), resume):
+        gpu = distributed.use_gpu(config.device)
         set_seed(config.seed)
         model, tokenizer, _, system = load_rewriter(config.model, config, gpu)
         dataset = _dataset(config.data, tokenizer, system, config, log)
         held_out = _dataset(config.eval_data, tokenizer, system, config, log) if config.eval_data else None
 
-        newest = distributed.on_main(lambda: _last(run, resume))
+        newest = distributed.run_on_main(lambda: _last(run, resume))
         log(f"{len(dataset)} examples; " + (f"going on from {newest.name}" if newest else "from the start"))
         trainer = _trainer(config, run, model, tokenizer, dataset, held_out, gpu)
         trainer.add_callback(metrics_callback(run / "metrics.jsonl", log))
@@ -73,7 +80,7 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
 
     def finish() -> None:
         trained = merged(trainer.accelerator.unwrap_model(trainer.model), config.export_dtype)
-        export(
+        export_rewriter(
             final,
             trained,
             tokenizer,
@@ -87,7 +94,7 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
             },
         )
 
-    distributed.on_main(finish)
+    distributed.run_on_main(finish)
     log(f"saved {final}")
     return final
 
@@ -95,7 +102,7 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
 def _last(run: Path, resume: bool) -> Path | None:
     """The checkpoint to go on from; lines of steps that will be taken again are taken away."""
     newest = newest_checkpoint(run / "checkpoints") if resume else None
-    cut_lines(run / "metrics.jsonl", step_of(newest))
+    drop_later_lines(run / "metrics.jsonl", step_of(newest))
     return newest
 
 
@@ -123,7 +130,7 @@ def _trainer(
     import torch
     from trl import SFTConfig, SFTTrainer
 
-    batch_size = distributed.part_of(config.batch_size)
+    batch_size = distributed.per_process(config.batch_size)
     arguments = SFTConfig(
         output_dir=str(run / "checkpoints"),
         seed=config.seed,
@@ -157,12 +164,12 @@ def _trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
     )
 
-    class Trainer(SFTTrainer):
+    class SftTrainer(SFTTrainer):
         def _get_train_sampler(self, *given):
             if not config.group_by_length:
                 return super()._get_train_sampler(*given)
             # transformers' own sampler draws from the global generator: a resumed second epoch differs.
-            return LikeLengths(lengths, config.batch_size, config.seed)
+            return LengthGroupedSampler(lengths, config.batch_size, config.seed)
 
         def _save_rng_state(self, output_dir):
             super()._save_rng_state(output_dir)
@@ -170,7 +177,7 @@ def _trainer(
             self.accelerator.wait_for_everyone()
 
     lengths = [len(ids) for ids in dataset["input_ids"]]
-    made = Trainer(
+    made = SftTrainer(
         model=model,
         args=arguments,
         processing_class=tokenizer,
@@ -184,7 +191,7 @@ def _trainer(
     return made
 
 
-class LikeLengths:
+class LengthGroupedSampler:
     """Sampler of indices: batches of like length in random order, the order a matter of (seed, epoch)."""
 
     POOL = 50  # batches sorted together

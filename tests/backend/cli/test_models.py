@@ -38,14 +38,17 @@ def test_lists_what_is_installed(reprise, rewriter):
 
 def test_embedded_weights_are_named_by_their_folders(monkeypatch, tmp_path):
     for module in (models, loading):
-        monkeypatch.setattr(module, "EMBEDDED", tmp_path)
+        monkeypatch.setattr(module, "EMBEDDED_WEIGHTS", tmp_path)
     for folder in ("renderer", "renderer-sd"):
         (tmp_path / folder).mkdir()
         save_file({"a": torch.zeros(3)}, tmp_path / folder / "model.safetensors")
     found = [(model.kind, model.name, model.parameters) for model in models.find_all()[:2]]
     assert found == [("renderers", "embedded", 3), ("renderers", "embedded-sd", 3)]
     assert find_model("renderers", "embedded-sd") == tmp_path / "renderer-sd"
-    assert "embedded-sd" in loading.installed("renderers") and find_model("renderers", "embedded-xl") is None
+    assert (
+        "embedded-sd" in loading.installed_models("renderers")
+        and find_model("renderers", "embedded-xl") is None
+    )
 
 
 def test_looks_in_reprise_models_too(reprise, rewriter, monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from reprise.backend.net import chat_client as endpoint_module
 from reprise.backend.rewriters.prompting import build_messages
-from reprise.backend.training.sft.data import Example, read_examples
+from reprise.backend.training.sft.data import RewriteExample, read_examples
 
 from ...fake_comfyui import GRAPH, FakeComfyUI
 from ...fake_endpoint import MODEL, Play, answer, playing, refusal
@@ -319,7 +319,7 @@ def test_nothing_usable_is_a_failure_and_writes_no_data(reprise, endpoint, promp
 
 def test_the_help_says_what_a_line_holds(reprise):
     shown = reprise("train-data", "--help").out
-    assert all(f'"{name}"' in shown for name in Example.model_fields)
+    assert all(f'"{name}"' in shown for name in RewriteExample.model_fields)
 
 
 def test_from_prompts_to_a_trained_rewriter(reprise, tmp_path):

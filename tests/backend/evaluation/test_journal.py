@@ -3,32 +3,32 @@
 import pytest
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.evaluation.journal import Kept
+from reprise.backend.evaluation.journal import Journal
 
 
 def test_rows_are_there_again(tmp_path):
-    kept = Kept(tmp_path / "lines")
+    kept = Journal(tmp_path / "lines")
     kept.add([{"a": 1}, {"a": "é"}])
     kept.add([])
     kept.add([{"a": 3}])
-    assert Kept(tmp_path / "lines").rows == kept.rows == [{"a": 1}, {"a": "é"}, {"a": 3}]
+    assert Journal(tmp_path / "lines").rows == kept.rows == [{"a": 1}, {"a": "é"}, {"a": 3}]
     assert len((tmp_path / "lines").read_text().splitlines()) == 3
 
 
 def test_half_a_line_is_taken_off_before_more_comes(tmp_path):
     (tmp_path / "lines").write_text('{"a": 1}\n{"a"')
-    kept = Kept(tmp_path / "lines")
+    kept = Journal(tmp_path / "lines")
     kept.add([{"a": 2}])
-    assert Kept(tmp_path / "lines").rows == [{"a": 1}, {"a": 2}]
+    assert Journal(tmp_path / "lines").rows == [{"a": 1}, {"a": 2}]
 
 
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "lines").write_text("a letter\n")
     with pytest.raises(BadInput, match="lines is damaged .* delete it"):
-        Kept(tmp_path / "lines")
+        Journal(tmp_path / "lines")
 
 
 def test_without_a_file_rows_are_kept_in_memory():
-    kept = Kept(None)
+    kept = Journal(None)
     kept.add([{"a": 1}])
     assert kept.rows == [{"a": 1}]

@@ -10,10 +10,10 @@ from reprise.backend.cli.main import run
 from reprise.backend.core.errors import BadInput
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.evaluation.critiques import BLIND
-from reprise.backend.evaluation.judges import COMMONER, Case, answers_of, evaluate
+from reprise.backend.evaluation.judges import COMMONER, JudgeCase, answers_of, evaluate
 from reprise.backend.rewards.vlm.calibration import Calibration
-from reprise.backend.rewards.vlm.judge import Tuned, VLMJudge
-from reprise.backend.rewards.vlm.local import Said
+from reprise.backend.rewards.vlm.judge import TunedSettings, VLMJudge
+from reprise.backend.rewards.vlm.local import VlmAnswer
 from reprise.backend.rewards.vlm.questions import QUESTIONS
 from reprise.backend.training.judge.data import prompt_mark
 
@@ -53,9 +53,9 @@ def cases(tmp_path):
         for light in (True, False):
             path = tmp_path / f"{n}-{light}.png"
             Image.new("RGB", (32, 32), ((204, 204, 204) if light else (51, 51, 51))).save(path)
-            found += [Case("match", f"light {n}", path, light)]
+            found += [JudgeCase("match", f"light {n}", path, light)]
             found += [
-                Case(question, f"light {n}", path, light, step)
+                JudgeCase(question, f"light {n}", path, light, step)
                 for question in ("clarity", "potential")
                 for step in (2, 4)
             ]
@@ -86,7 +86,7 @@ def test_figures_by_hand(cases):
 
 
 def test_calibrations_count(cases):
-    sure = VLMJudge(Played(), tuned=Tuned(calibrations={"match": Calibration(1e-1)}))
+    sure = VLMJudge(Played(), tuned=TunedSettings(calibrations={"match": Calibration(1e-1)}))
     row, _ = evaluate({"sure": lambda: answers_of(sure)}, [c for c in cases if c.question == "match"])["rows"]
     assert row["cost"]["calibration error, match"] < 1e-3
 
@@ -94,7 +94,7 @@ def test_calibrations_count(cases):
 def test_who_does_not_look_goes_by_the_step(cases):
     """At step 2 none is clear, at step 4 four of five are: .9 without looking."""
     told = [
-        Case("clarity", c.prompt, c.picture, c.step == 4 and c.prompt != "light 0", c.step)
+        JudgeCase("clarity", c.prompt, c.picture, c.step == 4 and c.prompt != "light 0", c.step)
         for c in cases
         if c.question == "clarity"
     ]
@@ -109,7 +109,9 @@ def test_pairs_are_of_one_prompt(tmp_path):
     Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
     rights = {"easy": (True, True, False), "hard": (False, False, False)}
     told = [
-        Case("match", prompt, tmp_path / "x.png", right) for prompt, row in rights.items() for right in row
+        JudgeCase("match", prompt, tmp_path / "x.png", right)
+        for prompt, row in rights.items()
+        for right in row
     ]
     judges = {"knows": lambda: lambda cases: [0.9 if case.prompt == "easy" else 0.1 for case in cases]}
     result = evaluate(judges, told)
@@ -120,7 +122,7 @@ def test_pairs_are_of_one_prompt(tmp_path):
 def test_intervals_are_over_prompts(cases):
     """One prompt of five is always wrong: its answers come and go together."""
     wrong = [
-        Case(c.question, c.prompt, c.picture, not c.right if c.prompt == "light 0" else c.right, c.step)
+        JudgeCase(c.question, c.prompt, c.picture, not c.right if c.prompt == "light 0" else c.right, c.step)
         for c in cases
         if c.question == "match"
     ]
@@ -148,7 +150,7 @@ def test_pictures_of_unlike_sizes(tmp_path):
     for side in (8, 12):
         path = tmp_path / f"{side}.png"
         Image.new("RGB", (side, side), "white").save(path)
-        found.append(Case("match", "light", path, True))
+        found.append(JudgeCase("match", "light", path, True))
     assert answers_of(Brightness())(found) == [1.0, 1.0]
     assert torch.get_num_threads() >= 1
 
@@ -184,7 +186,7 @@ class Critic(Played):
     """Says of every picture what it is told to."""
 
     def write(self, questions, pictures, most):
-        return [Said("There is no cat.; I see 2 dogs", False) for _ in questions]
+        return [VlmAnswer("There is no cat.; I see 2 dogs", False) for _ in questions]
 
 
 def test_critiques_by_hand(cases):
@@ -196,11 +198,11 @@ def test_critiques_by_hand(cases):
     }
     picture = cases[0].picture
     wrong = [
-        Case("critique", prompt, picture, False, reason=reason)
+        JudgeCase("critique", prompt, picture, False, reason=reason)
         for prompt, two in reasons.items()
         for reason in two
     ]
-    untaught = VLMJudge(Critic(), tuned=Tuned(frozenset({"match"})))
+    untaught = VLMJudge(Critic(), tuned=TunedSettings(frozenset({"match"})))
     judges = {
         "says": lambda: answers_of(VLMJudge(Critic())),
         "bright": lambda: answers_of(Brightness()),

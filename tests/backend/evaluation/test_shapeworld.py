@@ -11,7 +11,7 @@ from reprise.backend.evaluation.shapeworld import evaluate, replay, replayed_row
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 from reprise.backend.search.best_of_n import search
-from reprise.backend.search.pruning import Full, Halving
+from reprise.backend.search.pruning import FullSchedule, HalvingSchedule
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.prompts import layout, parse_prompt
 from reprise.backend.shapeworld.scenes import random_scene
@@ -120,12 +120,12 @@ def test_impossible_sizes_are_refused(name):
 
 def test_replay_is_what_pruning_does():
     prompt, judge = "a photo of a red circle", ShapeWorldSoft()
-    schedule = Halving({3: 4, 6: 1})
+    schedule = HalvingSchedule({3: 4, 6: 1})
 
     def go(plan):
         return search(FakeRenderer(draw=drawn), judge, prompt, [prompt], n=8, seed=0, schedule=plan)
 
-    class Looking(Halving):
+    class Looking(HalvingSchedule):
         def keep(self, step, scores):
             return list(scores)
 
@@ -133,4 +133,4 @@ def test_replay_is_what_pruning_does():
     pruned = replay(recorded.candidates, schedule)
     assert pruned == [c.pruned_at for c in real.candidates]
     assert replayed_rows(pruned, 8, 1) == real.cost.denoiser_rows
-    assert replay(recorded.candidates, Full()) == [None] * 8
+    assert replay(recorded.candidates, FullSchedule()) == [None] * 8

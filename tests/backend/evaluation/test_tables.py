@@ -9,7 +9,7 @@ import torch
 from reprise.backend.core.errors import BadInput, UnknownName
 from reprise.backend.core.types import Rewrite
 from reprise.backend.evaluation import tables as chains
-from reprise.backend.evaluation.tables import Makers, Row, read_rows, tabulate
+from reprise.backend.evaluation.tables import RoleFactory, TableRow, read_rows, tabulate
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft, ShapeWorldStrict
 from reprise.backend.shapeworld.drawing import draw
@@ -53,12 +53,12 @@ class Same:
 
 
 ROWS = {
-    "base": Row(),
-    "best of 4": Row(best_of=4),
-    "PARM": Row(best_of=4, prune="halving"),
-    "DPO": Row(lora=["a", "b"]),
-    "DPO + PARM": Row(lora=["a", "b"], best_of=4, prune="halving"),
-    "+ reflection": Row(lora=["a", "b"], best_of=4, prune="halving", reflect=1),
+    "base": TableRow(),
+    "best of 4": TableRow(best_of=4),
+    "PARM": TableRow(best_of=4, prune="halving"),
+    "DPO": TableRow(lora=["a", "b"]),
+    "DPO + PARM": TableRow(lora=["a", "b"], best_of=4, prune="halving"),
+    "+ reflection": TableRow(lora=["a", "b"], best_of=4, prune="halving", reflect=1),
 }
 
 
@@ -68,7 +68,7 @@ def counted():
 
 
 def run(folder, rows=ROWS, **settings):
-    makers = Makers(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
+    makers = RoleFactory(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
     settings = {"per_task": 3, "seeds": 2, "tasks": TASKS, **settings}
     return tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=folder, **settings)
 
@@ -105,7 +105,7 @@ def test_a_stopped_call_goes_on_and_one_more_row_is_all_that_is_drawn(tmp_path):
     before = Drawn.jobs
     assert run(tmp_path / "part", few) == whole and 0 < Drawn.jobs - before < before
     before = Drawn.jobs
-    more = run(tmp_path / "part", {**few, "DPO": Row(lora="c")})
+    more = run(tmp_path / "part", {**few, "DPO": TableRow(lora="c")})
     assert Drawn.jobs - before == 12 and more["rows"][:2] == whole["rows"]
 
 
@@ -122,10 +122,10 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
             asked.append(len(prompts))
             return super().score(images, prompts)
 
-    makers = Makers(
+    makers = RoleFactory(
         Drawn, lambda name: Same(), lambda name: Looks() if name == "looks" else ShapeWorldSoft(), str
     )
-    rows = {"PARM": Row(best_of=4, prune="halving", previews="looks")}
+    rows = {"PARM": TableRow(best_of=4, prune="halving", previews="looks")}
     result = tabulate(
         rows=rows,
         makers=makers,
@@ -149,13 +149,13 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
             seen.append(critiques)
             return super().rewrite(prompts, variants)
 
-    makers = Makers(
+    makers = RoleFactory(
         Drawn, lambda name: Corrects() if name == "corrects" else Same(), lambda name: ShapeWorldSoft(), str
     )
     rows = {
-        "same": Row(reflect=1),
-        "corrected": Row(reflect=1, corrector="corrects"),
-        "untold": Row(reflect=1, corrector="corrects", told=False),
+        "same": TableRow(reflect=1),
+        "corrected": TableRow(reflect=1, corrector="corrects"),
+        "untold": TableRow(reflect=1, corrector="corrects", told=False),
     }
     result = tabulate(
         rows=rows,
@@ -171,15 +171,15 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
     assert "corrects" in result["rows"][1]["trainings"][0]["with"]
     assert len({json.loads(line)["what"] for line in (tmp_path / "pictures.jsonl").open()}) == 3
     with pytest.raises(ValueError, match="a corrector mends in rounds"):
-        Row(corrector="reprompt")
+        TableRow(corrector="reprompt")
 
 
 def test_rows_may_draw_over_what_they_mend(tmp_path):
     rows = {
-        f"image to image, {strength}": Row(reflect=2, correction="image to image", strength=strength)
+        f"image to image, {strength}": TableRow(reflect=2, correction="image to image", strength=strength)
         for strength in (0.5, 1.0)
     }
-    rows["again"] = Row(reflect=2)
+    rows["again"] = TableRow(reflect=2)
     result = run(tmp_path, rows)
     half, whole, again = (row["cost"]["denoiser_rows"] for row in result["rows"])
     assert half < whole == again
@@ -187,7 +187,7 @@ def test_rows_may_draw_over_what_they_mend(tmp_path):
 
 def test_what_cannot_be_a_table(tmp_path):
     with pytest.raises(BadInput, match="'DPO' has the same weights twice"):
-        run(tmp_path, {"DPO": Row(lora=["a", "a"])})
+        run(tmp_path, {"DPO": TableRow(lora=["a", "a"])})
     with pytest.raises(UnknownName, match="baseline"):
         run(tmp_path, baseline="x")
     file = tmp_path / "rows.yaml"
@@ -208,12 +208,12 @@ def test_what_cannot_be_a_table(tmp_path):
         with pytest.raises((BadInput, UnknownName), match=message):
             read_rows(file)
     file.write_text("base: {}\nDPO + PARM: {lora: [x, y], best_of: 8, prune: halving}\n")
-    assert read_rows(file)["DPO + PARM"] == Row(lora=["x", "y"], best_of=8, prune="halving")
+    assert read_rows(file)["DPO + PARM"] == TableRow(lora=["x", "y"], best_of=8, prune="halving")
 
 
 def test_every_setting_has_a_sentence():
     import inspect
 
-    source = inspect.getsource(chains.Row)
-    for name in Row.model_fields:
+    source = inspect.getsource(chains.TableRow)
+    for name in TableRow.model_fields:
         assert source.split(f"    {name}:", 1)[1].split("\n", 2)[1].strip().startswith('"""'), name

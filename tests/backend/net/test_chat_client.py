@@ -10,12 +10,12 @@ import pytest
 
 from reprise.backend.core.errors import AnswerRefused, BadInput, EndpointError, Interrupted
 from reprise.backend.net import chat_client as module
-from reprise.backend.net.chat_client import Ask, Endpoint
+from reprise.backend.net.chat_client import ChatRequest, Endpoint
 from reprise.backend.net.credentials import check_url, find_key
 
 from ...fake_endpoint import GOOD, MODEL, Play, answer, closed_url, playing, refusal
 
-ASK = Ask([{"role": "user", "content": "a cat"}], {"temperature": 0.5, "seed": 3, "max_tokens": 9})
+ASK = ChatRequest([{"role": "user", "content": "a cat"}], {"temperature": 0.5, "seed": 3, "max_tokens": 9})
 KEY = "sk-very-secret-0123456789"
 
 
@@ -58,7 +58,7 @@ def test_images_travel_as_parts(endpoint):
         {"type": "text", "text": "what is this?"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
     ]
-    complete(endpoint, Ask([{"role": "user", "content": parts}]))
+    complete(endpoint, ChatRequest([{"role": "user", "content": parts}]))
     assert endpoint.requests[0].body["messages"][0]["content"] == parts
 
 
@@ -70,7 +70,7 @@ def test_answers_come_in_order_and_together():
         return answer(str(body["seed"]), delay=0.1 * (2 - body["seed"] % 3))
 
     with playing(play) as server:
-        asks = [Ask(ASK.messages, {"seed": i}) for i in range(6)]
+        asks = [ChatRequest(ASK.messages, {"seed": i}) for i in range(6)]
         told = []
         replies = Endpoint(server.url, MODEL, concurrency=3).complete(
             asks, progress=lambda *seen: told.append(seen)
@@ -322,7 +322,7 @@ def test_one_failure_ends_the_others():
     with playing(play) as server:
         started = time.monotonic()
         with pytest.raises(EndpointError, match="400"):
-            Endpoint(server.url, MODEL).complete([Ask(ASK.messages, {"seed": i}) for i in range(3)])
+            Endpoint(server.url, MODEL).complete([ChatRequest(ASK.messages, {"seed": i}) for i in range(3)])
         assert time.monotonic() - started < 10
         _until(lambda: server.hung_up == len(server.requests) - 1)
 
@@ -330,7 +330,7 @@ def test_one_failure_ends_the_others():
 def told(server, play, count=6, **options):
     """What `answers` hands over, with how it ended."""
     found, server.plays = {}, [play]
-    asks = [Ask(ASK.messages, {"seed": i}) for i in range(count)]
+    asks = [ChatRequest(ASK.messages, {"seed": i}) for i in range(count)]
     try:
         Endpoint(server.url, MODEL, concurrency=2, **options).answers(asks, found.__setitem__)
     except BaseException as error:

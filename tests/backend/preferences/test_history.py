@@ -13,7 +13,7 @@ from PIL import Image
 
 from reprise.backend.core.errors import BadInput
 from reprise.backend.preferences.history import read_history
-from reprise.backend.preferences.pairing import Mined
+from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
 
 from ...servers import QuietServer
@@ -105,7 +105,7 @@ def server():
 def mined(server, tmp_path):
     def mine(graph, outputs, pictures, **options):
         server.history, server.pictures = {"run": {"prompt": [0, "run", graph], "outputs": outputs}}, pictures
-        found = Mined(Store(tmp_path / "store", create=True), **options)
+        found = PairMiner(Store(tmp_path / "store", create=True), **options)
         found.notes = []
         for group in read_history(server.url, found.notes.append):
             found.take(group)

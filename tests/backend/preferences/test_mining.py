@@ -5,7 +5,7 @@ import pytest
 from reprise.backend.core.errors import BadInput
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.preferences.mining import read_runs
-from reprise.backend.preferences.pairing import Group, Mined, Picture
+from reprise.backend.preferences.pairing import PairMiner, PictureGroup, ScoredPicture
 from reprise.backend.preferences.store import Store
 from reprise.backend.storage.cache import Cache
 from reprise.backend.storage.records import RECORD
@@ -46,7 +46,7 @@ def mined(tmp_path):
     """(path, reward, **options) -> what was mined of it; `notes` are what was said."""
 
     def mine(path, reward=None, **options):
-        found = Mined(Store(tmp_path / "store", create=True), **options)
+        found = PairMiner(Store(tmp_path / "store", create=True), **options)
         found.notes = []
         for group in read_runs(path, reward, found.notes.append):
             found.take(group)
@@ -271,17 +271,17 @@ def test_another_store(render, mined, tmp_path):
     own.store.add(own.pairs), own.store.add_rewrites(own.rewrites)
     assert len(own.pairs) == 2 and len(own.rewrites) == 1
     own.store.strike([own.pairs[0].id])
-    other = Mined(Store(tmp_path / "other", create=True), margin=0.0)
+    other = PairMiner(Store(tmp_path / "other", create=True), margin=0.0)
     other.copy(own.store)
     assert other.pairs == own.pairs[1:] and other.rewrites == own.rewrites
     for side in (other.pairs[0].chosen, other.pairs[0].rejected):
         assert other.store.image(side.image).equal(own.store.image(side.image))
     for margin, reward, found in ((0.5, None, 1), (0.0, "x", 0)):
-        some = Mined(Store(tmp_path / "some", create=True), margin=margin)
+        some = PairMiner(Store(tmp_path / "some", create=True), margin=margin)
         some.copy(own.store, reward)
         assert len(some.pairs + some.rewrites) == found
     own.store.image_path(own.pairs[1].chosen.image).unlink()
-    lost = Mined(Store(tmp_path / "lost", create=True), margin=0.0)
+    lost = PairMiner(Store(tmp_path / "lost", create=True), margin=0.0)
     lost.copy(own.store)
     assert not lost.pairs and lost.counts["gone"] == 1
     assert not lost.store.images.folder.exists(), "nor is the other one kept for nothing"
@@ -326,22 +326,22 @@ def test_a_judge_of_its_own_kind_is_called_by_its_name(mined, tmp_path):
 
 def test_a_reward_that_counts_downwards(tmp_path):
     spec = RewardSpec("distance", 0.0, 10.0, higher_is_better=False)
-    shown = [Picture(lambda i=i: picture(i), "x", score, i) for i, score in enumerate((7.0, 2.0, 4.0))]
-    found = Mined(Store(tmp_path, create=True))
-    found.take(Group("a cat", shown, spec.name, spec.higher_is_better, 10.0, "render", "r"))
+    shown = [ScoredPicture(lambda i=i: picture(i), "x", score, i) for i, score in enumerate((7.0, 2.0, 4.0))]
+    found = PairMiner(Store(tmp_path, create=True))
+    found.take(PictureGroup("a cat", shown, spec.name, spec.higher_is_better, 10.0, "render", "r"))
     assert seeds(found) == [("x", 1, 0)] and found.pairs[0].margin == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("scores", [(1e308, -1e308), (0.1, float("nan")), (float("inf"),)])
 def test_scores_that_have_no_margin(scores):
-    shown = [Picture(lambda: None, "x", score) for score in scores]
+    shown = [ScoredPicture(lambda: None, "x", score) for score in scores]
     with pytest.raises(BadInput, match="scores of 'r' that are numbers a finite distance apart, got"):
-        Group("a cat", shown, "r", True, 1.0, "table", "t.csv")
+        PictureGroup("a cat", shown, "r", True, 1.0, "table", "t.csv")
 
 
 def test_two_that_look_the_same_are_no_pair(tmp_path):
     """A judge that says something else each time; nobody can learn from a picture against itself."""
-    shown = [Picture(lambda: picture(1), "x", score, seed) for seed, score in enumerate((0.2, 0.9))]
-    found = Mined(Store(tmp_path, create=True))
-    found.take(Group("a cat", shown, "shapeworld", True, 1.0, "render", "r"))
+    shown = [ScoredPicture(lambda: picture(1), "x", score, seed) for seed, score in enumerate((0.2, 0.9))]
+    found = PairMiner(Store(tmp_path, create=True))
+    found.take(PictureGroup("a cat", shown, "shapeworld", True, 1.0, "render", "r"))
     assert not found.pairs and found.counts["ties"] == 1 and not list(tmp_path.iterdir())

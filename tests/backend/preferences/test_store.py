@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.preferences.store import Pair, RewritePair, Side, Store, Text, read_strikes
+from reprise.backend.preferences.store import Pair, PairPicture, PairText, RewritePair, Store, read_strikes
 
 from .conftest import picture
 
@@ -17,7 +17,7 @@ def store(tmp_path):
 
 def pair(store, better=1, worse=2, margin=0.5, prompt="a cat", **changes):
     chosen, rejected = (
-        Side(image=store.put_image(picture(number)), drawn_as=prompt, score=score, seed=number)
+        PairPicture(image=store.put_image(picture(number)), drawn_as=prompt, score=score, seed=number)
         for number, score in ((better, margin), (worse, 0.0))
     )
     return Pair(
@@ -38,8 +38,8 @@ def pair(store, better=1, worse=2, margin=0.5, prompt="a cat", **changes):
 def rewrites(better="a large cat", worse="a cat, low"):
     return RewritePair(
         prompt="a cat",
-        chosen=Text(reason="r", rewrite=better, score=0.9, pictures=2),
-        rejected=Text(reason="r", rewrite=worse, score=0.1),
+        chosen=PairText(reason="r", rewrite=better, score=0.9, pictures=2),
+        rejected=PairText(reason="r", rewrite=worse, score=0.1),
         reward="shapeworld",
         margin=0.8,
         source="training",

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.preferences.pairing import Mined
+from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
 from reprise.backend.preferences.table import read_table
 
@@ -68,7 +68,7 @@ def test_a_picture_that_several_have_judged_counts_once(folder):
         "image,prompt,score\na.png,a cat,0.1\ncopy.png,a cat,0.9\nb.png,a cat,0.3\n"
         "c.png,a dog,0\nc.png,a dog,1\n"
     )
-    found = Mined(Store(folder / "store", create=True), most=2)
+    found = PairMiner(Store(folder / "store", create=True), most=2)
     for group in read_table(folder / "t.csv", "taste"):
         found.take(group)
     [pair] = found.pairs

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reprise.backend.core.types import Candidate, Cost, Outcome, Rewrite, Round
+from reprise.backend.core.types import Candidate, Cost, Outcome, ReflectionRound, Rewrite
 from reprise.backend.reports.build import command, number_text, prompt_view, write_page
 from reprise.backend.reports.figures import render_figures
 from reprise.backend.storage import records as runs
@@ -45,8 +45,8 @@ def an_outcome(prompt="a red circle"):
         Rewrite("Higher.", "a red circle up", "reprompt"),
     ]
     rounds = [
-        Round(0, "no", "there is no <ring>", "a large red circle", 0.87, 2),
-        Round(1, "no", "still none", "a red circle up", 0.55, 3),
+        ReflectionRound(0, "no", "there is no <ring>", "a large red circle", 0.87, 2),
+        ReflectionRound(1, "no", "still none", "a red circle up", 0.55, 3),
     ]
     return Outcome(prompt, rewrites, candidates, 2, rounds, Cost(52, 96, 9, {"render": 2.0, "total": 2.5}))
 

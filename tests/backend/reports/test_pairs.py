@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reprise.backend.preferences.store import Pair, RewritePair, Side, Store, Text
+from reprise.backend.preferences.store import Pair, PairPicture, PairText, RewritePair, Store
 from reprise.backend.reports.pairs import doubtful, render_pairs, write_pairs
 
 EVIL = "<script>alert('x')</script> & \"a\" cat"
@@ -27,14 +27,14 @@ def store(tmp_path):
             margin=margin,
             source="render",
             run="out/<a>",
-            chosen=Side(
+            chosen=PairPicture(
                 image=images[2 * i],
                 drawn_as=f"large {prompt}",
                 score=0.5 + margin,
                 seed=7,
                 scores={"shapeworld": 0.5 + margin, "aesthetic": 5.25},
             ),
-            rejected=Side(image=images[2 * i + 1], drawn_as=prompt, score=0.5),
+            rejected=PairPicture(image=images[2 * i + 1], drawn_as=prompt, score=0.5),
         )
         for i, (prompt, margin) in enumerate([("a dog", 0.4), (EVIL, 0.1), ("a fox", 0.3)])
     )
@@ -63,7 +63,7 @@ def test_the_page(store, tmp_path):
 
 def test_rewrites_are_among_them(store, tmp_path):
     better, worse = (
-        Text(reason=f"Why {words}.", rewrite=words, score=score, pictures=2)
+        PairText(reason=f"Why {words}.", rewrite=words, score=score, pictures=2)
         for words, score in (("a large dog", 0.7), (EVIL, 0.5))
     )
     text = RewritePair(

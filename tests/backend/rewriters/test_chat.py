@@ -10,7 +10,7 @@ from reprise.backend.core.types import Rewrite
 from reprise.backend.rewriters.chat import ChatRewriter
 from reprise.backend.rewriters.prompting import SYSTEM, build_messages
 from reprise.backend.rewriters.reprompt import RePromptRewriter
-from reprise.backend.rewriters.rows import Row
+from reprise.backend.rewriters.rows import RewriteRow
 
 from ...fake_endpoint import GOOD, MODEL, answer, closed_url, playing, refusal
 
@@ -64,7 +64,7 @@ def test_rows_are_those_of_rewrite_and_a_refused_one_ends_nothing():
 
     with playing(play) as server:
         rewriter, told = ChatRewriter(server.url, MODEL), {}
-        rows = [Row("a cat", 2), Row("a dog", 0), Row("a cat", 0)]
+        rows = [RewriteRow("a cat", 2), RewriteRow("a dog", 0), RewriteRow("a cat", 0)]
         rewriter.ask(rows, 5, told.__setitem__)
         [[first, _, third]] = rewriter.rewrite(["a cat"], variants=3, seed=5)
         assert (told[0], told[2]) == (third, first)

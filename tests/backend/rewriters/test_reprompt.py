@@ -8,7 +8,7 @@ import torch
 from reprise.backend.core.errors import BadInput, CheckpointError, Interrupted
 from reprise.backend.rewriters.decoding import GumbelNoise
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
-from reprise.backend.rewriters.rows import Row, row_seed
+from reprise.backend.rewriters.rows import RewriteRow, row_seed
 
 PROMPTS = ["a cat", "a photo of a red circle above a blue square on a grey background", "three stars"]
 
@@ -50,7 +50,7 @@ def test_rewrites_do_not_depend_on_neighbours(rewriter):
 def test_rows_are_those_of_rewrite(rewriter):
     """A variant is the same in whatever call; rows come in batches of like length."""
     together, told = rewriter.rewrite(PROMPTS, variants=3, seed=5), {}
-    rows = [Row(prompt, variant) for variant in (2, 0) for prompt in PROMPTS]
+    rows = [RewriteRow(prompt, variant) for variant in (2, 0) for prompt in PROMPTS]
     rewriter.ask(rows, 5, told.__setitem__)
     assert [told[n] for n in range(6)] == [variants[v] for v in (2, 0) for variants in together]
     assert len(told) == 6

@@ -8,7 +8,7 @@ from reprise.backend.core.types import RewardSpec
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.mix import Mix
 from reprise.backend.search.best_of_n import search
-from reprise.backend.search.pruning import Halving
+from reprise.backend.search.pruning import HalvingSchedule
 
 
 def test_candidate_i_has_seed_base_plus_i_and_its_prompt_in_turn(brightness):
@@ -18,7 +18,7 @@ def test_candidate_i_has_seed_base_plus_i_and_its_prompt_in_turn(brightness):
 
 
 def test_the_winner_rendered_alone_is_the_same_picture(brightness):
-    found = search(FakeRenderer(), brightness, "p", ["p"], n=6, seed=3, schedule=Halving({2: 3}))
+    found = search(FakeRenderer(), brightness, "p", ["p"], n=6, seed=3, schedule=HalvingSchedule({2: 3}))
     best = found.candidates[found.best]
     alone = search(FakeRenderer(), brightness, "p", [best.prompt], n=1, seed=best.seed)
     assert alone.candidates[0].image.equal(best.image)
@@ -47,7 +47,7 @@ def test_the_last_seed_there_is_can_be_used(brightness):
     assert search(FakeRenderer(), brightness, "p", ["p"], n=1, seed=2**63 - 1).best == 0
 
 
-@pytest.mark.parametrize("schedule", [None, Halving({2: 1})])
+@pytest.mark.parametrize("schedule", [None, HalvingSchedule({2: 1})])
 def test_a_judge_without_a_number_stops_the_search(schedule):
     class Broken:
         spec = RewardSpec("broken", 0, 1)

@@ -8,19 +8,19 @@ from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.best_of_n import search
 from reprise.backend.search.chain import Chain
 from reprise.backend.search.pruning import (
-    Full,
-    Halving,
-    Later,
-    Likely,
-    Potential,
-    halving,
+    FullSchedule,
+    HalvingSchedule,
+    MarginSchedule,
+    ShiftedSchedule,
+    ThresholdSchedule,
+    default_halving,
     read_pruning,
     schedule_from,
 )
 
 
 def test_halving_keeps_the_best_by_rank_with_ties_to_the_earlier():
-    schedule = Halving({2: 2, 4: 1})
+    schedule = HalvingSchedule({2: 2, 4: 1})
     assert schedule.looks == {2, 4}
     assert schedule.keep(2, {0: 0.1, 3: 0.9, 5: 0.9, 7: 0.2}) == [3, 5]
     assert schedule.keep(4, {3: 0.5, 5: 0.5}) == [3]
@@ -28,44 +28,44 @@ def test_halving_keeps_the_best_by_rank_with_ties_to_the_earlier():
 
 def test_halving_counts_rows_as_by_hand():
     # 28 steps, 16 seeds to step 8, 4 to step 16, 2 to the end: 128 + 32 + 24 = 184 of 448 (parm.md)
-    assert Halving({8: 4, 16: 2}).rows(16, 28) == 184
-    assert Halving({}).rows(16, 28) == 448
+    assert HalvingSchedule({8: 4, 16: 2}).rows(16, 28) == 184
+    assert HalvingSchedule({}).rows(16, 28) == 448
 
 
 @pytest.mark.parametrize("cuts", [{4: 2, 2: 4}, {2: 2, 4: 3}, {2: 0}])
 def test_impossible_cuts_are_refused(cuts):
     with pytest.raises(BadInput, match="cuts must keep ever fewer"):
-        Halving(cuts)
+        HalvingSchedule(cuts)
 
 
 def test_potential_stops_what_is_far_below_the_best_and_never_all():
-    schedule = Potential(frozenset({2}), margin=1.0)
+    schedule = MarginSchedule(frozenset({2}), margin=1.0)
     # mean .5, standard deviation .4: the bar is .9 - .4
     assert schedule.keep(2, {0: 0.9, 1: 0.9, 2: 0.1, 3: 0.1}) == [0, 1]
     assert schedule.keep(4, {0: 0.52, 1: 0.9}) == [1, 0], "the spread is the first look's, or noise would cut"
     assert schedule.keep(4, {4: 0.0}) == [4]
-    alike = Potential(frozenset({2}))
+    alike = MarginSchedule(frozenset({2}))
     assert sorted(alike.keep(2, {0: 0.3, 1: 0.3, 2: 0.3})) == [0, 1, 2]  # no spread, no cut
 
 
 def test_likely_stops_what_will_not_come_out_right_and_never_all():
-    schedule = Likely(frozenset({2}))
+    schedule = ThresholdSchedule(frozenset({2}))
     assert schedule.keep(2, {0: 0.99, 1: 0.51, 2: 0.49}) == [0, 1]
     assert schedule.keep(2, {0: 0.01, 3: 0.02}) == [3]
-    assert Likely(frozenset({2}), 0.1, least=2).keep(2, {0: 0.01, 1: 0.0, 2: 0.02}) == [2, 0]
+    assert ThresholdSchedule(frozenset({2}), 0.1, least=2).keep(2, {0: 0.01, 1: 0.0, 2: 0.02}) == [2, 0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 16, 64])
 @pytest.mark.parametrize("steps", [1, 2, 4, 16, 50])
 def test_default_cuts_fit_every_size(n, steps):
-    schedule = halving(n, steps)
+    schedule = default_halving(n, steps)
     assert all(1 <= step < steps and 1 <= kept < n for step, kept in schedule.cuts.items())
 
 
 def test_names_of_schedules():
-    assert schedule_from("none", 8, 16) == Full()
-    assert schedule_from("halving", 1, 16) == Full()
-    assert isinstance(schedule_from("potential", 8, 16), Potential)
+    assert schedule_from("none", 8, 16) == FullSchedule()
+    assert schedule_from("halving", 1, 16) == FullSchedule()
+    assert isinstance(schedule_from("potential", 8, 16), MarginSchedule)
     with pytest.raises(BadInput, match="halving, none, potential"):
         schedule_from("third", 8, 16)
 
@@ -73,9 +73,11 @@ def test_names_of_schedules():
 def test_a_threshold_is_for_who_gives_a_probability(brightness):
     assert read_pruning("potential:0.3") == ("potential", 0.3)
     assert read_pruning("halving") == ("halving", None)
-    assert schedule_from("potential:0.3", 8, 16, Hopeful()) == Likely(frozenset({2, 4, 6, 8, 12}), 0.3)
+    assert schedule_from("potential:0.3", 8, 16, Hopeful()) == ThresholdSchedule(
+        frozenset({2, 4, 6, 8, 12}), 0.3
+    )
     assert schedule_from("potential", 8, 16, Hopeful()).threshold == 0.5
-    assert isinstance(schedule_from("potential", 8, 16, brightness), Potential)
+    assert isinstance(schedule_from("potential", 8, 16, brightness), MarginSchedule)
     for wrong in ("potential:", "potential:2", "halving:0.3", "potential:x"):
         with pytest.raises(BadInput, match="potential:THRESHOLD"):
             read_pruning(wrong)
@@ -109,7 +111,7 @@ def test_what_is_not_clear_yet_goes_on_unjudged(brightness):
         n=4,
         seed=0,
         previews=judge,
-        schedule=Likely(frozenset({2, 4})),
+        schedule=ThresholdSchedule(frozenset({2, 4})),
     )
     assert [c.pruned_at for c in found.candidates] == [2, None, 4, 4]
     assert [c.preview_scores for c in found.candidates] == [{2: 0.2}, {4: 0.6}, {2: 0.7, 4: 0.1}, {4: 0.4}]
@@ -126,7 +128,14 @@ def test_whoever_is_to_look_is_asked_about_previews(brightness, echo):
             return Hopeful(likely=[[0.2, 0.7, 0.1, 0.6]])
 
     found = search(
-        FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, previews=Named(), schedule=Likely(frozenset({4}))
+        FakeRenderer(),
+        brightness,
+        "p",
+        ["p"],
+        n=4,
+        seed=0,
+        previews=Named(),
+        schedule=ThresholdSchedule(frozenset({4})),
     )
     assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
     chain = Chain(echo, FakeRenderer(), brightness, previews=Named(), prune="potential")
@@ -143,7 +152,7 @@ def test_who_cannot_tell_what_is_clear_judges_all(brightness):
         n=4,
         seed=0,
         previews=judge,
-        schedule=Later(Likely(frozenset({1})), 3),
+        schedule=ShiftedSchedule(ThresholdSchedule(frozenset({1})), 3),
     )
     assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
     halved = search(
@@ -153,19 +162,19 @@ def test_who_cannot_tell_what_is_clear_judges_all(brightness):
         ["p"],
         n=4,
         seed=0,
-        schedule=Halving({4: 2}),
+        schedule=HalvingSchedule({4: 2}),
         previews=Hopeful(clear=[[0.0] * 4], likely=[[0.2, 0.7, 0.1, 0.6]]),
     )
     assert [c.pruned_at for c in halved.candidates] == [4, None, 4, None], "halving is a budget"
 
 
 def test_a_schedule_over_the_steps_that_are_left():
-    late = Later(Halving({2: 2, 4: 1}), 10)
+    late = ShiftedSchedule(HalvingSchedule({2: 2, 4: 1}), 10)
     assert late.looks == {12, 14}
     assert late.keep(12, {0: 0.1, 3: 0.3, 5: 0.2}) == [3, 5] and late.keep(14, {3: 0.3, 5: 0.4}) == [5]
 
 
-@pytest.mark.parametrize("schedule", [Halving({2: 4, 4: 2}), Potential(frozenset({3}), 0.5)])
+@pytest.mark.parametrize("schedule", [HalvingSchedule({2: 4, 4: 2}), MarginSchedule(frozenset({3}), 0.5)])
 def test_survivors_are_the_same_pictures_and_rows_are_saved(brightness, schedule):
     full = search(FakeRenderer(), brightness, "p", ["p"], n=8, seed=5)
     pruned = search(FakeRenderer(), brightness, "p", ["p"], n=8, seed=5, schedule=schedule)
@@ -179,7 +188,7 @@ def test_survivors_are_the_same_pictures_and_rows_are_saved(brightness, schedule
 
 
 def test_record_of_a_pruned_candidate(brightness):
-    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, schedule=Halving({3: 1}))
+    found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, schedule=HalvingSchedule({3: 1}))
     pruned = [c for c in found.candidates if c.pruned_at is not None]
     assert [c.pruned_at for c in pruned] == [3, 3, 3]
     assert all(c.image is None and c.score is None and list(c.preview_scores) == [3] for c in pruned)
@@ -189,7 +198,7 @@ def test_record_of_a_pruned_candidate(brightness):
 def test_a_pruned_candidate_keeps_the_preview_that_it_was_cut_on(brightness):
     shown = {}
 
-    class Seen(Halving):
+    class Seen(HalvingSchedule):
         def keep(self, step, scores):
             shown.update({row: (step, score) for row, score in scores.items()})
             return super().keep(step, scores)

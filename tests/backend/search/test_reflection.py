@@ -7,10 +7,10 @@ from reprise.backend.core.errors import BadInput, Interrupted, RewardFailed, Unk
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.vlm.judge import VLMCritic
-from reprise.backend.rewards.vlm.local import Said
+from reprise.backend.rewards.vlm.local import VlmAnswer
 from reprise.backend.rewriters.template import KeepPrompt
 from reprise.backend.search.chain import Chain
-from reprise.backend.search.reflection import unread
+from reprise.backend.search.reflection import critique_warning
 
 
 def grey(values):
@@ -47,7 +47,7 @@ def test_a_corrector_mends_what_another_has_written(brightness, echo):
     outcome = chain(grey({"too dark": 0.8, "": 0.2}), brightness, KeepPrompt(), corrector=echo).run("p")
     assert [c.prompt for c in outcome.candidates[:2]] == ["p", "p"] and echo.critiques == [["too dark"]]
     assert outcome.best == 2 and "too dark" in outcome.candidates[2].prompt
-    assert unread(KeepPrompt()) and unread(echo) is None
+    assert critique_warning(KeepPrompt()) and critique_warning(echo) is None
     same = chain(grey({"too dark": 0.8, "": 0.2}), brightness, KeepPrompt()).run("p")
     assert {c.prompt for c in same.candidates} == {"p"}, "whoever does not read it has no other words"
 
@@ -175,7 +175,7 @@ class Played:
 
     def write(self, questions, pictures, limit):
         assert all(question.startswith("This picture was drawn") for question in questions)
-        return [Said("it is too dark ; there is no star", False)] * len(questions)
+        return [VlmAnswer("it is too dark ; there is no star", False)] * len(questions)
 
 
 def test_a_tuned_judges_critique_reaches_the_rewriter(echo):

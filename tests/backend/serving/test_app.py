@@ -367,7 +367,7 @@ def test_a_full_line_turns_away_and_says_when_to_come_back():
         assert gate.entered.wait(10)  # one in work, two in line
         for thread in threads[1:]:
             thread.start()
-        while len(made.desk) < 2:
+        while len(made.queue) < 2:
             threading.Event().wait(0.01)
         full = post(made, request(rewards=["gate"]))
         refused(full, 503, "2 requests are waiting already")
@@ -375,7 +375,7 @@ def test_a_full_line_turns_away_and_says_when_to_come_back():
         gate.open.set()
         for thread in threads:
             thread.join(10)
-        assert answers == [200] * 3 and made.desk.answered == 3
+        assert answers == [200] * 3 and made.queue.answered == 3
 
 
 def test_who_hangs_up_leaves_the_line(monkeypatch):
@@ -388,9 +388,9 @@ def test_who_hangs_up_leaves_the_line(monkeypatch):
         body = json.dumps(request(rewards=["gate"])).encode()
         with connected(made) as sock:
             sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            while not len(made.desk):
+            while not len(made.queue):
                 threading.Event().wait(0.01)
-            waiting = made.desk._line[0].done
+            waiting = made.queue._line[0].done
         for _ in range(3000):
             if waiting.cancelled():
                 break
@@ -442,7 +442,7 @@ def test_a_fault_of_ours_is_500_without_its_traceback(server, monkeypatch, capfd
     def broken(*_):
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("reprise.backend.serving.desk.decoded", broken)
+    monkeypatch.setattr("reprise.backend.serving.batching.decoded", broken)
     response = post(server, request(), headers={"Connection": "close"})
     assert (response.status_code, response.json()) == (500, {"detail": "the server failed; its log says why"})
     monkeypatch.undo()

@@ -1,17 +1,17 @@
 """What is committed: each model with its card, safetensors alone, and not too much of it."""
 
-from reprise.backend.core.model_files import EMBEDDED
+from reprise.backend.core.model_files import EMBEDDED_WEIGHTS
 
 MOST = 64e6  # bytes; DECISIONS says why it is more than the design's 40 MB
 
 
 def test_every_model_has_a_card():
-    models = [folder for folder in EMBEDDED.iterdir() if folder.is_dir()]
+    models = [folder for folder in EMBEDDED_WEIGHTS.iterdir() if folder.is_dir()]
     assert len(models) >= 13
     assert not [folder.name for folder in models if not (folder / "README.md").is_file()]
 
 
 def test_weights_are_safetensors_and_stay_small():
-    files = [file for file in EMBEDDED.rglob("*") if file.is_file()]
+    files = [file for file in EMBEDDED_WEIGHTS.rglob("*") if file.is_file()]
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
     assert 0 < sum(file.stat().st_size for file in files) < MOST

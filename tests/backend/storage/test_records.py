@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from reprise.backend.core.errors import BadInput, RepriseError
-from reprise.backend.core.types import Candidate, Cost, Outcome, Rewrite, Round
+from reprise.backend.core.types import Candidate, Cost, Outcome, ReflectionRound, Rewrite
 from reprise.backend.storage import files, records
 
 SETTINGS = {"renderer": "fake", "best_of": 3, "steps": 8, "rewards": {}}
@@ -24,7 +24,9 @@ def an_outcome(score=0.9):
     ]
     cost = Cost(20, 24, 6, {"render": 1.0, "total": 1.5})
     rewrites = [Rewrite("because", "one", "test"), Rewrite("", "two", "test", "the answer has no <prompt>")]
-    return Outcome("a prompt", rewrites, candidates, 1, [Round(0, "no", "too red", "one", score, 1)], cost)
+    return Outcome(
+        "a prompt", rewrites, candidates, 1, [ReflectionRound(0, "no", "too red", "one", score, 1)], cost
+    )
 
 
 def test_the_record_has_the_promised_form(tmp_path):
@@ -98,22 +100,22 @@ def test_a_run_is_finished_without_its_previews(tmp_path):
     outcome.candidates[2].preview = torch.rand(8, 8, 3)
     records.save_outcome(tmp_path, outcome, SETTINGS, {})
     (tmp_path / "previews" / "02-7.png").unlink()
-    assert records.finished(tmp_path, "a prompt", SETTINGS) is not None
+    assert records.finished_record(tmp_path, "a prompt", SETTINGS) is not None
 
 
 def test_a_finished_record_is_known_by_prompt_settings_and_pictures(tmp_path):
     records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
-    assert records.finished(tmp_path, "a prompt", dict(SETTINGS)).winner.seed == 6
-    assert records.finished(tmp_path, "another", SETTINGS) is None
-    assert records.finished(tmp_path, "a prompt", {**SETTINGS, "best_of": 4}) is None
+    assert records.finished_record(tmp_path, "a prompt", dict(SETTINGS)).winner.seed == 6
+    assert records.finished_record(tmp_path, "another", SETTINGS) is None
+    assert records.finished_record(tmp_path, "a prompt", {**SETTINGS, "best_of": 4}) is None
     (tmp_path / "candidates" / "00-5.png").unlink()
-    assert records.finished(tmp_path, "a prompt", SETTINGS) is None
+    assert records.finished_record(tmp_path, "a prompt", SETTINGS) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"prompt": "a"}', '{"prompt": NaN}'])
 def test_a_damaged_record_is_no_record(tmp_path, text):
     (tmp_path / "record.json").write_text(text)
-    assert records.finished(tmp_path, "a", {}) is None
+    assert records.finished_record(tmp_path, "a", {}) is None
     with pytest.raises(BadInput, match="no record of this program"):
         records.load_record(tmp_path / "record.json")
 
@@ -128,7 +130,7 @@ def test_drawing_again_leaves_no_stale_picture_and_touches_nothing_else(tmp_path
     (tmp_path / "record.json").write_text(json.dumps(record))
     outside = tmp_path.parent / "outside.png"
     outside.write_text("keep")
-    records.clear(tmp_path)
+    records.remove_outcome(tmp_path)
     assert outside.exists() and (tmp_path / "mine.txt").exists()
     assert not (tmp_path / "record.json").exists() and not (tmp_path / "candidates" / "01-6.png").exists()
 

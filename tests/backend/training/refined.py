@@ -63,18 +63,18 @@ def kill_at(where: str, step: int) -> None:
     import torch
 
     from reprise.backend.training.ppo.rollouts import PpoRollouts
-    from reprise.backend.training.rollouts.scoring import Studio
+    from reprise.backend.training.rollouts.scoring import PictureScorer
 
     def die(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
     if where == "rollout":
-        look, rate, taken = PpoRollouts._look, Studio._rate, []
+        look, rate, taken = PpoRollouts._look, PictureScorer._rate, []
 
         def looked(self, *arguments):
             taken.append(1)
             # The pictures are drawn and in the cache; nothing of the step is on record.
-            Studio._rate = die if len(taken) == step else rate
+            PictureScorer._rate = die if len(taken) == step else rate
             look(self, *arguments)
             if len(taken) == step:  # all scores were there already
                 die()

@@ -24,14 +24,14 @@ def _kill_at(where: str, count: int) -> None:
     import torch
 
     from reprise.backend.storage.cache import Cache
-    from reprise.backend.training.rollouts.scoring import Studio
+    from reprise.backend.training.rollouts.scoring import PictureScorer
 
     owner, name = {
         "draw": (Cache, "put_image"),
         "judge": (Cache, "put_scores"),
         "learn": (torch.optim.AdamW, "step"),
     }[where]
-    method, look, made, looking = getattr(owner, name), Studio.look, [], []
+    method, look, made, looking = getattr(owner, name), PictureScorer.look, [], []
 
     def looked(self, *arguments):
         looking.append(1)
@@ -48,5 +48,5 @@ def _kill_at(where: str, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    Studio.look = looked
+    PictureScorer.look = looked
     setattr(owner, name, counted)

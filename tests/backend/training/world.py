@@ -90,13 +90,13 @@ def kill_at(where: str, step: int) -> None:
     from transformers import Trainer
 
     from reprise.backend.training.rollouts.rewrites import Rollouts
-    from reprise.backend.training.rollouts.scoring import Studio
+    from reprise.backend.training.rollouts.scoring import PictureScorer
 
     def die(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
     if where == "rollout":
-        collect, rate, steps = Rollouts.collect, Studio._rate, []
+        collect, rate, steps = Rollouts.collect, PictureScorer._rate, []
 
         def collected(self, number):
             steps.append(number)
@@ -106,7 +106,7 @@ def kill_at(where: str, step: int) -> None:
 
         Rollouts.collect = collected
         # The pictures are drawn and in the cache; nothing of the step is on record.
-        Studio._rate = lambda self, *rest: die() if steps == [step] else rate(self, *rest)
+        PictureScorer._rate = lambda self, *rest: die() if steps == [step] else rate(self, *rest)
     elif where == "update":
         update, taken = torch.optim.AdamW.step, []
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Desk:
+class BenchProcess:
     """Reads what is asked, and answers. `asked` is the question under way, empty while warming up."""
 
     def __init__(self, answers: Any, ready: dict[str, Any], floor: Callable[[], dict[str, float]] | None):
@@ -46,7 +46,10 @@ class Desk:
 
 
 def turns(
-    desk: Desk, phases: Any, begin: Callable[[dict[str, Any]], None], count: Callable[[], dict[str, Any]]
+    desk: BenchProcess,
+    timer: Any,
+    begin: Callable[[dict[str, Any]], None],
+    count: Callable[[], dict[str, Any]],
 ) -> Any:
     """A callback that takes one step for each that is asked for, and splits its time into phases.
 
@@ -57,7 +60,7 @@ def turns(
 
     class Turns(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            phases.seconds.update(dict.fromkeys(phases.seconds, 0.0))
+            timer.seconds.update(dict.fromkeys(timer.seconds, 0.0))
             begin(desk.asked)
             self.begun = time.perf_counter()
 
@@ -69,7 +72,7 @@ def turns(
                 return
             seconds, processor = time.perf_counter() - desk.started, time.process_time() - desk.processor
             did = count()
-            spent = {name: phases.seconds[name] for name in ("write", "render", "score")}
+            spent = {name: timer.seconds[name] for name in ("write", "render", "score")}
             spent["update"] = self.ended - self.begun - did.pop("collected", sum(spent.values()))
             spent["record"] = seconds - sum(spent.values())
             desk.done({"seconds": seconds, "processor": processor, "phases": spent, **did})
@@ -80,13 +83,13 @@ def turns(
 def ours(config: Any, folder: Path, answers: Any) -> None:
     from reprise.backend.core.config import save_config
     from reprise.backend.lab.bench.floor import Witness
-    from reprise.backend.training.common.run_folder import claim
-    from reprise.backend.training.grpo.loop import Loop
+    from reprise.backend.training.common.run_folder import claim_run_folder
+    from reprise.backend.training.grpo.loop import GrpoLoop
     from reprise.backend.training.rollouts.advantages import has_signal
 
-    claim(folder / "run", save_config(config), resume=False)
-    loop = Loop(config, folder / "run", False, print)
-    renderer, trainer = loop.studio.renderer, loop.trainer
+    claim_run_folder(folder / "run", save_config(config), resume=False)
+    loop = GrpoLoop(config, folder / "run", False, print)
+    renderer, trainer = loop.scorer.renderer, loop.trainer
     witness = Witness(renderer, loop.rewriter, trainer.accelerator.autocast)  # pyright: ignore
     collect, last = loop.rollouts.collect, {}
 
@@ -106,8 +109,8 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
             "collected": last["collected"],
             "answers": sum(s.written is not None for s in samples),
             "unreadable": sum(not s.drawn for s in samples),
-            "pictures": loop.studio.drawn,
-            "reused": sum(len(s.pictures) for s in samples) - loop.studio.drawn,
+            "pictures": loop.scorer.drawn,
+            "reused": sum(len(s.pictures) for s in samples) - loop.scorer.drawn,
             "rows": witness.rows,
             "groups": len(groups),
             "signal": sum(has_signal(group.sums) for group in groups),
@@ -124,13 +127,13 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
             "render": witness.render_seconds,
             "update": lambda: witness.update_seconds(reference, rows, config.batch_size),
         }.items():
-            loop.phases.enter(name)
+            loop.timer.enter(name)
             measured[name] = measure()
         return measured
 
     loop.rollouts.collect = collected
-    desk = Desk(answers, ready(renderer), floor)
-    trainer.add_callback(turns(desk, loop.phases, begin, count))
+    desk = BenchProcess(answers, ready(renderer), floor)
+    trainer.add_callback(turns(desk, loop.timer, begin, count))
     loop.run()
 
 
@@ -145,10 +148,10 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     from reprise.backend.rewards.text import Structure
     from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, load_checkpoint
     from reprise.backend.training.common.lora import training_dtype
-    from reprise.backend.training.common.offload import Phases
+    from reprise.backend.training.common.offload import StageTimer
     from reprise.backend.training.common.start import system_text
     from reprise.backend.training.rollouts.advantages import Member, group_sums, has_signal
-    from reprise.backend.training.rollouts.prompts import Stream, read_prompts
+    from reprise.backend.training.rollouts.prompts import PromptStream, read_prompts
 
     set_seed(config.seed)
     gpu = config.device == "auto" and torch.cuda.is_available()
@@ -165,11 +168,11 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     renderer: Any = open_renderer(plain)
     rewards = {name: resolve("reward", REWARDS, name)() for name in config.rewards if name != "structure"}
     rewards["structure"] = Structure(config.reasoning)
-    phases, draughtsman = Phases(), Draughtsman(renderer)
-    reviewer = Reviewer(draughtsman, rewards, config.rewards, phases)
-    stream, asked = Stream(read_prompts(config.prompts, "train", config.seed), config.seed), []
+    timer, draughtsman = StageTimer(), Draughtsman(renderer)
+    reviewer = Reviewer(draughtsman, rewards, config.rewards, timer)
+    stream, asked = PromptStream(read_prompts(config.prompts, "train", config.seed), config.seed), []
     for step in range(config.max_steps):
-        taken = [(one.prompt, one.meaning) for _, one in stream.take(config.prompts_per_step)]
+        taken = [(one.prompt, one.judge_prompt) for _, one in stream.take(config.prompts_per_step)]
         asked += taken * (2 if step else 1)
     accumulation = config.prompts_per_step * config.rewrites // config.batch_size
     trainer = make_trainer(
@@ -223,7 +226,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
             "signal": sum(map(has_signal, sums)),
         }
 
-    trainer.add_callback(turns(Desk(answers, ready(renderer), None), phases, begin, count))
+    trainer.add_callback(turns(BenchProcess(answers, ready(renderer), None), timer, begin, count))
     trainer.train()
 
 

@@ -60,17 +60,17 @@ def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
     import torch
     from transformers import GenerationConfig
 
-    from reprise.backend.rewriters.decoding import ends_of, pad_of
+    from reprise.backend.rewriters.decoding import end_tokens, pad_token
 
     model, how = refiner.model, refiner.decoding
-    ends = ends_of(model.decoder, model.writer)
+    ends = end_tokens(model.decoder, model.writer)
     choosing: dict[str, Any] = {"do_sample": drawn}
     if drawn:
         choosing |= {"temperature": how.temperature, "top_k": 0, "top_p": how.top_p}
     else:
         choosing |= {"num_beams": how.beams, "length_penalty": how.length_penalty}
     plain = GenerationConfig(
-        max_new_tokens=how.max_new_tokens, eos_token_id=ends, pad_token_id=pad_of(model.writer), **choosing
+        max_new_tokens=how.max_new_tokens, eos_token_id=ends, pad_token_id=pad_token(model.writer), **choosing
     )
     lengths = []
     # What the checkpoint's own settings say beside ours would be work that ours has not.
@@ -138,7 +138,7 @@ def witness_of(loop: Any) -> Any:
             finally:
                 loop.model.zero_grad(set_to_none=True)
 
-    return Watching(loop.studio.renderer, loop.rewriter, nullcontext)
+    return Watching(loop.scorer.renderer, loop.rewriter, nullcontext)
 
 
 def _token_by_token(model: Any, inputs: dict[str, Any], answers: Sequence[Sequence[int]]) -> None:
@@ -175,7 +175,7 @@ def answer(
         ("render", witness.render_seconds),
         ("update", witness.learn_seconds),
     ):
-        loop.phases.enter(name)
+        loop.timer.enter(name)
         floor[name] = measure()
     return {"step": row, "floor": floor}
 
@@ -190,14 +190,14 @@ def main() -> None:
     from reprise.backend.core.config import save_config
     from reprise.backend.core.model_files import quiet_loading
     from reprise.backend.rewriters.prip.rewriter import PripRewriter
-    from reprise.backend.training.common.run_folder import claim
+    from reprise.backend.training.common.run_folder import claim_run_folder
     from reprise.backend.training.ppo.config import PpoConfig
-    from reprise.backend.training.ppo.loop import Loop
+    from reprise.backend.training.ppo.loop import PpoLoop
 
     config = PpoConfig(**settings)
     with quiet_loading():
-        claim(folder / "run", save_config(config), resume=False)
-        loop: Any = Loop(config, folder / "run", False, print)
+        claim_run_folder(folder / "run", save_config(config), resume=False)
+        loop: Any = PpoLoop(config, folder / "run", False, print)
         prompts = [asked.prompt for _, asked in loop.rollouts.stream.take(int(sys.argv[3]))]
         loop.rollouts.stream.position = 0
         refiner = PripRewriter(loop.start, device=str(loop.model.device))

@@ -31,7 +31,7 @@ SHIPPED = shipped_config("grpo", "shapeworld")
 
 
 def step(seconds, **did):
-    phases = dict.fromkeys(("write", "render", "score", "update", "record"), seconds / 5)
+    timer = dict.fromkeys(("write", "render", "score", "update", "record"), seconds / 5)
     counts = {
         "processor": seconds,
         "answers": 4,
@@ -42,7 +42,7 @@ def step(seconds, **did):
         "groups": 2,
         "signal": 1,
     }
-    return {"seconds": seconds, "phases": phases, **counts, **did}
+    return {"seconds": seconds, "phases": timer, **counts, **did}
 
 
 # Arithmetic
@@ -76,10 +76,10 @@ def test_a_result_by_hand():
     signal = rows["seconds per group with signal, at equal steps (8)"]
     assert signal["overall"][0] == 12.0 and signal["cost"] == {"ours": 1.0, "other": 12.0}
     assert rows["share of our step that the networks alone take"]["overall"] == [0.75, 0.75, 0.75]
-    phases, did = result["tables"]
-    assert phases["columns"] == ["", "ours", "its floor", "share", "other, 16 steps", "other, 8 steps"]
-    assert phases["rows"][1] == ["drawing", 0.4, 1.0, 2.5, 2.0, 1.2]
-    assert phases["rows"][2][1:4] == [0.4, None, None] and phases["rows"][-1][:4] == ["all", 2.0, 1.5, 0.75]
+    timer, did = result["tables"]
+    assert timer["columns"] == ["", "ours", "its floor", "share", "other, 16 steps", "other, 8 steps"]
+    assert timer["rows"][1] == ["drawing", 0.4, 1.0, 2.5, 2.0, 1.2]
+    assert timer["rows"][2][1:4] == [0.4, None, None] and timer["rows"][-1][:4] == ["all", 2.0, 1.5, 0.75]
     assert ["pictures drawn", 6.0, 4.0, 4.0] in did["rows"]
     page = render_figures({**result, "settings": {}})
     assert "Seconds of a step, mean" in page and "<td>drawing</td><td>0.4</td><td>1</td><td>2.5</td>" in page
@@ -139,7 +139,7 @@ class Painter:
 def test_every_answer_is_drawn_and_judged_alone():
     painter, judge, timed = Painter(), Brightness(), Counter()
 
-    def phases(name):
+    def timer(name):
         timed[name] += 1
         return nullcontext()
 
@@ -147,13 +147,13 @@ def test_every_answer_is_drawn_and_judged_alone():
         painter,
         {"brightness": judge, "structure": Structure()},  # pyright: ignore
         {"brightness": 2.0, "structure": 0.25},
-        phases,
+        timer,
     )
     good = "<reason>r</reason><prompt>a red star</prompt>"
     completions = [[{"role": "assistant", "content": text}] for text in (good, good, "no answer")]
-    asked, meaning = ["star"] * 3, ["a star"] * 3
+    asked, judge_prompt = ["star"] * 3, ["a star"] * 3
     [look, structure], weights = reviewer.functions()
-    scores = look(completions=completions, asked=asked, meaning=meaning, prompts=None)
+    scores = look(completions=completions, asked=asked, judge_prompt=judge_prompt, prompts=None)
     assert painter.drawn == ["a red star", "a red star", UNREADABLE]  # the same one twice
     assert judge.asked == [(1, "a star")] * 3 and timed == {"render": 3, "score": 3}
     assert scores == pytest.approx([20 / 255, 20 / 255, 14 / 255])
@@ -236,13 +236,13 @@ def test_a_whole_bench():
     assert names[0] == "seconds per optimiser step, each at its own steps (1 and 16)"
     assert "pictures per second, at equal steps (1)" in names
     assert all(row["overall"][0] > 0 for row in result["rows"])
-    phases, did = result["tables"]
+    timer, did = result["tables"]
     counts = {row[0]: row[1:] for row in did["rows"]}
     assert counts["answers"] == [2, 2, 2] and counts["groups"] == [1, 1, 1]
     assert counts["pictures drawn"][1:] == [2, 2] and counts["denoiser rows"][1:] == [2 * 2 * 16, 2 * 2]
     assert counts["denoiser rows"][0] == 2 * counts["pictures drawn"][0]
     for column in (1, 4, 5):
-        *parts, whole = [row[column] for row in phases["rows"]]
+        *parts, whole = [row[column] for row in timer["rows"]]
         assert sum(parts) == pytest.approx(whole, abs=0.01) and min(parts) >= 0
     assert result["settings"]["sides"]["peer"]["steps"] == 16
 

@@ -14,7 +14,7 @@ from reprise.backend.lab.bench.parm import (
     within_budget,
 )
 from reprise.backend.renderers.fake import FakeRenderer
-from reprise.backend.search.pruning import Full, Halving
+from reprise.backend.search.pruning import FullSchedule, HalvingSchedule
 from reprise.backend.shapeworld.prompts import sample_prompts
 
 
@@ -35,12 +35,12 @@ def pool(finals, previews):
 
 def test_gain_kept_and_rows_by_hand():
     # Finals .2 .4 .6 .8; the previews would keep candidates 3 and 1, then the best of them is .8.
-    right = measure([pool([0.2, 0.4, 0.6, 0.8], [0.1, 0.5, 0.2, 0.9])], 4, Halving({2: 2}))
+    right = measure([pool([0.2, 0.4, 0.6, 0.8], [0.1, 0.5, 0.2, 0.9])], 4, HalvingSchedule({2: 2}))
     assert right["kept"][0] == 1.0 and right["rows"] == 2 * (2 * 4 + 2 * 2) and right["rows_share"] == 0.75
     # Misleading previews keep 0 and 1: gain .4 - .5 of .8 - .5.
-    wrong = measure([pool([0.2, 0.4, 0.6, 0.8], [0.9, 0.8, 0.2, 0.1])], 4, Halving({2: 2}))
+    wrong = measure([pool([0.2, 0.4, 0.6, 0.8], [0.9, 0.8, 0.2, 0.1])], 4, HalvingSchedule({2: 2}))
     assert wrong["kept"][0] == pytest.approx(-1 / 3, abs=1e-3)
-    assert measure([pool([0.2, 0.8], [0.0, 0.0])], 2, Full())["kept"][0] == 1.0
+    assert measure([pool([0.2, 0.8], [0.0, 0.0])], 2, FullSchedule())["kept"][0] == 1.0
 
 
 def test_ratio_is_of_sums_not_a_mean_of_ratios():

@@ -56,10 +56,10 @@ def test_a_result_by_hand():
     assert rows["refinements per second, from pivots"]["overall"] == [0.8, 0.8, 0.8]
     assert rows["tokens per second, drawn, from pivots"]["overall"] == [2.0, 2.0, 2.0]
     assert rows["share of a step that the networks alone take"]["overall"] == [0.5, 0.5, 0.5]
-    phases, did, tokens = result["tables"]
-    assert phases["rows"][0] == ["writing", 0.5, 0.25, 0.5]
-    assert phases["rows"][2] == ["judging", 0.25, None, None]
-    assert phases["rows"][4][:2] == ["records, logs", 0.25] and phases["rows"][5] == ["all", 3.0, 1.5, 0.5]
+    timer, did, tokens = result["tables"]
+    assert timer["rows"][0] == ["writing", 0.5, 0.25, 0.5]
+    assert timer["rows"][2] == ["judging", 0.25, None, None]
+    assert timer["rows"][4][:2] == ["records, logs", 0.25] and timer["rows"][5] == ["all", 3.0, 1.5, 0.5]
     assert ["pictures drawn", 12.0] in did["rows"] and tokens["rows"][1] == ["drawn", 2.0, 1.0]
 
 
@@ -79,8 +79,8 @@ def test_a_whole_bench(refiner):
     result = bench(settings, pairs=1, refined=4, tell=lambda *words: told.append(words))
     assert told == [(what, turn, 1) for what in ("refinements", "steps") for turn in (0, 1)]
     assert json.dumps(result, allow_nan=False) and all(row["overall"][0] > 0 for row in result["rows"])
-    phases, did, tokens = result["tables"]
-    *parts, whole = [row[1] for row in phases["rows"]]
+    timer, did, tokens = result["tables"]
+    *parts, whole = [row[1] for row in timer["rows"]]
     assert sum(parts) == pytest.approx(whole, abs=0.01) and min(parts) >= 0
     counts = {row[0]: row[1] for row in did["rows"]}
     assert counts["pictures drawn"] <= 4 and counts["tokens of a refinement"] <= 4

@@ -107,7 +107,7 @@ def test_both_sides_take_turns_and_the_first_call_is_not_counted(monkeypatch):
             self.count += 1
             return calls(100.0 if self.count == 1 else 1.0, scores=[0.1] * len(pictures))[0]
 
-    monkeypatch.setattr(rewards, "Side", Fake)
+    monkeypatch.setattr(rewards, "JudgeProcess", Fake)
     monkeypatch.setattr(rewards, "write_published", lambda *_: None)
     monkeypatch.setattr(rewards, "packages_of", lambda *_: VERSIONS)
     result = bench(judges=["image-reward"], reference="python", images=1, pairs=2, size=32)
@@ -115,7 +115,7 @@ def test_both_sides_take_turns_and_the_first_call_is_not_counted(monkeypatch):
     assert [row["overall"] for row in result["rows"]] == [[1.0, 1.0, 1.0]]
     assert result["settings"]["sides"]["reference"]["threads"] == 1 and json.dumps(result)
     monkeypatch.undo()
-    monkeypatch.setattr(rewards, "Side", Fake)
+    monkeypatch.setattr(rewards, "JudgeProcess", Fake)
     monkeypatch.setattr(rewards, "write_published", lambda *_: None)
     alone = bench(images=2, pairs=1, size=32)["rows"]
     assert [row["name"].split(":")[0] for row in alone] == [
@@ -126,7 +126,7 @@ def test_both_sides_take_turns_and_the_first_call_is_not_counted(monkeypatch):
 def test_a_side_that_breaks_says_why(tmp_path):
     (tmp_path / "vocab.txt").write_text("")
     (tmp_path / "ImageReward.pt").write_bytes(b"rubbish")
-    with rewards.Side(sys.executable, "ours", "image-reward", tmp_path) as side:
+    with rewards.JudgeProcess(sys.executable, "ours", "image-reward", tmp_path) as side:
         with pytest.raises(RepriseError, match="measuring ours failed: .*vocab.txt"):
             side.hear()
 

@@ -62,7 +62,7 @@ def test_a_step_trains_transformer_and_encoders_and_no_layout_head_is_kept(make_
 def test_the_layout_is_learned_from_the_middle_of_the_transformer(make_work):
     """Its loss has gradients in the blocks before its features and in none behind them."""
     clip, t5 = new_text_encoders()
-    model = recipe.Renderer(clip, t5, recipe.new_transformer())
+    model = recipe.FluxWithLayout(clip, t5, recipe.new_transformer())
     ids = tokenize(["a red circle"], clip_tokenizer(), t5_tokenizer())
     model(torch.randn(1, 64, 64), torch.tensor([0.5]), *ids)
     model.layout_loss(torch.ones(1, 64, 2, dtype=torch.long)).backward()

@@ -55,7 +55,7 @@ def test_no_signal_is_left_where_sampling_begins():
 
 def test_the_layout_is_learned_from_the_middle_of_the_unet():
     """Its loss has gradients before its features and none behind them."""
-    model = recipe.Denoiser()
+    model = recipe.UNetWithLayout()
     model(torch.randn(1, 16, 16, 16), torch.tensor([500]), torch.randn(1, 5, recipe.TEXT_WIDTH))
     model.layout_loss(torch.ones(1, 64, 2, dtype=torch.long)).backward()
     assert model.unet.conv_in.weight.grad is not None

@@ -22,7 +22,7 @@ from reprise.backend.core.types import Job
 from reprise.backend.renderers.comfyui import client as comfy_server
 from reprise.backend.renderers.comfyui import renderer as comfyui
 from reprise.backend.renderers.comfyui.renderer import ComfyUIRenderer, parse_name
-from reprise.backend.renderers.comfyui.workflow import Names, prepare
+from reprise.backend.renderers.comfyui.workflow import NamedSockets, prepare
 from reprise.backend.storage.cache import Cache
 
 from ....fake_comfyui import GRAPH, STEPS, FakeComfyUI, picture
@@ -448,20 +448,20 @@ def test_answers_are_bounded(servers, monkeypatch):
 @pytest.mark.parametrize(
     "text,file,urls,names",
     [
-        ("flow.json@http://localhost:8188", "flow.json", ["http://localhost:8188"], Names()),
+        ("flow.json@http://localhost:8188", "flow.json", ["http://localhost:8188"], NamedSockets()),
         (
             "a,b.json@https://a/comfy/,http://b:8188",
             "a,b.json",
             ["https://a/comfy", "http://b:8188"],
-            Names(),
+            NamedSockets(),
         ),
         (
             "/x/flow.json,prompt=6.text+7.text,seed=3.seed,steps=8,output=9@http://a",
             "/x/flow.json",
             ["http://a"],
-            Names("6.text+7.text", "3.seed", "8", "9"),
+            NamedSockets("6.text+7.text", "3.seed", "8", "9"),
         ),
-        ("me@home.json,prompt=12:6.text@http://a", "me@home.json", ["http://a"], Names("12:6.text")),
+        ("me@home.json,prompt=12:6.text@http://a", "me@home.json", ["http://a"], NamedSockets("12:6.text")),
     ],
 )
 def test_names(text, file, urls, names):

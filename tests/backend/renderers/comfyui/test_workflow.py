@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reprise.backend.core.errors import BadInput, UnknownName, Unsupported
-from reprise.backend.renderers.comfyui.workflow import Names, load_workflow, prepare
+from reprise.backend.renderers.comfyui.workflow import NamedSockets, load_workflow, prepare
 
 from ....fake_comfyui import GRAPH
 
@@ -263,7 +263,7 @@ def test_prompt_seed_and_steps_are_found(case):
 )
 def test_the_shipped_workflows(name, output, prompts, seeds, left_out):
     graph = json.loads((API / f"{name}.json").read_text())
-    found = load_workflow(API / f"{name}.json", Names(output=output))
+    found = load_workflow(API / f"{name}.json", NamedSockets(output=output))
     assert sorted(map(str, found.prompts)) == prompts and list(map(str, found.seeds)) == seeds
     assert set(graph) - set(found.graph) == left_out
 
@@ -297,18 +297,18 @@ def test_the_fingerprint_knows_all_but_prompt_and_seed():
         )
     ]
     assert whole[0] == whole[1] and len(set(whole)) == 3
-    assert json.dumps(prepare(GRAPH, Names(seed="5.seed")).content) == whole[0]
+    assert json.dumps(prepare(GRAPH, NamedSockets(seed="5.seed")).content) == whole[0]
     assert json.dumps(prepare(GRAPH, steps=9).content) not in whole
 
 
 @pytest.mark.parametrize(
     "graph,names,prompts,seeds",
     [
-        (GRAPH, Names(prompt="3.text", seed="5.seed"), ["3.text"], ["5.seed"]),
-        (GRAPH, Names(prompt="3", seed="5"), ["3.text"], ["5.seed"]),
-        (FLUX, Names(prompt="4.clip_l+4.t5xxl"), ["4.clip_l", "4.t5xxl"], ["6.noise_seed"]),
-        (FLUX, Names(prompt="4.t5xxl"), ["4.t5xxl"], ["6.noise_seed"]),
-        (TABLE["two passes"][0], Names(seed="9"), ["2.text"], ["9.seed"]),
+        (GRAPH, NamedSockets(prompt="3.text", seed="5.seed"), ["3.text"], ["5.seed"]),
+        (GRAPH, NamedSockets(prompt="3", seed="5"), ["3.text"], ["5.seed"]),
+        (FLUX, NamedSockets(prompt="4.clip_l+4.t5xxl"), ["4.clip_l", "4.t5xxl"], ["6.noise_seed"]),
+        (FLUX, NamedSockets(prompt="4.t5xxl"), ["4.t5xxl"], ["6.noise_seed"]),
+        (TABLE["two passes"][0], NamedSockets(seed="9"), ["2.text"], ["9.seed"]),
     ],
 )
 def test_what_is_named_is_taken(graph, names, prompts, seeds):
@@ -322,7 +322,7 @@ def test_steps_are_set_where_they_stand():
     assert (flux.graph["8"]["inputs"]["steps"], flux.steps) == (3, 3)
     linked = prepare(TABLE["linked steps"][0], steps=5)
     assert linked.graph["8"]["inputs"]["value"] == 5
-    named = prepare(TABLE["two passes"][0], Names(steps="5.steps"), steps=9)
+    named = prepare(TABLE["two passes"][0], NamedSockets(steps="5.steps"), steps=9)
     assert [named.graph[name]["inputs"]["steps"] for name in ("5", "9")] == [9, 2]
     with pytest.raises(BadInput, match=r"input for steps is not clear; it could be 5.steps 4 .*9.steps 2"):
         prepare(TABLE["two passes"][0], steps=9)
@@ -341,7 +341,7 @@ REFUSED = {
             n9=node("ConditioningConcat", conditioning_to=["2", 0], conditioning_from=["8", 0]),
             n5=sampler(positive=["9", 0]),
         ),
-        Names(),
+        NamedSockets(),
         [
             "prompt is not clear",
             "2.text 'a cat' (Positive, CLIPTextEncode)",
@@ -354,7 +354,7 @@ REFUSED = {
             n8=node("StringConcatenate", string_a="a cat", string_b="in oil", delimiter=", "),
             n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
         ),
-        Names(),
+        NamedSockets(),
         ["prompt is not clear", "8.string_a 'a cat'", "8.string_b 'in oil'"],
     ),
     "a judge with words of its own": (
@@ -362,18 +362,22 @@ REFUSED = {
             **json.loads((API / "shapeworld_quick_start.json").read_text()),
             "5": node("CLIPTextEncode", text="two red squares side by side", clip=["1", 1]),
         },
-        Names(),
+        NamedSockets(),
         ["prompt is not clear", "5.text", "8.prompt 'a photo of two red squares'"],
     ),
-    "no text": (changed(n5=sampler(positive=["1", 1])), Names(), ["prompt is not clear", "3.text 'blurry'"]),
+    "no text": (
+        changed(n5=sampler(positive=["1", 1])),
+        NamedSockets(),
+        ["prompt is not clear", "3.text 'blurry'"],
+    ),
     "no sampler": (
         changed(n6=node("LoadImage", image="cat.png")),
-        Names(),
+        NamedSockets(),
         ["no input for a prompt", "no text"],
     ),
     "no seed": (
         changed(n5=node("Draw", model=["1", 0], positive=["2", 0])),
-        Names(prompt="2"),
+        NamedSockets(prompt="2"),
         ["no input for a seed"],
     ),
     "two pictures": (
@@ -382,21 +386,33 @@ REFUSED = {
             n9=node("VAEDecode", samples=["8", 0], vae=["1", 2]),
             n10=node("SaveImage", "The other", images=["9", 0], filename_prefix="b"),
         ),
-        Names(),
+        NamedSockets(),
         ["picture is not clear", "7 (SaveImage)", "10 (The other, SaveImage)", "flow,output=7"],
     ),
-    "no picture": (changed(n7=None), Names(), ["saves no picture", "Save Image"]),
-    "an output that is none": (GRAPH, Names(output="5"), ["node 5 is given no images"]),
-    "an output that is not there": (GRAPH, Names(output="70"), ["unknown node in flow: '70'"]),
-    "a prompt that is not there": (GRAPH, Names(prompt="20.text"), ["unknown node for prompt", "'20'"]),
+    "no picture": (changed(n7=None), NamedSockets(), ["saves no picture", "Save Image"]),
+    "an output that is none": (GRAPH, NamedSockets(output="5"), ["node 5 is given no images"]),
+    "an output that is not there": (GRAPH, NamedSockets(output="70"), ["unknown node in flow: '70'"]),
+    "a prompt that is not there": (
+        GRAPH,
+        NamedSockets(prompt="20.text"),
+        ["unknown node for prompt", "'20'"],
+    ),
     "a prompt beside the picture": (
         changed(n8=node("CLIPTextEncode", text="a dog", clip=["1", 1])),
-        Names(prompt="8.text"),
+        NamedSockets(prompt="8.text"),
         ["'8'"],
     ),
-    "an input that is not there": (GRAPH, Names(prompt="2.txt"), ["unknown input of node 2", "mean 'text'"]),
-    "a seed that is a text": (GRAPH, Names(seed="2.text"), ["seed=2.text", "a whole number", "'a cat'"]),
-    "a node with two texts": (FLUX, Names(prompt="4"), ["4.clip_l 'a cat'", "4.t5xxl"]),
+    "an input that is not there": (
+        GRAPH,
+        NamedSockets(prompt="2.txt"),
+        ["unknown input of node 2", "mean 'text'"],
+    ),
+    "a seed that is a text": (
+        GRAPH,
+        NamedSockets(seed="2.text"),
+        ["seed=2.text", "a whole number", "'a cat'"],
+    ),
+    "a node with two texts": (FLUX, NamedSockets(prompt="4"), ["4.clip_l 'a cat'", "4.t5xxl"]),
 }
 
 

@@ -20,7 +20,7 @@ from reprise.backend.rewards.geneval.judge import (
     load_detector,
     prepare,
 )
-from reprise.backend.rewards.geneval.rules import CLASSES, COLORS, Detection
+from reprise.backend.rewards.geneval.rules import CLASSES, COLORS, ObjectDetection
 from reprise.backend.rewards.published.files import JUDGES
 
 from ....data.geneval import scenes
@@ -136,10 +136,10 @@ def test_colours_equal_the_originals(row, judge):
     mask, box = scenes.blob(width, height)
     with torch.inference_mode():
         picture = Image.fromarray(tiny.picture(width, height))
-        colors = judge.colors(picture, Detection(row["name"], 1.0, box), torch.from_numpy(mask))
+        colors = judge.colors(picture, ObjectDetection(row["name"], 1.0, box), torch.from_numpy(mask))
     seen = torch.tensor([colors[color] for color in COLORS])
     assert torch.allclose(seen, torch.tensor(row["logits"]).softmax(-1), atol=1e-5)
-    assert Detection(row["name"], 1.0, box, colors).color == row["color"]
+    assert ObjectDetection(row["name"], 1.0, box, colors).color == row["color"]
 
 
 def test_pictures_are_made_ready_as_the_detector_was_trained():

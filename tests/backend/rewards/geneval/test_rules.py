@@ -9,9 +9,9 @@ from reprise.backend.rewards.geneval.rules import (
     CLASSES,
     COLORS,
     NUMBERS,
-    Case,
-    Detection,
-    Requirement,
+    GenEvalCase,
+    GenEvalRequirement,
+    ObjectDetection,
     component,
     faults,
     is_right,
@@ -30,7 +30,7 @@ BOX = (100, 100, 200, 200)
 def seen(name, confidence=0.95, box=BOX, color=None):
     """One detection; of `color` it is sure to 91 %."""
     colors = {c: 0.91 if c == color else 0.01 for c in COLORS} if color else None
-    return Detection(name, confidence, tuple(box), colors)
+    return ObjectDetection(name, confidence, tuple(box), colors)
 
 
 def at(name, x, y, side=20, confidence=0.95):
@@ -138,7 +138,7 @@ def test_the_table_of_verdicts(prompt, detections, wrong):
 
 def test_excluded_classes():
     """GenEval excludes only in counting; its rules know it of any class, from a number on."""
-    case = Case("a dog, no cat", "two_object", (Requirement("dog"),), (("cat", 1), ("bird", 3)))
+    case = GenEvalCase("a dog, no cat", "two_object", (GenEvalRequirement("dog"),), (("cat", 1), ("bird", 3)))
     assert is_right(case, [seen("dog")])
     assert is_right(case, [seen("dog"), seen("cat", 0.3), *several("bird", 2)])
     assert faults(case, [seen("dog"), seen("cat", 0.31)]) == ["I see 1 cat, none were asked for"]
@@ -193,9 +193,9 @@ def test_soft_scores_by_hand():
 def test_the_verdicts_of_the_original():
     right = 0
     for number, (line, things) in enumerate(scenes.scenes(CLASSES)):
-        case = Case.from_metadata(line)
+        case = GenEvalCase.from_metadata(line)
         found = [
-            Detection(name, chance, box, {c: float(c == color) for c in COLORS})
+            ObjectDetection(name, chance, box, {c: float(c == color) for c in COLORS})
             for name, chance, box, color in things
         ]
         expected = GOLDEN["verdicts"][number] == "1"
@@ -220,7 +220,7 @@ def test_the_published_prompts_give_the_published_metadata():
     for line in lines:
         case = parse_prompt(line["prompt"])
         assert case.metadata() == line
-        assert Case.from_metadata(line) == case
+        assert GenEvalCase.from_metadata(line) == case
         assert case.threshold == (0.9 if line["tag"] == "counting" else 0.3)
     cases = read_cases(scenes.METADATA)
     assert len(cases) == 553 and cases[TWO_DOGS.replace("dogs", "bicycles")].include[0].count == 2
@@ -233,16 +233,20 @@ def test_every_class_in_every_template():
         a, b = (("an " if word[0] in "aeiou" else "a ") + word for word in (name, other))
         several = name + ("es" if name.endswith("s") else "s")
         for prompt, tag, include in (
-            (a, "single_object", (Requirement(name),)),
-            (f"{a} and {b}", "two_object", (Requirement(name), Requirement(other))),
-            (f"three {several}", "counting", (Requirement(name, 3),)),
-            (f"three {plural(name)}", "counting", (Requirement(name, 3),)),
-            (f"an orange {name}", "colors", (Requirement(name, 1, "orange"),)),
-            (f"{a} below {b}", "position", (Requirement(other), Requirement(name, 1, None, ("below", 0)))),
+            (a, "single_object", (GenEvalRequirement(name),)),
+            (f"{a} and {b}", "two_object", (GenEvalRequirement(name), GenEvalRequirement(other))),
+            (f"three {several}", "counting", (GenEvalRequirement(name, 3),)),
+            (f"three {plural(name)}", "counting", (GenEvalRequirement(name, 3),)),
+            (f"an orange {name}", "colors", (GenEvalRequirement(name, 1, "orange"),)),
+            (
+                f"{a} below {b}",
+                "position",
+                (GenEvalRequirement(other), GenEvalRequirement(name, 1, None, ("below", 0))),
+            ),
             (
                 f"a white {name} and an orange {other}",
                 "color_attr",
-                (Requirement(name, 1, "white"), Requirement(other, 1, "orange")),
+                (GenEvalRequirement(name, 1, "white"), GenEvalRequirement(other, 1, "orange")),
             ),
         ):
             case = parse_prompt(f"a photo of {prompt}")
@@ -333,4 +337,4 @@ def test_a_file_that_is_no_metadata_is_refused(tmp_path):
     with pytest.raises(BadInput, match="line 2: another line says something else of 'a scarlet hound'"):
         read_cases(path)
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD), encoding="utf-8")
-    assert read_cases(path) == {"a scarlet hound": Case.from_metadata(GOOD)}
+    assert read_cases(path) == {"a scarlet hound": GenEvalCase.from_metadata(GOOD)}

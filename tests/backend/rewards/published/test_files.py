@@ -14,7 +14,7 @@ from reprise.backend.core.errors import CheckpointError, UnknownName
 from reprise.backend.core.registry import REWARDS, resolve
 from reprise.backend.rewards.published import download as fetch
 from reprise.backend.rewards.published import files
-from reprise.backend.rewards.published.files import JUDGES, Wanted
+from reprise.backend.rewards.published.files import JUDGES, PublishedFile
 
 from ....servers import QuietServer
 
@@ -152,11 +152,15 @@ def hub(nothing, monkeypatch):
 
 
 def wants(monkeypatch, *wanted):
-    monkeypatch.setitem(JUDGES, "tiny", files.Needs(tuple(wanted), 1))
+    monkeypatch.setitem(JUDGES, "tiny", files.JudgeFiles(tuple(wanted), 1))
 
 
 def test_a_download_that_was_asked_for_is_checked(hub, monkeypatch):
-    wants(monkeypatch, Wanted("tiny", "weights.bin", 7000, "a/b"), Wanted("tiny", "small.json", 7000, "a/b"))
+    wants(
+        monkeypatch,
+        PublishedFile("tiny", "weights.bin", 7000, "a/b"),
+        PublishedFile("tiny", "small.json", 7000, "a/b"),
+    )
     said = []
     monkeypatch.setattr(Hub, "etag", hashlib.sha256(Hub.content).hexdigest())
     paths = fetch.fetch("tiny", said.append)
@@ -169,7 +173,7 @@ def test_a_download_that_was_asked_for_is_checked(hub, monkeypatch):
 
 
 def test_a_download_that_is_not_what_was_promised_is_deleted(hub, monkeypatch):
-    wants(monkeypatch, Wanted("tiny", "weights.bin", 7000, "a/b"))
+    wants(monkeypatch, PublishedFile("tiny", "weights.bin", 7000, "a/b"))
     monkeypatch.setattr(Hub, "etag", "0" * 64)
     with pytest.raises(CheckpointError, match="weights.bin arrived damaged"):
         fetch.fetch("tiny", print)
@@ -177,7 +181,7 @@ def test_a_download_that_is_not_what_was_promised_is_deleted(hub, monkeypatch):
 
 
 def test_what_cannot_be_had_is_one_line(hub, monkeypatch):
-    wants(monkeypatch, Wanted("tiny", "gone.bin", 7000, "a/b"))
+    wants(monkeypatch, PublishedFile("tiny", "gone.bin", 7000, "a/b"))
     with pytest.raises(CheckpointError, match="gone.bin cannot be had from https://hugg.*/a/b: ") as error:
         fetch.fetch("tiny", print)
     assert "\n" not in str(error.value)

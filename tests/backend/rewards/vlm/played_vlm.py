@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from reprise.backend.rewards.vlm.local import Said
+from reprise.backend.rewards.vlm.local import VlmAnswer
 
 PROMPTS = ["a red circle", "two blue cats and a dog, at night", "x", "a big red ball on the table"]
 IMAGES = torch.rand(16, 24, 40, 3, generator=torch.Generator().manual_seed(1))
@@ -30,4 +30,4 @@ class Played:
 
     def write(self, questions, pictures, limit):
         self.asked += questions
-        return [Said(self.texts[i % len(self.texts)], self.cut) for i in range(len(questions))]
+        return [VlmAnswer(self.texts[i % len(self.texts)], self.cut) for i in range(len(questions))]

@@ -8,13 +8,13 @@ import pytest
 
 from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, UnknownName
 from reprise.backend.core.interfaces import Critic, PreviewReward
-from reprise.backend.core.scoring import of_previews
+from reprise.backend.core.scoring import preview_judge
 from reprise.backend.factory import make_judge, make_reward, parse_weights
 from reprise.backend.rewards.vlm import judge as vlm_module
 from reprise.backend.rewards.vlm.calibration import Calibration
 from reprise.backend.rewards.vlm.judge import (
     MODES,
-    Tuned,
+    TunedSettings,
     VLMChecklist,
     VLMCritic,
     VLMGrade,
@@ -49,7 +49,7 @@ TUNED = {
 
 
 def test_calibrations_are_of_their_questions():
-    tuned = Tuned(calibrations={"match": Calibration(2.0), "clarity": Calibration(0.5)})
+    tuned = TunedSettings(calibrations={"match": Calibration(2.0), "clarity": Calibration(0.5)})
     judge = VLMJudge(Played(), "match", tuned)
     assert judge.score(IMAGES[:1], ["a cat"]) == [pytest.approx(0.75)]  # odds of 9, and of 3
     assert VLMJudge(Played(), "potential", tuned).score(IMAGES[:1], ["a cat"]) == [0.9]
@@ -59,21 +59,23 @@ def test_who_looks_at_previews_in_a_judges_place():
     """PARM's questions where a picture would be matched; what a model was not tuned on it is not asked."""
     for mode, made in (("match", VLMJudge), ("critique", VLMCritic)):
         judge = made(Played(), mode)
-        looking = of_previews(judge)
+        looking = preview_judge(judge)
         assert isinstance(looking, PreviewReward) and not isinstance(judge, PreviewReward)
         assert looking.vlm is judge.vlm and looking.spec.name.endswith("#potential")
-        assert looking.clarity(IMAGES[:1], ["a cat"]) == [0.9] and of_previews(looking) is looking
-    tuned = VLMJudge(Played(), "match", Tuned(frozenset({"match", "potential"})))
-    assert of_previews(tuned).clarity(IMAGES[:1], ["a cat"]) is None
-    orm = VLMJudge(Played(), "match", Tuned(frozenset({"match"})))
-    assert of_previews(orm) is orm and of_previews(VLMGrade(Played(), "score")).mode == "score"
+        assert looking.clarity(IMAGES[:1], ["a cat"]) == [0.9] and preview_judge(looking) is looking
+    tuned = VLMJudge(Played(), "match", TunedSettings(frozenset({"match", "potential"})))
+    assert preview_judge(tuned).clarity(IMAGES[:1], ["a cat"]) is None
+    orm = VLMJudge(Played(), "match", TunedSettings(frozenset({"match"})))
+    assert preview_judge(orm) is orm and preview_judge(VLMGrade(Played(), "score")).mode == "score"
 
 
 def test_what_a_folder_was_tuned_on_comes_with_it(llava, caplog):
-    assert vlm_judge(str(llava), device="cpu").tuned == Tuned()
+    assert vlm_judge(str(llava), device="cpu").tuned == TunedSettings()
     (llava / "reprise.json").write_text(json.dumps(TUNED))
     tuned = vlm_judge(f"{llava}#clarity", device="cpu").tuned
-    assert tuned == Tuned(frozenset({"match", "clarity"}), {"match": Calibration(2.0)}, frozenset({"ab"}))
+    assert tuned == TunedSettings(
+        frozenset({"match", "clarity"}), {"match": Calibration(2.0)}, frozenset({"ab"})
+    )
     assert not caplog.records
     assert vlm_judge(f"{llava}#potential", device="cpu").clarity is not None
     assert "was not trained on 'potential'" in caplog.text

@@ -217,25 +217,25 @@ from reprise.backend.core.errors import BadInput, RewardFailed
 from reprise.backend.training import ranks
 
 def fails(part):
-    if ranks.index() == 1:
+    if ranks.rank() == 1:
         raise RewardFailed("redness", "it is down")
     return part
 
 def refuses():
     raise BadInput("no")
 
-found = {"index": ranks.index(), "shares": [list(ranks.share(range(n))) for n in (4, 3, 1, 0)],
-         "dealt": ranks.deal("abc", lambda part: [letter.upper() for letter in part]),
-         "main": ranks.on_main(ranks.index), "total": ranks.total(1, 10 * ranks.index()),
+found = {"index": ranks.rank(), "shares": [list(ranks.local_share(range(n))) for n in (4, 3, 1, 0)],
+         "dealt": ranks.scatter("abc", lambda part: [letter.upper() for letter in part]),
+         "main": ranks.run_on_main(ranks.index), "total": ranks.all_sum(1, 10 * ranks.rank()),
          "part": ranks.part_of(6)}
-for name, work in {"one": lambda: ranks.deal("ab", fails), "on_main": lambda: ranks.on_main(refuses),
+for name, work in {"one": lambda: ranks.scatter("ab", fails), "on_main": lambda: ranks.run_on_main(refuses),
                    "odd": lambda: ranks.part_of(3)}.items():
     try:
         work()
     except Exception as error:
         found[name] = [type(error).__name__, str(error), error.exit_code]
 found["first"] = ranks.first_to_fail()
-ranks.total()  # nobody leaves before all have asked
+ranks.all_sum()  # nobody leaves before all have asked
 ranks.leave()
 open(sys.argv[1] + str(found["index"]), "w").write(json.dumps(found))
 """
@@ -284,20 +284,25 @@ def test_what_processes_share(by, tmp_path):
 
 def test_one_process_is_the_plain_call(monkeypatch):
     monkeypatch.setattr(distributed, "_gather", None)
-    assert (distributed.count(), distributed.index(), distributed.is_main(), distributed.part_of(7)) == (
+    assert (
+        distributed.world_size(),
+        distributed.rank(),
+        distributed.is_main(),
+        distributed.per_process(7),
+    ) == (
         1,
         0,
         True,
         7,
     )
     items = [1, 2, 3]
-    assert distributed.share(items) is items and distributed.deal(items, lambda part: part) is items
-    assert distributed.on_main(lambda: 5) == 5 and distributed.total(1, 2) == (1, 2)
+    assert distributed.local_share(items) is items and distributed.scatter(items, lambda part: part) is items
+    assert distributed.run_on_main(lambda: 5) == 5 and distributed.all_sum(1, 2) == (1, 2)
     assert not torch.distributed.is_initialized()
 
 
 def test_a_trainer_of_one_process_is_refused_to_several(monkeypatch):
-    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     monkeypatch.delattr(sft, "SEVERAL")
     with pytest.raises(Unsupported, match="trainer 'sft' is one process"):
         train._train("sft", ["model=m", "data=d"], None, None)
@@ -312,8 +317,8 @@ def test_ways_of_launching_that_cannot_be(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(Unsupported, match="2 processes want a GPU each, and this machine has 1"):
-        distributed.gpu("auto")
-    assert not distributed.gpu("cpu")
+        distributed.use_gpu("auto")
+    assert not distributed.use_gpu("cpu")
 
 
 @pytest.mark.parametrize(("processes", "code", "printed"), [("2", 3, "said"), ("1", 0, "said and done")])

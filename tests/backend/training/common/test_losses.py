@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from reprise.backend.training.common.losses import (
-    advantages_over_time,
     clipped_surrogate,
     clipped_value_error,
     denoising_error,
     denoising_target,
     diffusion_dpo,
-    divergence,
+    gae,
+    kl_k3,
     leave_one_out,
     noised,
     pivot_error,
     prompt_error,
-    whitened,
+    whiten,
 )
 
 # Two samples of two numbers; a 3-4-5 triangle, so that signal^2 + sigma^2 = 1.
@@ -130,7 +130,7 @@ def test_advantages_over_time_by_hand():
     delta_3 = 8 - 4 = 4, delta_2 = 4 - 2 = 2, delta_1 = 2 - 1 = 1; A_3 = 4, A_2 = 2 + 4/2, A_1 = 1 + 4/2."""
     values = torch.tensor([[1.0, 2.0, 4.0], [3.0, 99.0, torch.nan]])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
-    found, returns = advantages_over_time(torch.tensor([8.0, 5.0]), values, mask, lam=0.5)
+    found, returns = gae(torch.tensor([8.0, 5.0]), values, mask, lam=0.5)
     close(found, [[3.0, 4.0, 4.0], [2.0, 0.0, 0.0]])
     close(returns, [[4.0, 6.0, 8.0], [5.0, 0.0, 0.0]])
 
@@ -138,10 +138,10 @@ def test_advantages_over_time_by_hand():
 def test_advantages_at_the_ends_of_lambda():
     values, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3)
     reward = torch.tensor([8.0])
-    close(advantages_over_time(reward, values, mask, lam=0.0)[0], [[1.0, 2.0, 4.0]])  # one step ahead
-    close(advantages_over_time(reward, values, mask, lam=1.0)[0], [[7.0, 6.0, 4.0]])  # R - V
+    close(gae(reward, values, mask, lam=0.0)[0], [[1.0, 2.0, 4.0]])  # one step ahead
+    close(gae(reward, values, mask, lam=1.0)[0], [[7.0, 6.0, 4.0]])  # R - V
     # A critic that says 0: the reward, fading towards the beginning.
-    close(advantages_over_time(reward, 0 * values, mask)[0], [[8 * 0.95**2, 8 * 0.95, 8.0]])
+    close(gae(reward, 0 * values, mask)[0], [[8 * 0.95**2, 8 * 0.95, 8.0]])
 
 
 def test_leave_one_out():
@@ -151,9 +151,9 @@ def test_leave_one_out():
 
 
 def test_whitened():
-    close(whitened(torch.tensor([1.0, 2.0, 3.0])), [-1.0, 0.0, 1.0])
-    close(whitened(torch.tensor([2.0, 2.0])), [0.0, 0.0])
-    close(whitened(torch.tensor([7.0])), [0.0])
+    close(whiten(torch.tensor([1.0, 2.0, 3.0])), [-1.0, 0.0, 1.0])
+    close(whiten(torch.tensor([2.0, 2.0])), [0.0, 0.0])
+    close(whiten(torch.tensor([7.0])), [0.0])
 
 
 def test_clipped_surrogate_by_hand():
@@ -180,14 +180,14 @@ def test_clipped_value_error_by_hand():
 
 def test_divergence_by_hand():
     """p = 1/2 under the policy: 1/4, 1/2 and 1 under the reference."""
-    found = divergence(torch.full((3,), 0.5).log(), torch.tensor([0.25, 0.5, 1.0]).log())
+    found = kl_k3(torch.full((3,), 0.5).log(), torch.tensor([0.25, 0.5, 1.0]).log())
     close(found, [0.5 - 1 + math.log(2), 0.0, 2 - 1 - math.log(2)])
 
 
 def test_the_divergence_of_tokens_is_that_of_distributions_on_average():
     policy, reference = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.6, 0.3, 0.1])
     logps = policy.log().requires_grad_()
-    mean = (policy * divergence(logps, reference.log())).sum()
+    mean = (policy * kl_k3(logps, reference.log())).sum()
     close(mean.detach(), float((policy * (policy / reference).log()).sum()))
     mean.backward()
     assert logps.grad is not None

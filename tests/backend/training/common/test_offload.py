@@ -2,7 +2,7 @@ import torch
 
 from reprise.backend.training.common.offload import (
     NAMES,
-    Phases,
+    StageTimer,
     judge_modules,
     modules_mover,
     renderer_modules,
@@ -16,23 +16,23 @@ def test_one_role_at_a_time_each_moved_once():
         return lambda device: moved.append((name, device))
 
     rewriter, renderer = mover("rewriter"), mover("renderer")
-    phases = Phases("cuda", {"write": rewriter, "update": rewriter, "render": renderer})
-    with phases("render"):
+    timer = StageTimer("cuda", {"write": rewriter, "update": rewriter, "render": renderer})
+    with timer("render"):
         assert moved == [("rewriter", "cpu"), ("renderer", "cuda")]
     moved.clear()
-    with phases("update"), phases("score"):  # nobody's phase
+    with timer("update"), timer("score"):  # nobody's phase
         assert moved == [("renderer", "cpu"), ("rewriter", "cuda")]
 
 
 def test_seconds_are_counted_also_of_what_fails():
-    phases = Phases()
-    assert phases.seconds == dict.fromkeys(NAMES, 0.0)
+    timer = StageTimer()
+    assert timer.seconds == dict.fromkeys(NAMES, 0.0)
     try:
-        with phases("score"):
+        with timer("score"):
             raise ValueError
     except ValueError:
         pass
-    assert phases.seconds["score"] > 0 and phases.seconds["write"] == 0
+    assert timer.seconds["score"] > 0 and timer.seconds["write"] == 0
 
 
 def test_an_optimizers_state_moves_with_its_weights():

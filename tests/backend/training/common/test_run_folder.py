@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.training.common.run_folder import claim, setting_up
+from reprise.backend.training.common.run_folder import claim_run_folder, undo_failed_start
 
 BEGUN = {"beta": 5.0, "save_every": 50, "lora": {"r": 16}, "rounds": {"count": 3, "keep_gb": 20.0, "size": 8}}
 
@@ -15,7 +15,7 @@ def changed(**changes):
 
 @pytest.fixture
 def run(tmp_path):
-    claim(tmp_path / "run", changed(), False)
+    claim_run_folder(tmp_path / "run", changed(), False)
     return tmp_path / "run"
 
 
@@ -25,14 +25,14 @@ def kept(run):
 
 def test_what_decides_nothing_that_is_learned_may_change(run):
     text, before = changed(save_every=5, rounds={"count": 5, "keep_gb": 90.0, "size": 8}), kept(run)
-    assert claim(run, text, True) == ["save_every", "rounds.count", "rounds.keep_gb"]
-    with pytest.raises(BadInput, match="no data"), setting_up(run, text, True):
+    assert claim_run_folder(run, text, True) == ["save_every", "rounds.count", "rounds.keep_gb"]
+    with pytest.raises(BadInput, match="no data"), undo_failed_start(run, text, True):
         raise BadInput("no data")
     assert kept(run) == before, "it did not begin"
-    with setting_up(run, text, True):
+    with undo_failed_start(run, text, True):
         pass
     assert kept(run) == [text, text], "a later --resume alone goes on so, too"
-    assert claim(run, text, True) == []
+    assert claim_run_folder(run, text, True) == []
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,6 @@ def test_all_else_is_refused_and_nothing_is_written(changes, named, run):
     before = kept(run)
     only = "only save_every, rounds.keep_gb, rounds.count may change"
     with pytest.raises(BadInput, match=f"begun with other settings of ({named}), .*{only}"):
-        claim(run, changed(**changes), True)
+        claim_run_folder(run, changed(**changes), True)
     assert kept(run) == before
-    claim(run, before[0], True)
+    claim_run_folder(run, before[0], True)

@@ -5,22 +5,22 @@ import json
 import pytest
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.training.common.steps import BEGUN, check_begun, digest_of
+from reprise.backend.training.common.steps import BEGUN, check_same_data, pictures_digest
 
 
 def test_a_resumed_run_learns_from_what_it_began_with(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
-    now = {"lines": 3, "pictures": digest_of([file, file])}
-    check_begun(tmp_path, "log.jsonl", now, False)
-    check_begun(tmp_path, "log.jsonl", now, True)
+    now = {"lines": 3, "pictures": pictures_digest([file, file])}
+    check_same_data(tmp_path, "log.jsonl", now, False)
+    check_same_data(tmp_path, "log.jsonl", now, True)
     file.write_bytes(b"two")
-    later = {"lines": 3, "pictures": digest_of([file])}
+    later = {"lines": 3, "pictures": pictures_digest([file])}
     with pytest.raises(BadInput, match="log.jsonl or its pictures changed since"):
-        check_begun(tmp_path, "log.jsonl", later, True)
+        check_same_data(tmp_path, "log.jsonl", later, True)
     (tmp_path / BEGUN).write_text(json.dumps({"lines": 3}))  # earlier versions knew nothing of pictures
-    check_begun(tmp_path, "log.jsonl", later, True)
+    check_same_data(tmp_path, "log.jsonl", later, True)
     with pytest.raises(BadInput, match="log.jsonl or its pictures changed since"):
-        check_begun(tmp_path, "log.jsonl", {**later, "lines": 2}, True)
+        check_same_data(tmp_path, "log.jsonl", {**later, "lines": 2}, True)
     with pytest.raises(BadInput, match="cannot read the picture .*gone.png: No such file"):
-        digest_of([tmp_path / "gone.png"])
+        pictures_digest([tmp_path / "gone.png"])

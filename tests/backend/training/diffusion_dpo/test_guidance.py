@@ -7,14 +7,14 @@ from torch import nn
 from reprise.backend.core.errors import BadInput, Unsupported
 from reprise.backend.core.registry import REWARDS, resolve
 from reprise.backend.core.types import RewardSpec
-from reprise.backend.preferences.store import Pair, Side, Store
+from reprise.backend.preferences.store import Pair, PairPicture, Store
 from reprise.backend.rewards.base import LearnedJudge
 from reprise.backend.rewards.published.preprocess import cropped
 from reprise.backend.training.common.losses import denoising_target, noised, predicted_clean
 from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig, JudgeGradient
 from reprise.backend.training.diffusion_dpo.denoisers import noising_of
 from reprise.backend.training.diffusion_dpo.guidance import Guide, clear_enough, importance
-from reprise.backend.training.diffusion_dpo.loop import Loop
+from reprise.backend.training.diffusion_dpo.loop import DiffusionDpoLoop
 from reprise.backend.training.diffusion_dpo.train import train
 
 from ...renderers.conftest import build
@@ -48,7 +48,7 @@ class Odd(Colour):
 
 def pair(number, better=0.9, worse=0.1, margin=0.8, images=("a", "b"), **scores):
     sides = [
-        Side(image=image, drawn_as="x", score=score, scores={k: v[i] for k, v in scores.items()})
+        PairPicture(image=image, drawn_as="x", score=score, scores={k: v[i] for k, v in scores.items()})
         for i, (image, score) in enumerate(zip(images, (better, worse)))
     ]
     return Pair(
@@ -178,7 +178,9 @@ def test_alike_weights_are_plain_dpo(world, tmp_path):
 
 
 def test_a_pairs_loss_is_multiplied_by_its_weight(world, tmp_path):
-    plain, weighted = (Loop(world(weigh_by=by), tmp_path, False, quiet) for by in (None, "margin"))
+    plain, weighted = (
+        DiffusionDpoLoop(world(weigh_by=by), tmp_path, False, quiet) for by in (None, "margin")
+    )
     noise, u = plain._noise(range(4))
     one, other = (loop._losses(loop.pairs, noise, u)[0] for loop in (plain, weighted))
     assert (other / one).tolist() == pytest.approx([0.25, 0.75, 1.25, 1.75])
@@ -203,7 +205,7 @@ def test_clear_is_where_there_is_less_noise_than_picture(prediction):
 def test_a_judges_gradient_is_in_the_adapter_alone(world, tmp_path, monkeypatch):
     monkeypatch.setitem(REWARDS, "colour", f"{__name__}:Colour")
     judge = {"reward": "colour", "weight": 0.5}
-    plain, guided = (Loop(world(judge=given), tmp_path, False, quiet) for given in (None, judge))
+    plain, guided = (DiffusionDpoLoop(world(judge=given), tmp_path, False, quiet) for given in (None, judge))
     noise, u = plain._noise(range(4))[0], torch.tensor([0.1, 0.3, 0.6, 0.9])
     (before, _), (after, figures) = (loop._losses(loop.pairs, noise, u) for loop in (plain, guided))
     clear = u < 0.5  # of this flow, sigma is u

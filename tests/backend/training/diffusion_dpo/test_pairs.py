@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput, CheckpointError, Unsupported
-from reprise.backend.preferences.store import Pair, Side, Store
+from reprise.backend.preferences.store import Pair, PairPicture, Store
 from reprise.backend.renderers.diffusers.renderer import family_of_pipeline
-from reprise.backend.training.common.pairs import begin_with, begun_with, usable_pairs
+from reprise.backend.training.common.pairs import keep_pairs_of_run, pairs_of_run, usable_pairs
 from reprise.backend.training.diffusion_dpo.pairs import Encoded, cropped
 
 from ...renderers.conftest import build
@@ -19,7 +19,7 @@ def a_store(folder, count=3, shape=(16, 16, 3)):
     store, random = Store(folder, create=True), torch.Generator().manual_seed(0)
     sides = [
         [
-            Side(image=store.put_image(torch.rand(shape, generator=random)), drawn_as="x", score=score)
+            PairPicture(image=store.put_image(torch.rand(shape, generator=random)), drawn_as="x", score=score)
             for score in (0.1 * (i + 1), 0.0)
         ]
         for i in range(count)
@@ -78,13 +78,13 @@ def test_a_stopped_run_goes_on_with_the_pairs_of_its_reward(store, tmp_path):
     first = store.pairs()[0]
     same = first.model_copy(update={"reward": "other", "margin": 0.7})
     store.add([same])
-    begin_with(tmp_path, [same])
-    assert begun_with(tmp_path, store.all_pairs()) == [same] != [first]
+    keep_pairs_of_run(tmp_path, [same])
+    assert pairs_of_run(tmp_path, store.all_pairs()) == [same] != [first]
     (tmp_path / "checkpoints" / "pairs.json").write_text(json.dumps([store.pairs()[1].id]))
-    assert begun_with(tmp_path, store.all_pairs()) == [store.pairs()[1]], "a run of an earlier version"
-    begin_with(tmp_path, [same])
+    assert pairs_of_run(tmp_path, store.all_pairs()) == [store.pairs()[1]], "a run of an earlier version"
+    keep_pairs_of_run(tmp_path, [same])
     with pytest.raises(BadInput, match="1 of the 1 pairs"):
-        begun_with(tmp_path, [first])
+        pairs_of_run(tmp_path, [first])
 
 
 def test_pictures_that_are_gone(tmp_path):

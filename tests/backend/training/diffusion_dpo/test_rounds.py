@@ -13,13 +13,13 @@ from reprise.backend.core.config import load_config, parse_config
 from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed, Unsupported
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.preferences.mining import read_runs
-from reprise.backend.preferences.pairing import Mined
+from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
 from reprise.backend.renderers.diffusers.lora import BLOCKS, apply_lora
 from reprise.backend.training import rounds
 from reprise.backend.training.diffusion_dpo import rounds as diffusion_dpo_rounds
 from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig
-from reprise.backend.training.diffusion_dpo.loop import Loop
+from reprise.backend.training.diffusion_dpo.loop import DiffusionDpoLoop
 from reprise.backend.training.diffusion_dpo.train import train
 
 from ...renderers.conftest import build
@@ -125,12 +125,12 @@ def test_its_rounds_can_be_mined(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(run / rounds.PICTURES)
     had = [pair for n in "12" for pair in Store(run / "rounds" / n / "preferences").all_pairs()]
-    found = Mined(Store(tmp_path / "store", create=True), margin=0.001)
+    found = PairMiner(Store(tmp_path / "store", create=True), margin=0.001)
     for group in read_runs(run, None, quiet):
         found.take(group)
     assert {pair.id for pair in found.pairs} == {pair.id for pair in had} and not found.counts["gone"]
     assert {(pair.source, pair.reward, pair.run) for pair in found.pairs} == {("round", "redness", str(run))}
-    other = Mined(Store(tmp_path / "other", create=True), margin=0.001)
+    other = PairMiner(Store(tmp_path / "other", create=True), margin=0.001)
     for group in read_runs(finished[0], "blueness", quiet):
         other.take(group)
     assert {pair.id for pair in other.pairs} - {pair.id for pair in had}
@@ -240,7 +240,7 @@ def test_a_cache_that_forgets_costs_no_pair(values, finished, tmp_path):
 
 def test_what_is_gone_is_drawn_again(values, finished, tmp_path, monkeypatch):
     """A run is stopped in its first round; the pictures of the first two prompts' pairs are deleted."""
-    record, run = rounds.BaseRounds.record, tmp_path / "run"
+    record, run = rounds.Rounds.record, tmp_path / "run"
 
     def stop(self, number, found, anew=False):
         if (self.of(number) / rounds.DRAWN).read_text():
@@ -248,7 +248,7 @@ def test_what_is_gone_is_drawn_again(values, finished, tmp_path, monkeypatch):
         record(self, number, found, anew)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds.BaseRounds, "record", stop)
+        patch.setattr(rounds.Rounds, "record", stop)
         with pytest.raises(KeyboardInterrupt):
             train(DiffusionDpoConfig(**values), run, log=quiet)
     kept = shutil.copytree(run, tmp_path / "kept")
@@ -284,12 +284,12 @@ def test_a_full_disk_says_so(full, values, finished, tmp_path, monkeypatch):
 
 
 def test_a_later_round_of_ties_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
-    said, mixed = [], rounds.BaseRounds.mixed
+    said, mixed = [], rounds.Rounds.mixed
 
     def tied(self, scores):
         return 0.5 if self.of(1).joinpath("final").is_dir() else mixed(self, scores)
 
-    monkeypatch.setattr(rounds.BaseRounds, "mixed", tied)
+    monkeypatch.setattr(rounds.Rounds, "mixed", tied)
     run = tmp_path / "run"
     final = train(DiffusionDpoConfig(**values), run, log=said.append)
     assert any("stopped: round 2 has 0 pairs of 4 prompts: 4 were ties" in line for line in said)
@@ -333,7 +333,7 @@ def test_rounds_that_bring_nothing_stop(values, tmp_path, monkeypatch):
     def worse(self, newest):
         return {"held-out/blueness": next(looks)}, []
 
-    monkeypatch.setattr(diffusion_dpo_rounds.Rounds, "evaluate", worse)
+    monkeypatch.setattr(diffusion_dpo_rounds.DiffusionDpoRounds, "evaluate", worse)
     said, run = [], tmp_path / "run"
     config = changed(values, {"count": 6, "patience": 2}, max_steps=1)
     train(config, run, log=said.append)
@@ -380,7 +380,7 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
     config = DiffusionDpoConfig(
         **{**values, "rounds": None, "start": file, "preferences": run / "rounds/2/preferences"}
     )
-    loop = Loop(config, tmp_path, False, quiet)
+    loop = DiffusionDpoLoop(config, tmp_path, False, quiet)
     noise, u = loop._noise([0, 1])
     losses, figures = loop._losses(loop.pairs[:2], noise, u)
     assert figures["margin"] == 0.0 and figures["chosen"] == 0.0
@@ -395,7 +395,7 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
         )
     for changes in ({"lora": {"r": 3, "targets": "blocks"}}, {"lora": {"r": 2, "targets": "attention"}}):
         with pytest.raises(BadInput, match="is an adapter of rank 2 on .* modules, and lora asks for rank"):
-            Loop(DiffusionDpoConfig(**{**config.model_dump(), **changes}), tmp_path, False, quiet)
+            DiffusionDpoLoop(DiffusionDpoConfig(**{**config.model_dump(), **changes}), tmp_path, False, quiet)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,9 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_drawn(changes, mes
 
 def test_what_a_renderer_has_of_its_own_may_be_said(values, tmp_path):
     config = changed(values, {"renderer": {"steps": 2}}, model="shapeworld", size=128, max_sequence_length=48)
-    renderer = diffusion_dpo_rounds.Rounds(config, config.rounds, tmp_path / "run", quiet).renderer(None)
+    renderer = diffusion_dpo_rounds.DiffusionDpoRounds(
+        config, config.rounds, tmp_path / "run", quiet
+    ).renderer(None)
     assert (renderer.width, renderer.max_sequence_length) == (128, 48)
 
 
@@ -484,7 +486,7 @@ def test_the_renderer_draws_as_it_is_trained(values, tmp_path, monkeypatch):
     for asked, own in (("bfloat16", "auto"), ("auto", "auto"), ("bfloat16", "float32")):
         renderer = {**values["rounds"]["renderer"], "dtype": own}
         config = changed(values, {"renderer": renderer}, dtype=asked)
-        made = diffusion_dpo_rounds.Rounds(config, config.rounds, tmp_path / "run", quiet)
+        made = diffusion_dpo_rounds.DiffusionDpoRounds(config, config.rounds, tmp_path / "run", quiet)
         assert made.rewards["redness"].device == "cpu"
         dtype = made.renderer(None).pipeline.transformer.dtype
         assert str(dtype) == f"torch.{own if own != 'auto' else 'float32' if asked == 'auto' else asked}"

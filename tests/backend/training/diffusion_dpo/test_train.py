@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from reprise.backend.core.config import load_config, parse_config, save_config
 from reprise.backend.core.errors import BadInput, TrainingFailed, Unsupported
 from reprise.backend.core.registry import TRAINERS, resolve
-from reprise.backend.preferences.store import Pair, Side, Store
+from reprise.backend.preferences.store import Pair, PairPicture, Store
 from reprise.backend.renderers.diffusers.lora import apply_lora
-from reprise.backend.training.common.run_folder import claim
+from reprise.backend.training.common.run_folder import claim_run_folder
 from reprise.backend.training.diffusion_dpo import train as diffusion_dpo
 from reprise.backend.training.diffusion_dpo.config import DenoiserLora, DiffusionDpoConfig
-from reprise.backend.training.diffusion_dpo.loop import Loop, split
+from reprise.backend.training.diffusion_dpo.loop import DiffusionDpoLoop, split
 from reprise.backend.training.diffusion_dpo.train import train
 
 from ...renderers.conftest import build
@@ -40,7 +40,9 @@ def store(tmp_path_factory):
     pairs = []
     for i in range(6):
         sides = [made.put_image(color + 0.1 * torch.rand(16, 16, 3, generator=random)) for color in COLORS]
-        better, worse = (Side(image=image, drawn_as="a cat", score=1.0 - j) for j, image in enumerate(sides))
+        better, worse = (
+            PairPicture(image=image, drawn_as="a cat", score=1.0 - j) for j, image in enumerate(sides)
+        )
         pairs.append(
             Pair(
                 prompt=f"cat {i}",
@@ -123,8 +125,8 @@ def test_every_family(family, folders, store, tmp_path):
     config = settings(
         folders(family), store, learning_rate=2e-3, lora={"r": 2, "alpha": 4, "targets": "blocks"}
     )
-    claim(tmp_path, save_config(config), False)
-    loop = Loop(config, tmp_path, False, quiet)
+    claim_run_folder(tmp_path, save_config(config), False)
+    loop = DiffusionDpoLoop(config, tmp_path, False, quiet)
     assert loop.weights and all("lora_" in name for name in loop.weights)
     assert loop.beta == (100 if loop.noising.prediction == "flow" else 5000)
     assert (loop.noising.prediction == "v_prediction") is family.endswith("_v")
@@ -159,7 +161,7 @@ def answer(loop, adapter=True):
 
 def test_the_loss_is_the_one_of_the_paper(folders, store, tmp_path):
     """A step's loss against the equation, put together from the model's own answers."""
-    loop = Loop(settings(folders("sd1"), store), tmp_path, False, quiet)
+    loop = DiffusionDpoLoop(settings(folders("sd1"), store), tmp_path, False, quiet)
     for name, weight in loop.weights.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
@@ -299,10 +301,10 @@ def test_bfloat16_and_checkpointing(folders, store, tmp_path):
         max_steps=2,
         export_dtype="bfloat16",
     )
-    loop = Loop(config, tmp_path / "run", False, quiet)
+    loop = DiffusionDpoLoop(config, tmp_path / "run", False, quiet)
     assert {weight.dtype for weight in loop.weights.values()} == {torch.float32}
     assert loop.pipeline.unet.dtype == torch.bfloat16
-    single = Loop(settings(folders("sdxl"), store), tmp_path / "single", False, quiet)
+    single = DiffusionDpoLoop(settings(folders("sdxl"), store), tmp_path / "single", False, quiet)
     latents = [made.encoded.latent(made.pairs[0].chosen.image) for made in (loop, single)]
     assert torch.equal(*latents), "the VAE was never in half precision"
     train(config, tmp_path / "other", log=quiet)
@@ -323,7 +325,7 @@ def test_the_embedded_renderer(store, tmp_path):
     made = Store(tmp_path / "store", create=True)
     random = torch.Generator().manual_seed(0)
     images = [made.put_image(torch.rand(128, 128, 3, generator=random)) for _ in range(2)]
-    sides = [Side(image=image, drawn_as="x", score=1.0 - i) for i, image in enumerate(images)]
+    sides = [PairPicture(image=image, drawn_as="x", score=1.0 - i) for i, image in enumerate(images)]
     made.add(
         [
             Pair(
@@ -366,7 +368,8 @@ def test_what_cannot_be_trained_leaves_nothing_behind(folders, store, tmp_path):
 def test_pictures_of_several_sizes(folders, tmp_path):
     made = Store(tmp_path / "store", create=True)
     sides = [
-        Side(image=made.put_image(torch.rand(16, 16 + 8 * i, 3)), drawn_as="x", score=1.0 - i) for i in (0, 1)
+        PairPicture(image=made.put_image(torch.rand(16, 16 + 8 * i, 3)), drawn_as="x", score=1.0 - i)
+        for i in (0, 1)
     ]
     made.add(
         [

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from reprise.backend.core.config import load_config, parse_config
 from reprise.backend.core.errors import BadInput
 from reprise.backend.preferences.mining import read_runs
-from reprise.backend.preferences.pairing import Mined
+from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
 from reprise.backend.training import rounds
 from reprise.backend.training.dpo import rounds as dpo_rounds
@@ -100,7 +100,7 @@ def test_it_learns_round_by_round(finished):
 
 def test_its_rounds_can_be_mined(finished, tmp_path):
     run, _ = finished
-    found = Mined(Store(tmp_path / "store", create=True))
+    found = PairMiner(Store(tmp_path / "store", create=True))
     for group in read_runs(run, None, quiet):
         found.take(group)
     assert len(found.rewrites) >= 4 and {pair.reward for pair in found.rewrites} == {"redness"}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from reprise.backend.core.config import load_config, parse_config
 from reprise.backend.core.errors import BadInput
 from reprise.backend.core.registry import TRAINERS, resolve
-from reprise.backend.preferences.store import RewritePair, Store, Text
+from reprise.backend.preferences.store import PairText, RewritePair, Store
 from reprise.backend.rewriters.prompting import answer_ids, prompt_ids
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.training.dpo import train as dpo
@@ -24,7 +24,7 @@ THINGS = ("star", "ring", "cross", "heart")
 
 def text(color, thing, score, **changes):
     given = {"reason": f"The {color} one.", "rewrite": f"a large {color} {thing}", **changes}
-    return Text(score=score, **given)
+    return PairText(score=score, **given)
 
 
 def pair(thing, chosen=None, rejected=None, margin=0.8, **changes):

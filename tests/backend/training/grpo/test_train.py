@@ -15,7 +15,7 @@ from reprise.backend.storage.files import read_lines
 from reprise.backend.training.grpo import train as grpo
 from reprise.backend.training.grpo.config import GrpoConfig
 from reprise.backend.training.grpo.train import train
-from reprise.backend.training.rollouts.evaluation import hacking
+from reprise.backend.training.rollouts.evaluation import looks_like_reward_hacking
 
 ROOT = Path(grpo.__file__).parents[3]
 TIMES = ("seconds", "pictures")  # what a resumed run may differ in: how long it took, what the cache had
@@ -355,9 +355,9 @@ def test_a_full_disk_stops_the_run_and_it_goes_on(full, values, finished, tmp_pa
 )
 def test_signs_of_hacking(training, watched, stops):
     found = [{"training_reward": t, "x": w} for t, w in zip(training, watched)]
-    assert hacking(found, "x", True, 3) is stops
-    assert hacking([{**row, "x": -row["x"]} for row in found], "x", False, 3) is stops
-    assert not hacking(found, "x", True, 0)
+    assert looks_like_reward_hacking(found, "x", True, 3) is stops
+    assert looks_like_reward_hacking([{**row, "x": -row["x"]} for row in found], "x", False, 3) is stops
+    assert not looks_like_reward_hacking(found, "x", True, 0)
 
 
 def test_it_stops_on_hacking(values, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from reprise.backend.shapeworld.prompts import prompts as shapeworld_prompts
 from reprise.backend.training.judge import data as judge_data
 from reprise.backend.training.judge import make_data as judge_log
 from reprise.backend.training.judge.data import (
-    Line,
+    JudgeLine,
     balanced,
     check_teaches,
     chosen,
@@ -240,14 +240,14 @@ def test_pictures_that_are_gone(tmp_path, prompts):
 
 
 def line(prompt="x", question="match", label=True, **more):
-    return Line(prompt=prompt, question=question, image="a.png", label=label, **more)
+    return JudgeLine(prompt=prompt, question=question, image="a.png", label=label, **more)
 
 
 def test_answers_all_alike_teach_nothing():
-    alike = [judge_data.Example(line(str(n)), None) for n in range(3)]
+    alike = [judge_data.JudgeExample(line(str(n)), None) for n in range(3)]
     with pytest.raises(BadInput, match="all 3 examples of 'match' to train on are answered with yes"):
         check_teaches(alike)
-    check_teaches([*alike, judge_data.Example(line(label=False), None)])
+    check_teaches([*alike, judge_data.JudgeExample(line(label=False), None)])
     with pytest.raises(BadInput, match="no example of the split train"):
         check_teaches([])
 
@@ -285,6 +285,6 @@ def test_which_lines_are_left_out_does_not_depend_on_their_order():
     lines = [line(str(n), label=n % 5 == 0) for n in range(50)]
     kept = balanced(lines)
     assert kept == balanced(lines[::-1]) and sum(one.label for one in kept) == 10 == len(kept) / 2
-    examples = [judge_data.Example(one, None) for one in kept]
+    examples = [judge_data.JudgeExample(one, None) for one in kept]
     assert len(chosen(examples, 7)) == 7 and chosen(examples[::-1], 7) == chosen(examples, 7)
     assert judge_log.LOOKS == tuple(sorted(judge_log.LOOKS))

@@ -18,7 +18,7 @@ from reprise.backend.training.common import steps as stepping
 from reprise.backend.training.common.losses import answer_loss
 from reprise.backend.training.judge import loop as judge_loop
 from reprise.backend.training.judge import train as judge_module
-from reprise.backend.training.judge.batch import Ask, encode, losses
+from reprise.backend.training.judge.batch import JudgeQuestion, encode, losses
 from reprise.backend.training.judge.config import JudgeConfig
 from reprise.backend.training.judge.data import prompt_mark, split_of
 from reprise.backend.training.judge.train import train
@@ -106,19 +106,21 @@ def test_the_loss_reads_p_yes_as_the_judge_does(folders, name):
     questions = ["Does this figure show a cat?", "Yes?", "What is wrong with this one?"]
     likely = vlm.agree(pictures, questions)
     with torch.no_grad():
-        yes = losses(vlm, encode(vlm, [Ask(q, p, True) for q, p in zip(questions, pictures)]))
-        no = losses(vlm, encode(vlm, [Ask(q, p, False) for q, p in zip(questions, pictures)]))
+        yes = losses(vlm, encode(vlm, [JudgeQuestion(q, p, True) for q, p in zip(questions, pictures)]))
+        no = losses(vlm, encode(vlm, [JudgeQuestion(q, p, False) for q, p in zip(questions, pictures)]))
         mixed = losses(
             vlm,
             encode(
                 vlm,
                 [
-                    Ask(questions[0], pictures[0], True),
-                    Ask(questions[1], pictures[1], "it is not a cat, but a dog"),
+                    JudgeQuestion(questions[0], pictures[0], True),
+                    JudgeQuestion(questions[1], pictures[1], "it is not a cat, but a dog"),
                 ],
             ),
         )
-        alone = losses(vlm, encode(vlm, [Ask(questions[1], pictures[1], "it is not a cat, but a dog")]))
+        alone = losses(
+            vlm, encode(vlm, [JudgeQuestion(questions[1], pictures[1], "it is not a cat, but a dog")])
+        )
     assert torch.sigmoid(no - yes).tolist() == pytest.approx(likely, abs=1e-5)
     assert mixed[0].item() == pytest.approx(yes[0].item(), abs=1e-4)
     assert mixed[1].item() == pytest.approx(alone[0].item(), abs=1e-4)
@@ -126,7 +128,7 @@ def test_the_loss_reads_p_yes_as_the_judge_does(folders, name):
 
 def test_a_sentence_is_learned_token_by_token_with_its_end(folders):
     vlm = LocalVLM(folders / "llava", device="cpu")
-    batch = encode(vlm, [Ask("What?", Image.new("RGB", (32, 32)), "no dog")])
+    batch = encode(vlm, [JudgeQuestion("What?", Image.new("RGB", (32, 32)), "no dog")])
     (words,), (start,) = batch.words, batch.starts
     assert vlm.tokenizer.decode(words[:-1]) == "no dog" and words[-1] == vlm.tokenizer.eos_token_id
     ids = batch.inputs["input_ids"][0].tolist()

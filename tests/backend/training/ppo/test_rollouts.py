@@ -10,12 +10,12 @@ from reprise.backend.rewards.text import Length
 from reprise.backend.rewriters.decoding import Written
 from reprise.backend.rewriters.prip.rewriter import PripRewriter
 from reprise.backend.storage.cache import Cache
-from reprise.backend.training.common.offload import Phases
+from reprise.backend.training.common.offload import StageTimer
 from reprise.backend.training.ppo.config import PpoConfig
 from reprise.backend.training.ppo.policy import WarmPivots, pivots_of, tokens_of
 from reprise.backend.training.ppo.rollouts import PpoRollouts, lines_of
-from reprise.backend.training.rollouts.prompts import Stream, read_prompts
-from reprise.backend.training.rollouts.scoring import Studio
+from reprise.backend.training.rollouts.prompts import PromptStream, read_prompts
+from reprise.backend.training.rollouts.scoring import PictureScorer
 
 from ...rewriters.prip.tiny_prip import tiny
 from ..world import Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
@@ -41,15 +41,15 @@ def rollouts(refiner, prompts, folder, rewards=(Redness,), held_out=(), weights=
     )
     made = {reward.spec.name: reward() for reward in (*rewards, *held_out)}
     looking = {name: one for name, one in made.items() if one.spec.reads == "images"}
-    studio = Studio(WordRenderer(), looking, Cache(folder), Phases())
+    scorer = PictureScorer(WordRenderer(), looking, Cache(folder), StageTimer())
     return PpoRollouts(
         refiner,
-        studio,
+        scorer,
         {n: one for n, one in made.items() if n not in looking},
         {n: one.spec for n, one in made.items()},
-        Stream(read_prompts(str(prompts)), 0),
+        PromptStream(read_prompts(str(prompts)), 0),
         config,
-        Phases(),
+        StageTimer(),
     )
 
 
@@ -72,7 +72,7 @@ def test_what_the_user_sees_is_what_is_judged(refiner, prompts, tmp_path, monkey
     made = rollouts(refiner, prompts, tmp_path, held_out=(Blueness,), pictures=2)
     batch = made.collect()
     assert [one.variant for one in batch.samples] == [0, 1, 2] * 4
-    prompts_drawn = {job.prompt for call in made.studio.renderer.calls for job in call}
+    prompts_drawn = {job.prompt for call in made.scorer.renderer.calls for job in call}
     assert prompts_drawn == {
         text
         for own in batch.owns
@@ -109,10 +109,10 @@ def test_a_cut_text_is_scored_without_its_last_phrase(refiner, prompts, tmp_path
 def test_the_users_own_pictures_are_drawn_once(refiner, prompts, tmp_path):
     made = rollouts(refiner, prompts, tmp_path)
     first = made.collect()
-    made.studio.renderer.calls.clear()
+    made.scorer.renderer.calls.clear()
     second = made.collect()
     own = {one.asked.prompt: one for one in first.owns}
-    drawn = {job.prompt for call in made.studio.renderer.calls for job in call}
+    drawn = {job.prompt for call in made.scorer.renderer.calls for job in call}
     assert not drawn & own.keys()
     assert all(one.seeds == own[one.asked.prompt].seeds and one.position >= 4 for one in second.owns)
     # What is written is another draw: its noise is the place's.

@@ -13,10 +13,10 @@ from reprise.backend.core.errors import BadInput, CheckpointError, UnknownName, 
 from reprise.backend.core.registry import TRAINERS, resolve
 from reprise.backend.rewriters.prip.model import Prip
 from reprise.backend.rewriters.prip.presets import build
-from reprise.backend.training.common.run_folder import claim
+from reprise.backend.training.common.run_folder import claim_run_folder
 from reprise.backend.training.ppo import train as ppo
 from reprise.backend.training.ppo.config import PpoConfig
-from reprise.backend.training.ppo.loop import Loop
+from reprise.backend.training.ppo.loop import PpoLoop
 from reprise.backend.training.ppo.train import train
 
 from ...rewriters.prip.tiny_prip import TINY, save, tokenizers
@@ -81,7 +81,7 @@ def test_half_precision_and_storage(values, tmp_path):
     """As on a GPU: the decoder in bfloat16, the encoder in float32; what is written is float16."""
     changes = {"dtype": "bfloat16", "export_dtype": "float16"}
     config = PpoConfig(**{**values, **changes})
-    loop = Loop(config, tmp_path / "looked-at", False, quiet)
+    loop = PpoLoop(config, tmp_path / "looked-at", False, quiet)
     assert {one.dtype for one in loop.model.encoder.parameters()} == {torch.float32}
     assert {one.dtype for one in loop.model.decoder.parameters()} == {torch.bfloat16}
     final = train(config, tmp_path / "run", log=quiet)
@@ -183,6 +183,6 @@ def test_one_process(values, tmp_path, monkeypatch):
 
 
 def test_a_folder_is_claimed_before_work_is_spent(values, tmp_path):
-    claim(tmp_path / "run", "max_steps: 1\n", False)
+    claim_run_folder(tmp_path / "run", "max_steps: 1\n", False)
     with pytest.raises(BadInput, match="holds a run already"):
         train(PpoConfig(**values), tmp_path / "run", log=quiet)

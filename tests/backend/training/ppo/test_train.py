@@ -18,8 +18,8 @@ from reprise.backend.rewriters.prip.rewriter import PripRewriter
 from reprise.backend.storage.files import read_lines
 from reprise.backend.training.ppo import train as ppo
 from reprise.backend.training.ppo.config import PpoConfig
-from reprise.backend.training.ppo.loop import Loop, adapted
-from reprise.backend.training.ppo.policy import Critic
+from reprise.backend.training.ppo.loop import PpoLoop, adapted
+from reprise.backend.training.ppo.policy import ValueHead
 from reprise.backend.training.ppo.train import train
 
 from ..grpo.test_train import quiet, rows, same
@@ -185,7 +185,7 @@ def test_it_learns(values, tmp_path):
 
 
 def loop_of(values, run, **changes):
-    return Loop(PpoConfig(**{**values, **changes}), run, False, quiet)
+    return PpoLoop(PpoConfig(**{**values, **changes}), run, False, quiet)
 
 
 def test_the_ratio_is_1_at_the_first_inner_step_and_the_policy_is_its_reference(finished):
@@ -244,7 +244,7 @@ def test_gradients_reach_the_encoder_and_the_critic_and_nothing_else(values, tmp
 
 
 def test_nothing_flows_back_through_the_critic():
-    critic, states = Critic(6, 4), torch.randn(3, 6, requires_grad=True)
+    critic, states = ValueHead(6, 4), torch.randn(3, 6, requires_grad=True)
     assert torch.equal(critic(states), torch.zeros(3))
     (critic(states) - 1).square().sum().backward()
     assert states.grad is None and critic.outer.bias.grad is not None
@@ -253,7 +253,7 @@ def test_nothing_flows_back_through_the_critic():
 def test_batches_and_accumulation_give_one_trajectory(values, tmp_path, monkeypatch):
     """Minibatches of 4 at once, and one row after the other: the same rollouts, and the same gradients within
     the rounding of sums. (Adam's division makes more of it in the weights whose gradient is nearly 0.)"""
-    update, seen = Loop._update, {4: [], 1: []}
+    update, seen = PpoLoop._update, {4: [], 1: []}
 
     def watched(self, step):
         groups = [weights.values() for weights in self.weights.values()]
@@ -262,7 +262,7 @@ def test_batches_and_accumulation_give_one_trajectory(values, tmp_path, monkeypa
         )
         return update(self, step)
 
-    monkeypatch.setattr(Loop, "_update", watched)
+    monkeypatch.setattr(PpoLoop, "_update", watched)
     for size in (4, 1):
         changes = {"batch_size": size, "max_steps": 2, "eval_prompts": None, "anchor": 0.1}
         train(PpoConfig(**{**values, **changes}), tmp_path / str(size), log=quiet)
@@ -439,7 +439,7 @@ def test_a_picture_that_cannot_be_judged_costs_its_sample(values, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(values, tmp_path, monkeypatch):
-    loss, steps = Loop._loss, []
+    loss, steps = PpoLoop._loss, []
 
     def broken(self, *arguments):
         steps.append(1)
@@ -448,7 +448,7 @@ def test_a_loss_that_is_no_number_stops_the_run(values, tmp_path, monkeypatch):
                 self.model.encoder.head.bias.fill_(math.nan)
         return loss(self, *arguments)
 
-    monkeypatch.setattr(Loop, "_loss", broken)
+    monkeypatch.setattr(PpoLoop, "_loss", broken)
     with pytest.raises(TrainingFailed, match=r"loss of step 2 is nan; lower learning_rate, and begin"):
         train(PpoConfig(**{**values, "eval_prompts": None}), tmp_path / "run", log=quiet)
     assert [row["step"] for row in rows(tmp_path / "run")] == [1]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from reprise.backend.core.errors import BadInput, CheckpointError, TrainingFailed
 from reprise.backend.storage.images import read_picture
 from reprise.backend.training.prip import pivots as prip_pivots
-from reprise.backend.training.prip.log import Record, held_out, liked, pictured, preferred, read_log
+from reprise.backend.training.prip.log import LoggedPicture, held_out, liked, pictured, preferred, read_log
 from reprise.backend.training.prip.pivots import Pivots, fingerprint, variation
 
 from ...rewriters.prip.tiny_prip import image as tower
@@ -33,7 +33,7 @@ def lines(path, *rows):
 
 
 def record(prompt, system="", **scores):
-    return Record(prompt, system or prompt, None, scores)
+    return LoggedPicture(prompt, system or prompt, None, scores)
 
 
 def test_three_layouts_say_the_same(tmp_path):
@@ -42,8 +42,8 @@ def test_three_layouts_say_the_same(tmp_path):
     (one.parent / "part-000001.json").write_text(json.dumps(entries))
     (two.parent / "part-000002.json").write_text(json.dumps({"b.webp": {"p": "a blue thing"}}))
     expected = [
-        Record("a red thing", "a red thing", one, {}),
-        Record("a blue thing", "a blue thing", two, {}),
+        LoggedPicture("a red thing", "a red thing", one, {}),
+        LoggedPicture("a blue thing", "a blue thing", two, {}),
     ]
     assert read_log(tmp_path / "db") == expected
     assert read_log(tmp_path / "db/part-000001") == expected[:1]
@@ -66,9 +66,9 @@ def test_three_layouts_say_the_same(tmp_path):
         {"prompt": "d"},
     )
     assert read_log(log) == [
-        Record("a", "b", one, {}),
-        Record("c", "c", two, {"x": 2.0}),
-        Record("d", "d", None, {}),
+        LoggedPicture("a", "b", one, {}),
+        LoggedPicture("c", "c", two, {"x": 2.0}),
+        LoggedPicture("d", "d", None, {}),
     ]
 
 

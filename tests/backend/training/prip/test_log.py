@@ -21,8 +21,8 @@ def renderer():
 
 
 def made(path, source, renderer=None, rewards=REWARDS, **options):
-    records, meanings = read_source(str(source))
-    counts = make_log(path, records, lambda: renderer, rewards, meanings=meanings, **options)
+    records, judge_prompts = read_source(str(source))
+    counts = make_log(path, records, lambda: renderer, rewards, judge_prompts=judge_prompts, **options)
     return counts, read_log(path)
 
 

@@ -11,7 +11,7 @@ from reprise.backend.rewriters.prip import presets as prip_presets
 from reprise.backend.rewriters.prip.model import Prip
 from reprise.backend.rewriters.prip.rewriter import PripRewriter
 from reprise.backend.rewriters.prip.vision import ImagePivot
-from reprise.backend.training.common.run_folder import claim
+from reprise.backend.training.common.run_folder import claim_run_folder
 from reprise.backend.training.prip import loop as prip_loop
 from reprise.backend.training.prip.decoder import DecoderLoop
 from reprise.backend.training.prip.encoder import EncoderLoop
@@ -181,7 +181,7 @@ def test_pivots_that_are_all_alike_are_warned_of(tiny_preset, log, tmp_path, mon
 def test_an_adapter(log, refiner, tmp_path):
     """Only adapter and projector learn; what comes out is the merged decoder, which says what was trained."""
     config = settings("decoder", log, refiner, lora={"r": 2, "alpha": 4}, max_steps=4)
-    claim(tmp_path, save_config(config), False)
+    claim_run_folder(tmp_path, save_config(config), False)
     loop = DecoderLoop(config, tmp_path, False, lambda line: None)
     assert all("lora_" in name or name.startswith("projector") for name in loop.weights)
     assert {one.dtype for one in loop.weights.values()} == {torch.float32}

@@ -1,9 +1,9 @@
 import pytest
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.core.seeds import order
+from reprise.backend.core.seeds import shuffled_indices
 from reprise.backend.shapeworld.prompts import parse_prompt, prompts
-from reprise.backend.training.rollouts.prompts import Asked, Stream, read_prompts
+from reprise.backend.training.rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
 
 
 def test_text_and_json_lines(tmp_path):
@@ -12,7 +12,7 @@ def test_text_and_json_lines(tmp_path):
     path.write_bytes(f"\ufeffa cat\r\n\n  a dog \n{line}\na cat\n".encode())
     cat, dog, other = read_prompts(str(path))
     assert (cat.prompt, dog.prompt) == ("a cat", "a dog")
-    assert cat.meaning == "a cat" and other.meaning == "a cat" and other.prompt == "a 猫"
+    assert cat.judge_prompt == "a cat" and other.judge_prompt == "a cat" and other.prompt == "a 猫"
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_shapeworld_prompts_are_of_the_train_split_and_evaluations_of_other_comb
     keys = {case.prompt: case.key for case in prompts("train")}
     uses = ("train", "evaluate", "paraphrase")
     train, aside, reworded = (read_prompts("shapeworld:9999", use) for use in uses)
-    assert not held_out & {one.meaning for one in (*train, *aside, *reworded)}
+    assert not held_out & {one.judge_prompt for one in (*train, *aside, *reworded)}
     trained = {keys[one.prompt] for one in train}
     assert not trained & {keys[one.prompt] for one in aside}
-    assert not trained & {keys[one.meaning] for one in reworded}
+    assert not trained & {keys[one.judge_prompt] for one in reworded}
     few = read_prompts("shapeworld:3", "evaluate")
     assert len({parse_prompt(one.prompt).task for one in few}) == 6
     assert few == read_prompts("shapeworld:3", "evaluate", seed=9)  # comparable between runs
@@ -64,20 +64,22 @@ def test_shapeworld_prompts_are_of_the_train_split_and_evaluations_of_other_comb
 
 
 def test_a_stream_goes_through_all_and_on_where_it_was():
-    asked = [Asked(prompt=str(i)) for i in range(5)]
-    stream = Stream(asked, seed=3)
+    asked = [TrainingPrompt(prompt=str(i)) for i in range(5)]
+    stream = PromptStream(asked, seed=3)
     first = stream.take(5)
     assert sorted(one.prompt for _, one in first) == list("01234")
     second = stream.take(5)
     assert sorted(one.prompt for _, one in second) == list("01234")
     assert [position for position, _ in second] == [5, 6, 7, 8, 9]
     assert [one for _, one in first] != [one for _, one in second]
-    resumed = Stream(asked, seed=3, position=3)
+    resumed = PromptStream(asked, seed=3, position=3)
     assert resumed.take(4) == first[3:] + second[:2]
-    assert Stream(asked, seed=4).take(5) != first
+    assert PromptStream(asked, seed=4).take(5) != first
 
 
 def test_the_order_of_what_is_taken():
-    assert sorted(order(5, 0, range(5))) == list(range(5)) != order(5, 0, range(5, 10))
-    assert order(5, 0, range(3)) + order(5, 0, range(3, 10)) == order(5, 0, range(10))
-    assert order(5, 1, range(5)) != order(5, 0, range(5))
+    assert sorted(shuffled_indices(5, 0, range(5))) == list(range(5)) != shuffled_indices(5, 0, range(5, 10))
+    assert shuffled_indices(5, 0, range(3)) + shuffled_indices(5, 0, range(3, 10)) == shuffled_indices(
+        5, 0, range(10)
+    )
+    assert shuffled_indices(5, 1, range(5)) != shuffled_indices(5, 0, range(5))

@@ -10,11 +10,11 @@ from reprise.backend.core.types import Job
 from reprise.backend.rewards.text import Length, Structure
 from reprise.backend.rewriters.reprompt import RePromptRewriter
 from reprise.backend.storage.cache import Cache
-from reprise.backend.training.common.offload import Phases
+from reprise.backend.training.common.offload import StageTimer
 from reprise.backend.training.grpo.config import GrpoConfig
-from reprise.backend.training.rollouts.prompts import Stream, read_prompts
+from reprise.backend.training.rollouts.prompts import PromptStream, read_prompts
 from reprise.backend.training.rollouts.rewrites import Rollouts
-from reprise.backend.training.rollouts.scoring import Studio
+from reprise.backend.training.rollouts.scoring import PictureScorer
 
 from ..world import COLORS, Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
 
@@ -38,13 +38,13 @@ def made(rewriter, prompts, folder, looking=None, position=0, **changes):
             **changes,
         }
     )
-    phases = Phases()
+    timer = StageTimer()
     rewards = {**looking, **({"blueness": Blueness()} if config.held_out else {})}
     text = {"structure": Structure(), **({"length": Length()} if "length" in config.rewards else {})}
-    studio = Studio(WordRenderer(), rewards, Cache(folder), phases, batch=5)
+    scorer = PictureScorer(WordRenderer(), rewards, Cache(folder), timer, batch=5)
     specs = {name: reward.spec for name, reward in {**rewards, **text}.items()}
-    stream = Stream(read_prompts(str(prompts)), config.seed, position)
-    return Rollouts(rewriter, studio, text, specs, stream, config, phases)
+    stream = PromptStream(read_prompts(str(prompts)), config.seed, position)
+    return Rollouts(rewriter, scorer, text, specs, stream, config, timer)
 
 
 def rows(batch):
@@ -84,15 +84,15 @@ def test_write_batches_change_nothing(rewriter, prompts, tmp_path):
 def test_nothing_is_drawn_or_judged_twice(rewriter, prompts, tmp_path):
     rollouts = made(rewriter, prompts, tmp_path)
     batch = rollouts.collect(1)
-    drawn = [job for call in rollouts.studio.renderer.calls for job in call]
+    drawn = [job for call in rollouts.scorer.renderer.calls for job in call]
     jobs = {Job(s.rewrite.prompt, g.seeds[0]) for g, s in batch.rows if s.drawn}
-    assert len(drawn) == len(jobs) == rollouts.studio.drawn and set(drawn) == jobs
-    assert max(map(len, rollouts.studio.renderer.calls)) <= 5
+    assert len(drawn) == len(jobs) == rollouts.scorer.drawn and set(drawn) == jobs
+    assert max(map(len, rollouts.scorer.renderer.calls)) <= 5
     # A second run with the same cache, as after a kill: neither renderer nor judge is asked.
     again = made(rewriter, prompts, tmp_path)
-    again.studio.rewards["redness"].score = None
-    assert again.collect(1).lines == batch.lines and again.studio.renderer.calls == []
-    assert again.studio.reused == len(jobs)
+    again.scorer.rewards["redness"].score = None
+    assert again.collect(1).lines == batch.lines and again.scorer.renderer.calls == []
+    assert again.scorer.reused == len(jobs)
 
 
 def test_what_cannot_be_read_is_never_drawn_and_worst(rewriter, prompts, tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_never_drawn_and_worst(rewriter, prompts, tmp_pat
     for group in batch.groups:
         bad = [s.advantage for s in group.samples if not s.drawn]
         assert max(bad) < min(s.advantage for s in group.samples if s.drawn)
-    assert all("a star" != job.prompt for call in rollouts.studio.renderer.calls for job in call)
+    assert all("a star" != job.prompt for call in rollouts.scorer.renderer.calls for job in call)
     for line in rows(batch):
         assert ("unparsable" in line) == ("rewrite" not in line) == (line["pictures"] == [])
         assert line["scores"]["structure"] == (-1.0 if "unparsable" in line else 1.0)
@@ -204,7 +204,7 @@ def test_a_reward_that_is_down_stops_the_run_and_is_not_asked_for_each_picture(r
     rollouts = made(
         rewriter, prompts, tmp_path, looking={"fails-always": judge}, prompts_per_step=8, rewrites=8
     )
-    rollouts.studio.batch = 64
+    rollouts.scorer.batch = 64
     with pytest.raises(RewardFailed, match="'fails-always' failed: .*the judge is down"):
         rollouts.collect(1)
     assert len(calls) == 1 + 8  # all at once, then one by one
@@ -212,7 +212,7 @@ def test_a_reward_that_is_down_stops_the_run_and_is_not_asked_for_each_picture(r
 
 def test_a_held_out_reward_that_fails_drops_nothing(rewriter, prompts, tmp_path):
     rollouts = made(rewriter, prompts, tmp_path, held_out=["blueness"])
-    rollouts.studio.rewards["blueness"] = FailsAlways()
+    rollouts.scorer.rewards["blueness"] = FailsAlways()
     batch = rollouts.collect(1)
     assert batch.figures["dropped"] == 0 and "reward/blueness" not in batch.figures
 
@@ -234,9 +234,11 @@ def test_several_pictures_a_rewrite_are_averaged(rewriter, prompts, tmp_path):
     batch = made(rewriter, prompts, tmp_path, images=3).collect(1)
     for group, sample in batch.rows:
         assert len(group.seeds) == 3 and len(sample.pictures) == 3 * sample.drawn
-    studio = made(rewriter, prompts, tmp_path).studio
+    scorer = made(rewriter, prompts, tmp_path).scorer
     group, sample = next((g, s) for g, s in batch.rows if s.drawn)
-    views = studio.look([Job(sample.rewrite.prompt, seed) for seed in group.seeds], [group.asked.meaning] * 3)
+    views = scorer.score(
+        [Job(sample.rewrite.prompt, seed) for seed in group.seeds], [group.asked.judge_prompt] * 3
+    )
     assert sample.scores["redness"] == pytest.approx(sum(v.scores["redness"] for v in views) / 3)
 
 
@@ -258,18 +260,22 @@ def test_a_batch_is_judged_while_the_next_is_drawn(tmp_path):
 
     jobs = [Job(f"{color} {i}", i) for i, color in enumerate(COLORS * 4)]
     words = [job.prompt for job in jobs]
-    plain = Studio(WordRenderer(), {"redness": Redness()}, Cache(tmp_path / "a"), Phases(), batch=5)
-    studio = Studio(Renderer(), {"redness": Judge()}, Cache(tmp_path / "b"), Phases(), batch=5, overlap=True)
-    assert studio.look(jobs, words) == plain.look(jobs, words)
-    assert (studio.drawn, studio.reused) == (12, 0)
-    assert studio.look(jobs, words) == plain.look(jobs, words) and studio.reused == 12
+    plain = PictureScorer(
+        WordRenderer(), {"redness": Redness()}, Cache(tmp_path / "a"), StageTimer(), batch=5
+    )
+    scorer = PictureScorer(
+        Renderer(), {"redness": Judge()}, Cache(tmp_path / "b"), StageTimer(), batch=5, overlap=True
+    )
+    assert scorer.score(jobs, words) == plain.score(jobs, words)
+    assert (scorer.drawn, scorer.reused) == (12, 0)
+    assert scorer.score(jobs, words) == plain.score(jobs, words) and scorer.reused == 12
 
 
 def test_an_error_while_judging_comes_out_of_its_thread(tmp_path):
     judges = {"redness": Interrupts()}
-    studio = Studio(WordRenderer(), judges, Cache(tmp_path), Phases(), batch=2, overlap=True)
+    scorer = PictureScorer(WordRenderer(), judges, Cache(tmp_path), StageTimer(), batch=2, overlap=True)
     with pytest.raises(Interrupted):
-        studio.look([Job("red", 1), Job("red", 2), Job("red", 3)], ["red"] * 3)
+        scorer.score([Job("red", 1), Job("red", 2), Job("red", 3)], ["red"] * 3)
 
 
 class Interrupts(Redness):
@@ -284,7 +290,7 @@ def test_a_call_that_is_killed_while_it_draws_leaves_nothing(tmp_path):
                 raise KeyboardInterrupt
             return super().render(jobs, *rest)
 
-    studio = Studio(Dies(), {"redness": Redness()}, Cache(tmp_path), Phases(), batch=2)
+    scorer = PictureScorer(Dies(), {"redness": Redness()}, Cache(tmp_path), StageTimer(), batch=2)
     with pytest.raises(KeyboardInterrupt):
-        studio.look([Job("red", 1), Job("red", 2), Job("red", 3)], ["red"] * 3)
+        scorer.score([Job("red", 1), Job("red", 2), Job("red", 3)], ["red"] * 3)
     assert not list(tmp_path.glob("*/*"))

@@ -8,15 +8,15 @@ from reprise.backend.core.errors import AnswerRefused, BadInput, Interrupted, Re
 from reprise.backend.core.types import Rewrite
 from reprise.backend.rewards.text import Length
 from reprise.backend.storage.cache import Cache
-from reprise.backend.training.common.offload import Phases
-from reprise.backend.training.rollouts.prompts import Asked
-from reprise.backend.training.rollouts.scoring import Studio
-from reprise.backend.training.sft.data import Example
-from reprise.backend.training.sft.make_data import Answers, Maker, held_out, keep_best
+from reprise.backend.training.common.offload import StageTimer
+from reprise.backend.training.rollouts.prompts import TrainingPrompt
+from reprise.backend.training.rollouts.scoring import PictureScorer
+from reprise.backend.training.sft.data import RewriteExample
+from reprise.backend.training.sft.make_data import AnswerFolder, ExampleMaker, held_out, keep_best
 
 from ..world import FailsAlways, FailsOnGreen, Redness, WordRenderer
 
-ASKED = [Asked(prompt=f"a {thing}") for thing in ("star", "ring", "cross")]
+ASKED = [TrainingPrompt(prompt=f"a {thing}") for thing in ("star", "ring", "cross")]
 REFUSED = AnswerRefused("no")
 
 
@@ -43,7 +43,7 @@ def unreadable(prompt):
 
 
 def maker(tmp_path, asked=ASKED, **settings):
-    return Maker(asked, Answers(tmp_path / "answers", "writer", 0), **settings)
+    return ExampleMaker(asked, AnswerFolder(tmp_path / "answers", "writer", 0), **settings)
 
 
 def rewrites(made):
@@ -149,7 +149,7 @@ def test_a_refused_prompt_is_no_reason_to_stop(tmp_path):
 
 def test_a_server_that_refuses_everything_stops_it_and_loses_nothing(tmp_path):
     """As where the money is gone: what was refused then is asked for again."""
-    asked = [Asked(prompt=f"prompt {i}") for i in range(30)]
+    asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(30)]
     writer = Writer(lambda prompt, variant: rewrite(prompt) if len(writer.asked) <= 5 else REFUSED)
     with pytest.raises(AnswerRefused):
         maker(tmp_path, asked).write(writer)
@@ -160,7 +160,7 @@ def test_a_server_that_refuses_everything_stops_it_and_loses_nothing(tmp_path):
 
 
 def test_a_model_that_never_answers_in_the_form_is_given_up(tmp_path):
-    asked = [Asked(prompt=f"prompt {i}") for i in range(99)]
+    asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(99)]
     writer = Writer(lambda prompt, variant: unreadable(prompt))
     with pytest.raises(RepriseError, match="none of the first 32 answers of writer .*no <prompt>; take"):
         maker(tmp_path, asked).write(writer)
@@ -171,7 +171,7 @@ def test_other_rewriters_answers_are_not_mixed_up(tmp_path):
     maker(tmp_path).write(Writer())
     for name, seed, words in (("other", 0, "--rewriter writer, not other"), ("writer", 1, "--seed 0, not 1")):
         with pytest.raises(BadInput, match=words):
-            Answers(tmp_path / "answers", name, seed)
+            AnswerFolder(tmp_path / "answers", name, seed)
     changed = Writer()
     changed.fingerprint = "writer-2"
     with pytest.raises(BadInput, match="other weights or settings"):
@@ -191,13 +191,15 @@ def test_a_damaged_line_is_named(tmp_path, line):
 
 
 def test_no_prompt_is_on_both_sides_and_none_changes_sides():
-    asked = [Asked(prompt=f"prompt {i}") for i in range(400)]
+    asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(400)]
     aside = held_out(asked, 0.1, 0)
     assert 25 < len(aside) < 55
     assert held_out(asked[:200], 0.1, 0) == aside & {one.prompt for one in asked[:200]}
     assert held_out(asked, 0.1, 1) != aside
     # Paraphrases of one meaning go together.
-    pairs = [Asked(prompt=f"{word} {i}", judged_as=f"prompt {i}") for i in range(50) for word in "ab"]
+    pairs = [
+        TrainingPrompt(prompt=f"{word} {i}", judged_as=f"prompt {i}") for i in range(50) for word in "ab"
+    ]
     for share in (1e-9, 0.3, 1 - 1e-9):
         aside = held_out(pairs, share, 0)
         assert 0 < len(aside) < len(pairs)
@@ -209,19 +211,19 @@ def test_no_prompt_is_on_both_sides_and_none_changes_sides():
 def examples(*words):
     return {
         one.prompt: [
-            Example(prompt=one.prompt, reason="r", rewrite=f"a {word} {one.prompt}") for word in words
+            RewriteExample(prompt=one.prompt, reason="r", rewrite=f"a {word} {one.prompt}") for word in words
         ]
         for one in ASKED
     }
 
 
-def studio(tmp_path, *rewards):
+def scorer(tmp_path, *rewards):
     made = {reward.spec.name: reward for reward in rewards}
-    return Studio(WordRenderer(), made, Cache(tmp_path / "pictures"), Phases())
+    return PictureScorer(WordRenderer(), made, Cache(tmp_path / "pictures"), StageTimer())
 
 
 def test_the_best_by_the_pictures_is_kept(tmp_path):
-    at = studio(tmp_path, Redness())
+    at = scorer(tmp_path, Redness())
     best, rows = keep_best(ASKED, examples("green", "red", "blue"), at, {"redness": 1.0}, [5, 6])
     assert {p: [e.rewrite for e in some] for p, some in best.items()} == {
         one.prompt: [f"a red {one.prompt}"] for one in ASKED
@@ -230,32 +232,32 @@ def test_the_best_by_the_pictures_is_kept(tmp_path):
     # All of a prompt from the same seeds; a second call draws nothing.
     drawn = [job for call in at.renderer.calls for job in call]
     assert len(drawn) == 3 * 4 * 2 and {job.seed for job in drawn} == {5, 6}
-    again = studio(tmp_path, Redness())
+    again = scorer(tmp_path, Redness())
     assert keep_best(ASKED, examples("green", "red", "blue"), again, {"redness": 1.0}, [5, 6]) == (best, rows)
     assert again.renderer.calls == []
 
 
 def test_what_is_worse_than_the_prompt_as_typed_is_not_kept(tmp_path):
     """Neither word is drawn, so a rewrite without one is drawn as the prompt is: no worse, and kept."""
-    asked = [Asked(prompt="a red star"), Asked(prompt="a star")]
+    asked = [TrainingPrompt(prompt="a red star"), TrainingPrompt(prompt="a star")]
     made = {
-        "a red star": [Example(prompt="a red star", reason="r", rewrite="a blue star")],
-        "a star": [Example(prompt="a star", reason="r", rewrite="a large star")],
+        "a red star": [RewriteExample(prompt="a red star", reason="r", rewrite="a blue star")],
+        "a star": [RewriteExample(prompt="a star", reason="r", rewrite="a large star")],
     }
-    best, rows = keep_best(asked, made, studio(tmp_path, Redness()), {"redness": 1.0}, [5])
+    best, rows = keep_best(asked, made, scorer(tmp_path, Redness()), {"redness": 1.0}, [5])
     assert best == {"a red star": [], "a star": made["a star"]}
     assert [row["best"] for row in rows] == [None, "a large star"]
 
 
 def test_pictures_that_are_not_judged(tmp_path):
-    at = studio(tmp_path, FailsOnGreen())
+    at = scorer(tmp_path, FailsOnGreen())
     best, rows = keep_best(ASKED, examples("green", "blue"), at, {"fails-on-green": 1.0}, [5])
     assert all(some[0].rewrite.startswith("a blue") for some in best.values())
     assert all("green" in row["failed"]["fails-on-green"] for row in rows)
-    asked = [Asked(prompt=f"prompt {i}") for i in range(9)]
-    made = {one.prompt: [Example(prompt=one.prompt, reason="r", rewrite="w")] for one in asked}
+    asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(9)]
+    made = {one.prompt: [RewriteExample(prompt=one.prompt, reason="r", rewrite="w")] for one in asked}
     with pytest.raises(RewardFailed, match="judged no picture of 8 prompts; the last: .*the judge is down"):
-        keep_best(asked, made, studio(tmp_path / "down", FailsAlways()), {"fails-always": 1.0}, [5])
+        keep_best(asked, made, scorer(tmp_path / "down", FailsAlways()), {"fails-always": 1.0}, [5])
 
 
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path):

@@ -12,8 +12,8 @@ from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.training.common.start import system_text
 from reprise.backend.training.sft import train as sft
 from reprise.backend.training.sft.config import SftConfig
-from reprise.backend.training.sft.data import Example, encode, read_examples
-from reprise.backend.training.sft.train import LikeLengths, train
+from reprise.backend.training.sft.data import RewriteExample, encode, read_examples
+from reprise.backend.training.sft.train import LengthGroupedSampler, train
 
 from ..conftest import half_write
 
@@ -133,7 +133,7 @@ def test_killed_and_resumed_is_never_killed_in_a_later_epoch(model, data, tmp_pa
 
 def test_like_lengths():
     lengths = [index * 7 % 40 for index in range(203)]
-    sampler = LikeLengths(lengths, batch_size=10, seed=3)
+    sampler = LengthGroupedSampler(lengths, batch_size=10, seed=3)
     first = list(sampler)
     assert sorted(first) == list(range(203))
     assert list(sampler) == first
@@ -216,7 +216,7 @@ def test_runs_are_not_mixed_up(finished, model, data, tmp_path):
 
 def test_only_the_answer_is_learned(model):
     _, tokenizer, _ = load_checkpoint(str(model))
-    example = Example(
+    example = RewriteExample(
         prompt="three stars", reason="There are three.", rewrite="three large stars", critique="too few"
     )
     row = encode(example, tokenizer, "Rewrite.")
@@ -231,7 +231,7 @@ def test_only_the_answer_is_learned(model):
 
 def test_without_reasoning_the_reason_is_left_out(model, data, tmp_path):
     _, tokenizer, _ = load_checkpoint(str(model))
-    example = Example(prompt="three stars", reason="There are three.", rewrite="three large stars")
+    example = RewriteExample(prompt="three stars", reason="There are three.", rewrite="three large stars")
     row = encode(example, tokenizer, "Rewrite.", reasoning=False)
     answer = [label for label in row["labels"] if label != -100]
     assert tokenizer.decode(answer) == "<prompt>three large stars</prompt><|im_end|>"
@@ -339,7 +339,7 @@ def test_good_data(tmp_path):
     other = '{"prompt": "猫", "reason": "r", "rewrite": "一只\u2028猫"}'
     path.write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n{other}".encode())
     first, second = read_examples(path)
-    assert first == Example(prompt="p", reason="r", rewrite="w")
+    assert first == RewriteExample(prompt="p", reason="r", rewrite="w")
     assert second.answer.prompt == "一只 猫"
     with pytest.raises(BadInput, match="cannot read"):
         read_examples(tmp_path / "none.jsonl")

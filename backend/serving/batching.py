@@ -1,4 +1,4 @@
-"""The desk: requests wait in a bounded line, and one thread takes them through the rewards in batches.
+"""The queue: requests wait in a bounded line, and one thread takes them through the rewards in batches.
 
 What waits is taken together as far as it makes a batch; a lone request never waits for company. Where a
 batch fails, each of its requests goes again by itself: nobody pays for another's prompt. A reward's scores
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import RepriseError
 from ..core.interfaces import Critic, Reward
 from ..core.scoring import image_scores, verdicts
-from ..net.reward_protocol import Card
+from ..net.reward_protocol import RewardInfo
 from .pictures import decoded
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class TurnedAway(RepriseError):
+class QueueFull(RepriseError):
     """The line is full, or the server is stopping: nothing was done, later or elsewhere it may be."""
 
 
 @dataclass
-class Answer:
+class RewardResults:
     """By reward: what it found, one entry per picture (scores or verdicts); or why it found nothing."""
 
     found: dict[str, list[Any]] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass
-class Job:
+class QueuedRequest:
     """One request. `pictures` are opened, not decoded: what waits is as small as it came."""
 
     pictures: list[Image]
@@ -48,33 +48,33 @@ class Job:
     rewards: list[str]
     criticize: bool = False
     tensors: list[Tensor] = field(default_factory=list)  # (H, W, 3) each, while it is in work
-    answer: Answer = field(default_factory=Answer)
-    done: Future[Answer] = field(default_factory=Future)
+    answer: RewardResults = field(default_factory=RewardResults)
+    done: Future[RewardResults] = field(default_factory=Future)
 
     @property
     def pixels(self) -> int:
         return sum(picture.width * picture.height for picture in self.pictures)
 
 
-class Desk:
-    """Owns `rewards` by name. At most `waiting` requests stand in line; a batch is whole requests, up to
+class BatchingQueue:
+    """Owns `rewards` by name. At most `waiting` requests stand in the queue; a batch is whole requests, up to
     `batch` pictures and `pixels` pixels, or one request alone."""
 
     def __init__(self, rewards: Iterable[Reward], *, waiting: int = 64, batch: int = 16, pixels: int = 2**25):
         self.rewards: dict[str, Reward] = {reward.spec.name: reward for reward in rewards}
         self.waiting, self.batch, self.pixels = waiting, batch, pixels
         self.answered = 0
-        self._line: deque[Job] = deque()
-        self._taken: list[Job] = []
+        self._line: deque[QueuedRequest] = deque()
+        self._taken: list[QueuedRequest] = []
         self._changed = threading.Condition()
         self._open = True
         self._worker = threading.Thread(target=self._work, name="reprise-rewards", daemon=True)
         self._worker.start()
 
-    def cards(self) -> list[Card]:
+    def cards(self) -> list[RewardInfo]:
         """What the rewards' numbers mean, in their order."""
         return [
-            Card(
+            RewardInfo(
                 name=name,
                 low=reward.spec.low,
                 high=reward.spec.high,
@@ -86,19 +86,19 @@ class Desk:
         ]
 
     def __len__(self) -> int:
-        """Requests that stand in line."""
+        """Requests that stand in the queue."""
         return len(self._line)
 
-    def submit(self, job: Job) -> Future[Answer]:
-        """Put a request in line. Its future fails with BadInput where a picture is damaged.
+    def submit(self, job: QueuedRequest) -> Future[RewardResults]:
+        """Put a request in the queue. Its future fails with BadInput where a picture is damaged.
 
         Raises TurnedAway. Cancelling the future takes a request out that is not in work yet.
         """
         with self._changed:
             if not self._open:
-                raise TurnedAway("the server is stopping")
+                raise QueueFull("the server is stopping")
             if len(self._line) >= self.waiting:
-                raise TurnedAway(f"{self.waiting} requests are waiting already; try again later")
+                raise QueueFull(f"{self.waiting} requests are waiting already; try again later")
             self._line.append(job)
             self._changed.notify()
         return job.done
@@ -111,23 +111,23 @@ class Desk:
             self._line.clear()
             self._changed.notify()
         for job in left:
-            _finish(job, error=TurnedAway("the server is stopping"))
+            _finish(job, error=QueueFull("the server is stopping"))
         self._worker.join(patience)
         for job in [*self._taken]:
-            _finish(job, error=TurnedAway("the server is stopping"))
+            _finish(job, error=QueueFull("the server is stopping"))
 
     def _work(self) -> None:
         while jobs := self._next():
             try:
                 self._serve(jobs)
-            except Exception as error:  # a fault of ours: it goes to those who wait, and the desk stays open
+            except Exception as error:  # a fault of ours: it goes to those who wait, and the queue stays open
                 for job in jobs:
                     _finish(job, error=error)
             with self._changed:
                 self._taken = []
 
-    def _next(self) -> list[Job]:
-        """The requests of the next batch, in the order in which they came; empty when the desk is closed."""
+    def _next(self) -> list[QueuedRequest]:
+        """The requests of the next batch, in the order in which they came; empty when the queue is closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._line or not self._open)
@@ -144,7 +144,7 @@ class Desk:
                 if taken or not self._open:
                     return taken
 
-    def _serve(self, jobs: list[Job]) -> None:
+    def _serve(self, jobs: list[QueuedRequest]) -> None:
         whole = []
         for job in jobs:
             try:
@@ -160,7 +160,7 @@ class Desk:
             self.answered += not job.done.done()  # counted before it is told
             _finish(job)
 
-    def _look(self, name: str, jobs: list[Job]) -> None:
+    def _look(self, name: str, jobs: list[QueuedRequest]) -> None:
         """One reward's part of the answers."""
         if not jobs:
             return
@@ -196,8 +196,8 @@ def by_size(
     return [results[i] for i in range(len(images))]
 
 
-def _finish(job: Job, error: Exception | None = None) -> None:
-    """The last word on `job`, unless a desk that closes, or who asked, has spoken before."""
+def _finish(job: QueuedRequest, error: Exception | None = None) -> None:
+    """The last word on `job`, unless a queue that closes, or who asked, has spoken before."""
     with contextlib.suppress(InvalidStateError):
         if error is not None:
             job.done.set_exception(error)
