@@ -51,7 +51,8 @@ def make_log(
     A record without a picture becomes `renders` lines, drawn from seeds that all records of its user prompt
     share. `judge_prompts` says for user prompts what judges read in their place. Scores that a record has of
     other rewards are kept. Raises RewardFailed where a reward fails for one picture after the other,
-    RenderFailed, BadInput for a picture that cannot be read, RepriseError where the disk does not take the pictures.
+    RenderFailed, BadInput for a picture that cannot be read, RepriseError where the disk does not
+    take the pictures.
     """
     assert rewards, "a studio draws what it has to judge"
     cache = Cache(path.with_name(f"{path.name}.pictures"), limit=None)  # they are the result

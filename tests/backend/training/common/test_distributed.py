@@ -214,7 +214,7 @@ def test_supervised_fine_tuning_by_accelerate(taught, tmp_path):
 PROGRAM = """
 import json, sys
 from reprise.backend.core.errors import BadInput, RewardFailed
-from reprise.backend.training import ranks
+from reprise.backend.training.common import distributed as ranks
 
 def fails(part):
     if ranks.rank() == 1:
@@ -226,10 +226,10 @@ def refuses():
 
 found = {"index": ranks.rank(), "shares": [list(ranks.local_share(range(n))) for n in (4, 3, 1, 0)],
          "dealt": ranks.scatter("abc", lambda part: [letter.upper() for letter in part]),
-         "main": ranks.run_on_main(ranks.index), "total": ranks.all_sum(1, 10 * ranks.rank()),
-         "part": ranks.part_of(6)}
+         "main": ranks.run_on_main(ranks.rank), "total": ranks.all_sum(1, 10 * ranks.rank()),
+         "part": ranks.per_process(6)}
 for name, work in {"one": lambda: ranks.scatter("ab", fails), "on_main": lambda: ranks.run_on_main(refuses),
-                   "odd": lambda: ranks.part_of(3)}.items():
+                   "odd": lambda: ranks.per_process(3)}.items():
     try:
         work()
     except Exception as error:
