@@ -39,7 +39,7 @@ def test_a_line_too_short_for_its_clients_loses_nothing(monkeypatch):
 
         with ThreadPoolExecutor(16) as pool:
             found = [answer for answers in pool.map(client, range(16)) for answer in answers]
-        assert server.desk.answered == 200 and len(server.desk) == 0
+        assert server.queue.answered == 200 and len(server.queue) == 0
     assert sorted(found) == [(i, expected[i % len(cases)]) for i in range(200)]
 
 
@@ -86,11 +86,11 @@ def test_large_batches_go_in_parts_that_the_server_takes():
     judge = Brightness()
     with serving(Brightness(), batch=1) as free:
         expected = connect(free.url, "brightness").score(images, prompts)
-        assert free.desk.answered == 1
+        assert free.queue.answered == 1
     for limits, parts in ((Limits(images=4), 3), (Limits(pixels=800), 5), (Limits(body=4_000), 9)):
         with serving(judge, limits=limits, batch=1) as server:
             assert connect(server.url, "brightness").score(images, prompts) == expected
-            assert server.desk.answered == parts
+            assert server.queue.answered == parts
     with serving(judge, limits=Limits(body=1_000, pixels=500)) as server:
         with pytest.raises(BadInput, match="picture 1 of 9 takes .* bytes"):
             connect(server.url, "brightness").score(images, prompts)
@@ -125,7 +125,7 @@ def test_one_clients_prompt_does_not_spoil_the_batch_of_another():
         asked = [pool.submit(connect(server.url, "gate").score, GREY[:1], [prompts[0]])]
         assert gate.entered.wait(10)
         asked += [pool.submit(connect(server.url, "gate").score, GREY[:1], [p]) for p in prompts[1:]]
-        while len(server.desk) < 3:
+        while len(server.queue) < 3:
             threading.Event().wait(0.01)
         gate.open.set()
         for prompt, answer in zip(prompts, asked):

@@ -276,9 +276,9 @@ def test_what_processes_share(by, tmp_path):
         assert one["odd"][0] == "BadInput" and "multiple of 2" in one["odd"][1]
     failed = "reward 'redness' failed: it is down; no score was recorded"
     assert found[1]["one"] == ["RewardFailed", failed, 1]
-    assert found[0]["one"] == ["ElsewhereFailed", f"another process of this run failed: {failed}", 1]
+    assert found[0]["one"] == ["PeerFailed", f"another process of this run failed: {failed}", 1]
     assert found[0]["on_main"] == ["BadInput", "no", 2]
-    assert found[1]["on_main"] == ["ElsewhereFailed", "another process of this run failed: no", 2]
+    assert found[1]["on_main"] == ["PeerFailed", "another process of this run failed: no", 2]
     assert sorted(one["first"] for one in found) == [False, True]
 
 
@@ -325,8 +325,8 @@ def test_ways_of_launching_that_cannot_be(monkeypatch):
 def test_one_of_several_that_fails_is_not_taken_apart(processes, code, printed):
     """Gloo's threads may abort at Python's own end, with an exit code of theirs."""
     source = (
-        "import atexit; from reprise.backend.training import ranks; print('said', end=''); "
-        "atexit.register(print, ' and done', end=''); ranks.abandon(3)"
+        "import atexit; from reprise.backend.training.common import distributed; print('said', end=''); "
+        "atexit.register(print, ' and done', end=''); distributed.exit_now(3)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", source],

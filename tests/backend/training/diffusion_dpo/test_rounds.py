@@ -500,5 +500,5 @@ def test_a_judge_of_words_is_refused_and_leaves_nothing(values, tmp_path):
 
 
 def test_the_example_of_settings_is_valid():
-    folder = Path(rounds.__file__).parent / "configs"
+    folder = Path(diffusion_dpo_rounds.__file__).parent / "configs"
     assert load_config(DiffusionDpoConfig, folder / "shapeworld-rounds.yaml").rounds
