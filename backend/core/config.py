@@ -18,9 +18,28 @@ from .errors import BadInput, UnknownName
 
 
 class Config(BaseModel):
-    """Base of all configs: immutable, no unknown keys."""
+    """Base of all configs: immutable, no unknown keys.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    The docstring below a field is its description. A field that a subclass declares again, with another
+    default or type, keeps the description of its base unless it has its own.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        for name, field in cls.model_fields.items():
+            if field.description is None:
+                field.description = next(
+                    (
+                        base.model_fields[name].description
+                        for base in cls.__mro__[1:]
+                        if issubclass(base, Config) and name in base.model_fields
+                    ),
+                    None,
+                )
 
 
 C = TypeVar("C", bound=BaseModel)

@@ -24,15 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-
-from ..core.config import Config
 from ..core.errors import BadInput, TrainingFailed, Unsupported
 from ..core.interfaces import Renderer, Reward
 from ..core.seeds import shuffled_indices
 from ..core.types import Job
-from ..factory import check_rewards, open_reward
-from ..renderers.settings import RendererSettings
+from ..factory import open_reward
 from ..reports.training import write_report
 from ..rewards.scales import scaled
 from ..storage.cache import Cache
@@ -45,41 +41,10 @@ from .common.steps import save_error
 from .rollouts.evaluation import evaluation_prompts, is_better, selection_metric
 from .rollouts.prompts import TrainingPrompt, read_prompts
 from .rollouts.scoring import PictureScorer, PictureScores
+from .rollouts.settings import RoundSettings
 
 PICTURES = Path("rollouts") / "pictures"
 ROUNDS, MINED, DRAWN = "rounds", "mined.json", "rollouts.jsonl"
-
-
-class RoundSettings(Config):
-    """What rounds of a renderer and of a rewriter share."""
-
-    count: PositiveInt = 3
-    """Rounds. A finished run goes on with more, never with fewer: --resume RUN rounds.count=N."""
-    prompts: str
-    """A file with a prompt a line (text, or JSON with `prompt` and `judged_as`), or shapeworld:N."""
-    per_round: PositiveInt | None = None
-    """Prompts of one round, taken in turn; by default all of them."""
-    eval_prompts: str | None = None
-    """The same for evaluations, before the first round and after each; they must not be among `prompts`."""
-    renderer: RendererSettings = RendererSettings()
-    """What draws."""
-    rewards: dict[str, PositiveFloat] = {"image-reward": 1.0}
-    """Reward -> weight; each is brought to 0..1 by its range, and their mean says which is better."""
-    held_out: list[str] = []
-    """Rewards that only evaluations ask; the first one says how training goes."""
-    patience: int = Field(2, ge=0)
-    """Stop when so many rounds in a row brought no better evaluation; 0: never."""
-    offload: bool = False
-    """Renderer and judges take turns on the GPU while a round is drawn; they leave it while it is learned."""
-    keep_gb: PositiveFloat = 20.0
-    """Pictures kept on disk; beyond it those used longest ago go."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> RoundSettings:
-        check_rewards(self.rewards, self.held_out)
-        if not self.rewards:
-            raise ValueError("no reward says which is better; name one, such as image-reward: 1.0")
-        return self
 
 
 class UncachedScorer(PictureScorer):

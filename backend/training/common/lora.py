@@ -1,37 +1,10 @@
-"""Low-rank adapters, and the precision that a rewriter is trained and stored in."""
+"""The precision in which weights are trained and stored, and merging an adapter into them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, PositiveInt
-
-from ...core.config import Config
-
-
-class LoraSettings(Config):
-    """A low-rank adapter in place of full fine-tuning; merged into the weights of `final/`."""
-
-    r: PositiveInt = 32
-    """Rank of the adapter; 16-64 are usual."""
-    alpha: PositiveInt = 64
-    """Its scale is alpha / r."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the adapter."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Modules that get an adapter, by the end of their names."""
-
-    def adapter(self) -> Any:
-        """The same for peft."""
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=self.targets,
-            task_type="CAUSAL_LM",
-        )
+from .settings import LoraSettings
 
 
 def training_dtype(asked: str, gpu: bool, lora: LoraSettings | None) -> str:

@@ -3,56 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
 from ...rewriters.prompting import PLAIN_SYSTEM, SYSTEM
 from ...rewriters.reprompt import load_checkpoint
-from .lora import LoraSettings, training_dtype
+from .lora import training_dtype
+from .settings import RewriterTraining
 
 if TYPE_CHECKING:
     from ...rewriters.reprompt import CheckpointSettings
 
 
-VLM = "vlm:"  # what the name of a judge begins with that any vision-language model can be
-
-
-class RewriterConfig(Protocol):
-    """What the configs of all trainers of rewriters say of its weights and its task."""
-
-    @property
-    def reasoning(self) -> bool: ...
-    @property
-    def system(self) -> str | None: ...
-    @property
-    def lora(self) -> LoraSettings | None: ...
-    @property
-    def dtype(self) -> str: ...
-
-
-def check_schedule(scheduler: str, warmup_ratio: float) -> None:
-    """Raises ValueError for a warm-up where there is none."""
-    if scheduler == "constant" and warmup_ratio:
-        raise ValueError(
-            "scheduler 'constant' has no warm-up; set warmup_ratio=0, or scheduler=constant_with_warmup"
-        )
-
-
-def check_precision(device: str, dtype: str, lora: LoraSettings | None) -> None:
-    """Raises ValueError for weights that would not keep what is learned."""
-    if device == "cpu" and dtype == "bfloat16" and lora is None:
-        raise ValueError(
-            "full fine-tuning in bfloat16 loses small updates, and a CPU saves no time; set dtype=float32"
-        )
-
-
-def check_offload(device: str, offload: bool) -> None:
-    """Raises ValueError for roles that take turns on a GPU that none of them is to use."""
-    if device == "cpu" and offload:
-        raise ValueError("offload moves roles off the GPU, where device=cpu puts none; take one away")
-
-
-def load_rewriter(where: str, config: RewriterConfig, gpu: bool) -> tuple[Any, Any, CheckpointSettings, str]:
+def load_rewriter(
+    where: str, config: RewriterTraining, gpu: bool
+) -> tuple[Any, Any, CheckpointSettings, str]:
     """(model, tokenizer that can pad, the checkpoint's settings, system text). Raises CheckpointError."""
     dtype = training_dtype(config.dtype, gpu, config.lora)
     model, tokenizer, settings = load_checkpoint(where, "cuda" if gpu else "cpu", dtype)
@@ -61,7 +26,7 @@ def load_rewriter(where: str, config: RewriterConfig, gpu: bool) -> tuple[Any, A
     return model, tokenizer, settings, system_text(config, settings.system, where)
 
 
-def system_text(config: RewriterConfig, kept: str | None, where: str) -> str:
+def system_text(config: RewriterTraining, kept: str | None, where: str) -> str:
     """What a rewriter is told: the config's words, else those that it keeps, else ours. Raises BadInput where
     it keeps words that ask for reasons, and is to give none."""
     if config.system is not None:

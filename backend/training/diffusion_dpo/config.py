@@ -9,124 +9,46 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ...core.config import Config
 from ...renderers.settings import RendererSettings
-from ..common.start import check_offload, check_schedule
-from ..rounds import RoundSettings
+from ..common.settings import Batches, Checkpointing, HeldOutShare, Optimisation, Pairs, Run, Scheduler, Steps
+from ..rollouts.settings import RoundSettings, check_offload
+
+MARGIN = "margin"  # in place of a reward's name: the difference of the scores that made the pair
 
 
 class DenoiserLora(Config):
-    """The adapter. It is all that is trained and all that is written."""
+    """The adapter: all that is trained, and all that is written."""
 
     r: PositiveInt = 16
-    """Rank; 8-32 are usual."""
+    """Rank of the adapter; 8 to 32 are usual."""
     alpha: PositiveFloat = 16.0
-    """Its scale is alpha / r."""
+    """The adapter's output is multiplied by alpha / r; unlike elsewhere it need not be a whole number."""
     targets: Literal["attention", "blocks"] = "attention"
-    """attention: the attention's linear layers; blocks: those of the feed-forward parts, too."""
-
-
-class DiffusionDpoConfig(Config):
-    """Settings of `reprise train diffusion-dpo`."""
-
-    model: str
-    """What draws: a diffusers folder, a hub name, or shapeworld for the embedded renderer."""
-    preferences: Path | None = None
-    """A folder that `reprise preferences mine` or `import` filled; with `rounds` each has its own."""
-    rounds: RendererRounds | None = None
-    """Draw and judge the pairs, too, again and again with what was learned; below they are of each round."""
-    start: Path | None = None
-    """A LoRA file of this trainer to go on from, of the same rank and targets; it is the reference, too."""
-    reward: str | None = None
-    """Learn from this reward's pairs alone."""
-    margin: float = Field(0.0, ge=0)
-    """Pairs that are closer are ties; in the same parts as when they were mined."""
-    size: int | None = Field(None, ge=64)
-    """Side of the training pictures in pixels, cut from the middle; by default they are taken as they are."""
-    max_sequence_length: PositiveInt | None = None
-    """Tokens of text, for renderers that have no fixed length; as when drawing."""
-    guidance: float | None = Field(None, ge=0)
-    """FLUX dev's embedded guidance while training; by default its 3.5."""
-    beta: PositiveFloat | None = None
-    """How near the reference is kept; see losses.diffusion_dpo. By default 5000, for flows 100."""
-    weigh_by: str | None = None
-    """PARM guidance: pairs count by how much this judge prefers their better picture; margin, or a reward."""
-    judge: JudgeGradient | None = None
-    """PARM guidance through a judge's own gradient; see `guidance`."""
-    times: Literal["uniform", "logit_normal"] = "uniform"
-    """How the times of the noise are drawn: evenly, or most of them in the middle, as SD3 and FLUX were."""
-    shift: PositiveFloat | None = None
-    """Of a flow's times towards noise; by default as its pipeline shifts them at this size."""
-    lora: DenoiserLora = DenoiserLora()
-    """The adapter."""
-    max_steps: PositiveInt = 500
-    """Optimiser steps in all."""
-    batch_size: PositiveInt = 4
-    """Pairs in one forward pass: twice as many pictures."""
-    accumulation: PositiveInt = 4
-    """Forward passes in one optimiser step."""
-    learning_rate: PositiveFloat = 1e-5
-    """Peak learning rate; 1e-5 to 3e-4 for a LoRA."""
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "constant_with_warmup"
-    """Shape of the learning rate after warm-up."""
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are clipped to this norm."""
-    eval_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the prompts whose pairs are not trained on but evaluated."""
-    eval_every: PositiveInt = 50
-    """Steps between evaluations, where pairs are held out; there is one before the first step, too."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the renderer's frozen weights; the adapter is float32. auto: bfloat16 on a GPU that has it."""
-    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the LoRA in `final/`."""
-    gradient_checkpointing: bool = True
-    """Less memory, about a third slower."""
-    device: Literal["auto", "cpu"] = "auto"
-    """cpu keeps off the GPU."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Of the adapter's first weights, the pairs' order, and the noise."""
-    save_every: PositiveInt = 50
-    """Steps between checkpoints; a killed run loses at most these."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> DiffusionDpoConfig:
-        check_schedule(self.scheduler, self.warmup_ratio)
-        if (self.preferences is None) == (self.rounds is None):
-            raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
-        if self.rounds is not None:
-            self.rounds.check(self.model, self.reward, self.weigh_by)
-            check_offload(self.device, self.rounds.offload)
-        return self
-
-
-MARGIN = "margin"  # a pair's own, of whatever scored it
+    """attention: the linear layers of the attention. blocks: those of the feed-forward parts as well."""
 
 
 class JudgeGradient(Config):
-    """A judge's score of predicted pictures, beside the loss of pairs."""
+    """A judge's score of predicted pictures, in addition to the loss of pairs."""
 
     reward: str
-    """Which: image-reward, hps-v2.1, pick-score, clip-score, …"""
+    """The judge: image-reward, hps-v2.1, pick-score, clip-score, …"""
     weight: PositiveFloat = 0.1
-    """Of its score, brought to 0..1 by its range, beside the loss of a pair, which begins at log 2."""
+    """Weight of its score, brought to 0..1 by its range. The loss of a pair begins at log 2 = 0.69."""
     until: float = Field(0.5, gt=0, le=1)
-    """Pictures are looked at where noise is less than this share of what the denoiser sees; else unclear."""
+    """The judge looks only at pictures in which noise is less than this share; others are too unclear."""
 
 
 class RendererRounds(RoundSettings):
-    """Rounds of `reprise train diffusion-dpo`; the renderer that draws is the one that is trained."""
+    """Rounds of `reprise train diffusion-dpo`. What draws is the renderer that is trained."""
 
     images: int = Field(8, ge=2)
     """Pictures of each prompt."""
     pairs: PositiveInt = 1
-    """Pairs of a prompt at most: best and worst, second best and …"""
+    """At most that many pairs of a prompt: best with worst, second best with second worst, and so on."""
     eval_images: PositiveInt = 4
-    """Pictures of each prompt of an evaluation; their seeds are the same in all."""
+    """Pictures of each prompt of an evaluation. Their seeds are the same in all evaluations."""
 
     def check(self, model: str, reward: str | None, weigh_by: str | None) -> None:
-        """Raises ValueError for another renderer than the one that is trained, and a judge that none asks."""
+        """Raises ValueError for another renderer than the trained one, and for a judge that no round uses."""
         if self.renderer.name not in (model, RendererSettings().name):
             raise ValueError(f"rounds draw with what is trained, {model}; leave rounds.renderer.name out")
         if self.renderer.lora is not None:
@@ -134,4 +56,64 @@ class RendererRounds(RoundSettings):
         if reward is not None:
             raise ValueError("the pairs of rounds are those of rounds.rewards; leave reward out")
         if weigh_by not in (None, MARGIN, *self.rewards, *self.held_out):
-            raise ValueError(f"no round asks the judge {weigh_by!r} of weigh_by; add it to rounds.held_out")
+            raise ValueError(
+                f"no round scores with {weigh_by!r}, the judge of weigh_by; add it to rounds.held_out"
+            )
+
+
+class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run, Checkpointing):
+    """Settings of `reprise train diffusion-dpo`."""
+
+    model: str
+    """The renderer: a diffusers folder, a hub name, or shapeworld for the embedded one."""
+    rounds: RendererRounds | None = None
+    """Draw and judge the pairs as well, again and again with the newest LoRA. All other settings then hold
+    for each round."""
+    start: Path | None = None
+    """A LoRA file of this trainer to start from, with the same rank and targets. It is the reference, too."""
+    size: int | None = Field(None, ge=64)
+    """Side of the training pictures in pixels: resized, then cut from the middle. None: as they are."""
+    max_sequence_length: PositiveInt | None = None
+    """Tokens of text, for renderers without a fixed length; the same as when drawing."""
+    guidance: float | None = Field(None, ge=0)
+    """FLUX dev's embedded guidance while training. None: 3.5."""
+    beta: PositiveFloat | None = None
+    """How closely the denoiser is held to the reference; larger is closer. None: 5000, or 100 for a flow.
+    `losses.diffusion_dpo` gives the convention."""
+    weigh_by: str | None = None
+    """PARM guidance: weigh each pair by how much this judge prefers its better picture. The name of a reward,
+    or margin for the difference that made the pair."""
+    judge: JudgeGradient | None = None
+    """PARM guidance through a judge's own gradient."""
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    """How the times of the noise are drawn. uniform: evenly. logit_normal: mostly in the middle, as SD3 and
+    FLUX were trained."""
+    shift: PositiveFloat | None = None
+    """Shift of a flow's times towards noise. None: as its pipeline shifts them at this size."""
+    lora: DenoiserLora = DenoiserLora()
+    """The adapter."""
+    max_steps: PositiveInt = 500
+    batch_size: PositiveInt = 4
+    """Pairs in one forward and backward pass: twice as many pictures."""
+    accumulation: PositiveInt = 4
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate; 1e-5 to 3e-4 are usual for a LoRA."""
+    scheduler: Scheduler = "constant_with_warmup"
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    eval_share: float = Field(0.0, ge=0, lt=1)
+    eval_every: PositiveInt = 50
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the renderer's frozen weights; the adapter is float32. auto: bfloat16 on a GPU that has
+    it."""
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the LoRA in `final/`."""
+    save_every: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _possible(self) -> DiffusionDpoConfig:
+        if (self.preferences is None) == (self.rounds is None):
+            raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
+        if self.rounds is not None:
+            self.rounds.check(self.model, self.reward, self.weigh_by)
+            check_offload(self.device, self.rounds.offload)
+        return self

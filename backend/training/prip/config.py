@@ -1,4 +1,4 @@
-"""Settings of PRIP's two stages."""
+"""Settings of `reprise train prip-decoder` and `reprise train prip-encoder`."""
 
 from __future__ import annotations
 
@@ -10,69 +10,49 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ...core.config import Config
 from ...core.errors import UnknownName
 from ...rewriters.prip.presets import PRESETS
-from ..common.start import check_schedule
+from ..common.settings import (
+    Adapter,
+    Batches,
+    Checkpointing,
+    Export,
+    HeldOutShare,
+    LoraSettings,
+    Optimisation,
+    Run,
+    Steps,
+)
 
 
 class Sources(Config):
-    """Published parts in the place of a preset's, as folders or hub names."""
+    """Published models in place of a preset's, as folders or hub names."""
 
     encoder: str | None = None
-    """A T5."""
+    """A T5 encoder. None: the preset's."""
     decoder: str | None = None
-    """A causal language model."""
+    """A causal language model. None: the preset's."""
     image: str | None = None
-    """A BLIP-2, of which the vision part is taken."""
+    """A BLIP-2, of which the vision part is taken. None: the preset's."""
 
 
-class StageConfig(Config):
+class StageConfig(Batches, Steps, HeldOutShare, Optimisation, Run, Export, Checkpointing):
     """Settings of both stages."""
 
     model: str | None = None
-    """The refiner to go on from: a folder, or shapeworld for the embedded one."""
+    """The refiner to go on from: a folder, or shapeworld for the embedded one. Give this, or preset."""
     preset: str | None = None
-    """Or what to begin with: shapeworld (small, from nothing), tinyllama or paper (published parts)."""
+    """What to start with: shapeworld (small, from new weights), tinyllama or paper (published models)."""
     sources: Sources = Sources()
-    """Other published parts than the preset's."""
+    """Other published models than the preset's."""
     tower: Path | None = None
     """Folder of a refiner whose vision tower takes the place of the preset's."""
     log: Path
-    """Prompts and pictures: JSON lines of `reprise picture-log`, DiffusionDB's folders, or pictures with
-    captions."""
-    max_steps: PositiveInt = 1000
-    """Optimiser steps in all."""
+    """Prompts and their pictures: JSON lines of `reprise data pictures`, folders of DiffusionDB, or pictures
+    with captions."""
     batch_size: PositiveInt = 16
-    """Records in one forward pass."""
-    accumulation: PositiveInt = 1
-    """Forward passes in one optimiser step."""
-    learning_rate: PositiveFloat
-    """Peak learning rate."""
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """Shape of the learning rate after warm-up."""
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are clipped to this norm."""
-    eval_share: float = Field(0.05, ge=0, lt=1)
-    """Share of the user prompts that are not trained on but evaluated."""
-    eval_every: PositiveInt = 100
-    """Steps between evaluations, where prompts are held out; there is one before the first step, too."""
     eval_most: PositiveInt = 256
-    """Records of an evaluation, where more are held out."""
+    """At most that many held-out records are used for an evaluation."""
     pivots: Path | None = None
-    """Folder that keeps pictures' pivots, for several runs on the same pictures; by default the run's own."""
-    export_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
-    """Of the weights in `final/`; float16 is for storage, CPUs compute in float32. same: as they are trained,
-    and float32 (of bfloat16 twice the disk) with an adapter, whose small changes bfloat16 rounds away."""
-    gradient_checkpointing: bool = True
-    """Less memory, about a fifth slower."""
-    device: Literal["auto", "cpu"] = "auto"
-    """cpu keeps off the GPU."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Of new weights, the records' order, and dropout."""
-    save_every: PositiveInt = 100
-    """Steps between checkpoints; a killed run loses at most these."""
+    """Folder that stores the pictures' pivots, for several runs on the same pictures. None: the run's own."""
 
     @model_validator(mode="after")
     def _startable(self) -> StageConfig:
@@ -85,5 +65,60 @@ class StageConfig(Config):
             raise ValueError("sources replace published parts of a preset; set preset to tinyllama or paper")
         if self.tower is not None and self.preset is None:
             raise ValueError("tower takes the place of a preset's; set preset, or take it away")
-        check_schedule(self.scheduler, self.warmup_ratio)
+        return self
+
+
+class DecoderConfig(StageConfig, Adapter):
+    """Settings of `reprise train prip-decoder`."""
+
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate: 2e-5 for all weights, about 2e-4 for an adapter."""
+    least: dict[str, float] = {}
+    """Name of a reward -> lowest score, in the log, of a picture to learn from. The paper's are 0.28 of CLIP
+    and 5.2 of aesthetic."""
+    max_tokens: PositiveInt = 128
+    """Longest prompt in tokens. Longer ones are left out, never cut."""
+    train_image: bool = False
+    """Train the vision tower as well: for a preset without a published one."""
+    blind: bool = False
+    """The paper's ablation "without pivot-system decoding": the decoder learns prompts as a language model
+    does, sees no picture (pivots of zeros), and the projector stays as it starts."""
+    lora: LoraSettings | None = None
+    """Train a low-rank adapter in place of all weights of the decoder, beside the whole projector."""
+    max_new_tokens: PositiveInt = 64
+    """Stored with the refiner: longest addition to a prompt in tokens."""
+    temperature: PositiveFloat = 0.9
+    """Stored with the refiner: temperature at which variants are sampled."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> DecoderConfig:
+        if self.train_image and (self.preset is None or PRESETS[self.preset].sources):
+            raise ValueError(
+                "train_image is for a vision tower from nothing (preset: shapeworld); a published one, or "
+                "one that other stages have learned from, stays as it is: take train_image away"
+            )
+        if self.train_image and (self.tower or self.blind):
+            raise ValueError(
+                "a tower that is given is not trained, and a blind decoder has nothing to teach "
+                "it; take train_image away"
+            )
+        return self
+
+
+class EncoderConfig(StageConfig):
+    """Settings of `reprise train prip-encoder`."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate, which is larger for a small encoder than for a whole language model."""
+    rewards: dict[str, PositiveFloat] = Field({"image-reward": 1.0}, min_length=1)
+    """Name of a reward -> its weight. Their scores in the log say which picture of a prompt is preferred."""
+    preferred: Literal["best", "random"] = "best"
+    """The picture of a prompt that is the target. best: the one with the highest score. random: any, which is
+    the paper's ablation."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EncoderConfig:
+        if self.preferred == "random" and "rewards" in self.model_fields_set:
+            if self.rewards != type(self).model_fields["rewards"].default:
+                raise ValueError("preferred=random asks no reward; leave rewards out")
         return self

@@ -19,22 +19,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from typing import TYPE_CHECKING, Any
 
 from ...core.config import save_config
 from ...core.errors import BadInput
 from ...rewriters.decoding import context_length, pad_token
-from ...rewriters.prip.presets import PRESETS
 from ...rewriters.prip.rewriter import whole_phrases
 from ...storage.images import read_picture
 from ..common import distributed
-from ..common.lora import LoraSettings, merged, training_dtype
+from ..common.lora import merged, training_dtype
 from ..common.losses import prompt_error
-from ..common.start import check_lost, check_precision
+from ..common.start import check_lost
 from ..common.steps import run_training
-from .config import StageConfig
+from .config import DecoderConfig
 from .log import LoggedPicture, held_out, liked, pictured
 from .loop import StageLoop
 from .pivots import Pivots
@@ -47,46 +44,6 @@ FIRST = 256  # pictures of which a tower's first statistics are taken
 FOLLOW = 0.05  # of what a step adds to running statistics
 SETTLED = 0.9  # share of the steps in which it is
 SMALLEST = 1e-4  # standard deviation that is divided by, while a tower is trained
-
-
-class DecoderConfig(StageConfig):
-    """Settings of `reprise train prip-decoder`."""
-
-    learning_rate: PositiveFloat = 2e-5
-    """Peak learning rate: 2e-5 in full, about 2e-4 with LoRA."""
-    least: dict[str, float] = {}
-    """Reward -> score below which a picture is not learned from, as the log has it; the paper's are CLIP 0.28
-    and aesthetic 5.2."""
-    max_tokens: PositiveInt = 128
-    """Tokens of a prompt; longer ones are left out and counted, never cut."""
-    train_image: bool = False
-    """Train the vision tower, too: for a preset that has no published one."""
-    blind: bool = False
-    """The paper's ablation "without pivot-system decoding": the decoder learns prompts as a language model
-    does, shown no picture (pivots of zeros), and the projector stays as it begins."""
-    lora: LoraSettings | None = None
-    """Train an adapter of the decoder, and the whole projector."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the decoder's weights while training; auto is bfloat16 for LoRA on a GPU, else float32."""
-    max_new_tokens: PositiveInt = 64
-    """Kept with the refiner: how much it may add to a prompt."""
-    temperature: PositiveFloat = 0.9
-    """Kept with the refiner: at which variants are sampled."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> DecoderConfig:
-        if self.train_image and (self.preset is None or PRESETS[self.preset].sources):
-            raise ValueError(
-                "train_image is for a vision tower from nothing (preset: shapeworld); a published one, or "
-                "one that other stages have learned from, stays as it is: take train_image away"
-            )
-        if self.train_image and (self.tower or self.blind):
-            raise ValueError(
-                "a tower that is given is not trained, and a blind decoder has nothing to teach "
-                "it; take train_image away"
-            )
-        check_precision(self.device, self.dtype, self.lora)
-        return self
 
 
 CONFIG = DecoderConfig

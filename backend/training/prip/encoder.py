@@ -16,9 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field, PositiveFloat, model_validator
+from typing import TYPE_CHECKING
 
 from ...core.config import save_config
 from ...core.errors import BadInput
@@ -26,30 +24,12 @@ from ..common import distributed
 from ..common.losses import pivot_error
 from ..common.start import check_lost
 from ..common.steps import run_training
-from .config import StageConfig
+from .config import EncoderConfig
 from .log import LoggedPicture, held_out, pictured, preferred
 from .loop import StageLoop
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class EncoderConfig(StageConfig):
-    """Settings of `reprise train prip-encoder`."""
-
-    learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate."""
-    rewards: dict[str, PositiveFloat] = Field({"image-reward": 1.0}, min_length=1)
-    """Reward -> weight: whose scores, in the log, say which of a prompt's pictures is preferred."""
-    preferred: Literal["best", "random"] = "best"
-    """random: any picture of a prompt is the target, the paper's ablation."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> EncoderConfig:
-        if self.preferred == "random" and "rewards" in self.model_fields_set:
-            if self.rewards != type(self).model_fields["rewards"].default:
-                raise ValueError("preferred=random asks no reward; leave rewards out")
-        return self
 
 
 CONFIG = EncoderConfig

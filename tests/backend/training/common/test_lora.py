@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from reprise.backend.rewriters.reprompt import load_checkpoint
-from reprise.backend.training.common.lora import LoraSettings, merged
+from reprise.backend.training.common.lora import merged
+from reprise.backend.training.common.settings import LoraSettings
 from reprise.backend.training.sft.config import SftConfig
 from reprise.backend.training.sft.train import train
 

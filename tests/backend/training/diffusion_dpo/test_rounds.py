@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reprise.backend.core.config import load_config, parse_config
+from reprise.backend.core.config import parse_config
 from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed, Unsupported
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.preferences.mining import read_runs
@@ -409,7 +409,7 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
         ({"rounds": {"renderer": {"name": "other/model"}, "prompts": "p"}}, "leave rounds.renderer.name out"),
         ({"rounds": {"renderer": {"lora": "l"}, "prompts": "p"}}, "leave rounds.renderer.lora out"),
         ({"rounds": {"rewards": {"nothing": 1.0}, "prompts": "p"}}, "nothing"),
-        ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward says"),
+        ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward looks at the pictures"),
         ({"rounds": {"images": 1, "prompts": "p"}}, "images"),
         ({"rounds": {"offload": True, "prompts": "p"}}, "device=cpu puts none"),
     ],
@@ -497,8 +497,3 @@ def test_a_judge_of_words_is_refused_and_leaves_nothing(values, tmp_path):
     with pytest.raises(Unsupported, match="reads rewrites"):
         train(changed(values, {"rewards": {"redness": 1.0, "length": 1.0}}), tmp_path / "run", log=quiet)
     assert not (tmp_path / "run").exists()
-
-
-def test_the_example_of_settings_is_valid():
-    folder = Path(diffusion_dpo_rounds.__file__).parent / "configs"
-    assert load_config(DiffusionDpoConfig, folder / "shapeworld-rounds.yaml").rounds

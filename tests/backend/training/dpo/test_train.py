@@ -8,13 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reprise.backend.core.config import load_config, parse_config
+from reprise.backend.core.config import parse_config
 from reprise.backend.core.errors import BadInput
-from reprise.backend.core.registry import TRAINERS, resolve
 from reprise.backend.preferences.store import PairText, RewritePair, Store
 from reprise.backend.rewriters.prompting import answer_ids, prompt_ids
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
-from reprise.backend.training.dpo import train as dpo
 from reprise.backend.training.dpo.config import DpoConfig
 from reprise.backend.training.dpo.loop import _answer, _encoded, usable_rewrites
 from reprise.backend.training.dpo.train import train
@@ -194,21 +192,6 @@ def test_nothing_to_learn_from(store, taught, tmp_path):
     struck.strike([pair("star").id])
     with pytest.raises(BadInput, match="not struck"):
         usable_rewrites(struck, None, 0.0)
-
-
-def test_every_setting_has_a_sentence():
-    import inspect
-
-    source = inspect.getsource(DpoConfig)
-    for name in DpoConfig.model_fields:
-        after = source.split(f"    {name}:", 1)[1].split("\n", 2)[1]
-        assert after.strip().startswith('"""'), name
-
-
-def test_the_examples_of_settings_are_valid():
-    folder = Path(dpo.__file__).parent / "configs"
-    assert [load_config(DpoConfig, path) for path in folder.glob("*.yaml")]
-    assert resolve("trainer", TRAINERS, "dpo") is train
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,9 @@ import torch
 
 from reprise.backend.core.config import load_config, parse_config, save_config
 from reprise.backend.core.errors import BadInput, CheckpointError, UnknownName
-from reprise.backend.core.registry import TRAINERS, resolve
 from reprise.backend.rewriters.prompting import PLAIN_SYSTEM, SYSTEM, prompt_ids
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.training.common.start import system_text
-from reprise.backend.training.sft import train as sft
 from reprise.backend.training.sft.config import SftConfig
 from reprise.backend.training.sft.data import RewriteExample, encode, read_examples
 from reprise.backend.training.sft.train import LengthGroupedSampler, train
@@ -365,25 +363,6 @@ def test_impossible_settings_are_refused_with_a_remedy(changes, message):
 def test_unknown_settings_are_refused_with_the_near_match():
     with pytest.raises(UnknownName, match="learning_rate"):
         parse_config(SftConfig, {"model": "m", "data": "d", "learning_rat": 1}, "test")
-
-
-def test_every_setting_has_a_sentence():
-    import inspect
-
-    source = inspect.getsource(SftConfig)
-    for name in SftConfig.model_fields:
-        after = source.split(f"    {name}:", 1)[1].split("\n", 2)[1]
-        assert after.strip().startswith('"""'), name
-
-
-def test_the_examples_of_settings_are_valid():
-    from pathlib import Path
-
-    folder = Path(sft.__file__).parent / "configs"
-    for path in folder.glob("*.yaml"):
-        load_config(SftConfig, path)
-    assert resolve("trainer", TRAINERS, "sft") is train
-    assert sft.CONFIG is SftConfig
 
 
 def test_a_model_that_is_none(data, tmp_path, model):
