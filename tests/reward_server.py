@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from reprise.backend.core.types import RewardSpec
+from reprise.backend.net import http
 from reprise.backend.net.reward_protocol import Limits
-from reprise.backend.rewards import remote
 from reprise.backend.serving.app import make_app
 from reprise.backend.serving.batching import BatchingQueue
 from reprise.backend.serving.server import address, listen, make_server
@@ -31,7 +31,7 @@ def clean(monkeypatch):
     """No key and no hosts of whoever runs the tests; a client that tries again at once."""
     for name in ("REPRISE_SERVE_KEY", "REPRISE_SERVE_HOSTS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote, "BACKOFF", 0.01)
+    monkeypatch.setattr(http, "FIRST_RETRY_SECONDS", 0.01)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ..core.errors import BadInput, first_line
 from ..core.scoring import rank
 from ..core.types import RewardSpec
 from ..net.credentials import check_address
+from ..net.http import HttpFault, fetch, quote
 from ..renderers.comfyui.workflow import (
     REWRITERS,
     Graph,
@@ -38,7 +39,7 @@ from .store import stored_reward_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-SECONDS = 60.0  # that one answer may take
+LIMITS = {"timeout": 60.0, "max_bytes": 256 * 2**20}  # of one answer
 SCORER_RANKED = 1  # an output of the node
 IMAGES = {"reprise_parm": 2, "reprise_reflection": 2}  # what a node reports -> which output its pictures are
 FILE = ("filename", "subfolder", "type")  # what `/view` finds a picture by
@@ -107,14 +108,19 @@ Scored = tuple[str, _Report, ScoredPicture]  # the user's prompt, what judged, w
 def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of every run that the server at `url` remembers; one that is not as ComfyUI keeps runs is
     left out, and noted. Raises BadInput where no server answers."""
-    import httpx
-
     url = check_address(url, "http://127.0.0.1:8188")
     try:
-        answer = httpx.get(f"{url}/history", timeout=SECONDS)
-        runs = answer.raise_for_status().json()
-    except (httpx.HTTPError, OSError) as error:
-        raise BadInput(f"the ComfyUI server {url} does not show its history: {first_line(error)}") from error
+        answer = fetch(url, "history", **LIMITS)
+        if answer.status != 200:
+            raise BadInput(
+                f"the ComfyUI server {url} does not show its history ({answer.status}: "
+                f"{quote(answer.message)})"
+            )
+        runs = json.loads(answer.body)
+    except HttpFault as fault:
+        raise BadInput(
+            f"{fault.describe(f'the ComfyUI server {url}')}; start it, or correct the address"
+        ) from fault
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{url} is no ComfyUI server: its /history is no JSON") from error
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
@@ -276,12 +282,13 @@ def _drawn_as(
 
 def _view(url: str, file: File) -> Tensor | None:
     """A picture that the server still has."""
-    import httpx
     from PIL import Image
 
     try:
-        answer = httpx.get(f"{url}/view", params=file, timeout=SECONDS)
-        with Image.open(io.BytesIO(answer.raise_for_status().content)) as opened:
+        answer = fetch(url, "view", params=file, **LIMITS)
+        if answer.status != 200:
+            return None
+        with Image.open(io.BytesIO(answer.body)) as opened:
             return from_pil(opened)
-    except (httpx.HTTPError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (HttpFault, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None

@@ -66,8 +66,8 @@ class ChatRewriter:
         fails is no reason to draw the user's plain prompt.
         """
         rows = all_rows(prompts, variants, seed, critiques)
-        asks = [self._ask(row, seed) for row in rows]
-        replies = self.endpoint.complete(asks, should_stop, progress)
+        requests = [self._request(row, seed) for row in rows]
+        replies = self.endpoint.complete(requests, should_stop, progress)
         return group_by_prompt([self._read(row, reply) for row, reply in zip(rows, replies)], variants)
 
     def ask(
@@ -83,9 +83,9 @@ class ChatRewriter:
             refused = isinstance(reply, AnswerRefused)
             told(number, reply if refused else self._read(rows[number], reply))
 
-        self.endpoint.answers([self._ask(row, seed) for row in rows], read, should_stop)
+        self.endpoint.complete_each([self._request(row, seed) for row in rows], read, should_stop)
 
-    def _ask(self, row: RewriteRow, seed: int) -> ChatRequest:
+    def _request(self, row: RewriteRow, seed: int) -> ChatRequest:
         return ChatRequest(
             build_messages(row.prompt, row.critique, self.system),
             {

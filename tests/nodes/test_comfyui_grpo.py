@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reprise.backend.cli.main import run as reprise
-from reprise.backend.renderers.comfyui import client as comfy_server
+from reprise.backend.renderers.comfyui import client as client_module
 from reprise.backend.renderers.comfyui import renderer as comfyui
 from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter
 from reprise.backend.storage.files import read_lines
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def draws(monkeypatch):
     """[server, prompt, seed, whether it came] of every picture that a server was asked for."""
-    found, plain = [], comfy_server.ComfyUIServer.draw
+    found, plain = [], client_module.ComfyUIClient.draw
 
     async def draw(self, workflow, graph, progress):
         row = [self.url, graph["2"]["inputs"]["text"], graph["5"]["inputs"]["seed"], False]
@@ -62,7 +62,7 @@ def draws(monkeypatch):
         row[3] = True
         return picture
 
-    monkeypatch.setattr(comfy_server.ComfyUIServer, "draw", draw)
+    monkeypatch.setattr(client_module.ComfyUIClient, "draw", draw)
     return found
 
 
@@ -137,14 +137,14 @@ def test_two_servers_one_of_them_killed_on_the_way(
 ):
     """SIGKILL in the middle of a picture: the run ends as the one of a single server, bit for bit."""
     second = Server(tmp_path_factory.mktemp("second"))
-    waiting = comfy_server.ComfyUIServer._finished
+    waiting = client_module.ComfyUIClient._wait_for_run
 
     async def finished(self, name, run):
         if self.url == url(second) and len(draws) > len(jobs(alone)) // 2:
             second.process.kill()
         await waiting(self, name, run)
 
-    monkeypatch.setattr(comfy_server.ComfyUIServer, "_finished", finished)
+    monkeypatch.setattr(client_module.ComfyUIClient, "_wait_for_run", finished)
     try:
         second.wait()
         run = train(folder, "two", server, second)
@@ -154,7 +154,7 @@ def test_two_servers_one_of_them_killed_on_the_way(
     # The bodies of its last pictures were lost with it, and drawn by the other one: nothing else was.
     came, lost = ([row for row in draws if row[3] is ok] for ok in (True, False))
     assert sorted(row[1:3] for row in came) == sorted(map(list, jobs(alone).values()))
-    assert 1 <= len(lost) <= comfyui.AHEAD and {row[0] for row in lost} == {url(second)}
+    assert 1 <= len(lost) <= comfyui.JOBS_PER_SERVER and {row[0] for row in lost} == {url(second)}
     assert {row[0] for row in came} == {url(server), url(second)}  # both had their part
     assert f"{url(second)} is dropped" in caplog.text
     assert rollouts(run) == rollouts(alone) and pictures(run) == pictures(alone)

@@ -1,8 +1,8 @@
 """A saved ComfyUI workflow on one or more ComfyUI servers as a renderer.
 
-A job goes to the server with the shortest queue; a second one is queued behind it, so that no server waits
-for us. A server that is lost is dropped, its jobs are drawn elsewhere, and it is asked again and again until
-it is back. What a node or a server says against the graph is final once every server that answers said so.
+A job goes to the server with the shortest queue; a second one is queued behind it, so that no server is idle
+between two jobs. A lost server is dropped, its jobs are drawn elsewhere, and it is tried again until it is
+back. An error of a node or of the graph is final once every connected server has reported it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import re
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from ...core.errors import BadInput, RenderFailed, RepriseError, UnknownName, Unsupported, first_line
 from ...core.types import Job, Rendered
-from ...net.chat_client import POLL, Worker
+from ...net.background import run_in_thread
 from ...storage.cache import Cache, picture_key
 from ..diffusers.renderer import check_jobs
-from .client import ComfyUIServer, NoPicture, ServerLost, check_server, heard_of
+from .client import ComfyUIClient, NoPicture, ServerLost, check_server, wait_for_event
 from .workflow import NamedSockets, Workflow
 
 if TYPE_CHECKING:
@@ -33,15 +33,14 @@ if TYPE_CHECKING:
     from ...core.interfaces import Watcher
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-FORM = "comfyui:WORKFLOW.json@URL, for example comfyui:flow.json@http://127.0.0.1:8188"
-OPTIONS = ("prompt", "seed", "steps", "output")
-AHEAD = 2  # jobs of ours in a server's queue, the running one included
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds before a lost server is asked again
-SETTLE = 2.0  # seconds that all servers have to connect before work is given out
-LEAVE = 5.0  # seconds to take back what is queued
-FIRST_ANSWER = 20.0  # seconds that servers have to show that they are there
+NAME_FORM = "comfyui:WORKFLOW.json@URL, for example comfyui:flow.json@http://127.0.0.1:8188"
+NAME_OPTIONS = ("prompt", "seed", "steps", "output")
+JOBS_PER_SERVER = 2  # of ours in a server's queue, the running one included
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds before a lost server is tried again; doubled each time
+CONNECT_ALL_SECONDS = 2.0  # that all servers have to connect before jobs are assigned
+CANCEL_SECONDS = 5.0  # to take back what is queued
+PROBE_SECONDS = 20.0  # that a server has to show that it is there
 
 
 def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
@@ -51,15 +50,15 @@ def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
     """
     words, at, rest = text.rpartition("@http")
     if not at:
-        raise BadInput(f"expected {FORM}, got comfyui:{text[:80]}")
+        raise BadInput(f"expected {NAME_FORM}, got comfyui:{text[:80]}")
     file, *options = re.split(r",(?=\w+=)", words)
     if not file.strip():
-        raise BadInput(f"expected {FORM}; the workflow's file is missing")
+        raise BadInput(f"expected {NAME_FORM}; the workflow's file is missing")
     named: dict[str, str] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key not in OPTIONS:
-            raise UnknownName("option of comfyui:", key, OPTIONS)
+        if key not in NAME_OPTIONS:
+            raise UnknownName("option of comfyui:", key, NAME_OPTIONS)
         if key in named or not value.strip():
             raise BadInput(f"{key}= is given once, as NODE.INPUT, several with +; got {option[:80]!r}")
         named[key] = value.strip()
@@ -101,7 +100,7 @@ class ComfyUIRenderer:
         self.workflow, self.steps, self.cache = workflow, workflow.steps, cache
         self.retries, self.silence, self.patience = retries, silence, patience
         self.client_id = uuid.uuid4().hex
-        self.version = _in_loop(self._probe())
+        self.version = run_in_thread(self._probe())
         self.fingerprint = Cache.key("comfyui", workflow.content, self.version)
 
     def render(
@@ -138,13 +137,14 @@ class ComfyUIRenderer:
         todo = [job for job in dict.fromkeys(jobs) if job not in images]
         if todo:
             batch, whole = _Batch(self, todo), len(todo) * self.steps
-            drawn = _in_loop(batch.run(), progress and (lambda: progress(int(batch.share * whole), whole)))
+            tick = progress and (lambda: progress(int(batch.share * whole), whole))
+            drawn = run_in_thread(batch.run(), tick, patience=CANCEL_SECONDS + 2)
             images.update(zip(todo, drawn, strict=True))
         rows = self.workflow.rows
         return Rendered([images[job] for job in jobs], [None] * len(jobs), len(todo) * rows, len(jobs) * rows)
 
-    def keep(self, job: Job, image: Tensor, version: str) -> None:
-        """Into the cache, unless a server of another version drew it than the fingerprint says."""
+    def put_in_cache(self, job: Job, image: Tensor, version: str) -> None:
+        """Unless a server of another version drew it than the fingerprint says."""
         if self.cache is not None and version == self.version:
             self.cache.put_image(self._key(job), image)
 
@@ -153,10 +153,10 @@ class ComfyUIRenderer:
 
     async def _probe(self) -> str:
         """The version of the first server that answers. Raises RenderFailed where none does."""
-        servers = [ComfyUIServer(url, self.client_id, self.silence) for url in self.urls]
+        servers = [ComfyUIClient(url, self.client_id, self.silence) for url in self.urls]
         try:
-            asked = (asyncio.wait_for(server.probe(), FIRST_ANSWER) for server in servers)
-            answers = await asyncio.gather(*asked, return_exceptions=True)
+            probes = (asyncio.wait_for(server.probe(), PROBE_SECONDS) for server in servers)
+            answers = await asyncio.gather(*probes, return_exceptions=True)
         finally:
             for server in servers:
                 await server.close()
@@ -165,7 +165,7 @@ class ComfyUIRenderer:
             if isinstance(answer, str):
                 versions.append(answer)
             elif isinstance(answer, (ServerLost, asyncio.TimeoutError)):
-                server.why = str(answer) or f"no answer within {FIRST_ANSWER:g} s"
+                server.reason = str(answer) or f"no answer within {PROBE_SECONDS:g} s"
             else:
                 raise answer
         if not versions:
@@ -177,94 +177,95 @@ class ComfyUIRenderer:
             )
         for server in servers:
             if not server.version:
-                log.warning("%s is left out until it answers: %s", server.url, server.why)
+                log.warning("%s is left out until it answers: %s", server.url, server.reason)
         return versions[0]
 
 
 class _Batch:
-    """The jobs of one `render`: which are waiting, which are drawn where, and what came of them."""
+    """The jobs of one `render`: which are waiting, where the others are drawn, and the pictures."""
 
     def __init__(self, renderer: ComfyUIRenderer, jobs: Sequence[Job]):
         self.renderer, self.workflow, self.jobs = renderer, renderer.workflow, list(jobs)
-        self.found: list[Tensor | None] = [None] * len(jobs)
+        self.images: list[Tensor | None] = [None] * len(jobs)
         self.waiting = deque(range(len(jobs)))
         self.tries = [0] * len(jobs)
-        self.refused: list[dict[ComfyUIServer, RepriseError]] = [{} for _ in jobs]  # by whom, and why
-        self.parts = [0.0] * len(jobs)  # how much of each is drawn
-        self.servers: list[ComfyUIServer] = []
+        self.refused: list[dict[ComfyUIClient, RepriseError]] = [{} for _ in jobs]  # by whom, and why
+        self.shares = [0.0] * len(jobs)  # how much of each is drawn
+        self.servers: list[ComfyUIClient] = []
         self.failed: Exception | None = None
 
     @property
     def share(self) -> float:
-        return sum(self.parts) / len(self.parts)
+        return sum(self.shares) / len(self.shares)
 
     async def run(self) -> list[Tensor]:
         """The pictures of all jobs; the first failure that is final ends the others."""
         renderer = self.renderer
         self.changed = asyncio.Event()
-        self.servers = [ComfyUIServer(url, renderer.client_id, renderer.silence) for url in renderer.urls]
-        tasks = {asyncio.create_task(self.keep_up(server)) for server in self.servers}
-        started = heard = time.monotonic()  # heard: when a server was there last
+        self.servers = [ComfyUIClient(url, renderer.client_id, renderer.silence) for url in renderer.urls]
+        tasks = {asyncio.create_task(self.keep_connected(server)) for server in self.servers}
+        started = last_connected = time.monotonic()
         try:
-            while self.failed is None and any(image is None for image in self.found):
-                # At first all are waited for, or the first to answer would get too much.
-                ready = all(server.asked for server in self.servers) or time.monotonic() > started + SETTLE
+            while self.failed is None and any(image is None for image in self.images):
+                # Not before all were tried, or the first to answer would get too many jobs.
+                late = time.monotonic() > started + CONNECT_ALL_SECONDS
+                ready = late or all(server.tried for server in self.servers)
                 for server, number in self.assign() if ready else ():
                     task = asyncio.create_task(self.draw(server, number))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
                 self.changed.clear()
-                await heard_of(self.changed, 1.0)
-                if any(server.alive for server in self.servers):
-                    heard = time.monotonic()
-                elif time.monotonic() - heard > renderer.patience:
+                await wait_for_event(self.changed, 1.0)
+                if any(server.connected for server in self.servers):
+                    last_connected = time.monotonic()
+                elif time.monotonic() - last_connected > renderer.patience:
                     raise no_server(self.servers)
             if self.failed is not None:
                 raise self.failed
-            return [image for image in self.found if image is not None]
+            return [image for image in self.images if image is not None]
         finally:
-            await self.leave(list(tasks))
+            await self.clean_up(list(tasks))
 
-    def assign(self) -> list[tuple[ComfyUIServer, int]]:
+    def assign(self) -> list[tuple[ComfyUIClient, int]]:
         """Waiting jobs for the servers with the shortest queues, as many as may be ahead there."""
-        alive = [server for server in self.servers if server.alive]
-        load = {server: server.load for server in alive}
-        ours = {server: len(server.runs) for server in alive}
-        given: list[tuple[ComfyUIServer, int]] = []
-        for number in list(self.waiting) if alive else ():
-            able = [server for server in alive if server not in self.refused[number]]
+        connected = [server for server in self.servers if server.connected]
+        load = {server: server.load for server in connected}
+        ours = {server: len(server.runs) for server in connected}
+        assigned: list[tuple[ComfyUIClient, int]] = []
+        for number in list(self.waiting) if connected else ():
+            able = [server for server in connected if server not in self.refused[number]]
             if not able:
                 self.fail(next(iter(self.refused[number].values())))
                 break
             server = min(able, key=lambda server: load[server])
             # The last ones are not queued behind others: the first server that is free takes them.
-            ahead = AHEAD if len(self.waiting) - len(given) > len(alive) else 1
-            if ours[server] < ahead:
+            most = JOBS_PER_SERVER if len(self.waiting) - len(assigned) > len(connected) else 1
+            if ours[server] < most:
                 load[server], ours[server] = load[server] + 1, ours[server] + 1
-                given.append((server, number))
-            elif min(ours.values()) >= ahead:
+                assigned.append((server, number))
+            elif min(ours.values()) >= most:
                 break
-        for _, number in given:
+        for _, number in assigned:
             self.waiting.remove(number)
-        return given
+        return assigned
 
-    async def draw(self, server: ComfyUIServer, number: int) -> None:
+    async def draw(self, server: ComfyUIClient, number: int) -> None:
         """One job on one server."""
         job, samplers = self.jobs[number], self.workflow.samplers
 
         def progress(node: str, share: float) -> None:
             if node in samplers:
-                self.parts[number] = max(self.parts[number], (samplers.index(node) + share) / len(samplers))
+                self.shares[number] = max(self.shares[number], (samplers.index(node) + share) / len(samplers))
 
         try:
             graph = self.workflow.job(job.prompt, job.seed, server.sink)
             image = _decoded(await server.draw(self.workflow, graph, progress))
-            self.found[number], self.parts[number] = image, 1.0
-            self.renderer.keep(job, image, server.version)
+            self.images[number], self.shares[number] = image, 1.0
+            self.renderer.put_in_cache(job, image, server.version)
         except (ServerLost, NoPicture) as error:
             if isinstance(error, ServerLost):
-                server.cut(error)
-            self.tries[number], self.parts[number] = self.tries[number] + 1, 0.0
+                server.disconnect(error)
+            self.tries[number], self.shares[number] = self.tries[number] + 1, 0.0
             self.waiting.appendleft(number)
             if self.tries[number] > self.renderer.retries:
                 times = f"the picture of seed {job.seed} failed {self.tries[number]} times"
@@ -277,17 +278,17 @@ class _Batch:
         finally:
             self.changed.set()
 
-    async def keep_up(self, server: ComfyUIServer) -> None:
+    async def keep_connected(self, server: ComfyUIClient) -> None:
         """The server's connection, made anew whenever it breaks."""
         pause = FIRST_PAUSE
         while True:
             try:
                 await server.serve(self.changed.set)
-            except ServerLost as why:
-                if server.alive:
-                    log.warning("%s is dropped: %s", server.url, why)
+            except ServerLost as reason:
+                if server.connected:
+                    log.warning("%s is dropped: %s", server.url, reason)
                     pause = FIRST_PAUSE
-                server.drop(why)
+                server.give_up_runs(reason)
                 self.changed.set()
             except Exception as error:
                 self.fail(error)
@@ -300,38 +301,26 @@ class _Batch:
         self.failed = self.failed or error
         self.changed.set()
 
-    async def leave(self, tasks: list[asyncio.Task]) -> None:
+    async def clean_up(self, tasks: list[asyncio.Task]) -> None:
         """Take back what is not finished, also from a lost server, and close all connections."""
         while tasks:  # wait_for of Python 3.10 and 3.11 may swallow a cancellation
             for task in tasks:
                 task.cancel()
             tasks = list((await asyncio.wait(tasks, timeout=0.5))[1])
-        unfinished = any(image is None for image in self.found)
-        left = [one.abandon() for one in self.servers if one.dropped or (unfinished and one.alive)]
+        unfinished = any(image is None for image in self.images)
+        cancels = [
+            one.cancel_runs() for one in self.servers if one.was_lost or (unfinished and one.connected)
+        ]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), LEAVE)
+            await asyncio.wait_for(asyncio.gather(*cancels, return_exceptions=True), CANCEL_SECONDS)
         for server in self.servers:
             await server.close()
 
 
-def no_server(servers: Sequence[ComfyUIServer]) -> RenderFailed:
+def no_server(servers: Sequence[ComfyUIClient]) -> RenderFailed:
     """None of the servers answers: each with its reason."""
-    whys = "; ".join(f"{server.url}: {server.why}" for server in servers)
-    return RenderFailed(f"no ComfyUI server answers ({whys}); start one, or correct the address")
-
-
-def _in_loop(work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
-    """What a coroutine gives, run in a thread of its own; `tick` is called meanwhile and may raise."""
-    worker, over = Worker(work), False
-    worker.start()
-    try:
-        while not over:
-            over = worker.wait(POLL)
-            if tick is not None:
-                tick()
-    finally:
-        worker.cancel(LEAVE + 2)
-    return worker.result()
+    reasons = "; ".join(f"{server.url}: {server.reason}" for server in servers)
+    return RenderFailed(f"no ComfyUI server answers ({reasons}); start one, or correct the address")
 
 
 def _decoded(file: bytes) -> Tensor:

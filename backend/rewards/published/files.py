@@ -1,6 +1,6 @@
-"""The published files that judges want: what they are called, how big they are, where they are looked for.
+"""The published files that judges need: their names, their sizes, and the folders where they are looked for.
 
-Nothing is downloaded by looking. `fetch` downloads when a person asks for it.
+Looking downloads nothing; `download.py` does, when a user asks for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ...core.model_files import model_folders
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One published file. `bytes` is about its size; `repo` is its Hugging Face name, `url` its page
-    where it is not there; `others` are repositories and file names under which the same may lie."""
+    """One published file. `bytes` is about its size; `repo` its Hugging Face repository, or `url` its page
+    elsewhere. The same file may be in `other_repos` and be called one of `other_names`."""
 
     folder: str  # under models/reprise/judges
     name: str
@@ -37,7 +37,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class JudgeFiles:
-    """What one judge wants: its files, the weights first, and how many numbers it computes with."""
+    """The files of one judge, the weights first, and its number of parameters."""
 
     files: tuple[PublishedFile, ...]
     parameters: int
@@ -128,15 +128,15 @@ JUDGES: dict[str, JudgeFiles] = {
 
 
 def needs(judge: str) -> JudgeFiles:
-    """Raises UnknownName for a judge that wants no files."""
+    """Raises UnknownName for a judge without files."""
     if judge not in JUDGES:
         raise UnknownName("judge with files of its own", judge, JUDGES)
     return JUDGES[judge]
 
 
 def find(wanted: PublishedFile, given: Sequence[Path] = ()) -> Path | None:
-    """Where a wanted file is: in the folders `given`, then in `judges/` of the models' folders, then in
-    Hugging Face's cache."""
+    """The path of a file, looked for in the folders `given`, then in `judges/` of the models' folders, then
+    in Hugging Face's cache."""
     names = (wanted.name, *wanted.other_names)
     folders = [*given, *(root / "judges" / wanted.folder for root in model_folders())]
     for folder in folders:
@@ -156,7 +156,7 @@ def find(wanted: PublishedFile, given: Sequence[Path] = ()) -> Path | None:
 
 def locate(judge: str, path: str | Path | None = None) -> list[Path]:
     """Paths of a judge's files, the weights first. `path` is the weights' file, or a folder to look in
-    first. Raises CheckpointError that says what to get and where to put it."""
+    first. Raises CheckpointError for missing files: which to download and where to put them."""
     wanted, folder, weights = needs(judge).files, None, None
     if path is not None:
         path = Path(path).expanduser()
@@ -164,29 +164,29 @@ def locate(judge: str, path: str | Path | None = None) -> list[Path]:
             raise CheckpointError(f"there is no {path}; give {judge}'s {wanted[0].name} or its folder")
         weights = path if path.is_file() else None
         folder = path if path.is_dir() else path.parent
-    found = [find(w, _near(folder, w, wanted)) for w in wanted]
-    found[0] = weights or found[0]
-    lost = [w for w, where in zip(wanted, found, strict=True) if where is None]
-    if lost:
-        fetch = f"; or ask for it: reprise models --get {judge}" if all(w.repo for w in lost) else ""
-        raise CheckpointError(f"{judge} is not installed: {advice(lost)}{fetch}")
-    return [where for where in found if where is not None]
+    paths = [find(file, _near(folder, file, wanted)) for file in wanted]
+    paths[0] = weights or paths[0]
+    missing = [file for file, where in zip(wanted, paths, strict=True) if where is None]
+    if missing:
+        fetch = f"; or run: reprise models --get {judge}" if all(file.repo for file in missing) else ""
+        raise CheckpointError(f"{judge} is not installed: {advice(missing)}{fetch}")
+    return [where for where in paths if where is not None]
 
 
 def _near(folder: Path | None, wanted: PublishedFile, all_wanted: Sequence[PublishedFile]) -> list[Path]:
-    """Where a judge's file may lie when its weights are in `folder`: there too, or in a folder beside it.
-    Of two models that both call a file config.json, the folder holds the first one's."""
+    """Folders to look in for a judge's file when its weights are in `folder`: the same one, or one beside it.
+    Of two models that both have a config.json, `folder` holds the first one's."""
     if folder is None:
         return []
     own = next(other for other in all_wanted if other.name == wanted.name) is wanted
     return [*([folder] if own else []), folder.parent / wanted.folder]
 
 
-def advice(lost: Sequence[PublishedFile]) -> str:
-    """What to get, and where to put it, in one line."""
+def advice(missing: Sequence[PublishedFile]) -> str:
+    """One line: which files to download, and where to put them."""
     groups: dict[tuple[str, str], list[PublishedFile]] = {}
-    for wanted in lost:
-        groups.setdefault((wanted.folder, wanted.page), []).append(wanted)
+    for file in missing:
+        groups.setdefault((file.folder, file.page), []).append(file)
     root = model_folders()[0] / "judges"
     return ", and ".join(
         f"put {' and '.join(map(str, files))} from {page} into {root / folder}"

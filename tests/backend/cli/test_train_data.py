@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from reprise.backend.net import chat_client as endpoint_module
+from reprise.backend.net import http
 from reprise.backend.rewriters.prompting import build_messages
 from reprise.backend.training.sft.data import RewriteExample, read_examples
 
@@ -21,7 +21,7 @@ PROMPTS = [f"a {color} {shape}" for color in ("red", "blue", "green") for shape 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
-    monkeypatch.setattr(endpoint_module, "BACKOFF", 0.01)
+    monkeypatch.setattr(http, "FIRST_RETRY_SECONDS", 0.01)
     for name in ("REPRISE_ENDPOINT_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from reprise.backend.core.errors import AnswerRefused, BadInput, EndpointError, Interrupted
-from reprise.backend.net import chat_client as module
+from reprise.backend.net import background, http
 from reprise.backend.net.chat_client import ChatRequest, Endpoint
 from reprise.backend.net.credentials import check_url, find_key
 
@@ -23,7 +23,7 @@ KEY = "sk-very-secret-0123456789"
 def clean(monkeypatch):
     for name in ("REPRISE_ENDPOINT_KEY", "OPENAI_API_KEY", "REPRISE_ENDPOINT_HOSTS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(module, "BACKOFF", 0.01)
+    monkeypatch.setattr(http, "FIRST_RETRY_SECONDS", 0.01)
 
 
 def complete(server, *asks, **options):
@@ -328,11 +328,11 @@ def test_one_failure_ends_the_others():
 
 
 def told(server, play, count=6, **options):
-    """What `answers` hands over, with how it ended."""
+    """What `complete_each` hands over, and how it ended."""
     found, server.plays = {}, [play]
     asks = [ChatRequest(ASK.messages, {"seed": i}) for i in range(count)]
     try:
-        Endpoint(server.url, MODEL, concurrency=2, **options).answers(asks, found.__setitem__)
+        Endpoint(server.url, MODEL, concurrency=2, **options).complete_each(asks, found.__setitem__)
     except BaseException as error:
         return found, error
     return found, None
@@ -364,7 +364,7 @@ def test_what_came_before_a_failure_is_handed_over(endpoint):
 
 def test_what_came_before_ctrl_c_is_handed_over(endpoint, monkeypatch):
     """Also what has come since the last look."""
-    wait = module.Worker.wait
+    wait = background._LoopThread.wait
 
     def stopped(self, seconds):
         if not getattr(self, "told", False):
@@ -373,14 +373,14 @@ def test_what_came_before_ctrl_c_is_handed_over(endpoint, monkeypatch):
             raise KeyboardInterrupt
         return wait(self, seconds)
 
-    monkeypatch.setattr(module.Worker, "wait", stopped)
+    monkeypatch.setattr(background._LoopThread, "wait", stopped)
     found, error = told(endpoint, lambda body: answer(str(body["seed"]), delay=20 if body["seed"] > 3 else 0))
     assert isinstance(error, KeyboardInterrupt) and len(found) >= 3
 
 
 @pytest.mark.parametrize("plays", [[answer(GOOD, delay=20)], [refusal(503, "wait")]])
 def test_a_stop_does_not_wait_for_the_server(monkeypatch, plays):
-    monkeypatch.setattr(module, "BACKOFF", 15)
+    monkeypatch.setattr(http, "FIRST_RETRY_SECONDS", 15)
     with playing(*plays) as server:
         asked: list[float] = []
 

@@ -12,8 +12,8 @@ from reprise.backend.core.errors import BadInput, EndpointError, RewardFailed, U
 from reprise.backend.core.interfaces import Critic
 from reprise.backend.core.scoring import image_scores
 from reprise.backend.core.types import RewardSpec
+from reprise.backend.net import http
 from reprise.backend.net.reward_protocol import Limits
-from reprise.backend.rewards import remote as module
 from reprise.backend.rewards.mix import mix_rewards
 from reprise.backend.rewards.remote import connect
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
@@ -145,11 +145,14 @@ class Play:
     """A server that answers /rewards well and then what the test says, the last for ever."""
 
     def __init__(self, monkeypatch, *plays, catalogue=CATALOGUE):
-        self.plays, self.requests, self.needs_clarity = list(plays), [], []
+        self.plays, self.requests, self.waits = list(plays), [], []
         transport = httpx.MockTransport(lambda request: self.answer(request, catalogue))
-        real = httpx.Client
-        monkeypatch.setattr(httpx, "Client", lambda **options: real(transport=transport, **options))
-        monkeypatch.setattr(module.time, "sleep", self.needs_clarity.append)
+        real = httpx.AsyncClient
+        monkeypatch.setattr(httpx, "AsyncClient", lambda **options: real(transport=transport, **options))
+        monkeypatch.setattr(http.asyncio, "sleep", self.wait)
+
+    async def wait(self, seconds):
+        self.waits.append(seconds)
 
     def answer(self, request, catalogue):
         if request.url.path == "/rewards":
@@ -222,7 +225,7 @@ def test_what_passes_is_asked_again_and_waits_grow(monkeypatch):
     busy = (503, {"detail": "full"}, ("Retry-After", "3"))
     play = Play(monkeypatch, httpx.ReadError("reset"), busy, (502, "bad gateway"), good(0.25, 0.5))
     assert connect("http://127.0.0.1:9", "far").score(GREY, ["a", "b"]) == [0.25, 0.5]
-    assert play.needs_clarity == [0.01, 3.0, 0.04] and len(play.requests) == 4
+    assert play.waits == [0.01, 3.0, 0.04] and len(play.requests) == 4
     assert len({request.content for request in play.requests}) == 1
 
 
@@ -234,15 +237,18 @@ def test_what_passes_is_asked_again_and_waits_grow(monkeypatch):
             "has no room after 3 tries (503: '64 requests",
         ),
         ((500, {"detail": "the server failed"}), "failed after 3 tries (500: 'the server failed')"),
-        (httpx.RemoteProtocolError("Server disconnected"), "reward server http://127.0.0.1:9 after 3 tries"),
-        (httpx.ConnectError("refused"), "after 3 tries (refused)"),
+        (
+            httpx.RemoteProtocolError("Server disconnected"),
+            "the reward server http://127.0.0.1:9 broke off after 3 tries ('Server disconnected')",
+        ),
+        (httpx.ConnectError("refused"), "after 3 tries ('refused')"),
     ],
 )
 def test_it_gives_up_and_says_how_often_it_tried(monkeypatch, last, part):
     play = Play(monkeypatch, last)
     with pytest.raises(EndpointError) as caught:
         connect("http://127.0.0.1:9", "far", retries=2).score(GREY, ["a", "b"])
-    assert part in str(caught.value) and len(play.requests) == 3 and play.needs_clarity == [0.01, 0.02]
+    assert part in str(caught.value) and len(play.requests) == 3 and play.waits == [0.01, 0.02]
 
 
 def test_a_long_wait_or_a_slow_answer_is_not_tried_again(monkeypatch):
@@ -252,7 +258,7 @@ def test_a_long_wait_or_a_slow_answer_is_not_tried_again(monkeypatch):
     play.plays = [httpx.ReadTimeout("slow")]
     with pytest.raises(EndpointError, match="did not answer within 300 s"):
         connect("http://127.0.0.1:9", "far").score(GREY, ["a", "b"])
-    assert len(play.requests) == 2 and play.needs_clarity == []
+    assert len(play.requests) == 2 and play.waits == []
 
 
 def test_verdicts_are_read_as_strictly(monkeypatch):

@@ -19,7 +19,7 @@ from reprise.backend.core.errors import (
     Unsupported,
 )
 from reprise.backend.core.types import Job
-from reprise.backend.renderers.comfyui import client as comfy_server
+from reprise.backend.renderers.comfyui import client as client_module
 from reprise.backend.renderers.comfyui import renderer as comfyui
 from reprise.backend.renderers.comfyui.renderer import ComfyUIRenderer, parse_name
 from reprise.backend.renderers.comfyui.workflow import NamedSockets, prepare
@@ -165,7 +165,7 @@ def test_a_server_that_was_down_at_first_takes_part_later(servers, caplog):
 
 def test_no_server_at_all():
     url = closed_url().removesuffix("/v1")
-    with pytest.raises(RenderFailed, match=f"no ComfyUI server answers \\({url}: it cannot be reached"):
+    with pytest.raises(RenderFailed, match=f"no ComfyUI server answers \\({url}: cannot reach it"):
         ComfyUIRenderer(prepare(GRAPH), [url])
 
 
@@ -215,7 +215,7 @@ def test_waiting_in_the_queue_is_no_silence(servers):
 
 def test_a_queue_that_somebody_clears(servers, monkeypatch):
     """Nothing is said of a run that is taken out of the queue; it is queued again."""
-    monkeypatch.setattr(comfy_server, "LOOK", 0.1)
+    monkeypatch.setattr(client_module, "QUEUE_CHECK_SECONDS", 0.1)
     one = servers(delay=0.05)
     one.at_run[0] = lambda: one.pending.clear()
     check(renderer(one).render(JOBS))
@@ -306,7 +306,7 @@ def test_rubbish_on_the_websocket(servers, message):
     bad, good = servers(), servers(delay=0.01)
     bad.always = lambda: [bad.frame(client, 0x81, message) for client in list(bad.sockets)] and []
     check(renderer(bad, good, retries=50).render(JOBS))
-    assert "it says what no ComfyUI does" in fails(renderer(bad, retries=0))
+    assert "its message is none of ComfyUI's" in fails(renderer(bad, retries=0))
 
 
 def test_what_custom_nodes_say_is_passed_over(servers):
@@ -440,9 +440,9 @@ def test_it_runs_inside_a_running_loop(servers):
 def test_answers_are_bounded(servers, monkeypatch):
     one = servers()
     drawing = renderer(one, retries=0)
-    monkeypatch.setattr(comfy_server, "MOST_BYTES", 4096)
+    monkeypatch.setattr(client_module, "MAX_BYTES", 4096)
     one.answers["prompt"] = 200, b"x" * 10_000
-    assert "larger than 4,096 bytes" in fails(drawing)
+    assert "it answered with more than 4,096 bytes" in fails(drawing)
 
 
 @pytest.mark.parametrize(
