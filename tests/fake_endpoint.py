@@ -90,7 +90,7 @@ class FakeEndpoint:
                     self.leave()
 
             def reply(self, play: Play):
-                if play.delay and self.needs_clarity(play.delay):
+                if play.delay and self.wait(play.delay):
                     return
                 raw = play.body if isinstance(play.body, bytes) else json.dumps(play.body).encode()
                 self.leave()
@@ -104,9 +104,9 @@ class FakeEndpoint:
                     with outer._lock:
                         outer.hung_up += 1
                 if play.linger:
-                    self.needs_clarity(play.linger)
+                    self.wait(play.linger)
 
-            def needs_clarity(self, seconds: float) -> bool:
+            def wait(self, seconds: float) -> bool:
                 """Whether the client hung up meanwhile."""
                 end = time.monotonic() + seconds
                 self.connection.setblocking(False)

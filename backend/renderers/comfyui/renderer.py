@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...core.errors import BadInput, RenderFailed, RepriseError, UnknownName, Unsupported, first_line
-from ...core.types import Job, Rendered
+from ...core.types import Job, RenderResult
 from ...net.chat_client import POLL, Worker
 from ...storage.cache import Cache, picture_key
 from ..diffusers.renderer import check_jobs
@@ -109,7 +109,7 @@ class ComfyUIRenderer:
         jobs: Sequence[Job],
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Rendered:
+    ) -> RenderResult:
         """Draw all jobs, each by a run of its own; see `interfaces.Renderer`. The same job is drawn once.
 
         `progress` counts the samplers' steps of all jobs. When it raises, or on Ctrl-C, what is queued is
@@ -141,7 +141,9 @@ class ComfyUIRenderer:
             drawn = _in_loop(batch.run(), progress and (lambda: progress(int(batch.share * whole), whole)))
             images.update(zip(todo, drawn, strict=True))
         rows = self.workflow.rows
-        return Rendered([images[job] for job in jobs], [None] * len(jobs), len(todo) * rows, len(jobs) * rows)
+        return RenderResult(
+            [images[job] for job in jobs], [None] * len(jobs), len(todo) * rows, len(jobs) * rows
+        )
 
     def keep(self, job: Job, image: Tensor, version: str) -> None:
         """Into the cache, unless a server of another version drew it than the fingerprint says."""

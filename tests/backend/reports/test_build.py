@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from reprise.backend.core.types import Candidate, Cost, Outcome, ReflectionRound, Rewrite
-from reprise.backend.reports.build import command, number_text, prompt_view, write_page
+from reprise.backend.reports.build import number_text, prompt_view, render_command, write_page
 from reprise.backend.reports.figures import render_figures
-from reprise.backend.storage import records as runs
+from reprise.backend.storage import records
+from reprise.backend.storage.files import slug
 
 SETTINGS = {
     "renderer": "fake",
@@ -56,9 +57,9 @@ def page(tmp_path):
     def make(*prompts):
         entries = []
         for prompt in prompts:
-            folder = tmp_path / runs.slug(prompt)
+            folder = tmp_path / slug(prompt)
             entries.append(
-                (folder, runs.save_outcome(folder, an_outcome(prompt), SETTINGS, {"reprise": "0"}))
+                (folder, records.save_outcome(folder, an_outcome(prompt), SETTINGS, {"reprise": "0"}))
             )
         return write_page(tmp_path, entries).read_text(encoding="utf-8")
 
@@ -124,7 +125,7 @@ def test_several_prompts_get_an_index(page):
 
 
 def test_the_winner_is_first_and_the_stopped_are_last(tmp_path):
-    record = runs.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    record = records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
     view = prompt_view(tmp_path, record, 0)
     assert [c["index"] for c in view["walls"][0]["cards"]] == [2, 0, 1]
     assert view["walls"][0]["alive"][0]["rows"] == 3 and view["walls"][0]["alive"][2]["rows"] == 2
@@ -132,7 +133,7 @@ def test_the_winner_is_first_and_the_stopped_are_last(tmp_path):
 
 
 def test_a_picture_that_was_moved_away_leaves_a_gap(tmp_path):
-    record = runs.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    record = records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
     (tmp_path / record.winner.image).unlink()
     assert "picture moved away" in write_page(tmp_path, [(tmp_path, record)]).read_text()
 
@@ -140,7 +141,7 @@ def test_a_picture_that_was_moved_away_leaves_a_gap(tmp_path):
 def test_a_stopped_candidate_shows_its_last_preview(tmp_path):
     outcome = an_outcome()
     outcome.candidates[1].preview = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(3))
-    record = runs.save_outcome(tmp_path, outcome, SETTINGS, {})
+    record = records.save_outcome(tmp_path, outcome, SETTINGS, {})
     html = write_page(tmp_path, [(tmp_path, record)]).read_text()
     (card,) = [tag.attrs for tag in Tags(html).tags if tag.attrs.get("class") == "card stopped seen"]
     assert "after step 1: not clear" in card["title"] and "after step 2: 0.12" in card["title"]
@@ -158,7 +159,7 @@ def test_a_stopped_candidate_shows_its_last_preview(tmp_path):
 def test_large_pictures_are_shrunk(tmp_path):
     outcome = an_outcome()
     outcome.candidates[2].image = torch.rand(1024, 1024, 3)
-    record = runs.save_outcome(tmp_path, outcome, SETTINGS, {})
+    record = records.save_outcome(tmp_path, outcome, SETTINGS, {})
     path = write_page(tmp_path, [(tmp_path, record)])
     assert path.stat().st_size < (tmp_path / "best.png").stat().st_size / 2
 
@@ -166,8 +167,8 @@ def test_large_pictures_are_shrunk(tmp_path):
 def test_the_command_line_draws_the_same(tmp_path):
     import shlex
 
-    record = runs.record_from(an_outcome('it\'s -- a "test"'), SETTINGS, {})
-    words = shlex.split(command(record))
+    record = records.make_record(an_outcome('it\'s -- a "test"'), SETTINGS, {})
+    words = shlex.split(render_command(record))
     assert words[:3] == ["reprise", "render", 'it\'s -- a "test"']
     assert words[3:] == [
         "--renderer",
@@ -189,8 +190,8 @@ def test_the_command_line_draws_the_same(tmp_path):
         "--reward",
         "shapeworld=0.5",
     ]
-    dashed = runs.record_from(an_outcome("--best-of"), SETTINGS, {})
-    assert shlex.split(command(dashed))[-2:] == ["--", "--best-of"]
+    dashed = records.make_record(an_outcome("--best-of"), SETTINGS, {})
+    assert shlex.split(render_command(dashed))[-2:] == ["--", "--best-of"]
 
 
 def test_numbers():

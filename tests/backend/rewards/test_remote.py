@@ -145,11 +145,11 @@ class Play:
     """A server that answers /rewards well and then what the test says, the last for ever."""
 
     def __init__(self, monkeypatch, *plays, catalogue=CATALOGUE):
-        self.plays, self.requests, self.needs_clarity = list(plays), [], []
+        self.plays, self.requests, self.waits = list(plays), [], []
         transport = httpx.MockTransport(lambda request: self.answer(request, catalogue))
         real = httpx.Client
         monkeypatch.setattr(httpx, "Client", lambda **options: real(transport=transport, **options))
-        monkeypatch.setattr(module.time, "sleep", self.needs_clarity.append)
+        monkeypatch.setattr(module.time, "sleep", self.waits.append)
 
     def answer(self, request, catalogue):
         if request.url.path == "/rewards":
@@ -222,7 +222,7 @@ def test_what_passes_is_asked_again_and_waits_grow(monkeypatch):
     busy = (503, {"detail": "full"}, ("Retry-After", "3"))
     play = Play(monkeypatch, httpx.ReadError("reset"), busy, (502, "bad gateway"), good(0.25, 0.5))
     assert connect("http://127.0.0.1:9", "far").score(GREY, ["a", "b"]) == [0.25, 0.5]
-    assert play.needs_clarity == [0.01, 3.0, 0.04] and len(play.requests) == 4
+    assert play.waits == [0.01, 3.0, 0.04] and len(play.requests) == 4
     assert len({request.content for request in play.requests}) == 1
 
 
@@ -242,7 +242,7 @@ def test_it_gives_up_and_says_how_often_it_tried(monkeypatch, last, part):
     play = Play(monkeypatch, last)
     with pytest.raises(EndpointError) as caught:
         connect("http://127.0.0.1:9", "far", retries=2).score(GREY, ["a", "b"])
-    assert part in str(caught.value) and len(play.requests) == 3 and play.needs_clarity == [0.01, 0.02]
+    assert part in str(caught.value) and len(play.requests) == 3 and play.waits == [0.01, 0.02]
 
 
 def test_a_long_wait_or_a_slow_answer_is_not_tried_again(monkeypatch):
@@ -252,7 +252,7 @@ def test_a_long_wait_or_a_slow_answer_is_not_tried_again(monkeypatch):
     play.plays = [httpx.ReadTimeout("slow")]
     with pytest.raises(EndpointError, match="did not answer within 300 s"):
         connect("http://127.0.0.1:9", "far").score(GREY, ["a", "b"])
-    assert len(play.requests) == 2 and play.needs_clarity == []
+    assert len(play.requests) == 2 and play.waits == []
 
 
 def test_verdicts_are_read_as_strictly(monkeypatch):
