@@ -14,7 +14,7 @@ from comfy_api.latest import io
 
 from ..backend.core.errors import BadInput
 from ..backend.core.interfaces import PreviewReward
-from ..backend.core.scoring import rank
+from ..backend.core.scoring import judge_for_previews, rank
 from ..backend.core.types import Candidate, Cost
 from ..backend.search.best_of_n import best_of, check_search, judge_candidates
 from ..backend.search.pruning import SCHEDULES, THRESHOLD, PruningWatcher, schedule_from
@@ -212,13 +212,13 @@ def search_in_graph(
         check_alone(guider.model_patcher.model_options, [one for group in conds.values() for one in group])
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
-    looking, cost = preview_judge(preview_judge or judge), Cost()
-    if prune == "potential" and isinstance(looking, PreviewReward):
+    preview_scorer, cost = judge_for_previews(preview_judge or judge), Cost()
+    if prune == "potential" and isinstance(preview_scorer, PreviewReward):
         prune = f"potential:{potential}"
-    schedule = schedule_from(prune, candidates, steps, looking)
+    schedule = schedule_from(prune, candidates, steps, preview_scorer)
     row_mask = ComfyRowMask(candidates, chunk or None)
     wall, decode = PreviewGrid(candidates, steps), Previewer(guider.model_patcher, vae, preview)
-    watcher = PruningWatcher(looking, asked, found, schedule, cost)
+    watcher = PruningWatcher(preview_scorer, asked, found, schedule, cost)
     ready(judge, *([preview_judge] if preview_judge and schedule.looks else []))
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:

@@ -131,7 +131,7 @@ def evaluate(
     from ..evaluation import shapeworld
     from ..evaluation import tables as chains
 
-    tasks = shapeworld.chosen_tasks(task or [])
+    tasks = shapeworld.select_tasks(task or [])
     results.check_at_least_one(per_task=per_task, seeds=seeds, best_of=best_of, variants=variants)
     options.check_seed(seed)
     prune = choose_prune(prune, renderer)
@@ -143,12 +143,12 @@ def evaluate(
     if methods or table:
         _refuse_the_chains(context, "compare" if methods else "rows")
     if methods:
-        ablation.check(methods, baseline)
+        ablation.check_rows(methods, baseline)
     for option, value in (("baseline", baseline), ("judge", judge)):
         if value is not None and not (methods or table):
             raise BadInput(f"--{option} is of --compare and --rows; give one of these, or leave it out")
     scoring = make_reward((judge or "shapeworld-strict") if methods or table else "shapeworld")
-    makers = chains.RoleFactory(
+    makers = chains.RoleLoaders(
         lambda lora: find_renderer(renderer, steps, lora=Path(lora) if lora else None)(),
         lambda one: find_rewriter(one)(),
         make_reward,
@@ -168,7 +168,7 @@ def evaluate(
     out = prepare_folder(out or Path("out") / f"{kind}-{name}")
     with results.progress_bars(as_json, out) as tell:
         if methods:
-            result = ablation.compare(
+            result = ablation.compare_rewriters(
                 methods=methods,
                 rewriters=rewriters,
                 renderer=drawing(),
@@ -182,7 +182,7 @@ def evaluate(
                 tell=tell,
             )
         elif table:
-            result = chains.tabulate(
+            result = chains.evaluate_rows(
                 rows=table,
                 makers=makers,
                 measure=scoring,
@@ -195,7 +195,7 @@ def evaluate(
                 tell=tell,
             )
         else:
-            result = shapeworld.evaluate(
+            result = shapeworld.evaluate_chain(
                 rewriter=rewriting(),
                 template=find_rewriter("template")(),
                 renderer=drawing(),

@@ -11,7 +11,7 @@ from ..core.errors import BadInput
 from ..factory import VLM, make_reward, parse_weights, reward_mark
 
 if TYPE_CHECKING:
-    from ..evaluation.judges import JudgeAnswers
+    from ..evaluation.judges import Answerer
 
 SPLIT = "test"  # prompts that no judge was trained on, nor its calibration fitted to
 
@@ -20,7 +20,7 @@ def evaluate_judges(
     names: Sequence[str], data: Path | None, out: Path | None, seed: int, as_json: bool
 ) -> None:
     """Raises BadInput for names or data that cannot be, before anything is loaded."""
-    from ..evaluation.judges import JudgeCase, evaluate
+    from ..evaluation.judges import JudgeCase, evaluate_judges
     from ..rewards.vlm.judge import MODES
     from ..storage.files import prepare_folder
     from ..training.judge.data import YES_OR_NO, of_split, present, prompt_mark, read_examples
@@ -68,18 +68,18 @@ def evaluate_judges(
         )
         for one in present(examples, terminal.note)
     ]
-    makers: dict[str, Callable[[], JudgeAnswers]] = {name: partial(_make, name) for name in names}
+    makers: dict[str, Callable[[], Answerer]] = {name: partial(_make, name) for name in names}
     out = prepare_folder(out or Path("out") / "evaluate-judge")
     with results.progress_bars(as_json, out) as tell:
-        result = evaluate(makers, cases, marks=marks, kept=out / "partial.jsonl", seed=seed, tell=tell)
+        result = evaluate_judges(makers, cases, marks=marks, kept=out / "partial.jsonl", seed=seed, tell=tell)
     result["settings"]["data"] = str(data)
     results.finish(result, out, as_json)
 
 
-def _make(name: str) -> JudgeAnswers:
-    from ..evaluation.judges import answers_of
+def _make(name: str) -> Answerer:
+    from ..evaluation.judges import make_answerer
 
-    return answers_of(make_reward(name))
+    return make_answerer(make_reward(name))
 
 
 def _taught(name: str) -> frozenset[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput, Interrupted, UnknownName
-from ..reports.figures import counts_of, interval_text, tables_of, write_figures
+from ..reports.figures import interval_text, row_counts, text_tables, write_figures
 from ..storage.files import write_whole
 from ..storage.records import versions
 from . import terminal
@@ -48,14 +48,14 @@ def finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
         terminal.print_json(result)
         return
     _print_rows(result["rows"])
-    for table in tables_of(result):
+    for table in text_tables(result):
         terminal.print_table(table["title"], table["columns"], table["rows"], numbers=table["columns"][1:])
     terminal.out().print(f"open [bold]{page}[/bold]", soft_wrap=True)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    costs = list(dict.fromkeys(name for row in rows for name in counts_of(row)))
+    costs = list(dict.fromkeys(name for row in rows for name in row_counts(row)))
     gains = any(row.get("gain") for row in rows)
     kept = any(row.get("gain_kept") for row in rows)
     columns = ["", "overall [95 %]", *(name.replace("_", " ") for name in costs)]
@@ -64,7 +64,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         name = row["name"] + (f" ({row['judge']})" if row.get("judge") else "")
         cells = [name, interval_text(row["overall"], 3)]
-        counts = counts_of(row)
+        counts = row_counts(row)
         cells += [f"{counts[cost]:,g}" if cost in counts else "" for cost in costs]
         if gains:
             gain = row.get("gain") or {}

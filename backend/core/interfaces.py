@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from .types import Job, Rendered, RewardSpec, Rewrite, Verdict
+from .types import Job, RenderResult, RewardSpec, Rewrite, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ class Renderer(Protocol):
         jobs: Sequence[Job],
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Rendered:
+    ) -> RenderResult:
         """Draw all jobs as one search: a watcher sees all rows alive at once, also where they are
         evaluated in chunks. `progress(step, steps)` is called after each step and may raise
         `Interrupted`. Jobs start from noise, or all from pictures with one strength: their first steps are

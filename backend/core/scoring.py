@@ -42,7 +42,7 @@ def clarities(reward: PreviewReward, images: Tensor, prompts: Sequence[str]) -> 
     return None if found is None else _checked(reward.spec.name, lambda: found, len(prompts))
 
 
-def preview_judge(judge: Reward) -> Reward:
+def judge_for_previews(judge: Reward) -> Reward:
     """Who looks at previews in a judge's place: a vision-language model asks about them in other words."""
     make = getattr(judge, "of_previews", None)
     return judge if make is None else make()

@@ -43,7 +43,7 @@ class Job:
 
 
 @dataclass
-class Rendered:
+class RenderResult:
     """What a renderer made of its jobs, in their order.
 
     `images[i]` is (H, W, 3) in 0..1, or None where job i was pruned; `pruned_at[i]` is then the step

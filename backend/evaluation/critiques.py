@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..rewards.vlm.judge import split_faults
-from .statistics import interval_of, prompt_shares, text_of
+from .statistics import format_interval, percentile_interval, prompt_weights
 
 BLIND = "another wrong picture's of the prompt"
 COLUMNS = ["judge", "critiques", "a true fault named", "of faults named, true", "of true faults, named"]
-Said = Sequence[tuple[str, str, str]]  # prompt, what a judge says, what the labels say
+Critiques = Sequence[tuple[str, str, str]]  # prompt, what a judge says, what the labels say
 
 
-def faults_of(critique: str) -> frozenset[str]:
+def named_faults(critique: str) -> frozenset[str]:
     """The faults that a critique names, for comparison.
 
     >>> sorted(faults_of("There is no star.; I see  2 cats"))
@@ -32,7 +32,9 @@ def faults_of(critique: str) -> frozenset[str]:
     return frozenset(filter(None, found))
 
 
-def tabulate(said: Mapping[str, Said], labels: Sequence[tuple[str, str]], seed: int = 0) -> dict[str, Any]:
+def critique_table(
+    said: Mapping[str, Critiques], labels: Sequence[tuple[str, str]], seed: int = 0
+) -> dict[str, Any]:
     """A table of `said`, each judge's; `labels` are (prompt, critique) of all wrong pictures."""
     rows = [[name, len(of), *_shares(of, seed)] for name, of in said.items()]
     blind = _blind(labels)
@@ -44,7 +46,7 @@ def tabulate(said: Mapping[str, Said], labels: Sequence[tuple[str, str]], seed: 
     }
 
 
-def _blind(labels: Sequence[tuple[str, str]]) -> Said:
+def _blind(labels: Sequence[tuple[str, str]]) -> Critiques:
     by_prompt: dict[str, list[str]] = defaultdict(list)
     for prompt, critique in labels:
         by_prompt[prompt].append(critique)
@@ -56,23 +58,23 @@ def _blind(labels: Sequence[tuple[str, str]]) -> Said:
     ]
 
 
-def _shares(said: Said, seed: int) -> list[str | None]:
+def _shares(said: Critiques, seed: int) -> list[str | None]:
     """The three figures, each a ratio of sums over prompts."""
     prompts = list(dict.fromkeys(prompt for prompt, _, _ in said))
     place = {prompt: i for i, prompt in enumerate(prompts)}
     sums = np.zeros((len(prompts), 4))  # critiques with a true fault, true faults named, named, true
     counts = np.zeros(len(prompts))
     for prompt, one, label in said:
-        named, true = faults_of(one), faults_of(label)
+        named, true = named_faults(one), named_faults(label)
         both = len(named & true)
         sums[place[prompt]] += (both > 0, both, len(named), len(true))
         counts[place[prompt]] += 1
-    drawn = prompt_shares(len(prompts), seed)
+    drawn = prompt_weights(len(prompts), seed)
     hits, both, named, true = sums.T
     found: list[str | None] = []
     for top, bottom in ((hits, counts), (both, named), (both, true)):
         with np.errstate(invalid="ignore"):
             mean = top.sum() / bottom.sum() if bottom.any() else None
             resampled = (drawn @ top) / (drawn @ bottom)
-        found.append(None if mean is None else text_of(interval_of(float(mean), resampled)))
+        found.append(None if mean is None else format_interval(percentile_interval(float(mean), resampled)))
     return found

@@ -32,9 +32,9 @@ from ..rewards.vlm.calibration import BINS, bin_of, reliability
 from ..rewards.vlm.judge import VLMJudge, shown
 from ..storage.cache import Cache
 from ..storage.images import read_picture
-from .critiques import tabulate
+from .critiques import critique_table
 from .journal import Journal
-from .statistics import Interval, interval_of, prompt_shares, text_of
+from .statistics import Interval, format_interval, percentile_interval, prompt_weights
 
 BATCH = 32  # pictures judged, and kept, before the next
 QUESTIONS, CRITIQUE = ("match", "clarity", "potential"), "critique"
@@ -54,14 +54,14 @@ class JudgeCase:
     reason: str = ""
 
 
-class JudgeAnswers(Protocol):
+class Answerer(Protocol):
     """P(yes) to each case, or what is wrong, all of one question and all finished or all previews; None where
     this judge does not know the question."""
 
     def __call__(self, cases: Sequence[JudgeCase]) -> Sequence[Answer] | None: ...
 
 
-def answers_of(judge: Reward) -> JudgeAnswers:
+def make_answerer(judge: Reward) -> Answerer:
     """How a judge answers."""
 
     def ask(cases: Sequence[JudgeCase]) -> Sequence[Answer] | None:
@@ -100,8 +100,8 @@ def answers_of(judge: Reward) -> JudgeAnswers:
     return ask
 
 
-def evaluate(
-    judges: Mapping[str, Callable[[], JudgeAnswers]],
+def evaluate_judges(
+    judges: Mapping[str, Callable[[], Answerer]],
     cases: Sequence[JudgeCase],
     *,
     marks: Mapping[str, str] | None = None,
@@ -121,7 +121,7 @@ def evaluate(
     early = [replace(case, question="match") for case in cases if case.question == "potential"]
     file = Journal(kept)
     prompts = list(dict.fromkeys(case.prompt for case in cases))
-    shares = prompt_shares(len(prompts), seed)
+    shares = prompt_weights(len(prompts), seed)
     rows, by_step, errors, apart, curves, said = [], [], [], [], {}, {}
     steps = sorted({case.step for case in cases} - {0})
     for name, make in judges.items():
@@ -137,12 +137,12 @@ def evaluate(
             if not asked:
                 continue
             mean, drawn = _accuracy(asked, prompts, shares)
-            tasks[question] = interval_of(mean, drawn)
+            tasks[question] = percentile_interval(mean, drawn)
             draws.append(drawn)
             means.append(mean)
             error = _calibration(asked, prompts, shares)
             ece[question], curve_name = error, f"{name}, {question}"
-            errors.append([curve_name, len(asked), text_of(error)])
+            errors.append([curve_name, len(asked), format_interval(error)])
             curves[curve_name] = reliability([p for _, p in asked], [case.right for case, _ in asked])
             if question != "clarity":
                 apart.append([curve_name, *_told_apart(known, [0, *steps], prompts, shares)])
@@ -152,7 +152,7 @@ def evaluate(
         if spoken := [(case.prompt, one, case.reason) for case, one in answers if isinstance(one, str)]:
             said[name] = spoken
         cost = {f"calibration error, {question}": error[0] for question, error in ece.items()}
-        overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
+        overall = percentile_interval(float(np.mean(means)), np.nanmean(draws, 0))
         rows.append(
             {"name": name, "overall": overall, "tasks": tasks, "cost": cost, "calibration_error": ece}
         )
@@ -183,14 +183,14 @@ def evaluate(
             },
         )
     if wrong:
-        tables.append(tabulate(said, [(case.prompt, case.reason) for case in wrong], seed))
+        tables.append(critique_table(said, [(case.prompt, case.reason) for case in wrong], seed))
     settings = {"questions": questions, "answers": len(cases), "prompts": len(prompts), "seed": seed}
     return {"name": "judge", "rows": rows, "tables": tables, "reliability": curves, "settings": settings}
 
 
 def _answered(
     name: str,
-    make: Callable[[], JudgeAnswers],
+    make: Callable[[], Answerer],
     cases: Sequence[JudgeCase],
     file: Journal,
     mark: str,
@@ -247,13 +247,13 @@ def _commoner(
             for group in groups
         ]
         mean, drawn = _accuracy([pair for row in said for pair in row], prompts, shares)
-        tasks[question] = interval_of(mean, drawn)
+        tasks[question] = percentile_interval(mean, drawn)
         draws.append(drawn)
         means.append(mean)
         if question != "match":
             cells = [_cell(row, prompts, shares) for row in said[1:]]
             by_step.append([f"{COMMONER}, {question}", *cells])
-    overall = interval_of(float(np.mean(means)), np.nanmean(draws, 0))
+    overall = percentile_interval(float(np.mean(means)), np.nanmean(draws, 0))
     row = {"name": COMMONER, "overall": overall, "tasks": tasks, "cost": {}, "calibration_error": {}}
     return row, by_step
 
@@ -270,7 +270,7 @@ def _accuracy(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> tuple
 
 
 def _cell(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> str | None:
-    return text_of(interval_of(*_accuracy(asked, prompts, shares))) if asked else None
+    return format_interval(percentile_interval(*_accuracy(asked, prompts, shares))) if asked else None
 
 
 def _told_apart(
@@ -293,7 +293,9 @@ def _told_apart(
         told, pairs = (shares @ sums).T
         with np.errstate(invalid="ignore"):
             mean = sums[:, 0].sum() / sums[:, 1].sum()
-            found.append(text_of(interval_of(float(mean), told / pairs)) if sums[:, 1].any() else None)
+            found.append(
+                format_interval(percentile_interval(float(mean), told / pairs)) if sums[:, 1].any() else None
+            )
     return found
 
 
@@ -310,4 +312,4 @@ def _calibration(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> In
         with np.errstate(invalid="ignore"):
             return np.abs(off).sum(1) / counts.sum(1)
 
-    return interval_of(float(error(flat.sum(0, keepdims=True))[0]), error(shares @ flat))
+    return percentile_interval(float(error(flat.sum(0, keepdims=True))[0]), error(shares @ flat))

@@ -28,8 +28,8 @@ from ..rewards.text import words
 from ..shapeworld.prompts import PromptCase
 from ..storage.cache import Cache, picture_key, round_to_8_bits
 from .journal import Journal
-from .shapeworld import SEED_STRIDE, by_prompt, chosen_cases, chosen_tasks, spelled
-from .statistics import Trained, training_intervals
+from .shapeworld import SEED_STRIDE, means_by_prompt, oracle_prompt, select_cases, select_tasks
+from .statistics import TrainingValues, training_intervals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ View = tuple[Job, str]  # a picture, and the user's prompt that it is judged by
 Text = Callable[[PromptCase, int], str]  # what is drawn for a prompt and a drawing seed
 
 
-def check(methods: Mapping[str, Sequence[str]], baseline: str | None) -> None:
+def check_rows(methods: Mapping[str, Sequence[str]], baseline: str | None) -> None:
     """Raises BadInput for a row whose name is taken, UnknownName for a baseline that is no row."""
     for name in methods:
         if name in (TYPED, ORACLE):
@@ -173,7 +173,7 @@ class RewriterComparison:
         return lambda case, base: self.rewrites[mark, case.prompt]["rewrite"]
 
 
-def compare(
+def compare_rewriters(
     *,
     methods: Mapping[str, Sequence[str]],
     rewriters: Rewriters,
@@ -197,25 +197,25 @@ def compare(
     a row: as two trainings they would pass for certainty.
     """
     assert methods and per_task > 0 and seeds > 0
-    check(methods, baseline)
+    check_rows(methods, baseline)
     # All are opened before the first one writes: a folder that is none costs no work.
-    marks = {name: _once(make, rewriter_identity) for name, make in rewriters.items()}
+    marks = {name: _once(make, rewriter_fingerprint) for name, make in rewriters.items()}
     for name, given in methods.items():
         _check_different(name, given, marks)
-    tasks = chosen_tasks(tasks)
-    cases = chosen_cases(split, per_task, seed, tasks)
+    tasks = select_tasks(tasks)
+    cases = select_cases(split, per_task, seed, tasks)
     bases = [seed + repetition * SEED_STRIDE for repetition in range(seeds)]
     work = RewriterComparison(cases, bases, renderer, judge, folder, tell)
     work.write(rewriters, marks)
     texts: dict[str, list[Text]] = {
         TYPED: [lambda case, base: case.prompt],
         **{name: [work.rewrite_of(marks[one]) for one in given] for name, given in methods.items()},
-        ORACLE: [spelled],
+        ORACLE: [oracle_prompt],
     }
     work.look(text for row in texts.values() for text in row)
     results = {name: [work.results(text) for text in row] for name, row in texts.items()}
-    values = {name: values_of(row) for name, row in results.items()}
-    rows = {name: row_of(name, row, values[name]) for name, row in results.items()}
+    values = {name: values_by_task(row) for name, row in results.items()}
+    rows = {name: table_row(name, row, values[name]) for name, row in results.items()}
     for name in (TYPED, ORACLE):
         rows[name]["rewrites"] = {"words": _mean_words(job.prompt for job, _ in work.views(*texts[name]))}
     for name, given in methods.items():
@@ -226,7 +226,7 @@ def compare(
             "unreadable": round(1 - len(readable) / len(answers), 4),
         }
         rows[name]["trainings"] = [
-            {"rewriter": one, "fingerprint": marks[one], "overall": overall_of(values[name], number)}
+            {"rewriter": one, "fingerprint": marks[one], "overall": training_mean(values[name], number)}
             for number, one in enumerate(given)
         ]
     base = baseline or max(methods, key=lambda name: rows[name]["overall"][0])
@@ -265,7 +265,7 @@ def _once(make: Callable[[], Rewriter], use: Callable[[Rewriter], T]) -> T:
     return found
 
 
-def rewriter_identity(rewriter: Rewriter) -> str:
+def rewriter_fingerprint(rewriter: Rewriter) -> str:
     """What decides its rewrites, for keys of what is kept."""
     return getattr(rewriter, "fingerprint", None) or rewriter.name
 
@@ -281,20 +281,22 @@ def _check_different(name: str, given: Sequence[str], marks: Mapping[str, str]) 
         first[marks[one]] = one
 
 
-def values_of(trainings: Sequence[Sequence[dict[str, Any]]]) -> Trained:
+def values_by_task(trainings: Sequence[Sequence[dict[str, Any]]]) -> TrainingValues:
     """Task -> mean score over the drawing seeds, (training seeds, prompts)."""
-    means = [by_prompt(results, "score") for results in trainings]
+    means = [means_by_prompt(results, "score") for results in trainings]
     return {task: [list(mean[task].values()) for mean in means] for task in means[0]}
 
 
-def row_of(name: str, trainings: Sequence[Sequence[dict[str, Any]]], values: Trained) -> dict[str, Any]:
+def table_row(
+    name: str, trainings: Sequence[Sequence[dict[str, Any]]], values: TrainingValues
+) -> dict[str, Any]:
     overall, tasks = training_intervals(values)
     drawn = [result["rows"] for results in trainings for result in results]
     cost = {"denoiser_rows": round(sum(drawn) / len(drawn), 1)}
     return {"name": name, "overall": overall, "tasks": tasks, "cost": cost}
 
 
-def overall_of(values: Trained, number: int) -> float:
+def training_mean(values: TrainingValues, number: int) -> float:
     """The mean of training `number` alone, tasks weighted alike."""
     means = [sum(of[number]) / len(of[number]) for of in values.values()]
     return round(sum(means) / len(means), 4)

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..core.errors import BadInput, UnknownName
 from ..core.interfaces import Renderer, Reward, Rewriter
-from ..core.scoring import image_scores, preview_judge, reward_fingerprint
+from ..core.scoring import image_scores, judge_for_previews, reward_fingerprint
 from ..core.types import Candidate, Job, Rewrite
 from ..search.best_of_n import SearchResult, best_of, search
 from ..search.pruning import HalvingSchedule, PruningSchedule, schedule_from
@@ -72,7 +72,7 @@ def replayed_rows(pruned: Sequence[int | None], steps: int, rows_each: float) ->
     return rows_each * sum(steps if at is None else at for at in pruned)
 
 
-class Evaluation:
+class ChainEvaluation:
     """One run: the roles, the settings, and the results so far, kept in `partial.jsonl`."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Evaluation:
         pairs = [(case, base) for base in bases for case in cases]
         self.singles("terse", pairs, lambda case, base: case.prompt)
         self.singles("template", pairs, lambda case, base: self.template.rewrite([case.prompt])[0][0].prompt)
-        self.singles("spelled-out oracle", pairs, spelled)
+        self.singles("spelled-out oracle", pairs, oracle_prompt)
         self.chain(pairs)
         asked = {(case.prompt, base) for case, base in pairs}
         return [r for r in self.results if (r["prompt"], r["seed"]) in asked]
@@ -198,7 +198,7 @@ class Evaluation:
                 yield from ((case, base, found) for case, found in zip(part, answers, strict=True))
 
     def schedule(self, n: int) -> PruningSchedule:
-        return schedule_from(self.prune, n, self.renderer.steps, preview_judge(self.judge))
+        return schedule_from(self.prune, n, self.renderer.steps, judge_for_previews(self.judge))
 
     def chain_methods(self) -> list[str]:
         best = f"+ best of {self.best_of}"
@@ -209,7 +209,7 @@ class Evaluation:
             self.tell(stage, done, total)
 
 
-def spelled(case: PromptCase, base: int) -> str:
+def oracle_prompt(case: PromptCase, base: int) -> str:
     """The oracle's prompt: a layout of its own for each drawing seed, spelled out."""
     return spelled_out(layout(case, random.Random(f"{case.prompt} {base}")))
 
@@ -228,7 +228,7 @@ def _result(method: str, case: PromptCase, seed: int, score: float | None, rows:
     }
 
 
-def chosen_tasks(names: Sequence[str]) -> list[str]:
+def select_tasks(names: Sequence[str]) -> list[str]:
     """The tasks behind `names`, hyphens or underscores, in the table's order; all of them for none."""
     asked = {name.replace("-", "_") for name in names}
     for name in names:
@@ -237,12 +237,12 @@ def chosen_tasks(names: Sequence[str]) -> list[str]:
     return [task for task in TASKS if task in asked or not asked]
 
 
-def chosen_cases(split: str, per_task: int, seed: int, tasks: Sequence[str]) -> list[PromptCase]:
+def select_cases(split: str, per_task: int, seed: int, tasks: Sequence[str]) -> list[PromptCase]:
     """Prompts of `tasks`; which of a task's does not depend on the other tasks."""
     return [case for case in sample_prompts(split, per_task, seed) if case.task in tasks]
 
 
-def evaluate(
+def evaluate_chain(
     *,
     rewriter: Rewriter,
     template: Rewriter,
@@ -270,8 +270,8 @@ def evaluate(
     for name, value in counts.items():
         if value < 1:
             raise BadInput(f"--{name} must be at least 1, got {value}")
-    tasks = chosen_tasks(tasks)
-    cases = chosen_cases(split, per_task, seed, tasks)
+    tasks = select_tasks(tasks)
+    cases = select_cases(split, per_task, seed, tasks)
     settings = {
         "split": split,
         "tasks": tasks,
@@ -293,12 +293,12 @@ def evaluate(
             else {}
         ),
     }
-    schedule = schedule_from(prune, best_of, renderer.steps, preview_judge(judge))
+    schedule = schedule_from(prune, best_of, renderer.steps, judge_for_previews(judge))
     if isinstance(schedule, HalvingSchedule):
         settings["cuts"] = {str(step): kept for step, kept in schedule.cuts.items()}
     if kept:
         kept = _partial(kept, settings)
-    run = Evaluation(
+    run = ChainEvaluation(
         rewriter,
         template,
         renderer,
@@ -340,7 +340,7 @@ def _partial(folder: Path, settings: dict[str, Any]) -> Path:
     return lines
 
 
-def by_prompt(results: Sequence[Result], figure: str = "right") -> dict[str, dict[str, float]]:
+def means_by_prompt(results: Sequence[Result], figure: str = "right") -> dict[str, dict[str, float]]:
     """Task -> prompt -> mean of a figure over its seeds; of "right", the share."""
     found: dict[str, dict[str, list[float]]] = {task: defaultdict(list) for task in TASKS}
     for r in results:
@@ -349,7 +349,7 @@ def by_prompt(results: Sequence[Result], figure: str = "right") -> dict[str, dic
 
 
 def _row(method: str, results: Sequence[Result]) -> dict[str, Any]:
-    shares = by_prompt(results)
+    shares = means_by_prompt(results)
     overall, tasks = task_intervals({task: list(by.values()) for task, by in shares.items()})
     cost = {
         "denoiser_rows": round(sum(r["rows"] for r in results) / len(results), 1),
@@ -360,6 +360,6 @@ def _row(method: str, results: Sequence[Result]) -> dict[str, Any]:
 
 def _gain(results: Sequence[Result], method: str, baseline: str) -> list[float]:
     """Paired difference of two rows, prompt by prompt: [mean, low, high]."""
-    mine, base = (by_prompt([r for r in results if r["method"] == name]) for name in (method, baseline))
+    mine, base = (means_by_prompt([r for r in results if r["method"] == name]) for name in (method, baseline))
     paired = {task: [mine[task][p] - base[task][p] for p in mine[task]] for task in mine}
     return task_intervals(paired)[0]

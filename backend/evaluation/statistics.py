@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 Interval = list[float]  # [mean, low, high]
-Trained = Mapping[str, Sequence[Sequence[float]]]  # task -> values (training seeds, prompts)
+TrainingValues = Mapping[str, Sequence[Sequence[float]]]  # task -> values (training seeds, prompts)
 RESAMPLES = 4000
 
 
@@ -30,7 +30,7 @@ def task_intervals(
 
 
 def training_intervals(
-    by_task: Trained, over: Trained | None = None, seed: int = 0
+    by_task: TrainingValues, over: TrainingValues | None = None, seed: int = 0
 ) -> tuple[Interval, dict[str, Interval]]:
     """Values of each task, (training seeds, prompts) -> (overall, per task), each [mean, low, high].
 
@@ -40,7 +40,7 @@ def training_intervals(
     rng = np.random.default_rng(seed)
     sides = [(1, by_task), (-1, over)] if over else [(1, by_task)]
     shares = [
-        _training_shares(len(next(iter(values.values()))), seed + i) for i, (_, values) in enumerate(sides)
+        _training_weights(len(next(iter(values.values()))), seed + i) for i, (_, values) in enumerate(sides)
     ]
     draws, tasks, means = [], {}, []
     for task, rows in by_task.items():
@@ -53,8 +53,8 @@ def training_intervals(
             resampled += sign * np.take_along_axis(share @ data, chosen, 1).mean(1)
         draws.append(resampled)
         means.append(mean)
-        tasks[task] = interval_of(mean, resampled)
-    return interval_of(float(np.mean(means)), np.mean(draws, 0)), tasks
+        tasks[task] = percentile_interval(mean, resampled)
+    return percentile_interval(float(np.mean(means)), np.mean(draws, 0)), tasks
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
@@ -62,7 +62,7 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     return task_intervals({"all": values}, seed)[0]
 
 
-def _training_shares(trainings: int, seed: int) -> np.ndarray:
+def _training_weights(trainings: int, seed: int) -> np.ndarray:
     """What each training counts for in each resample: (RESAMPLES, trainings), rows that sum to 1."""
     if trainings == 1:
         return np.ones((RESAMPLES, 1))
@@ -72,18 +72,18 @@ def _training_shares(trainings: int, seed: int) -> np.ndarray:
     return drawn / (trainings - 1)
 
 
-def prompt_shares(prompts: int, seed: int = 0) -> np.ndarray:
+def prompt_weights(prompts: int, seed: int = 0) -> np.ndarray:
     """How often each prompt is drawn in each resample, (RESAMPLES, prompts): for ratios of sums, where
     prompts have unlike numbers of answers."""
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
 
 
-def interval_of(mean: float, resampled: np.ndarray) -> Interval:
+def percentile_interval(mean: float, resampled: np.ndarray) -> Interval:
     """[mean, low, high] from the value of each resample; one that has none is NaN, and left out."""
     low, high = np.nanpercentile(resampled, (2.5, 97.5))
     return [round(float(v), 4) for v in (mean, low, high)]
 
 
-def text_of(value: Interval) -> str:
+def format_interval(value: Interval) -> str:
     mean, low, high = value
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"

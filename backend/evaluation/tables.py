@@ -32,8 +32,8 @@ from ..shapeworld.prompts import PromptCase
 from ..storage.cache import Cache
 from ..storage.files import read_text
 from .journal import Journal
-from .rewriters import overall_of, rewriter_identity, row_of, values_of
-from .shapeworld import SEED_STRIDE, chosen_cases, chosen_tasks
+from .rewriters import rewriter_fingerprint, table_row, training_mean, values_by_task
+from .shapeworld import SEED_STRIDE, select_cases, select_tasks
 from .statistics import training_intervals
 
 BATCH = 48  # pictures drawn at once where nothing is searched
@@ -124,7 +124,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class RoleFactory:
+class RoleLoaders:
     """What makes the roles by their names."""
 
     renderer: Callable[[str | None], Renderer]  # with a LoRA, or without
@@ -147,14 +147,14 @@ def read_rows(path: Path) -> dict[str, TableRow]:
     return {str(name): parse_config(TableRow, row, f"{path}: {name}") for name, row in found.items()}
 
 
-class Table:
+class ResultTable:
     """What is known of rows, and how to find out the rest; kept in `folder`."""
 
     def __init__(
         self,
         cases: Sequence[PromptCase],
         bases: Sequence[int],
-        makers: RoleFactory,
+        makers: RoleLoaders,
         measure: Reward,
         folder: Path,
         tell: Callable[[str, int, int], None] | None = None,
@@ -206,12 +206,12 @@ class Table:
         searched = [row.best_of, row.prune, row.reflect, row.variants, *judges]
         if row.reflect and row.correction == CORRECTIONS[1]:
             searched += [row.correction, row.strength]
-        searched += [rewriter_identity(corrector)] if corrector else []
+        searched += [rewriter_fingerprint(corrector)] if corrector else []
         searched += [] if row.told else ["untold"]
         return Cache.key(
             "chain",
             renderer.fingerprint,
-            rewriter_identity(rewriter),
+            rewriter_fingerprint(rewriter),
             reward_fingerprint(self.measure),
             searched if row.searched else None,
         )
@@ -312,10 +312,10 @@ class UncritiquedRewriter:
         return self.rewriter.rewrite(prompts, variants, seed)
 
 
-def tabulate(
+def evaluate_rows(
     *,
     rows: Mapping[str, TableRow],
-    makers: RoleFactory,
+    makers: RoleLoaders,
     measure: Reward,
     folder: Path,
     per_task: int = 66,
@@ -335,26 +335,26 @@ def tabulate(
     base = baseline or next(iter(rows))
     if base not in rows:
         raise UnknownName("baseline", base, rows)
-    tasks = chosen_tasks(tasks)
-    cases = chosen_cases(split, per_task, seed, tasks)
+    tasks = select_tasks(tasks)
+    cases = select_cases(split, per_task, seed, tasks)
     bases = [seed + repetition * SEED_STRIDE for repetition in range(seeds)]
     for name, row in rows.items():
         if row.best_of * (1 + row.reflect) > SEED_STRIDE:
             raise BadInput(f"{name!r} has more candidates than there are seeds between two repetitions")
-    table = Table(cases, bases, makers, measure, folder, tell)
+    table = ResultTable(cases, bases, makers, measure, folder, tell)
     trainings = {name: row.trainings() for name, row in rows.items()}
     table.fill([one for of in trainings.values() for one in of])
     for name, of in trainings.items():
         if len({table.marks[one] for one in of}) < len(of):
             raise BadInput(f"row {name!r} has the same weights twice; give each training seed's own")
     results = {name: [table.results(one) for one in of] for name, of in trainings.items()}
-    values = {name: values_of(of) for name, of in results.items()}
-    made = {name: row_of(name, of, values[name]) for name, of in results.items()}
+    values = {name: values_by_task(of) for name, of in results.items()}
+    made = {name: table_row(name, of, values[name]) for name, of in results.items()}
     for name, row in made.items():
         drawn = [result["calls"] for of in results[name] for result in of]
         row["cost"]["judge_calls"] = round(sum(drawn) / len(drawn), 1)
         row["trainings"] = [
-            {"with": one.name, "overall": overall_of(values[name], number)}
+            {"with": one.name, "overall": training_mean(values[name], number)}
             for number, one in enumerate(trainings[name])
         ]
         if name != base:

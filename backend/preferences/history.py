@@ -33,8 +33,8 @@ from ..renderers.comfyui.workflow import (
     upstream,
 )
 from ..storage.images import from_pil
-from .pairing import PictureGroup, ScoredPicture, spec_of, spread_of
-from .store import stored_reward_name
+from .pairing import PictureGroup, ScoredPicture, reward_spec, score_range
+from .store import canonical_reward_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,13 +64,13 @@ class _Report(_ReportModel):
     @property
     def spec(self) -> RewardSpec:
         """A judge with an open end has no range, and margins are as its scores are."""
-        known = spec_of(self.judge)
+        known = reward_spec(self.judge)
         if known is not None:
             return known
         low, high = self.low, self.high
         if low is None or high is None or low == high:
             low, high = 0.0, 1.0
-        return RewardSpec(stored_reward_name(self.judge), low, high, self.higher_is_better)
+        return RewardSpec(canonical_reward_name(self.judge), low, high, self.higher_is_better)
 
 
 class _Candidate(_ReportModel):
@@ -172,7 +172,7 @@ def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Pictur
             found.setdefault((prompt.strip(), report.spec), []).append(picture)
     return [
         PictureGroup(
-            prompt, pictures, spec.name, spec.higher_is_better, spread_of(spec), "comfyui", url, "comfyui"
+            prompt, pictures, spec.name, spec.higher_is_better, score_range(spec), "comfyui", url, "comfyui"
         )
         for (prompt, spec), pictures in found.items()
         if prompt

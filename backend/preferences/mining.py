@@ -24,8 +24,8 @@ from ..storage.cache import Cache
 from ..storage.files import read_lines
 from ..storage.images import read_picture
 from ..storage.records import RECORD, Record, load_record
-from .pairing import PictureGroup, ScoredPicture, spec_of, spread_of
-from .store import Store, stored_reward_name
+from .pairing import PictureGroup, ScoredPicture, reward_spec, score_range
+from .store import Store, canonical_reward_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ BRING = "bring it back as it was left, or leave this run out"
 
 
 @dataclass
-class ComparedBy:
+class WeightedRewards:
     """What a training's pictures are compared by: one reward, or the mean of several by their weights, each
     brought to 0..1 by its range, as rounds mix them. Counts what has no such score."""
 
@@ -60,7 +60,7 @@ class ComparedBy:
             return None
         if len(self.weights) == 1:
             return scores[self.name]
-        specs = {name: spec_of(name) for name in self.weights}
+        specs = {name: reward_spec(name) for name in self.weights}
         total = sum(
             weight * (scaled(spec, scores[name]) if (spec := specs[name]) else scores[name])
             for name, weight in self.weights.items()
@@ -76,13 +76,13 @@ class ComparedBy:
         run: object,
         renderer: object,
     ) -> PictureGroup:
-        spec = spec_of(self.name)
+        spec = reward_spec(self.name)
         return PictureGroup(
             meaning,
             pictures,
             self.name,
             spec.higher_is_better if spec else True,
-            spread_of(spec),
+            score_range(spec),
             source,
             str(run),
             _renderer(renderer),
@@ -97,7 +97,7 @@ class ComparedBy:
             )
         if self.unscored:
             note(f"{run}: {self.unscored} pictures have no score of {self.name!r}, and were left out")
-        if unknown := [name for name in self.weights if spec_of(name) is None]:
+        if unknown := [name for name in self.weights if reward_spec(name) is None]:
             note(f"{run}: {TAKEN.format(', '.join(unknown))}")
 
 
@@ -107,9 +107,9 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
 
     Raises BadInput where there is no run, or a run has no such score.
     """
-    reward = reward and stored_reward_name(reward)
+    reward = reward and canonical_reward_name(reward)
     if path.is_file() and path.name.endswith(JUDGE_DATA):
-        yield from of_judge_data(path, reward, note)
+        yield from judge_data_groups(path, reward, note)
         return
     if not path.is_dir():
         raise BadInput(
@@ -130,16 +130,16 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
     unsaid = False
     for file in records:
         record = load_record(file)
-        yield of_record(file.parent, record, reward)
-        unsaid |= reward is not None and spec_of(reward) is None and not _selects(record, reward)
+        yield record_group(file.parent, record, reward)
+        unsaid |= reward is not None and reward_spec(reward) is None and not _selects(record, reward)
     if unsaid:
         note(f"{path}: {TAKEN.format(reward)}")
     for file in rollouts:
-        yield from of_rollouts(file.parent.parent, reward, note)
+        yield from rollout_groups(file.parent.parent, reward, note)
     for run in dict.fromkeys(file.parent.parent.parent for file in rounds):
-        yield from of_rounds(run, [file for file in rounds if file.is_relative_to(run)], reward, note)
+        yield from round_groups(run, [file for file in rounds if file.is_relative_to(run)], reward, note)
     for file in judged:
-        yield from of_judge_data(file, reward, note)
+        yield from judge_data_groups(file, reward, note)
 
 
 @contextmanager
@@ -161,22 +161,24 @@ def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
         raise BadInput(f"{file} is damaged ({said}); {remedy}") from error
 
 
-def of_record(folder: Path, record: Record, reward: str | None = None) -> PictureGroup:
+def record_group(folder: Path, record: Record, reward: str | None = None) -> PictureGroup:
     """The finished candidates of one prompt, those of reflection rounds too. Raises BadInput."""
     with _whole(folder / RECORD):
-        return _of_record(folder, record, reward)
+        return _record_group(folder, record, reward)
 
 
-def _of_record(folder: Path, record: Record, reward: str | None) -> PictureGroup:
+def _record_group(folder: Path, record: Record, reward: str | None) -> PictureGroup:
     finished = [c for c in record.candidates if c.image is not None and c.score is not None]
     settings = record.settings
-    named = {c.index: {stored_reward_name(name): score for name, score in c.scores.items()} for c in finished}
+    named = {
+        c.index: {canonical_reward_name(name): score for name, score in c.scores.items()} for c in finished
+    }
     name = reward or _selected_by(settings, list(named.values()))
     scores = {c.index: (c.score or 0.0) if reward is None else named[c.index].get(reward) for c in finished}
     if None in scores.values():
         known = sorted({name for of_one in named.values() for name in of_one})
         raise BadInput(f"{folder / RECORD} has no scores of {reward!r}; it has those of {', '.join(known)}")
-    spec = spec_of(name)
+    spec = reward_spec(name)
     if spec is not None:
         higher = spec.higher_is_better
     else:  # what was selected says which way it counts
@@ -200,7 +202,7 @@ def _of_record(folder: Path, record: Record, reward: str | None) -> PictureGroup
         pictures,
         name,
         higher,
-        spread_of(spec),
+        score_range(spec),
         "render",
         str(folder),
         str(settings.get("renderer")),
@@ -210,7 +212,7 @@ def _of_record(folder: Path, record: Record, reward: str | None) -> PictureGroup
 def _selects(record: Record, reward: str) -> bool:
     """Whether a reward's scores are those that the best picture was selected by."""
     return all(
-        {stored_reward_name(name): score for name, score in c.scores.items()}.get(reward) == c.score
+        {canonical_reward_name(name): score for name, score in c.scores.items()}.get(reward) == c.score
         for c in record.candidates
         if c.score is not None
     )
@@ -223,10 +225,10 @@ def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, floa
     asked = list(filter(None, dict.fromkeys([settings.get("judge"), *(settings.get("rewards") or {})])))
     if len(asked) < 2 and len(alone) == 1:
         return alone.pop()
-    return stored_reward_name("+".join(asked)) or EMBEDDED_JUDGE
+    return canonical_reward_name("+".join(asked)) or EMBEDDED_JUDGE
 
 
-def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
+def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of a training: every picture of every rewrite of a prompt, and of the prompt as typed."""
     settings, cache = _settings(run), Cache(run / PICTURES)
     with _whole(run / CONFIG):
@@ -256,7 +258,7 @@ def of_rollouts(run: Path, reward: str | None, note: Callable[[str], None]) -> I
     by.tell(run, note)
 
 
-def of_rounds(
+def round_groups(
     run: Path, files: list[Path], reward: str | None, note: Callable[[str], None]
 ) -> Iterator[PictureGroup]:
     """The groups of a training in rounds, of a renderer's pictures or a rewriter's rewrites: `files` are what
@@ -287,15 +289,15 @@ def _prompts(row: Mapping[str, Any]) -> tuple[str, str]:
     return _text(row["prompt"]), _text(row.get("judged_as") or row["prompt"])
 
 
-def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
+def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of what `reprise judge-data` drew and scored: the finished pictures of each prompt."""
     stamp = file.with_suffix(".json")
     try:
         made = json.loads(stamp.read_text(encoding="utf-8"))
         told = made.get("spec") or {}  # files of earlier versions have none
-        named = stored_reward_name(str(told.get("name") or made["reward"]))
-        spec = RewardSpec(**told) if told else spec_of(named)
-        spread = spread_of(spec)
+        named = canonical_reward_name(str(told.get("name") or made["reward"]))
+        spec = RewardSpec(**told) if told else reward_spec(named)
+        spread = score_range(spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{stamp} does not say what scored {file.name}; bring it back, as `reprise judge-data` left it"
@@ -333,22 +335,27 @@ def of_judge_data(file: Path, reward: str | None, note: Callable[[str], None]) -
         )
 
 
-def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> ComparedBy:
+def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> WeightedRewards:
     """By `reward`, or by those that a training counts and that look at pictures."""
     if reward is not None:
-        return ComparedBy({reward: 1.0})
+        return WeightedRewards({reward: 1.0})
     looking = {
-        stored_reward_name(name): weight
+        canonical_reward_name(name): weight
         for name, weight in trained.items()
-        if (spec := spec_of(name)) is None or spec.reads == "images"
+        if (spec := reward_spec(name)) is None or spec.reads == "images"
     }
     if not looking:
         raise BadInput(f"{run / CONFIG} has no reward that looks at pictures; name one with --reward")
-    return ComparedBy(looking)
+    return WeightedRewards(looking)
 
 
 def _of_row(
-    cache: Cache, meaning: str, row: Mapping[str, Any], seeds: list[int], reason: str | None, by: ComparedBy
+    cache: Cache,
+    meaning: str,
+    row: Mapping[str, Any],
+    seeds: list[int],
+    reason: str | None,
+    by: WeightedRewards,
 ) -> Iterator[ScoredPicture]:
     """The pictures of one rewrite."""
     for seed, key in zip(seeds, row["pictures"]):
@@ -365,7 +372,9 @@ def _of_row(
             )
 
 
-def _of_seeds(cache: Cache, store: Store, row: Mapping[str, Any], by: ComparedBy) -> Iterator[ScoredPicture]:
+def _of_seeds(
+    cache: Cache, store: Store, row: Mapping[str, Any], by: WeightedRewards
+) -> Iterator[ScoredPicture]:
     """The pictures of one prompt that a renderer drew as it is."""
     for key, seed, told in zip(row["pictures"], row["seeds"], row["scores"]):
         scores = _numbers(told)
@@ -390,7 +399,7 @@ def _renderer(value: Any) -> str | None:
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     """Scores by the rewards' names. Raises ValueError or TypeError."""
-    found = {stored_reward_name(name): float(score) for name, score in scores.items()}
+    found = {canonical_reward_name(name): float(score) for name, score in scores.items()}
     if not all(map(math.isfinite, found.values())):
         raise ValueError(f"a score that is no number in {found}")
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..core.errors import BadInput, plain
 from ..core.registry import REWARDS, resolve
 from ..core.types import RewardSpec
-from .store import P, Pair, PairPicture, PairText, RewritePair, Store, picture_name, stored_reward_name
+from .store import P, Pair, PairPicture, PairText, RewritePair, Store, canonical_reward_name, picture_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,19 +78,19 @@ class PictureGroup:
         return sorted(pictures, key=lambda one: -one.score if self.higher else one.score)
 
 
-def spec_of(reward: str) -> RewardSpec | None:
+def reward_spec(reward: str) -> RewardSpec | None:
     """What a reward's numbers mean, where its name alone says it; a mix's does not. A server's is called what
     it is here."""
-    reward = stored_reward_name(reward)
+    reward = canonical_reward_name(reward)
     if reward.startswith("remote:"):
-        reward = stored_reward_name(reward.removeprefix("remote:").rpartition("@http")[0])
+        reward = canonical_reward_name(reward.removeprefix("remote:").rpartition("@http")[0])
     if reward.startswith("vlm:") and "+" not in reward:
         return RewardSpec(reward, 0.0, 1.0)  # of all its modes
     found = getattr(resolve("reward", REWARDS, reward), "spec", None) if reward in REWARDS else None
     return found if isinstance(found, RewardSpec) else None
 
 
-def spread_of(spec: RewardSpec | None) -> float:
+def score_range(spec: RewardSpec | None) -> float:
     """The reward's range; of one that has none 1: margins are as its scores are."""
     spread = abs(spec.high - spec.low) if spec else 0.0
     return spread if spread and math.isfinite(spread) else 1.0
@@ -233,5 +233,5 @@ def _mean(same: Sequence[ScoredPicture]) -> ScoredPicture:
 
 def _of_each(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
     for one in dict.fromkeys(pair.reward for pair in recorded):
-        if reward is None or stored_reward_name(reward) == one:
+        if reward is None or canonical_reward_name(reward) == one:
             yield from store.usable(recorded, one)

@@ -33,13 +33,13 @@ PAIRS, REWRITES, STRIKES, IMAGES = "pairs.jsonl", "rewrites.jsonl", "strikes.jso
 LOCK = ".lock"  # held while pairs are added
 
 
-def stored_reward_name(reward: str) -> str:
+def canonical_reward_name(reward: str) -> str:
     """The one name of a reward, or of a mix joined by "+": what earlier versions recorded of a VLM judge that
     can say what is wrong had #critique after it, though its scores are the same."""
     return re.sub(r"(vlm:[^+]*)#(?:critique|match)(?=\+|$)", r"\1", reward)
 
 
-Named = Annotated[str, AfterValidator(stored_reward_name)]
+RewardName = Annotated[str, AfterValidator(canonical_reward_name)]
 
 
 class _StoreModel(BaseModel):
@@ -54,7 +54,7 @@ class PairPicture(_StoreModel):
     drawn_as: str  # the words that drew it
     score: FiniteFloat  # as the reward gave it
     seed: int | None = None
-    scores: dict[Named, FiniteFloat] = {}  # of other rewards
+    scores: dict[RewardName, FiniteFloat] = {}  # of other rewards
 
 
 class PairText(_StoreModel):
@@ -68,7 +68,7 @@ class PairText(_StoreModel):
 
 class _Origin(_StoreModel):
     prompt: str = Field(min_length=1)  # which the judge compared with; of rewrites, which was rewritten
-    reward: Named
+    reward: RewardName
     margin: FiniteFloat = Field(gt=0)  # of the scores: in parts of the reward's range, where it is known
     source: str  # "render", "training", "round", "judge-data", "comfyui" or "table"
     run: str
@@ -239,7 +239,7 @@ class Store:
     def usable(self, recorded: Sequence[P], reward: str | None = None) -> list[P]:
         """Of these pairs the ones to learn from: of `reward`, or of all, not struck, and not contradicted by
         another of them; each comparison once."""
-        struck, reward = self.struck(), reward and stored_reward_name(reward)
+        struck, reward = self.struck(), reward and canonical_reward_name(reward)
         # A struck pair contradicts no one any more.
         ids = {
             pair.id: pair

@@ -21,7 +21,7 @@ from ..core.config import validation_message
 from ..core.errors import BadInput
 from ..storage.files import read_text
 from ..storage.images import read_picture
-from .pairing import PictureGroup, ScoredPicture, spec_of, spread_of
+from .pairing import PictureGroup, ScoredPicture, reward_spec, score_range
 from .store import picture_name
 
 
@@ -43,7 +43,7 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
 
     Raises BadInput with the line's number, also for a picture that cannot be read.
     """
-    spec = spec_of(reward)
+    spec = reward_spec(reward)
     if spec and spec.higher_is_better and lower_is_better:
         raise BadInput(
             f"higher scores of {reward!r} are better; leave --lower-is-better out, or call the "
@@ -69,7 +69,7 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
             )
         )
     for prompt, pictures in groups.items():
-        yield PictureGroup(prompt, pictures, reward, higher, spread_of(spec), "table", str(path))
+        yield PictureGroup(prompt, pictures, reward, higher, score_range(spec), "table", str(path))
 
 
 def _content(table: Path, number: int, file: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput, RenderFailed
-from ..core.types import Job, Rendered
+from ..core.types import Job, RenderResult
 from .diffusers.renderer import check_jobs
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class FakeRenderer:
         jobs: Sequence[Job],
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Rendered:
+    ) -> RenderResult:
         """Draw all jobs; looks, prunes, counts and reports as a real renderer does."""
         import torch
 
@@ -83,7 +83,7 @@ class FakeRenderer:
             if progress is not None:
                 progress(step, self.steps)
         images = [image if row in alive else None for row, image in enumerate(finals)]
-        return Rendered(images, pruned_at, rows, len(jobs) * (self.steps - begin) * self.rows_per_step)
+        return RenderResult(images, pruned_at, rows, len(jobs) * (self.steps - begin) * self.rows_per_step)
 
     def _final(self, job: Job) -> Tensor:
         import torch

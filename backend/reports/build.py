@@ -14,7 +14,7 @@ from typing import Any
 
 from ..storage.files import write_whole
 from ..storage.records import CandidateRecord, Record
-from .words import marked
+from .words import mark_added_words
 
 WINNER_SIDE, WALL_SIDE = 768, 384  # pixels; larger pictures are shrunk for the page
 PAGE = "index.html"
@@ -58,11 +58,11 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
         "reason": drawn.reason if drawn else "",
         "rewriter": drawn.rewriter if drawn else "",
         "fallback": drawn.fallback if drawn else None,
-        "words": marked(record.prompt, winner.prompt),
+        "words": mark_added_words(record.prompt, winner.prompt),
         "rewrites": [
             {
                 "letter": letters[r.prompt],
-                "words": marked(record.prompt, r.prompt),
+                "words": mark_added_words(record.prompt, r.prompt),
                 "reason": r.reason,
                 "fallback": r.fallback,
             }
@@ -81,13 +81,13 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
             for r in record.reflection
         ],
         "cost": _cost(record),
-        "command": command(record),
+        "command": render_command(record),
         "settings": {k: v for k, v in record.settings.items() if v not in (None, {}, [])},
         "versions": record.versions,
     }
 
 
-def command(record: Record) -> str:
+def render_command(record: Record) -> str:
     """The command line that draws this record's pictures again."""
     words = ["reprise", "render", record.prompt]
     for name in (

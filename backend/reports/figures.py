@@ -22,7 +22,7 @@ def render_figures(result: dict[str, Any]) -> str:
 
     rows = result["rows"]
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    costs = list(dict.fromkeys(name for row in rows for name in counts_of(row)))
+    costs = list(dict.fromkeys(name for row in rows for name in row_counts(row)))
     high = max([1.0, *(row["overall"][2] for row in rows)])
     return template("figures.html.jinja").render(
         name=result["name"],
@@ -36,7 +36,7 @@ def render_figures(result: dict[str, Any]) -> str:
         correlation=_correlation(result.get("rank_correlation") or {}),
         timing=result.get("timing") or {},
         sweep=[_swept(row) for row in result.get("sweep") or []],
-        tables=tables_of(result),
+        tables=text_tables(result),
         reliability=reliability_figures(result.get("reliability") or {}),
         settings=result["settings"],
         versions=result.get("versions", {}),
@@ -51,13 +51,13 @@ def interval_text(value: list[float] | None, digits: int = 2, sign: str = "") ->
     return f"{mean} [{low}, {high}]"
 
 
-def counts_of(row: dict[str, Any]) -> dict[str, float]:
+def row_counts(row: dict[str, Any]) -> dict[str, float]:
     """What stands beside a row's figures by name: costs, and of rewriters what their rewrites are like."""
     rewrites = row.get("rewrites") or {}
     return {**row["cost"], **{name: value for name, value in rewrites.items() if value is not None}}
 
 
-def tables_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+def text_tables(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The result's further tables, a title, columns and rows each, their numbers as text."""
     return [
         {**table, "rows": [[_cell(cell) for cell in row] for row in table["rows"]]}
@@ -70,7 +70,7 @@ def _cell(value: str | float | None) -> str:
 
 
 def _row(row: dict[str, Any], tasks: list[str], costs: list[str], high: float) -> dict[str, Any]:
-    gain, counts = row.get("gain"), counts_of(row)
+    gain, counts = row.get("gain"), row_counts(row)
     return {
         "name": row["name"],
         "judge": row.get("judge"),

@@ -14,31 +14,31 @@ from typing import Any
 from ..preferences.store import Pair, PairPicture, PairText, RewritePair, Store
 from ..storage.files import write_whole
 from .build import inline_picture, number_text, template
-from .words import marked
+from .words import mark_added_words
 
 SIDE = 320  # pixels of a picture
-Either = Pair | RewritePair
+AnyPair = Pair | RewritePair
 
 
 def write_pairs(path: Path, store: Store, most: int) -> int:
     """Write the page of a store's `most` doubtful pairs, of pictures and of rewrites, to `path`; how many it
     shows."""
-    recorded: list[Either] = [*store.all_pairs(), *store.all_rewrites()]
-    pairs = doubtful(recorded, most)
+    recorded: list[AnyPair] = [*store.all_pairs(), *store.all_rewrites()]
+    pairs = closest_pairs(recorded, most)
     write_whole(path, render_pairs(store, pairs, len({pair.id for pair in recorded})))
     return len(pairs)
 
 
-def doubtful(pairs: Sequence[Either], most: int) -> list[Either]:
+def closest_pairs(pairs: Sequence[AnyPair], most: int) -> list[AnyPair]:
     """Those of the smallest margin, which are the likeliest to be wrong, first; one that several rewards
     found is shown once."""
-    found: dict[str, Either] = {}
+    found: dict[str, AnyPair] = {}
     for pair in sorted(pairs, key=lambda pair: pair.margin):
         found.setdefault(pair.id, pair)
     return list(found.values())[:most]
 
 
-def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:
+def render_pairs(store: Store, pairs: Sequence[AnyPair], recorded: int) -> str:
     from ... import __version__
 
     struck = store.struck()
@@ -51,7 +51,7 @@ def render_pairs(store: Store, pairs: Sequence[Either], recorded: int) -> str:
     )
 
 
-def _view(store: Store, pair: Either, struck: bool) -> dict[str, Any]:
+def _view(store: Store, pair: AnyPair, struck: bool) -> dict[str, Any]:
     sides = (
         [_text(pair.prompt, text) for text in (pair.chosen, pair.rejected)]
         if isinstance(pair, RewritePair)
@@ -75,7 +75,7 @@ def _side(store: Store, pair: Pair, side: PairPicture) -> dict[str, Any]:
         "picture": inline_picture(path.parent, path.name, SIDE),
         "score": number_text(side.score),
         "seed": side.seed,
-        "words": marked(pair.prompt, side.drawn_as),
+        "words": mark_added_words(pair.prompt, side.drawn_as),
         "scores": {name: number_text(value) for name, value in side.scores.items() if name != pair.reward},
     }
 
@@ -84,7 +84,7 @@ def _text(prompt: str, text: PairText) -> dict[str, Any]:
     return {
         "score": number_text(text.score),
         "seed": None,
-        "words": marked(prompt, text.rewrite),
+        "words": mark_added_words(prompt, text.rewrite),
         "scores": {},
         "reason": text.reason,
         "pictures": text.pictures,

@@ -16,7 +16,7 @@ import yaml
 from ..storage.files import read_lines, write_whole
 from .build import inline_picture, number_text, template
 from .reliability import reliability_figures
-from .words import marked
+from .words import mark_added_words
 
 REPORT = "report.html"
 PICTURES = Path("rollouts") / "pictures"
@@ -193,7 +193,7 @@ def _through_time(run: Path, evaluations: Sequence[Row]) -> list[dict[str, Any]]
                     "step": row["step"],
                     "picture": _picture(run, one["picture"]),
                     "fallback": one["fallback"],
-                    "words": marked(one["prompt"], one["rewrite"]),
+                    "words": mark_added_words(one["prompt"], one["rewrite"]),
                     "reason": one["reason"],
                     "scores": {name: number_text(value) for name, value in one["scores"].items()},
                 }
@@ -237,7 +237,7 @@ def _last_group(run: Path) -> dict[str, Any] | None:
                 "picture": _picture(run, next(iter(row["pictures"]), None)),
                 "variant": row["variant"],
                 "advantage": f"{row['advantage']:+.2f}" if "advantage" in row else "not trained on",
-                "words": marked(row["prompt"], row.get("rewrite", "")),
+                "words": mark_added_words(row["prompt"], row.get("rewrite", "")),
                 "unparsable": row.get("unparsable"),
                 "scores": {name: number_text(value) for name, value in row["scores"].items()},
             }

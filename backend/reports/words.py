@@ -6,7 +6,7 @@ import difflib
 from collections import Counter
 
 
-def marked(before: str, after: str) -> list[tuple[str, bool]]:
+def mark_added_words(before: str, after: str) -> list[tuple[str, bool]]:
     """`after` in runs of words, each with whether it was added: [("a red circle", False), …].
 
     A word that only moved is no added one. Letter case and punctuation make no difference.

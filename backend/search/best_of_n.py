@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..core.errors import BadInput
 from ..core.interfaces import Renderer, Reward
-from ..core.scoring import image_scores, preview_judge, rank
+from ..core.scoring import image_scores, judge_for_previews, rank
 from ..core.types import SEED_RANGE, Candidate, Cost, InitImage, Job
 from .pruning import FullSchedule, PruningSchedule, PruningWatcher
 
@@ -46,14 +46,14 @@ def search(
     """The best of `n` pictures for `prompt`, judged against it, drawn with the prompts `drawn` in turn.
 
     Candidate i has seed `seed + i` and prompt `drawn[i % len(drawn)]`. With a schedule, candidates are
-    pruned on their x0 previews, which the `preview_judge` of `previews`, by default of the judge, scores; the
-    finished ones are the same pictures as without. With `init`, all of them start from that picture.
+    pruned on their x0 previews, which `previews` or, by default, the judge scores (`judge_for_previews`);
+    the finished ones are the same pictures as without. With `init`, all of them start from that picture.
     """
     check_search(n, seed)
     schedule = schedule or FullSchedule()
     candidates = [Candidate(i, seed + i, drawn[i % len(drawn)]) for i in range(n)]
     cost = Cost()
-    looking = PruningWatcher(preview_judge(previews or judge), prompt, candidates, schedule, cost)
+    looking = PruningWatcher(judge_for_previews(previews or judge), prompt, candidates, schedule, cost)
     watcher = looking if schedule.looks else None
     started = time.perf_counter()
     rendered = renderer.render([Job(c.prompt, c.seed, init) for c in candidates], watcher, progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..core.errors import BadInput, UnknownName, Unsupported
 from ..core.interfaces import Renderer, Reward, Rewriter
-from ..core.scoring import preview_judge
+from ..core.scoring import judge_for_previews
 from ..core.types import Outcome
 from ..renderers.diffusers.img2img import check_strength
 from .best_of_n import check_search, search
@@ -23,7 +23,7 @@ class Chain:
     """Rewriter, renderer and judge with the settings of a search.
 
     `best_of` candidates share `variants` rewrites in turn; `prune` is a schedule as `parm.read_pruning` reads
-    it, and the `preview_judge` of `previews`, by default of the judge, judges the previews that it looks at;
+    it, and `previews` or, by default, the judge scores the previews for it (see `judge_for_previews`);
     `reflect` is the most rounds of reflection, each drawing `best_of` more candidates at most, by
     `correction`, one of CORRECTIONS, with `strength` where that is image to image. `corrector` writes the
     corrected prompts, by default the rewriter; of one that ignores critiques they are the same words again.
@@ -46,7 +46,7 @@ class Chain:
         # All candidates of all rounds must have a seed, so the range is checked for all of them.
         check_search(self.best_of, self.seed)
         check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
-        self.previews = preview_judge(self.previews or self.judge)
+        self.previews = judge_for_previews(self.previews or self.judge)
         self.schedule(self.best_of)
         if self.prune != "none" and not getattr(self.renderer, "previews", True):
             raise Unsupported(

@@ -30,19 +30,19 @@ FOLDERS = ("candidates", "previews")  # of pictures that a record names
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy")  # what decides the pixels
 
 
-class _RecordPart(BaseModel):
+class _RecordModel(BaseModel):
     # Records of newer versions may carry more; what is there must be right.
     model_config = ConfigDict(extra="ignore")
 
 
-class RewriteRecord(_RecordPart):
+class RewriteRecord(_RecordModel):
     reason: str
     prompt: str
     rewriter: str
     fallback: str | None = None
 
 
-class CandidateRecord(_RecordPart):
+class CandidateRecord(_RecordModel):
     """`image` is relative to the record's folder, with "/"; None where the candidate was pruned.
     `preview` is then the last x0 preview."""
 
@@ -59,7 +59,7 @@ class CandidateRecord(_RecordPart):
     preview_clarity: dict[int, FiniteFloat] = {}  # step -> P(that preview is clear enough to judge)
 
 
-class ReflectionRecord(_RecordPart):
+class ReflectionRecord(_RecordModel):
     round: int
     verdict: str
     critique: str
@@ -68,14 +68,14 @@ class ReflectionRecord(_RecordPart):
     candidate: int | None = None
 
 
-class CostRecord(_RecordPart):
+class CostRecord(_RecordModel):
     denoiser_rows: int
     denoiser_rows_full: int
     judge_calls: int
     seconds: dict[str, float]
 
 
-class Record(_RecordPart):
+class Record(_RecordModel):
     """All of one prompt, as in design.md 5."""
 
     prompt: str
@@ -116,7 +116,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record_from(outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]) -> Record:
+def make_record(outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]) -> Record:
     """The record of an outcome. Raises RepriseError on a number that is none (NaN, infinite)."""
     cost = outcome.cost
     try:
@@ -142,7 +142,7 @@ def save_outcome(
     folder: Path, outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]
 ) -> Record:
     """Write the pictures, then the record. Sets `path` and `preview_path` of the outcome's candidates."""
-    remove_outcome(folder)
+    delete_record(folder)
     for candidate in outcome.candidates:
         candidate.path = candidate.preview_path = None
         name = f"{candidate.index:02d}-{candidate.seed}.png"
@@ -162,7 +162,7 @@ def save_outcome(
             candidate.preview_path = f"previews/{name}"
             data = png_bytes(candidate.preview, {**drawn, "pruned_at": candidate.pruned_at})
             write_whole(folder / candidate.preview_path, data)
-    record = record_from(outcome, settings, versions)
+    record = make_record(outcome, settings, versions)
     write_whole(folder / RECORD, record.to_json() + "\n")
     return record
 
@@ -194,7 +194,7 @@ def finished_record(folder: Path, prompt: str, settings: dict[str, Any]) -> Reco
     return record if same and whole else None
 
 
-def remove_outcome(folder: Path) -> None:
+def delete_record(folder: Path) -> None:
     """Remove an earlier record and the pictures that it names, and nothing else."""
     path = folder / RECORD
     if not path.is_file():

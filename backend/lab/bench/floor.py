@@ -25,7 +25,7 @@ Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
 EVALUATIONS = 3  # of the denoiser and of the decoder, whose mean is taken
 
 
-class Witness:
+class NetworkProbe:
     """Sees what a renderer's and a rewriter's networks are asked for, and asks them for the same, alone.
 
     `rows` of the denoiser and `pictures` of the decoder count since `reset`.

@@ -125,7 +125,7 @@ def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[
             ("pictures per second", "pictures", True),
             ("seconds per group with signal", "signal", False),
         ):
-            times = times_as_fast(mine, theirs, unit)
+            times = speedup(mine, theirs, unit)
             if times is None:
                 continue  # nothing of the kind came about
             rates = {"ours": _rate(mine, unit), "other": _rate(theirs, unit)}
@@ -143,7 +143,7 @@ def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[
     return {"name": "grpo", "rows": rows, "tables": [_phases(found, steps), _did(found, steps)]}
 
 
-def times_as_fast(ours: Sequence[Step], theirs: Sequence[Step], unit: str | None) -> list[float] | None:
+def speedup(ours: Sequence[Step], theirs: Sequence[Step], unit: str | None) -> list[float] | None:
     """Their seconds over ours, per step or per `unit` of what the steps did: [value, low, high], bootstrapped
     over pairs of steps. None where one of the two has nothing of it."""
     import numpy as np

@@ -68,11 +68,9 @@ def result_of(found: dict[str, Any], pairs: int, steps: int) -> dict[str, Any]:
         name = f"PARM, N = 1, over KSampler + decode + scorer, {width} px"
         cost = {"seconds": _middle(parm), "stock_seconds": _middle(stock)}
         rows.append(_row(name, ratio_interval(parm, stock), **cost))
-    needs_clarity, step = zip(*found["interrupts"])
+    delays, step = zip(*found["interrupts"])
     name = "interrupt to stop, over one denoiser step of 8 candidates"
-    rows.append(
-        _row(name, ratio_interval(needs_clarity, step), seconds=max(needs_clarity), stock_seconds=step[0])
-    )
+    rows.append(_row(name, ratio_interval(delays, step), seconds=max(delays), stock_seconds=step[0]))
     share = round(found["import"] / IMPORT_GOAL, 4)
     rows.append(_row(f"import of the pack, over {IMPORT_GOAL} s", [share] * 3, seconds=found["import"]))
     return {

@@ -206,7 +206,7 @@ def bench(
     if pool % n or pool < n:
         raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {n}")
     steps = renderer.steps
-    wide_cuts = within_budget(pool, steps, n * steps) if pool > n else None
+    wide_cuts = schedule_within_budget(pool, steps, n * steps) if pool > n else None
     chosen, swept = default_halving(n, steps), []
     if sweep:
         cases = sample_prompts("train", per_task, seed + 1)
@@ -264,7 +264,7 @@ def bench(
     }
 
 
-def within_budget(n: int, steps: int, budget: int) -> HalvingSchedule:
+def schedule_within_budget(n: int, steps: int, budget: int) -> HalvingSchedule:
     """Default-shaped cuts for `n` candidates, the gentlest whose rows stay within `budget`."""
     for gentleness in (2.0, 1.75, 1.5, 1.25, 1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3):
         schedule = default_halving(n, steps, gentleness)

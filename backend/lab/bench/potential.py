@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Unsupported
 from ...core.interfaces import PreviewReward, Renderer, Reward
-from ...core.scoring import clarities, image_scores, preview_judge, reward_fingerprint
+from ...core.scoring import clarities, image_scores, judge_for_previews, reward_fingerprint
 from ...core.types import Candidate
 from ...evaluation.statistics import mean_interval
 from ...search.pruning import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 THRESHOLDS = [n / 100 for n in range(100)]
 
 
-class Beside:
+class RewardWithPotential:
     """A reward, with what another judge says of the same previews kept beside its scores."""
 
     def __init__(self, reward: Reward, other: PreviewReward):
@@ -66,7 +66,7 @@ def compare(
 ) -> dict[str, Any]:
     """The table as design.md 5's object. `aside` are the prompts that the threshold is fitted on. Raises
     Unsupported for a judge that knows no potential."""
-    other = preview_judge(judge)
+    other = judge_for_previews(judge)
     if not isinstance(other, PreviewReward):
         raise Unsupported(
             f"{judge.spec.name!r} gives no probability that a preview comes out right; take a "
@@ -167,7 +167,7 @@ def _drawn(
 ) -> list[dict[str, Pool]]:
     """Of each case the same candidates three times: with the reward's scores of their previews, with the
     judge's potential, and with that where the judge finds the preview clear."""
-    beside = Beside(reward, other)
+    beside = RewardWithPotential(reward, other)
     pools = draw_pools(renderer, reward, cases, size, seed, tell, looks=looks, previews=beside)
     said = iter(beside.said)
     found = []

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 UNREADABLE = "a photo"  # what the script draws where it finds no answer
 
 
-class Draughtsman:
+class PlainPipeline:
     """Draws one picture a call with a pipeline as its users call it. `steps` may be set between pictures."""
 
     def __init__(self, renderer: DiffusersRenderer):
@@ -55,7 +55,7 @@ class Draughtsman:
         return self.pipeline(prompt, num_inference_steps=self.steps, **self.asked).images[0]
 
 
-class Reviewer:
+class RewardFunctions:
     """The script's reward functions, with our rewards: one that draws and judges, one for each other reward.
 
     `rewards` are by name, pictures' and texts', `weights` as well; `timer` times "render" and "score".
@@ -65,7 +65,7 @@ class Reviewer:
 
     def __init__(
         self,
-        draughtsman: Draughtsman,
+        draughtsman: PlainPipeline,
         rewards: Mapping[str, Any],
         weights: Mapping[str, float],
         timer: Callable[[str], AbstractContextManager[Any]],
@@ -127,7 +127,7 @@ def make_trainer(
     tokenizer: Any,
     system: str,
     asked: Sequence[tuple[str, str]],
-    reviewer: Reviewer,
+    reviewer: RewardFunctions,
     settings: Mapping[str, Any],
     adapter: Any = None,
 ) -> Any:

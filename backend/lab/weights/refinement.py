@@ -25,7 +25,7 @@ from PIL import Image
 
 from ...core.interfaces import Renderer
 from ...core.registry import RENDERERS, REWARDS, resolve
-from ...evaluation.rewriters import compare
+from ...evaluation.rewriters import compare_rewriters
 from ...evaluation.statistics import training_intervals
 from ...rewriters.prip.rewriter import PripRewriter
 from ...shapeworld.drawing import draw
@@ -135,7 +135,7 @@ def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[fl
                 found = preferred(case).agreement(style_named(text))
                 named[name].setdefault(case.task, [[] for _ in made])[number].append(found)
     rewriters = {f"{name} {n}": make for name, made in makers.items() for n, make in enumerate(made)}
-    result = compare(
+    result = compare_rewriters(
         methods={name: [f"{name} {n}" for n in range(len(made))] for name, made in makers.items()},
         rewriters=rewriters,
         renderer=_renderer(),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import BadInput, RenderFailed, RepriseError, UnknownName, Unsupported, first_line
-from ...core.types import Job, Rendered
+from ...core.types import Job, RenderResult
 from ...net.background import run_in_thread
 from ...storage.cache import Cache, picture_key
 from ..diffusers.renderer import check_jobs
@@ -108,7 +108,7 @@ class ComfyUIRenderer:
         jobs: Sequence[Job],
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Rendered:
+    ) -> RenderResult:
         """Draw all jobs, each by a run of its own; see `interfaces.Renderer`. The same job is drawn once.
 
         `progress` counts the samplers' steps of all jobs. When it raises, or on Ctrl-C, what is queued is
@@ -141,7 +141,9 @@ class ComfyUIRenderer:
             drawn = run_in_thread(batch.run(), tick, patience=CANCEL_SECONDS + 2)
             images.update(zip(todo, drawn, strict=True))
         rows = self.workflow.rows
-        return Rendered([images[job] for job in jobs], [None] * len(jobs), len(todo) * rows, len(jobs) * rows)
+        return RenderResult(
+            [images[job] for job in jobs], [None] * len(jobs), len(todo) * rows, len(jobs) * rows
+        )
 
     def put_in_cache(self, job: Job, image: Tensor, version: str) -> None:
         """Unless a server of another version drew it than the fingerprint says."""

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, RenderFailed, RepriseError, Unsupported
 from ...core.model_files import folder_fingerprint
-from ...core.types import SEED_RANGE, Job, Rendered
+from ...core.types import SEED_RANGE, Job, RenderResult
 from ...storage.cache import Cache, picture_key
 from .checkpoints import find_pipeline, load_pipeline, pipeline_fingerprint, read_index
 from .devices import choose_device, choose_dtype, models_of, place
@@ -141,7 +141,7 @@ class DiffusersRenderer:
         jobs: Sequence[Job],
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Rendered:
+    ) -> RenderResult:
         """Draw all jobs in one sampler batch; see `interfaces.Renderer`.
 
         Pictures are rounded to 8 bits, so that a cached one equals a fresh one. Raises BadInput for a
@@ -157,7 +157,7 @@ class DiffusersRenderer:
                 if entry is not None and entry[1].get("rows", "").isdigit():
                     found[i] = entry[0], int(entry[1]["rows"])
         todo = [i for i in range(len(jobs)) if i not in found]
-        result = Rendered([None] * len(jobs), [None] * len(jobs), 0, 0)
+        result = RenderResult([None] * len(jobs), [None] * len(jobs), 0, 0)
         for i, (image, rows) in found.items():
             result.images[i] = image
             result.denoiser_rows_full += rows
@@ -175,7 +175,7 @@ class DiffusersRenderer:
 
     def _draw(
         self, jobs: Sequence[Job], watcher: Watcher | None, progress: Callable[[int, int], None] | None
-    ) -> Rendered:
+    ) -> RenderResult:
         import torch
 
         pipe = self.pipeline
@@ -231,7 +231,7 @@ class DiffusersRenderer:
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
         # All calls of a run ask for the same number of rows; a run left early is extrapolated.
         full = mask.rows_full * (sampling.total_calls - sampling.first) // (sampling.calls - sampling.first)
-        return Rendered(images, sampling.pruned_at, mask.rows, full)
+        return RenderResult(images, sampling.pruned_at, mask.rows, full)
 
     def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The pipeline's arguments for prompts and guidance, rows gathered from distinct prompts."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...core.errors import BadInput
-from ...preferences.store import Pair, RewritePair, Store, stored_reward_name
+from ...preferences.store import Pair, RewritePair, Store, canonical_reward_name
 from ...storage.files import write_whole
 
 P = TypeVar("P", Pair, RewritePair)
@@ -78,7 +78,7 @@ def pairs_apart_enough(
 
 
 def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of: str, none: str) -> str:
-    rewards, reward = sorted({pair.reward for pair in recorded}), reward and stored_reward_name(reward)
+    rewards, reward = sorted({pair.reward for pair in recorded}), reward and canonical_reward_name(reward)
     if reward is not None and rewards and reward not in rewards:
         return f"of {reward!r}, only of {', '.join(rewards)}; {none}"
     asked = {pair.id for pair in recorded if reward in (None, pair.reward)}
@@ -102,7 +102,7 @@ def pairs_of_run(run: Path, recorded: Sequence[P]) -> list[P] | None:
     known: dict[object, P] = {(pair.id, pair.reward): pair for pair in recorded}
     known |= {pair.id: pair for pair in recorded}  # runs of earlier versions named them by their ids alone
     names = [
-        name if isinstance(name, str) else (name[0], stored_reward_name(name[1]))
+        name if isinstance(name, str) else (name[0], canonical_reward_name(name[1]))
         for name in json.loads(path.read_text("utf-8"))
     ]
     lost = sum(name not in known for name in names)

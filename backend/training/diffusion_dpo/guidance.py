@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, Unsupported
 from ...core.registry import REWARDS, resolve
-from ...preferences.store import Pair, stored_reward_name
+from ...preferences.store import Pair, canonical_reward_name
 from ...renderers.diffusers.renderer import unscaled
 from ...rewards.base import LearnedJudge
 from ...rewards.published.preprocess import MEAN, STD
@@ -55,7 +55,7 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
     if judge == MARGIN:
         found = [pair.margin for pair in pairs]
     else:
-        judge = stored_reward_name(judge)
+        judge = canonical_reward_name(judge)
         lacking = sum(judge not in side.scores for pair in pairs for side in (pair.chosen, pair.rejected))
         if lacking:
             known = sorted({name for pair in pairs for name in pair.chosen.scores})

@@ -125,13 +125,13 @@ def _seed(record: LoggedPicture, number: int, seed: int) -> int:
 
 
 def _of_runs(folder: Path) -> Iterator[PictureSource]:
-    from ...preferences.mining import of_record
+    from ...preferences.mining import record_group
     from ...storage.records import load_record
 
     for path in sorted(folder.rglob(RECORD)):
         record = load_record(path)
         files = [c.image for c in record.candidates if c.image is not None and c.score is not None]
-        for file, picture in zip(files, of_record(path.parent, record).pictures, strict=True):
+        for file, picture in zip(files, record_group(path.parent, record).pictures, strict=True):
             yield PictureSource(
                 record.prompt,
                 record.prompt,

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from ...core.config import parse_line
 from ...core.errors import BadInput
 from ...core.seeds import seed_of
-from ...preferences.pairing import spec_of
+from ...preferences.pairing import reward_spec
 from ...rewards.scales import scaled
 from ...storage.files import read_text
 from ..common.start import check_lost
@@ -130,7 +130,7 @@ def preferred(
     for name in rewards:
         if not any(name in record.scores for record in records):
             raise _unscored(name, records)
-    specs = {name: spec_of(name) for name in rewards}
+    specs = {name: reward_spec(name) for name in rewards}
 
     def score(record: LoggedPicture) -> float:
         values = [

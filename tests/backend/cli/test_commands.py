@@ -276,7 +276,7 @@ def test_evaluate_and_bench_refuse(reprise, words, part):
 def test_tasks_are_handed_on_and_nothing_is_written_for_an_unknown_one(reprise, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(
-        "reprise.backend.evaluation.shapeworld.evaluate",
+        "reprise.backend.evaluation.shapeworld.evaluate_chain",
         lambda **options: calls.append(options) or a_result("shapeworld"),
     )
     words = ("evaluate", "shapeworld", "--renderer", "fake", "--rewriter", "none", "--out", "r")

@@ -10,7 +10,7 @@ from reprise.backend.cli.main import run
 from reprise.backend.core.errors import BadInput
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.evaluation.critiques import BLIND
-from reprise.backend.evaluation.judges import COMMONER, JudgeCase, answers_of, evaluate
+from reprise.backend.evaluation.judges import COMMONER, JudgeCase, evaluate_judges, make_answerer
 from reprise.backend.rewards.vlm.calibration import Calibration
 from reprise.backend.rewards.vlm.judge import TunedSettings, VLMJudge
 from reprise.backend.rewards.vlm.local import VlmAnswer
@@ -64,8 +64,8 @@ def cases(tmp_path):
 
 def test_figures_by_hand(cases):
     played = VLMJudge(Played())
-    judges = {"played": lambda: answers_of(played), "bright": lambda: answers_of(Brightness())}
-    result = evaluate(judges, cases)
+    judges = {"played": lambda: make_answerer(played), "bright": lambda: make_answerer(Brightness())}
+    result = evaluate_judges(judges, cases)
     told, bright, blind = result["rows"]
     assert blind["name"] == COMMONER and blind["tasks"]["match"] == [0.5, 0.5, 0.5] and not blind["cost"]
     assert told["tasks"] == {"match": [1, 1, 1], "clarity": [1, 1, 1], "potential": [0.5, 0.5, 0.5]}
@@ -87,7 +87,9 @@ def test_figures_by_hand(cases):
 
 def test_calibrations_count(cases):
     sure = VLMJudge(Played(), tuned=TunedSettings(calibrations={"match": Calibration(1e-1)}))
-    row, _ = evaluate({"sure": lambda: answers_of(sure)}, [c for c in cases if c.question == "match"])["rows"]
+    row, _ = evaluate_judges(
+        {"sure": lambda: make_answerer(sure)}, [c for c in cases if c.question == "match"]
+    )["rows"]
     assert row["cost"]["calibration error, match"] < 1e-3
 
 
@@ -98,7 +100,7 @@ def test_who_does_not_look_goes_by_the_step(cases):
         for c in cases
         if c.question == "clarity"
     ]
-    result = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, told)
+    result = evaluate_judges({"played": lambda: make_answerer(VLMJudge(Played()))}, told)
     assert result["rows"][-1]["tasks"]["clarity"][0] == 0.9
     (row,) = [row for row in result["tables"][0]["rows"] if row[0].startswith(COMMONER)]
     assert row[1].startswith("1.000") and row[2].startswith("0.800")
@@ -114,7 +116,7 @@ def test_pairs_are_of_one_prompt(tmp_path):
         for right in row
     ]
     judges = {"knows": lambda: lambda cases: [0.9 if case.prompt == "easy" else 0.1 for case in cases]}
-    result = evaluate(judges, told)
+    result = evaluate_judges(judges, told)
     assert result["rows"][0]["tasks"]["match"][0] == pytest.approx(5 / 6, abs=1e-4)
     assert result["tables"][-1]["rows"] == [["knows, match", "0.500 [0.500, 0.500]"]]
 
@@ -126,7 +128,7 @@ def test_intervals_are_over_prompts(cases):
         for c in cases
         if c.question == "match"
     ]
-    row, _ = evaluate({"played": lambda: answers_of(VLMJudge(Played()))}, wrong)["rows"]
+    row, _ = evaluate_judges({"played": lambda: make_answerer(VLMJudge(Played()))}, wrong)["rows"]
     mean, low, high = row["tasks"]["match"]
     assert mean == 0.8 and (low, high) == (0.4, 1.0)  # 3 of 5 drawn and none, at 2.5 and 97.5 %
 
@@ -134,15 +136,21 @@ def test_intervals_are_over_prompts(cases):
 def test_a_second_call_asks_nothing(cases, tmp_path):
     first, again = Played(), Played()
     kept = tmp_path / "kept.jsonl"
-    one = evaluate({"played": lambda: answers_of(VLMJudge(first))}, cases, kept=kept, marks={"played": "a"})
+    one = evaluate_judges(
+        {"played": lambda: make_answerer(VLMJudge(first))}, cases, kept=kept, marks={"played": "a"}
+    )
     previews = sum(case.question == "potential" for case in cases)  # which are asked whether they match, too
     assert len(first.asked) == len(cases) + previews
-    two = evaluate({"played": lambda: answers_of(VLMJudge(again))}, cases, kept=kept, marks={"played": "a"})
+    two = evaluate_judges(
+        {"played": lambda: make_answerer(VLMJudge(again))}, cases, kept=kept, marks={"played": "a"}
+    )
     assert two == one and not again.asked
-    evaluate({"played": lambda: answers_of(VLMJudge(again))}, cases, kept=kept, marks={"played": "b"})
+    evaluate_judges(
+        {"played": lambda: make_answerer(VLMJudge(again))}, cases, kept=kept, marks={"played": "b"}
+    )
     assert len(again.asked) == len(first.asked)
     with pytest.raises(BadInput, match="nothing to evaluate"):
-        evaluate({}, [])
+        evaluate_judges({}, [])
 
 
 def test_pictures_of_unlike_sizes(tmp_path):
@@ -151,7 +159,7 @@ def test_pictures_of_unlike_sizes(tmp_path):
         path = tmp_path / f"{side}.png"
         Image.new("RGB", (side, side), "white").save(path)
         found.append(JudgeCase("match", "light", path, True))
-    assert answers_of(Brightness())(found) == [1.0, 1.0]
+    assert make_answerer(Brightness())(found) == [1.0, 1.0]
     assert torch.get_num_threads() >= 1
 
 
@@ -204,16 +212,18 @@ def test_critiques_by_hand(cases):
     ]
     untaught = VLMJudge(Critic(), tuned=TunedSettings(frozenset({"match"})))
     judges = {
-        "says": lambda: answers_of(VLMJudge(Critic())),
-        "bright": lambda: answers_of(Brightness()),
-        "untaught": lambda: answers_of(untaught),
+        "says": lambda: make_answerer(VLMJudge(Critic())),
+        "bright": lambda: make_answerer(Brightness()),
+        "untaught": lambda: make_answerer(untaught),
     }
-    result = evaluate(judges, [*cases, *wrong])
+    result = evaluate_judges(judges, [*cases, *wrong])
     table = result["tables"][-1]
     said, blind = table["rows"]
     assert said[:2] == ["says", 6] and [cell[:5] for cell in said[2:]] == ["0.667", "0.417", "0.714"]
     assert blind[:2] == [BLIND, 6] and [cell[:5] for cell in blind[2:]] == ["0.333", "0.286", "0.286"]
-    assert result["rows"][0]["tasks"] == evaluate(judges, cases)["rows"][0]["tasks"], "answers of yes or no"
+    assert result["rows"][0]["tasks"] == evaluate_judges(judges, cases)["rows"][0]["tasks"], (
+        "answers of yes or no"
+    )
     json.dumps(result, allow_nan=False)
 
 

@@ -11,7 +11,7 @@ import torch
 from reprise.backend.core.errors import BadInput, UnknownName
 from reprise.backend.core.types import Rewrite
 from reprise.backend.evaluation import rewriters as ablation
-from reprise.backend.evaluation.rewriters import ORACLE, TYPED, check, compare
+from reprise.backend.evaluation.rewriters import ORACLE, TYPED, check_rows, compare_rewriters
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldStrict
 from reprise.backend.shapeworld.drawing import draw
@@ -69,7 +69,7 @@ def run(folder, methods=METHODS, renderer=None, **settings):
     makers = {one: lambda one=one: Adds(REWRITERS[one]) for given in methods.values() for one in given}
     renderer = renderer or FakeRenderer(steps=4, draw=drawn, rows_per_step=2)
     settings = {"per_task": 2, "seeds": 2, "tasks": TASKS, **settings}
-    return compare(
+    return compare_rewriters(
         methods=methods,
         rewriters=makers,
         renderer=renderer,
@@ -179,7 +179,7 @@ def test_other_pictures_are_not_gone_on_with(tmp_path):
 def test_the_same_weights_twice_in_a_row_are_refused_before_any_work(tmp_path):
     makers = {"x": lambda: Adds("sure", "same"), "y": lambda: Adds("sure", "same")}
     with pytest.raises(BadInput, match="'sure' has the same weights twice, x and y"):
-        compare(
+        compare_rewriters(
             methods={"sure": ["x", "y"]},
             rewriters=makers,
             renderer=FakeRenderer(),
@@ -190,8 +190,8 @@ def test_the_same_weights_twice_in_a_row_are_refused_before_any_work(tmp_path):
 
 
 def test_names_are_checked():
-    check({"vague": ["c"]}, "vague")
+    check_rows({"vague": ["c"]}, "vague")
     with pytest.raises(BadInput, match="'as typed': this row is always in the table"):
-        check({TYPED: ["c"]}, None)
+        check_rows({TYPED: ["c"]}, None)
     with pytest.raises(UnknownName, match="unknown baseline 'vage'; did you mean 'vague'"):
-        check({"vague": ["c"]}, "vage")
+        check_rows({"vague": ["c"]}, "vage")

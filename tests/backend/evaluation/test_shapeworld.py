@@ -7,7 +7,7 @@ import torch
 
 from reprise.backend.core.errors import BadInput, UnknownName
 from reprise.backend.core.types import Rewrite
-from reprise.backend.evaluation.shapeworld import evaluate, replay, replayed_rows
+from reprise.backend.evaluation.shapeworld import evaluate_chain, replay, replayed_rows
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 from reprise.backend.search.best_of_n import search
@@ -46,7 +46,7 @@ def run(tmp_path=None, **settings):
         "renderer": FakeRenderer(steps=8, draw=drawn, rows_per_step=2),
     }
     defaults = {"per_task": 3, "seeds": 2, "best_of": 4, "rounds": 1, "variants": 2}
-    return evaluate(**roles, **{**defaults, **settings}, kept=tmp_path)
+    return evaluate_chain(**roles, **{**defaults, **settings}, kept=tmp_path)
 
 
 def test_table_has_every_row_with_intervals_and_costs():

@@ -9,7 +9,7 @@ import torch
 from reprise.backend.core.errors import BadInput, UnknownName
 from reprise.backend.core.types import Rewrite
 from reprise.backend.evaluation import tables as chains
-from reprise.backend.evaluation.tables import RoleFactory, TableRow, read_rows, tabulate
+from reprise.backend.evaluation.tables import RoleLoaders, TableRow, evaluate_rows, read_rows
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft, ShapeWorldStrict
 from reprise.backend.shapeworld.drawing import draw
@@ -68,9 +68,9 @@ def counted():
 
 
 def run(folder, rows=ROWS, **settings):
-    makers = RoleFactory(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
+    makers = RoleLoaders(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
     settings = {"per_task": 3, "seeds": 2, "tasks": TASKS, **settings}
-    return tabulate(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=folder, **settings)
+    return evaluate_rows(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=folder, **settings)
 
 
 def test_rows_with_their_intervals_costs_and_training_seeds(tmp_path):
@@ -122,11 +122,11 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
             asked.append(len(prompts))
             return super().score(images, prompts)
 
-    makers = RoleFactory(
+    makers = RoleLoaders(
         Drawn, lambda name: Same(), lambda name: Looks() if name == "looks" else ShapeWorldSoft(), str
     )
     rows = {"PARM": TableRow(best_of=4, prune="halving", previews="looks")}
-    result = tabulate(
+    result = evaluate_rows(
         rows=rows,
         makers=makers,
         measure=ShapeWorldStrict(),
@@ -149,7 +149,7 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
             seen.append(critiques)
             return super().rewrite(prompts, variants)
 
-    makers = RoleFactory(
+    makers = RoleLoaders(
         Drawn, lambda name: Corrects() if name == "corrects" else Same(), lambda name: ShapeWorldSoft(), str
     )
     rows = {
@@ -157,7 +157,7 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
         "corrected": TableRow(reflect=1, corrector="corrects"),
         "untold": TableRow(reflect=1, corrector="corrects", told=False),
     }
-    result = tabulate(
+    result = evaluate_rows(
         rows=rows,
         makers=makers,
         measure=ShapeWorldStrict(),

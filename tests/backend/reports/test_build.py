@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from reprise.backend.core.types import Candidate, Cost, Outcome, ReflectionRound, Rewrite
-from reprise.backend.reports.build import command, number_text, prompt_view, write_page
+from reprise.backend.reports.build import number_text, prompt_view, render_command, write_page
 from reprise.backend.reports.figures import render_figures
-from reprise.backend.storage import files, records
+from reprise.backend.storage import records
+from reprise.backend.storage.files import slug
 
 SETTINGS = {
     "renderer": "fake",
@@ -56,7 +57,7 @@ def page(tmp_path):
     def make(*prompts):
         entries = []
         for prompt in prompts:
-            folder = tmp_path / files.slug(prompt)
+            folder = tmp_path / slug(prompt)
             entries.append(
                 (folder, records.save_outcome(folder, an_outcome(prompt), SETTINGS, {"reprise": "0"}))
             )
@@ -166,8 +167,8 @@ def test_large_pictures_are_shrunk(tmp_path):
 def test_the_command_line_draws_the_same(tmp_path):
     import shlex
 
-    record = records.record_from(an_outcome('it\'s -- a "test"'), SETTINGS, {})
-    words = shlex.split(command(record))
+    record = records.make_record(an_outcome('it\'s -- a "test"'), SETTINGS, {})
+    words = shlex.split(render_command(record))
     assert words[:3] == ["reprise", "render", 'it\'s -- a "test"']
     assert words[3:] == [
         "--renderer",
@@ -189,8 +190,8 @@ def test_the_command_line_draws_the_same(tmp_path):
         "--reward",
         "shapeworld=0.5",
     ]
-    dashed = records.record_from(an_outcome("--best-of"), SETTINGS, {})
-    assert shlex.split(command(dashed))[-2:] == ["--", "--best-of"]
+    dashed = records.make_record(an_outcome("--best-of"), SETTINGS, {})
+    assert shlex.split(render_command(dashed))[-2:] == ["--", "--best-of"]
 
 
 def test_numbers():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from reprise.backend.preferences.store import Pair, PairPicture, PairText, RewritePair, Store
-from reprise.backend.reports.pairs import doubtful, render_pairs, write_pairs
+from reprise.backend.reports.pairs import closest_pairs, render_pairs, write_pairs
 
 EVIL = "<script>alert('x')</script> & \"a\" cat"
 
@@ -90,10 +90,10 @@ def test_rewrites_are_among_them(store, tmp_path):
 
 
 def test_only_the_doubtful_and_pictures_that_are_gone(store, tmp_path):
-    assert [pair.margin for pair in doubtful(store.all_pairs(), 2)] == [0.1, 0.3]
-    first, *others = doubtful(store.all_pairs(), 3)
+    assert [pair.margin for pair in closest_pairs(store.all_pairs(), 2)] == [0.1, 0.3]
+    first, *others = closest_pairs(store.all_pairs(), 3)
     wider = first.model_copy(update={"reward": "other", "margin": 0.9})
-    assert doubtful([wider, *others, first], 3) == [first, *others]  # once, where it is most in doubt
+    assert closest_pairs([wider, *others, first], 3) == [first, *others]  # once, where it is most in doubt
     store.image_path(store.all_pairs()[1].chosen.image).unlink()
     write_pairs(tmp_path / "pairs.html", store, 1)
     page = (tmp_path / "pairs.html").read_text()

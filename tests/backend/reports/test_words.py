@@ -1,14 +1,14 @@
 """Which words count as added."""
 
-from reprise.backend.reports.words import marked
+from reprise.backend.reports.words import mark_added_words
 
 
 def added(before, after):
-    return [text for text, is_added in marked(before, after) if is_added]
+    return [text for text, is_added in mark_added_words(before, after) if is_added]
 
 
 def test_the_users_words_are_not_marked():
-    assert marked("three red circles", "three large red circles, on a grey ground") == [
+    assert mark_added_words("three red circles", "three large red circles, on a grey ground") == [
         ("three", False),
         ("large", True),
         ("red circles,", False),
@@ -31,5 +31,5 @@ def test_a_word_twice_is_once_the_users():
 
 def test_nothing_lost():
     after = "  one   two\nthree  "
-    assert " ".join(text for text, _ in marked("two", after)) == "one two three"
-    assert marked("x", "") == [] and marked("", "y") == [("y", True)]
+    assert " ".join(text for text, _ in mark_added_words("two", after)) == "one two three"
+    assert mark_added_words("x", "") == [] and mark_added_words("", "y") == [("y", True)]

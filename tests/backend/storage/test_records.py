@@ -130,7 +130,7 @@ def test_drawing_again_leaves_no_stale_picture_and_touches_nothing_else(tmp_path
     (tmp_path / "record.json").write_text(json.dumps(record))
     outside = tmp_path.parent / "outside.png"
     outside.write_text("keep")
-    records.remove_outcome(tmp_path)
+    records.delete_record(tmp_path)
     assert outside.exists() and (tmp_path / "mine.txt").exists()
     assert not (tmp_path / "record.json").exists() and not (tmp_path / "candidates" / "01-6.png").exists()
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from reprise.backend.core.registry import RENDERERS, REWARDS
-from reprise.backend.core.types import Rendered, RewardSpec
+from reprise.backend.core.types import RenderResult, RewardSpec
 
 COLORS = ("red", "green", "blue")
 
@@ -38,7 +38,7 @@ class WordRenderer:
             if named:
                 image[:, :, COLORS.index(named[0])] += 0.8
             images.append(image)
-        return Rendered(images, [None] * len(jobs), len(jobs), len(jobs))
+        return RenderResult(images, [None] * len(jobs), len(jobs), len(jobs))
 
 
 class Redness:

@@ -82,7 +82,7 @@ def turns(
 
 def ours(config: Any, folder: Path, answers: Any) -> None:
     from reprise.backend.core.config import save_config
-    from reprise.backend.lab.bench.floor import Witness
+    from reprise.backend.lab.bench.floor import NetworkProbe
     from reprise.backend.training.common.run_folder import claim_run_folder
     from reprise.backend.training.grpo.loop import GrpoLoop
     from reprise.backend.training.rollouts.advantages import has_signal
@@ -90,7 +90,7 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
     claim_run_folder(folder / "run", save_config(config), resume=False)
     loop = GrpoLoop(config, folder / "run", False, print)
     renderer, trainer = loop.scorer.renderer, loop.trainer
-    witness = Witness(renderer, loop.rewriter, trainer.accelerator.autocast)  # pyright: ignore
+    witness = NetworkProbe(renderer, loop.rewriter, trainer.accelerator.autocast)  # pyright: ignore
     collect, last = loop.rollouts.collect, {}
 
     def collected(step: int) -> Any:
@@ -143,7 +143,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
 
     from reprise.backend.core.registry import REWARDS, resolve
     from reprise.backend.factory import open_renderer
-    from reprise.backend.lab.bench.reprompt_loop import Draughtsman, Reviewer, make_trainer
+    from reprise.backend.lab.bench.reprompt_loop import PlainPipeline, RewardFunctions, make_trainer
     from reprise.backend.rewards.scales import scaled
     from reprise.backend.rewards.text import Structure
     from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, load_checkpoint
@@ -168,8 +168,8 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     renderer: Any = open_renderer(plain)
     rewards = {name: resolve("reward", REWARDS, name)() for name in config.rewards if name != "structure"}
     rewards["structure"] = Structure(config.reasoning)
-    timer, draughtsman = StageTimer(), Draughtsman(renderer)
-    reviewer = Reviewer(draughtsman, rewards, config.rewards, timer)
+    timer, draughtsman = StageTimer(), PlainPipeline(renderer)
+    reviewer = RewardFunctions(draughtsman, rewards, config.rewards, timer)
     stream, asked = PromptStream(read_prompts(config.prompts, "train", config.seed), config.seed), []
     for step in range(config.max_steps):
         taken = [(one.prompt, one.judge_prompt) for _, one in stream.take(config.prompts_per_step)]

@@ -91,10 +91,10 @@ def witness_of(loop: Any) -> Any:
     """Sees what a loop's networks are asked for; `loop.batch` is what it learned from last."""
     import torch
 
-    from reprise.backend.lab.bench.floor import Witness, seconds_of
+    from reprise.backend.lab.bench.floor import NetworkProbe, seconds_of
     from reprise.backend.training.ppo.policy import pivots_of
 
-    class Watching(Witness):
+    class Watching(NetworkProbe):
         def _writing(self, pivots: Any, begun: Any, *args: Any, **kwargs: Any) -> Any:
             written = self._write(pivots, begun, *args, **kwargs)
             self._batches.append((pivots, begun, [one.ids for one in written]))  # pyright: ignore

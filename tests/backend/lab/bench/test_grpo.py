@@ -12,9 +12,9 @@ from reprise.backend.core.config import load_config
 from reprise.backend.core.errors import BadInput, RepriseError
 from reprise.backend.core.types import Job, RewardSpec
 from reprise.backend.lab.bench import grpo
-from reprise.backend.lab.bench.floor import Witness
-from reprise.backend.lab.bench.grpo import EQUAL, OWN, bench, result_of, times_as_fast
-from reprise.backend.lab.bench.reprompt_loop import UNREADABLE, Draughtsman, Reviewer, make_trainer
+from reprise.backend.lab.bench.floor import NetworkProbe
+from reprise.backend.lab.bench.grpo import EQUAL, OWN, bench, result_of, speedup
+from reprise.backend.lab.bench.reprompt_loop import UNREADABLE, PlainPipeline, RewardFunctions, make_trainer
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.renderers.shapeworld import ShapeWorldRenderer
 from reprise.backend.reports.figures import render_figures
@@ -50,12 +50,12 @@ def step(seconds, **did):
 
 def test_times_as_fast_by_hand():
     ours, theirs = [step(1.0), step(3.0, pictures=12)], [step(8.0), step(8.0)]
-    assert times_as_fast(ours, theirs, None)[0] == 4.0
+    assert speedup(ours, theirs, None)[0] == 4.0
     # 16 pictures in 4 seconds, against 8 in 16.
-    value, low, high = times_as_fast(ours, theirs, "pictures")
+    value, low, high = speedup(ours, theirs, "pictures")
     assert value == 8.0 and low == high == 8.0
-    assert times_as_fast(ours, theirs, None)[1:] == [pytest.approx(8 / 3, abs=1e-3), 8.0]
-    assert times_as_fast([step(1.0, signal=0)], [step(1.0)], "signal") is None
+    assert speedup(ours, theirs, None)[1:] == [pytest.approx(8 / 3, abs=1e-3), 8.0]
+    assert speedup([step(1.0, signal=0)], [step(1.0)], "signal") is None
 
 
 def test_a_result_by_hand():
@@ -102,14 +102,14 @@ def renderer():
 
 
 def test_it_draws_what_ours_draws(renderer):
-    draughtsman = Draughtsman(renderer)
+    draughtsman = PlainPipeline(renderer)
     torch.manual_seed(5)
     theirs = from_pil(draughtsman.draw("a photo of a red circle"))
     ours = renderer.render([Job("a photo of a red circle", 5)]).images[0]
     assert (theirs - ours).abs().max() < 2 / 255
     assert draughtsman.rows_each == 2 and draughtsman.asked["max_sequence_length"] == 48
     with pytest.raises(BadInput, match="and fake has none"):
-        Draughtsman(FakeRenderer())
+        PlainPipeline(FakeRenderer())
 
 
 class Brightness:
@@ -143,7 +143,7 @@ def test_every_answer_is_drawn_and_judged_alone():
         timed[name] += 1
         return nullcontext()
 
-    reviewer = Reviewer(
+    reviewer = RewardFunctions(
         painter,
         {"brightness": judge, "structure": Structure()},  # pyright: ignore
         {"brightness": 2.0, "structure": 0.25},
@@ -168,7 +168,7 @@ def rewriter():
 
 
 def test_it_asks_the_rewriter_as_we_do(rewriter, tmp_path):
-    reviewer = Reviewer(
+    reviewer = RewardFunctions(
         Painter(),
         {"brightness": Brightness()},
         {"brightness": 1.0},  # pyright: ignore
@@ -203,7 +203,7 @@ def test_it_asks_the_rewriter_as_we_do(rewriter, tmp_path):
 
 def test_the_floor_counts_and_leaves_everything_as_it_was(renderer, rewriter):
     before = {key: value.clone() for key, value in rewriter.model.state_dict().items()}
-    witness = Witness(renderer, rewriter, nullcontext)
+    witness = NetworkProbe(renderer, rewriter, nullcontext)
     assert witness.render_seconds() == 0
     renderer.render([Job("a red circle", i) for i in range(3)])
     renderer.render([Job("a blue circle", 9)])

@@ -11,7 +11,7 @@ from reprise.backend.lab.bench.parm import (
     measure,
     rank_correlations,
     ratio_interval,
-    within_budget,
+    schedule_within_budget,
 )
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.search.pruning import FullSchedule, HalvingSchedule
@@ -71,7 +71,7 @@ def test_a_pool_beyond_the_budget_is_refused_before_anything_is_drawn():
 
 @pytest.mark.parametrize("n", [32, 64])
 def test_wide_search_stays_within_the_budget(n):
-    schedule = within_budget(n, 16, 16 * 16)
+    schedule = schedule_within_budget(n, 16, 16 * 16)
     assert schedule.rows(n, 16) <= 256
 
 

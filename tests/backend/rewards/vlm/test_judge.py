@@ -8,7 +8,7 @@ import pytest
 
 from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, UnknownName
 from reprise.backend.core.interfaces import Critic, PreviewReward
-from reprise.backend.core.scoring import preview_judge
+from reprise.backend.core.scoring import judge_for_previews
 from reprise.backend.factory import make_judge, make_reward, parse_weights
 from reprise.backend.rewards.vlm import judge as vlm_module
 from reprise.backend.rewards.vlm.calibration import Calibration
@@ -59,14 +59,14 @@ def test_who_looks_at_previews_in_a_judges_place():
     """PARM's questions where a picture would be matched; what a model was not tuned on it is not asked."""
     for mode, made in (("match", VLMJudge), ("critique", VLMCritic)):
         judge = made(Played(), mode)
-        looking = preview_judge(judge)
+        looking = judge_for_previews(judge)
         assert isinstance(looking, PreviewReward) and not isinstance(judge, PreviewReward)
         assert looking.vlm is judge.vlm and looking.spec.name.endswith("#potential")
-        assert looking.clarity(IMAGES[:1], ["a cat"]) == [0.9] and preview_judge(looking) is looking
+        assert looking.clarity(IMAGES[:1], ["a cat"]) == [0.9] and judge_for_previews(looking) is looking
     tuned = VLMJudge(Played(), "match", TunedSettings(frozenset({"match", "potential"})))
-    assert preview_judge(tuned).clarity(IMAGES[:1], ["a cat"]) is None
+    assert judge_for_previews(tuned).clarity(IMAGES[:1], ["a cat"]) is None
     orm = VLMJudge(Played(), "match", TunedSettings(frozenset({"match"})))
-    assert preview_judge(orm) is orm and preview_judge(VLMGrade(Played(), "score")).mode == "score"
+    assert judge_for_previews(orm) is orm and judge_for_previews(VLMGrade(Played(), "score")).mode == "score"
 
 
 def test_what_a_folder_was_tuned_on_comes_with_it(llava, caplog):
