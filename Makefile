@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: check
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
