@@ -102,6 +102,12 @@ def test_paths_exist():
     assert not lost, "\n".join(lost)
 
 
+def test_names_of_the_glossary_are_in_the_code():
+    sources = "\n".join(read(path) for room in ("backend", "nodes") for path in (ROOT / room).rglob("*.py"))
+    names = re.findall(r"`(\w+)`", read(ROOT / "docs" / "glossary.md"))
+    assert names and not [name for name in names if not re.search(rf"\b{name}\b", sources)]
+
+
 def test_commands_are_the_programs_own():
     from reprise.backend.cli.main import app
 
