@@ -14,6 +14,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?\)")
+INTERVAL = re.compile(r"(?<=\d) \[([-+.\d]+), ([-+.\d]+)\]")
 
 
 def _elsewhere() -> dict[str, str]:
@@ -51,3 +52,8 @@ def on_page_markdown(markdown, page, config, files):
         return f"{link[1]}{relpath(site, PurePosixPath(here).parent).replace(chr(92), '/')}{link[3] or ''})"
 
     return LINK.sub(turned, markdown)
+
+
+def on_page_content(html, page, config, files):
+    """A number and its interval stay on one line."""
+    return INTERVAL.sub(r"&nbsp;[\1,&nbsp;\2]", html)
