@@ -1,7 +1,8 @@
 # Every target first makes .venv from the lock, once; a second call does no set-up.
 #   make demo        a prompt rewritten, drawn, judged, mended; the page is out/demo/index.html
 #   make test        check, then the tests
-#   make check       ruff, pyright, import rules
+#   make check       ruff, pyright, import rules, the links and commands of the docs
+#   make docs        the documentation as pages: out/docs/index.html
 # and the long ones: evaluate, bench, shapeworld, test-long.
 
 SHELL  := bash
@@ -17,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test check evaluate bench shapeworld test-long clean
+.PHONY: demo test check docs evaluate bench shapeworld test-long clean
 
 demo: $(READY)
 	$(BIN)/reprise render "three red circles" "a photo of a blue star left of a green heart" \
@@ -28,6 +29,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: check
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile

@@ -61,6 +61,17 @@ def test_the_base_leaves_the_hosts_libraries_alone(project):
         assert not [line for line in extra if names([line]) & host and re.search(r"[<>=~!]", line)], "no pins"
 
 
+def test_what_the_manager_installs_is_the_base(project):
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == project["project"]["dependencies"]
+
+
+def test_commits_are_looked_at_by_the_locked_ruff():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    lock = (ROOT / "requirements-dev.lock").read_text(encoding="utf-8")
+    assert re.search(r"rev: v(.+)", hooks)[1] == re.search(r"^ruff==(.+)$", lock, re.MULTILINE)[1]
+
+
 def test_the_lock_asks_for_the_torch_that_was_tried():
     lock = (ROOT / "requirements-dev.lock").read_text(encoding="utf-8")
     assert "\ntorch==2.13.0\n" in lock and "torchvision" not in lock

@@ -2,7 +2,7 @@
 
 from reprise.backend.core.model_files import EMBEDDED_WEIGHTS
 
-MOST = 64e6  # bytes; DECISIONS says why it is more than the design's 40 MB
+MOST = 64e6  # bytes; docs/decisions/the-size-of-the-weights.md says why
 
 
 def test_every_model_has_a_card():
