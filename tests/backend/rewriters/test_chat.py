@@ -65,7 +65,7 @@ def test_rows_are_those_of_rewrite_and_a_refused_one_ends_nothing():
     with playing(play) as server:
         rewriter, told = ChatRewriter(server.url, MODEL), {}
         rows = [RewriteRow("a cat", 2), RewriteRow("a dog", 0), RewriteRow("a cat", 0)]
-        rewriter.ask(rows, 5, told.__setitem__)
+        rewriter.rewrite_rows(rows, 5, told.__setitem__)
         [[first, _, third]] = rewriter.rewrite(["a cat"], variants=3, seed=5)
         assert (told[0], told[2]) == (third, first)
         assert isinstance(told[1], AnswerRefused) and "unsafe" in str(told[1])
@@ -162,13 +162,13 @@ def test_a_local_chat_model_that_was_never_trained_for_this(folder):
     rewriter = RePromptRewriter(folder, device="cpu", max_new_tokens=24)
     assert rewriter.system == SYSTEM and rewriter.temperature == 0.9
     asked = []
-    written = rewriter.write
+    written = rewriter.generate
 
     def seen(ids, *rest):
         asked.extend(rewriter.tokenizer.decode(row) for row in ids)
         return written(ids, *rest)
 
-    rewriter.write = seen
+    rewriter.generate = seen
     [variants] = rewriter.rewrite(["a red circle"], variants=2, seed=1)
     assert "Answer in exactly this form" in asked[0] and "a red circle" in asked[0]
     for rewrite in variants:  # random weights: words without the form

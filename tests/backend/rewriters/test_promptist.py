@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.rewriters.decoding import Written
+from reprise.backend.rewriters.decoding import Completion
 from reprise.backend.rewriters.promptist import PromptistRewriter
 
 from .prip.tiny_prip import tokenizers
@@ -88,11 +88,11 @@ def test_several_are_drawn_with_seeds_and_alone(promptist):
     ],
 )
 def test_what_was_asked_is_cut_out_of_the_answer(promptist, text, prompt):
-    assert promptist.read(Written(text, [], [], False), "a cat").prompt == prompt
+    assert promptist.to_rewrite(Completion(text, [], [], False), "a cat").prompt == prompt
 
 
 def test_an_answer_without_words_keeps_the_prompt(promptist):
-    one = promptist.read(Written(" , ", [], [], False), "a cat")
+    one = promptist.to_rewrite(Completion(" , ", [], [], False), "a cat")
     assert (one.prompt, one.fallback) == ("a cat", "the answer holds no words")
 
 

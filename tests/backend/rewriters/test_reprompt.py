@@ -16,7 +16,7 @@ PROMPTS = ["a cat", "a photo of a red circle above a blue square on a grey backg
 @pytest.fixture(scope="module")
 def rewriter(folder):
     made = RePromptRewriter(folder, device="cpu", max_new_tokens=12, batch_size=5)
-    written = made.write
+    written = made.generate
 
     # Tags are put around what random weights write, so that it is seen, in place of any that they write.
     def framed(*arguments):
@@ -24,7 +24,7 @@ def rewriter(folder):
         form = "<reason>r</reason><prompt>x {!r}</prompt>"
         return [replace(one, text=form.format(text)) for one, text in plain]
 
-    made.write = framed
+    made.generate = framed
     return made
 
 
@@ -51,7 +51,7 @@ def test_rows_are_those_of_rewrite(rewriter):
     """A variant is the same in whatever call; rows come in batches of like length."""
     together, told = rewriter.rewrite(PROMPTS, variants=3, seed=5), {}
     rows = [RewriteRow(prompt, variant) for variant in (2, 0) for prompt in PROMPTS]
-    rewriter.ask(rows, 5, told.__setitem__)
+    rewriter.rewrite_rows(rows, 5, told.__setitem__)
     assert [told[n] for n in range(6)] == [variants[v] for v in (2, 0) for variants in together]
     assert len(told) == 6
 
@@ -81,7 +81,7 @@ def test_the_first_variant_is_the_likeliest(rewriter):
     assert texts(rewriter, ["a cat"], variants=3, seed=5)[0][0] == texts(rewriter, ["a cat"])[0][0]
     asked = [rewriter.tokenizer("a cat")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), temperature=1e-5, max_new_tokens=12)
-    [sampled], [greedy] = plain.write(asked, [7]), plain.write(asked, [None])
+    [sampled], [greedy] = plain.generate(asked, [7]), plain.generate(asked, [None])
     assert (sampled.text, sampled.ids) == (greedy.text, greedy.ids)
 
 
@@ -89,12 +89,12 @@ def test_what_is_written_comes_with_its_log_probabilities(folder):
     """Of sampled rows under the tempered distribution, of a greedy one under the model's own."""
     made = RePromptRewriter(folder, device="cpu", max_new_tokens=12, temperature=0.5)
     asked = [made.tokenizer(text)["input_ids"] for text in ("a cat", "three red stars")]
-    for one, ids, temperature in zip(made.write(asked, [3, 4]), asked, (0.5, 0.5)):
+    for one, ids, temperature in zip(made.generate(asked, [3, 4]), asked, (0.5, 0.5)):
         with torch.no_grad():
             logits = made.model(torch.tensor([ids + one.ids])).logits[0, len(ids) - 1 : -1]
         logps = (logits / temperature).log_softmax(-1)[range(len(one.ids)), one.ids]
         assert one.logps == pytest.approx(logps.tolist(), abs=1e-4)
-        assert one.cut == (one.ids[-1] != made.tokenizer.eos_token_id) and len(one.ids) <= 12
+        assert one.truncated == (one.ids[-1] != made.tokenizer.eos_token_id) and len(one.ids) <= 12
 
 
 def test_row_seeds_tell_all_parts_apart():
@@ -125,8 +125,8 @@ def test_checkpoint_sampling_settings_have_no_say(rewriter, folder, tmp_path):
     tuned = RePromptRewriter(where, device="cpu", max_new_tokens=12)
     asked = [tuned.tokenizer("three stars")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), max_new_tokens=12)
-    assert tuned.write(asked, [7]) == plain.write(asked, [7])
-    assert tuned.write(asked, [None]) == plain.write(asked, [None])
+    assert tuned.generate(asked, [7]) == plain.generate(asked, [7])
+    assert tuned.generate(asked, [None]) == plain.generate(asked, [None])
     assert tuned.model.generation_config.top_k == 1  # the caller's model is left as it was
 
 
