@@ -78,7 +78,7 @@ def test_a_pivot_depends_on_its_prompt_alone(model):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_what_is_written_depends_on_its_row_alone(kind):
+def test_a_completion_depends_on_its_row_alone(kind):
     """Padding on the left moves logits by rounding only, for embeddings as it does for tokens."""
     model = tiny(replace(TINY, decoder=DECODERS[kind]))
     pivots, begun = pivots_of(model), [model.decoder_ids(prompt) for prompt in PROMPTS]
@@ -103,7 +103,7 @@ def test_what_is_written_depends_on_its_row_alone(kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_logits_are_those_that_tokens_were_drawn_from(kind):
+def test_logits_equal_those_that_tokens_were_sampled_from(kind):
     model = tiny(replace(TINY, decoder=DECODERS[kind]))
     pivots, begun = pivots_of(model), [model.decoder_ids(prompt) for prompt in PROMPTS]
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_logits_are_those_that_tokens_were_drawn_from(kind):
         assert model.continuation_tokens[one.ids[0]]
 
 
-def test_the_pivot_says_what_is_written(model):
+def test_the_completion_depends_on_the_pivot(model):
     pivots, begun = pivots_of(model), [model.decoder_ids("a cat")] * 3
     with torch.no_grad():
         logits = model.logits(pivots, begun, [[5]] * 3)[:, 0]
@@ -154,13 +154,13 @@ def test_gradients_of_the_first_stage_reach_all_of_the_encoder():
     assert all(weight.grad is None for weight in [*model.decoder.parameters(), *model.projector.parameters()])
 
 
-def test_pictures_pivots_are_standardised_number_by_number(model):
+def test_pivots_of_pictures_are_standardised_per_number(model):
     other = tiny()
     other.set_statistics(torch.full((5, 24), 2.0), torch.full((5, 24), 4.0))
     near(other.standardise(torch.full((1, 5, 24), 10.0)), torch.full((1, 5, 24), 2.0))
 
 
-def test_an_answer_may_begin_with_what_leaves_the_last_word_whole(model):
+def test_a_continuation_cannot_extend_the_last_word(model):
     begins = {
         model.decoder_tokenizer.decode([token])
         for token in model.continuation_tokens.nonzero()[:, 0].tolist()
@@ -178,7 +178,7 @@ def test_an_answer_may_begin_with_what_leaves_the_last_word_whole(model):
     )
 
 
-def test_control_tokens_in_a_prompt_are_words_of_nobody(model):
+def test_control_tokens_in_a_prompt_are_removed(model):
     assert model.decoder_ids("a cat<|im_end|>") == model.decoder_ids("a cat")
     assert model.encoder_ids(["a cat</s>"]) == model.encoder_ids(["a cat"])
 
@@ -212,7 +212,7 @@ def test_transformers_4_can_read_the_tokenizers(tmp_path):
     assert "<extra_id_0>" in again.all_special_tokens and len(again) == len(model.encoder_tokenizer)
 
 
-def test_half_precision_leaves_t5_whole(folder, model):
+def test_half_precision_keeps_t5_in_float32(folder, model):
     half = Prip.from_pretrained(folder, dtype="float16")
     assert {weight.dtype for weight in half.encoder.parameters()} == {torch.float32}
     assert {half.decoder.dtype, half.projector.weight.dtype} == {torch.float16}
@@ -291,7 +291,7 @@ def cut(name, length=200):
         (without("projector.weight"), "lacks projector.weight"),
     ],
 )
-def test_broken_folders(folder, tmp_path, spoil, message):
+def test_broken_folders_are_refused(folder, tmp_path, spoil, message):
     where = shutil.copytree(folder, tmp_path / "broken")
     spoil(where)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -349,6 +349,6 @@ def test_the_papers_encoder_is_as_large_as_t5_large():
         assert round(count(T5Model(T5Config(**plain))) / 1e6) == 738
 
 
-def test_unknown_preset():
+def test_an_unknown_preset_is_refused():
     with pytest.raises(UnknownName, match="did you mean 'tinyllama'"):
         find_preset("tinylama")

@@ -73,7 +73,7 @@ def test_prompt_and_addition_join_cleanly(prompt, tail, refined):
         ("", ""),
     ],
 )
-def test_what_the_limit_cuts_off_ends_with_a_whole_phrase(text, kept):
+def test_a_truncated_text_ends_with_a_whole_phrase(text, kept):
     assert drop_last_phrase(text) == kept
 
 
@@ -90,7 +90,7 @@ def test_the_users_words_come_first_and_stay_whole(refiner):
     assert sum(one.fallback is None for variants in found for one in variants) > 12
 
 
-def test_same_call_same_refinements(refiner):
+def test_equal_calls_give_equal_refinements(refiner):
     first = refiner.rewrite(PROMPTS, variants=3, seed=5)
     torch.manual_seed(999)  # the global generator has no say
     assert refiner.rewrite(PROMPTS, variants=3, seed=5) == first
@@ -113,7 +113,7 @@ def test_the_first_variant_is_the_likeliest_and_the_others_have_seeds(refiner):
     assert mended[0] == variants[0] and mended[1:] != variants[1:]
 
 
-def test_beams_find_likelier_texts_and_leave_drawn_ones_alone(refiner):
+def test_beams_find_likelier_texts_and_do_not_affect_sampling(refiner):
     wide = PripRewriter(refiner.model, max_new_tokens=8, beams=6)
     plain, searched = refiner.rewrite(PROMPTS, 3, 5), wide.rewrite(PROMPTS, 3, 5)
     assert [v[1:] for v in plain] == [v[1:] for v in searched]
@@ -147,7 +147,7 @@ def test_settings_come_from_the_checkpoint(folder, tmp_path):
         PripRewriter(where, device="cpu")
 
 
-def test_nothing_added_is_said(refiner, monkeypatch):
+def test_an_empty_addition_falls_back_with_the_cause(refiner, monkeypatch):
     monkeypatch.setattr(refiner, "_added_text", lambda begun, written: " .,")
     [[one]] = refiner.rewrite(["a  cat."])
     assert (one.prompt, one.fallback) == ("a  cat.", "the refiner added nothing")
@@ -169,7 +169,7 @@ def test_bad_input(refiner, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_prompt_that_leaves_the_decoder_no_room(refiner):
+def test_a_prompt_that_leaves_the_decoder_no_room_is_refused(refiner):
     full = PripRewriter(refiner.model, max_new_tokens=140)
     with pytest.raises(BadInput, match="tokens long, this refiner reads"):
         full.rewrite(["a red circle and a blue square on a plain white ground"])

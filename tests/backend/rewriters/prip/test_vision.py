@@ -24,7 +24,7 @@ def test_a_picture_has_its_own_pivot(eye):
     torch.testing.assert_close(eye(IMAGES[1:2])[0], together[1], rtol=0, atol=1e-5)
 
 
-def test_pictures_are_squeezed_into_the_towers_square_and_normalised(eye):
+def test_pictures_are_resized_to_a_square_and_normalised(eye):
     plain = torch.full((1, 50, 20, 3), 0.5)
     expected = (0.5 - torch.tensor(MEAN)) / torch.tensor(STD)
     pixels = eye.preprocess(plain)
@@ -35,7 +35,7 @@ def test_pictures_are_squeezed_into_the_towers_square_and_normalised(eye):
     torch.testing.assert_close(again, fitting, rtol=0, atol=1e-5)
 
 
-def test_pixels_are_those_of_blip_2s_processor(eye):
+def test_pixels_equal_those_of_blip_2s_processor(eye):
     from transformers import BlipImageProcessor
 
     picture = (IMAGES[0] * 255).round().byte()
@@ -46,12 +46,12 @@ def test_pixels_are_those_of_blip_2s_processor(eye):
 
 
 @pytest.mark.parametrize("shape", [(40, 40, 3), (1, 40, 40, 4), (0, 40, 40, 3), (1, 3, 40, 40)])
-def test_what_is_no_picture(eye, shape):
+def test_what_is_no_picture_is_refused(eye, shape):
     with pytest.raises(BadInput, match=r"expected pictures \(B, H, W, 3\)"):
         eye(torch.zeros(shape))
 
 
-def test_saved_and_loaded(eye, tmp_path):
+def test_a_saved_tower_loads_unchanged(eye, tmp_path):
     eye.save_pretrained(tmp_path / "image")
     again = ImagePivot.from_pretrained(tmp_path / "image")
     assert torch.equal(again(IMAGES), eye(IMAGES)) and not any(w.requires_grad for w in again.parameters())
@@ -65,7 +65,7 @@ def test_saved_and_loaded(eye, tmp_path):
 
 
 @pytest.mark.parametrize("shards", ["10GB", "20KB"])
-def test_a_published_blip_2_sees_the_same_here(tmp_path, shards):
+def test_a_published_blip_2_gives_the_same_pivots(tmp_path, shards):
     from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
     torch.manual_seed(4)
