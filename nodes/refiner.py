@@ -83,7 +83,7 @@ class PripDescribe(io.ComfyNode):
 
         if not hasattr(refiner, "describe"):
             raise Unsupported("this refiner writes from words alone; choose a PRIP folder in Load Refiner")
-        eye = refiner.eye
+        eye = refiner.vision_tower
         if not hasattr(eye, "patcher"):  # it was just loaded
             managed(eye)
         ready(eye, refiner)

@@ -1,7 +1,7 @@
-"""Any chat model behind an OpenAI-compatible endpoint, zero-shot: the same messages and parser as RePrompt.
+"""Any chat model behind an OpenAI-compatible endpoint, zero-shot, with RePrompt's messages and parser.
 
-Equal calls send equal requests, seeds included. Whether equal requests get equal answers is the server's
-affair: Ollama and llama.cpp hold it, hosted services mostly do not.
+Equal calls send equal requests, seeds included. Whether equal requests get equal answers depends on the
+server: with Ollama and llama.cpp they do, with hosted services mostly not.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..net.chat_client import ChatReply, ChatRequest, Endpoint
 from .prompting import SYSTEM, build_messages
 from .rows import RewriteRow, all_rows, group_by_prompt, read_answer, row_seed
 
-SEEDS = 2**31  # servers read seeds into 32 signed bits, or lose digits above 2**53
+SEEDS = 2**31  # servers parse seeds as signed 32-bit integers, or lose digits above 2**53
 
 
 class ChatRewriter:
-    """A single variant is asked for at temperature 0, several at `temperature`, each with its own seed.
+    """The first variant is requested at temperature 0, the others at `temperature`, each with its own seed.
 
-    A setting that the server refuses by name (hosted reasoning models take no temperature) is left out.
+    A setting that the server refuses by name is left out; hosted reasoning models take no temperature.
     """
 
     name = "chat"
-    remote = True  # `rewrite` waits for a server: nothing of this machine's GPU or weights is needed
+    remote = True  # `rewrite` waits for a server; it needs neither this machine's GPU nor local weights
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class ChatRewriter:
         timeout: float = 120.0,
         system: str = SYSTEM,
     ):
-        """`url` such as http://127.0.0.1:11434/v1; `timeout` in seconds for one answer.
+        """`url`: such as http://127.0.0.1:11434/v1. `timeout`: seconds for one answer.
 
-        Nothing is sent yet. Raises BadInput.
+        Sends nothing yet. Raises BadInput.
         """
         self.endpoint = Endpoint(url, model, timeout=timeout)
         if temperature <= 0 or max_new_tokens < 1:
@@ -61,29 +61,29 @@ class ChatRewriter:
     ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; see `interfaces.Rewriter`.
 
-        `should_stop` is asked ten times a second and ends the work with Interrupted; `progress(done,
-        rows)` is told of answers. Raises BadInput as RePrompt does, and EndpointError: a server that
-        fails is no reason to draw the user's plain prompt.
+        `should_stop` is called ten times a second; if it returns True, Interrupted is raised. `progress(done,
+        rows)` is called as answers arrive. Raises BadInput as RePrompt does, and EndpointError if the server
+        fails: the user's own prompt does not silently take the rewrite's place.
         """
         rows = all_rows(prompts, variants, seed, critiques)
         requests = [self._request(row, seed) for row in rows]
         replies = self.endpoint.complete(requests, should_stop, progress)
-        return group_by_prompt([self._read(row, reply) for row, reply in zip(rows, replies)], variants)
+        return group_by_prompt([self._to_rewrite(row, reply) for row, reply in zip(rows, replies)], variants)
 
-    def ask(
+    def rewrite_rows(
         self,
         rows: Sequence[RewriteRow],
         seed: int,
-        told: Callable[[int, Rewrite | AnswerRefused], None],
+        on_rewrite: Callable[[int, Rewrite | AnswerRefused], None],
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """See `AsksRows`. Raises EndpointError for what is not the fault of one row."""
+        """See `RowRewriter`. Raises EndpointError for failures that are not due to a single row."""
 
-        def read(number: int, reply: ChatReply | AnswerRefused) -> None:
+        def on_reply(number: int, reply: ChatReply | AnswerRefused) -> None:
             refused = isinstance(reply, AnswerRefused)
-            told(number, reply if refused else self._read(rows[number], reply))
+            on_rewrite(number, reply if refused else self._to_rewrite(rows[number], reply))
 
-        self.endpoint.complete_each([self._request(row, seed) for row in rows], read, should_stop)
+        self.endpoint.complete_each([self._request(row, seed) for row in rows], on_reply, should_stop)
 
     def _request(self, row: RewriteRow, seed: int) -> ChatRequest:
         return ChatRequest(
@@ -95,13 +95,13 @@ class ChatRewriter:
             },
         )
 
-    def _read(self, row: RewriteRow, reply: ChatReply) -> Rewrite:
+    def _to_rewrite(self, row: RewriteRow, reply: ChatReply) -> Rewrite:
         limit = f"{self.max_new_tokens} tokens"
         return read_answer(reply.text, row.prompt, self.name, limit if reply.cut else "")
 
     @property
     def fingerprint(self) -> str:
-        """Changes with address, name and settings; which weights the name stands for is not seen."""
+        """Changes with address, model name and settings. Other weights under the same name go unnoticed."""
         settings = [self.system, self.max_new_tokens, self.temperature]
-        asked = json.dumps([self.endpoint.url, self.endpoint.model, settings])
-        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+        identity = json.dumps([self.endpoint.url, self.endpoint.model, settings])
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]

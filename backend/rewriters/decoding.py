@@ -1,10 +1,10 @@
-"""How a causal language model writes rows: greedily, by beam search, or by a draw of each row's own.
+"""Decoding with a causal language model: greedy, beam search, or sampling with a generator per row.
 
-A draw is Gumbel's trick: argmax(log p + g) with g from a generator of the row's own is an exact draw from p.
-The generator is seeded with (seed, prompt, critique, variant), so a rewrite does not depend on its neighbours
-in the batch, and variant 2 of 3 is variant 2 of 8. What is left is floating point: batch shape and padding
-move logits by about 1e-6 in float32 (1e-2 in bfloat16), which turns a token only where two are that close.
-`batch_size=1` removes that too.
+Sampling uses the Gumbel-max trick: argmax(log p + g), with Gumbel noise g from the row's own generator, is an
+exact sample from p. The generator is seeded with (seed, prompt, critique, variant). So a rewrite does not
+depend on its neighbours in the batch, and variant 2 of 3 is variant 2 of 8. Only rounding is left: batch
+shape and padding change logits by about 1e-6 in float32 (1e-2 in bfloat16), which changes a token only if two
+tokens are that close. `batch_size=1` removes that too.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Written:
-    """One row that a model wrote: `ids` with the token that ends the turn, unless it was `cut` off by the
-    limit, and the log-probability of each under the distribution that it was drawn from (none of beams)."""
+class Completion:
+    """What a model generated for one row."""
 
     text: str
-    ids: list[int]
-    logps: list[float]
-    cut: bool
+    ids: list[int]  # token ids, including the token that ends the turn unless `truncated`
+    logps: list[float]  # log-probability of each token under the sampling distribution; empty for beam search
+    truncated: bool  # cut off by the limit of new tokens
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How rows are written: those with a key are drawn at `temperature` from the likeliest tokens that make
-    up `top_p`, the others by beam search, which with one beam is greedy.
+    """Decoding settings.
 
-    Beams are compared by log p / length^`length_penalty`.
+    Rows with a seed are sampled at `temperature` from the most likely tokens whose probabilities add up to
+    `top_p`. Rows without one are decoded by beam search; with one beam that is greedy decoding. Beams are
+    compared by log p / length^`length_penalty`.
     """
 
     max_new_tokens: int
@@ -52,22 +52,22 @@ class Decoding:
 
 
 class LocalRewriter:
-    """What rewriters with a model of their own share; `_written` says what each asks and how it reads it."""
+    """Base of rewriters that run a model in this process. Subclasses implement `_rewrite_batches`."""
 
     name: str
-    model: Any  # a module; ComfyUI's memory manager moves it
+    model: Any  # an nn.Module; ComfyUI's memory manager may move it
     max_new_tokens: int
     temperature: float
     top_p: float
     beams: int = 1
     length_penalty: float = 1.0
-    batch_size: int  # rows, prompts x variants
+    batch_size: int  # rows (prompts x variants)
 
     @property
     def decoding(self) -> Decoding:
         return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.beams, self.length_penalty)
 
-    def check(self) -> None:
+    def check_settings(self) -> None:
         """Raises BadInput for impossible settings."""
         if (
             self.temperature <= 0
@@ -91,42 +91,45 @@ class LocalRewriter:
     ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; see `interfaces.Rewriter`.
 
-        `should_stop` is asked after every token and ends the work with Interrupted; `progress(done,
-        rows)` is told after every batch. Raises BadInput for a blank prompt, a seed out of range, or
-        critiques that are not one a prompt.
+        `should_stop` is called after every token; if it returns True, Interrupted is raised. `progress(done,
+        rows)` is called after every batch. Raises BadInput for a blank prompt, a seed out of range, or a
+        number of critiques other than the number of prompts.
         """
         rows = all_rows(prompts, variants, seed, critiques)
         answers: dict[int, Rewrite] = {}
-        for part in self._written(rows, seed, should_stop):
+        for part in self._rewrite_batches(rows, seed, should_stop):
             answers |= part
             if progress is not None:
                 progress(len(answers), len(rows))
         return group_by_prompt([answers[number] for number in range(len(rows))], variants)
 
-    def ask(
+    def rewrite_rows(
         self,
         rows: Sequence[RewriteRow],
         seed: int,
-        told: Callable[[int, Rewrite | AnswerRefused], None],
+        on_rewrite: Callable[[int, Rewrite | AnswerRefused], None],
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """See `AsksRows`; they come in batches."""
-        for part in self._written(rows, seed, should_stop):
+        """See `RowRewriter`. Rewrites arrive batch by batch."""
+        for part in self._rewrite_batches(rows, seed, should_stop):
             for number, rewrite in part.items():
-                told(number, rewrite)
+                on_rewrite(number, rewrite)
 
-    def _written(
+    def _rewrite_batches(
         self, rows: Sequence[RewriteRow], seed: int, should_stop: Callable[[], bool] | None
     ) -> Iterator[dict[int, Rewrite]]:
-        """What is written to the rows, by their numbers, batch by batch."""
+        """Yields {row index: rewrite}, batch by batch."""
         raise NotImplementedError
 
     def _batches(
-        self, rows: Sequence[RewriteRow], lengths: Sequence[int], seed: int, among: Iterable[int]
+        self, rows: Sequence[RewriteRow], lengths: Sequence[int], seed: int, indices: Iterable[int]
     ) -> Iterator[tuple[list[int], list[int | None]]]:
-        """The numbers in `among`, `batch_size` at a time, each with the key of its row's noise: None for the
-        first variant. Rows of like lengths go together: less padding."""
-        order = sorted(among, key=lambda n: (lengths[n], n))
+        """Yields (row indices, their seeds), at most `batch_size` rows at a time, from `indices`.
+
+        The seed is None for the first variant, which is not sampled. Rows of similar length share a batch, to
+        save padding.
+        """
+        order = sorted(indices, key=lambda n: (lengths[n], n))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             yield (
@@ -138,12 +141,12 @@ class LocalRewriter:
             )
 
     def _settings(self) -> list[Any]:
-        """What changes the answers beside the weights, for the fingerprint."""
+        """The values besides the weights that change the answers; part of the fingerprint."""
         raise NotImplementedError
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the weights (a sample of every tensor) and with how they are asked."""
+        """Changes with the weights (the first 64 numbers of each tensor) and with `_settings`."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} ".encode())
@@ -152,27 +155,27 @@ class LocalRewriter:
         return digest.hexdigest()[:16]
 
 
-class AskingRewriter(LocalRewriter):
-    """One whose model is asked in words and answers in words."""
+class CausalLMRewriter(LocalRewriter):
+    """A rewriter whose model reads a text request and continues it with the answer."""
 
     tokenizer: Any
 
-    def question(self, prompt: str, critique: str | None) -> list[int]:
-        """The token ids that ask for a rewrite."""
+    def encode_request(self, prompt: str, critique: str | None) -> list[int]:
+        """The token ids of the request for a rewrite."""
         raise NotImplementedError
 
-    def read(self, written: Written, prompt: str) -> Rewrite:
-        """The rewrite in what was written for `prompt`; where there is none, the prompt and why."""
+    def to_rewrite(self, completion: Completion, prompt: str) -> Rewrite:
+        """The rewrite in the completion of `prompt`'s request; if there is none, the prompt as fallback."""
         raise NotImplementedError
 
-    def _written(
+    def _rewrite_batches(
         self, rows: Sequence[RewriteRow], seed: int, should_stop: Callable[[], bool] | None
     ) -> Iterator[dict[int, Rewrite]]:
-        """What is written to the rows, by their numbers: first what none can be written to, then batches."""
-        questions = {(row.prompt, row.critique) for row in rows}
-        asked = {question: self.question(*question) for question in questions}
-        ids = [asked[row.prompt, row.critique] for row in rows]
-        lengths, longest = [len(one) for one in ids], self.context() - self.max_new_tokens
+        """Yields {row index: rewrite}: first the rows that are too long for the model, then batches."""
+        distinct = {(row.prompt, row.critique) for row in rows}
+        encoded = {request: self.encode_request(*request) for request in distinct}
+        ids = [encoded[row.prompt, row.critique] for row in rows]
+        lengths, longest = [len(one) for one in ids], self.context_length() - self.max_new_tokens
         why = "the prompt is {} tokens long, this rewriter reads {}"
         too_long = {
             n: keep_prompt(row.prompt, self.name, why.format(lengths[n], longest))
@@ -181,60 +184,63 @@ class AskingRewriter(LocalRewriter):
         }
         if too_long:
             yield too_long
-        for batch, keys in self._batches(rows, lengths, seed, set(range(len(rows))) - too_long.keys()):
-            written = self.write([ids[n] for n in batch], keys, should_stop)
-            yield {n: self.read(one, rows[n].prompt) for n, one in zip(batch, written, strict=True)}
+        for batch, seeds in self._batches(rows, lengths, seed, set(range(len(rows))) - too_long.keys()):
+            completions = self.generate([ids[n] for n in batch], seeds, should_stop)
+            yield {n: self.to_rewrite(one, rows[n].prompt) for n, one in zip(batch, completions, strict=True)}
 
-    def context(self) -> int:
-        """Tokens that fit, prompt and answer together."""
+    def context_length(self) -> int:
+        """Maximum number of tokens, request and answer together."""
         return context_length(self.model)
 
-    def write(
+    def generate(
         self,
-        asked: list[list[int]],
-        keys: Sequence[int | None],
+        requests: list[list[int]],
+        seeds: Sequence[int | None],
         should_stop: Callable[[], bool] | None = None,
-    ) -> list[Written]:
-        """What the model writes to each row of prompt ids, in one batch; a row without a key is not drawn."""
-        inputs = padded(asked, pad_token(self.tokenizer), self.model.device)
-        return write(self.model, self.tokenizer, inputs, keys, self.decoding, should_stop)
+    ) -> list[Completion]:
+        """Completes each row of token ids, all in one batch. Only rows with a seed are sampled."""
+        inputs = pad_left(requests, pad_token(self.tokenizer), self.model.device)
+        return generate(self.model, self.tokenizer, inputs, seeds, self.decoding, should_stop)
 
 
-def write(
+def generate(
     model: Any,
     tokenizer: Any,
     inputs: dict[str, Tensor],
-    keys: Sequence[int | None],
-    how: Decoding,
+    seeds: Sequence[int | None],
+    decoding: Decoding,
     should_stop: Callable[[], bool] | None = None,
-    opening: Tensor | None = None,
-) -> list[Written]:
-    """What the model writes to each row of `inputs`, in one batch; a row is drawn where it has a key.
+    first_tokens: Tensor | None = None,
+) -> list[Completion]:
+    """Completes each row of `inputs`, in one batch. Rows with a seed are sampled, the others are not.
 
-    `inputs` are `attention_mask` and either `input_ids` or `inputs_embeds`, padded on the left. `opening`
-    (V,) is true for the tokens that an answer may begin with; None: all. Raises Interrupted.
+    `inputs` are `attention_mask` and either `input_ids` or `inputs_embeds`, padded on the left.
+    `first_tokens` (V,) is true for the tokens that an answer may begin with; None allows all. Raises
+    Interrupted.
     """
-    beamed = [i for i, key in enumerate(keys) if key is None]
-    if how.beams > 1 and 0 < len(beamed) < len(keys):
-        parts = [beamed, [i for i, key in enumerate(keys) if key is not None]]
-        found: dict[int, Written] = {}
+    beamed = [i for i, seed in enumerate(seeds) if seed is None]
+    if decoding.beams > 1 and 0 < len(beamed) < len(seeds):
+        parts = [beamed, [i for i, seed in enumerate(seeds) if seed is not None]]
+        completions: dict[int, Completion] = {}
         for rows in parts:
             some = {name: tensor[rows] for name, tensor in inputs.items()}
-            written = write(model, tokenizer, some, [keys[i] for i in rows], how, should_stop, opening)
-            found |= dict(zip(rows, written, strict=True))
-        return [found[i] for i in range(len(keys))]
-    return _write(model, tokenizer, inputs, keys, how, should_stop, opening)
+            part = generate(
+                model, tokenizer, some, [seeds[i] for i in rows], decoding, should_stop, first_tokens
+            )
+            completions |= dict(zip(rows, part, strict=True))
+        return [completions[i] for i in range(len(seeds))]
+    return _generate(model, tokenizer, inputs, seeds, decoding, should_stop, first_tokens)
 
 
-def _write(
+def _generate(
     model: Any,
     tokenizer: Any,
     inputs: dict[str, Tensor],
-    keys: Sequence[int | None],
-    how: Decoding,
+    seeds: Sequence[int | None],
+    decoding: Decoding,
     should_stop: Callable[[], bool] | None,
-    opening: Tensor | None,
-) -> list[Written]:
+    first_tokens: Tensor | None,
+) -> list[Completion]:
     import torch
     from transformers import (
         GenerationConfig,
@@ -244,26 +250,27 @@ def _write(
         TopPLogitsWarper,
     )
 
-    drawn = any(key is not None for key in keys)
-    beams = 1 if drawn else how.beams
-    width = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0  # embeddings are not given back
-    noise = GumbelNoise(keys, inputs["attention_mask"].device)
-    processors = LogitsProcessorList([] if opening is None else [_Opening(opening, width)])
-    if drawn:
-        processors.append(TemperatureLogitsWarper(float(how.temperature)))
-        if how.top_p < 1:
-            processors.append(TopPLogitsWarper(how.top_p))
+    sampled = any(seed is not None for seed in seeds)
+    beams = 1 if sampled else decoding.beams
+    # `generate` returns the prompt too if it got ids, but not if it got embeddings.
+    width = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    noise = GumbelNoise(seeds, inputs["attention_mask"].device)
+    processors = LogitsProcessorList([] if first_tokens is None else [_FirstTokenMask(first_tokens, width)])
+    if sampled:
+        processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
+        if decoding.top_p < 1:
+            processors.append(TopPLogitsWarper(decoding.top_p))
     if beams == 1:
         processors.append(noise)
-    criteria = StoppingCriteriaList([_Stop(should_stop)] if should_stop is not None else [])
+    criteria = StoppingCriteriaList([_StopOnRequest(should_stop)] if should_stop is not None else [])
     ends = end_tokens(model, tokenizer)
-    # The checkpoint's own settings (penalties, top_k) would bias the draw: all are set here.
+    # The checkpoint's own settings (penalties, top_k) would bias the sampling: all are set here.
     plain = GenerationConfig(
-        max_new_tokens=how.max_new_tokens,
+        max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
         num_beams=beams,
         use_cache=True,
-        length_penalty=how.length_penalty,
+        length_penalty=decoding.length_penalty,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         min_new_tokens=0,
@@ -279,39 +286,39 @@ def _write(
     finally:
         model.generation_config = own
     rows = out[:, width:].tolist()
-    logps = torch.stack(noise.chosen, 1).tolist() if beams == 1 else [[] for _ in rows]  # (B, T)
+    logps = torch.stack(noise.logps, 1).tolist() if beams == 1 else [[] for _ in rows]  # (B, T)
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    found = []
+    completions = []
     for row, logp, text in zip(rows, logps, texts, strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
-        found.append(Written(text, row[:end], logp[:end], cut=end is None))
-    return found
+        completions.append(Completion(text, row[:end], logp[:end], truncated=end is None))
+    return completions
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a turn: the tokenizer's own, and those of the checkpoint's generation config."""
+    """Ids of the tokens that end a turn: the tokenizer's and those of the checkpoint's generation config."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
     return sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})
 
 
-def given(*values: Any) -> Any:
-    """The first of them that is not None."""
+def first_not_none(*values: Any) -> Any:
+    """The first value that is not None."""
     return next(value for value in values if value is not None)
 
 
 def pad_token(tokenizer: Any) -> int:
-    """The token that fills rows up; nothing looks at it."""
+    """Id of the padding token, which is masked everywhere. Without one: the end-of-sequence token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def context_length(model: Any) -> int:
-    """Tokens that fit into a language model, what it reads and what it writes together."""
+    """Maximum number of tokens of a language model, input and output together."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """Rows of token ids -> `input_ids` and `attention_mask`, padded on the left."""
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """Rows of token ids -> `input_ids` and `attention_mask` (B, T), padded on the left."""
     import torch
 
     width = max(map(len, rows))
@@ -322,16 +329,18 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dic
 
 
 class GumbelNoise:
-    """A logits processor that makes greedy decoding an exact draw from softmax(scores), row by row.
+    """A logits processor that turns greedy decoding into exact sampling from softmax(scores), row by row.
 
-    A row whose key is None stays greedy.
+    A row whose seed is None stays greedy.
     """
 
-    def __init__(self, keys: Sequence[int | None], device: torch.device | str):
+    def __init__(self, seeds: Sequence[int | None], device: torch.device | str):
         import torch
 
-        self.generators = [None if key is None else torch.Generator(device).manual_seed(key) for key in keys]
-        self.chosen: list[torch.Tensor] = []  # step by step, (B,): log-probabilities of what was taken
+        self.generators = [
+            None if seed is None else torch.Generator(device).manual_seed(seed) for seed in seeds
+        ]
+        self.logps: list[torch.Tensor] = []  # per step (B,): log-probabilities of the chosen tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """scores (B, V) -> float32 scores + noise (B, V); impossible tokens stay impossible."""
@@ -340,7 +349,7 @@ class GumbelNoise:
         rows, vocabulary = scores.shape
         assert rows == len(self.generators), "one generator per row"
         if not any(self.generators):
-            return self._take(scores, scores.float())
+            return self._choose(scores, scores.float())
         uniform = torch.empty((rows, vocabulary), dtype=torch.float32, device=scores.device)
         for row, generator in zip(uniform, self.generators):
             row.uniform_(generator=generator) if generator else row.fill_(0.5)
@@ -348,16 +357,16 @@ class GumbelNoise:
         exponential = -(uniform.clamp_min(tiny).log())  # 0 where uniform rounds to 1
         noise = -exponential.clamp_min(tiny).log()
         greedy = torch.tensor([generator is None for generator in self.generators], device=scores.device)
-        return self._take(scores, scores.float() + noise.masked_fill(greedy[:, None], 0.0))
+        return self._choose(scores, scores.float() + noise.masked_fill(greedy[:, None], 0.0))
 
-    def _take(self, scores: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
-        taken = noisy.argmax(-1, keepdim=True)
-        self.chosen.append(scores.float().log_softmax(-1).gather(1, taken)[:, 0])
+    def _choose(self, scores: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+        chosen = noisy.argmax(-1, keepdim=True)
+        self.logps.append(scores.float().log_softmax(-1).gather(1, chosen)[:, 0])
         return noisy
 
 
-class _Opening:
-    """A logits processor that lets an answer begin with some tokens only."""
+class _FirstTokenMask:
+    """A logits processor that allows only some tokens at the beginning of an answer."""
 
     def __init__(self, allowed: Tensor, width: int):
         self.forbidden, self.width = ~allowed, width
@@ -368,8 +377,8 @@ class _Opening:
         return scores.masked_fill(self.forbidden.to(scores.device), -float("inf"))
 
 
-class _Stop:
-    """A stopping criterion that ends generation with Interrupted."""
+class _StopOnRequest:
+    """A stopping criterion that raises Interrupted when `should_stop` returns True."""
 
     def __init__(self, should_stop: Callable[[], bool]):
         self.should_stop = should_stop
@@ -382,6 +391,6 @@ class _Stop:
 
 
 def check_stop(should_stop: Callable[[], bool] | None) -> None:
-    """Raises Interrupted where the work is to stop."""
+    """Raises Interrupted if `should_stop` returns True."""
     if should_stop is not None and should_stop():
         raise Interrupted("rewriting was stopped; no prompt of this call was rewritten")

@@ -1,9 +1,9 @@
-"""The one prompt builder and the one parser: training, evaluation, the command line and the nodes.
+"""The prompt builder and the parser of rewrites, shared by training, evaluation, command line and nodes.
 
 Source: RePrompt (arXiv 2505.17540): a policy writes its reasoning, then the enhanced prompt, as
 `<reason>…</reason><prompt>…</prompt>`; its code writes `<think>…</think><answer>…</answer>`.
-Departs from it: both pairs of tags are read, the paper's are written; what trains is built by the
-same functions as what is asked later; the parser says why it refuses, and what it refuses is never
+Departs from it: both pairs of tags are parsed, the paper's are written. Training data and inference requests
+are built by the same functions. The parser says why it rejects an answer, and a rejected answer is never
 rendered. A critique of an earlier picture goes into the user's turn.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from ..core.errors import BadInput, CheckpointError
 
 FORM = "<reason>{reason}</reason><prompt>{prompt}</prompt>"
-PLAIN_FORM = "<prompt>{prompt}</prompt>"  # of a rewriter that does not reason
+PLAIN_FORM = "<prompt>{prompt}</prompt>"  # for a rewriter that does not reason
 SYSTEM = (
     "You write prompts for a text-to-image model. The user gives a short prompt. First think the picture "
     "through: what must be in it, how many of each thing, where each of them is, colours, sizes, background, "
@@ -39,7 +39,7 @@ _TAG = re.compile(r"<\s*(?:(/)\s*)?(reason|prompt|think|answer)\s*>", re.IGNOREC
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rewriter wrote: one line each; `reason` is empty where the model gave none."""
+    """A parsed answer: reason and prompt, one line each. `reason` is empty if the model gave none."""
 
     reason: str
     prompt: str
@@ -47,13 +47,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Unparsable:
-    """Why an output cannot be used, as the end of a sentence: "the answer …"."""
+    """An answer that cannot be used. `why` completes the sentence "the answer …"."""
 
     why: str
 
 
 def build_messages(prompt: str, critique: str | None = None, system: str = SYSTEM) -> list[dict[str, str]]:
-    """Chat messages that ask for a rewrite of `prompt`, mending `critique` where there is one.
+    """Chat messages that ask for a rewrite of `prompt`, and to fix what `critique` names, if there is one.
 
     Raises BadInput for a blank prompt.
     """
@@ -67,8 +67,8 @@ def build_messages(prompt: str, critique: str | None = None, system: str = SYSTE
 def render_prompt(tokenizer: Any, prompt: str, critique: str | None = None, system: str = SYSTEM) -> str:
     """The text that the model continues: `build_messages` in the tokenizer's chat template.
 
-    The user's words cannot open or close a turn: control tokens in them become spaces. A template
-    that knows no system role gets the system text at the head of the user's turn.
+    Control tokens in the user's words are replaced by spaces, so that the words cannot open or close a turn.
+    If the template has no system role, the system text goes to the beginning of the user's turn.
     Raises BadInput for a blank prompt, CheckpointError for a tokenizer without a chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
@@ -82,48 +82,48 @@ def render_prompt(tokenizer: Any, prompt: str, critique: str | None = None, syst
         prompt = prompt.replace(token, " ")
         critique = critique and critique.replace(token, " ")
     messages = build_messages(prompt, critique, system)
-    # enable_thinking: Qwen3's template then closes its own thoughts; ours go into <reason>.
+    # enable_thinking=False makes Qwen3's template close its own <think> block; the reason goes into <reason>.
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except TemplateError:
-        asked = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-        return tokenizer.apply_chat_template([{"role": "user", "content": asked}], **options)
+        merged = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+        return tokenizer.apply_chat_template([{"role": "user", "content": merged}], **options)
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
-    """Tokens that structure a chat and are never text."""
+    """Special tokens, which structure a chat and are never part of its text."""
     added = tokenizer.added_tokens_decoder.values()
     return sorted({*tokenizer.all_special_tokens, *(token.content for token in added if token.special)})
 
 
 def prompt_ids(tokenizer: Any, prompt: str, critique: str | None = None, system: str = SYSTEM) -> list[int]:
-    """Token ids of `render_prompt`; the template has written the control tokens already."""
+    """Token ids of `render_prompt`. No special tokens are added: the template contains them already."""
     text = render_prompt(tokenizer, prompt, critique, system)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def answer_ids(tokenizer: Any, answer: Answer) -> list[int]:
-    """Token ids of an answer as the model should write it, with the token that ends its turn.
+    """Token ids of an answer as the model should write it, with the token that ends the turn.
 
-    One without a reason is written without the tags of one.
+    An answer without a reason has no <reason> tags.
     """
     text = (FORM if answer.reason else PLAIN_FORM).format(reason=answer.reason, prompt=answer.prompt)
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def parse(text: str) -> Answer | Unparsable:
-    """Read a model's output. It must hold exactly one prompt, closed, with a word in it.
+    """Parses a model's output. It must contain exactly one prompt, closed, with at least one word.
 
-    - `<prompt>` or `<answer>` holds the prompt, `<reason>` or else `<think>` the reasoning, in any
-      case of letters. Text outside the tags is ignored, so a chat model may greet.
-    - What stands before the first `</think>` is thinking, also without its opening tag (some
-      templates write that one) and whatever tags are mentioned in it.
-    - Line breaks and runs of spaces become one space. Any language is kept as it is.
-    - No reasoning is no failure here; the structure reward counts it as one.
-    - Refused: no prompt or several, a tag inside a block, a block not closed (output cut off), a
-      prompt without a letter or digit (the form copied with its dots). Which of two prompts was
-      meant is not known, and taking one would teach a policy to write many.
+    - `<prompt>` or `<answer>` holds the prompt; `<reason>`, or else `<think>`, holds the reasoning. Tags may
+      be upper or lower case. Text outside the tags is ignored, so a chat model may greet.
+    - Everything before the first `</think>` is reasoning, even without the opening tag (which some templates
+      write themselves), and whatever tags it mentions.
+    - Line breaks and runs of spaces become one space. Text in any language is kept.
+    - A missing reasoning is accepted here; the structure reward penalises it.
+    - Rejected: no prompt or several, a tag inside a block, a block that is not closed (truncated output), a
+      prompt without a letter or digit (the form copied with its dots). Of several prompts none is chosen: the
+      intended one is unknown, and choosing would teach a policy to write many.
     """
     thought, text = _split_thought(text)
     blocks: dict[str, list[str]] = {}
@@ -154,7 +154,7 @@ def parse(text: str) -> Answer | Unparsable:
 def _split_thought(text: str) -> tuple[str, str]:
     for match in _TAG.finditer(text):
         if match[1] == "/" and match[2].lower() == "think":
-            # Tags mentioned while thinking are words, not structure.
+            # Tags mentioned in the reasoning are words, not structure.
             return _TAG.sub(" ", text[: match.start()]), text[match.end() :]
     return "", text
 

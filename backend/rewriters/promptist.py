@@ -1,10 +1,12 @@
-"""Promptist: a causal language model that continues "PROMPT Rephrase:" with the prompt rewritten.
+"""Promptist: a causal language model that continues "PROMPT Rephrase:" with the rewritten prompt.
 
 Source: Promptist (Hao et al. 2022, arXiv 2212.09611) and its demo (hf.co/spaces/microsoft/Promptist): 8
-beams, length penalty -1, at most 75 tokens; what is asked is taken out of the answer, and blanks around it.
-Departs from it: asked for several, the others are drawn, as everywhere here. A model trained in this format
-is a baseline of PRIP. The published one is a pickle and has no tokenizer with it: save it as safetensors,
-with GPT-2's tokenizer in the same folder.
+beams, length penalty -1, at most 75 tokens; the request is removed from the answer, and surrounding
+whitespace is stripped.
+Departs from it: further variants are sampled, as in all rewriters here.
+
+A model trained in this format is one of PRIP's baselines. The published weights are a pickle without a
+tokenizer: save them as safetensors, with GPT-2's tokenizer in the same folder.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 from ..core.errors import BadInput
 from ..core.types import Rewrite
-from .decoding import AskingRewriter, Written
+from .decoding import CausalLMRewriter, Completion
 from .prompting import control_tokens
 from .reprompt import load_checkpoint
 from .rows import keep_prompt
@@ -22,8 +24,8 @@ from .rows import keep_prompt
 SUFFIX = " Rephrase:"
 
 
-class PromptistRewriter(AskingRewriter):
-    """It gives no reason, and a critique only changes the noise of variants that are drawn."""
+class PromptistRewriter(CausalLMRewriter):
+    """Gives no reason. A critique changes only the noise of the sampled variants."""
 
     name = "promptist"
     reads_critiques = False
@@ -41,8 +43,10 @@ class PromptistRewriter(AskingRewriter):
         length_penalty: float = -1.0,
         batch_size: int = 4,
     ):
-        """`model`: a folder or hub name, or (model, tokenizer); `dtype` as for RePrompt. `batch_size` counts
-        rows, each with its beams. Raises CheckpointError and BadInput."""
+        """`model`: a folder or Hugging Face name, or a pair (model, tokenizer). `dtype` as for RePrompt.
+
+        `batch_size` counts rows; each row has `beams` beams. Raises CheckpointError and BadInput.
+        """
         import torch
 
         if isinstance(model, tuple):
@@ -53,17 +57,17 @@ class PromptistRewriter(AskingRewriter):
         self.model.eval()
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
         self.beams, self.length_penalty, self.batch_size = beams, length_penalty, batch_size
-        self.check()
+        self.check_settings()
 
-    def question(self, prompt: str, critique: str | None) -> list[int]:
+    def encode_request(self, prompt: str, critique: str | None) -> list[int]:
         if not prompt.strip():
             raise BadInput("the prompt is empty; write a few words that say what the picture shows")
         for token in control_tokens(self.tokenizer):
             prompt = prompt.replace(token, " ")
         return self.tokenizer(prompt.strip() + SUFFIX, verbose=False)["input_ids"]
 
-    def read(self, written: Written, prompt: str) -> Rewrite:
-        text = " ".join(written.text.replace(prompt.strip() + SUFFIX, "").split())
+    def to_rewrite(self, completion: Completion, prompt: str) -> Rewrite:
+        text = " ".join(completion.text.replace(prompt.strip() + SUFFIX, "").split())
         if not any(letter.isalnum() for letter in text):
             return keep_prompt(prompt, self.name, "the answer holds no words")
         return Rewrite("", text, self.name)

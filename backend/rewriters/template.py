@@ -1,7 +1,7 @@
-"""Two rewriters that need no model: none at all, and the quality words that people paste.
+"""Two baselines without a model: the prompt unchanged, and the prompt with quality words appended.
 
-They are the rows that a trained rewriter must beat. The pasted words are the usual ones of prompt
-guides, and know nothing of what is asked.
+A trained rewriter must beat both. The quality words are the usual ones from prompt guides and do not depend
+on the prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ QUALITY_WORDS = "highly detailed, sharp focus, clean simple background"
 
 
 class KeepPrompt:
-    """The user's prompt as it is, to the letter."""
+    """The user's prompt, unchanged."""
 
     name = "none"
     reads_critiques = False
@@ -27,13 +27,13 @@ class KeepPrompt:
         seed: int = 0,
         critiques: Sequence[str | None] | None = None,
     ) -> list[list[Rewrite]]:
-        """`variants` times the prompt itself; `seed` and `critiques` change nothing."""
+        """The prompt itself, `variants` times. `seed` and `critiques` are ignored."""
         _check(prompts, variants)
         return [[Rewrite("", prompt, self.name)] * variants for prompt in prompts]
 
 
 class TemplateRewriter:
-    """The zero-effort rewrite: the prompt, a comma, quality words."""
+    """The prompt, a comma, and the quality words `words`."""
 
     name = "template"
     reads_critiques = False
@@ -48,7 +48,7 @@ class TemplateRewriter:
         seed: int = 0,
         critiques: Sequence[str | None] | None = None,
     ) -> list[list[Rewrite]]:
-        """`variants` times the same text; `seed` and `critiques` change nothing."""
+        """The same text `variants` times. `seed` and `critiques` are ignored."""
         _check(prompts, variants)
         texts = (" ".join(prompt.split()).rstrip(" .,;") for prompt in prompts)
         return [[Rewrite("", f"{text}, {self.words}", self.name)] * variants for text in texts]

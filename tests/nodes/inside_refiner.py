@@ -30,12 +30,12 @@ with torch.inference_mode():
     image = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
     (refiner,) = loaders.LoadRefiner.execute("tiny").args
     found["refined"] = nodes.PripRefiner.execute("a red circle.", refiner, 3, 5).args[0]
-    found["loaded"] = [loaded(refiner), "eye" in vars(refiner)]
+    found["loaded"] = [loaded(refiner), "vision_tower" in vars(refiner)]
     found["described"] = nodes.PripDescribe.execute(image, refiner, 2, 5).args[0]
-    found["loaded"] += [loaded(refiner), loaded(refiner.eye)]
+    found["loaded"] += [loaded(refiner), loaded(refiner.vision_tower)]
     # What a sampler does that needs the room: more than there is, so that everything else has to go.
     management.free_memory(1e30, management.text_encoder_device())
-    found["loaded"] += [loaded(refiner), loaded(refiner.eye)]
+    found["loaded"] += [loaded(refiner), loaded(refiner.vision_tower)]
     pack("nodes.rewriter")._REMEMBERED.clear()
     found["again"] = nodes.PripRefiner.execute("a red circle.", refiner, 3, 5).args[0]
     (promptist,) = loaders.LoadRefiner.execute("baseline").args

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...renderers.diffusers.renderer import DiffusersRenderer
-    from ...rewriters.reprompt import RePromptRewriter, Written
+    from ...rewriters.reprompt import Completion, RePromptRewriter
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
 EVALUATIONS = 3  # of the denoiser and of the decoder, whose mean is taken
@@ -42,7 +42,7 @@ class NetworkProbe:
         self.vae = renderer.pipeline.vae
         self.denoiser.register_forward_pre_hook(self._evaluating, with_kwargs=True)
         self._decode, self.vae.decode = self.vae.decode, self._decoding
-        self._write, self.rewriter.write = self.rewriter.write, self._writing
+        self._generate, self.rewriter.generate = self.rewriter.generate, self._generating
         self.reset()
 
     def reset(self) -> None:
@@ -64,9 +64,9 @@ class NetworkProbe:
             self._latents = latents
         return self._decode(latents, *args, **kwargs)
 
-    def _writing(self, asked: list[list[int]], *args: Any, **kwargs: Any) -> list[Written]:
-        written = self._write(asked, *args, **kwargs)
-        self._batches.append([(ids, one.ids) for ids, one in zip(asked, written, strict=True)])
+    def _generating(self, requests: list[list[int]], *args: Any, **kwargs: Any) -> list[Completion]:
+        written = self._generate(requests, *args, **kwargs)
+        self._batches.append([(ids, one.ids) for ids, one in zip(requests, written, strict=True)])
         return written
 
     def render_seconds(self) -> float:

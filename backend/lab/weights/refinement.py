@@ -102,11 +102,11 @@ class Swapped(PripRewriter):
         super().__init__(model)
         self.others = others
 
-    def imagine(
+    def predict_pivots(
         self, ids: dict[str, list[int]], should_stop: Callable[[], bool] | None = None
     ) -> dict[str, Tensor]:
-        read, _ = self.read_prompts([self.others[prompt] for prompt in ids])
-        pivots = super().imagine(read, should_stop)
+        read, _ = self.encode_prompts([self.others[prompt] for prompt in ids])
+        pivots = super().predict_pivots(read, should_stop)
         return {prompt: pivots[self.others[prompt]] for prompt in ids}
 
     def _settings(self) -> list[Any]:

@@ -1,8 +1,9 @@
-"""Sizes of PRIP: what a refiner is made of, and which published parts it starts from.
+"""PRIP's presets: the sizes of a refiner's parts, and the published weights that training starts from.
 
-`paper` is the paper's own (section 4.3, appendix A.5), `tinyllama` its smaller decoder (section 5.5), which
-does nearly as well. The paper counts 738 M for the encoder, which is T5-Large without Flan-T5's gated layers;
-Flan-T5-Large with queries and head has 751 M. `shapeworld` is the embedded world's.
+`paper` is the paper's setup (section 4.3, appendix A.5). `tinyllama` has its smaller decoder (section 5.5),
+which does nearly as well. The paper gives 738 M parameters for the encoder, which is T5-Large without
+Flan-T5's gated layers; Flan-T5-Large with queries and head has 751 M. `shapeworld` is the embedded world's
+preset.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UnknownName
-from .model import Prip, PripConfig
+from .checkpoint import PripConfig
+from .model import Prip
 from .vision import ImageConfig
 
 if TYPE_CHECKING:
@@ -34,12 +36,15 @@ _BLIP_2 = ImageConfig(queries=32, vision={}, qformer={})
 
 @dataclass(frozen=True)
 class Preset:
-    """Arguments of transformers' configs for each part. `sources` are published weights for "encoder",
-    "decoder" and "image", by their names on the Hugging Face hub; without, a part starts from nothing."""
+    """Arguments of transformers' configs for each part of a refiner.
+
+    `sources` are the Hugging Face names of published weights for "encoder", "decoder" and "image". A part
+    without a source starts from random weights.
+    """
 
     config: PripConfig
-    encoder: dict[str, Any]  # of T5Config
-    decoder: dict[str, Any]  # of the config of its "model_type"
+    encoder: dict[str, Any]  # for T5Config
+    decoder: dict[str, Any]  # for the config class of its "model_type"
     image: ImageConfig
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -72,7 +77,7 @@ PRESETS: dict[str, Preset] = {
             "initializer_range": 0.06,
             "bos_token_id": None,
         },
-        # Of random weights at BLIP-2's own scale, 1e-10, nothing is seen and nothing is learned.
+        # BLIP-2's own initializer_range is 1e-10; with random weights of that scale nothing is learned.
         image=ImageConfig(
             queries=16,
             vision={
@@ -140,39 +145,39 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Raises UnknownName."""
+    """The preset of this name. Raises UnknownName."""
     if name not in PRESETS:
         raise UnknownName("PRIP preset", name, PRESETS)
     return PRESETS[name]
 
 
-def build(preset: Preset, reader: Any = None, writer: Any = None) -> Prip:
+def build(preset: Preset, encoder_tokenizer: Any = None, decoder_tokenizer: Any = None) -> Prip:
     """A refiner of these sizes with random weights from torch's generator, on torch's default device.
 
-    Vocabularies are as large as the tokenizers', where those are given.
+    With tokenizers, the vocabularies get the tokenizers' sizes.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5Model
 
     encoder, decoder = dict(preset.encoder), dict(preset.decoder)
-    if reader is not None:
+    if encoder_tokenizer is not None:
         encoder |= {
-            "vocab_size": len(reader),
-            "pad_token_id": reader.pad_token_id,
-            "eos_token_id": reader.eos_token_id,
+            "vocab_size": len(encoder_tokenizer),
+            "pad_token_id": encoder_tokenizer.pad_token_id,
+            "eos_token_id": encoder_tokenizer.eos_token_id,
         }
-    if writer is not None:
+    if decoder_tokenizer is not None:
         decoder |= {
-            "vocab_size": -(-len(writer) // 64) * 64,
-            "pad_token_id": writer.pad_token_id,
-            "eos_token_id": writer.eos_token_id,
+            "vocab_size": -(-len(decoder_tokenizer) // 64) * 64,  # rounded up to a multiple of 64
+            "pad_token_id": decoder_tokenizer.pad_token_id,
+            "eos_token_id": decoder_tokenizer.eos_token_id,
         }
     t5 = T5Model(T5Config(**encoder))
     language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**decoder))
-    return Prip(preset.config, t5, language_model, reader, writer)
+    return Prip(preset.config, t5, language_model, encoder_tokenizer, decoder_tokenizer)
 
 
-def build_image(preset: Preset) -> ImagePivot:
-    """The vision tower of these sizes with random weights, likewise."""
+def build_vision_tower(preset: Preset) -> ImagePivot:
+    """The preset's vision tower with random weights from torch's generator, on torch's default device."""
     from .vision import ImagePivot
 
     return ImagePivot(preset.image)

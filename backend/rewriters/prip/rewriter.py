@@ -1,11 +1,11 @@
-"""PRIP: the prompt of a picture that people would prefer, which begins with the user's words.
+"""PRIP as a rewriter: extends the user's prompt towards a picture that people would prefer.
 
-Source: Prompt Refinement with Image Pivot (Zhan et al. 2024, arXiv 2407.00247), section 3.5: the user's
-prompt is put before what the Prompt Decoder writes, which it cannot see otherwise. Departs from it: what is
-added begins with a space or a mark, so that it never lengthens the last word; a full stop or comma at the
-prompt's end is left out where something follows (the paper's prompts have "DJ., he is wearing"); an addition
-that the limit cuts off ends where its last phrase begins. The first variant is greedy or a beam search, the
-others are drawn.
+Source: Prompt Refinement with Image Pivot (Zhan et al. 2024, arXiv 2407.00247), section 3.5: the decoder
+continues the user's prompt, which it does not see otherwise.
+Departs from it: the added text begins with a space or a punctuation mark, so it never extends the last word.
+A full stop or comma at the end of the prompt is dropped if something follows (the paper's prompts have "DJ.,
+he is wearing"). If the token limit cuts the added text off, its last phrase is dropped. The first variant is
+decoded greedily or by beam search, the others are sampled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt
 from ...core.errors import BadInput, CheckpointError, Unsupported
 from ...core.model_files import EMBEDDED_WEIGHTS
 from ...core.types import Rewrite
-from ..decoding import LocalRewriter, Written, check_stop, context_length, given, write
+from ..decoding import Completion, LocalRewriter, check_stop, context_length, first_not_none, generate
 from ..reprompt import SETTINGS, read_settings
 from ..rows import RewriteRow, all_rows, group_by_prompt, keep_prompt
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 EMBEDDED_REFINER = EMBEDDED_WEIGHTS / "refiner"
 _LEAD = re.compile(r"[\s,.;:!?…，。、；：！？]*")
-_NO_SPACE = "，。、；：！？"  # marks that bring their own
-# From the last mark on, but not from one inside a number or a weight, as in "f/1.8" and "(glow:1.2".
+_NO_SPACE = "，。、；：！？"  # full-width marks, which no space follows
+# From the last mark on; marks inside a number or a weight do not count, as in "f/1.8" and "(glow:1.2".
 _LAST_PHRASE = re.compile(r"(?:[,.;](?=\s|$)|[，。；])(?:(?![,.;](?:\s|$))[^，。；])*$")
 
 
 class RefinerSettings(BaseModel):
-    """`reprise.json` of a refiner; what is None there or missing is left to the defaults."""
+    """`reprise.json` of a refiner. For values that are None or missing the defaults apply."""
 
     max_new_tokens: PositiveInt | None = None
     temperature: PositiveFloat | None = None
@@ -51,16 +51,17 @@ class RefinerSettings(BaseModel):
 
 
 class VisionTower:
-    """The vision tower of a refiner in a `model` of its own: loaded when a picture is first looked at."""
+    """A refiner's vision tower. An object of its own, so that a host can load and move its `model`
+    separately."""
 
     def __init__(self, model: ImagePivot):
         self.model = model
 
 
 class PripRewriter(LocalRewriter):
-    """A refiner: it gives no reason, and a critique only changes the noise of variants that are drawn.
+    """A refiner. Gives no reason; a critique changes only the noise of the sampled variants.
 
-    Settings not given come from the checkpoint's `reprise.json`, then from the defaults: 64 new tokens,
+    Settings left out come from the checkpoint's `reprise.json`, then from the defaults: 64 new tokens,
     temperature 0.9, top_p 1, one beam.
     """
 
@@ -80,62 +81,63 @@ class PripRewriter(LocalRewriter):
         length_penalty: float | None = None,
         batch_size: int = 16,
     ):
-        """`model`: a folder, a model, or None for the embedded one.
+        """`model`: a folder, a `Prip` model, or None for the embedded one.
 
-        `dtype` is a torch name; by default float32 on a CPU, bfloat16 or float16 on a GPU.
-        `batch_size` counts rows, prompts x variants. Raises CheckpointError and BadInput.
+        `dtype` is the name of a torch dtype; the default is float32 on a CPU, bfloat16 or float16 on a GPU.
+        `batch_size` counts rows (prompts x variants). Raises CheckpointError and BadInput.
         """
         import torch
 
         from .model import Prip
 
         if isinstance(model, Prip):
-            self.folder, self.model, known = None, model.eval(), RefinerSettings()
+            self.folder, self.model, settings = None, model.eval(), RefinerSettings()
         else:
             self.folder = EMBEDDED_REFINER if model is None else Path(model).expanduser()
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             self.model = Prip.from_pretrained(self.folder, device=device, dtype=dtype)
-            known = read_settings(self.folder / SETTINGS, RefinerSettings)
-        self.max_new_tokens = given(max_new_tokens, known.max_new_tokens, 64)
-        self.temperature = given(temperature, known.temperature, 0.9)
-        self.top_p = given(top_p, known.top_p, 1.0)
-        self.beams = given(beams, known.beams, 1)
-        self.length_penalty = given(length_penalty, known.length_penalty, 1.0)
+            settings = read_settings(self.folder / SETTINGS, RefinerSettings)
+        self.max_new_tokens = first_not_none(max_new_tokens, settings.max_new_tokens, 64)
+        self.temperature = first_not_none(temperature, settings.temperature, 0.9)
+        self.top_p = first_not_none(top_p, settings.top_p, 1.0)
+        self.beams = first_not_none(beams, settings.beams, 1)
+        self.length_penalty = first_not_none(length_penalty, settings.length_penalty, 1.0)
         self.batch_size = batch_size
-        self.check()
+        self.check_settings()
 
     # Prompts
 
-    def _written(
+    def _rewrite_batches(
         self, rows: Sequence[RewriteRow], seed: int, should_stop: Callable[[], bool] | None
     ) -> Iterator[dict[int, Rewrite]]:
-        ids, begun = self.read_prompts([row.prompt for row in rows])
-        pivots = self.imagine(ids, should_stop)
-        starts = [begun[row.prompt] for row in rows]
-        for batch, keys in self._batches(rows, list(map(len, starts)), seed, range(len(rows))):
-            seen = [pivots[rows[n].prompt] for n in batch]
-            written = self.write(seen, [starts[n] for n in batch], keys, should_stop)
+        encoder_ids, prefix_of = self.encode_prompts([row.prompt for row in rows])
+        pivots = self.predict_pivots(encoder_ids, should_stop)
+        prefixes = [prefix_of[row.prompt] for row in rows]
+        for batch, seeds in self._batches(rows, list(map(len, prefixes)), seed, range(len(rows))):
+            batch_pivots = [pivots[rows[n].prompt] for n in batch]
+            completions = self.generate(batch_pivots, [prefixes[n] for n in batch], seeds, should_stop)
             yield {
-                n: self.read(one, rows[n].prompt, starts[n]) for n, one in zip(batch, written, strict=True)
+                n: self.to_rewrite(one, rows[n].prompt, prefixes[n])
+                for n, one in zip(batch, completions, strict=True)
             }
 
-    def read_prompts(self, prompts: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-        """By prompt, the token ids that the encoder reads, and those that the decoder goes on from.
+    def encode_prompts(self, prompts: Sequence[str]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """({prompt: token ids for the encoder}, {prompt: token ids that the decoder continues}).
 
         Raises BadInput for a blank prompt, or one that is too long.
         """
         prompts = list(dict.fromkeys(prompts))
-        ids = dict(zip(prompts, self.model.read(prompts)))
-        begun = {prompt: self.model.write_ids(stem_of(prompt)) for prompt in prompts}
-        room = context_length(self.model.decoder) - self.model.taken() - self.max_new_tokens
+        encoder_ids = dict(zip(prompts, self.model.encoder_ids(prompts)))
+        prefixes = {prompt: self.model.decoder_ids(stem_of(prompt)) for prompt in prompts}
+        room = context_length(self.model.decoder) - self.model.template_length() - self.max_new_tokens
         for prompt in prompts:
-            check_prompt(prompt, len(begun[prompt]), room)
-        return ids, begun
+            check_prompt(prompt, len(prefixes[prompt]), room)
+        return encoder_ids, prefixes
 
-    def imagine(
+    def predict_pivots(
         self, ids: dict[str, list[int]], should_stop: Callable[[], bool] | None = None
     ) -> dict[str, Tensor]:
-        """The pivot (queries, width) of each prompt."""
+        """{prompt: encoder token ids} -> {prompt: pivot (queries, width)}. Raises Interrupted."""
         import torch
 
         order, pivots = sorted(ids, key=lambda prompt: len(ids[prompt])), {}
@@ -146,51 +148,62 @@ class PripRewriter(LocalRewriter):
                 pivots |= dict(zip(batch, self.model.encode([ids[prompt] for prompt in batch]), strict=True))
         return pivots
 
-    def write(
+    def generate(
         self,
         pivots: Sequence[Tensor],
-        begun: Sequence[Sequence[int]],
-        keys: Sequence[int | None],
+        prefixes: Sequence[Sequence[int]],
+        seeds: Sequence[int | None],
         should_stop: Callable[[], bool] | None = None,
-    ) -> list[Written]:
-        """What the decoder writes in one batch to each pivot (queries, width) and the ids that its prompt
-        begins with; a row without a key is not drawn. All prompts are begun, or none is."""
+    ) -> list[Completion]:
+        """Decodes one prompt per pivot (queries, width), all in one batch.
+
+        Each prompt continues its prefix of token ids; either all prefixes are empty or none is. Only rows
+        with a seed are sampled. Raises Interrupted.
+        """
         import torch
 
         model = self.model
         with torch.inference_mode():
-            inputs = model.inputs(torch.stack([one.to(model.device) for one in pivots]), begun)
-        opening = model.opening if begun[0] else model.words
-        return write(model.decoder, model.writer, inputs, keys, self.decoding, should_stop, opening)
+            inputs = model.decoder_inputs(torch.stack([one.to(model.device) for one in pivots]), prefixes)
+        first_tokens = model.continuation_tokens if prefixes[0] else model.word_tokens
+        return generate(
+            model.decoder, model.decoder_tokenizer, inputs, seeds, self.decoding, should_stop, first_tokens
+        )
 
-    def read(self, written: Written, prompt: str, begun: Sequence[int]) -> Rewrite:
-        """The refined prompt, from what was written after `begun`; where nothing was, the prompt and why."""
-        stem, tail = stem_of(prompt), self._tail(begun, written)
-        refined = join(stem, whole_phrases(tail) if written.cut else tail)
+    def to_rewrite(self, completion: Completion, prompt: str, prefix: Sequence[int]) -> Rewrite:
+        """The refined prompt from the completion of `prefix`; if it adds nothing, the prompt as fallback."""
+        stem, tail = stem_of(prompt), self._added_text(prefix, completion)
+        refined = join(stem, drop_last_phrase(tail) if completion.truncated else tail)
         if refined == stem:
             return keep_prompt(prompt, self.name, "the refiner added nothing")
         return Rewrite("", refined, self.name)
 
-    def _tail(self, begun: Sequence[int], written: Written) -> str:
-        """What was added, with the space before it, which some tokenizers swallow at a text's beginning."""
+    def _added_text(self, prefix: Sequence[int], completion: Completion) -> str:
+        """The added text with its leading space, which some tokenizers drop at the beginning of a text."""
         plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        head = self.model.writer.decode(list(begun), **plain)
-        whole = self.model.writer.decode([*begun, *written.ids], **plain)
-        return whole[len(head) :] if whole.startswith(head) else " " + written.text
+        head = self.model.decoder_tokenizer.decode(list(prefix), **plain)
+        whole = self.model.decoder_tokenizer.decode([*prefix, *completion.ids], **plain)
+        return whole[len(head) :] if whole.startswith(head) else " " + completion.text
 
     # Pictures
 
     @cached_property
-    def eye(self) -> VisionTower:
-        """The vision tower in the refiner's folder, on its device, or on the CPU where someone else, such as
-        ComfyUI, says what is where. Raises CheckpointError without one, or for one of another refiner."""
+    def vision_tower(self) -> VisionTower:
+        """The vision tower in the refiner's folder, loaded at first use.
+
+        It is on the refiner's device, or on the CPU if a host such as ComfyUI manages devices. Raises
+        CheckpointError if there is none or it belongs to another refiner, Unsupported for a refiner that was
+        not loaded from a folder.
+        """
         from .vision import ImagePivot
 
         if self.folder is None:
-            raise Unsupported("a refiner that was not loaded from a folder has no vision tower to look with")
-        kind = self.model.projector.weight.dtype
+            raise Unsupported(
+                "a refiner that was not loaded from a folder has no vision tower; load a folder"
+            )
+        dtype = self.model.projector.weight.dtype
         device = "cpu" if hasattr(self, "patcher") else self.model.device
-        tower = ImagePivot.from_pretrained(self.folder / "image", device=device, dtype=kind)
+        tower = ImagePivot.from_pretrained(self.folder / "image", device=device, dtype=dtype)
         check_tower(tower, self.model)
         return VisionTower(tower)
 
@@ -202,7 +215,7 @@ class PripRewriter(LocalRewriter):
         *,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[list[Rewrite]]:
-        """`variants` prompts for each of the pictures (B, H, W, 3) in 0..1, the first the likeliest.
+        """`variants` prompts for each picture of (B, H, W, 3) in 0..1; the first is the most likely one.
 
         A picture's prompts do not depend on its neighbours. Raises BadInput, CheckpointError for a refiner
         without a vision tower, Interrupted.
@@ -211,38 +224,39 @@ class PripRewriter(LocalRewriter):
 
         names = [hashlib.sha256(one.detach().float().cpu().numpy().tobytes()).hexdigest() for one in images]
         rows = all_rows(names, variants, seed, None)
-        if context_length(self.model.decoder) < self.model.taken() + self.max_new_tokens:
+        if context_length(self.model.decoder) < self.model.template_length() + self.max_new_tokens:
             raise BadInput(f"max_new_tokens={self.max_new_tokens} does not fit into the decoder; lower it")
-        eye, pivots = self.eye.model, []
-        for image in images:
+        tower, pivots = self.vision_tower.model, {}
+        for name, image in zip(names, images):
             check_stop(should_stop)
             with torch.inference_mode():
-                pivots.append(self.model.standardise(eye(image[None]))[0])
-        seen, found = dict(zip(names, pivots)), {}
-        for batch, keys in self._batches(rows, [0] * len(rows), seed, range(len(rows))):
-            pivots = [seen[rows[n].prompt] for n in batch]
-            for n, one in zip(batch, self.write(pivots, [[]] * len(batch), keys, should_stop), strict=True):
+                pivots[name] = self.model.standardise(tower(image[None]))[0]
+        rewrites = {}
+        for batch, seeds in self._batches(rows, [0] * len(rows), seed, range(len(rows))):
+            batch_pivots = [pivots[rows[n].prompt] for n in batch]
+            completions = self.generate(batch_pivots, [[]] * len(batch), seeds, should_stop)
+            for n, one in zip(batch, completions, strict=True):
                 text = " ".join(one.text.split())
-                found[n] = Rewrite("", whole_phrases(text) if one.cut else text, self.name)
-        return group_by_prompt([found[n] for n in range(len(rows))], variants)
+                rewrites[n] = Rewrite("", drop_last_phrase(text) if one.truncated else text, self.name)
+        return group_by_prompt([rewrites[n] for n in range(len(rows))], variants)
 
     def _settings(self) -> list[Any]:
         return [*vars(self.decoding).values(), *self.model.config.model_dump().values()]
 
 
 def check_tower(tower: ImagePivot, model: Prip) -> None:
-    """Raises CheckpointError for a vision tower of another refiner's shape."""
-    given = (tower.config.queries, tower.qformer.config.hidden_size)
+    """Raises CheckpointError if the vision tower's pivots do not have the refiner's shape."""
+    found = (tower.config.queries, tower.qformer.config.hidden_size)
     expected = (model.config.queries, model.config.width)
-    if given != expected:
+    if found != expected:
         raise CheckpointError(
-            f"the vision tower gives pivots of {given[0]} x {given[1]}, this refiner reads "
+            f"the vision tower gives pivots of {found[0]} x {found[1]}, this refiner reads "
             f"{expected[0]} x {expected[1]}; take the tower that it was trained with"
         )
 
 
 def is_refiner(folder: Path) -> bool:
-    """Whether a folder's `config.json` says that it is PRIP's; one that is damaged may be of any kind."""
+    """Whether a folder's `config.json` has model type "prip". False for a damaged or missing file."""
     try:
         found = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -251,36 +265,37 @@ def is_refiner(folder: Path) -> bool:
 
 
 def stem_of(prompt: str) -> str:
-    """The user's prompt on one line, without the marks at its end that what follows would stumble over."""
+    """The user's prompt on one line, without punctuation at its end that would get in the way of a
+    continuation."""
     line = " ".join(prompt.split())
     return line.rstrip(" .,;:，。、；：") or line
 
 
 def join(stem: str, tail: str) -> str:
-    """A prompt and what was written after it as one line, with one mark between them, or none.
+    """The prompt and its continuation as one line, with at most one punctuation mark between them.
 
-    `tail` may begin with several marks and end with one. Where it holds no word, the prompt alone.
+    `tail` may begin with several marks and end with one. If it holds no word, the prompt alone is returned.
     """
     lead = _LEAD.match(tail)
-    assert lead is not None  # it matches nothing, too
+    assert lead is not None  # the pattern also matches the empty string
     body = " ".join(tail[lead.end() :].split()).rstrip(" ,;:，；：")
     if not any(letter.isalnum() for letter in body):
         return stem
     marks = "".join(lead[0].split())
     mark = next((m for m in marks if m in ",，"), marks[:1])
-    if stem[-1:] in "!?…！？":  # the prompt's own mark stays and does for both
+    if stem[-1:] in "!?…！？":  # the prompt's own mark stays; no second one is needed
         mark = ""
     return f"{stem}{mark}{'' if mark and mark in _NO_SPACE else ' '}{body}"
 
 
-def whole_phrases(text: str) -> str:
-    """A text that was cut off, without its last phrase where others come before it."""
+def drop_last_phrase(text: str) -> str:
+    """A truncated text without its last phrase, unless that is all there is."""
     shorter = _LAST_PHRASE.sub("", text)
     return shorter if any(letter.isalnum() for letter in shorter) else text
 
 
 def check_prompt(prompt: str, length: int, room: int) -> None:
-    """Raises BadInput for a blank prompt, or one that leaves the decoder no room to write."""
+    """Raises BadInput for a blank prompt, or one with more than `room` tokens: the decoder needs the rest."""
     from .model import check_length
 
     if not (prompt.strip() and length):

@@ -1,7 +1,7 @@
-"""The image side of PRIP: pictures -> pivots, by BLIP-2's vision tower and Q-Former.
+"""PRIP's image encoder: pictures -> pivots, by BLIP-2's vision tower and Q-Former.
 
 Source: PRIP (arXiv 2407.00247), section 4.3: "the vision component of BLIP-2 as the frozen Image Encoder";
-BLIP-2 (arXiv 2301.12597). Training and the description of pictures need it, refining a prompt does not.
+BLIP-2 (arXiv 2301.12597). It is needed to train and to describe pictures, not to refine a prompt.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ...core.config import Config, validation_message
 from ...core.errors import BadInput, CheckpointError, first_line
 from ...core.model_files import quiet_loading
 
-# Of CLIP, which BLIP-2 took over.
+# CLIP's normalisation, which BLIP-2 uses too.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-_PARTS = ("vision_model.", "qformer.")  # of a published BLIP-2, beside `query_tokens`
+_PARTS = ("vision_model.", "qformer.")  # the used weights of a published BLIP-2, beside `query_tokens`
 
 
 class ImageConfig(Config):
@@ -34,7 +34,7 @@ class ImageConfig(Config):
 
 
 class ImagePivot(nn.Module):
-    """Pictures -> what BLIP-2's queries saw in them, not yet standardised."""
+    """Pictures -> pivots: the outputs of BLIP-2's Q-Former for its queries, not yet standardised."""
 
     def __init__(self, config: ImageConfig):
         from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
@@ -49,32 +49,41 @@ class ImagePivot(nn.Module):
     def device(self) -> torch.device:
         return self.queries.weight.device
 
-    def pixels(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3) in 0..1 -> (B, 3, S, S), squeezed into the tower's square as BLIP-2 does."""
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) in 0..1 -> normalised (B, 3, S, S), resized to a square as BLIP-2 does.
+
+        Raises BadInput for another shape.
+        """
         if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
             raise BadInput(f"expected pictures (B, H, W, 3) in 0..1, got shape {tuple(images.shape)}")
         size: Any = self.vision_model.config.image_size
-        found = images.to(self.device).movedim(-1, 1).float()
-        if found.shape[2:] != (size, size):
-            found = nn.functional.interpolate(
-                found, (size, size), mode="bicubic", align_corners=False, antialias=True
+        pixels = images.to(self.device).movedim(-1, 1).float()
+        if pixels.shape[2:] != (size, size):
+            pixels = nn.functional.interpolate(
+                pixels, (size, size), mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
-        return (found - mean) / std
+        return (pixels - mean) / std
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) in 0..1 -> pivots (B, queries, width), float32."""
-        return self.look(self.pixels(images))
+        return self.embed(self.preprocess(images))
 
-    def look(self, pixels: Tensor) -> Tensor:
-        """The same of what `pixels` gave, which may come from pictures of several sizes."""
-        seen = self.vision_model(pixel_values=pixels.to(self.queries.weight.dtype)).last_hidden_state
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) from `preprocess` -> pivots (B, queries, width), float32.
+
+        The pixels may come from pictures of several sizes.
+        """
+        features = self.vision_model(pixel_values=pixels.to(self.queries.weight.dtype)).last_hidden_state
         queries = self.queries.weight.expand(len(pixels), -1, -1)
-        mask = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
-        found = self.qformer(
-            query_embeds=queries, encoder_hidden_states=seen, encoder_attention_mask=mask, return_dict=True
+        mask = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+        output = self.qformer(
+            query_embeds=queries,
+            encoder_hidden_states=features,
+            encoder_attention_mask=mask,
+            return_dict=True,
         )
-        return found.last_hidden_state.float()
+        return output.last_hidden_state.float()
 
     def save_pretrained(self, folder: str | Path) -> None:
         from safetensors.torch import save_file
@@ -89,7 +98,7 @@ class ImagePivot(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> ImagePivot:
-        """What `save_pretrained` wrote, frozen. Raises CheckpointError."""
+        """The model that `save_pretrained` wrote, frozen. Raises CheckpointError."""
         from safetensors.torch import load_file
 
         where = Path(folder).expanduser()
@@ -107,50 +116,54 @@ class ImagePivot(nn.Module):
             raise CheckpointError(
                 f"{where / 'config.json'}: {validation_message(error)}; fetch it again"
             ) from error
-        except Exception as error:  # torch, transformers and safetensors raise a dozen kinds
+        except Exception as error:  # torch, transformers and safetensors raise many types
             raise CheckpointError(
                 f"cannot load the vision tower in {where}: {first_line(error)}; fetch it again"
             ) from error
         return model.to(device, dtype).eval().requires_grad_(False)
 
     @classmethod
-    def from_blip2(cls, where: str) -> ImagePivot:
-        """Vision tower and Q-Former of a published BLIP-2 (folder or hub name), frozen; its language model is
-        not read. Raises CheckpointError."""
+    def from_blip2(cls, name_or_path: str) -> ImagePivot:
+        """Vision tower and Q-Former of a published BLIP-2 (folder or Hugging Face name), frozen.
+
+        Its language model is not loaded. Raises CheckpointError.
+        """
         from transformers import Blip2Config
 
         try:
             with quiet_loading():
-                published = Blip2Config.from_pretrained(where)
+                published = Blip2Config.from_pretrained(name_or_path)
                 config = ImageConfig(
                     queries=published.num_query_tokens,
                     vision=_arguments(published.vision_config),
                     qformer=_arguments(published.qformer_config),
                 )
                 model = cls(config)
-                tensors = _published(where)
+                tensors = _read_vision_tensors(name_or_path)
             tensors["queries.weight"] = tensors.pop("query_tokens")[0]
             model.load_state_dict(tensors)
-        except Exception as error:  # as above, and what downloads raise
+        except Exception as error:  # as above, and download errors
             raise CheckpointError(
-                f"cannot take BLIP-2's vision part from {where}: {first_line(error)}; give "
+                f"cannot take BLIP-2's vision part from {name_or_path}: {first_line(error)}; give "
                 "a folder or a name such as Salesforce/blip2-opt-2.7b"
             ) from error
         return model.eval().requires_grad_(False)
 
 
 def _arguments(config: Any) -> dict[str, Any]:
-    """What sets a part of BLIP-2 apart from transformers' defaults."""
-    of_the_file = ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype")
-    return {key: value for key, value in config.to_diff_dict().items() if key not in of_the_file}
+    """The arguments in which a config of BLIP-2 differs from transformers' defaults."""
+    not_arguments = ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype")
+    return {key: value for key, value in config.to_diff_dict().items() if key not in not_arguments}
 
 
-def _published(where: str) -> dict[str, Tensor]:
-    """The vision part's tensors, from those of the safetensors files that hold any."""
+def _read_vision_tensors(name_or_path: str) -> dict[str, Tensor]:
+    """The tensors of vision tower and Q-Former; only the safetensors files that hold any are read."""
     from safetensors import safe_open
     from transformers.utils import cached_file
 
-    index = cached_file(where, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    index = cached_file(
+        name_or_path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False
+    )
     if index is None:
         names = ["model.safetensors"]
     else:
@@ -158,7 +171,7 @@ def _published(where: str) -> dict[str, Tensor]:
         names = sorted({file for key, file in places.items() if _is_vision(key)})
     tensors: dict[str, Tensor] = {}
     for name in names:
-        path = cached_file(where, name)
+        path = cached_file(name_or_path, name)
         assert path is not None
         with safe_open(path, "pt") as file:
             tensors |= {key: file.get_tensor(key).float() for key in file.keys() if _is_vision(key)}

@@ -43,12 +43,12 @@ class Policy(RePromptRewriter):
 
     autocast: Callable[[], Any] = staticmethod(contextlib.nullcontext)
 
-    def write(self, *arguments: Any, **options: Any) -> Any:
+    def generate(self, *arguments: Any, **options: Any) -> Any:
         training = self.model.training
         self.model.eval()
         try:
             with self.autocast():
-                return super().write(*arguments, **options)
+                return super().generate(*arguments, **options)
         finally:
             self.model.train(training)
 
@@ -165,7 +165,7 @@ class GrpoLoop:
         config = self.config
         prompts = read_prompts(config.prompts, "train", config.seed)
         sets = evaluation_prompts(prompts, config.eval_prompts, config.paraphrases)
-        longest = self.rewriter.context() - config.max_new_tokens
+        longest = self.rewriter.context_length() - config.max_new_tokens
         for one in [*prompts, *(one for asked in sets.values() for one in asked)]:
             length = len(prompt_ids(self.rewriter.tokenizer, one.prompt, system=self.rewriter.system))
             if length > longest:

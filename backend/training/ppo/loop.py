@@ -92,7 +92,7 @@ class PpoLoop:
         prompts = read_prompts(config.prompts, "train", config.seed)
         self.sets = evaluation_prompts(prompts, config.eval_prompts)
         for asked in (prompts, *self.sets.values()):
-            self.rewriter.read_prompts([one.prompt for one in asked])  # raises for those it has no room for
+            self.rewriter.encode_prompts([one.prompt for one in asked])  # raises for those it has no room for
         rewards = {name: open_reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)

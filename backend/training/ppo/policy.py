@@ -53,7 +53,7 @@ def tokens_of(model: Prip, samples: Sequence[PpoSample], pivots: Tensor, tempera
     written = [sample.written.ids for sample in samples]
     lengths = [len(ids) for ids in written]
     logits, states = model.logits_and_states(
-        pivots, [sample.own.begun for sample in samples], written, guarded=True
+        pivots, [sample.own.begun for sample in samples], written, continuation=True
     )
     most, device = logits.shape[1], logits.device
     mask = torch.arange(most, device=device) < torch.tensor(lengths, device=device)[:, None]
@@ -108,8 +108,8 @@ class WarmPivots:
     def _make(self, path: Path, prompts: Sequence[str], rewriter: PripRewriter) -> None:
         from safetensors.torch import save_file
 
-        ids, _ = rewriter.read_prompts(prompts)
-        pivots = rewriter.imagine(ids)
+        ids, _ = rewriter.encode_prompts(prompts)
+        pivots = rewriter.predict_pivots(ids)
         kept = torch.stack([pivots[prompt] for prompt in prompts]).to(rewriter.model.projector.weight.dtype)
         part = path.with_suffix(".part")
         try:

@@ -23,7 +23,7 @@ from ...core.seeds import seed_of
 from ...core.types import Job, RewardSpec, Rewrite
 from ...rewards.scales import RunningNorm, report, scaled
 from ...rewards.text import words
-from ...rewriters.decoding import Written
+from ...rewriters.decoding import Completion
 from ...rewriters.prip.rewriter import PripRewriter
 from ..common.offload import StageTimer
 from ..rollouts.prompts import PromptStream, TrainingPrompt
@@ -55,7 +55,7 @@ class PpoSample:
 
     own: OriginalPictures
     variant: int
-    written: Written
+    written: Completion
     rewrite: Rewrite
     scores: Scores = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
@@ -109,7 +109,7 @@ class PpoRollouts:
     ) -> tuple[list[OriginalPictures], list[PpoSample]]:
         """Refinements of the prompts, all drawn from the policy as it is."""
         config, rewriter = self.config, self.rewriter
-        ids, begun = rewriter.read_prompts([asked.prompt for _, asked in taken])
+        ids, begun = rewriter.encode_prompts([asked.prompt for _, asked in taken])
         owns = [
             OriginalPictures(
                 position,
@@ -124,14 +124,14 @@ class PpoRollouts:
         rows.sort(key=lambda row: len(row[0].begun))  # of like lengths together: less padding
         samples = []
         with self.timer("write"):
-            pivots = rewriter.imagine(ids)
+            pivots = rewriter.predict_pivots(ids)
             for start in range(0, len(rows), config.write_batch):
                 part = rows[start : start + config.write_batch]
                 keys = [seed_of(config.seed, "write", own.position, variant) for own, variant in part]
                 seen = [pivots[own.asked.prompt] for own, _ in part]
-                written = rewriter.write(seen, [own.begun for own, _ in part], keys)
+                written = rewriter.generate(seen, [own.begun for own, _ in part], keys)
                 for (own, variant), one in zip(part, written, strict=True):
-                    rewrite = rewriter.read(one, own.asked.prompt, own.begun)
+                    rewrite = rewriter.to_rewrite(one, own.asked.prompt, own.begun)
                     samples.append(PpoSample(own, variant, one, rewrite))
         return owns, sorted(samples, key=lambda sample: (sample.own.position, sample.variant))
 
@@ -208,7 +208,7 @@ class PpoRollouts:
             "gain": _mean(sample.gain for sample in kept),
             "better": _mean(float(sample.gain > 0) for sample in kept),
             "unchanged": _mean(float(sample.rewrite.fallback is not None) for sample in samples),
-            "cut_off": _mean(float(sample.written.cut) for sample in samples),
+            "cut_off": _mean(float(sample.written.truncated) for sample in samples),
             "dropped": sum(sample.dropped is not None for sample in samples),
             "words": _mean(float(words(sample.rewrite.prompt)) for sample in samples),
             "tokens": _mean(float(len(sample.written.ids)) for sample in samples),
@@ -251,7 +251,7 @@ def lines_of(step: int, batch: PpoBatch) -> Iterable[str]:
                 "unchanged": sample.rewrite.fallback,
                 "text": sample.written.text,
                 "tokens": len(sample.written.ids),
-                "cut": sample.written.cut or None,
+                "cut": sample.written.truncated or None,
                 "pictures": sample.pictures,
                 "scores": sample.scores,
                 "gains": sample.gains or None,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.config import save_config
 from ...core.errors import BadInput
 from ...rewriters.decoding import context_length, pad_token
-from ...rewriters.prip.rewriter import whole_phrases
+from ...rewriters.prip.rewriter import drop_last_phrase
 from ...storage.images import read_picture
 from ..common import distributed
 from ..common.lora import merged, training_dtype
@@ -71,14 +71,14 @@ class DecoderLoop(StageLoop[DecoderItem]):
         return held_out(liked(pictured(self.config.log, self.log), self.config.least), self.config.eval_share)
 
     def _items(self, records: Sequence[LoggedPicture]) -> list[DecoderItem]:
-        most, room = self.config.max_tokens, context_length(self.model.decoder) - self.model.taken()
+        most, room = self.config.max_tokens, context_length(self.model.decoder) - self.model.template_length()
         if most > room:
             raise BadInput(
                 f"max_tokens={most} does not fit into the decoder beside template and pivot; it "
                 f"has room for {room}"
             )
-        end = self.model.writer.eos_token_id
-        written = [DecoderItem([*self.model.write_ids(record.system), end], record) for record in records]
+        end = self.model.decoder_tokenizer.eos_token_id
+        written = [DecoderItem([*self.model.decoder_ids(record.system), end], record) for record in records]
         kept = [one for one in written if 1 < len(one.ids) <= most]
         check_lost(
             len(written) - len(kept),
@@ -142,7 +142,7 @@ class DecoderLoop(StageLoop[DecoderItem]):
 
         ids = [item.ids for item in items]
         logits = self.model.logits(pivots, [[]] * len(ids), ids)
-        most, pad = logits.shape[1], pad_token(self.model.writer)
+        most, pad = logits.shape[1], pad_token(self.model.decoder_tokenizer)
         tokens = torch.tensor([[*row, *[pad] * (most - len(row))] for row in ids], device=logits.device)
         mask = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in ids], device=logits.device)
         return prompt_error(logits, tokens, mask)
@@ -164,10 +164,10 @@ class DecoderLoop(StageLoop[DecoderItem]):
     def _written(self, items: Sequence[DecoderItem]) -> list[tuple[str, str]]:
         """What is written of pictures, with nothing else to go by."""
         pivots = list(self._seen(items))
-        written = self.rewriter.write(pivots, [[]] * len(pivots), [None] * len(pivots))
+        written = self.rewriter.generate(pivots, [[]] * len(pivots), [None] * len(pivots))
         texts = [" ".join(one.text.split()) for one in written]
         return [
-            (item.record.system, whole_phrases(text) if one.cut else text)
+            (item.record.system, drop_last_phrase(text) if one.truncated else text)
             for item, one, text in zip(items, written, texts)
         ]
 
@@ -200,8 +200,8 @@ class DecoderLoop(StageLoop[DecoderItem]):
         """What the tower sees now, (B, queries, width)."""
         import torch
 
-        pixels = [self.tower.pixels(read_picture(item.record.picture)[None]) for item in items]
-        return self.tower.look(torch.cat(pixels))
+        pixels = [self.tower.preprocess(read_picture(item.record.picture)[None]) for item in items]
+        return self.tower.embed(torch.cat(pixels))
 
     def _seen(self, items: Sequence[DecoderItem]) -> Tensor:
         import torch

@@ -69,7 +69,7 @@ class EncoderLoop(StageLoop[EncoderItem]):
         found = []
         for record in records:
             try:
-                ids, _ = self.rewriter.read_prompts([record.prompt])
+                ids, _ = self.rewriter.encode_prompts([record.prompt])
             except BadInput:
                 continue
             found.append(EncoderItem(ids[record.prompt], record))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ...core.errors import BadInput
 from ...core.seeds import seed_of
 from ...reports.training import PICTURES, write_report
-from ...rewriters.prip.presets import build, build_image, find_preset
+from ...rewriters.prip.presets import build, build_vision_tower, find_preset
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings, check_tower
 from ...rewriters.reprompt import SETTINGS, read_settings
 from ...storage.cache import Cache
@@ -77,7 +77,7 @@ def begin(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], Path |
         else:
             from ...shapeworld.tokenizers import tokenizers
 
-            model, tower = build(preset, *tokenizers()), build_image(preset)
+            model, tower = build(preset, *tokenizers()), build_vision_tower(preset)
     if config.tower is not None:
         tower = ImagePivot.from_pretrained(config.tower.expanduser() / "image")
     check_tower(tower, model)

@@ -57,14 +57,14 @@ class Pivots:
                 seen, images = [], []
                 for path in part[begin : begin + AT_ONCE]:
                     try:
-                        images.append(self.tower.pixels(read_picture(path)[None])[0])
+                        images.append(self.tower.preprocess(read_picture(path)[None])[0])
                     except BadInput:
                         damaged.add(path)
                     else:
                         seen.append(path)
                 if seen:
                     with torch.inference_mode():
-                        found = self.tower.look(torch.stack(images)).half().cpu()
+                        found = self.tower.embed(torch.stack(images)).half().cpu()
                     shard |= {self._key(path): pivot.clone() for path, pivot in zip(seen, found, strict=True)}
             if not shard:
                 continue

@@ -25,7 +25,7 @@ from ...core.types import Job, RewardSpec, Rewrite
 from ...rewards.scales import report, scaled
 from ...rewards.text import words
 from ...rewriters.prompting import prompt_ids
-from ...rewriters.reprompt import RePromptRewriter, Written
+from ...rewriters.reprompt import Completion, RePromptRewriter
 from ..common import distributed
 from ..common.offload import StageTimer
 from .advantages import Member, advantages, group_sums, has_signal
@@ -41,7 +41,7 @@ class GrpoSample:
     """One rewrite of a group, or (`written` is None) the user's own prompt in it."""
 
     rewrite: Rewrite
-    written: Written | None
+    written: Completion | None
     scores: dict[str, float] = field(default_factory=dict)  # as the rewards give them
     pictures: list[str] = field(default_factory=list)
     dropped: str | None = None
@@ -158,9 +158,9 @@ class Rollouts:
             for start in range(0, len(rows), config.write_batch):
                 part = rows[start : start + config.write_batch]
                 keys = [seed_of(config.seed, "write", group.position, variant) for group, variant in part]
-                written = self.rewriter.write([group.ids for group, _ in part], keys)
+                written = self.rewriter.generate([group.ids for group, _ in part], keys)
                 for (group, _), one in zip(part, written, strict=True):
-                    group.samples.append(GrpoSample(self.rewriter.read(one, group.asked.prompt), one))
+                    group.samples.append(GrpoSample(self.rewriter.to_rewrite(one, group.asked.prompt), one))
         for group in groups:
             if config.originals:
                 prompt = group.asked.prompt
@@ -223,7 +223,7 @@ class Rollouts:
             "zero_variance": zero_variance,
             "replaced": sum(group.replaced for group in groups),
             "unparsable": 1 - len(texts) / len(written),
-            "cut_off": sum(s.written.cut for s in written if s.written) / len(written),
+            "cut_off": sum(s.written.truncated for s in written if s.written) / len(written),
             "dropped": sum(s.dropped is not None for g in groups for s in g.samples),
             "words": _mean(float(words(s.rewrite.prompt)) for s in written if s.drawn),
             "tokens": _mean(float(len(s.written.ids)) for s in written if s.written),

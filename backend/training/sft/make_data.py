@@ -180,7 +180,7 @@ class ExampleMaker:
                 done += 1
                 progress(done, whole)
 
-            rewriter.ask(rows, self.answers.begun.seed, told)
+            rewriter.rewrite_rows(rows, self.answers.begun.seed, told)
 
     def examples(self) -> dict[str, list[RewriteExample]]:
         """What can be used, by prompt: no two alike, in the order of their variants."""

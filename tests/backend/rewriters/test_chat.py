@@ -27,7 +27,7 @@ def echo(body):
     return answer(f"<reason>r</reason><prompt>{asked}</prompt>")
 
 
-def test_it_asks_with_the_one_builder_and_reads_with_the_one_parser(endpoint):
+def test_it_uses_the_shared_prompt_builder_and_parser(endpoint):
     rewriter = resolve("rewriter", REWRITERS, "chat")(endpoint.url, MODEL)
     assert rewriter.rewrite(["a cat"]) == [
         [Rewrite("one cat, in the middle", "a grey cat on a red sofa", "chat")]
@@ -42,7 +42,7 @@ def test_a_critique_goes_into_the_users_turn(endpoint):
     assert endpoint.requests[0].body["messages"] == build_messages("a cat", "there is no cat")
 
 
-def test_same_call_same_requests_and_neighbours_change_nothing():
+def test_equal_calls_send_equal_requests_whatever_the_neighbours():
     with playing(echo) as server:
         rewriter = ChatRewriter(server.url, MODEL)
         together = rewriter.rewrite(["a cat", "a dog"], variants=3, seed=5)
@@ -58,14 +58,14 @@ def test_same_call_same_requests_and_neighbours_change_nothing():
         assert [[json.loads(r.prompt)[2] for r in variants] for variants in together] == [[0, 0.9, 0.9]] * 2
 
 
-def test_rows_are_those_of_rewrite_and_a_refused_one_ends_nothing():
+def test_rewrite_rows_equals_rewrite_and_survives_a_refused_row():
     def play(body):
         return refusal(400, "unsafe") if "dog" in body["messages"][-1]["content"] else echo(body)
 
     with playing(play) as server:
         rewriter, told = ChatRewriter(server.url, MODEL), {}
         rows = [RewriteRow("a cat", 2), RewriteRow("a dog", 0), RewriteRow("a cat", 0)]
-        rewriter.ask(rows, 5, told.__setitem__)
+        rewriter.rewrite_rows(rows, 5, told.__setitem__)
         [[first, _, third]] = rewriter.rewrite(["a cat"], variants=3, seed=5)
         assert (told[0], told[2]) == (third, first)
         assert isinstance(told[1], AnswerRefused) and "unsafe" in str(told[1])
@@ -81,30 +81,30 @@ def test_rows_are_those_of_rewrite_and_a_refused_one_ends_nothing():
         ("<reason>r</reason><prompt>...</prompt>", "has a prompt without words"),
     ],
 )
-def test_rubbish_keeps_the_users_prompt(text, why):
+def test_an_unreadable_answer_falls_back_to_the_prompt(text, why):
     with playing(answer(text)) as server:
         [[rewrite]] = ChatRewriter(server.url, MODEL).rewrite(["a  cat"])
         assert (rewrite.prompt, rewrite.reason) == ("a  cat", "") and why in (rewrite.fallback or "")
 
 
-def test_an_answer_cut_off_says_so():
+def test_a_truncated_answer_names_the_limit():
     with playing(answer("<reason>well, let me", finish="length")) as server:
         [[rewrite]] = ChatRewriter(server.url, MODEL, max_new_tokens=8).rewrite(["a cat"])
         assert rewrite.fallback == "the answer ends before </reason> (it reached the limit of 8 tokens)"
 
 
-def test_one_variant_of_rubbish_leaves_the_others(endpoint):
+def test_one_unreadable_variant_leaves_the_others(endpoint):
     endpoint.plays = [answer("no"), answer(GOOD)]
     [variants] = ChatRewriter(endpoint.url, MODEL).rewrite(["a cat"], variants=3)
     assert sorted(bool(rewrite.fallback) for rewrite in variants) == [False, False, True]
 
 
-def test_what_a_model_thinks_is_no_answer():
+def test_reasoning_of_a_model_is_not_part_of_the_answer():
     with playing(answer(f"<think>maybe <prompt>this</prompt>?</think>{GOOD}")) as server:
         assert ChatRewriter(server.url, MODEL).rewrite(["a cat"])[0][0].prompt == "a grey cat on a red sofa"
 
 
-def test_a_server_that_fails_is_an_error_and_no_fallback():
+def test_a_failing_server_is_an_error_not_a_fallback():
     with playing(refusal(401, "no key")) as server, pytest.raises(EndpointError, match="wants a key"):
         ChatRewriter(server.url, MODEL).rewrite(["a cat"])
     with pytest.raises(EndpointError, match="cannot reach"):
@@ -142,7 +142,7 @@ def test_bad_settings(options):
         ChatRewriter("http://127.0.0.1/v1", MODEL, **options)
 
 
-def test_the_fingerprint_tells_models_and_settings_apart():
+def test_the_fingerprint_depends_on_model_and_settings():
     made = [
         ChatRewriter(url, model, temperature=t)
         for url, model, t in [
@@ -156,19 +156,19 @@ def test_the_fingerprint_tells_models_and_settings_apart():
     assert len({one.fingerprint for one in made}) == 4 and made[0].fingerprint == made[4].fingerprint
 
 
-def test_a_local_chat_model_that_was_never_trained_for_this(folder):
+def test_a_local_chat_model_works_zero_shot(folder):
     """A Hugging Face folder without our reprise.json: the default system text and a clean fallback."""
     assert not (folder / "reprise.json").exists()
     rewriter = RePromptRewriter(folder, device="cpu", max_new_tokens=24)
     assert rewriter.system == SYSTEM and rewriter.temperature == 0.9
     asked = []
-    written = rewriter.write
+    written = rewriter.generate
 
     def seen(ids, *rest):
         asked.extend(rewriter.tokenizer.decode(row) for row in ids)
         return written(ids, *rest)
 
-    rewriter.write = seen
+    rewriter.generate = seen
     [variants] = rewriter.rewrite(["a red circle"], variants=2, seed=1)
     assert "Answer in exactly this form" in asked[0] and "a red circle" in asked[0]
     for rewrite in variants:  # random weights: words without the form
@@ -176,7 +176,7 @@ def test_a_local_chat_model_that_was_never_trained_for_this(folder):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_other_architectures_are_asked_alike(tokenizer, tmp_path, architecture):
+def test_other_architectures_work_the_same_way(tokenizer, tmp_path, architecture):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 

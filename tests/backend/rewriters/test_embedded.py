@@ -16,7 +16,7 @@ def rewriter():
     return resolve("rewriter", REWRITERS, "reprompt")(device="cpu", batch_size=64)
 
 
-def test_held_out_prompts(rewriter):
+def test_figures_on_held_out_prompts_hold(rewriter):
     cases = sample_prompts("held-out", 12, seed=3)
     answers = [one for [one] in rewriter.rewrite([case.prompt for case in cases])]
     assert [one.fallback for one in answers] == [None] * len(cases)
@@ -36,7 +36,7 @@ def test_held_out_prompts(rewriter):
         "a black ring on grey",
     ],
 )
-def test_prompts_as_people_type_them(rewriter, prompt):
+def test_prompts_as_people_type_them_are_rewritten(rewriter, prompt):
     [[one]] = rewriter.rewrite([prompt])
     assert one.fallback is None
     assert one.reason
@@ -53,7 +53,7 @@ def test_anything_else_degrades_gracefully(rewriter, prompt):
             assert one.prompt == prompt
 
 
-def test_critiques_are_taken_up(rewriter):
+def test_critiques_change_the_rewrite(rewriter):
     critique = "I see 2 stars, 3 were asked for"
     [[plain]] = rewriter.rewrite(["a photo of three stars"])
     [[mended]] = rewriter.rewrite(["a photo of three stars"], critiques=[critique])
@@ -67,7 +67,7 @@ def test_variants_differ(rewriter):
     assert len({one.prompt for one in variants}) >= 5
 
 
-def test_the_folder():
+def test_the_folder_holds_what_the_model_card_says():
     assert sum(path.stat().st_size for path in EMBEDDED_REWRITER.iterdir()) <= 8 * 2**20
     assert json.loads((EMBEDDED_REWRITER / "reprise.json").read_text())["role"] == "rewriter"
     card = (EMBEDDED_REWRITER / "README.md").read_text()

@@ -47,12 +47,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("text", GOOD.values(), ids=GOOD.keys())
-def test_readable(text):
+def test_well_formed_answers_are_parsed(text):
     assert parse(text) == Answer("two things", "a cat and a dog")
 
 
 @pytest.mark.parametrize(("text", "why"), BAD.items())
-def test_unreadable(text, why):
+def test_malformed_answers_are_refused_with_the_cause(text, why):
     answer = parse(text)
     assert isinstance(answer, Unparsable)
     assert why in answer.why
@@ -64,7 +64,7 @@ def test_any_language_is_kept():
     )
 
 
-def test_no_reason_is_an_answer_without_one():
+def test_an_answer_without_a_reason_is_accepted():
     assert parse("<prompt>a cat</prompt>") == Answer("", "a cat")
 
 
@@ -72,19 +72,19 @@ def test_unknown_tags_are_text():
     assert parse("<prompt>a <b>bold</b> cat, 3 < 4</prompt>") == Answer("", "a <b>bold</b> cat, 3 < 4")
 
 
-def test_hostile_sizes_take_no_time():
+def test_huge_inputs_are_parsed_quickly():
     assert isinstance(parse("<prompt>" * 50_000), Unparsable)
     assert isinstance(parse("<" * 200_000), Unparsable)
     assert isinstance(parse("< " * 20_000 + "<prompt" + " " * 20_000), Unparsable)
     assert isinstance(parse("<" + " " * 100_000 + "prompt"), Unparsable)
 
 
-def test_the_form_that_is_asked_for_can_be_read():
+def test_the_requested_form_can_be_parsed():
     shown = SYSTEM[SYSTEM.index("<reason>") :]
     assert parse(shown) == Answer("your thoughts", "the detailed prompt")
 
 
-def test_messages():
+def test_messages_hold_system_prompt_and_critique():
     system, user = build_messages("a cat", "there is\nno cat.", "Rewrite.")
     assert system == {"role": "system", "content": "Rewrite."}
     assert user["role"] == "user"
@@ -100,7 +100,7 @@ def test_a_blank_prompt_is_refused(blank):
         build_messages(blank)
 
 
-def test_the_prompt_ends_where_the_answer_begins(tokenizer):
+def test_the_rendered_prompt_ends_where_the_answer_begins(tokenizer):
     text = render_prompt(tokenizer, "a cat", system="Rewrite.")
     assert text.endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(prompt_ids(tokenizer, "a cat", system="Rewrite.")) == text
@@ -118,7 +118,7 @@ def test_a_user_cannot_open_a_turn(tokenizer):
         render_prompt(tokenizer, "<|im_end|>")
 
 
-def test_no_chat_template(tokenizer):
+def test_a_tokenizer_without_chat_template_is_refused(tokenizer):
     class Bare:
         chat_template = None
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.rewriters.decoding import Written
+from reprise.backend.rewriters.decoding import Completion
 from reprise.backend.rewriters.promptist import PromptistRewriter
 
 from .prip.tiny_prip import tokenizers
@@ -59,7 +59,7 @@ def demo(model, tokenizer, plain_text):
     return texts[0].replace(plain_text.strip() + " Rephrase:", "").strip()
 
 
-def test_it_writes_what_the_demo_writes(parts, promptist):
+def test_it_equals_the_demo(parts, promptist):
     found = [variants[0].prompt for variants in promptist.rewrite(PROMPTS)]
     assert found == [" ".join(demo(*parts, prompt).split()) for prompt in PROMPTS]
 
@@ -69,7 +69,7 @@ def test_defaults_are_the_papers(parts):
     assert (made.max_new_tokens, made.beams, made.length_penalty) == (75, 8, -1.0)
 
 
-def test_several_are_drawn_with_seeds_and_alone(promptist):
+def test_further_variants_are_sampled_by_seed_independent_of_neighbours(promptist):
     def texts(prompts, variants, seed):
         return [[r.prompt for r in found] for found in promptist.rewrite(prompts, variants, seed)]
 
@@ -87,12 +87,12 @@ def test_several_are_drawn_with_seeds_and_alone(promptist):
         ("a cat Rephrase: a cat\n, 4k ", "a cat , 4k"),
     ],
 )
-def test_what_was_asked_is_cut_out_of_the_answer(promptist, text, prompt):
-    assert promptist.read(Written(text, [], [], False), "a cat").prompt == prompt
+def test_the_request_is_removed_from_the_answer(promptist, text, prompt):
+    assert promptist.to_rewrite(Completion(text, [], [], False), "a cat").prompt == prompt
 
 
 def test_an_answer_without_words_keeps_the_prompt(promptist):
-    one = promptist.read(Written(" , ", [], [], False), "a cat")
+    one = promptist.to_rewrite(Completion(" , ", [], [], False), "a cat")
     assert (one.prompt, one.fallback) == ("a cat", "the answer holds no words")
 
 

@@ -16,7 +16,7 @@ PROMPTS = ["a cat", "a photo of a red circle above a blue square on a grey backg
 @pytest.fixture(scope="module")
 def rewriter(folder):
     made = RePromptRewriter(folder, device="cpu", max_new_tokens=12, batch_size=5)
-    written = made.write
+    written = made.generate
 
     # Tags are put around what random weights write, so that it is seen, in place of any that they write.
     def framed(*arguments):
@@ -24,7 +24,7 @@ def rewriter(folder):
         form = "<reason>r</reason><prompt>x {!r}</prompt>"
         return [replace(one, text=form.format(text)) for one, text in plain]
 
-    made.write = framed
+    made.generate = framed
     return made
 
 
@@ -32,7 +32,7 @@ def texts(rewriter, *arguments, **options):
     return [[r.prompt for r in variants] for variants in rewriter.rewrite(*arguments, **options)]
 
 
-def test_same_call_same_rewrites(rewriter):
+def test_equal_calls_give_equal_rewrites(rewriter):
     first = rewriter.rewrite(PROMPTS, variants=3, seed=5)
     torch.manual_seed(999)  # the global generator has no say
     assert rewriter.rewrite(PROMPTS, variants=3, seed=5) == first
@@ -47,11 +47,11 @@ def test_rewrites_do_not_depend_on_neighbours(rewriter):
     assert [t[:2] for t in together] == texts(rewriter, PROMPTS, variants=2, seed=5)
 
 
-def test_rows_are_those_of_rewrite(rewriter):
+def test_rewrite_rows_equals_rewrite(rewriter):
     """A variant is the same in whatever call; rows come in batches of like length."""
     together, told = rewriter.rewrite(PROMPTS, variants=3, seed=5), {}
     rows = [RewriteRow(prompt, variant) for variant in (2, 0) for prompt in PROMPTS]
-    rewriter.ask(rows, 5, told.__setitem__)
+    rewriter.rewrite_rows(rows, 5, told.__setitem__)
     assert [told[n] for n in range(6)] == [variants[v] for v in (2, 0) for variants in together]
     assert len(told) == 6
 
@@ -81,29 +81,29 @@ def test_the_first_variant_is_the_likeliest(rewriter):
     assert texts(rewriter, ["a cat"], variants=3, seed=5)[0][0] == texts(rewriter, ["a cat"])[0][0]
     asked = [rewriter.tokenizer("a cat")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), temperature=1e-5, max_new_tokens=12)
-    [sampled], [greedy] = plain.write(asked, [7]), plain.write(asked, [None])
+    [sampled], [greedy] = plain.generate(asked, [7]), plain.generate(asked, [None])
     assert (sampled.text, sampled.ids) == (greedy.text, greedy.ids)
 
 
-def test_what_is_written_comes_with_its_log_probabilities(folder):
+def test_completions_carry_their_log_probabilities(folder):
     """Of sampled rows under the tempered distribution, of a greedy one under the model's own."""
     made = RePromptRewriter(folder, device="cpu", max_new_tokens=12, temperature=0.5)
     asked = [made.tokenizer(text)["input_ids"] for text in ("a cat", "three red stars")]
-    for one, ids, temperature in zip(made.write(asked, [3, 4]), asked, (0.5, 0.5)):
+    for one, ids, temperature in zip(made.generate(asked, [3, 4]), asked, (0.5, 0.5)):
         with torch.no_grad():
             logits = made.model(torch.tensor([ids + one.ids])).logits[0, len(ids) - 1 : -1]
         logps = (logits / temperature).log_softmax(-1)[range(len(one.ids)), one.ids]
         assert one.logps == pytest.approx(logps.tolist(), abs=1e-4)
-        assert one.cut == (one.ids[-1] != made.tokenizer.eos_token_id) and len(one.ids) <= 12
+        assert one.truncated == (one.ids[-1] != made.tokenizer.eos_token_id) and len(one.ids) <= 12
 
 
-def test_row_seeds_tell_all_parts_apart():
+def test_row_seeds_depend_on_every_part():
     asked = [(0, "a", None, 0), (1, "a", None, 0), (0, "b", None, 0), (0, "a", "b", 0), (0, "a", None, 1)]
     assert len({row_seed(*one) for one in asked}) == len(asked)
     assert row_seed(0, "a", None, 0) == 7663460883297404022  # kept: records are done again by it
 
 
-def test_gumbel_noise_draws_from_the_softmax():
+def test_gumbel_noise_samples_from_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
     draws, rows = 20_000, 500
     noise = GumbelNoise(range(rows), "cpu")
@@ -116,7 +116,7 @@ def test_gumbel_noise_draws_from_the_softmax():
     assert share[4] == 0
 
 
-def test_checkpoint_sampling_settings_have_no_say(rewriter, folder, tmp_path):
+def test_a_checkpoints_sampling_settings_are_ignored(rewriter, folder, tmp_path):
     """Real checkpoints ask for penalties and top_k; they would bias the draw."""
     where = shutil.copytree(folder, tmp_path / "tuned")
     settings = json.loads((where / "generation_config.json").read_text())
@@ -125,19 +125,19 @@ def test_checkpoint_sampling_settings_have_no_say(rewriter, folder, tmp_path):
     tuned = RePromptRewriter(where, device="cpu", max_new_tokens=12)
     asked = [tuned.tokenizer("three stars")["input_ids"]]
     plain = RePromptRewriter((rewriter.model, rewriter.tokenizer), max_new_tokens=12)
-    assert tuned.write(asked, [7]) == plain.write(asked, [7])
-    assert tuned.write(asked, [None]) == plain.write(asked, [None])
+    assert tuned.generate(asked, [7]) == plain.generate(asked, [7])
+    assert tuned.generate(asked, [None]) == plain.generate(asked, [None])
     assert tuned.model.generation_config.top_k == 1  # the caller's model is left as it was
 
 
-def test_unparsable_output_keeps_the_users_prompt(folder):
+def test_unparsable_output_falls_back_to_the_prompt(folder):
     rewriter = RePromptRewriter(folder, device="cpu", max_new_tokens=4)
     [[rewrite]] = rewriter.rewrite(["a  cat"])
     assert (rewrite.prompt, rewrite.reason) == ("a  cat", "")
     assert rewrite.fallback == "the answer has no <prompt> (it reached the limit of 4 tokens)"
 
 
-def test_too_long_a_prompt_is_kept_and_its_neighbours_written(rewriter):
+def test_a_too_long_prompt_is_kept_and_the_others_are_rewritten(rewriter):
     long = "cat " * 10_000
     [[kept], [written]] = rewriter.rewrite([long, "a cat"])
     assert kept.prompt == long
@@ -221,21 +221,21 @@ def tampered(data: bytes) -> bytes:
         ("chat_template.jinja", None, "no chat template"),
     ],
 )
-def test_broken_folders(folder, tmp_path, name, content, message):
+def test_broken_folders_are_refused(folder, tmp_path, name, content, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         RePromptRewriter(broken(folder, tmp_path, name, content), device="cpu")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", '{"system": 3}', "[1]"])
-def test_broken_settings(folder, tmp_path, text):
+def test_broken_settings_are_refused(folder, tmp_path, text):
     where = shutil.copytree(folder, tmp_path / "broken")
     (where / "reprise.json").write_text(text)
     with pytest.raises(CheckpointError, match="reprise.json"):
         RePromptRewriter(where)
 
 
-def test_no_folder(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no rewriter at"):
         RePromptRewriter(str(tmp_path / "none"))
     (tmp_path / "file").write_text("")
@@ -243,7 +243,7 @@ def test_no_folder(tmp_path):
         RePromptRewriter(tmp_path / "file")
 
 
-def test_the_fingerprint_tells_weights_and_settings_apart(folder, rewriter):
+def test_the_fingerprint_depends_on_weights_and_settings(folder, rewriter):
     same = RePromptRewriter(folder, device="cpu", max_new_tokens=12)
     assert same.fingerprint == rewriter.fingerprint
     assert RePromptRewriter(folder, device="cpu", max_new_tokens=13).fingerprint != same.fingerprint
@@ -253,6 +253,6 @@ def test_the_fingerprint_tells_weights_and_settings_apart(folder, rewriter):
     assert other.fingerprint != same.fingerprint
 
 
-def test_unknown_dtype(folder):
+def test_an_unknown_dtype_is_refused(folder):
     with pytest.raises(BadInput, match="float23"):
         RePromptRewriter(folder, dtype="float23")

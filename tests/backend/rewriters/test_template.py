@@ -5,7 +5,7 @@ from reprise.backend.core.registry import REWRITERS, resolve
 from reprise.backend.core.types import Rewrite
 
 
-def test_none_keeps_every_letter():
+def test_none_keeps_the_prompt_unchanged():
     keep = resolve("rewriter", REWRITERS, "none")()
     assert keep.rewrite([" a  cat\n", "b"], variants=2) == [
         [Rewrite("", " a  cat\n", "none")] * 2,
@@ -13,7 +13,7 @@ def test_none_keeps_every_letter():
     ]
 
 
-def test_template_adds_quality_words_and_keeps_the_users():
+def test_template_appends_quality_words_to_the_prompt():
     template = resolve("rewriter", REWRITERS, "template")()
     [[rewrite]] = template.rewrite(["a photo of\na cat."], seed=3, critiques=["no cat"])
     assert rewrite.prompt == "a photo of a cat, highly detailed, sharp focus, clean simple background"

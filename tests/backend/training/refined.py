@@ -29,9 +29,9 @@ def teach(folder: Path) -> Path:
     model = tiny()
     random = torch.Generator().manual_seed(0)
     towards = 2 * torch.randn(3, 5, 24, generator=random)
-    end = model.writer.eos_token_id
-    answers = [[*model.write_ids(f", {color}"), end] for color in COLORS]
-    begun = [model.write_ids(stem_of(f"a {thing}")) for thing in THINGS]
+    end = model.decoder_tokenizer.eos_token_id
+    answers = [[*model.decoder_ids(f", {color}"), end] for color in COLORS]
+    begun = [model.decoder_ids(stem_of(f"a {thing}")) for thing in THINGS]
     parts = [*model.projector.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(parts, 1e-2)
     for _ in range(60):
@@ -46,7 +46,7 @@ def teach(folder: Path) -> Path:
         loss.backward()
         optimizer.step()
     optimizer = torch.optim.AdamW(model.encoder.parameters(), 1e-2)
-    ids = model.read([f"a {thing}" for thing in (*THINGS, "square", "circle", "triangle")])
+    ids = model.encoder_ids([f"a {thing}" for thing in (*THINGS, "square", "circle", "triangle")])
     start = torch.einsum("k,kqw->qw", torch.tensor([0.25, 0.4, 0.35]), towards)
     for _ in range(40):
         loss = pivot_error(model.encode(ids), start.expand(len(ids), -1, -1))

@@ -22,19 +22,19 @@ from typing import Any
 def ways_of(refiner: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list[int]]]:
     """Way of refining the prompts -> what does it, and says how many tokens each got."""
     greedy = []
-    write = refiner.write
+    generate = refiner.generate
 
-    def seen_writing(pivots: Any, begun: Any, keys: Any, should_stop: Any = None) -> Any:
+    def recording_generate(pivots: Any, begun: Any, keys: Any, should_stop: Any = None) -> Any:
         greedy.append((pivots, begun, keys))
-        return write(pivots, begun, keys, should_stop)
+        return generate(pivots, begun, keys, should_stop)
 
-    refiner.write = seen_writing
+    refiner.generate = recording_generate
     refiner.rewrite(prompts)
-    refiner.write = write
+    refiner.generate = generate
     drawn = [
         (seen, begun, [100 * n + i for i in range(len(begun))]) for n, (seen, begun, _) in enumerate(greedy)
     ]
-    embedded = [refiner.model.inputs(_stacked(seen, refiner), begun) for seen, begun, _ in greedy]
+    embedded = [refiner.model.decoder_inputs(_stacked(seen, refiner), begun) for seen, begun, _ in greedy]
     return {
         "ours": lambda: [0] * len(refiner.rewrite(prompts)),
         "ours, pivots": lambda: _written(refiner, greedy),
@@ -52,7 +52,7 @@ def _stacked(seen: Sequence[Any], refiner: Any) -> Any:
 
 def _written(refiner: Any, batches: Sequence[Any]) -> list[int]:
     """Tokens of what ours write."""
-    return [len(one.ids) for given in batches for one in refiner.write(*given)]
+    return [len(one.ids) for given in batches for one in refiner.generate(*given)]
 
 
 def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
@@ -63,14 +63,17 @@ def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
     from reprise.backend.rewriters.decoding import end_tokens, pad_token
 
     model, how = refiner.model, refiner.decoding
-    ends = end_tokens(model.decoder, model.writer)
+    ends = end_tokens(model.decoder, model.decoder_tokenizer)
     choosing: dict[str, Any] = {"do_sample": drawn}
     if drawn:
         choosing |= {"temperature": how.temperature, "top_k": 0, "top_p": how.top_p}
     else:
         choosing |= {"num_beams": how.beams, "length_penalty": how.length_penalty}
     plain = GenerationConfig(
-        max_new_tokens=how.max_new_tokens, eos_token_id=ends, pad_token_id=pad_token(model.writer), **choosing
+        max_new_tokens=how.max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=pad_token(model.decoder_tokenizer),
+        **choosing,
     )
     lengths = []
     # What the checkpoint's own settings say beside ours would be work that ours has not.
@@ -79,7 +82,7 @@ def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
         for inputs in embedded:
             with torch.inference_mode():
                 out: Any = model.decoder.generate(**inputs, generation_config=plain)
-            model.writer.batch_decode(out, skip_special_tokens=True)
+            model.decoder_tokenizer.batch_decode(out, skip_special_tokens=True)
             for row in out.tolist():
                 lengths.append(next((i + 1 for i, token in enumerate(row) if token in ends), len(row)))
     finally:
@@ -95,8 +98,8 @@ def witness_of(loop: Any) -> Any:
     from reprise.backend.training.ppo.policy import pivots_of
 
     class Watching(NetworkProbe):
-        def _writing(self, pivots: Any, begun: Any, *args: Any, **kwargs: Any) -> Any:
-            written = self._write(pivots, begun, *args, **kwargs)
+        def _generating(self, pivots: Any, begun: Any, *args: Any, **kwargs: Any) -> Any:
+            written = self._generate(pivots, begun, *args, **kwargs)
             self._batches.append((pivots, begun, [one.ids for one in written]))  # pyright: ignore
             return written
 
@@ -109,7 +112,7 @@ def witness_of(loop: Any) -> Any:
                 for start in range(0, len(ids), each):
                     model.encode([list(row) for row in ids[start : start + each]])
                 for pivots, begun, answers in batches:
-                    _token_by_token(model, model.inputs(torch.stack(list(pivots)), begun), answers)
+                    _token_by_token(model, model.decoder_inputs(torch.stack(list(pivots)), begun), answers)
 
             with torch.inference_mode():
                 return seconds_of(write)

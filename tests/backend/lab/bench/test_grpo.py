@@ -209,7 +209,7 @@ def test_the_floor_counts_and_leaves_everything_as_it_was(renderer, rewriter):
     renderer.render([Job("a blue circle", 9)])
     assert witness.rows == (3 + 1) * 2 * 2 and witness.pictures == 4
     ids = prompt_ids(rewriter.tokenizer, "a red circle", system=rewriter.system)
-    written = rewriter.write([ids, ids[:-2]], [1, 2])
+    written = rewriter.generate([ids, ids[:-2]], [1, 2])
     assert witness.render_seconds() > 0 and witness.write_seconds() > 0
     rows = [(ids, written[0].ids), (ids[:-2], written[1].ids)]
     assert witness.update_seconds(rewriter.model, rows, 1) > 0

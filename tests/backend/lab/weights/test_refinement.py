@@ -34,8 +34,8 @@ def test_swapped_pivots_are_other_prompts(tmp_path):
     prompts = ["a red circle", "a blue star", "two rings"]
     others = dict(zip(prompts, [*prompts[1:], prompts[0]], strict=True))
     own, swapped = PripRewriter(folder), Swapped(folder, others)
-    pivots = own.imagine(own.read_prompts(prompts)[0])
-    moved = swapped.imagine(swapped.read_prompts(prompts[:2])[0])
+    pivots = own.predict_pivots(own.encode_prompts(prompts)[0])
+    moved = swapped.predict_pivots(swapped.encode_prompts(prompts[:2])[0])
     assert sorted(moved) == sorted(prompts[:2])
     assert all(torch.allclose(moved[prompt], pivots[others[prompt]], atol=1e-5) for prompt in moved)
     assert swapped.fingerprint != own.fingerprint

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reprise.backend.rewriters.prip.presets import build, build_image, find_preset
+from reprise.backend.rewriters.prip.presets import build, build_vision_tower, find_preset
 from reprise.backend.shapeworld.styles import STYLE_WORDS
 from reprise.backend.shapeworld.tokenizers import CONTEXT, tokenizers, words
 from reprise.backend.training.prip.pivots import TOO_ALIKE, variation
@@ -35,16 +35,16 @@ def test_the_preset_takes_them(both):
     """A prompt's beginning is what it is in a whole prompt, token by token."""
     model = build(find_preset("shapeworld"), *both)
     assert model.decoder.config.max_position_embeddings == CONTEXT
-    start, whole = (model.write_ids(text) for text in ("a red circle", "a red circle, pastel"))
+    start, whole = (model.decoder_ids(text) for text in ("a red circle", "a red circle, pastel"))
     assert whole[: len(start)] == start
     before, after = model.template
-    assert len(before) + len(after) < 10 and model.opening.sum() > len(STYLE_WORDS)
+    assert len(before) + len(after) < 10 and model.continuation_tokens.sum() > len(STYLE_WORDS)
 
 
 def test_the_presets_tower_tells_pictures_apart_before_it_learns(both):
     """Or it would never learn: transformers' own initial weights of this tower are all but 0."""
     torch.manual_seed(0)
-    tower = build_image(find_preset("shapeworld")).eval()
+    tower = build_vision_tower(find_preset("shapeworld")).eval()
     images = torch.rand(4, 1, 1, 3).expand(-1, 128, 128, -1)
     with torch.no_grad():
         seen = tower(images)

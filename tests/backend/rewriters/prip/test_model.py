@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reprise.backend.core.errors import BadInput, CheckpointError, UnknownName
-from reprise.backend.rewriters.decoding import Decoding, write
-from reprise.backend.rewriters.prip.model import Prip, PripConfig, untrained
-from reprise.backend.rewriters.prip.presets import PRESETS, build, build_image, find_preset
+from reprise.backend.rewriters.decoding import Decoding, generate
+from reprise.backend.rewriters.prip.checkpoint import PripConfig
+from reprise.backend.rewriters.prip.model import Prip, untrained
+from reprise.backend.rewriters.prip.presets import PRESETS, build, build_vision_tower, find_preset
 from reprise.backend.training.common.losses import pivot_error, prompt_error
 
 from .tiny_prip import TINY, save, tiny, tokenizers
@@ -52,7 +53,7 @@ def folder(tmp_path_factory):
 
 def pivots_of(model, prompts=PROMPTS):
     with torch.no_grad():
-        return model.encode(model.read(prompts))
+        return model.encode(model.encoder_ids(prompts))
 
 
 def near(found, expected, atol=1e-5):
@@ -77,11 +78,11 @@ def test_a_pivot_depends_on_its_prompt_alone(model):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_what_is_written_depends_on_its_row_alone(kind):
+def test_a_completion_depends_on_its_row_alone(kind):
     """Padding on the left moves logits by rounding only, for embeddings as it does for tokens."""
     model = tiny(replace(TINY, decoder=DECODERS[kind]))
-    pivots, begun = pivots_of(model), [model.write_ids(prompt) for prompt in PROMPTS]
-    answers = [model.write_ids(", on a plain white ground, sharp")[: 3 + i] for i in range(3)]
+    pivots, begun = pivots_of(model), [model.decoder_ids(prompt) for prompt in PROMPTS]
+    answers = [model.decoder_ids(", on a plain white ground, sharp")[: 3 + i] for i in range(3)]
     assert len({len(ids) for ids in begun}) > 1
     with torch.no_grad():
         together = model.logits(pivots, begun, answers)
@@ -90,34 +91,39 @@ def test_what_is_written_depends_on_its_row_alone(kind):
             near(together[i, : len(answer)], alone, 2e-5)
     how, keys = Decoding(6), [None, 5, 6]
     with torch.no_grad():
-        written = write(model.decoder, model.writer, model.inputs(pivots, begun), keys, how)
+        written = generate(
+            model.decoder, model.decoder_tokenizer, model.decoder_inputs(pivots, begun), keys, how
+        )
         for i, one in enumerate(written):
-            inputs = model.inputs(pivots[i : i + 1], begun[i : i + 1])
-            assert write(model.decoder, model.writer, inputs, keys[i : i + 1], how)[0].ids == one.ids
+            inputs = model.decoder_inputs(pivots[i : i + 1], begun[i : i + 1])
+            assert (
+                generate(model.decoder, model.decoder_tokenizer, inputs, keys[i : i + 1], how)[0].ids
+                == one.ids
+            )
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_logits_are_those_that_tokens_were_drawn_from(kind):
+def test_logits_equal_those_that_tokens_were_sampled_from(kind):
     model = tiny(replace(TINY, decoder=DECODERS[kind]))
-    pivots, begun = pivots_of(model), [model.write_ids(prompt) for prompt in PROMPTS]
+    pivots, begun = pivots_of(model), [model.decoder_ids(prompt) for prompt in PROMPTS]
     with torch.no_grad():
-        written = write(
+        written = generate(
             model.decoder,
-            model.writer,
-            model.inputs(pivots, begun),
+            model.decoder_tokenizer,
+            model.decoder_inputs(pivots, begun),
             [None, 3, 4],
             Decoding(7),
-            opening=model.opening,
+            first_tokens=model.continuation_tokens,
         )
-        logps = model.logits(pivots, begun, [one.ids for one in written], guarded=True).log_softmax(-1)
+        logps = model.logits(pivots, begun, [one.ids for one in written], continuation=True).log_softmax(-1)
     for one, row in zip(written, logps):
-        assert len(one.ids) == 7 or not one.cut
+        assert len(one.ids) == 7 or not one.truncated
         assert one.logps == pytest.approx(row[range(len(one.ids)), one.ids].tolist(), abs=1e-4)
-        assert model.opening[one.ids[0]]
+        assert model.continuation_tokens[one.ids[0]]
 
 
-def test_the_pivot_says_what_is_written(model):
-    pivots, begun = pivots_of(model), [model.write_ids("a cat")] * 3
+def test_the_completion_depends_on_the_pivot(model):
+    pivots, begun = pivots_of(model), [model.decoder_ids("a cat")] * 3
     with torch.no_grad():
         logits = model.logits(pivots, begun, [[5]] * 3)[:, 0]
     assert (logits[0] - logits[1]).abs().max() > 0.1 and (logits[0] - logits[2]).abs().max() > 0.1
@@ -127,9 +133,9 @@ def test_gradients_reach_the_encoder_alone_through_the_frozen_decoder():
     model = tiny()
     model.requires_grad_(False)
     model.encoder.requires_grad_(True)
-    begun, answers = [model.write_ids(prompt) for prompt in PROMPTS], [[40, 50, 60], [41, 51], [42]]
+    begun, answers = [model.decoder_ids(prompt) for prompt in PROMPTS], [[40, 50, 60], [41, 51], [42]]
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    pivots = model.encode(model.read(PROMPTS))
+    pivots = model.encode(model.encoder_ids(PROMPTS))
     logits = model.logits(pivots, begun, answers)
     tokens = torch.tensor([[40, 50, 60], [41, 51, 0], [42, 0, 0]])
     prompt_error(logits, tokens, torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])).backward()
@@ -143,33 +149,43 @@ def test_gradients_reach_the_encoder_alone_through_the_frozen_decoder():
 
 def test_gradients_of_the_first_stage_reach_all_of_the_encoder():
     model = tiny()
-    pivot_error(model.encode(model.read(PROMPTS)), torch.zeros(3, 5, 24)).backward()
+    pivot_error(model.encode(model.encoder_ids(PROMPTS)), torch.zeros(3, 5, 24)).backward()
     assert all(weight.grad is not None for weight in model.encoder.parameters())
     assert all(weight.grad is None for weight in [*model.decoder.parameters(), *model.projector.parameters()])
 
 
-def test_pictures_pivots_are_standardised_number_by_number(model):
+def test_pivots_of_pictures_are_standardised_per_number(model):
     other = tiny()
     other.set_statistics(torch.full((5, 24), 2.0), torch.full((5, 24), 4.0))
     near(other.standardise(torch.full((1, 5, 24), 10.0)), torch.full((1, 5, 24), 2.0))
 
 
-def test_an_answer_may_begin_with_what_leaves_the_last_word_whole(model):
-    begins = {model.writer.decode([token]) for token in model.opening.nonzero()[:, 0].tolist()}
+def test_a_continuation_cannot_extend_the_last_word(model):
+    begins = {
+        model.decoder_tokenizer.decode([token])
+        for token in model.continuation_tokens.nonzero()[:, 0].tolist()
+    }
     assert {",", ".", " red"} <= begins and not {"red", "s", "<reason>"} & begins
-    assert model.opening[model.writer.eos_token_id] and len(model.opening) == model.decoder.config.vocab_size
-    words = {model.writer.decode([token]) for token in model.words.nonzero()[:, 0].tolist()}
-    assert {"red", " red"} <= words and not {",", " "} & words and not model.words[model.writer.eos_token_id]
+    assert (
+        model.continuation_tokens[model.decoder_tokenizer.eos_token_id]
+        and len(model.continuation_tokens) == model.decoder.config.vocab_size
+    )
+    words = {model.decoder_tokenizer.decode([token]) for token in model.word_tokens.nonzero()[:, 0].tolist()}
+    assert (
+        {"red", " red"} <= words
+        and not {",", " "} & words
+        and not model.word_tokens[model.decoder_tokenizer.eos_token_id]
+    )
 
 
-def test_control_tokens_in_a_prompt_are_words_of_nobody(model):
-    assert model.write_ids("a cat<|im_end|>") == model.write_ids("a cat")
-    assert model.read(["a cat</s>"]) == model.read(["a cat"])
+def test_control_tokens_in_a_prompt_are_removed(model):
+    assert model.decoder_ids("a cat<|im_end|>") == model.decoder_ids("a cat")
+    assert model.encoder_ids(["a cat</s>"]) == model.encoder_ids(["a cat"])
 
 
 def test_a_prompt_beyond_the_encoders_window_is_refused(model):
     with pytest.raises(BadInput, match="tokens long, this refiner reads 32; shorten it"):
-        model.read(["a cat", "red " * 40])
+        model.encoder_ids(["a cat", "red " * 40])
 
 
 def test_a_saved_model_is_the_same_and_needs_no_vision_tower(model, folder, tmp_path):
@@ -180,7 +196,7 @@ def test_a_saved_model_is_the_same_and_needs_no_vision_tower(model, folder, tmp_
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
     near(pivots_of(again), pivots_of(model), 0)
-    assert again.config == model.config and again.write_ids("a cat") == model.write_ids("a cat")
+    assert again.config == model.config and again.decoder_ids("a cat") == model.decoder_ids("a cat")
     assert json.loads((where / "reprise.json").read_text())["max_new_tokens"] == 8
 
 
@@ -188,21 +204,21 @@ def test_transformers_4_can_read_the_tokenizers(tmp_path):
     from transformers import AutoTokenizer
 
     model = tiny()
-    model.reader.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
+    model.encoder_tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
     model.save_pretrained(tmp_path / "marked")
     known = json.loads((tmp_path / "marked" / "encoder" / "tokenizer_config.json").read_text())
     assert "extra_special_tokens" not in known and known["additional_special_tokens"] == ["<extra_id_0>"]
     again = AutoTokenizer.from_pretrained(tmp_path / "marked" / "encoder")
-    assert "<extra_id_0>" in again.all_special_tokens and len(again) == len(model.reader)
+    assert "<extra_id_0>" in again.all_special_tokens and len(again) == len(model.encoder_tokenizer)
 
 
-def test_half_precision_leaves_t5_whole(folder, model):
+def test_half_precision_keeps_t5_in_float32(folder, model):
     half = Prip.from_pretrained(folder, dtype="float16")
     assert {weight.dtype for weight in half.encoder.parameters()} == {torch.float32}
     assert {half.decoder.dtype, half.projector.weight.dtype} == {torch.float16}
     brain = Prip.from_pretrained(folder, dtype="bfloat16")
     assert {weight.dtype for weight in brain.encoder.parameters()} == {torch.bfloat16}
-    begun = [model.write_ids(prompt) for prompt in PROMPTS]
+    begun = [model.decoder_ids(prompt) for prompt in PROMPTS]
     with torch.no_grad():
         found = brain.logits(pivots_of(brain), begun, [[5]] * 3)
     assert found.dtype == torch.float32 and found.isfinite().all()
@@ -275,7 +291,7 @@ def cut(name, length=200):
         (without("projector.weight"), "lacks projector.weight"),
     ],
 )
-def test_broken_folders(folder, tmp_path, spoil, message):
+def test_broken_folders_are_refused(folder, tmp_path, spoil, message):
     where = shutil.copytree(folder, tmp_path / "broken")
     spoil(where)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -287,7 +303,7 @@ def test_training_starts_from_published_parts(folder):
     torch.manual_seed(3)
     config = PripConfig(queries=4, width=16)
     start = untrained(config, str(folder / "encoder"), str(folder / "decoder"))
-    begun = [start.write_ids(prompt) for prompt in PROMPTS]
+    begun = [start.decoder_ids(prompt) for prompt in PROMPTS]
     assert pivots_of(start).shape == (3, 4, 16)
     with torch.no_grad():
         loud = start.projector(torch.randn(200, 16)).std()
@@ -309,7 +325,7 @@ SIZES = {"shapeworld": None, "tinyllama": (751, 1100, 1091), "paper": (751, 6738
 def test_presets_have_the_published_sizes(name):
     preset = find_preset(name)
     with torch.device("meta"):
-        model, seen = build(preset), build_image(preset)
+        model, seen = build(preset), build_vision_tower(preset)
     sizes = preset.config.queries, preset.config.width
     assert (preset.image.queries, seen.qformer.config.hidden_size) == sizes
     assert seen.qformer.config.encoder_hidden_size == seen.vision_model.config.hidden_size
@@ -333,6 +349,6 @@ def test_the_papers_encoder_is_as_large_as_t5_large():
         assert round(count(T5Model(T5Config(**plain))) / 1e6) == 738
 
 
-def test_unknown_preset():
+def test_an_unknown_preset_is_refused():
     with pytest.raises(UnknownName, match="did you mean 'tinyllama'"):
         find_preset("tinylama")

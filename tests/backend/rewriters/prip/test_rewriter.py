@@ -9,10 +9,10 @@ import torch
 from reprise.backend.core.errors import BadInput, CheckpointError, Interrupted, Unsupported
 from reprise.backend.rewriters.prip.rewriter import (
     PripRewriter,
+    drop_last_phrase,
     is_refiner,
     join,
     stem_of,
-    whole_phrases,
 )
 
 from .tiny_prip import TINY, image, save, tiny
@@ -73,8 +73,8 @@ def test_prompt_and_addition_join_cleanly(prompt, tail, refined):
         ("", ""),
     ],
 )
-def test_what_the_limit_cuts_off_ends_with_a_whole_phrase(text, kept):
-    assert whole_phrases(text) == kept
+def test_a_truncated_text_ends_with_a_whole_phrase(text, kept):
+    assert drop_last_phrase(text) == kept
 
 
 def test_the_users_words_come_first_and_stay_whole(refiner):
@@ -90,7 +90,7 @@ def test_the_users_words_come_first_and_stay_whole(refiner):
     assert sum(one.fallback is None for variants in found for one in variants) > 12
 
 
-def test_same_call_same_refinements(refiner):
+def test_equal_calls_give_equal_refinements(refiner):
     first = refiner.rewrite(PROMPTS, variants=3, seed=5)
     torch.manual_seed(999)  # the global generator has no say
     assert refiner.rewrite(PROMPTS, variants=3, seed=5) == first
@@ -113,20 +113,22 @@ def test_the_first_variant_is_the_likeliest_and_the_others_have_seeds(refiner):
     assert mended[0] == variants[0] and mended[1:] != variants[1:]
 
 
-def test_beams_find_likelier_texts_and_leave_drawn_ones_alone(refiner):
+def test_beams_find_likelier_texts_and_do_not_affect_sampling(refiner):
     wide = PripRewriter(refiner.model, max_new_tokens=8, beams=6)
     plain, searched = refiner.rewrite(PROMPTS, 3, 5), wide.rewrite(PROMPTS, 3, 5)
     assert [v[1:] for v in plain] == [v[1:] for v in searched]
     assert texts(wide, PROMPTS[:1], 3, 5) == [[r.prompt for r in searched[0]]]
     model = refiner.model
-    begun = [model.write_ids(stem_of(prompt)) for prompt in PROMPTS]
+    begun = [model.decoder_ids(stem_of(prompt)) for prompt in PROMPTS]
     with torch.no_grad():
-        pivots = model.encode(model.read(PROMPTS))
+        pivots = model.encode(model.encoder_ids(PROMPTS))
 
     def score(rewriter):  # mean log p, which is what beams are compared by
-        written = rewriter.write(list(pivots), begun, [None] * 3)
+        written = rewriter.generate(list(pivots), begun, [None] * 3)
         with torch.no_grad():
-            logps = model.logits(pivots, begun, [one.ids for one in written], guarded=True).log_softmax(-1)
+            logps = model.logits(pivots, begun, [one.ids for one in written], continuation=True).log_softmax(
+                -1
+            )
         return [row[range(len(one.ids)), one.ids].mean().item() for row, one in zip(logps, written)]
 
     assert all(b >= g - 1e-5 for b, g in zip(score(wide), score(refiner))) and score(wide) != score(refiner)
@@ -145,8 +147,8 @@ def test_settings_come_from_the_checkpoint(folder, tmp_path):
         PripRewriter(where, device="cpu")
 
 
-def test_nothing_added_is_said(refiner, monkeypatch):
-    monkeypatch.setattr(refiner, "_tail", lambda begun, written: " .,")
+def test_an_empty_addition_falls_back_with_the_cause(refiner, monkeypatch):
+    monkeypatch.setattr(refiner, "_added_text", lambda begun, written: " .,")
     [[one]] = refiner.rewrite(["a  cat."])
     assert (one.prompt, one.fallback) == ("a  cat.", "the refiner added nothing")
 
@@ -167,7 +169,7 @@ def test_bad_input(refiner, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_prompt_that_leaves_the_decoder_no_room(refiner):
+def test_a_prompt_that_leaves_the_decoder_no_room_is_refused(refiner):
     full = PripRewriter(refiner.model, max_new_tokens=140)
     with pytest.raises(BadInput, match="tokens long, this refiner reads"):
         full.rewrite(["a red circle and a blue square on a plain white ground"])
@@ -225,9 +227,9 @@ def test_pictures_become_prompts(refiner):
 def test_refining_loads_no_vision_tower(folder):
     made = PripRewriter(folder, device="cpu")
     made.rewrite(["a cat"])
-    assert "eye" not in vars(made)
+    assert "vision_tower" not in vars(made)
     made.describe(IMAGES[:1])
-    assert "eye" in vars(made)
+    assert "vision_tower" in vars(made)
     with pytest.raises(Unsupported, match="no vision tower"):
         PripRewriter(tiny()).describe(IMAGES)
 

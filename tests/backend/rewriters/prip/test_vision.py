@@ -24,34 +24,34 @@ def test_a_picture_has_its_own_pivot(eye):
     torch.testing.assert_close(eye(IMAGES[1:2])[0], together[1], rtol=0, atol=1e-5)
 
 
-def test_pictures_are_squeezed_into_the_towers_square_and_normalised(eye):
+def test_pictures_are_resized_to_a_square_and_normalised(eye):
     plain = torch.full((1, 50, 20, 3), 0.5)
     expected = (0.5 - torch.tensor(MEAN)) / torch.tensor(STD)
-    pixels = eye.pixels(plain)
+    pixels = eye.preprocess(plain)
     assert pixels.shape == (1, 3, 32, 32)
     torch.testing.assert_close(pixels, expected.view(1, 3, 1, 1).expand_as(pixels), rtol=0, atol=1e-5)
     fitting = torch.rand(1, 32, 32, 3)
-    again = eye.pixels(fitting).movedim(1, -1) * torch.tensor(STD) + torch.tensor(MEAN)
+    again = eye.preprocess(fitting).movedim(1, -1) * torch.tensor(STD) + torch.tensor(MEAN)
     torch.testing.assert_close(again, fitting, rtol=0, atol=1e-5)
 
 
-def test_pixels_are_those_of_blip_2s_processor(eye):
+def test_pixels_equal_those_of_blip_2s_processor(eye):
     from transformers import BlipImageProcessor
 
     picture = (IMAGES[0] * 255).round().byte()
     process = BlipImageProcessor(size={"height": 32, "width": 32})
     expected = torch.as_tensor(process(picture.numpy(), return_tensors="pt")["pixel_values"])
-    away = (eye.pixels(picture[None] / 255) - expected).abs()
+    away = (eye.preprocess(picture[None] / 255) - expected).abs()
     assert away.mean() < 0.01 and away.max() < 0.1  # it resizes bytes and rounds to them; a level is .015
 
 
 @pytest.mark.parametrize("shape", [(40, 40, 3), (1, 40, 40, 4), (0, 40, 40, 3), (1, 3, 40, 40)])
-def test_what_is_no_picture(eye, shape):
+def test_what_is_no_picture_is_refused(eye, shape):
     with pytest.raises(BadInput, match=r"expected pictures \(B, H, W, 3\)"):
         eye(torch.zeros(shape))
 
 
-def test_saved_and_loaded(eye, tmp_path):
+def test_a_saved_tower_loads_unchanged(eye, tmp_path):
     eye.save_pretrained(tmp_path / "image")
     again = ImagePivot.from_pretrained(tmp_path / "image")
     assert torch.equal(again(IMAGES), eye(IMAGES)) and not any(w.requires_grad for w in again.parameters())
@@ -65,7 +65,7 @@ def test_saved_and_loaded(eye, tmp_path):
 
 
 @pytest.mark.parametrize("shards", ["10GB", "20KB"])
-def test_a_published_blip_2_sees_the_same_here(tmp_path, shards):
+def test_a_published_blip_2_gives_the_same_pivots(tmp_path, shards):
     from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
     torch.manual_seed(4)
@@ -103,7 +103,7 @@ def test_a_published_blip_2_sees_the_same_here(tmp_path, shards):
     whole.save_pretrained(tmp_path, max_shard_size=shards)
     taken = ImagePivot.from_blip2(str(tmp_path))
     with torch.no_grad():
-        seen = whole.vision_model(taken.pixels(IMAGES)).last_hidden_state
+        seen = whole.vision_model(taken.preprocess(IMAGES)).last_hidden_state
         expected = whole.qformer(whole.query_tokens.expand(3, -1, -1), encoder_hidden_states=seen)
         torch.testing.assert_close(taken(IMAGES), expected.last_hidden_state, rtol=0, atol=1e-6)
     with pytest.raises(CheckpointError, match="cannot take BLIP-2's vision part"):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from reprise.backend.rewriters.prip.model import Prip, PripConfig
+from reprise.backend.rewriters.prip.checkpoint import PripConfig
+from reprise.backend.rewriters.prip.model import Prip
 from reprise.backend.rewriters.prip.presets import Preset, build
 from reprise.backend.rewriters.prip.rewriter import EMBEDDED_REFINER
 from reprise.backend.rewriters.prip.vision import ImageConfig, ImagePivot

@@ -409,7 +409,7 @@ def test_from_random_weights(values, taught, tmp_path):
 
 def test_without_reasoning(values, tmp_path, monkeypatch):
     settings = {**values, "reasoning": False, "max_steps": 1, "eval_prompts": None}
-    write = RePromptRewriter.write
+    write = RePromptRewriter.generate
 
     def plain(self, *rest):
         from dataclasses import replace

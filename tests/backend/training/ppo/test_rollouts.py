@@ -7,7 +7,7 @@ import torch
 
 from reprise.backend.core.errors import RewardFailed
 from reprise.backend.rewards.text import Length
-from reprise.backend.rewriters.decoding import Written
+from reprise.backend.rewriters.decoding import Completion
 from reprise.backend.rewriters.prip.rewriter import PripRewriter
 from reprise.backend.storage.cache import Cache
 from reprise.backend.training.common.offload import StageTimer
@@ -57,14 +57,14 @@ def says(monkeypatch, texts):
     """The refiner adds these, in turn."""
     turns = iter(texts)
 
-    def write(self, pivots, begun, keys, *rest):
+    def generate(self, pivots, begun, keys, *rest):
         found = []
         for text in (next(turns) for _ in begun):
-            ids = self.model.write_ids(text)
-            found.append(Written(text, ids, [0.0] * len(ids), cut=text.endswith("…")))
+            ids = self.model.decoder_ids(text)
+            found.append(Completion(text, ids, [0.0] * len(ids), truncated=text.endswith("…")))
         return found
 
-    monkeypatch.setattr(PripRewriter, "write", write)
+    monkeypatch.setattr(PripRewriter, "generate", generate)
 
 
 def test_what_the_user_sees_is_what_is_judged(refiner, prompts, tmp_path, monkeypatch):
@@ -97,8 +97,8 @@ def test_what_the_user_sees_is_what_is_judged(refiner, prompts, tmp_path, monkey
 
 
 def test_a_cut_text_is_scored_without_its_last_phrase(refiner, prompts, tmp_path, monkeypatch):
-    cut = Written(", red, on a", refiner.model.write_ids(", red, on a"), [0.0] * 6, cut=True)
-    monkeypatch.setattr(PripRewriter, "write", lambda self, pivots, begun, keys, *rest: [cut] * len(begun))
+    cut = Completion(", red, on a", refiner.model.decoder_ids(", red, on a"), [0.0] * 6, truncated=True)
+    monkeypatch.setattr(PripRewriter, "generate", lambda self, pivots, begun, keys, *rest: [cut] * len(begun))
     batch = rollouts(refiner, prompts, tmp_path, rewrites=1).collect()
     assert {one.rewrite.prompt for one in batch.samples} == {one.asked.prompt + ", red" for one in batch.owns}
     assert batch.figures["cut_off"] == 1
@@ -194,7 +194,7 @@ def test_log_probabilities_are_those_that_were_drawn_from(refiner, prompts, tmp_
 def test_first_pivots_stay_what_they_were(prompts, tmp_path):
     refiner = PripRewriter(tiny(), max_new_tokens=5)
     texts = ["a star", "a ring", "a star"]
-    ids, _ = refiner.read_prompts(texts)
+    ids, _ = refiner.encode_prompts(texts)
     with torch.no_grad():
         expected = refiner.model.encode([ids[text] for text in texts])
     warm = WarmPivots(tmp_path / "warm", texts, refiner)

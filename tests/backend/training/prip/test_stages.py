@@ -47,7 +47,7 @@ def test_the_second_stage(log, refiner, tmp_path):
 
     rewriter = PripRewriter(final)
     (row,) = rewriter.rewrite(["a red circle"])
-    assert row[0].prompt.startswith("a red circle") and len(rewriter.model.words)
+    assert row[0].prompt.startswith("a red circle") and len(rewriter.model.word_tokens)
     from reprise.backend.storage.images import read_picture
 
     for ground in ("white", "pink"):
@@ -81,12 +81,15 @@ def test_what_is_learned_is_what_inference_reads_and_writes(log, refiner, tmp_pa
     loop = DecoderLoop(config, tmp_path, False, lambda line: None)
     loop._look()
     item = loop.items[0]
-    assert item.ids == [*loop.model.write_ids(item.record.system), loop.model.writer.eos_token_id]
+    assert item.ids == [
+        *loop.model.decoder_ids(item.record.system),
+        loop.model.decoder_tokenizer.eos_token_id,
+    ]
     rewriter = PripRewriter(loop.model, max_new_tokens=6)
     (seen,) = loop._seen([item])
-    (one,) = rewriter.write([seen], [loop.model.write_ids("a red")], [7])
+    (one,) = rewriter.generate([seen], [loop.model.decoder_ids("a red")], [7])
     with torch.no_grad():
-        whole = loop.model.logits(seen[None], [loop.model.write_ids("a red")], [one.ids], guarded=True)
+        whole = loop.model.logits(seen[None], [loop.model.decoder_ids("a red")], [one.ids], continuation=True)
         logps = (whole[0] / rewriter.temperature).log_softmax(-1)
     torch.testing.assert_close(
         logps.gather(1, torch.tensor(one.ids)[:, None])[:, 0], torch.tensor(one.logps), rtol=1e-3, atol=1e-3

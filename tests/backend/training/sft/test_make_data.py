@@ -28,10 +28,10 @@ class Writer:
     def __init__(self, answer=lambda prompt, variant: rewrite(f"{prompt} {variant}")):
         self.answer, self.asked = answer, []
 
-    def ask(self, rows, seed, told, should_stop=None):
+    def rewrite_rows(self, rows, seed, on_rewrite, should_stop=None):
         for number, row in enumerate(rows):
             self.asked.append((row.prompt, row.variant))
-            told(number, self.answer(row.prompt, row.variant))
+            on_rewrite(number, self.answer(row.prompt, row.variant))
 
 
 def rewrite(prompt, reason="r"):
