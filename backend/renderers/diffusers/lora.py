@@ -6,9 +6,9 @@
 | SD1.x, SDXL | `lora_unet_a_b_0.{lora_down.weight,lora_up.weight,alpha}` | the same |
 | PixArt-Sigma | `base_model.model.a.b.0.lora_{A,B}.weight` | ComfyUI's loader, peft; none of diffusers' |
 
-(diffusers' own layout for UNets, `unet.a.b.0.lora_A.weight`, is none that ComfyUI knows.) The adapter's scale
-alpha / r is multiplied into B, so that a reader that knows no alpha, and one that takes the rank for it, see
-the same weights.
+(ComfyUI does not know diffusers' own layout for UNets, `unet.a.b.0.lora_A.weight`.) The adapter's scale
+alpha / r is multiplied into B, so that readers that ignore alpha, and those that divide by the rank, get the
+same weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ENDS = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_down\.weight|lora
 
 
 def check_layout(family: Family) -> None:
-    """Raises Unsupported for a family whose LoRA no reader of ours would know."""
+    """Raises Unsupported for a family without a layout that ComfyUI and our reader know."""
     if family.name not in PREFIXES:
         raise Unsupported(
             f"no layout of a LoRA file is known for {family.name}; LoRAs are trained and read "
@@ -53,22 +53,16 @@ def check_layout(family: Family) -> None:
 
 def lora_tensors(family: Family, adapter: Adapter, scale: float) -> dict[str, Tensor]:
     """The file's tensors of an adapter that is applied as scale B A."""
-    import torch
+    from diffusers.utils import convert_state_dict_to_kohya
 
     check_layout(family)
-    prefix, found = PREFIXES[family.name], {}
+    kohya = PREFIXES[family.name] == KOHYA
+    prefix = "unet." if kohya else PREFIXES[family.name]
+    tensors = {}
     for module, (a, b) in adapter.items():
-        a, b = a.detach().cpu().contiguous(), (b.detach().cpu() * scale).contiguous()
-        if prefix == KOHYA:
-            name = prefix + module.replace(".", "_")
-            found |= {
-                f"{name}.lora_down.weight": a,
-                f"{name}.lora_up.weight": b,
-                f"{name}.alpha": torch.tensor(float(len(a))),
-            }
-        else:
-            found |= {f"{prefix}{module}.lora_A.weight": a, f"{prefix}{module}.lora_B.weight": b}
-    return found
+        tensors[f"{prefix}{module}.lora_A.weight"] = a.detach().cpu().contiguous()
+        tensors[f"{prefix}{module}.lora_B.weight"] = (b.detach().cpu() * scale).contiguous()
+    return convert_state_dict_to_kohya(tensors) if kohya else tensors
 
 
 def save_lora(
@@ -78,9 +72,9 @@ def save_lora(
     notes: Mapping[str, Any],
     dtype: str = "float32",
 ) -> Path:
-    """Write `lora_tensors` to `folder`, with `notes` in the file's head; the file.
+    """Write `lora_tensors` to `folder`, with `notes` in the file's metadata; returns the file.
 
-    For a family that peft alone reads it has peft's name, and peft's settings beside it.
+    For a family that only peft reads, it has peft's file name, and peft's settings beside it.
     """
     import torch
     from safetensors.torch import save_file
@@ -91,12 +85,12 @@ def save_lora(
     }
     peft = PREFIXES[family.name] == PEFT
     path = folder / ("adapter_model.safetensors" if peft else "lora.safetensors")
-    # One entry: several come in an order of chance, and a renderer's fingerprint is of the file's bytes.
+    # One entry: the order of several is random, and a renderer's fingerprint is that of the file's bytes.
     save_file(stored, path, {"reprise": json.dumps(dict(notes), ensure_ascii=False)})
     if peft:
         from peft import LoraConfig
 
-        modules = {found[1].removeprefix(PEFT) for key in stored if (found := _ENDS.fullmatch(key))}
+        modules = {match[1].removeprefix(PEFT) for key in stored if (match := _ENDS.fullmatch(key))}
         rank = next(len(value) for key, value in stored.items() if key.endswith("lora_A.weight"))
         LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(modules)).save_pretrained(str(folder))
     return path
@@ -105,7 +99,7 @@ def save_lora(
 def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
     """The adapter of a file in one of our layouts, in float32, its scale in B.
 
-    Raises CheckpointError for a file that is none, or another model's.
+    Raises CheckpointError for a file that is damaged, no LoRA, or made for another model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -122,14 +116,14 @@ def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
     }
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        found = _ENDS.fullmatch(key)
-        if found is None or found[1] not in modules:
+        match = _ENDS.fullmatch(key)
+        if match is None or match[1] not in modules:
             raise CheckpointError(
                 f"{path} is no LoRA of this {type(denoiser).__name__}: it has no module for {key!r}; give "
                 "one that `reprise train diffusion-dpo` made for the same model"
             )
-        half = found[2].replace("lora_down", "lora_A").replace("lora_up", "lora_B")
-        parts.setdefault(modules[found[1]], {})[half] = value.float()
+        half = match[2].replace("lora_down", "lora_A").replace("lora_up", "lora_B")
+        parts.setdefault(modules[match[1]], {})[half] = value.float()
     if not parts:
         raise CheckpointError(f"{path} is empty: expected a LoRA's weights, and it holds none; copy it anew")
     adapter = {}
@@ -148,18 +142,18 @@ def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
         b = b if alpha is None else b * (float(alpha) / len(a))
         if not (a.isfinite().all() and b.isfinite().all()):
             raise CheckpointError(
-                f"{path} is damaged: {module} has values that are no numbers, or too large "
-                "ones; copy it anew, or train it again"
+                f"{path} is damaged: {module} has values that are NaN, infinite or too large; "
+                "copy it anew, or train it again"
             )
         adapter[module] = a, b
     return adapter
 
 
 def apply_lora(path: Path, denoiser: nn.Module, strength: float = 1.0) -> None:
-    """Put a LoRA file on a denoiser, for good. Raises CheckpointError.
+    """Add a LoRA file to a denoiser, for good. Raises CheckpointError.
 
-    Weights of float32 take it in. Those of half precision have no digits for a small change: beside them it
-    is computed by itself, in their dtype, as while it was trained and as diffusers' own loader has it.
+    float32 weights are changed. Half precision would round a small change away: there B A x is computed
+    beside the layer, in its dtype, as in training and in diffusers' own loader.
     """
     import torch
 
@@ -171,11 +165,11 @@ def apply_lora(path: Path, denoiser: nn.Module, strength: float = 1.0) -> None:
             if weight.dtype == torch.float32:
                 weight += (strength * (b @ a)).to(weight)
             else:
-                _put_beside(layer, weight, a, strength * b)
+                _add_beside(layer, weight, a, strength * b)
 
 
-def _put_beside(layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add B A x to what a linear layer says of x."""
+def _add_beside(layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add B A x to the output of a linear layer for x."""
     from torch import nn
 
     halves = [
@@ -185,7 +179,7 @@ def _put_beside(layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor) -> None:
     for linear, half in zip(halves, (a, b)):
         linear.weight.copy_(half)
     beside = nn.Sequential(*halves).requires_grad_(False)
-    # Modules of the layer's own, so that they go where it goes, or wait in main memory with it.
+    # Children of the layer, so that they move between devices with it.
     name = f"lora_{len(list(layer.children()))}"
     layer.add_module(name, beside)
-    layer.register_forward_hook(lambda layer, given, said: said + layer.get_submodule(name)(given[0]))
+    layer.register_forward_hook(lambda layer, inputs, output: output + layer.get_submodule(name)(inputs[0]))

@@ -215,9 +215,9 @@ def test_an_alpha_of_another_tool_counts(tmp_path):
         ({"lora_down.weight": torch.ones(2, 8, 1, 1)}, "linear layers"),
         ({"lora_down.weight": torch.ones(0, 8), "lora_up.weight": torch.ones(8, 0)}, "rank of 1 at least"),
         ({"alpha": torch.ones(3)}, "one alpha, got alpha"),
-        ({"alpha": torch.tensor(math.nan)}, "no numbers"),
-        ({"alpha": torch.tensor(math.inf)}, "no numbers"),
-        ({"lora_down.weight": torch.full((2, 8), math.nan)}, "no numbers"),
+        ({"alpha": torch.tensor(math.nan)}, "NaN, infinite"),
+        ({"alpha": torch.tensor(math.inf)}, "NaN, infinite"),
+        ({"lora_down.weight": torch.full((2, 8), math.nan)}, "NaN, infinite"),
         ({"lora_up.weight": torch.full((8, 2), 1e300, dtype=torch.float64)}, "too large"),
     ],
 )
