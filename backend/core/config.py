@@ -20,7 +20,9 @@ from .errors import BadInput, UnknownName
 class Config(BaseModel):
     """Base of all configs: immutable, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 C = TypeVar("C", bound=BaseModel)

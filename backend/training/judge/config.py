@@ -20,7 +20,7 @@ class JudgeConfig(Config):
     model: str
     """Folder of a model that --judge vlm: takes, its name under models/reprise/judges, or its hub name."""
     data: Path
-    """Questions, pictures and answers; `reprise judge-data` makes them."""
+    """Questions, pictures and answers; `reprise data judge` makes them."""
     questions: list[Question] = Field(["match", "clarity", "potential", "critique"], min_length=1)
     """What is trained, where the data has it."""
     vision: Literal["train", "frozen"] = "frozen"

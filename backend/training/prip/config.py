@@ -36,7 +36,7 @@ class StageConfig(Config):
     tower: Path | None = None
     """Folder of a refiner whose vision tower takes the place of the preset's."""
     log: Path
-    """Prompts and pictures: JSON lines of `reprise picture-log`, DiffusionDB's folders, or pictures with
+    """Prompts and pictures: JSON lines of `reprise data pictures`, DiffusionDB's folders, or pictures with
     captions."""
     max_steps: PositiveInt = 1000
     """Optimiser steps in all."""

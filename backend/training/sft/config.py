@@ -18,7 +18,7 @@ class SftConfig(Config):
     model: str
     """Folder or hub name of an instruct or chat language model."""
     data: Path
-    """JSON lines with `prompt`, `reason`, `rewrite` and, optionally, `critique`; see `reprise train-data`."""
+    """JSON lines with `prompt`, `reason`, `rewrite` and perhaps `critique`; see `reprise data rewrites`."""
     eval_data: Path | None = None
     """The same for held-out examples; their loss is logged at every checkpoint."""
     reasoning: bool = True
