@@ -108,6 +108,17 @@ def test_names_of_the_glossary_are_in_the_code():
     assert names and not [name for name in names if not re.search(rf"\b{name}\b", sources)]
 
 
+def test_targets_are_in_the_makefile():
+    known = set(re.findall(r"^([a-z-]+):", read(ROOT / "Makefile"), re.MULTILINE))
+    called = {
+        (named(page), target)
+        for page in OF_TODAY
+        for code in code_of(read(page))
+        for target in re.findall(r"^make ([a-z-]+)", code)
+    }
+    assert called and not [one for one in sorted(called) if one[1] not in known]
+
+
 def test_commands_are_the_programs_own():
     from reprise.backend.cli.main import app
 
