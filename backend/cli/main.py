@@ -7,31 +7,23 @@ with Ctrl-C, what was finished is kept. REPRISE_DEBUG=1 shows the traceback behi
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from io import TextIOWrapper
 
 import typer
 
 from ..core.errors import Interrupted, RepriseError
-from ..lab.bench import cli as bench
-from ..lab.weights import cli as shapeworld
-from . import (
-    evaluate,
-    judge_data,
-    models,
-    picture_log,
-    preferences,
-    render,
-    rewrite,
-    score,
-    serve,
-    train,
-    train_data,
-)
+from . import data, evaluate, models, preferences, render, rewrite, score, serve, shapeworld, train
 
+EXTRAS_NEED = (3, 11)  # Python of diffusers 0.42 and transformers 5.21, and so of [render], [train], [serve]
 STOPPED = 130  # what shells report for a program that Ctrl-C stopped
+BACKEND = __name__.rpartition(".cli.")[0]
+DRAW, LEARN, DATA, OTHER = "Draw", "Learn", "Make data", "Other"  # panels of the help
 
 app = typer.Typer(
     name="reprise",
@@ -40,19 +32,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A short prompt becomes a better picture: rehearse it, try many seeds, keep and mend the best.",
 )
-app.command("render")(render.render)
-app.command("rewrite")(rewrite.rewrite)
-app.command("score")(score.score)
-app.command("train")(train.train)
-app.command("train-data")(train_data.train_data)
-app.command("picture-log")(picture_log.picture_log)
-app.command("judge-data")(judge_data.judge_data)
-app.command("evaluate")(evaluate.evaluate)
-app.command("bench")(bench.bench)
-app.command("models")(models.models)
-app.add_typer(preferences.app, name="preferences")
-app.add_typer(serve.app, name="serve")
-app.add_typer(shapeworld.app, name="shapeworld")
+app.command("render", rich_help_panel=DRAW)(render.render)
+app.command("rewrite", rich_help_panel=DRAW)(rewrite.rewrite)
+app.command("score", rich_help_panel=DRAW)(score.score)
+# Here goes `batch`: a saved workflow of ComfyUI over many prompts, on one or more servers.
+app.command("models", rich_help_panel=DRAW)(models.models)
+app.add_typer(train.app, name="train", rich_help_panel=LEARN)
+app.add_typer(evaluate.app, name="evaluate", rich_help_panel=LEARN)
+app.add_typer(data.app, name="data", rich_help_panel=DATA)
+app.add_typer(preferences.app, name="preferences", rich_help_panel=DATA)
+app.add_typer(serve.app, name="serve", rich_help_panel=OTHER)
+app.add_typer(shapeworld.app, name="shapeworld", rich_help_panel=OTHER)
+
+
+def _add_lab() -> None:
+    """Add `reprise lab` where its folder is: a repository has it, an installed wheel does not."""
+    found = find_spec(f"{BACKEND}.lab")
+    if found is not None and found.origin is not None:  # a folder without __init__.py has no origin
+        app.add_typer(import_module(f"{BACKEND}.lab.cli").app, name="lab", rich_help_panel=OTHER)
+
+
+_add_lab()
 
 
 def _version(value: bool) -> None:
@@ -100,17 +100,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it complains again
         return 1
     except ModuleNotFoundError as error:
-        # A host brings these itself; a bare installation of the base has none of them.
-        remedy = (
-            "pip install 'reprise-nodes[render]' brings what drawing needs, [train] what training, "
-            "[serve] what serving needs"
-        )
-        return _fail(f"{error.name} is not installed; {remedy}", 1)
+        return _fail(_missing(error.name), 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own: a wrong option or value
         if usage is not None:
             return _fail(usage() or "see reprise --help", getattr(error, "exit_code", 2))
         return _fail(f"{type(error).__name__}: {error} (REPRISE_DEBUG=1 shows where)", 1)
+
+
+def _missing(library: str | None) -> str:
+    """What brings a library that is not there: a host may have it, the base installation alone does not."""
+    remedy = (
+        f"{library} is not installed; pip install 'reprise-nodes[render]' brings what drawing needs, [train] "
+        "what training, [serve] what serving needs"
+    )
+    if sys.version_info < EXTRAS_NEED:
+        remedy += f"; they need Python {EXTRAS_NEED[0]}.{EXTRAS_NEED[1]}, this is {platform.python_version()}"
+    return remedy
 
 
 def _fail(error: object, code: int) -> int:

@@ -1,9 +1,9 @@
-"""`reprise models`: what is installed, what could be, where it is looked for, and what fits the device."""
+"""`reprise models`: what is installed, what could be, where it is looked for, what fits the device."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..core.errors import CheckpointError
 from ..core.model_files import EMBEDDED_WEIGHTS, model_folders
 from ..core.registry import RENDERERS, REWARDS, REWRITERS
 from ..rewards.published import files
+from .device import find_device
 
 KINDS = ("renderers", "rewriters", "refiners", "judges")
 HEADROOM = 1.25  # weights and what computing with them takes, as a multiple of the weights
@@ -79,7 +80,7 @@ def count_parameters(path: Path) -> int:
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        total = sum(_product(entry["shape"]) for entry in header.values())
+        total = sum(math.prod(entry["shape"]) for entry in header.values())
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     if size != 8 + length + end:
@@ -122,48 +123,33 @@ def find_all() -> list[InstalledModel]:
     return found
 
 
-def device() -> tuple[str, int | None]:
-    """The device that models run on, in words, and its free bytes (None: not known)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
-    if torch.backends.mps.is_available():
-        return "Apple GPU (mps)", None
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        free = None
-    return f"CPU ({torch.get_num_threads()} threads)", free
-
-
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, nothing else.")] = False,
     get: Annotated[
         str | None, typer.Option(metavar="JUDGE", help="First download this judge's files from Hugging Face.")
     ] = None,
 ) -> None:
-    """Show what is installed, where it is looked for, and what fits the device."""
+    """Show which models are installed, in which folders they are looked for, and what fits the device."""
     from . import terminal
 
     if get is not None:
         from ..rewards.published.download import fetch
 
         fetch(get, terminal.note)
-    name, free = device()
-    found, judges = find_all(), find_judges()
+    device, found, judges = find_device(), find_all(), find_judges()
+    free = device.free_bytes
     if free is not None:
         for model in found:
             if model.fault is None:
                 model.fits = model.bytes * HEADROOM <= free
         for judge in judges:
-            weights = judge.parameters * 4 if name.startswith("CPU") else judge.bytes
+            weights = judge.bytes if device.gpu else judge.parameters * 4
             judge.fits = weights * HEADROOM <= free
     names = {"rewriters": sorted(REWRITERS), "renderers": sorted(RENDERERS), "rewards": sorted(REWARDS)}
     if as_json:
         terminal.print_json(
             {
-                "device": {"name": name, "free_bytes": free},
+                "device": asdict(device),
                 "folders": [str(folder) for folder in model_folders()],
                 "models": [asdict(model) for model in found],
                 "judges": [asdict(judge) for judge in judges],
@@ -200,21 +186,17 @@ def models(
             out.print(f"[bold]not installed[/bold]: {j.name} ({_state(j.fits)}): {j.advice}", soft_wrap=True)
     for kind, known in names.items():
         out.print(f"[bold]{kind}[/bold]: {', '.join(known)}", soft_wrap=True)
-    memory = f", {free / 2**30:.1f} GiB free" if free is not None else ""
-    out.print(f"[bold]device[/bold]: {name}{memory}", soft_wrap=True)
+    memory = f"{free / 2**30:.1f} GiB free" if free is not None else "free memory not known"
+    out.print(
+        f"[bold]device[/bold]: {device.name}, {memory}; torch {device.torch or 'not installed'}",
+        soft_wrap=True,
+    )
     out.print(
         "[bold]looked for in[/bold]: "
         + ", ".join(str(f) for f in model_folders())
         + " (set REPRISE_MODELS to add a folder)",
         soft_wrap=True,
     )
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
 
 
 def _state(fits: bool | None) -> str:

@@ -45,7 +45,13 @@ By = Annotated[
     ),
 ]
 Most = Annotated[
-    int, typer.Option("--pairs", metavar="K", help="Pairs of a prompt: best and worst, second best and …")
+    int,
+    typer.Option(
+        "--pairs",
+        metavar="K",
+        callback=options.between(1),
+        help="Pairs of a prompt: best and worst, second best and …",
+    ),
 ]
 STORE = Path("preferences")
 
@@ -59,7 +65,7 @@ def mine(
             show_default=False,
             help="Folders, searched for runs of `reprise "
             "render` and `reprise train` (with rounds, too); a FILE.rollouts.jsonl of `reprise "
-            "judge-data`; another store; or comfyui:URL, the history of a server, which "
+            "data judge`; another store; or comfyui:URL, the history of a server, which "
             "is gone when that stops.",
         ),
     ],
@@ -180,15 +186,15 @@ def page(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", show_default=f"{PAGE} in the store", help="Where to write.")
     ] = None,
-    most: Annotated[int, typer.Option("--most", metavar="N", help="Pairs shown, the closest first.")] = 400,
+    most: Annotated[
+        int, typer.Option(metavar="N", callback=options.between(1), help="Pairs shown, the closest first.")
+    ] = 400,
 ) -> None:
     """Write a page to look through pairs and strike bad ones."""
     from ..preferences.store import Store
     from ..reports.pairs import write_pairs
     from . import terminal
-    from .results import check_at_least_one
 
-    check_at_least_one(most=most)
     file = out or store / PAGE
     shown = write_pairs(file, Store(store), most)
     terminal.out().print(f"{shown} pairs: open [bold]{file}[/bold]", soft_wrap=True)
@@ -212,13 +218,11 @@ def strike(
 def _begin(store: Path, by: str, margin: float, most: int) -> PairMiner:
     from ..preferences.pairing import PairMiner
     from ..preferences.store import Store
-    from .results import check_at_least_one
 
     if by not in BY:
         raise UnknownName("--by", by, BY)
     if not (math.isfinite(margin) and margin >= 0):
         raise BadInput(f"--margin must be 0 or more, got {margin}")
-    check_at_least_one(pairs=most)
     there = next(path for path in (store, *store.parents) if path.exists())
     if not there.is_dir():
         raise BadInput(f"{there} is a file; expected a folder that keeps preferences: give another --store")

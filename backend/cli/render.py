@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ..search.chain import Chain
     from ..storage.records import Record
 
-MOST = 4096  # candidates; a slip of the keyboard should not take a week
-
 
 @dataclass
 class RenderedPrompt:
@@ -37,35 +35,19 @@ def render(
     prompts: options.Prompts = None,
     file: options.PromptFile = None,
     renderer: options.Renderer = "shapeworld",
+    lora: options.Lora = None,
+    steps: options.Steps = None,
     rewriter: options.Rewriter = None,
-    best_of: Annotated[
-        int, typer.Option("--best-of", metavar="N", help="Candidates, each from its own seed.")
-    ] = 8,
-    variants: Annotated[
-        int, typer.Option(metavar="K", help="Rewrites that the candidates share in turn.")
-    ] = 4,
-    prune: Annotated[
-        str | None,
-        typer.Option(
-            metavar=options.PRUNING,
-            show_default="halving, or none without previews",
-            help="How hopeless candidates stop early.",
-        ),
-    ] = None,
-    reflect: Annotated[
-        int | None,
-        typer.Option(
-            metavar="ROUNDS",
-            show_default="1, or 0 with a judge that only scores",
-            help="Rounds of mending at most; it stops once all is right.",
-        ),
-    ] = None,
+    variants: options.Variants = 4,
+    best_of: options.BestOf = 8,
+    prune: options.Prune = None,
+    reflect: options.Reflect = None,
     corrector: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             show_default="the rewriter",
-            help="Mends the prompt by what the judge finds wrong, as --rewriter names one.",
+            help="Mends the prompt by what the judge finds wrong; named as for --rewriter.",
         ),
     ] = None,
     correction: options.Correction = "draw-again",
@@ -75,10 +57,10 @@ def render(
         typer.Option(
             metavar="NAME",
             show_default="shapeworld",
-            help="Selects, and says what is wrong; "
-            "remote:NAME@URL is one that `reprise serve rewards` runs, vlm:FOLDER or vlm:MODEL@URL "
-            "a vision-language model, which criticises with #checklist after it, or #critique once "
-            "`reprise train judge` has tuned it.",
+            help="Selects the best picture and says what is wrong with it. remote:NAME@URL is a judge that "
+            "`reprise serve rewards` runs; vlm:FOLDER or vlm:MODEL@URL is a vision-language model, which "
+            "criticises with #checklist after its name, or with #critique once `reprise train judge` has "
+            "tuned it.",
         ),
     ] = None,
     previews: Annotated[
@@ -86,25 +68,17 @@ def render(
         typer.Option(
             metavar="NAME",
             show_default="the judge",
-            help="Looks at previews in the judge's place. "
-            "A vision-language model is asked what will become of them (PARM's potential).",
+            help="Judges the previews. A vision-language model is asked what will become of them (PARM's "
+            "potential).",
         ),
     ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=WEIGHT", help="Select by a weighted mix; may be given several times."),
-    ] = None,
-    lora: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Added to the renderer: a LoRA of `reprise train diffusion-dpo`."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Candidate i is drawn from seed + i.")] = 0,
-    steps: options.Steps = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", show_default="a new one in out/", help="Where to write."),
-    ] = None,
-    redo: Annotated[bool, typer.Option("--redo", help="Draw again what is finished already.")] = False,
+    reward: options.WeightedRewards = None,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", callback=options.seed_in_range, help="Candidate i is drawn from seed + i."),
+    ] = 0,
+    out: options.Out = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Draw finished prompts again.")] = False,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -124,15 +98,15 @@ def render(
         make_reward,
         parse_weights,
     )
-    from . import terminal
-    from .options import choose_prune
+    from . import checks, terminal
     from .prompts import gather
 
     # All that can be wrong with the words is found before a model is loaded.
     texts = gather(prompts or [], file, terminal.note)
-    _check(best_of, variants, 1 if reflect is None else reflect, seed, steps)
-    mending = options.correction_named(correction)
-    prune = choose_prune(prune, renderer)
+    # Every candidate of every round needs a seed.
+    checks.check_seeds(seed, best_of * (2 if reflect is None else 1 + reflect))
+    mending = checks.correction_named(correction)
+    prune = checks.choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
     if previews is not None:
         check_judge(previews)
@@ -215,17 +189,6 @@ def render(
         for entry in entries:
             _print(entry)
         terminal.out().print(f"open [bold]{out / 'index.html'}[/bold]", soft_wrap=True)
-
-
-def _check(best_of: int, variants: int, reflect: int, seed: int, steps: int | None) -> None:
-    if not 1 <= best_of <= MOST:
-        raise BadInput(f"--best-of must be 1 to {MOST}, got {best_of}")
-    if not 1 <= variants <= MOST:
-        raise BadInput(f"--variants must be 1 to {MOST}, got {variants}")
-    options.check_reflect(reflect)
-    options.check_seed(seed, best_of * (1 + reflect))  # every candidate of every round needs a seed
-    if steps is not None and not 1 <= steps <= 1000:
-        raise BadInput(f"--steps must be 1 to 1000, got {steps}")
 
 
 def _run_all(

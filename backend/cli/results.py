@@ -1,4 +1,4 @@
-"""What `evaluate` and `bench` do with a result: one table or one JSON object, a file and a page."""
+"""What `evaluate` and `lab bench` do with a result: one table or one JSON object, a file and a page."""
 
 from __future__ import annotations
 
@@ -8,25 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BadInput, Interrupted, UnknownName
+from ..core.errors import Interrupted
 from ..reports.figures import interval_text, row_counts, text_tables, write_figures
 from ..storage.files import write_whole
 from ..storage.records import versions
 from . import terminal
 
 RESULT = "result.json"
-
-
-def check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UnknownName(kind, name, known)
-
-
-def check_at_least_one(**numbers: int) -> None:
-    """Raises BadInput naming the option of the first number below 1."""
-    for name, value in numbers.items():
-        if value < 1:
-            raise BadInput(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 @contextmanager

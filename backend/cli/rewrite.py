@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ..core.errors import BadInput
 from . import options
 
 
@@ -14,19 +13,18 @@ def rewrite(
     prompts: options.Prompts = None,
     file: options.PromptFile = None,
     rewriter: options.Rewriter = None,
-    variants: Annotated[int, typer.Option(metavar="K", help="Rewrites of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same rewrites.")] = 0,
+    variants: Annotated[
+        int, typer.Option(metavar="K", callback=options.between(1, 256), help="Rewrites of each prompt.")
+    ] = 1,
+    seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Rewrite prompts and show the reasoning. --json prints an array, one object per prompt."""
+    """Rewrite prompts and show the reasons. --json prints an array with an object for each prompt."""
     from ..factory import find_rewriter
     from . import terminal
     from .prompts import gather
 
     texts = gather(prompts or [], file, terminal.note)
-    if not 1 <= variants <= 256:
-        raise BadInput(f"--variants must be 1 to 256, got {variants}")
-    options.check_seed(seed)
     find = find_rewriter(rewriter)
     with terminal.quiet_stdout(as_json):
         found = find().rewrite(texts, variants, seed)

@@ -1,4 +1,4 @@
-"""`reprise score`: what rewards say of pictures that are there already."""
+"""`reprise score`: scores of pictures that exist already."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def score(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE…", show_default=False, help="Picture files.")
     ],
-    prompt: Annotated[str, typer.Option(help="What the pictures should show: the user's own prompt.")],
+    prompt: Annotated[str, typer.Option(help="What the pictures should show, in the user's own words.")],
     names: options.Rewards = None,
     held_out: Annotated[
         list[str] | None,
-        typer.Option("--held-out", metavar="NAME", help="Shown beside them, as one that decided nothing."),
+        typer.Option("--held-out", metavar="NAME", help="A reward that selected nothing, shown apart."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Score pictures against a prompt, each by itself. --json prints an array, one object per picture."""
+    """Score pictures against a prompt, each by itself. --json prints an array with an object for each."""
     from ..core.scoring import image_scores
     from ..factory import DEFAULT_JUDGE, make_reward
     from . import terminal

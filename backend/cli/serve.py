@@ -1,4 +1,4 @@
-"""`reprise serve rewards`: judges for other processes and machines, over HTTP."""
+"""`reprise serve rewards`: rewards for other processes and machines, over HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = REWARDS.keys[0]
 PORT = 8009
 MIB = 2**20
 
-app = typer.Typer(no_args_is_help=True, help="Answer other processes and machines.")
+app = typer.Typer(no_args_is_help=True, help="Work for other processes and machines.")
 
 
 @app.callback()
@@ -27,22 +27,40 @@ def _group() -> None:
 def rewards(
     names: options.Rewards = None,
     host: Annotated[
-        str, typer.Option(help=f"Where to listen; beyond this machine it needs {KEY} in the environment.")
+        str, typer.Option(help=f"Where to listen. To let other machines in, set {KEY} to a key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = PORT,
+    port: Annotated[int, typer.Option(callback=options.between(0, 65535), help="0 takes a free one.")] = PORT,
     batch: Annotated[
-        int, typer.Option(metavar="N", min=1, max=4096, help="Pictures of waiting requests judged together.")
+        int,
+        typer.Option(
+            metavar="N",
+            callback=options.between(1, 4096),
+            help="Pictures of waiting requests that are scored together.",
+        ),
     ] = 16,
     queue: Annotated[
-        int, typer.Option(metavar="N", min=1, max=65536, help="Requests that may wait; more are turned away.")
+        int,
+        typer.Option(
+            metavar="N",
+            callback=options.between(1, 65536),
+            help="Requests that may wait; further ones are refused.",
+        ),
     ] = 64,
-    max_images: Annotated[int, typer.Option(metavar="N", min=1, max=4096, help="Of one request.")] = 64,
+    max_images: Annotated[
+        int,
+        typer.Option(metavar="N", callback=options.between(1, 4096), help="Pictures of a request at most."),
+    ] = 64,
     max_pixels: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Of all pictures of a request together.")
+        int,
+        typer.Option(
+            metavar="N", callback=options.between(1), help="Pixels of all pictures of a request at most."
+        ),
     ] = 2**25,
-    max_mib: Annotated[int, typer.Option(metavar="N", min=1, help="Of a request's body.")] = 64,
+    max_mib: Annotated[
+        int, typer.Option(metavar="N", callback=options.between(1), help="MiB of a request's body at most.")
+    ] = 64,
 ) -> None:
-    """Serve rewards as JSON over HTTP, until Ctrl-C. Others reach them as --judge remote:NAME@URL."""
+    """Serve rewards as JSON over HTTP until Ctrl-C. Others use them as --judge remote:NAME@URL."""
     from ..factory import DEFAULT_JUDGE, make_reward
     from ..net.reward_protocol import Limits
     from ..serving.app import make_app

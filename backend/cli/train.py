@@ -1,49 +1,108 @@
-"""`reprise train`: one trainer, one config, one run folder; in one process, or in several of a launcher."""
+"""`reprise train METHOD`: one config, one run folder; in one process, or in several of a launcher."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import BadInput, Interrupted, TrainingFailed, UnknownName
+from ..core.errors import BadInput, Interrupted, TrainingFailed
 from ..core.registry import TRAINERS, resolve
+from ..training import shipped_config, shipped_configs
 from ..training.common import distributed
+from . import options
+
+if TYPE_CHECKING:
+    from ..core.config import Config
+
+SUMMARIES = {
+    "sft": "Teach a rewriter by examples (supervised fine-tuning).",
+    "grpo": "Improve a rewriter by the pictures that its rewrites give (GRPO).",
+    "dpo": "Improve a rewriter with pairs of better and worse rewrites (DPO).",
+    "judge": "Tune a vision-language model to judge pictures and previews.",
+    "diffusion-dpo": "Improve a renderer with pairs of better and worse pictures; a LoRA (Diffusion-DPO).",
+    "ppo": "Improve a refiner by the pictures that its prompts give (PPO).",
+    "prip-decoder": "Teach a refiner to write the prompt of a picture (PRIP's Prompt Decoder).",
+    "prip-encoder": "Teach a refiner to imagine the picture that people prefer (PRIP's Preference Encoder).",
+}
+
+app = typer.Typer(no_args_is_help=True, help="Train what the nodes load; a command for each method.")
 
 
-def train(
-    name: Annotated[
-        str, typer.Argument(metavar="TRAINER", show_default=False, help=", ".join(TRAINERS) + ".")
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml] [key=value…]",
-            show_default=False,
-            help="A config file, and single settings on top.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", show_default="a new one in runs/", help="The run folder.")
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Go on with a stopped run, with its own config; what decides "
-            "nothing that is learned may change, such as save_every and keep_gb.",
-        ),
-    ] = None,
-) -> None:
-    """Train what the nodes load. Ctrl-C stops it; --resume RUN goes on exactly."""
-    with _one_voice():
-        _train(name, list(words or []), out, resume)
+def _add(name: str) -> None:
+    def train(
+        words: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[CONFIG] [key=value…]",
+                show_default=False,
+                help="A YAML file, or the name of a config that comes with Reprise; single settings on top.",
+            ),
+        ] = None,
+        out: Annotated[
+            Path | None,
+            typer.Option(metavar="RUN", show_default="a new one in runs/", help="The run folder."),
+        ] = None,
+        resume: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="RUN",
+                help="Go on with a stopped run and its own config. Settings that decide nothing that is "
+                "learned may change, such as save_every and keep_gb.",
+            ),
+        ] = None,
+        show_settings: options.ShowSettings = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="With --settings: JSON on stdout, nothing else.")
+        ] = False,
+    ) -> None:
+        if show_settings:
+            from . import settings
+
+            return settings.show(config_of(name), f"train {name}", as_json)
+        if as_json:
+            raise BadInput("--json is for --settings; leave it out")
+        with _one_voice():
+            _train(name, list(words or []), out, resume)
+
+    app.command(
+        name,
+        short_help=SUMMARIES[name],
+        help=f"{SUMMARIES[name]} Ctrl-C stops it; --resume RUN goes on exactly.\n\n"
+        f"Configs that come with Reprise: {', '.join(shipped_configs(name))}.",
+    )(train)
+
+
+for _name in TRAINERS:
+    _add(_name)
+
+
+def config_of(name: str) -> type[Config]:
+    """The settings of a trainer."""
+    return import_module(_function(name).__module__).CONFIG
+
+
+def _function(name: str) -> Callable[..., Path]:
+    return resolve("trainer", TRAINERS, name)
+
+
+def find_config(trainer: str, word: str) -> Path:
+    """The file of that name or, if there is none, the shipped config of that name. Raises BadInput."""
+    file, shipped = Path(word), shipped_config(trainer, word)
+    if file.exists() and not file.is_dir():
+        return file
+    if shipped.is_file():
+        return shipped
+    raise BadInput(
+        f"there is no config file {word}; name a YAML file, or one of those that come with {trainer}: "
+        f"{', '.join(shipped_configs(trainer))}"
+    )
 
 
 def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -> None:
@@ -51,16 +110,16 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     from ..storage.files import prepare_folder, slug, write_whole
     from . import terminal
 
-    if name not in TRAINERS:
-        raise UnknownName("trainer", name, TRAINERS)
-    config_file = Path(words.pop(0)) if words and "=" not in words[0] else None
+    named = words.pop(0) if words and "=" not in words[0] else None
     if resume is not None:
-        if config_file is not None or out is not None:
+        if named is not None or out is not None:
             raise BadInput("--resume RUN takes the run's own config.yaml; give no other config and no --out")
         config_file = resume / "config.yaml"
         if not config_file.is_file():
             raise BadInput(f"{resume} is no run folder: it has no config.yaml")
-    function = resolve("trainer", TRAINERS, name)
+    else:
+        config_file = find_config(name, named) if named is not None else None
+    function = _function(name)
     module = import_module(function.__module__)
     if not getattr(module, "SEVERAL", False):
         distributed.require_one_process(f"trainer {name!r}", "torchrun and accelerate launch")

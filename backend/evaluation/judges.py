@@ -185,7 +185,7 @@ def evaluate_judges(
     if wrong:
         tables.append(critique_table(said, [(case.prompt, case.reason) for case in wrong], seed))
     settings = {"questions": questions, "answers": len(cases), "prompts": len(prompts), "seed": seed}
-    return {"name": "judge", "rows": rows, "tables": tables, "reliability": curves, "settings": settings}
+    return {"name": "judges", "rows": rows, "tables": tables, "reliability": curves, "settings": settings}
 
 
 def _answered(

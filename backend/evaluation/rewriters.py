@@ -48,7 +48,7 @@ def check_rows(methods: Mapping[str, Sequence[str]], baseline: str | None) -> No
     """Raises BadInput for a row whose name is taken, UnknownName for a baseline that is no row."""
     for name in methods:
         if name in (TYPED, ORACLE):
-            raise BadInput(f"--compare {name!r}: this row is always in the table; call yours something else")
+            raise BadInput(f"the row {name!r} is always in the table; call yours something else")
     if baseline is not None and baseline not in (TYPED, *methods, ORACLE):
         raise UnknownName("baseline", baseline, (TYPED, *methods, ORACLE))
 
@@ -251,7 +251,7 @@ def compare_rewriters(
         "columns": ["", "rewriter", "fingerprint", "overall"],
         "rows": [[name, *one.values()] for name in methods for one in rows[name]["trainings"]],
     }
-    return {"name": "shapeworld", "rows": list(rows.values()), "tables": [trainings], "settings": settings}
+    return {"name": "rewriters", "rows": list(rows.values()), "tables": [trainings], "settings": settings}
 
 
 def _once(make: Callable[[], Rewriter], use: Callable[[Rewriter], T]) -> T:
@@ -275,8 +275,8 @@ def _check_different(name: str, given: Sequence[str], marks: Mapping[str, str]) 
     for one in given:
         if marks[one] in first:
             raise BadInput(
-                f"--compare {name!r} has the same weights twice, {first[marks[one]]} and {one}; "
-                "give each training seed's own"
+                f"row {name!r} has the same weights twice, {first[marks[one]]} and {one}; give each training "
+                "seed's own"
             )
         first[marks[one]] = one
 

@@ -7,7 +7,7 @@ oracle, whose prompt spells out a layout drawn from the metadata.
 Rows from "best of N" on select with the same detector that measures: they are labelled "oracle judge".
 The full and the pruned row come from one rendering of all candidates, previews included: the pruned
 row applies the schedule to the previews' scores. That survivors are the same pictures either way is
-an invariant with its own tests; `reprise bench parm` times the real thing.
+an invariant with its own tests; `reprise lab bench parm` times the real thing.
 """
 
 from __future__ import annotations

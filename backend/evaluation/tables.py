@@ -44,29 +44,29 @@ class TableRow(Config):
     """One row of the table."""
 
     rewriter: str | list[str] = "none"
-    """As --rewriter takes it."""
+    """What rewrites, named as for --rewriter of `reprise render`."""
     lora: str | list[str] | None = None
-    """A LoRA file of the renderer."""
+    """A LoRA file for the renderer."""
     best_of: PositiveInt = 1
     """Candidates of a search."""
     judge: str | list[str] = "shapeworld"
-    """What selects, and criticises: as --judge takes it."""
+    """What selects the best picture and criticises it, named as for --judge of `reprise render`."""
     prune: str = "none"
-    """How candidates are stopped early."""
+    """How candidates are stopped early: none, halving or potential."""
     previews: str | list[str] | None = None
-    """What judges the previews that pruning looks at; by default the judge."""
+    """What judges the previews that pruning looks at; null: the judge."""
     reflect: int = Field(0, ge=0)
     """Rounds of mending at most."""
     correction: str = CORRECTIONS[0]
-    """How a round mends: draw again, or image to image over the best picture so far."""
+    """How a round mends: `draw again`, or `image to image` over the best picture so far."""
     corrector: str | list[str] | None = None
-    """Who mends prompts, as --rewriter takes it; by default the rewriter. `none` keeps the words."""
-    told: bool = True
-    """Whether who mends is told what is wrong; false is the control."""
+    """What mends prompts, named like a rewriter; null: the rewriter. `none` keeps the prompt."""
+    use_critique: bool = True
+    """Whether the corrector reads the judge's critique; false is the control."""
     strength: float = Field(0.75, gt=0, le=1)
-    """How much of that picture image to image may change."""
+    """How much of the picture image to image may change; 1 keeps nothing."""
     variants: PositiveInt = 1
-    """Rewrites that the candidates share."""
+    """Rewrites of a prompt, which the candidates share."""
 
     @model_validator(mode="after")
     def _possible(self) -> TableRow:
@@ -78,8 +78,8 @@ class TableRow(Config):
             raise ValueError("previews are judged where something is pruned; give prune, or leave them out")
         if self.corrector is not None and not self.reflect:
             raise ValueError("a corrector mends in rounds of reflection; give reflect, or leave it out")
-        if not (self.told or self.reflect):
-            raise ValueError("told is of rounds of reflection; give reflect, or leave it out")
+        if not (self.use_critique or self.reflect):
+            raise ValueError("use_critique is for rounds of reflection; give reflect, or leave it out")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}")
         lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
@@ -207,7 +207,7 @@ class ResultTable:
         if row.reflect and row.correction == CORRECTIONS[1]:
             searched += [row.correction, row.strength]
         searched += [rewriter_fingerprint(corrector)] if corrector else []
-        searched += [] if row.told else ["untold"]
+        searched += [] if row.use_critique else ["untold"]
         return Cache.key(
             "chain",
             renderer.fingerprint,
@@ -238,7 +238,7 @@ class ResultTable:
         looks = self.makers.judge(training.previews) if todo and training.previews else None
         for case, base in todo:
             assert judge is not None
-            mends = None if row.told else UncritiquedRewriter(corrector or rewriter)
+            mends = None if row.use_critique else UncritiquedRewriter(corrector or rewriter)
             chain = Chain(
                 rewriter,
                 renderer,
@@ -297,7 +297,7 @@ class ResultTable:
 
 
 class UncritiquedRewriter:
-    """A rewriter that is not told what was wrong."""
+    """A rewriter that does not read critiques."""
 
     def __init__(self, rewriter: Rewriter):
         self.rewriter, self.name = rewriter, rewriter.name
@@ -373,4 +373,4 @@ def evaluate_rows(
     }
     listed = [[name, *one.values()] for name, row in made.items() for one in row["trainings"]]
     shown = {"title": "training seeds", "columns": ["", "with", "overall"], "rows": listed}
-    return {"name": "shapeworld", "rows": list(made.values()), "tables": [shown], "settings": settings}
+    return {"name": "search", "rows": list(made.values()), "tables": [shown], "settings": settings}

@@ -1,5 +1,5 @@
 """What runs leave on disk, as groups of scored pictures: `record.json` of renders, rollouts of trainings, of
-their rounds, and of `reprise judge-data`.
+their rounds, and of `reprise data judge`.
 
 Candidates that were stopped early have no picture and are left out.
 """
@@ -34,7 +34,7 @@ ROLLOUTS = Path("rollouts") / "rollouts.jsonl"
 PICTURES = Path("rollouts") / "pictures"
 CONFIG = "config.yaml"
 ROUNDS = "rounds/*/rollouts.jsonl"
-JUDGE_DATA = ".rollouts.jsonl"  # behind the name of a file of `reprise judge-data`, beside NAME.pictures/
+JUDGE_DATA = ".rollouts.jsonl"  # behind the name of a file of `reprise data judge`, beside NAME.pictures/
 EMBEDDED_JUDGE = "shapeworld"  # what selects where neither judge nor rewards were named
 TAKEN = "which way {} counts is not on record; higher was taken for better"
 BRING = "bring it back as it was left, or leave this run out"
@@ -102,7 +102,7 @@ class WeightedRewards:
 
 
 def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
-    """The groups of every run in or below a folder, or of a file of what `reprise judge-data` drew, scored by
+    """The groups of every run in or below a folder, or of a file of what `reprise data judge` drew, scored by
     `reward` or, without one, by what selected.
 
     Raises BadInput where there is no run, or a run has no such score.
@@ -114,7 +114,7 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
     if not path.is_dir():
         raise BadInput(
             f"there is no folder {path}; name one of `reprise render` or `reprise train`, a "
-            f"store, or a FILE{JUDGE_DATA} of `reprise judge-data`"
+            f"store, or a FILE{JUDGE_DATA} of `reprise data judge`"
         )
     records, judged = sorted(path.rglob(RECORD)), sorted(path.rglob(f"*{JUDGE_DATA}"))
     rollouts = sorted(path.rglob(str(ROLLOUTS)))
@@ -125,7 +125,7 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
     if not any((records, rollouts, rounds, judged)):
         raise BadInput(
             f"{path} holds no run: no {RECORD} of `reprise render`, and no rollouts of `reprise "
-            "train` or `reprise judge-data`"
+            "train` or `reprise data judge`"
         )
     unsaid = False
     for file in records:
@@ -290,7 +290,7 @@ def _prompts(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
-    """The groups of what `reprise judge-data` drew and scored: the finished pictures of each prompt."""
+    """The groups of what `reprise data judge` drew and scored: the finished pictures of each prompt."""
     stamp = file.with_suffix(".json")
     try:
         made = json.loads(stamp.read_text(encoding="utf-8"))
@@ -300,13 +300,13 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
         spread = score_range(spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{stamp} does not say what scored {file.name}; bring it back, as `reprise judge-data` left it"
+            f"{stamp} does not say what scored {file.name}; bring it back, as `reprise data judge` left it"
         ) from error
     if reward not in (None, named):
         raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
     groups: dict[str, list[ScoredPicture]] = {}
-    with _whole(file, "make it anew with `reprise judge-data`"):
+    with _whole(file, "make it anew with `reprise data judge`"):
         for key, row in {row["key"]: row for row in read_lines(file)}.items():
             _, drawn_as, seed, _ = json.loads(key)
             scores = _numbers({named: row["score"]})
@@ -329,7 +329,7 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
             named,
             spec.higher_is_better if spec else True,
             spread,
-            "judge-data",
+            "data judge",
             str(file),
             _renderer(made.get("renderer")),
         )

@@ -70,7 +70,7 @@ class _Origin(_StoreModel):
     prompt: str = Field(min_length=1)  # which the judge compared with; of rewrites, which was rewritten
     reward: RewardName
     margin: FiniteFloat = Field(gt=0)  # of the scores: in parts of the reward's range, where it is known
-    source: str  # "render", "training", "round", "judge-data", "comfyui" or "table"
+    source: str  # "render", "training", "round", "data judge", "comfyui" or "table"
     run: str
     renderer: str | None = None
 

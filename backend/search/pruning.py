@@ -150,7 +150,7 @@ def _ranked(scores: dict[int, float]) -> list[int]:
 def default_halving(n: int, steps: int, gentleness: float = 1.0) -> HalvingSchedule:
     """The default cuts, as shares of the candidates and of the steps; `gentleness` > 1 keeps more.
 
-    Found by `reprise bench parm --sweep` on the embedded renderer; see docs/lab-book.md.
+    Found by `reprise lab bench parm --sweep` on the embedded renderer; see docs/lab-book.md.
     """
     cuts: dict[int, int] = {}
     for when, share in DEFAULT_CUTS:

@@ -1,7 +1,8 @@
-"""`reprise bench`: performance, as ratios measured in one run."""
+"""`reprise lab bench NAME`: performance, as ratios measured in one run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,143 +11,198 @@ import typer
 from ...cli import options
 from ...core.errors import BadInput
 
-NAMES = ("parm", "nodes", "rewards", "grpo", "prip")
+app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios, each measured in one run.")
+
+Pairs = Annotated[int, typer.Option(metavar="N", callback=options.between(1), help="Runs of each side.")]
+PromptsPerStep = Annotated[
+    int | None,
+    typer.Option(metavar="N", show_default="the config's", help="Prompts of a training step."),
+]
+Rewrites = Annotated[
+    int | None,
+    typer.Option(metavar="N", show_default="the config's", help="Rewrites of each prompt."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", show_default="shapeworld's", help="The config of the training."),
+]
 
 
-def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help=", ".join(NAMES) + ".")],
-    per_task: Annotated[int, typer.Option(metavar="N", help="Held-out prompts of each task.")] = 8,
-    best_of: Annotated[int, typer.Option("--best-of", metavar="N", help="Candidates of a search.")] = 16,
+@app.command()
+def parm(
+    per_task: options.PerTask = 8,
+    best_of: options.BestOf = 16,
     pool: Annotated[
-        int, typer.Option(metavar="N", help="Candidates drawn of each prompt, a multiple of --best-of.")
+        int,
+        typer.Option(
+            metavar="N",
+            callback=options.between(1),
+            help="Candidates drawn of each prompt, a multiple of --best-of.",
+        ),
     ] = 64,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Compare schedules on train prompts first, and take the best.")
+        bool, typer.Option("--sweep", help="Compare schedules on training prompts first, and take the best.")
     ] = False,
     previews: Annotated[
         str | None,
         typer.Option(
             metavar="JUDGE",
-            help="parm: another table, of stopping what this vision-language judge "
-            "gives no hope, beside halving at equal rows.",
+            help="Another table: candidates stopped where this vision-language judge sees no hope, beside "
+            "halving at equal denoiser rows.",
         ),
     ] = None,
-    timed: Annotated[int, typer.Option(metavar="N", help="Prompts drawn for the wall times.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of the prompts chosen and of every picture.")] = 0,
-    pairs: Annotated[
-        int | None, typer.Option(metavar="N", show_default="nodes: 12, others: 5", help="Runs of each side.")
-    ] = None,
-    judges: Annotated[
-        list[str] | None,
-        typer.Option("--reward", metavar="NAME", show_default="all", help="rewards: image-reward, hps-v2.1."),
-    ] = None,
-    images: Annotated[int, typer.Option(metavar="N", help="rewards: pictures of a call.")] = 4,
-    reference: Annotated[
-        Path | None,
-        typer.Option(metavar="PYTHON", help="rewards: a Python that has packages image-reward and hpsv2."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", show_default="shapeworld's", help="Of train grpo; prip: of train ppo."),
-    ] = None,
-    prompts_per_step: Annotated[
-        int | None, typer.Option(metavar="N", show_default="the config's", help="Prompts of a step.")
-    ] = None,
-    rewrites: Annotated[
-        int | None, typer.Option(metavar="N", show_default="the config's", help="Rewrites of each.")
-    ] = None,
-    refiner: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", show_default="the config's, else ours", help="prip: the refiner."),
-    ] = None,
+    timed: Annotated[
+        int, typer.Option(metavar="N", callback=options.between(0), help="Prompts drawn for the wall times.")
+    ] = 6,
     renderer: options.Renderer = "shapeworld",
     steps: options.Steps = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", show_default="out/bench-NAME", help="Where to write.")
-    ] = None,
+    seed: options.Seed = 0,
+    out: options.ResultOut = None,
     as_json: options.Json = False,
 ) -> None:
-    """parm: what pruning saves and keeps, full and pruned from the same seeds.
-
-    nodes: what our nodes cost inside ComfyUI (COMFYUI_PATH, COMFYUI_PYTHON) beside its own.
-
-    rewards: pictures per second and memory of the judges, beside the published packages with --reference;
-    random weights of full size, some gigabytes in the folder for temporary files.
-
-    grpo: a training step, beside a loop built the way RePrompt's script is; --steps are ours of the renderer.
-
-    prip: refinements beside the decoder's own generate; where a PPO step's time goes, and its floor.
-    """
-    from ...cli import results
+    """What pruning saves and what it keeps: full and pruned searches from the same seeds."""
     from ...factory import check_judge, find_renderer, make_reward
-    from ...storage.files import prepare_folder
-    from . import grpo, nodes, parm, potential, prip, rewards
+    from ...training.rollouts.prompts import read_prompts
+    from . import parm, potential
 
-    results.check_name("bench", name, NAMES)
-    results.check_at_least_one(per_task=per_task, best_of=best_of, pool=pool, images=images)
-    if pairs is not None:
-        results.check_at_least_one(pairs=pairs)
-    if timed < 0:
-        raise BadInput(f"--timed must be 0 or more, got {timed}")
-    options.check_seed(seed)
     if previews is not None:
         check_judge(previews)
-        if name != "parm" or sweep:
-            raise BadInput("--previews is another table of bench parm, without --sweep; leave one out")
-        if pool % best_of:
-            raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {best_of}")
-    drawing = find_renderer(renderer, steps) if name == "parm" else None
-    if name == "rewards":
-        rewards.check(judges or (), reference)
-    settings = _grpo_settings(config, prompts_per_step, rewrites, steps, seed) if name == "grpo" else {}
-    if name == "prip":
-        settings = _ppo_settings(config, prompts_per_step, rewrites, steps, seed, refiner)
-    out = prepare_folder(out or Path("out") / f"bench-{name}")
-    with results.progress_bars(as_json, out) as tell:
-        if name == "nodes":
-            result = nodes.bench(pairs=pairs or 12, steps=steps or 16, tell=tell)
-        elif name == "rewards":
-            result = rewards.bench(
-                judges=judges or (),
-                reference=reference,
-                images=images,
-                pairs=pairs or 5,
+        if sweep:
+            raise BadInput("--previews makes another table, without --sweep; leave one of them out")
+    if pool % best_of:
+        raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {best_of}")
+    drawing, scoring = find_renderer(renderer, steps), make_reward("shapeworld")
+
+    def measure(tell: Tell) -> dict[str, Any]:
+        if previews is None:
+            return parm.bench(
+                renderer=drawing(),
+                judge=scoring,
+                per_task=per_task,
+                n=best_of,
+                pool=pool,
                 seed=seed,
+                sweep=sweep,
+                timed=timed,
                 tell=tell,
             )
-        elif name == "grpo":
-            result = grpo.bench(settings, pairs=pairs or 5, tell=tell)
-        elif name == "prip":
-            result = prip.bench(settings, pairs=pairs or 5, tell=tell)
-        else:
-            assert drawing
-            scoring = make_reward("shapeworld")
-            if previews is not None:
-                from ...training.rollouts.prompts import read_prompts
+        return potential.compare(
+            renderer=drawing(),
+            reward=scoring,
+            judge=make_reward(previews),
+            per_task=per_task,
+            aside=[one.prompt for one in read_prompts(f"shapeworld:{per_task}", "evaluate")],
+            n=best_of,
+            pool=pool,
+            seed=seed,
+            tell=tell,
+        )
 
-                result = potential.compare(
-                    renderer=drawing(),
-                    reward=scoring,
-                    judge=make_reward(previews),
-                    per_task=per_task,
-                    aside=[one.prompt for one in read_prompts(f"shapeworld:{per_task}", "evaluate")],
-                    n=best_of,
-                    pool=pool,
-                    seed=seed,
-                    tell=tell,
-                )
-            else:
-                result = parm.bench(
-                    renderer=drawing(),
-                    judge=scoring,
-                    per_task=per_task,
-                    n=best_of,
-                    pool=pool,
-                    seed=seed,
-                    sweep=sweep,
-                    timed=timed,
-                    tell=tell,
-                )
+    _run("parm", measure, out, as_json)
+
+
+@app.command()
+def nodes(
+    pairs: Pairs = 12,
+    steps: options.Steps = 16,
+    out: options.ResultOut = None,
+    as_json: options.Json = False,
+) -> None:
+    """What the nodes cost inside ComfyUI, beside its own (COMFYUI_PATH, COMFYUI_PYTHON)."""
+    from . import nodes
+
+    _run("nodes", lambda tell: nodes.bench(pairs=pairs, steps=steps or 16, tell=tell), out, as_json)
+
+
+@app.command()
+def rewards(
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            show_default="both",
+            help="image-reward or hps-v2.1; may be given twice.",
+        ),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(metavar="N", callback=options.between(1), help="Pictures of a call.")
+    ] = 4,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="PYTHON", help="A Python with the packages image-reward and hpsv2."),
+    ] = None,
+    pairs: Pairs = 5,
+    seed: options.Seed = 0,
+    out: options.ResultOut = None,
+    as_json: options.Json = False,
+) -> None:
+    """Pictures per second and memory of the judges, with --reference beside the published packages.
+
+    Random weights of full size; some gigabytes in the folder for temporary files.
+    """
+    from . import rewards
+
+    rewards.check(judges or (), reference)
+
+    def measure(tell: Tell) -> dict[str, Any]:
+        return rewards.bench(
+            judges=judges or (), reference=reference, images=images, pairs=pairs, seed=seed, tell=tell
+        )
+
+    _run("rewards", measure, out, as_json)
+
+
+@app.command()
+def grpo(
+    config: Config = None,
+    prompts_per_step: PromptsPerStep = None,
+    rewrites: Rewrites = None,
+    pairs: Pairs = 5,
+    steps: options.Steps = None,
+    seed: options.Seed = 0,
+    out: options.ResultOut = None,
+    as_json: options.Json = False,
+) -> None:
+    """A step of `train grpo`, beside a loop built the way RePrompt's script is; where its time goes."""
+    from . import grpo
+
+    settings = _grpo_settings(config, prompts_per_step, rewrites, steps, seed)
+    _run("grpo", lambda tell: grpo.bench(settings, pairs=pairs, tell=tell), out, as_json)
+
+
+@app.command()
+def prip(
+    config: Config = None,
+    prompts_per_step: PromptsPerStep = None,
+    rewrites: Rewrites = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", show_default="the config's, else ours", help="The refiner."),
+    ] = None,
+    pairs: Pairs = 5,
+    steps: options.Steps = None,
+    seed: options.Seed = 0,
+    out: options.ResultOut = None,
+    as_json: options.Json = False,
+) -> None:
+    """Refinements beside the decoder's own `generate`; where a step of `train ppo` spends its time."""
+    from . import prip
+
+    settings = _ppo_settings(config, prompts_per_step, rewrites, steps, seed, refiner)
+    _run("prip", lambda tell: prip.bench(settings, pairs=pairs, tell=tell), out, as_json)
+
+
+Tell = Callable[[str, int, int], None]  # progress: stage, done, total
+
+
+def _run(name: str, measure: Callable[[Tell], dict[str, Any]], out: Path | None, as_json: bool) -> None:
+    from ...cli import results
+    from ...storage.files import prepare_folder
+
+    out = prepare_folder(out or Path("out") / f"bench-{name}")
+    with results.progress_bars(as_json, out) as tell:
+        result = measure(tell)
     results.finish(result, out, as_json)
 
 

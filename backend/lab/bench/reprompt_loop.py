@@ -1,4 +1,4 @@
-"""A GRPO loop built the way RePrompt's training script is, for `reprise bench grpo` to measure ours against.
+"""A GRPO loop built the way RePrompt's training script is; `reprise lab bench grpo` measures ours against it.
 
 Source: microsoft/DKI_LLM, RePrompt/train_reprompt.py (commit ba38e65): TRL's own trainer writes, and its
 reward function calls the plain pipeline once for every answer, an unreadable one as "a photo", with new

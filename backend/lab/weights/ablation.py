@@ -13,7 +13,7 @@ The renderer is the second one in 4 steps, as users of few-step models draw: wha
 the words. With 16 steps either renderer draws nearly every spelled-out layout; in 4, the first never draws
 pink, whatever the words, and what it finds easy it draws always.
 
-Run: `python -m reprise.backend.lab.weights.ablation WORK_FOLDER [NAME…]`; what is done is not done
+Run: `reprise lab weights ablation WORK [NAME…]`; what is done is not done
 again, and what was stopped goes on.
 """
 

@@ -1,4 +1,4 @@
-"""`reprise shapeworld build`: all embedded weights from nothing, stage by stage, resumable."""
+"""`reprise lab weights build`: all embedded weights from nothing, stage by stage, resumable."""
 
 from __future__ import annotations
 

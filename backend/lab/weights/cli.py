@@ -1,219 +1,114 @@
-"""`reprise shapeworld`: the embedded world. Make its weights, draw its scenes, read pictures back."""
+"""`reprise lab weights`: the recipes of the embedded weights."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...cli import options
-from ...core.errors import BadInput, Interrupted
+from ...cli import options, terminal
+from ...core.errors import Interrupted, UnknownName
 
-app = typer.Typer(no_args_is_help=True, help="The embedded world: make its weights, draw, detect.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Recipes of the embedded weights. Each goes on where it stopped, and does nothing twice.",
+)
+
+Work = Annotated[
+    Path, typer.Argument(metavar="WORK", show_default=False, help="The folder of all intermediate results.")
+]
 
 
 @app.command()
 def build(
-    work: Annotated[Path, typer.Option(metavar="DIR", help="Where training goes on and stops.")] = Path(
-        "out/shapeworld"
-    ),
+    work: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The folder of all intermediate results.")
+    ] = Path("out/shapeworld"),
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", show_default="the package's own", help="Where weights go.")
+        Path | None,
+        typer.Option(metavar="FOLDER", show_default="the package's own", help="Where the weights go."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of data, initial weights and noise.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
-    """Train all embedded weights from nothing, hours on two cores. Called again, it goes on."""
-    from ...cli import terminal
+    """Train all embedded weights from nothing: hours on two cores."""
     from ...core.model_files import EMBEDDED_WEIGHTS
     from ...storage.files import prepare_folder
-    from .build import build as make
+    from .build import build
 
-    options.check_seed(seed)
     try:
-        make(prepare_folder(work), prepare_folder(out or EMBEDDED_WEIGHTS), seed, terminal.note)
+        build(prepare_folder(work), prepare_folder(out or EMBEDDED_WEIGHTS), seed, terminal.note)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"stopped; the same command goes on from {work}") from stop
 
 
 @app.command()
-def draw(
-    count: Annotated[int, typer.Argument(metavar="N", help="How many scenes.")] = 8,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("out/shapeworld"),
-    seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
-    as_json: options.Json = False,
-) -> None:
-    """Draw random scenes with their captions: NNN.png and scenes.json."""
-    import io
-    import json
-    import random
+def rewriter(work: Work) -> None:
+    """The tiny rewriter, from random weights."""
+    from .rewriter import build
 
-    from PIL import Image
-
-    from ...cli import terminal
-    from ...shapeworld import captions, drawing, scenes
-    from ...storage.files import prepare_folder, write_whole
-
-    if not 1 <= count <= 100_000:
-        raise BadInput(f"expected 1 to 100000 scenes, got {count}")
-    options.check_seed(seed)
-    prepare_folder(out)
-    rng, rows = random.Random(seed), []
-    for i in range(count):
-        scene = scenes.random_scene(rng)
-        png = io.BytesIO()
-        Image.fromarray(drawing.draw(scene)).save(png, "PNG")
-        name = f"{i:03d}.png"
-        write_whole(out / name, png.getvalue())
-        rows.append({"image": name, "caption": captions.spelled_out(scene), "scene": asdict(scene)})
-    write_whole(out / "scenes.json", json.dumps(rows, indent=1) + "\n")
-    if as_json:
-        terminal.print_json(rows)
-    else:
-        terminal.print_table(None, ("image", "caption"), [(r["image"], r["caption"]) for r in rows])
-        terminal.out().print(f"in [bold]{out}[/bold]", soft_wrap=True)
+    _print(build(work, terminal.note))
 
 
 @app.command()
-def users(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.")] = Path("users.jsonl"),
-    per_task: Annotated[int, typer.Option(metavar="N", help="Prompts of each task, at most.")] = 200,
-    each: Annotated[int, typer.Option(metavar="N", help="Users who wrote each prompt out.")] = 6,
-    drawn: Annotated[
-        bool,
-        typer.Option("--drawn", help="Draw what each had in mind, too, into FILE.pictures/."),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of prompts, layouts and styles.")] = 0,
-) -> None:
-    """What users type and what practised ones make of it, for `reprise picture-log`.
-
-    Each line of FILE is JSON: "prompt", and "system", the same with places and
-    styles; with --drawn "image", too. Training prompts only.
-    """
-    import json
-
-    from ...cli import terminal
-    from ...shapeworld.drawing import draw as draw_scene
-    from ...shapeworld.users import practised
-    from ...storage.files import prepare_folder, write_whole
-
-    options.check_seed(seed)
-    for name, number in (("--per-task", per_task), ("--each", each)):
-        if number < 1:
-            raise BadInput(f"{name} must be at least 1, got {number}")
-    pictures = out.with_name(f"{out.name}.pictures")
-    if drawn:
-        prepare_folder(pictures)
-    lines = []
-    for number, one in enumerate(practised(per_task, each, seed)):
-        line = {"prompt": one.prompt, "system": one.system}
-        if drawn:
-            from PIL import Image
-
-            name = f"{number:06}.png"
-            Image.fromarray(draw_scene(one.scene, one.style)).save(pictures / name)
-            line["image"] = f"{pictures.name}/{name}"
-        lines.append(json.dumps(line) + "\n")
-    write_whole(out, "".join(lines))
-    terminal.out().print(f"{len(lines)} lines in [bold]{out}[/bold]", soft_wrap=True)
-
-
-@app.command()
-def detect(
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGE…", show_default=False, help="Picture files.")
+def refiner(
+    work: Work,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME…]",
+            show_default="all of the ablation",
+            help="log, decoder, blind, encoder-N, random-N, blind-N, ppo-N, ppo-random-N, ppo-blind-N, swap.",
+        ),
     ] = None,
-    measure: Annotated[
-        int, typer.Option(metavar="N", help="Instead: the detector's accuracy on N random scenes.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the scenes of --measure.")] = 0,
-    styled: Annotated[
-        bool, typer.Option("--styled", help="Read styles too: palette, outline, background, texture.")
-    ] = False,
-    as_json: options.Json = False,
 ) -> None:
-    """Read pictures back into things, or measure how often that is right."""
-    from ...cli import terminal
+    """PRIP's ablation at small size; ppo-0 is the embedded refiner."""
+    from .refinement import KINDS, SEEDS, build, swap
 
-    options.check_seed(seed)
-    if measure:
-        _measure(measure, seed, styled, as_json)
-        return
-    if not images:
-        raise BadInput("no picture given; name picture files, or ask for --measure N")
-    from ...shapeworld.detector import read
-    from ...shapeworld.style_detector import read_styled
-    from ...shapeworld.styles import PLAIN
-    from ...storage.images import read_picture
-
-    found = []
-    for path in images:
-        picture = (read_picture(path) * 255).round().byte().numpy()
-        reading, style = read_styled(picture) if styled else (read(picture), PLAIN)
-        found.append((str(path), reading, style))
-    if as_json:
-        terminal.print_json(
-            [
-                {
-                    "image": path,
-                    "ground": reading.ground,
-                    "ground_confidence": float(reading.ground_confidence),
-                    "detections": [d.as_dict() for d in reading.detections],
-                    **({"style": asdict(style)} if styled else {}),
-                }
-                for path, reading, style in found
-            ]
-        )
-        return
-    rows = []
-    for path, reading, style in found:
-        rows.append((path, f"{reading.ground} background", "", "", f"{reading.ground_confidence:.2f}"))
-        if styled:
-            rows.append(("", ", ".join(style.words) or "plain", "", "", ""))
-        for d in reading.detections:
-            rows.append(("", f"{d.color} {d.shape}", d.size, d.place, f"{d.confidence:.2f}"))
-    terminal.print_table(None, ("image", "thing", "size", "place", "confidence"), rows, ("confidence",))
+    trained = [f"{kind}-{seed}" for kind in KINDS for seed in SEEDS]
+    for name in _known("refiner", names or [*trained, "swap"], ["log", "decoder", "blind", *trained, "swap"]):
+        _print(swap(work) if name == "swap" else build(work, name, terminal.note))
 
 
-def _measure(count: int, seed: int, styled: bool, as_json: bool) -> None:
-    """Share of scenes of which everything, and nothing else, is detected: clean, noisy, blurred. With
-    `styled`, of pictures in styles, each facet by itself too."""
-    import random
+@app.command()
+def judge(
+    work: Work,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="[SEED…]", show_default=False, help="Tune one more judge from each seed."),
+    ] = None,
+) -> None:
+    """The tiny judge: what it sees, what it says, then tuned on the embedded renderer's pictures."""
+    from .judge import build, tune
 
-    import numpy as np
-    from scipy import ndimage
+    _print(build(work, terminal.note))
+    for seed in seeds or ():
+        _print(tune(work, seed=seed, log=terminal.note))
 
-    from ...cli import terminal
-    from ...shapeworld import detector, drawing, scenes
-    from ...shapeworld.style_detector import read_styled
-    from ...shapeworld.styles import FACETS, PLAIN, random_style
 
-    if not 1 <= count <= 1_000_000:
-        raise BadInput(f"--measure must be 1 to 1000000 scenes, got {count}")
-    rng, dice = random.Random(seed), np.random.default_rng(seed)
-    kinds = ("clean", "noise, sigma 12 of 255", "blur, sigma 1 pixel")
-    columns = ("all of a scene", *FACETS) if styled else ("all of a scene",)
-    right = {kind: dict.fromkeys(columns, 0) for kind in kinds}
-    for _ in range(count):
-        scene = scenes.random_scene(rng)
-        style = random_style(rng) if styled else PLAIN
-        clean = drawing.draw(scene, style)
-        noisy = np.clip(clean + dice.normal(0, 12, clean.shape), 0, 255).round().astype(np.uint8)
-        blurred = ndimage.gaussian_filter(clean, (1, 1, 0)).astype(np.uint8)
-        for kind, picture in zip(kinds, (clean, noisy, blurred), strict=True):
-            picture = np.ascontiguousarray(picture)
-            reading, seen = read_styled(picture) if styled else (detector.read(picture), PLAIN)
-            found = list(reading.detections)
-            same = len(found) == len(scene.things) and reading.ground == scene.ground
-            here = right[kind]
-            here[columns[0]] += same and all(any(detector.matches(t, d) for d in found) for t in scene.things)
-            for facet in columns[1:]:
-                here[facet] += getattr(style, facet) == getattr(seen, facet)
-    shares = {kind: {what: number / count for what, number in here.items()} for kind, here in right.items()}
-    if as_json:
-        plain = {kind: here[columns[0]] for kind, here in shares.items()}
-        terminal.print_json({"scenes": count, "seed": seed, "right": shares if styled else plain})
-    else:
-        rows = [(kind, *(f"{share:.2%}" for share in here.values())) for kind, here in shares.items()]
-        terminal.print_table(f"right, of {count} scenes", ("pictures", *columns), rows, columns)
+@app.command()
+def ablation(
+    work: Work,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", show_default="all", help="Rewriters to make, such as sft-rl-0."),
+    ] = None,
+) -> None:
+    """RePrompt's ablation at small size: supervised tuning, RL and reasons, each with and without."""
+    from .ablation import STARTS, build
+
+    all_names = ["base", "base-plain", "sft-plain", *STARTS]
+    for name in _known("rewriter", names or all_names, all_names):
+        _print(build(work, name, terminal.note))
+
+
+def _known(kind: str, names: list[str], known: list[str]) -> list[str]:
+    """`names`, all of which are `known`. Raises UnknownName."""
+    for name in names:
+        if name not in known:
+            raise UnknownName(kind, name, known)
+    return names
+
+
+def _print(made: object) -> None:
+    terminal.out().print(str(made), soft_wrap=True)

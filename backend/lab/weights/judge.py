@@ -4,9 +4,9 @@ Two stages on drawings alone, each resumable: `see`, the vision tower learns to 
 words' own embeddings; `base`, the whole model learns to describe drawings, to say whether they show what a
 prompt asks for, and what is wrong with them, while each noun of a question learns what it points at. The base
 has seen no picture of a renderer: it is to the embedded world what a zero-shot VLM is to photographs. Then
-`reprise judge-data` and `reprise train judge` tune it on the embedded renderer's own pictures and previews.
+`reprise data judge` and `reprise train judge` tune it on the embedded renderer's own pictures and previews.
 
-Run: `python -m reprise.backend.lab.weights.judge WORK_FOLDER [SEED…]`; each seed is one more
+Run: `reprise lab weights judge WORK [SEED…]`; each seed is one more
 judge tuned from the same base, on pictures of its own.
 """
 
@@ -419,12 +419,3 @@ def build(work: Path, log: Callable[[str], None] = print) -> Path:
         log(f"stage: {name}")
         made = stage(work, log=log)
     return made
-
-
-if __name__ == "__main__":
-    import sys
-
-    folder, *seeds = sys.argv[1:]
-    print(build(Path(folder)))
-    for seed in map(int, seeds):
-        print(tune(Path(folder), seed=seed))

@@ -8,7 +8,7 @@ with a vision tower of its own, and `blind`, a decoder that learns the same prom
 Then, with three seeds each: `encoder-N`, the first stage; `random-N`, the same on pivots of random pictures;
 `blind-N`, for the blind decoder; and PPO from each: `ppo-N`, `ppo-random-N`, `ppo-blind-N`.
 
-Run: `python -m reprise.backend.lab.weights.refinement WORK_FOLDER [NAME…]`; what is done is not done
+Run: `reprise lab weights refiner WORK [NAME…]`; what is done is not done
 again, and what was stopped goes on. NAME may be `swap`, too: of held-out prompts, what is left when every
 prompt is written to with the pivot of another.
 """
@@ -42,7 +42,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEEDS = (0, 1, 2)
-RENDERER, STEPS, REWARD = "shapeworld-sd-styled", 4, "shapeworld-preference"  # as in ppo_shapeworld.yaml
+RENDERER, STEPS, REWARD = (
+    "shapeworld-sd-styled",
+    4,
+    "shapeworld-preference",
+)  # as in ppo's shapeworld.yaml
 PER_TASK, EACH = 200, 6  # users' prompts, and how many users wrote each out
 KINDS = ("encoder", "random", "blind", "ppo", "ppo-random", "ppo-blind")
 
@@ -154,11 +158,3 @@ def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[fl
         "score, swapped": rows["swapped"]["overall"],
         "score, lost": rows["swapped"]["gain"]["interval"],
     }
-
-
-if __name__ == "__main__":
-    import sys
-
-    folder, *names = sys.argv[1:]
-    for each in names or (*(f"{kind}-{seed}" for kind in KINDS for seed in SEEDS), "swap"):
-        print(swap(Path(folder)) if each == "swap" else build(Path(folder), each), flush=True)

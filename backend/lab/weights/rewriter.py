@@ -1,10 +1,10 @@
 """The tiny rewriter from nothing: a Qwen2 model with a byte-level BPE tokenizer and a chat template.
 
 Stages, each leaving a folder or file in the work folder: an untrained model, its SFT data, the SFT run
-(`trainers/sft.py`, the same as for any model), the final folder in half precision. The classes and
+(`training/sft`, the same as for any model), the final folder in half precision. The classes and
 files are Qwen2's own; only the sizes and the vocabulary are small.
 
-Run: `python -m reprise.backend.lab.weights.rewriter WORK_FOLDER`.
+Run: `reprise lab weights rewriter WORK`.
 """
 
 from __future__ import annotations
@@ -129,9 +129,3 @@ def measure(
         }
         for task, rows in sorted(found.items())
     }
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(build(Path(sys.argv[1])))

@@ -34,7 +34,7 @@ from ..common.start import check_lost
 
 Split = Literal["train", "calibration", "test"]
 YES_OR_NO = ("match", "clarity", "potential")
-MAKES = "`reprise judge-data` makes them"
+MAKES = "`reprise data judge` makes them"
 
 
 class JudgeLine(BaseModel):
@@ -110,7 +110,7 @@ def present(examples: Sequence[JudgeExample], log: Callable[[str], None]) -> lis
         len(examples),
         "the examples' pictures",
         "are gone",
-        "bring them back, or draw them again with `reprise judge-data`",
+        "bring them back, or draw them again with `reprise data judge`",
         log,
     )
     return kept

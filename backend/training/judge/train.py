@@ -5,7 +5,7 @@ batch 8, on match (ORM), clarity, potential and, for PARM++, reasons in words. D
 and read is what `rewards.vlm` asks and reads, so the loss of a yes or no is over all tokens that say it; and
 calibrations, fitted on prompts of their own, make P(yes) how often the answer is yes (`calibration`).
 
-The data is `judge_data`'s, split by prompt: trained on, for calibrations, and held out for figures.
+The data is that of `reprise data judge`, split by prompt: trained on, for calibrations, held out for figures.
 
 The run folder: `config.yaml`; `metrics.jsonl`, a line for each step; `evaluations.jsonl`; `report.html`;
 `tensorboard/`; `checkpoints/`; and `final/`, in Hugging Face's layout, which --judge vlm:FOLDER loads, with

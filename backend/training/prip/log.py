@@ -6,7 +6,7 @@ Source: PRIP (arXiv 2407.00247), sections 3.3 and 4.3. A log is one of
 - a folder in the layout of DiffusionDB: folders `part-000001` of pictures, each with `part-000001.json`,
   {"picture.png": {"p": prompt, …}, …};
 - a folder of pictures with captions, `x.png` and `x.txt`, as trainers write them.
-`reprise picture-log` draws what a log has no pictures of, scores them, and writes one of the first form.
+`reprise data pictures` draws what a log has no pictures of, scores them, and writes one of the first form.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ...storage.files import read_text
 from ..common.start import check_lost
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-MAKES = "`reprise picture-log` makes one"
+MAKES = "`reprise data pictures` makes one"
 
 
 class LogLine(BaseModel):
-    """A line of a log. One without `image` is to be drawn, which is `reprise picture-log`'s work."""
+    """A line of a log. One without `image` is to be drawn, which is `reprise data pictures`'s work."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
@@ -83,7 +83,7 @@ def pictured(path: Path, log: Callable[[str], None]) -> list[LoggedPicture]:
     if len(drawn) < len(records):
         raise BadInput(
             f"{len(records) - len(drawn)} of {len(records)} lines of {path} have no image yet; "
-            f"`reprise picture-log {path}` draws them"
+            f"`reprise data pictures {path}` draws them"
         )
     kept = [record for record in drawn if record.picture.is_file()]
     check_lost(
@@ -150,7 +150,7 @@ def preferred(
         len(groups),
         "the prompts",
         "have no scored picture",
-        "score them with `reprise picture-log`",
+        "score them with `reprise data pictures`",
         log,
     )
     return chosen
@@ -172,7 +172,7 @@ def _unscored(name: str, records: Sequence[LoggedPicture]) -> BadInput:
     known = sorted({other for record in records for other in record.scores})
     return BadInput(
         f"the log has no scores of {name!r}, only of {', '.join(known) or 'nothing'}; add them "
-        f"with `reprise picture-log LOG --reward {name}`"
+        f"with `reprise data pictures LOG --reward {name}`"
     )
 
 

@@ -41,7 +41,7 @@ class RewriteExample(BaseModel):
 
 def read_examples(path: Path) -> list[RewriteExample]:
     """The examples of a JSON-lines file; blank lines are skipped. Raises BadInput with the line's number."""
-    text = read_text(path, "examples", "are", "; `reprise train-data` makes some")
+    text = read_text(path, "examples", "are", "; `reprise data rewrites` makes some")
     examples = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -6,7 +6,7 @@ loss is on the answer alone, and a killed run goes on exactly.
 
 The data is lines of JSON, {"prompt": what the user typed, "reason": how the scene is rehearsed, "rewrite":
 the prompt to draw} and, for mending, "critique": what was wrong with a picture of an earlier rewrite.
-`sft_data` makes them with any chat model.
+`reprise data rewrites` makes them with any chat model.
 
 The run folder: `config.yaml`, `metrics.jsonl` (a line per logged step), `checkpoints/`, and `final/`
 in the Hugging Face layout with `reprise.json`, which `RePromptRewriter` loads.

@@ -1,4 +1,4 @@
-"""The other commands: rewrite, train, shapeworld, evaluate, bench; and Ctrl-C for real."""
+"""The command tree; rewrite, train, shapeworld, evaluate shapeworld, lab; and Ctrl-C for real."""
 
 import json
 import os
@@ -103,13 +103,13 @@ def test_the_detector_is_measured(reprise):
 
 
 def test_what_practised_users_type(reprise):
-    reprise("shapeworld", "users", "--per-task", 2, "--each", 3, "--out", "users.jsonl")
+    reprise("data", "users", "--per-task", 2, "--each", 3, "--out", "users.jsonl")
     lines = [json.loads(line) for line in Path("users.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * 6 * 3
     assert all(line["system"].startswith(line["prompt"] + ", ") for line in lines)
-    refused(reprise("shapeworld", "users", "--each", 0), "--each must be at least 1")
-    reprise("shapeworld", "users", "--per-task", 2, "--each", 1, "--drawn", "--out", "drawn.jsonl")
-    reprise("picture-log", "drawn.jsonl", "--reward", "shapeworld-preference")
+    refused(reprise("data", "users", "--each", 0), "--each must be at least 1")
+    reprise("data", "users", "--per-task", 2, "--each", 1, "--drawn", "--out", "drawn.jsonl")
+    reprise("data", "pictures", "drawn.jsonl", "--reward", "shapeworld-preference")
     log = [json.loads(line) for line in Path("pictures.jsonl").read_text().splitlines()]
     wanted = [preferred(parse_prompt(line["prompt"])).agreement(style_named(line["system"])) for line in log]
     read = [line["scores"]["shapeworld-preference"] for line in log]
@@ -120,12 +120,12 @@ def test_what_practised_users_type(reprise):
 @pytest.mark.parametrize(
     "words,part",
     [
-        (["draw", "0"], "expected 1 to"),
+        (["draw", "0"], "count must be 1 to 100000, got 0"),
+        (["detect", "--measure", "-1"], "--measure"),
         (["draw", "1", "--seed", "-1"], "--seed"),
         (["draw", "1", "--out", "file"], "is a file"),
         (["detect"], "no picture given"),
         (["detect", "file"], "no picture that can be read"),
-        (["build", "--seed", "-1"], "--seed"),
         (["drow"], "Did you mean"),
     ],
 )
@@ -137,8 +137,10 @@ def test_shapeworld_refuses(reprise, tmp_path, words, part):
 @pytest.mark.parametrize(
     "words,part",
     [
-        (["sfft"], "unknown trainer 'sfft'; did you mean 'sft'"),
-        (["sft", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["sfft"], "No such command 'sfft'. Did you mean 'sft'"),
+        (["sft", "nowhere.yaml"], "no config file nowhere.yaml; name a YAML file, or one of"),
+        (["grpo", "shapewrld"], "come with grpo: flux-qwen2.5-3b, low-vram, pixart-sigma, sd3, shapeworld"),
+        (["sft", "--json"], "--json is for --settings"),
         (["sft", "stepz=1"], "unknown setting"),
         (["sft", "--resume", "nowhere"], "nowhere is no run folder"),
         (["sft", "c.yaml", "--resume", "nowhere"], "takes the run's own config.yaml"),
@@ -215,8 +217,8 @@ def a_result(name):
 @pytest.mark.parametrize(
     "command,name,function",
     [
-        ("evaluate", "shapeworld", "evaluation.shapeworld.evaluate"),
-        ("bench", "parm", "lab.bench.parm.bench"),
+        (["evaluate", "shapeworld"], "shapeworld", "evaluation.shapeworld.evaluate_chain"),
+        (["lab", "bench", "parm"], "parm", "lab.bench.parm.bench"),
     ],
 )
 def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, command, name, function):
@@ -225,8 +227,8 @@ def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, c
         f"reprise.backend.{function}",
         lambda **options: calls.append(options) or a_result(name),
     )
-    words = (command, name, "--renderer", "fake", "--seed", 7, "--per-task", 2, "--out", "r")
-    words += ("--rewriter", "none") if command == "evaluate" else ("--timed", 0)
+    words = (*command, "--renderer", "fake", "--seed", 7, "--per-task", 2, "--out", "r")
+    words += ("--rewriter", "none") if command[0] == "evaluate" else ("--timed", 0)
     result = json.loads(reprise(*words, "--json").out)
     assert (
         result == json.loads((tmp_path / "r" / "result.json").read_text()) and result["versions"]["reprise"]
@@ -248,7 +250,7 @@ def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, c
 @pytest.mark.parametrize(
     "words,part",
     [
-        (["evaluate", "shapewold"], "unknown benchmark 'shapewold'; did you mean 'shapeworld'"),
+        (["evaluate", "shapewold"], "No such command 'shapewold'. Did you mean 'shapeworld'"),
         (
             ["evaluate", "shapeworld", "--task", "colour"],
             "unknown task 'colour'; did you mean 'colors'? expected one of color_attribution, colors, "
@@ -257,14 +259,14 @@ def test_results_are_printed_written_and_shown(reprise, monkeypatch, tmp_path, c
         (["evaluate", "shapeworld", "--task", "counting", "--task", ""], "unknown task ''; expected one of"),
         (["evaluate", "shapeworld", "--seeds", "0"], "--seeds must be at least 1"),
         (["evaluate", "shapeworld", "--per-task", "0"], "--per-task must be at least 1"),
-        (["evaluate", "shapeworld", "--best-of", "0"], "--best-of must be at least 1"),
+        (["evaluate", "shapeworld", "--best-of", "0"], "--best-of must be 1 to 4096"),
         (["evaluate", "shapeworld", "--prune", "x"], "unknown pruning"),
         (["evaluate", "shapeworld", "--renderer", "fke"], "did you mean 'fake'"),
-        (["bench", "prm"], "unknown bench 'prm'; did you mean 'parm'"),
-        (["bench", "parm", "--seed", "-1"], "--seed"),
-        (["bench", "parm", "--timed", "-1"], "--timed"),
+        (["lab", "bench", "prm"], "No such command 'prm'. Did you mean 'parm'"),
+        (["lab", "bench", "parm", "--seed", "-1"], "--seed"),
+        (["lab", "bench", "parm", "--timed", "-1"], "--timed"),
         (
-            ["bench", "parm", "--renderer", "fake", "--best-of", "5", "--pool", "8"],
+            ["lab", "bench", "parm", "--renderer", "fake", "--best-of", "5", "--pool", "8"],
             "--pool must be a multiple",
         ),
     ],
@@ -285,7 +287,7 @@ def test_tasks_are_handed_on_and_nothing_is_written_for_an_unknown_one(reprise, 
     assert reprise(*words, "--task", "color-attribution", "--task", "colors").code == 0
     assert reprise(*words).code == 0
     assert [call["tasks"] for call in calls] == [["colors", "color_attribution"], list(TASKS)]
-    shown = "".join(reprise("evaluate", "--help").out.split())  # folded to the terminal's width
+    shown = "".join(reprise("evaluate", "shapeworld", "--help").out.split())  # folded to the terminal's width
     assert all(task.replace("_", "-") in shown.replace("│", "") for task in TASKS)
 
 
@@ -363,10 +365,12 @@ def test_ctrl_c_for_real(tmp_path):
 
 
 def test_a_missing_library_is_named_with_its_remedy(reprise, monkeypatch):
-    from reprise.backend.cli import models
+    from reprise.backend.cli import main, models
 
     def missing():
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(models, "device", missing)
+    monkeypatch.setattr(models, "find_device", missing)
     refused(reprise("models"), "torch is not installed; pip install 'reprise-nodes[render]'", 1)
+    monkeypatch.setattr(main.sys, "version_info", (3, 10, 12))
+    refused(reprise("models"), "they need Python 3.11, this is", 1)

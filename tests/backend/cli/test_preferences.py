@@ -58,13 +58,13 @@ def test_from_a_render_to_a_struck_pair(reprise, drawn, tmp_path):
 
 def test_from_what_a_judges_data_was_made_of_and_on_into_another_store(reprise, drawn, tmp_path):
     (tmp_path / "p.txt").write_text("a photo of a red circle\na photo of a blue star\n")
-    done = reprise("judge-data", "p.txt", "--renderer", "fake", "--renders", 6, "--out", "j.jsonl")
+    done = reprise("data", "judge", "p.txt", "--renderer", "fake", "--renders", 6, "--out", "j.jsonl")
     assert done.code == 0, done.err
     done = reprise("preferences", "mine", "j.jsonl.rollouts.jsonl", "--store", "liked")
     assert done.code == 0 and "2 pairs of pictures" in done.out, done.err
     pairs = [json.loads(line) for line in (tmp_path / "liked" / "pairs.jsonl").read_text().splitlines()]
     assert {(pair["source"], pair["reward"], pair["renderer"]) for pair in pairs} == {
-        ("judge-data", "shapeworld", "fake")
+        ("data judge", "shapeworld", "fake")
     }
     assert all(pair["chosen"]["score"] > pair["rejected"]["score"] for pair in pairs)
     done = reprise("preferences", "mine", ".", "--store", "found", "--reward", "image-reward")

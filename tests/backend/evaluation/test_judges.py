@@ -1,4 +1,4 @@
-"""`evaluate judge`: accuracies and errors by hand, intervals over prompts, and going on."""
+"""`evaluate judges`: accuracies and errors by hand, intervals over prompts, and going on."""
 
 import json
 
@@ -182,9 +182,9 @@ def lines_to(path, cases, **more):
 def test_the_command(cases, tmp_path, capsys):
     data, out = tmp_path / "test.jsonl", tmp_path / "out"
     lines_to(data, cases)
-    assert run(["evaluate", "judge", "shapeworld", "--data", str(data), "--out", str(out), "--json"]) == 0
+    assert run(["evaluate", "judges", "shapeworld", "--data", str(data), "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["name"] == "judge" and result["rows"][0]["tasks"]["match"][0] == 0.5
+    assert result["name"] == "judges" and result["rows"][0]["tasks"]["match"][0] == 0.5
     page = (out / "index.html").read_text()
     assert "Reliability" in page and "Accuracy by denoising step" in page
     assert json.loads((out / "result.json").read_text()) == result
@@ -233,7 +233,7 @@ def test_what_a_judge_was_trained_on_gives_no_figure(cases, tmp_path, capsys):
     (tmp_path / "vlm" / "reprise.json").write_text(json.dumps({"prompts": taught}))
     data = tmp_path / "test.jsonl"
     lines_to(data, [case for case in cases if case.question == "match"])
-    words = ["evaluate", "judge", "shapeworld", f"vlm:{tmp_path / 'vlm'}", "--data", str(data), "--json"]
+    words = ["evaluate", "judges", "shapeworld", f"vlm:{tmp_path / 'vlm'}", "--data", str(data), "--json"]
     assert run([*words, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert "4 of 10 questions are about prompts that one of these judges was trained on" in said.err
@@ -241,21 +241,21 @@ def test_what_a_judge_was_trained_on_gives_no_figure(cases, tmp_path, capsys):
     everything = [prompt_mark(f"a circle {n}") for n in range(5)]
     (tmp_path / "vlm" / "reprise.json").write_text(json.dumps({"prompts": everything}))
     assert run([*words, "--out", str(tmp_path / "none")]) == 2
-    assert "make others with reprise judge-data --held-out" in capsys.readouterr().err
+    assert "make others with `reprise data judge --held-out`" in capsys.readouterr().err
 
 
 def test_bad_input(cases, tmp_path, capsys):
     data = tmp_path / "test.jsonl"
     lines_to(data, cases, split="train")
-    known = ["evaluate", "judge", "shapeworld", "--data", str(data)]
+    known = ["evaluate", "judges", "shapeworld", "--data", str(data)]
     for words, said in (
-        (["evaluate", "judge"], "expected reprise evaluate judge JUDGE"),
+        (["evaluate", "judges", "--data", str(data)], "Missing argument 'JUDGE"),
+        (["evaluate", "judges", "shapeworld"], "Missing option '--data'"),
         (known, "no questions of yes or no in the split 'test'"),
-        ([*known, "--best-of", "4"], "--best-of has no use with this benchmark"),
-        (["evaluate", "judge", "shapeword", "--data", str(data)], "did you mean 'shapeworld'?"),
-        (["evaluate", "judge", "shapeworld", "shapeworld", "--data", str(data)], "named twice"),
-        (["evaluate", "judge", "vlm:x#clarity", "--data", str(data)], "leave off #clarity"),
-        (["evaluate", "shapeworld", "--data", str(data)], "belong to the benchmark judge"),
+        ([*known, "--best-of", "4"], "No such option: --best-of"),
+        (["evaluate", "judges", "shapeword", "--data", str(data)], "did you mean 'shapeworld'?"),
+        (["evaluate", "judges", "shapeworld", "shapeworld", "--data", str(data)], "named twice"),
+        (["evaluate", "judges", "vlm:x#clarity", "--data", str(data)], "leave off #clarity"),
     ):
         assert run(words) == 2, words
         caught = capsys.readouterr()

@@ -155,7 +155,7 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
     rows = {
         "same": TableRow(reflect=1),
         "corrected": TableRow(reflect=1, corrector="corrects"),
-        "untold": TableRow(reflect=1, corrector="corrects", told=False),
+        "untold": TableRow(reflect=1, corrector="corrects", use_critique=False),
     }
     result = evaluate_rows(
         rows=rows,

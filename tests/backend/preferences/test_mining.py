@@ -320,7 +320,7 @@ def test_a_judge_of_its_own_kind_is_called_by_its_name(mined, tmp_path):
         mined(file, "other")
     rows[0]["score"] = "x"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(BadInput, match="is damaged .*; make it anew with `reprise judge-data`"):
+    with pytest.raises(BadInput, match="is damaged .*; make it anew with `reprise data judge`"):
         mined(file)
 
 

@@ -1,4 +1,4 @@
-"""One GRPO loop as a process of its own, ours or one like RePrompt's; `reprise bench grpo` runs both.
+"""One GRPO loop as a process of its own, ours or one like RePrompt's; `reprise lab bench grpo` runs both.
 
 Usage: grpo.py ours|peer FOLDER SETTINGS; SETTINGS is JSON, a GrpoConfig, whose `max_steps` counts the first
 step, which warms up. When that is done, the first line printed is {"device", "threads", "steps": the

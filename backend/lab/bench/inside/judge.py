@@ -1,4 +1,4 @@
-"""One judge as a process of its own: ours, or the published package's; `reprise bench rewards` runs both.
+"""One judge as a process of its own: ours, or the published package's; `reprise lab bench rewards` runs both.
 
 Usage: judge.py ours|reference NAME FOLDER; the published files are in FOLDER, and `ours` wants the pack's
 root in REPRISE_ROOT. The first line printed is {"device", "threads"} of the loaded judge. Then each line

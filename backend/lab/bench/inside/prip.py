@@ -1,4 +1,4 @@
-"""PRIP and its PPO at work in a process of its own; `reprise bench prip` runs it.
+"""PRIP and its PPO at work in a process of its own; `reprise lab bench prip` runs it.
 
 Usage: prip.py FOLDER SETTINGS REFINED; SETTINGS is JSON, a PpoConfig, and REFINED a number of prompts. The
 first line printed is {"device", "threads", "batch"}. Then each line read is answered by one: {"do": "refine"}

@@ -294,7 +294,7 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
         }
 
     monkeypatch.setattr("reprise.backend.lab.bench.grpo.bench", fake)
-    words = ("bench", "grpo", "--out", "r")
+    words = ("lab", "bench", "grpo", "--out", "r")
     done = reprise(*words, "--prompts-per-step", 3, "--rewrites", 4, "--steps", 5, "--pairs", 2, "--seed", 7)
     assert done.code == 0 and "2.000 [2.000, 2.000]" in done.out and "denoiser rows" in done.out
     assert "Seconds of a step" in (tmp_path / "r" / "index.html").read_text()
@@ -317,6 +317,6 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
 def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
     drawn = "{name: 'comfyui:a.json@http://localhost:1'}"
     (tmp_path / "servers.yaml").write_text(f"model: shapeworld\nprompts: shapeworld\nrenderer: {drawn}\n")
-    done = reprise("bench", "grpo", *words, "--out", "r")
+    done = reprise("lab", "bench", "grpo", *words, "--out", "r")
     assert done.code == 2 and done.out == "" and part in " ".join(done.err.split()), done.err
     assert not (tmp_path / "r").exists()

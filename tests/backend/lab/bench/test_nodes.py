@@ -28,7 +28,7 @@ def test_without_a_comfyui_it_says_where_it_looked(monkeypatch, tmp_path):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(BadInput, match="set COMFYUI_PATH"):
         find_comfyui()
-    done = CliRunner().invoke(app, ["bench", "nodes", "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(app, ["lab", "bench", "nodes", "--out", str(tmp_path / "out")])
     assert done.exit_code != 0
 
 

@@ -87,5 +87,5 @@ def test_who_knows_no_potential_is_refused(flat, capsys):
         (["--previews", "shapeworld", "--sweep"], "without --sweep"),
         (["--previews", "shapeworld", "--best-of", "3"], "a multiple of --best-of"),
     ):
-        assert run(["bench", "parm", *words]) == 2
+        assert run(["lab", "bench", "parm", *words]) == 2
         assert said in capsys.readouterr().err

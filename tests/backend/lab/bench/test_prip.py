@@ -104,7 +104,7 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
         return {**result_of({way: rounds(1.0) for way in ways}, [step(3.0)], [floor]), "settings": {}}
 
     monkeypatch.setattr("reprise.backend.lab.bench.prip.bench", fake)
-    words = ("bench", "prip", "--out", "r")
+    words = ("lab", "bench", "prip", "--out", "r")
     done = reprise(
         *words,
         "--refiner",
@@ -140,6 +140,6 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
 def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
     drawn = "{name: 'comfyui:a.json@http://localhost:1'}"
     (tmp_path / "servers.yaml").write_text(f"init: x\nprompts: shapeworld\nrenderer: {drawn}\n")
-    done = reprise("bench", "prip", *words, "--out", "r")
+    done = reprise("lab", "bench", "prip", *words, "--out", "r")
     assert done.code == 2 and done.out == "" and part in " ".join(done.err.split()), done.err
     assert not (tmp_path / "r").exists()

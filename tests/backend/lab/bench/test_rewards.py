@@ -153,6 +153,6 @@ def test_an_environment_without_the_packages_is_refused(tmp_path):
     ],
 )
 def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
-    done = reprise("bench", "rewards", *words, "--out", "r")
+    done = reprise("lab", "bench", "rewards", *words, "--out", "r")
     assert done.code == 2 and done.out == "" and part in " ".join(done.err.split())
     assert not (tmp_path / "r").exists()

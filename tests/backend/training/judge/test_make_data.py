@@ -211,7 +211,7 @@ def test_likeness():
 def test_lines_that_are_none(tmp_path):
     path = tmp_path / "data.jsonl"
     for line, said in {
-        "": "holds no examples; `reprise judge-data` makes them",
+        "": "holds no examples; `reprise data judge` makes them",
         "{": "line 1: no JSON",
         '{"prompt": "x", "question": "why", "image": "a.png"}': "question: input should be 'match'",
         '{"prompt": "x", "question": "match", "image": "a.png"}': 'match is answered with "label"',

@@ -95,7 +95,7 @@ def test_malformed_logs(text, message, tmp_path):
 def test_folders_that_are_no_logs(tmp_path):
     with pytest.raises(BadInput, match="holds no log"):
         read_log(tmp_path)
-    with pytest.raises(BadInput, match="cannot read the log .*picture-log` makes one"):
+    with pytest.raises(BadInput, match="cannot read the log .*data pictures` makes one"):
         read_log(tmp_path / "none.jsonl")
     for text in ("[]", '{"a.png": {"prompt": "x"}}', "{"):
         (tmp_path / "part-000001.json").write_text(text)
@@ -115,7 +115,7 @@ def test_pictures_that_are_gone(tmp_path):
         path.unlink()
     with pytest.raises(BadInput, match="10 of 10"):
         pictured(log, quiet)
-    with pytest.raises(BadInput, match="1 of 2 lines of .* have no image yet; `reprise picture-log"):
+    with pytest.raises(BadInput, match="1 of 2 lines of .* have no image yet; `reprise data pictures"):
         pictured(lines(log, {"prompt": "a"}, rows[0]), quiet)
 
 

@@ -152,7 +152,17 @@ def test_a_picture_that_is_gone(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     source, out = prompts(tmp_path / "p.txt", "a red cat", "a cat"), tmp_path / "log.jsonl"
-    command = ["picture-log", str(source), "--out", str(out), "--renderer", "words", "--reward", "redness"]
+    command = [
+        "data",
+        "pictures",
+        str(source),
+        "--out",
+        str(out),
+        "--renderer",
+        "words",
+        "--reward",
+        "redness",
+    ]
     assert run([*command, "--renders", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == 4 == len(read_log(out))
     assert run([*command, "--renders", "2"]) == 0
@@ -165,7 +175,7 @@ def test_the_command(tmp_path, capsys):
         (["none.txt"], "cannot read the prompts"),
         (["p.txt", "--renders", "0"], "1 to 256"),
         (["p.txt", "--renderer", "wordz"], "did you mean 'words'"),
-        (["p.txt", "--reward", "redness=2"], "leave weights"),
+        (["p.txt", "--reward", "redness=2"], "give the weights to the training"),
         (["p.txt", "--renderer", "words"], "say what scores"),
         (["p.txt", "--out", "p.txt"], "not made by this command"),
         (["drawn.jsonl", "--renderer", "words", "--reward", "redness"], "is drawn already"),
@@ -182,7 +192,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, message, tmp_path, caps
     prompts(tmp_path / "drawn.jsonl", {"prompt": "a", "image": "a.png"})
     prompts(tmp_path / "bad.jsonl", {"prompt": "a", "image": 3})
     before = sorted(tmp_path.iterdir())
-    assert run(["picture-log", *words]) == 2
+    assert run(["data", "pictures", *words]) == 2
     said = capsys.readouterr().err.strip()
     assert re.search(message, said) and "\n" not in said
     assert sorted(tmp_path.iterdir()) == before

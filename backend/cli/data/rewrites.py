@@ -1,4 +1,4 @@
-"""`reprise train-data`: examples for `reprise train sft`, made with any chat model."""
+"""`reprise data rewrites`: examples for `reprise train sft`, written by any chat model."""
 
 from __future__ import annotations
 
@@ -10,59 +10,56 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import FEW, BadInput, Interrupted, RepriseError, Unsupported
-from ..core.registry import REWARDS, resolve
-from . import options
+from ...core.errors import FEW, BadInput, Interrupted, RepriseError, Unsupported
+from ...core.registry import REWARDS, resolve
+from .. import checks, options
 
 if TYPE_CHECKING:
-    from ..core.interfaces import Rewriter, TextReward
-    from ..rewriters.rows import RowRewriter
-    from ..training.rollouts.prompts import TrainingPrompt
-    from ..training.sft.data import RewriteExample
+    from ...core.interfaces import Rewriter, TextReward
+    from ...rewriters.rows import RowRewriter
+    from ...training.rollouts.prompts import TrainingPrompt
+    from ...training.sft.data import RewriteExample
 
 AT_ONCE = 32  # pictures drawn, judged and kept before the next
 PICTURES_GB = 20  # kept on disk; beyond it those used longest ago go
 
 
-def train_data(
-    prompts: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROMPTS",
-            show_default=False,
-            help="A file with a prompt a line, as text or "
-            'as JSON {"prompt": …, "judged_as": …}; or shapeworld:N.',
-        ),
-    ],
+def rewrites(
+    prompts: options.PromptSource,
     rewriter: Annotated[
         str,
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="Who writes: chat:MODEL@URL (OpenAI-compatible;"
-            " a key comes from REPRISE_ENDPOINT_KEY), a folder of weights or Hugging Face name, "
-            "or reprompt (embedded).",
+            help="Who writes: chat:MODEL@URL (OpenAI-compatible; the key is read from REPRISE_ENDPOINT_KEY), "
+            "a folder of weights or Hugging Face name, or reprompt (embedded).",
         ),
     ],
     out: Annotated[
         Path,
         typer.Option(metavar="FILE", help="The examples; the answers as they came go into FILE.answers/."),
     ] = Path("sft.jsonl"),
-    variants: Annotated[int, typer.Option(metavar="K", help="Rewrites of each prompt.")] = 1,
+    variants: Annotated[
+        int, typer.Option(metavar="K", callback=options.between(1, 256), help="Rewrites of each prompt.")
+    ] = 1,
     retries: Annotated[
-        int, typer.Option(metavar="N", help="At most so many more, where some cannot be used.")
+        int,
+        typer.Option(
+            metavar="N", callback=options.between(0, 256), help="Further answers at most, for unusable ones."
+        ),
     ] = 2,
     filters: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
             metavar="NAME",
-            help="Use only what has this text reward's full score: "
-            "length (15 to 77 words) or structure. May be given several times.",
+            help="Use only rewrites with the full score of this text reward: length (15 to 77 words) or "
+            "structure. May be given several times.",
         ),
     ] = None,
     eval_share: Annotated[
-        float, typer.Option(metavar="SHARE", help="Hold out about this share of the prompts, such as 0.05.")
+        float,
+        typer.Option(metavar="SHARE", help="Hold out about this share of the prompts, such as 0.05."),
     ] = 0.0,
     eval_out: Annotated[
         Path | None,
@@ -73,57 +70,45 @@ def train_data(
         typer.Option(
             "--keep-best",
             help="Draw all rewrites; keep each prompt's best by --reward, if it is "
-            "no worse than the prompt as it was typed.",
+            "no worse than the prompt as typed.",
         ),
     ] = False,
-    renderer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            show_default="shapeworld",
-            help="With --keep-best: what draws, as for `reprise render`.",
-        ),
-    ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=WEIGHT",
-            show_default="shapeworld",
-            help="With --keep-best: what judges; once or several times.",
-        ),
-    ] = None,
+    renderer: options.DataRenderer = None,
+    reward: options.WeightedRewards = None,
     images: Annotated[
         int | None,
         typer.Option(
             metavar="N",
+            callback=options.between(1, 64),
             show_default="1",
-            help="With --keep-best: pictures of each rewrite, from the same seeds for all of a prompt.",
+            help="Pictures of each rewrite, from the same seeds for all rewrites of a prompt.",
         ),
     ] = None,
     steps: options.Steps = None,
-    seed: Annotated[int, typer.Option(help="Of what is written, drawn and held out.")] = 0,
+    seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
     """Have a chat model write the examples that `reprise train sft` learns from.
 
     Each line of FILE is JSON: "prompt", what a user types; "reason", how the
     scene is rehearsed; "rewrite", the prompt to draw. `train sft` also reads
-    "critique", what was wrong with an earlier picture, where it is there.
+    "critique", what was wrong with an earlier picture, if a line has one.
 
-    Answers that cannot be read are counted, asked for again, and never become
-    examples. Called again, it goes on where it was stopped, and asks for
-    nothing twice; with more prompts or variants, for those.
+    An answer that cannot be read is counted, asked for again, and never becomes
+    an example. Called again, the command goes on where it stopped and asks for
+    nothing twice; with more prompts or variants, it asks for those.
+    --renderer, --reward, --images and --steps are for --keep-best.
     """
-    from ..factory import find_rewriter
-    from ..storage.files import prepare_folder
-    from ..training.sft.make_data import AnswerFolder, ExampleMaker, held_out
-    from . import terminal
+    from ...factory import find_rewriter
+    from ...storage.files import prepare_folder
+    from ...training.sft.make_data import AnswerFolder, ExampleMaker, held_out
+    from .. import terminal
 
     asked = _prompts(prompts)
     if eval_share:
         eval_out = eval_out or out.with_name(f"{out.stem}.eval{out.suffix}")
     pictures = 1 if images is None else images
-    _check(variants, retries, eval_share, out, eval_out, pictures, seed)
+    _check(eval_share, out, eval_out, pictures, seed)
     if not keep_best and any(option is not None for option in (renderer, reward, images, steps)):
         raise BadInput("--renderer, --reward, --images and --steps are for pictures; add --keep-best")
     find, passing = find_rewriter(rewriter), _filters(filters or [])
@@ -153,7 +138,7 @@ def train_data(
             raise
     usable = [one for one in asked if found[one.prompt]]
     if not usable:
-        raise RepriseError(f"no example came of it: {'; '.join(_told(result))}")
+        raise RepriseError(f"no example came of it: {'; '.join(_summary(result))}")
     aside = held_out(usable, eval_share, seed) if eval_share else set()
     for name, path in (("held_out", eval_out), ("train", out)):
         if path is not None:
@@ -164,7 +149,7 @@ def train_data(
     if as_json:
         terminal.print_json(result)
         return
-    for line in _told(result):
+    for line in _summary(result):
         terminal.note(line)
     for name in ("held_out", "train"):
         if name in result:
@@ -177,7 +162,7 @@ def train_data(
 
 def _reasoning(rewriter: Rewriter) -> RowRewriter:
     """Raises Unsupported for a rewriter that asks no model, and so gives no reasons."""
-    from ..rewriters.rows import RowRewriter
+    from ...rewriters.rows import RowRewriter
 
     if not isinstance(rewriter, RowRewriter):
         raise Unsupported(
@@ -189,36 +174,27 @@ def _reasoning(rewriter: Rewriter) -> RowRewriter:
 
 def _prompts(source: str) -> list[TrainingPrompt]:
     """The prompts, each once, checked."""
-    from ..training.rollouts.prompts import read_prompts
-    from . import terminal
-    from .prompts import check_prompt
+    from ...training.rollouts.prompts import read_prompts
+    from .. import terminal
+    from ..prompts import check_prompt
 
     found, once = read_prompts(source), {}
     for one in found:
         check_prompt(one.prompt, f"{source}: the prompt {one.prompt[:40]!r}")
         once.setdefault(one.prompt, one)
     if len(once) < len(found):
-        terminal.note(f"{len(found) - len(once)} of {len(found)} prompts are there before, and left out")
+        terminal.note(f"{len(found) - len(once)} of {len(found)} prompts are repeated, and left out")
     return list(once.values())
 
 
-def _check(
-    variants: int, retries: int, share: float, out: Path, eval_out: Path | None, images: int, seed: int
-) -> None:
-    for name, value, low, high in (
-        ("variants", variants, 1, 256),
-        ("retries", retries, 0, 256),
-        ("images", images, 1, 64),
-    ):
-        if not low <= value <= high:
-            raise BadInput(f"--{name} must be {low} to {high}, got {value}")
+def _check(share: float, out: Path, eval_out: Path | None, images: int, seed: int) -> None:
     if not 0 <= share < 1:
         raise BadInput(f"--eval-share must be 0 or more and below 1, got {share:g}")
     if eval_out is not None and not share:
         raise BadInput("--eval-out needs to know how many prompts to hold out; add --eval-share 0.05")
     if eval_out is not None and eval_out.absolute() == out.absolute():
         raise BadInput(f"--eval-out and --out are both {out}; give two files")
-    options.check_seed(seed, images)
+    checks.check_seeds(seed, images)
 
 
 def _filters(names: list[str]) -> dict[str, TextReward]:
@@ -237,7 +213,7 @@ def _chooser(
 ) -> Callable[..., tuple[dict[str, list[RewriteExample]], dict[str, int]]]:
     """What keeps each prompt's best example by its pictures. The names are checked here; models are loaded
     when it is called, by which time the rewriter is gone."""
-    from ..factory import (
+    from ...factory import (
         DEFAULT_JUDGE,
         DEFAULT_RENDERER,
         EMBEDDED_WORLD,
@@ -245,7 +221,7 @@ def _chooser(
         make_reward,
         parse_weights,
     )
-    from ..storage.cache import Cache
+    from ...storage.cache import Cache
 
     name = renderer or DEFAULT_RENDERER
     cache = Cache(folder / "pictures", PICTURES_GB * 2**30)
@@ -259,10 +235,10 @@ def _chooser(
         examples: Mapping[str, list[RewriteExample]],
         progress: Callable[[int, int], None],
     ) -> tuple[dict[str, list[RewriteExample]], dict[str, int]]:
-        from ..storage.files import write_whole
-        from ..training.common.offload import StageTimer
-        from ..training.rollouts.scoring import PictureScorer
-        from ..training.sft.make_data import keep_best
+        from ...storage.files import write_whole
+        from ...training.common.offload import StageTimer
+        from ...training.rollouts.scoring import PictureScorer
+        from ...training.sft.make_data import keep_best
 
         rewards = {name: make_reward(name) for name in weights}
         scorer = PictureScorer(find(), rewards, cache, StageTimer(), AT_ONCE, overlap=elsewhere)
@@ -283,18 +259,18 @@ def _chooser(
     return choose
 
 
-def _told(result: Mapping[str, Any]) -> list[str]:
-    """What became of the answers, a line for each thing that did."""
-    said, unusable = [f"{result['answers']} answers to {result['prompts']} prompts"], result["unusable"]
+def _summary(result: Mapping[str, Any]) -> list[str]:
+    """What became of the answers, in lines."""
+    lines, unusable = [f"{result['answers']} answers to {result['prompts']} prompts"], result["unusable"]
     if unusable:
         whys = [f"{why} ({count})" for why, count in list(unusable.items())[:FEW]]
         more = f"; and {len(unusable) - FEW} other reasons" if len(unusable) > FEW else ""
-        said.append(f"{sum(unusable.values())} cannot be used: {'; '.join(whys)}{more}")
+        lines.append(f"{sum(unusable.values())} cannot be used: {'; '.join(whys)}{more}")
     for key, words in (
         ("duplicates", "say what another says"),
         ("not_better", "prompts left out: no rewrite's pictures are as good as their own"),
         ("not_judged", "prompts left out: their pictures were not judged"),
     ):
         if result.get(key):
-            said.append(f"{result[key]} {words}")
-    return said
+            lines.append(f"{result[key]} {words}")
+    return lines

@@ -1,4 +1,4 @@
-"""`evaluate shapeworld --compare`: one small run with the embedded weights, and what is refused."""
+"""`evaluate rewriters`: one small run with the embedded weights, and what is refused."""
 
 import json
 
@@ -15,12 +15,9 @@ def refused(result, part):
 def test_the_embedded_models_compared(reprise, tmp_path):
     words = [
         "evaluate",
-        "shapeworld",
-        "--compare",
+        "rewriters",
         "embedded=reprompt",
-        "--compare",
         "again = reprompt",
-        "--compare",
         "pasted=template,none",
         "--per-task",
         1,
@@ -61,11 +58,12 @@ def test_the_embedded_models_compared(reprise, tmp_path):
 
 
 def test_without_an_out_the_chains_results_are_left_alone(reprise, tmp_path, drawn):
-    words = ("evaluate", "shapeworld", "--renderer", "fake", "--per-task", 1, "--seeds", 1)
-    assert reprise(*words, "--rewriter", "none", "--best-of", 2, "--reflect", 0, "--variants", 1).code == 0
-    assert reprise(*words, "--compare", "pasted=template").code == 0
+    words = ("--renderer", "fake", "--per-task", 1, "--seeds", 1)
+    chain = ("--rewriter", "none", "--best-of", 2, "--reflect", 0, "--variants", 1)
+    assert reprise("evaluate", "shapeworld", *words, *chain).code == 0
+    assert reprise("evaluate", "rewriters", "pasted=template", *words).code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "compare-shapeworld",
+        "evaluate-rewriters",
         "evaluate-shapeworld",
     ]
 
@@ -73,7 +71,8 @@ def test_without_an_out_the_chains_results_are_left_alone(reprise, tmp_path, dra
 def test_stopped_it_says_where_to_go_on(reprise, tmp_path, monkeypatch, drawn):
     words = (
         "evaluate",
-        "shapeworld",
+        "rewriters",
+        "pasted=template",
         "--renderer",
         "fake",
         "--seeds",
@@ -82,8 +81,6 @@ def test_stopped_it_says_where_to_go_on(reprise, tmp_path, monkeypatch, drawn):
         1,
         "--out",
         "o",
-        "--compare",
-        "pasted=template",
         "--json",
     )
     with monkeypatch.context() as patched:
@@ -101,60 +98,28 @@ def test_stopped_it_says_where_to_go_on(reprise, tmp_path, monkeypatch, drawn):
 @pytest.mark.parametrize(
     "words,part",
     [
-        (["--compare", "template"], "'template': expected NAME=REWRITER"),
-        (["--compare", "=template"], "expected NAME=REWRITER"),
-        (["--compare", "a=template,"], "expected NAME=REWRITER"),
-        (["--compare", "a=template", "--compare", "a=none"], "'a' is given twice"),
-        (["--compare", "a=tmplate"], "unknown rewriter 'tmplate'; did you mean 'template'"),
-        (["--compare", "as typed=none"], "always in the table"),
-        (["--compare", "a=template,template"], "the same weights twice, template and template"),
-        (["--compare", "a=template", "--baseline", "b"], "unknown baseline 'b'"),
-        (["--baseline", "b"], "--baseline is of --compare"),
-        (["--judge", "shapeworld"], "--judge is of --compare"),
-        (["--compare", "a=template", "--best-of", "8"], "--best-of has no use with --compare"),
-        (["--compare", "a=template", "--rewriter", "none"], "--rewriter has no use with --compare"),
-        (["--compare", "a=template", "--seeds", "0"], "--seeds must be at least 1"),
+        (["template"], "'template': expected NAME=REWRITER"),
+        (["=template"], "expected NAME=REWRITER"),
+        (["a=template,"], "expected NAME=REWRITER"),
+        (["a=template", "a=none"], "'a' is given twice"),
+        (["a=tmplate"], "unknown rewriter 'tmplate'; did you mean 'template'"),
+        (["as typed=none"], "always in the table"),
+        (["a=template,template"], "the same weights twice, template and template"),
+        (["a=template", "--baseline", "b"], "unknown baseline 'b'"),
+        ([], "Missing argument 'NAME=REWRITER"),
+        (["a=template", "--best-of", "8"], "No such option: --best-of"),
+        (["a=template", "--seeds", "0"], "--seeds must be at least 1"),
+        (["a=template", "--judge", "structure"], "reads rewrites, not pictures"),
     ],
 )
 def test_refused(reprise, words, part):
-    refused(reprise("evaluate", "shapeworld", "--renderer", "fake", *words), part)
+    refused(reprise("evaluate", "rewriters", "--renderer", "fake", *words), part)
 
 
 def test_a_folder_that_is_no_rewriter_costs_no_work(reprise, tmp_path):
     (tmp_path / "empty").mkdir()
-    words = ("evaluate", "shapeworld", "--renderer", "fake", "--out", "o", "--compare", "a=template")
-    refused(reprise(*words, "--compare", "b=empty"), "empty is no rewriter: it holds no config.json")
+    words = ("evaluate", "rewriters", "--renderer", "fake", "--out", "o", "a=template")
+    refused(reprise(*words, "b=empty"), "empty is no rewriter: it holds no config.json")
     for nowhere in ("./nowhere", "runs/nowhere/final"):
-        refused(reprise(*words, "--compare", f"b={nowhere}"), f"no rewriter at {nowhere}")
+        refused(reprise(*words, f"b={nowhere}"), f"no rewriter at {nowhere}")
     assert not list((tmp_path / "o").iterdir())
-
-
-def test_rows_of_a_file(reprise, tmp_path):
-    (tmp_path / "rows.yaml").write_text("base: {}\nPARM: {best_of: 4, prune: halving}\n")
-    words = [
-        "evaluate",
-        "shapeworld",
-        "--rows",
-        "rows.yaml",
-        "--per-task",
-        1,
-        "--seeds",
-        1,
-        "--steps",
-        4,
-        "--task",
-        "counting",
-        "--out",
-        "o",
-    ]
-    result = json.loads(reprise(*words, "--json").out)
-    base, parm = result["rows"]
-    assert base["cost"] == {"denoiser_rows": 8, "judge_calls": 0}
-    assert 8 < parm["cost"]["denoiser_rows"] < 32 and parm["gain"]["over"] == "base"
-    assert "PARM" in reprise(*words).out and "PARM" in (tmp_path / "o" / "index.html").read_text()
-    refused(reprise(*words, "--best-of", 3), "--best-of has no use with --rows")
-    refused(reprise(*words, "--compare", "a=none"), "two tables")
-    (tmp_path / "rows.yaml").write_text("base: {lora: nowhere.safetensors}\n")
-    refused(reprise(*words), "there is no LoRA nowhere.safetensors")
-    (tmp_path / "rows.yaml").write_text("base: {rewriter: nobody}\n")
-    refused(reprise(*words), "nobody")

@@ -1,4 +1,4 @@
-"""`reprise train-data`: a file of prompts and a chat model in, examples that `train sft` reads out."""
+"""`reprise data rewrites`: a file of prompts and a chat model in, examples that `train sft` reads out."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from reprise.backend.net import http
 from reprise.backend.rewriters.prompting import build_messages
 from reprise.backend.training.sft.data import RewriteExample, read_examples
 
-from ...fake_comfyui import GRAPH, FakeComfyUI
-from ...fake_endpoint import MODEL, Play, answer, playing, refusal
+from ....fake_comfyui import GRAPH, FakeComfyUI
+from ....fake_endpoint import MODEL, Play, answer, playing, refusal
 
 PROMPTS = [f"a {color} {shape}" for color in ("red", "blue", "green") for shape in ("circle", "star")]
 
@@ -59,8 +59,10 @@ def asked_of(server) -> list[tuple[str, int, float]]:
 
 def test_examples_of_a_chat_model(reprise, endpoint, prompts, tmp_path):
     endpoint.plays = [good]
-    done = reprise("train-data", prompts, *chat(endpoint), "--variants", 2, "--out", "d/data.jsonl", "--json")
-    assert done.code == 0 and "1 of 8 prompts are there before" in done.err, done.err
+    done = reprise(
+        "data", "rewrites", prompts, *chat(endpoint), "--variants", 2, "--out", "d/data.jsonl", "--json"
+    )
+    assert done.code == 0 and "1 of 8 prompts are repeated" in done.err, done.err
     assert json.loads(done.out) == {
         "prompts": 7,
         "answers": 14,
@@ -73,14 +75,25 @@ def test_examples_of_a_chat_model(reprise, endpoint, prompts, tmp_path):
     assert all(row.keys() == {"prompt", "reason", "rewrite"} for row in rows)
     assert len(read_examples(tmp_path / "d" / "data.jsonl")) == 14
     assert endpoint.requests[0].body["messages"] == build_messages(asked(endpoint.requests[0].body))
-    again = reprise("train-data", prompts, *chat(endpoint), "--variants", 2, "--out", "d/data.jsonl")
+    again = reprise("data", "rewrites", prompts, *chat(endpoint), "--variants", 2, "--out", "d/data.jsonl")
     assert again.code == 0 and "14 examples of 7 prompts" in again.out and len(endpoint.requests) == 14
     assert "14 answers to 7 prompts" in again.err
 
 
 def test_no_prompt_is_in_both_files(reprise, endpoint, prompts, tmp_path):
     endpoint.plays = [good]
-    call = ("train-data", prompts, *chat(endpoint), "--variants", 3, "--eval-share", 0.3, "--out", "a.jsonl")
+    call = (
+        "data",
+        "rewrites",
+        prompts,
+        *chat(endpoint),
+        "--variants",
+        3,
+        "--eval-share",
+        0.3,
+        "--out",
+        "a.jsonl",
+    )
     done = reprise(*call)
     assert done.code == 0 and "a.eval.jsonl" in done.out, done.err
     train, aside = ({row["prompt"] for row in lines(tmp_path / name)} for name in ("a.jsonl", "a.eval.jsonl"))
@@ -96,7 +109,7 @@ def test_what_cannot_be_read_is_asked_for_again_and_told(reprise, prompts, tmp_p
         return refusal(400, "unsafe") if asked(body) == "a ring" else good(body)
 
     with playing(play) as server:
-        done = reprise("train-data", prompts, *chat(server), "--out", "data.jsonl", "--json")
+        done = reprise("data", "rewrites", prompts, *chat(server), "--out", "data.jsonl", "--json")
         result = json.loads(done.out)
         assert len(asked_of(server)) == len(set(asked_of(server))) == 10
     assert result["answers"] == 10 and result["train"]["examples"] == 6
@@ -109,14 +122,14 @@ def test_what_cannot_be_read_is_asked_for_again_and_told(reprise, prompts, tmp_p
 
 def test_a_server_that_fails_loses_nothing(reprise, prompts, tmp_path):
     with playing(good) as server:
-        whole = reprise("train-data", prompts, *chat(server), "--variants", 3, "--out", "whole.jsonl")
+        whole = reprise("data", "rewrites", prompts, *chat(server), "--variants", 3, "--out", "whole.jsonl")
         assert whole.code == 0
         wanted = {row[:2] for row in asked_of(server)}
         server.requests.clear()
         answered = threading.Semaphore(7)
         gone = Play({"error": {"message": "gone"}}, 503, delay=0.3)  # the good ones under way come first
         server.plays = [lambda body: good(body) if answered.acquire(blocking=False) else gone]
-        call = ("train-data", prompts, *chat(server), "--variants", 3, "--out", "data.jsonl")
+        call = ("data", "rewrites", prompts, *chat(server), "--variants", 3, "--out", "data.jsonl")
         broken = reprise(*call)
         assert broken.code == 1 and "503: 'gone'" in broken.err.splitlines()[-1]
         kept = lines(tmp_path / "data.jsonl.answers" / "answers.jsonl")
@@ -141,7 +154,7 @@ def test_ctrl_c_says_how_to_go_on(reprise, prompts, tmp_path):
         return good(body)
 
     with playing(play) as server:
-        words = ["train-data", str(prompts), *chat(server), "--out", "data.jsonl"]
+        words = ["data", "rewrites", str(prompts), *chat(server), "--out", "data.jsonl"]
         process = subprocess.Popen(
             [sys.executable, "-m", "reprise", *words],
             cwd=tmp_path,
@@ -194,7 +207,8 @@ def test_keep_best_by_the_pictures(reprise, tmp_path, large_is_drawn):
 
     with playing(play) as server:
         call = (
-            "train-data",
+            "data",
+            "rewrites",
             "prompts.txt",
             *chat(server),
             "--variants",
@@ -233,7 +247,8 @@ def test_keep_best_by_a_workflows_pictures(reprise, tmp_path, monkeypatch):
     try:
         with playing(good) as writer:
             call = (
-                "train-data",
+                "data",
+                "rewrites",
                 "prompts.txt",
                 *chat(writer),
                 "--out",
@@ -296,13 +311,13 @@ def test_it_refuses(reprise, tmp_path, words, part):
     (tmp_path / "p.txt").write_text("a cat\n")
     (tmp_path / "long.txt").write_text("word " * 600)
     rewriter = () if "--rewriter" in words else ("--rewriter", f"chat:{MODEL}@http://127.0.0.1:1/v1")
-    refused(reprise("train-data", "--out", "d.jsonl", *words, *rewriter), part)
+    refused(reprise("data", "rewrites", "--out", "d.jsonl", *words, *rewriter), part)
     assert not (tmp_path / "d.jsonl.answers").exists() and (tmp_path / "p.txt").read_text() == "a cat\n"
 
 
 def test_what_was_changed_by_hand_is_not_written_over(reprise, endpoint, prompts, tmp_path):
     endpoint.plays = [good]
-    call = ("train-data", prompts, *chat(endpoint), "--out", "data.jsonl")
+    call = ("data", "rewrites", prompts, *chat(endpoint), "--out", "data.jsonl")
     assert reprise(*call).code == 0
     (tmp_path / "data.jsonl").write_text("mine\n")
     refused(reprise(*call, "--seed", 0, "--variants", 2), "or was changed since")
@@ -312,13 +327,13 @@ def test_what_was_changed_by_hand_is_not_written_over(reprise, endpoint, prompts
 
 def test_nothing_usable_is_a_failure_and_writes_no_data(reprise, endpoint, prompts, tmp_path):
     endpoint.plays = [answer("no")]
-    done = reprise("train-data", prompts, *chat(endpoint), "--retries", 1, "--out", "data.jsonl")
+    done = reprise("data", "rewrites", prompts, *chat(endpoint), "--retries", 1, "--out", "data.jsonl")
     assert done.code == 1 and "14 cannot be used: the answer has no <prompt> (14)" in done.err
     assert not (tmp_path / "data.jsonl").exists()
 
 
 def test_the_help_says_what_a_line_holds(reprise):
-    shown = reprise("train-data", "--help").out
+    shown = reprise("data", "rewrites", "--help").out
     assert all(f'"{name}"' in shown for name in RewriteExample.model_fields)
 
 
@@ -328,7 +343,7 @@ def test_from_prompts_to_a_trained_rewriter(reprise, tmp_path):
     from reprise.backend.rewriters.reprompt import RePromptRewriter
 
     untrained(tmp_path / "start")
-    made = reprise("train-data", "shapeworld:1", "--rewriter", "reprompt", "--eval-share", 0.2)
+    made = reprise("data", "rewrites", "shapeworld:1", "--rewriter", "reprompt", "--eval-share", 0.2)
     assert made.code == 0, made.err
     trained = reprise(
         "train",

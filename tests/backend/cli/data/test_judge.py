@@ -1,4 +1,4 @@
-"""`reprise judge-data`."""
+"""`reprise data judge`."""
 
 import json
 
@@ -16,7 +16,7 @@ def prompts(tmp_path):
 
 def test_bad_input(tmp_path, prompts, capsys):
     out = tmp_path / "judge.jsonl"
-    known = ["judge-data", str(prompts), "--out", str(out), "--renderer", "fake"]
+    known = ["data", "judge", str(prompts), "--out", str(out), "--renderer", "fake"]
     for more, said in (
         (["--renders", "0"], "--renders must be 1 to 256, got 0"),
         (["--test-share", "2"], "--test-share must be 0 to 1"),
@@ -30,14 +30,25 @@ def test_bad_input(tmp_path, prompts, capsys):
         caught = capsys.readouterr().err
         assert said in caught.splitlines()[-1] and "Traceback" not in caught, more
         assert not list(tmp_path.glob("judge.jsonl*")) and "goes on" not in caught, more
-    assert run(["judge-data", str(tmp_path / "none.txt")]) == 2
+    assert run(["data", "judge", str(tmp_path / "none.txt")]) == 2
     assert "cannot read" in capsys.readouterr().err
 
 
 def test_pictures_all_wrong(tmp_path, prompts, capsys):
     """The fake renderer draws no shape: nothing is right, and what is wrong in words is left."""
     out = tmp_path / "judge.jsonl"
-    words = ["judge-data", str(prompts), "--out", str(out), "--renderer", "fake", "--renders", "2", "--json"]
+    words = [
+        "data",
+        "judge",
+        str(prompts),
+        "--out",
+        str(out),
+        "--renderer",
+        "fake",
+        "--renders",
+        "2",
+        "--json",
+    ]
     assert run(words) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["right"] == 0 and made["pictures"] == 6
@@ -71,7 +82,7 @@ def test_pictures_of_runs(tmp_path, capsys):
         == 0
     )
     capsys.readouterr()
-    words = ["judge-data", str(runs), "--out", str(out)]
+    words = ["data", "judge", str(runs), "--out", str(out)]
     assert run([*words, "--renderer", "fake"]) == 2 and "is drawn already" in capsys.readouterr().err
     assert run([*words, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
@@ -90,7 +101,7 @@ def test_ctrl_c_keeps_what_was_drawn(tmp_path, prompts, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FakeRenderer, "render", stop)
-    assert run(["judge-data", str(prompts), "--out", str(out), "--renderer", "fake"]) == 130
+    assert run(["data", "judge", str(prompts), "--out", str(out), "--renderer", "fake"]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(f"what was drawn is kept in {out}.pictures, the same command goes on")
     assert not out.exists()

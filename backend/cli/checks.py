@@ -1,0 +1,53 @@
+"""Checks of options that depend on each other, made before any work is spent. All raise BadInput."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.errors import BadInput, UnknownName, Unsupported
+from ..core.types import SEED_RANGE
+from .options import CORRECTIONS
+
+
+def check_seeds(seed: int, candidates: int) -> None:
+    """Raises BadInput where one of the `candidates` seeds from `seed` on is out of range."""
+    last = SEED_RANGE - candidates
+    if seed > last:
+        raise BadInput(f"--seed must be at most {last} for {candidates} candidates, got {seed}")
+
+
+def correction_named(name: str) -> str:
+    """The name of a correction in the search and in the record. Raises UnknownName."""
+    if name not in CORRECTIONS:
+        raise UnknownName("correction", name, CORRECTIONS)
+    return name.replace("-", " ")
+
+
+def choose_prune(prune: str | None, renderer: str) -> str:
+    """The pruning asked for; by default halving, or none with a ComfyUI server, which gives no previews.
+
+    Raises UnknownName for an unknown pruning, Unsupported for pruning without previews.
+    """
+    previews = not renderer.startswith("comfyui:")
+    prune = prune or ("halving" if previews else "none")
+    from ..search.pruning import read_pruning
+
+    read_pruning(prune)
+    if prune != "none" and not previews:
+        raise Unsupported(
+            f"--prune {prune} needs previews, which a ComfyUI server does not give; take "
+            "--prune none, or a PARM Best-of-N node in the workflow"
+        )
+    return prune
+
+
+def prepare_file_with_pictures(source: str, out: Path) -> None:
+    """Make the folder of `out`, whose pictures go into `out`.pictures beside it. Raises BadInput where `out`
+    is the source, or was not made by the same command."""
+    from ..storage.files import prepare_folder
+
+    if out.is_dir() or (out.exists() and not out.with_name(f"{out.name}.pictures").is_dir()):
+        raise BadInput(f"{out} was not made by this command; give another --out")
+    if Path(source).absolute() == out.absolute():
+        raise BadInput(f"SOURCE and --out are both {out}; give two files")
+    prepare_folder(out.absolute().parent)

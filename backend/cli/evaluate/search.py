@@ -1,0 +1,92 @@
+"""`reprise evaluate search`: renderers, judges and searches compared on ShapeWorld's held-out prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...core.errors import BadInput
+from .. import checks, options, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ...evaluation.tables import TableRow
+
+
+def search(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE.yaml",
+            show_default=False,
+            help="Rows and their settings, such as `PARM: {lora: [A, B], best_of: 8, prune: halving}`; a "
+            "list has a value for each training seed.",
+        ),
+    ] = None,
+    show_settings: options.ShowSettings = False,
+    task: options.Tasks = None,
+    per_task: options.PerTask = 66,
+    seeds: options.Repetitions = 4,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="the first row", help="The row that gains are over."),
+    ] = None,
+    judge: options.MeasuringJudge = "shapeworld-strict",
+    renderer: options.Renderer = "shapeworld",
+    steps: options.Steps = None,
+    seed: options.Seed = 0,
+    out: options.ResultOut = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare the rows of a file: each a rewriter, a LoRA of the renderer, a judge and a search."""
+    from ...evaluation.shapeworld import select_tasks
+    from ...evaluation.tables import RoleLoaders, TableRow, evaluate_rows, read_rows
+    from ...factory import find_renderer, find_rewriter, make_reward, reward_mark
+    from ...storage.files import prepare_folder
+    from .. import results
+
+    if show_settings:
+        return settings.show(TableRow, "a row of evaluate search", as_json)
+    if file is None:
+        raise BadInput("expected reprise evaluate search FILE.yaml; --settings lists what a row may say")
+    tasks, rows = select_tasks(task or []), read_rows(file)
+    _check(rows.values(), renderer, steps)
+    measuring = make_reward(judge)
+    makers = RoleLoaders(
+        lambda lora: find_renderer(renderer, steps, lora=Path(lora) if lora else None)(),
+        lambda name: find_rewriter(name)(),
+        make_reward,
+        reward_mark,
+    )
+    out = prepare_folder(out or Path("out") / "evaluate-search")
+    with results.progress_bars(as_json, out) as tell:
+        result = evaluate_rows(
+            rows=rows,
+            makers=makers,
+            measure=measuring,
+            folder=out,
+            per_task=per_task,
+            seeds=seeds,
+            seed=seed,
+            tasks=tasks,
+            baseline=baseline,
+            tell=tell,
+        )
+    results.finish(result, out, as_json)
+
+
+def _check(rows: Iterable[TableRow], renderer: str, steps: int | None) -> None:
+    """Raises BadInput and its kin for a name that does not exist, before the first picture is drawn."""
+    from ...factory import check_judge, find_renderer, find_rewriter
+
+    for row in rows:
+        checks.choose_prune(row.prune, renderer)
+        for one in row.trainings():
+            find_renderer(renderer, steps, lora=Path(one.lora) if one.lora else None)
+            for rewriter in filter(None, (one.rewriter, one.corrector)):
+                find_rewriter(rewriter)
+            for name in filter(None, (one.judge, one.previews)):
+                check_judge(name)

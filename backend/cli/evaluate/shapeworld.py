@@ -1,0 +1,64 @@
+"""`reprise evaluate shapeworld`: what each part of the chain adds on ShapeWorld's held-out prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import checks, options
+
+
+def shapeworld(
+    task: options.Tasks = None,
+    per_task: options.PerTask = 66,
+    seeds: options.Repetitions = 4,
+    best_of: options.BestOf = 8,
+    prune: options.Prune = None,
+    reflect: Annotated[
+        int,
+        typer.Option(metavar="ROUNDS", callback=options.between(0, 100), help="Rounds of mending at most."),
+    ] = 2,
+    variants: options.Variants = 4,
+    renderer: options.Renderer = "shapeworld",
+    rewriter: options.Rewriter = None,
+    steps: options.Steps = None,
+    seed: options.Seed = 0,
+    out: options.ResultOut = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure what rewriting, best of N, pruning and reflection each add on held-out prompts.
+
+    Rows: the prompt as typed, a template, the rewriter, best of N in full and
+    pruned, reflection, and an oracle prompt that spells out a layout. The figure
+    is the share of right pictures by the embedded detector.
+    """
+    from ...evaluation.shapeworld import evaluate_chain, select_tasks
+    from ...factory import find_renderer, find_rewriter, make_reward
+    from ...storage.files import prepare_folder
+    from .. import results
+
+    tasks = select_tasks(task or [])
+    prune = checks.choose_prune(prune, renderer)
+    judge = make_reward("shapeworld")
+    drawing, rewriting = find_renderer(renderer, steps), find_rewriter(rewriter)
+    out = prepare_folder(out or Path("out") / "evaluate-shapeworld")
+    with results.progress_bars(as_json, out) as tell:
+        result = evaluate_chain(
+            rewriter=rewriting(),
+            template=find_rewriter("template")(),
+            renderer=drawing(),
+            judge=judge,
+            per_task=per_task,
+            seeds=seeds,
+            best_of=best_of,
+            prune=prune,
+            rounds=reflect,
+            variants=variants,
+            seed=seed,
+            tasks=tasks,
+            kept=out,
+            tell=tell,
+        )
+    results.finish(result, out, as_json)
