@@ -3,7 +3,8 @@
 #   make test        check, then the tests
 #   make check       ruff, pyright, import rules, the links and commands of the docs
 #   make docs        the documentation as pages: out/docs/index.html
-# and the long ones: evaluate, bench, shapeworld, test-long.
+#   make settings    docs/settings.md, from the code
+# and the long ones: evaluate, bench, weights, test-long.
 
 SHELL  := bash
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test check docs evaluate bench shapeworld test-long clean
+.PHONY: demo test check docs settings evaluate bench weights test-long clean
 
 demo: $(READY)
 	$(BIN)/reprise render "three red circles" "a photo of a blue star left of a green heart" \
@@ -40,18 +41,22 @@ test: check
 test-long: $(READY)
 	$(BIN)/python -m pytest -q -m long
 
+settings: $(READY)
+	$(BIN)/python -m reprise.backend.cli.settings_page
+
 evaluate: $(READY)
 	$(BIN)/reprise evaluate shapeworld --out out/evaluate-shapeworld
 
 bench: $(READY)
-	$(BIN)/reprise bench parm --out out/bench-parm
+	$(BIN)/reprise lab bench parm --out out/bench-parm
 
-shapeworld: $(READY)
-	$(BIN)/reprise shapeworld build
+weights: $(READY)
+	$(BIN)/reprise lab weights build
 
 # uv where it is there, else pip. uv does not read pip's find-links by itself, so it is passed on.
 # setuptools comes with the lock: the editable install needs no build environment of its own.
 $(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python 3.11: make PYTHON=python3.11")'
 	@if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then \
 	  set -e; \
 	  [ -x $(BIN)/python ] || uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \

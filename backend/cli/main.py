@@ -20,7 +20,7 @@ import typer
 from ..core.errors import Interrupted, RepriseError
 from . import data, evaluate, models, preferences, render, rewrite, score, serve, shapeworld, train
 
-EXTRAS_NEED = (3, 11)  # Python of diffusers 0.42 and transformers 5.21, and so of [render], [train], [serve]
+EXTRAS_NEED = (3, 11)  # the Python that diffusers 0.42 needs, and so [render], [train] and [serve]
 STOPPED = 130  # what shells report for a program that Ctrl-C stopped
 BACKEND = __name__.rpartition(".cli.")[0]
 DRAW, LEARN, DATA, OTHER = "Draw", "Learn", "Make data", "Other"  # panels of the help

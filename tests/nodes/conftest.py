@@ -151,7 +151,11 @@ def in_comfyui():
             text=True,
             timeout=seconds,
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "nodes" / "inside")},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT / "backend" / "lab" / "bench" / "inside"),
+            },
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.strip().splitlines()[-1])

@@ -7,7 +7,7 @@ import json
 import sys
 from functools import partial
 
-from boot import module, start  # of nodes/inside
+from boot import module, start  # of backend/lab/bench/inside
 
 COMFYUI, PACK, TASK = sys.argv[1:4]
 start(COMFYUI)

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from boot import start  # of nodes/inside
+from boot import start  # of backend/lab/bench/inside
 
 COMFYUI, _, FILES = sys.argv[1:4]
 start(COMFYUI)

@@ -1,6 +1,6 @@
 """What the nodes cost inside a real ComfyUI on the CPU, as ratios measured in one run of its Python.
 
-`nodes/inside/measure.py` runs there, in a process of its own, and measures; here its figures become rows.
+`inside/measure.py` runs there, in a process of its own, and measures; here its figures become rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...core.errors import BadInput, RepriseError
 from .parm import ratio_interval
 
 PACK = Path(__file__).resolve().parents[3]
-SCRIPT = PACK / "nodes" / "inside" / "measure.py"
+SCRIPT = Path(__file__).parent / "inside" / "measure.py"
 IMPORT_GOAL = 0.15  # seconds
 
 

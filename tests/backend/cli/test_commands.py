@@ -217,7 +217,7 @@ def a_result(name):
 @pytest.mark.parametrize(
     "command,name,function",
     [
-        (["evaluate", "shapeworld"], "shapeworld", "evaluation.shapeworld.evaluate"),
+        (["evaluate", "shapeworld"], "shapeworld", "evaluation.shapeworld.evaluate_chain"),
         (["lab", "bench", "parm"], "parm", "lab.bench.parm.bench"),
     ],
 )

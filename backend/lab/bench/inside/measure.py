@@ -1,4 +1,4 @@
-"""What the nodes cost inside ComfyUI, measured; `reprise bench nodes` runs this file in ComfyUI's Python.
+"""What the nodes cost inside ComfyUI, measured; `reprise lab bench nodes` runs this file in ComfyUI's Python.
 
 Usage: measure.py COMFYUI_FOLDER PACK_FOLDER PAIRS STEPS; prints one line of JSON:
 `pairs` {width in pixels: [[seconds of stock nodes, seconds of PARM with N = 1], …]}, `import` seconds of
