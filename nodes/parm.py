@@ -16,8 +16,8 @@ from ..backend.core.errors import BadInput
 from ..backend.core.interfaces import PreviewReward
 from ..backend.core.scoring import judge_for_previews, rank
 from ..backend.core.types import Candidate, Cost
-from ..backend.search.best_of_n import best_of, check_search, judge_candidates
-from ..backend.search.pruning import SCHEDULES, THRESHOLD, PruningWatcher, schedule_from
+from ..backend.search.best_of_n import best_index, check_search, score_candidates
+from ..backend.search.pruning import POTENTIAL_THRESHOLD, SCHEDULES, PruningWatcher, schedule_from
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
@@ -72,7 +72,7 @@ def _search_inputs() -> list:
         ),
         io.Float.Input(
             "potential",
-            default=THRESHOLD,
+            default=POTENTIAL_THRESHOLD,
             min=0.0,
             max=1.0,
             step=0.01,
@@ -197,7 +197,7 @@ def search_in_graph(
     prune: str,
     preview: str,
     chunk: int,
-    potential: float = THRESHOLD,
+    potential: float = POTENTIAL_THRESHOLD,
     preview_judge: Any = None,
 ) -> io.NodeOutput:
     """Best of `candidates` seeds in one run of the sampler; see `backend/search` for what is chosen."""
@@ -219,11 +219,11 @@ def search_in_graph(
     row_mask = ComfyRowMask(candidates, chunk or None)
     wall, decode = PreviewGrid(candidates, steps), Previewer(guider.model_patcher, vae, preview)
     watcher = PruningWatcher(preview_scorer, asked, found, schedule, cost)
-    ready(judge, *([preview_judge] if preview_judge and schedule.looks else []))
+    ready(judge, *([preview_judge] if preview_judge and schedule.preview_steps else []))
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         alive, done = row_mask.alive, step + 1
-        if done not in schedule.looks or done >= steps:
+        if done not in schedule.preview_steps or done >= steps:
             wall.show(done)
             return
         pictures = decode(x0[alive])
@@ -255,8 +255,8 @@ def search_in_graph(
     images = decoded(vae, samples[[c.index for c in finished]])
     for candidate, image in zip(finished, images, strict=True):
         candidate.image = image
-    judge_candidates(judge, asked, finished, cost)
-    return _result(found, best_of(found, judge), samples, judge, asked, latent_image, cost)
+    score_candidates(judge, asked, finished, cost)
+    return _result(found, best_index(found, judge), samples, judge, asked, latent_image, cost)
 
 
 def _latents(model: Any, latent_image: dict, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:

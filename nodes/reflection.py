@@ -17,7 +17,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..backend.core.errors import BadInput
 from ..backend.core.interfaces import Critic
 from ..backend.core.scoring import image_scores, rank, verdicts
-from ..backend.search.reflection import CORRECTIONS, critique_warning
+from ..backend.search.reflection import Correction, critique_warning
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
@@ -63,8 +63,8 @@ def _inputs() -> list:
         *sockets.sampling("Round r draws with seed + r."),
         io.Combo.Input(
             "correction",
-            options=list(CORRECTIONS),
-            default=CORRECTIONS[0],
+            options=[correction.value for correction in Correction],
+            default=Correction.DRAW_AGAIN.value,
             tooltip="draw again: a new picture from the mended prompt. image to image: the best "
             "picture so far is drawn over.",
         ),
@@ -242,7 +242,7 @@ class ReflectionStep(io.ComfyNode):
             kept = graph.node("ImageBatch", image1=links["images"], image2=kept).out(0)
         links["images"] = kept
         start = links["latent_image"]
-        if correction == CORRECTIONS[1]:
+        if correction == Correction.IMAGE_TO_IMAGE:
             shown = graph.node("ImageFromBatch", image=kept, batch_index=best, length=1)
             start, denoise = graph.node("VAEEncode", pixels=shown.out(0), vae=links["vae"]).out(0), strength
             if (mask := latent_image.get("noise_mask")) is not None:

@@ -161,7 +161,7 @@ def render(
             variants=variants,
             correction=mending,
             strength=strength,
-            previews=looking,
+            preview_reward=looking,
             corrector=correcting,
         )
         settings = {

@@ -25,7 +25,7 @@ from ..core.errors import BadInput, UnknownName
 from ..core.interfaces import Renderer, Reward, Rewriter
 from ..core.scoring import image_scores, judge_for_previews, reward_fingerprint
 from ..core.types import Candidate, Job, Rewrite
-from ..search.best_of_n import SearchResult, best_of, search
+from ..search.best_of_n import SearchResult, best_index, search
 from ..search.pruning import HalvingSchedule, PruningSchedule, schedule_from
 from ..search.reflection import reflect
 from ..shapeworld.captions import spelled_out
@@ -44,7 +44,7 @@ class RecordingSchedule:
     """A schedule that looks when `schedule` looks and lets every candidate go on."""
 
     def __init__(self, schedule: PruningSchedule):
-        self.looks, self.needs_clarity = schedule.looks, schedule.needs_clarity
+        self.preview_steps, self.needs_clarity = schedule.preview_steps, schedule.needs_clarity
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         return list(scores)
@@ -54,7 +54,7 @@ def replay(candidates: Sequence[Candidate], schedule: PruningSchedule) -> list[i
     """What `schedule` would have pruned, from recorded preview scores: the step per candidate, or None. What
     was not clear has none, and goes on."""
     pruned: list[int | None] = [None] * len(candidates)
-    for step in sorted(schedule.looks):
+    for step in sorted(schedule.preview_steps):
         judged = {
             i: candidates[i].preview_scores[step]
             for i, at in enumerate(pruned)
@@ -153,7 +153,7 @@ class ChainEvaluation:
                 for step in c.preview_scores
             )
             calls_pruned = looked + pruned_at.count(None)
-            pruned = SearchResult(left, best_of(left, self.judge), full.cost)
+            pruned = SearchResult(left, best_index(left, self.judge), full.cost)
             pruned_rows = replayed_rows(pruned_at, steps, rows_each)
             mended = reflect(
                 pruned,

@@ -27,7 +27,7 @@ from ..core.scoring import image_scores, reward_fingerprint
 from ..core.types import Job, Rewrite
 from ..search.chain import Chain
 from ..search.pruning import read_pruning
-from ..search.reflection import CORRECTIONS
+from ..search.reflection import Correction
 from ..shapeworld.prompts import PromptCase
 from ..storage.cache import Cache
 from ..storage.files import read_text
@@ -57,8 +57,8 @@ class TableRow(Config):
     """What judges the previews that pruning looks at; null: the judge."""
     reflect: int = Field(0, ge=0)
     """Rounds of mending at most."""
-    correction: str = CORRECTIONS[0]
-    """How a round mends: `draw again`, or `image to image` over the best picture so far."""
+    correction: str = Correction.DRAW_AGAIN.value
+    """How a round mends: draw again, or image to image over the best picture so far."""
     corrector: str | list[str] | None = None
     """What mends prompts, named like a rewriter; null: the rewriter. `none` keeps the prompt."""
     use_critique: bool = True
@@ -80,8 +80,9 @@ class TableRow(Config):
             raise ValueError("a corrector mends in rounds of reflection; give reflect, or leave it out")
         if not (self.use_critique or self.reflect):
             raise ValueError("use_critique is for rounds of reflection; give reflect, or leave it out")
-        if self.correction not in CORRECTIONS:
-            raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}")
+        corrections = [correction.value for correction in Correction]
+        if self.correction not in corrections:
+            raise ValueError(f"correction is one of {', '.join(corrections)}")
         lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
         if 0 in lengths or len(lengths - {1}) > 1:
             raise ValueError(f"lists of training seeds are of one length, got {sorted(lengths)}")
@@ -204,7 +205,7 @@ class ResultTable:
         row = training.row
         judges = [one and self.makers.judge_mark(one) for one in (training.judge, training.previews)]
         searched = [row.best_of, row.prune, row.reflect, row.variants, *judges]
-        if row.reflect and row.correction == CORRECTIONS[1]:
+        if row.reflect and row.correction == Correction.IMAGE_TO_IMAGE:
             searched += [row.correction, row.strength]
         searched += [rewriter_fingerprint(corrector)] if corrector else []
         searched += [] if row.use_critique else ["untold"]

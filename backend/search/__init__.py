@@ -1,4 +1,4 @@
-"""Best of N, PARM's pruned search and reflection: pure loops over the role Protocols.
+"""Best of N, PARM's pruned search, and reflection: loops over the roles' Protocols.
 
 Must not import a model library, a renderer, a rewriter or a reward.
 """

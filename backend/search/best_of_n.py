@@ -1,4 +1,4 @@
-"""Best of N: draw candidates that differ in seed, prompt or both; judge them; keep the best."""
+"""Best of N: draw candidates that differ in seed, prompt or both, score them, keep the best."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pruning import FullSchedule, PruningSchedule, PruningWatcher
 
 @dataclass
 class SearchResult:
-    """Candidates in the order of their seeds, and the index of the best of those that finished."""
+    """Candidates in the order of their seeds, and the index of the best one that was drawn to the end."""
 
     candidates: list[Candidate]
     best: int
@@ -23,7 +23,7 @@ class SearchResult:
 
 
 def check_search(n: int, seed: int) -> None:
-    """Raises BadInput for a number of candidates or a base seed that cannot be."""
+    """Raises BadInput for fewer than one candidate, or a seed out of range for any of the `n` candidates."""
     if n < 1:
         raise BadInput(f"best-of must be at least 1, got {n}")
     if not 0 <= seed < SEED_RANGE or seed + n > SEED_RANGE:
@@ -34,49 +34,56 @@ def search(
     renderer: Renderer,
     judge: Reward,
     prompt: str,
-    drawn: Sequence[str],
+    render_prompts: Sequence[str],
     *,
     n: int,
     seed: int,
     schedule: PruningSchedule | None = None,
-    previews: Reward | None = None,
+    preview_reward: Reward | None = None,
     init: InitImage | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
-    """The best of `n` pictures for `prompt`, judged against it, drawn with the prompts `drawn` in turn.
+    """The best of `n` pictures, drawn from `render_prompts` in turn and judged against the user's `prompt`.
 
-    Candidate i has seed `seed + i` and prompt `drawn[i % len(drawn)]`. With a schedule, candidates are
-    pruned on their x0 previews, which `previews` or, by default, the judge scores (`judge_for_previews`);
-    the finished ones are the same pictures as without. With `init`, all of them start from that picture.
+    Candidate i has seed `seed + i` and prompt `render_prompts[i % len(render_prompts)]`. With a schedule,
+    candidates are pruned by the scores of their x0 previews; the finished ones are the same pictures as
+    without. `preview_reward` (default: the judge) scores the previews, through its `judge_for_previews`. With
+    `init`, all candidates start from that picture. `progress(step, steps)` may raise Interrupted.
     """
     check_search(n, seed)
     schedule = schedule or FullSchedule()
-    candidates = [Candidate(i, seed + i, drawn[i % len(drawn)]) for i in range(n)]
+    candidates = [Candidate(i, seed + i, render_prompts[i % len(render_prompts)]) for i in range(n)]
     cost = Cost()
-    looking = PruningWatcher(judge_for_previews(previews or judge), prompt, candidates, schedule, cost)
-    watcher = looking if schedule.looks else None
+    watcher = PruningWatcher(judge_for_previews(preview_reward or judge), prompt, candidates, schedule, cost)
     started = time.perf_counter()
-    rendered = renderer.render([Job(c.prompt, c.seed, init) for c in candidates], watcher, progress)
-    judging = cost.seconds.get("judge", 0.0)  # the watcher's looks, which are no rendering
-    cost.add_seconds("render", time.perf_counter() - started - judging)
+    rendered = renderer.render(
+        [Job(c.prompt, c.seed, init) for c in candidates],
+        watcher if schedule.preview_steps else None,
+        progress,
+    )
+    preview_seconds = cost.seconds.get("judge", 0.0)  # the watcher scores previews while rendering
+    cost.add_seconds("render", time.perf_counter() - started - preview_seconds)
     cost.denoiser_rows += rendered.denoiser_rows
     cost.denoiser_rows_full += rendered.denoiser_rows_full
     for candidate, image, pruned in zip(candidates, rendered.images, rendered.pruned_at, strict=True):
         candidate.image, candidate.pruned_at = image, pruned
     started = time.perf_counter()
-    judge_candidates(judge, prompt, [c for c in candidates if c.image is not None], cost)
+    score_candidates(judge, prompt, [c for c in candidates if c.image is not None], cost)
     cost.add_seconds("judge", time.perf_counter() - started)
-    return SearchResult(candidates, best_of(candidates, judge), cost)
+    return SearchResult(candidates, best_index(candidates, judge), cost)
 
 
-def judge_candidates(judge: Reward, prompt: str, finished: list[Candidate], cost: Cost) -> None:
-    """Score finished candidates against the user's prompt; a mix leaves its parts in `scores` too."""
+def score_candidates(judge: Reward, prompt: str, finished: list[Candidate], cost: Cost) -> None:
+    """Sets `score` and `scores` of finished candidates, judged against the user's prompt.
+
+    `scores` holds the parts of a mix by name, or else the judge's own score.
+    """
     import torch
 
     images = torch.stack([c.image for c in finished if c.image is not None])
     prompts = [prompt] * len(finished)
     parts, combine = getattr(judge, "parts", None), getattr(judge, "combine", None)
-    if parts and combine:  # judged once: a mix's score follows from its parts
+    if parts and combine:  # a mix's score is computed from its parts, so that each part is called once
         named = parts(images, prompts)
         scores = combine(named)
     else:
@@ -88,7 +95,7 @@ def judge_candidates(judge: Reward, prompt: str, finished: list[Candidate], cost
         candidate.scores = {name: values[i] for name, values in named.items()}
 
 
-def best_of(candidates: Sequence[Candidate], judge: Reward) -> int:
-    """Index of the best finished candidate; a tie goes to the earlier one."""
+def best_index(candidates: Sequence[Candidate], judge: Reward) -> int:
+    """Index of the best finished candidate. Of equal scores, the earlier one wins."""
     scores = {c.index: c.score for c in candidates if c.image is not None and c.score is not None}
     return rank(judge.spec, scores)[0]

@@ -1,4 +1,4 @@
-"""The main job: rewrite, search with pruning, judge, reflect. One prompt in, one Outcome out."""
+"""The main job: rewrite, search with pruning, judge, reflect. One prompt in, one `Outcome` out."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from ..core.types import Outcome
 from ..renderers.diffusers.img2img import check_strength
 from .best_of_n import check_search, search
 from .pruning import PruningSchedule, ShiftedSchedule, schedule_from
-from .reflection import CORRECTIONS, check_critic, reflect
+from .reflection import Correction, check_critic, reflect
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; may raise Interrupted
 
 
 @dataclass
 class Chain:
-    """Rewriter, renderer and judge with the settings of a search.
+    """Rewriter, renderer and judge, with the settings of a search.
 
-    `best_of` candidates share `variants` rewrites in turn; `prune` is a schedule as `parm.read_pruning` reads
-    it, and `previews` or, by default, the judge scores the previews for it (see `judge_for_previews`);
-    `reflect` is the most rounds of reflection, each drawing `best_of` more candidates at most, by
-    `correction`, one of CORRECTIONS, with `strength` where that is image to image. `corrector` writes the
-    corrected prompts, by default the rewriter; of one that ignores critiques they are the same words again.
+    - `best_of` candidates are drawn from `variants` rewrites in turn.
+    - `prune` names a schedule, in the form that `pruning.read_pruning` parses. `preview_reward` (default: the
+      judge) scores the previews, through its `judge_for_previews`.
+    - `reflect` is the maximum number of reflection rounds. Each draws up to `best_of` more candidates, by
+      `correction`; `strength` is that of image to image.
+    - `corrector` (default: the rewriter) writes the corrected prompts. If it ignores critiques, its words
+      stay the same.
     """
 
     rewriter: Rewriter
@@ -37,16 +39,16 @@ class Chain:
     reflect: int = 1
     seed: int = 0
     variants: int = 4
-    previews: Reward | None = None
-    correction: str = CORRECTIONS[0]
+    preview_reward: Reward | None = None
+    correction: Correction | str = Correction.DRAW_AGAIN
     strength: float = 0.75
     corrector: Rewriter | None = None
 
     def __post_init__(self):
-        # All candidates of all rounds must have a seed, so the range is checked for all of them.
+        # The candidates of all rounds need seeds, so the range is checked for all of them.
         check_search(self.best_of, self.seed)
         check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
-        self.previews = judge_for_previews(self.previews or self.judge)
+        self.preview_reward = judge_for_previews(self.preview_reward or self.judge)
         self.schedule(self.best_of)
         if self.prune != "none" and not getattr(self.renderer, "previews", True):
             raise Unsupported(
@@ -55,11 +57,13 @@ class Chain:
             )
         if self.reflect < 0:
             raise BadInput(f"reflect must be 0 or more rounds, got {self.reflect}")
-        if self.correction not in CORRECTIONS:
-            raise UnknownName("correction", self.correction, CORRECTIONS)
+        corrections = [correction.value for correction in Correction]
+        if self.correction not in corrections:
+            raise UnknownName("correction", self.correction, corrections)
+        self.correction = Correction(self.correction)
         if self.reflect:
             check_critic(self.judge)
-            if self.correction == CORRECTIONS[1]:
+            if self.correction is Correction.IMAGE_TO_IMAGE:
                 self._check_img2img()
         if self.variants < 1:
             raise BadInput(f"variants must be at least 1, got {self.variants}")
@@ -67,35 +71,37 @@ class Chain:
     def _check_img2img(self) -> None:
         if not getattr(self.renderer, "img2img", False):
             raise Unsupported(
-                f"renderer {self.renderer.name!r} cannot draw over a picture; correct by {CORRECTIONS[0]!r}"
+                f"renderer {self.renderer.name!r} cannot draw over a picture; "
+                f"correct by {Correction.DRAW_AGAIN.value!r}"
             )
         check_strength(self.strength, self.renderer.steps)
 
     def schedule(self, n: int) -> PruningSchedule:
-        return schedule_from(self.prune, n, self.renderer.steps, self.previews)
+        return schedule_from(self.prune, n, self.renderer.steps, self.preview_reward)
 
-    def _mending(self, n: int) -> PruningSchedule:
-        """The pruning of a round: over the steps that image to image draws, where it is that."""
-        if self.correction == CORRECTIONS[0]:
+    def _correction_schedule(self, n: int) -> PruningSchedule:
+        """The pruning of a reflection round. Image to image skips the first steps, so its schedule is
+        shifted."""
+        if self.correction is Correction.DRAW_AGAIN:
             return self.schedule(n)
-        drawn = int(self.renderer.steps * self.strength)
+        steps = int(self.renderer.steps * self.strength)
         return ShiftedSchedule(
-            schedule_from(self.prune, n, drawn, self.previews), self.renderer.steps - drawn
+            schedule_from(self.prune, n, steps, self.preview_reward), self.renderer.steps - steps
         )
 
     def run(self, prompt: str, progress: Progress | None = None) -> Outcome:
-        """Draw `prompt`. Stages in `progress`: rewrite, render, judge, reflect."""
+        """Draws `prompt`. The stages that `progress` gets are rewrite, render, judge, reflect."""
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
             if progress:
                 progress(stage, done, total)
 
         started = time.perf_counter()
-        tell("rewrite", 0, 1)
+        report("rewrite", 0, 1)
         rewrites = self.rewriter.rewrite([prompt], min(self.variants, self.best_of), seed=self.seed)[0]
-        rewriting = time.perf_counter() - started
-        tell("rewrite", 1, 1)
-        found = search(
+        rewrite_seconds = time.perf_counter() - started
+        report("rewrite", 1, 1)
+        result = search(
             self.renderer,
             self.judge,
             prompt,
@@ -103,14 +109,14 @@ class Chain:
             n=self.best_of,
             seed=self.seed,
             schedule=self.schedule(self.best_of),
-            previews=self.previews,
-            progress=lambda done, total: tell("render", done, total),
+            preview_reward=self.preview_reward,
+            progress=lambda done, total: report("render", done, total),
         )
-        tell("judge", 1, 1)
-        outcome = Outcome(prompt, list(rewrites), found.candidates, found.best, [], found.cost)
+        report("judge", 1, 1)
+        outcome = Outcome(prompt, list(rewrites), result.candidates, result.best, [], result.cost)
         if self.reflect:
-            mended = reflect(
-                found,
+            reflection = reflect(
+                result,
                 prompt,
                 rewriter=self.corrector or self.rewriter,
                 renderer=self.renderer,
@@ -119,15 +125,15 @@ class Chain:
                 n=self.best_of,
                 seed=self.seed,
                 variants=min(self.variants, self.best_of),
-                schedule=self._mending,
-                previews=self.previews,
+                schedule=self._correction_schedule,
+                preview_reward=self.preview_reward,
                 correction=self.correction,
                 strength=self.strength,
-                progress=lambda done, total: tell("reflect", done, total),
+                progress=lambda done, total: report("reflect", done, total),
             )
-            outcome.candidates, outcome.best = mended.candidates, mended.best
-            outcome.reflection, outcome.rewrites = mended.rounds, [*rewrites, *mended.rewrites]
-            outcome.cost += mended.cost
-        outcome.cost.add_seconds("rewrite", rewriting)
+            outcome.candidates, outcome.best = reflection.candidates, reflection.best
+            outcome.reflection, outcome.rewrites = reflection.rounds, [*rewrites, *reflection.rewrites]
+            outcome.cost += reflection.cost
+        outcome.cost.add_seconds("rewrite", rewrite_seconds)
         outcome.cost.add_seconds("total", time.perf_counter() - started)
         return outcome

@@ -1,12 +1,14 @@
-"""PARM's pruning: which candidates go on after a look at their x0 previews.
+"""PARM's pruning: which candidates continue, judged by their x0 previews.
 
 Source: Guo et al. 2025 (arXiv 2501.13926): judge while drawing, stop hopeless paths, keep the best of
-those that finish. Departs from it: a stopped path costs nothing more (the renderer masks its row); some
-path always goes on; "potential" may be any reward's score of the preview.
+those that finish.
+Departs from it: a stopped path costs nothing more (the renderer masks its row); at least one path always
+continues; "potential" may be any reward's score of the preview.
 
-A vision-language judge looks at previews in PARM's own way: whether one is clear enough to judge, and then
-whether its picture will come out right. Its probability is held against a threshold, and what is not clear
-yet goes on. Halving is a budget that is fixed beforehand, and asks for the second alone.
+A vision-language judge answers PARM's two questions about a preview: is it clear enough to judge (clarity),
+and will the finished picture be right (potential). The `potential` schedule compares the second probability
+with a threshold; previews that are not clear yet continue. The `halving` schedule has a fixed budget and asks
+only for potential.
 """
 
 from __future__ import annotations
@@ -27,24 +29,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEDULES = ("none", "halving", "potential")
-THRESHOLD = 0.5  # of the probability that a candidate comes out right: PARM's yes or no
+POTENTIAL_THRESHOLD = 0.5  # of P(the candidate will be right): PARM's yes or no
 
 
 class PruningSchedule(Protocol):
-    """When to look, and which of the rows alive go on."""
+    """At which steps previews are judged, and which of the rows alive continue."""
 
     @property
-    def looks(self) -> frozenset[int]:
+    def preview_steps(self) -> frozenset[int]:
         """1-based steps after which previews are judged."""
         ...
 
     @property
     def needs_clarity(self) -> bool:
-        """Whether rows whose previews are not clear yet go on without being judged."""
+        """Whether rows whose previews are not clear yet continue without being scored."""
         ...
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
-        """`scores` of the rows that are judged -> those that go on, never none."""
+        """{row: score} of the scored rows (higher is better) -> the rows that continue, at least one."""
         ...
 
 
@@ -52,7 +54,7 @@ class PruningSchedule(Protocol):
 class FullSchedule:
     """Every candidate is drawn to the end."""
 
-    looks: frozenset[int] = frozenset()
+    preview_steps: frozenset[int] = frozenset()
     needs_clarity: bool = field(default=False, init=False)
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
@@ -61,7 +63,7 @@ class FullSchedule:
 
 @dataclass(frozen=True)
 class HalvingSchedule:
-    """Successive halving by rank: after step s, the best `cuts[s]` go on."""
+    """Successive halving by rank: after step s, the best `cuts[s]` rows continue."""
 
     cuts: dict[int, int] = field(hash=False)
     needs_clarity: bool = field(default=False, init=False)
@@ -69,17 +71,19 @@ class HalvingSchedule:
     def __post_init__(self):
         steps, kept = list(self.cuts), list(self.cuts.values())
         if steps != sorted(steps) or kept != sorted(kept, reverse=True) or min(kept, default=1) < 1:
-            raise BadInput(f"cuts must keep ever fewer, at least 1, at later steps; got {self.cuts}")
+            raise BadInput(
+                f"cuts must keep ever fewer rows, at least 1, at ever later steps; got {self.cuts}"
+            )
 
     @property
-    def looks(self) -> frozenset[int]:
+    def preview_steps(self) -> frozenset[int]:
         return frozenset(self.cuts)
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         return _ranked(scores)[: self.cuts[step]]
 
     def rows(self, n: int, steps: int) -> int:
-        """Denoiser rows (without guidance's doubling) for `n` candidates over `steps` steps."""
+        """Denoiser rows that `n` candidates cost over `steps` steps, without classifier-free guidance."""
         alive, spent = n, 0
         for step in range(1, steps + 1):
             spent += alive
@@ -89,34 +93,34 @@ class HalvingSchedule:
 
 @dataclass(frozen=True)
 class ShiftedSchedule:
-    """Another schedule, for pictures whose first `by` steps are left out."""
+    """Another schedule, moved back by `offset` steps: for drawing that skips its first `offset` steps."""
 
     schedule: PruningSchedule
-    by: int
+    offset: int
 
     @property
-    def looks(self) -> frozenset[int]:
-        return frozenset(step + self.by for step in self.schedule.looks)
+    def preview_steps(self) -> frozenset[int]:
+        return frozenset(step + self.offset for step in self.schedule.preview_steps)
 
     @property
     def needs_clarity(self) -> bool:
         return self.schedule.needs_clarity
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
-        return self.schedule.keep(step - self.by, scores)
+        return self.schedule.keep(step - self.offset, scores)
 
 
 @dataclass
 class MarginSchedule:
-    """For any reward: at each look, rows far below the best one stop.
+    """For any reward: at each preview step, rows that score far below the best one stop.
 
-    `margin` is in units of the scores' standard deviation at the first look, so that it fits any reward's
-    scale; at least `least` rows go on. An object is of one search.
+    `margin` is in standard deviations of the scores at the first preview step, so that it fits any reward's
+    scale. At least `min_rows` rows continue. The object keeps that deviation: use one per search.
     """
 
-    looks: frozenset[int]
+    preview_steps: frozenset[int]
     margin: float = 0.5
-    least: int = 1
+    min_rows: int = 1
     needs_clarity: bool = field(default=False, init=False)
     spread: float | None = field(default=None, init=False)
 
@@ -125,32 +129,33 @@ class MarginSchedule:
             self.spread = statistics.pstdev(scores.values())
         ranked = _ranked(scores)
         bar = scores[ranked[0]] - self.margin * self.spread
-        return [row for i, row in enumerate(ranked) if i < self.least or scores[row] >= bar]
+        return [row for i, row in enumerate(ranked) if i < self.min_rows or scores[row] >= bar]
 
 
 @dataclass(frozen=True)
 class ThresholdSchedule:
-    """PARM's: rows that will come out right with less than `threshold` stop; at least `least` go on."""
+    """PARM's schedule: rows whose P(will be right) is below `threshold` stop; at least `min_rows`
+    continue."""
 
-    looks: frozenset[int]
-    threshold: float = THRESHOLD
-    least: int = 1
+    preview_steps: frozenset[int]
+    threshold: float = POTENTIAL_THRESHOLD
+    min_rows: int = 1
     needs_clarity: bool = field(default=True, init=False)
 
     def keep(self, step: int, scores: dict[int, float]) -> list[int]:
         ranked = _ranked(scores)
-        return [row for i, row in enumerate(ranked) if i < self.least or scores[row] >= self.threshold]
+        return [row for i, row in enumerate(ranked) if i < self.min_rows or scores[row] >= self.threshold]
 
 
 def _ranked(scores: dict[int, float]) -> list[int]:
-    """Rows from best to worst; ties go to the earlier row."""
+    """Rows from best to worst; of equal scores, the earlier row first."""
     return sorted(scores, key=lambda row: (-scores[row], row))
 
 
 def default_halving(n: int, steps: int, gentleness: float = 1.0) -> HalvingSchedule:
-    """The default cuts, as shares of the candidates and of the steps; `gentleness` > 1 keeps more.
+    """The default cuts for `n` candidates and `steps` steps; `gentleness` > 1 keeps more candidates.
 
-    Found by `reprise lab bench parm --sweep` on the embedded renderer; see docs/lab-book.md.
+    They were chosen by `reprise lab bench parm --sweep` on the embedded renderer; see docs/lab-book.md.
     """
     cuts: dict[int, int] = {}
     for when, share in DEFAULT_CUTS:
@@ -164,18 +169,21 @@ def default_halving(n: int, steps: int, gentleness: float = 1.0) -> HalvingSched
 DEFAULT_CUTS = ((0.125, 0.5), (0.25, 0.25), (0.5, 0.125))
 
 
-# Shares of the steps after which potential is asked for.
-LOOKS = (0.125, 0.25, 0.375, 0.5, 0.75)
-CLEAR = 0.5  # of the probability that a preview is clear enough to judge
+# Shares of the steps after which the `potential` schedule judges previews.
+POTENTIAL_STEP_SHARES = (0.125, 0.25, 0.375, 0.5, 0.75)
+CLARITY_THRESHOLD = 0.5  # of P(the preview is clear enough to judge)
 
 
-def steps_at(shares: Iterable[float], steps: int) -> frozenset[int]:
-    """The steps, 1-based and before the last, after which these shares of a drawing in `steps` are done."""
+def steps_at_shares(shares: Iterable[float], steps: int) -> frozenset[int]:
+    """The 1-based steps, before the last, after which these shares of `steps` are done."""
     return frozenset(step for share in shares if (step := max(1, round(share * steps))) < steps)
 
 
 def read_pruning(text: str) -> tuple[str, float | None]:
-    """--prune: one of SCHEDULES, or potential:THRESHOLD. Raises BadInput and UnknownName."""
+    """Parses `--prune`, one of SCHEDULES or potential:THRESHOLD, into (name, threshold or None).
+
+    Raises BadInput and UnknownName.
+    """
     name, colon, number = text.partition(":")
     if name not in SCHEDULES:
         raise UnknownName("pruning", name, SCHEDULES)
@@ -190,66 +198,71 @@ def read_pruning(text: str) -> tuple[str, float | None]:
     return name, threshold
 
 
-def schedule_from(pruning: str, n: int, steps: int, looking: Reward | None = None) -> PruningSchedule:
-    """The schedule behind `--prune` for `n` candidates over `steps` steps, `looking` at previews. Raises
-    Unsupported for a threshold that nobody's probability is held against."""
+def schedule_from(pruning: str, n: int, steps: int, preview_reward: Reward | None = None) -> PruningSchedule:
+    """The schedule that `--prune` names, for `n` candidates over `steps` steps.
+
+    `preview_reward` is the reward that will score the previews. Raises Unsupported for a threshold with a
+    reward that gives no probabilities.
+    """
     name, threshold = read_pruning(pruning)
-    probable = isinstance(looking, PreviewReward)
-    if threshold is not None and looking is not None and not probable:
+    gives_probabilities = isinstance(preview_reward, PreviewReward)
+    if threshold is not None and preview_reward is not None and not gives_probabilities:
         raise Unsupported(
-            f"--prune {pruning} holds a probability against its threshold, and "
-            f"{looking.spec.name!r} gives none; take --prune potential, or a judge vlm:…"
+            f"--prune {pruning} compares a probability with its threshold, and "
+            f"{preview_reward.spec.name!r} gives none; take --prune potential, or a judge vlm:…"
         )
     if name == "none" or n == 1:
         return FullSchedule()
     if name == "halving":
         return default_halving(n, steps)
-    looks = steps_at(LOOKS, steps)
-    if not probable:
-        return MarginSchedule(looks)
-    return ThresholdSchedule(looks) if threshold is None else ThresholdSchedule(looks, threshold)
+    preview_steps = steps_at_shares(POTENTIAL_STEP_SHARES, steps)
+    if not gives_probabilities:
+        return MarginSchedule(preview_steps)
+    return ThresholdSchedule(preview_steps, POTENTIAL_THRESHOLD if threshold is None else threshold)
 
 
 class PruningWatcher:
-    """Judges previews and applies a schedule; remembers what it saw, for the record and the bench. `looking`
-    is who judges them, see `judging.of_previews`."""
+    """Scores previews with `reward`, applies a schedule, and notes scores and clarity in `candidates`.
+
+    `reward` is the judge's `core.scoring.preview_judge`.
+    """
 
     def __init__(
-        self, looking: Reward, prompt: str, candidates: list[Candidate], schedule: PruningSchedule, cost: Cost
+        self, reward: Reward, prompt: str, candidates: list[Candidate], schedule: PruningSchedule, cost: Cost
     ):
-        self.looking, self.prompt, self.candidates = looking, prompt, candidates
+        self.reward, self.prompt, self.candidates = reward, prompt, candidates
         self.schedule, self.cost = schedule, cost
-        self.steps = schedule.looks
+        self.steps = schedule.preview_steps
 
     def look(self, step: int, rows: list[int], previews: Tensor) -> list[int]:
         started = time.perf_counter()
         clear = self._clear(step, rows, previews)
-        signed: dict[int, float] = {}
+        scores: dict[int, float] = {}  # row -> score, higher is better
         if any(clear):
-            seen = [row for row, is_clear in zip(rows, clear, strict=True) if is_clear]
+            clear_rows = [row for row, is_clear in zip(rows, clear, strict=True) if is_clear]
             pictures = previews if all(clear) else previews[clear]
-            scores = image_scores(self.looking, pictures, [self.prompt] * len(seen))
-            sign = 1 if self.looking.spec.higher_is_better else -1
-            for row, score in zip(seen, scores, strict=True):
-                self.candidates[row].preview_scores[step] = score
-                signed[row] = sign * score
-            self.cost.judge_calls += len(seen)
+            values = image_scores(self.reward, pictures, [self.prompt] * len(clear_rows))
+            sign = 1 if self.reward.spec.higher_is_better else -1
+            for row, value in zip(clear_rows, values, strict=True):
+                self.candidates[row].preview_scores[step] = value
+                scores[row] = sign * value
+            self.cost.judge_calls += len(clear_rows)
         self.cost.add_seconds("judge", time.perf_counter() - started)
-        going = set(self.schedule.keep(step, signed)) if signed else set()
-        kept = [row for row in rows if row in going or row not in signed]
+        continuing = set(self.schedule.keep(step, scores)) if scores else set()
+        kept = [row for row in rows if row in continuing or row not in scores]
         for row, preview in zip(rows, previews, strict=True):
             if row not in kept:
                 self.candidates[row].preview = preview.clone()  # a view would hold all rows in memory
         return kept
 
     def _clear(self, step: int, rows: list[int], previews: Tensor) -> list[bool]:
-        """Which rows can be judged, where the schedule waits for it and the judge knows."""
-        found = None
-        if self.schedule.needs_clarity and isinstance(self.looking, PreviewReward):
-            found = clarities(self.looking, previews, [self.prompt] * len(rows))
-        if found is None:
+        """Per row, whether its preview can be judged. True for all if schedule or reward know no clarity."""
+        probabilities = None
+        if self.schedule.needs_clarity and isinstance(self.reward, PreviewReward):
+            probabilities = clarities(self.reward, previews, [self.prompt] * len(rows))
+        if probabilities is None:
             return [True] * len(rows)
         self.cost.judge_calls += len(rows)
-        for row, likely in zip(rows, found, strict=True):
-            self.candidates[row].preview_clarity[step] = likely
-        return [likely >= CLEAR for likely in found]
+        for row, p in zip(rows, probabilities, strict=True):
+            self.candidates[row].preview_clarity[step] = p
+        return [p >= CLARITY_THRESHOLD for p in probabilities]

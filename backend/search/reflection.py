@@ -1,9 +1,9 @@
-"""Reflection: the judge says what is wrong, the rewriter corrects, the picture is drawn again.
+"""Reflection: the judge says what is wrong, the rewriter corrects the prompt, the picture is drawn again.
 
-Source: PARM++ (arXiv 2501.13926, section 3.4): verdict, textual reason, at most three rounds. Departs
-from it: the critique goes to the rewriter and a small search, not to a self-correcting generator; the
-best picture so far is never lost. It may be shown to the renderer, too, as PARM++ shows the rejected one:
-corrections are then drawn over it (image to image) and keep what was right in it.
+Source: PARM++ (arXiv 2501.13926, section 3.4): verdict, textual reason, at most three rounds.
+Departs from it: the critique goes to the rewriter and a small search, not to a self-correcting generator. The
+best picture so far is never lost. The renderer may start from it, as PARM++'s generator sees the rejected
+picture: corrections are then drawn over it (image to image) and keep what was right in it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from ..core.errors import BadInput
 from ..core.interfaces import Critic, Renderer, Reward, Rewriter
 from ..core.scoring import verdicts
 from ..core.types import Candidate, Cost, InitImage, ReflectionRound, Rewrite, Verdict
-from .best_of_n import SearchResult, best_of, search
+from .best_of_n import SearchResult, best_index, search
 from .pruning import PruningSchedule
 
-CORRECTIONS = ("draw again", "image to image")  # a new picture; the best one so far, drawn over
+
+class Correction(str, Enum):
+    """How a round of reflection draws its pictures. The values are recorded in `record.json`."""
+
+    DRAW_AGAIN = "draw again"  # new pictures, from noise
+    IMAGE_TO_IMAGE = "image to image"  # the best picture so far, drawn over
+
+    def __str__(self) -> str:
+        return self.value
 
 
 @dataclass
 class Reflection:
-    """All candidates, the search's own first; the best of all; the rounds and what they cost."""
+    """All candidates (the first search's come first), the index of the best, the rounds and their cost."""
 
     candidates: list[Candidate]
     best: int
@@ -45,22 +54,21 @@ def reflect(
     seed: int,
     variants: int,
     schedule: Callable[[int], PruningSchedule],
-    previews: Reward | None = None,
-    correction: str = CORRECTIONS[0],
+    preview_reward: Reward | None = None,
+    correction: Correction | str = Correction.DRAW_AGAIN,
     strength: float = 0.75,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reflection:
-    """Up to `rounds` rounds over the result of a search; stops as soon as the judge is satisfied.
+    """Up to `rounds` rounds of correction of a search's result. Stops as soon as the judge is satisfied.
 
-    Each round draws `n` candidates with new seeds, from `variants` corrected rewrites. `schedule(n)`
-    gives the pruning, and `previews` judges its previews in the judge's place. `correction` is one of
-    CORRECTIONS; image to image draws over the best picture so far with `strength`. Raises BadInput where the
-    judge cannot say what is wrong.
+    Each round draws `n` candidates with new seeds from `variants` corrected rewrites. `schedule(n)` gives the
+    pruning; `preview_reward` scores the previews instead of the judge. Image to image draws over the best
+    picture so far with `strength`. Raises BadInput if the judge is no critic.
     """
+    correction = Correction(correction)
     critic = check_critic(judge)
     state = Reflection(list(first.candidates), first.best, [], [], Cost())
-    shown = state.candidates[state.best]
-    verdict = _record(state, 0, shown, critic, prompt)
+    verdict = _record(state, 0, state.candidates[state.best], critic, prompt)
     for number in range(1, rounds + 1):
         if verdict.satisfied:
             break
@@ -68,10 +76,12 @@ def reflect(
         corrected = rewriter.rewrite([prompt], variants, seed=seed + number, critiques=[verdict.critique])[0]
         state.cost.add_seconds("rewrite", time.perf_counter() - started)
         state.rewrites += corrected
-        base = seed + len(state.candidates)  # seeds no earlier round has used
+        base = seed + len(state.candidates)  # seeds that no earlier round has used
         best = state.candidates[state.best].image
-        over = InitImage(best, strength) if correction == CORRECTIONS[1] and best is not None else None
-        again = search(
+        init = None
+        if correction is Correction.IMAGE_TO_IMAGE and best is not None:
+            init = InitImage(best, strength)
+        result = search(
             renderer,
             judge,
             prompt,
@@ -79,36 +89,36 @@ def reflect(
             n=n,
             seed=base,
             schedule=schedule(n),
-            previews=previews,
-            init=over,
+            preview_reward=preview_reward,
+            init=init,
             progress=progress,
         )
-        state.cost += again.cost
-        for candidate in again.candidates:
+        state.cost += result.cost
+        for candidate in result.candidates:
             candidate.index += len(first.candidates) + n * (number - 1)
             candidate.round = number
-        drawn = again.candidates[again.best]
-        state.candidates += again.candidates
-        drawn_verdict = _record(state, number, drawn, critic, prompt)
-        state.best = best_of(state.candidates, judge)
-        # What is still to be mended is the best picture so far, not always the last one drawn.
-        if state.best == drawn.index:
-            verdict = drawn_verdict
+        best_of_round = result.candidates[result.best]
+        state.candidates += result.candidates
+        round_verdict = _record(state, number, best_of_round, critic, prompt)
+        state.best = best_index(state.candidates, judge)
+        # The next round corrects the best picture so far, which may be from an earlier round.
+        if state.best == best_of_round.index:
+            verdict = round_verdict
     return state
 
 
 def critique_warning(corrector: Rewriter) -> str | None:
-    """What to tell who lets a rewriter correct that changes no words for a critique; None where it does."""
+    """A warning for the user if the corrector ignores critiques, else None."""
     if getattr(corrector, "reads_critiques", True):
         return None
     return (
         f"the rewriter {corrector.name!r} does not read what the judge finds wrong: rounds of reflection "
-        "draw from words that owe it nothing"
+        "draw from words that do not respond to it"
     )
 
 
 def check_critic(judge: Reward) -> Critic:
-    """The judge, as one that can say what is wrong. Raises BadInput where it cannot."""
+    """The judge as a critic. Raises BadInput if it cannot say what is wrong."""
     if not isinstance(judge, Critic):
         name = judge.spec.name
         raise BadInput(f"reflection needs a judge that can say what is wrong; {name!r} only scores")
@@ -116,7 +126,7 @@ def check_critic(judge: Reward) -> Critic:
 
 
 def _record(state: Reflection, number: int, candidate: Candidate, judge: Critic, prompt: str) -> Verdict:
-    """Ask for the verdict on a finished candidate and note the round."""
+    """Asks for the verdict on a finished candidate and adds the round to `state`."""
     import torch
 
     assert candidate.image is not None and candidate.score is not None

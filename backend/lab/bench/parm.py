@@ -79,13 +79,20 @@ def draw_pools(
     looks: Iterable[int] = LOOKS,
     previews: Reward | None = None,
 ) -> list[Pool]:
-    """One pool of `size` candidates per case; the prompt is drawn as it is, unrewritten. `previews` judges
-    what is seen after the steps `looks`, by default the judge."""
+    """One pool of `size` candidates per case; the prompt is drawn as it is, unrewritten. `previews` (default:
+    the judge) scores the previews after the steps `looks`."""
     seen = RecordingSchedule(HalvingSchedule({step: 1 for step in sorted(looks) if step < renderer.steps}))
     pools = []
     for number, case in enumerate(cases, start=1):
         found = search(
-            renderer, judge, case.prompt, [case.prompt], n=size, seed=seed, schedule=seen, previews=previews
+            renderer,
+            judge,
+            case.prompt,
+            [case.prompt],
+            n=size,
+            seed=seed,
+            schedule=seen,
+            preview_reward=previews,
         )
         rows_each = found.cost.denoiser_rows_full / (renderer.steps * size)
         for candidate in found.candidates:

@@ -21,14 +21,14 @@ from ...core.scoring import clarities, image_scores, judge_for_previews, reward_
 from ...core.types import Candidate
 from ...evaluation.statistics import mean_interval
 from ...search.pruning import (
-    CLEAR,
-    LOOKS,
+    CLARITY_THRESHOLD,
+    POTENTIAL_STEP_SHARES,
     FullSchedule,
     HalvingSchedule,
     PruningSchedule,
     ThresholdSchedule,
     default_halving,
-    steps_at,
+    steps_at_shares,
 )
 from ...shapeworld.prompts import PromptCase, prompts, sample_prompts
 from .parm import Pool, draw_pools
@@ -73,7 +73,7 @@ def compare(
             "vision-language judge, vlm:…"
         )
     steps, cuts = renderer.steps, default_halving(n, renderer.steps)
-    looks = steps_at(LOOKS, steps)
+    looks = steps_at_shares(POTENTIAL_STEP_SHARES, steps)
     known = {case.prompt: case for case in prompts("train")}
     fitting = _drawn(
         renderer,
@@ -82,7 +82,7 @@ def compare(
         [known[prompt] for prompt in aside],
         pool,
         seed + 10**6,
-        looks | cuts.looks,
+        looks | cuts.preview_steps,
         tell,
     )
     budget = _rows(fitting, "reward", n, cuts)
@@ -90,9 +90,9 @@ def compare(
     # Rows fall as the threshold rises.
     likely = min(plans, key=lambda plan: abs(_rows(fitting, "clear", n, plan) - budget))
     cases = sample_prompts("held-out", per_task, seed)
-    pools = _drawn(renderer, reward, other, cases, pool, seed, looks | cuts.looks, tell)
+    pools = _drawn(renderer, reward, other, cases, pool, seed, looks | cuts.preview_steps, tell)
     name, first = other.spec.name, f"halving by {reward.spec.name}"
-    as_costly = _cuts_for(fitting, n, looks | cuts.looks, _rows(pools, "clear", n, likely))
+    as_costly = _cuts_for(fitting, n, looks | cuts.preview_steps, _rows(pools, "clear", n, likely))
     plain: dict[str, tuple[str, PruningSchedule]] = {
         first: ("reward", cuts),
         f"halving by {name}": ("judge", cuts),
@@ -179,7 +179,7 @@ def _drawn(
             likely, clear = next(said)
             for i, p in enumerate(likely):
                 kinds["judge"][i].preview_scores[step] = p
-                if clear is None or clear[i] >= CLEAR:
+                if clear is None or clear[i] >= CLARITY_THRESHOLD:
                     kinds["clear"][i].preview_scores[step] = p
         found.append(
             {kind: Pool(pool.case, some, pool.steps, pool.rows_each) for kind, some in kinds.items()}

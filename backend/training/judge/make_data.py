@@ -31,7 +31,7 @@ from ...core.scoring import image_scores, reward_fingerprint, verdicts
 from ...core.seeds import seed_of
 from ...core.types import Job
 from ...preferences.store import Store
-from ...search.pruning import steps_at
+from ...search.pruning import steps_at_shares
 from ...storage.files import append_line, read_lines, write_whole
 from ...storage.images import read_picture
 from ...storage.records import RECORD
@@ -88,7 +88,7 @@ class PreviewRecorder:
 
 def default_looks(steps: int) -> list[int]:
     """The steps, 1-based, after which previews are kept of a drawing in `steps`."""
-    return sorted(steps_at(LOOKS, steps))
+    return sorted(steps_at_shares(LOOKS, steps))
 
 
 def read_sources(source: str, renders: int, seed: int, use: str = "train") -> list[PictureSource]:

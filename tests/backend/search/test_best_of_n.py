@@ -11,7 +11,7 @@ from reprise.backend.search.best_of_n import search
 from reprise.backend.search.pruning import HalvingSchedule
 
 
-def test_candidate_i_has_seed_base_plus_i_and_its_prompt_in_turn(brightness):
+def test_candidate_i_has_seed_base_plus_i_and_prompts_in_turn(brightness):
     found = search(FakeRenderer(), brightness, "p", ["a", "b", "c"], n=5, seed=40)
     assert [c.seed for c in found.candidates] == [40, 41, 42, 43, 44]
     assert [c.prompt for c in found.candidates] == ["a", "b", "c", "a", "b"]
@@ -31,7 +31,7 @@ def test_ties_go_to_the_earlier_and_lower_may_be_better(brightness):
     assert search(flat, brightness, "p", ["p"], n=4, seed=0).best == 0
 
 
-def test_a_mix_is_judged_once_and_leaves_its_parts(brightness):
+def test_a_mix_is_scored_once_and_its_parts_are_recorded(brightness):
     found = search(FakeRenderer(), Mix([(brightness, 2.0)]), "p", ["p"], n=3, seed=0)
     assert brightness.seen == [3]
     assert all(c.scores == {"brightness": pytest.approx(c.score)} for c in found.candidates)
@@ -43,12 +43,12 @@ def test_impossible_numbers_are_refused(brightness, n, seed):
         search(FakeRenderer(), brightness, "p", ["p"], n=n, seed=seed)
 
 
-def test_the_last_seed_there_is_can_be_used(brightness):
+def test_the_largest_seed_can_be_used(brightness):
     assert search(FakeRenderer(), brightness, "p", ["p"], n=1, seed=2**63 - 1).best == 0
 
 
 @pytest.mark.parametrize("schedule", [None, HalvingSchedule({2: 1})])
-def test_a_judge_without_a_number_stops_the_search(schedule):
+def test_a_judge_that_returns_nan_stops_the_search(schedule):
     class Broken:
         spec = RewardSpec("broken", 0, 1)
 

@@ -21,7 +21,7 @@ from reprise.backend.search.pruning import (
 
 def test_halving_keeps_the_best_by_rank_with_ties_to_the_earlier():
     schedule = HalvingSchedule({2: 2, 4: 1})
-    assert schedule.looks == {2, 4}
+    assert schedule.preview_steps == {2, 4}
     assert schedule.keep(2, {0: 0.1, 3: 0.9, 5: 0.9, 7: 0.2}) == [3, 5]
     assert schedule.keep(4, {3: 0.5, 5: 0.5}) == [3]
 
@@ -38,7 +38,7 @@ def test_impossible_cuts_are_refused(cuts):
         HalvingSchedule(cuts)
 
 
-def test_potential_stops_what_is_far_below_the_best_and_never_all():
+def test_margin_schedule_stops_rows_far_below_the_best_but_never_all():
     schedule = MarginSchedule(frozenset({2}), margin=1.0)
     # mean .5, standard deviation .4: the bar is .9 - .4
     assert schedule.keep(2, {0: 0.9, 1: 0.9, 2: 0.1, 3: 0.1}) == [0, 1]
@@ -48,11 +48,11 @@ def test_potential_stops_what_is_far_below_the_best_and_never_all():
     assert sorted(alike.keep(2, {0: 0.3, 1: 0.3, 2: 0.3})) == [0, 1, 2]  # no spread, no cut
 
 
-def test_likely_stops_what_will_not_come_out_right_and_never_all():
+def test_threshold_schedule_stops_unlikely_rows_but_never_all():
     schedule = ThresholdSchedule(frozenset({2}))
     assert schedule.keep(2, {0: 0.99, 1: 0.51, 2: 0.49}) == [0, 1]
     assert schedule.keep(2, {0: 0.01, 3: 0.02}) == [3]
-    assert ThresholdSchedule(frozenset({2}), 0.1, least=2).keep(2, {0: 0.01, 1: 0.0, 2: 0.02}) == [2, 0]
+    assert ThresholdSchedule(frozenset({2}), 0.1, min_rows=2).keep(2, {0: 0.01, 1: 0.0, 2: 0.02}) == [2, 0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 16, 64])
@@ -62,7 +62,7 @@ def test_default_cuts_fit_every_size(n, steps):
     assert all(1 <= step < steps and 1 <= kept < n for step, kept in schedule.cuts.items())
 
 
-def test_names_of_schedules():
+def test_schedules_are_found_by_name():
     assert schedule_from("none", 8, 16) == FullSchedule()
     assert schedule_from("halving", 1, 16) == FullSchedule()
     assert isinstance(schedule_from("potential", 8, 16), MarginSchedule)
@@ -70,7 +70,7 @@ def test_names_of_schedules():
         schedule_from("third", 8, 16)
 
 
-def test_a_threshold_is_for_who_gives_a_probability(brightness):
+def test_a_threshold_needs_a_judge_that_gives_probabilities(brightness):
     assert read_pruning("potential:0.3") == ("potential", 0.3)
     assert read_pruning("halving") == ("halving", None)
     assert schedule_from("potential:0.3", 8, 16, Hopeful()) == ThresholdSchedule(
@@ -86,7 +86,7 @@ def test_a_threshold_is_for_who_gives_a_probability(brightness):
 
 
 class Hopeful:
-    """Answers to look after look, as they are written down for it; finished pictures are all worth .5."""
+    """Gives prepared answers, one list per preview step. All finished pictures score .5."""
 
     spec = RewardSpec("hopeful", 0.0, 1.0)
 
@@ -100,8 +100,8 @@ class Hopeful:
         return self.clear.pop(0) if self.clear else None
 
 
-def test_what_is_not_clear_yet_goes_on_unjudged(brightness):
-    """PARM's way: clarity first, then potential of the clear ones."""
+def test_unclear_previews_continue_without_being_scored(brightness):
+    """As in PARM: first clarity, then the potential of the clear previews."""
     judge = Hopeful(clear=[[0.9, 0.1, 0.9, 0.4], [0.9, 0.9, 0.9]], likely=[[0.2, 0.7], [0.6, 0.1, 0.4]])
     found = search(
         FakeRenderer(),
@@ -110,7 +110,7 @@ def test_what_is_not_clear_yet_goes_on_unjudged(brightness):
         ["p"],
         n=4,
         seed=0,
-        previews=judge,
+        preview_reward=judge,
         schedule=ThresholdSchedule(frozenset({2, 4})),
     )
     assert [c.pruned_at for c in found.candidates] == [2, None, 4, 4]
@@ -120,8 +120,8 @@ def test_what_is_not_clear_yet_goes_on_unjudged(brightness):
     assert found.cost.denoiser_rows == 2 + 8 + 4 + 4
 
 
-def test_whoever_is_to_look_is_asked_about_previews(brightness, echo):
-    """Also one that was named for it: whether a preview matches is not what is asked of a VLM."""
+def test_previews_are_scored_by_the_preview_judge(brightness, echo):
+    """Also if a `preview_reward` was given: a VLM is asked for potential, not whether a preview matches."""
 
     class Named(Hopeful):
         def of_previews(self):
@@ -134,15 +134,15 @@ def test_whoever_is_to_look_is_asked_about_previews(brightness, echo):
         ["p"],
         n=4,
         seed=0,
-        previews=Named(),
+        preview_reward=Named(),
         schedule=ThresholdSchedule(frozenset({4})),
     )
     assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
-    chain = Chain(echo, FakeRenderer(), brightness, previews=Named(), prune="potential")
-    assert type(chain.previews) is Hopeful
+    chain = Chain(echo, FakeRenderer(), brightness, preview_reward=Named(), prune="potential")
+    assert type(chain.preview_reward) is Hopeful
 
 
-def test_who_cannot_tell_what_is_clear_judges_all(brightness):
+def test_a_judge_without_clarity_scores_all_previews(brightness):
     judge = Hopeful(likely=[[0.2, 0.7, 0.1, 0.6]])
     found = search(
         FakeRenderer(),
@@ -151,7 +151,7 @@ def test_who_cannot_tell_what_is_clear_judges_all(brightness):
         ["p"],
         n=4,
         seed=0,
-        previews=judge,
+        preview_reward=judge,
         schedule=ShiftedSchedule(ThresholdSchedule(frozenset({1})), 3),
     )
     assert [c.pruned_at for c in found.candidates] == [4, None, 4, None]
@@ -163,14 +163,14 @@ def test_who_cannot_tell_what_is_clear_judges_all(brightness):
         n=4,
         seed=0,
         schedule=HalvingSchedule({4: 2}),
-        previews=Hopeful(clear=[[0.0] * 4], likely=[[0.2, 0.7, 0.1, 0.6]]),
+        preview_reward=Hopeful(clear=[[0.0] * 4], likely=[[0.2, 0.7, 0.1, 0.6]]),
     )
     assert [c.pruned_at for c in halved.candidates] == [4, None, 4, None], "halving is a budget"
 
 
-def test_a_schedule_over_the_steps_that_are_left():
+def test_a_shifted_schedule_counts_from_its_offset():
     late = ShiftedSchedule(HalvingSchedule({2: 2, 4: 1}), 10)
-    assert late.looks == {12, 14}
+    assert late.preview_steps == {12, 14}
     assert late.keep(12, {0: 0.1, 3: 0.3, 5: 0.2}) == [3, 5] and late.keep(14, {3: 0.3, 5: 0.4}) == [5]
 
 
@@ -187,7 +187,7 @@ def test_survivors_are_the_same_pictures_and_rows_are_saved(brightness, schedule
     assert pruned.cost.denoiser_rows == rows < pruned.cost.denoiser_rows_full == full.cost.denoiser_rows == 64
 
 
-def test_record_of_a_pruned_candidate(brightness):
+def test_a_pruned_candidate_is_recorded(brightness):
     found = search(FakeRenderer(), brightness, "p", ["p"], n=4, seed=0, schedule=HalvingSchedule({3: 1}))
     pruned = [c for c in found.candidates if c.pruned_at is not None]
     assert [c.pruned_at for c in pruned] == [3, 3, 3]
@@ -195,7 +195,7 @@ def test_record_of_a_pruned_candidate(brightness):
     assert found.cost.judge_calls == 4 + 1
 
 
-def test_a_pruned_candidate_keeps_the_preview_that_it_was_cut_on(brightness):
+def test_a_pruned_candidate_keeps_its_last_preview(brightness):
     shown = {}
 
     class Seen(HalvingSchedule):

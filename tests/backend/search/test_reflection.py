@@ -34,7 +34,7 @@ def test_stops_at_once_when_satisfied(brightness, echo):
     assert len(outcome.candidates) == 2 and echo.critiques == [None]
 
 
-def test_the_critique_reaches_the_rewriter_and_the_mended_picture_wins(brightness, echo):
+def test_the_critique_reaches_the_rewriter_and_the_corrected_picture_wins(brightness, echo):
     outcome = chain(grey({"too dark": 0.8, "": 0.2}), brightness, echo).run("p")
     assert echo.critiques == [None, ["too dark"]]
     assert [(r.verdict, r.candidate) for r in outcome.reflection] == [("no", 0), ("yes", 2)]
@@ -42,8 +42,8 @@ def test_the_critique_reaches_the_rewriter_and_the_mended_picture_wins(brightnes
     assert outcome.rewrites[-1].prompt == outcome.reflection[-1].prompt
 
 
-def test_a_corrector_mends_what_another_has_written(brightness, echo):
-    """The first pictures are of the prompt to the letter, a round's of what its critique made of it."""
+def test_a_corrector_corrects_another_rewriters_prompts(brightness, echo):
+    """The first pictures are drawn from the unchanged prompt, those of a round from the corrected one."""
     outcome = chain(grey({"too dark": 0.8, "": 0.2}), brightness, KeepPrompt(), corrector=echo).run("p")
     assert [c.prompt for c in outcome.candidates[:2]] == ["p", "p"] and echo.critiques == [["too dark"]]
     assert outcome.best == 2 and "too dark" in outcome.candidates[2].prompt
@@ -59,7 +59,7 @@ def test_the_best_so_far_is_never_lost(brightness, echo):
     assert [r.score for r in outcome.reflection] == pytest.approx([0.4, 0.1, 0.1, 0.1], abs=0.01)
 
 
-def test_indices_seeds_and_costs_go_on_across_rounds(brightness, echo):
+def test_indices_seeds_and_costs_continue_across_rounds(brightness, echo):
     outcome = chain(grey({"": 0.1}), brightness, echo, seed=10).run("p")
     assert [c.index for c in outcome.candidates] == list(range(8))
     assert [c.seed for c in outcome.candidates] == list(range(10, 18))
@@ -87,7 +87,7 @@ def test_corrections_are_drawn_over_the_best_so_far(brightness, echo):
     assert outcome.cost.denoiser_rows == 2 * 8 + 3 * 2 * 4
 
 
-def test_rounds_over_a_picture_are_pruned_over_the_steps_they_draw(brightness, echo):
+def test_image_to_image_rounds_are_pruned_over_the_steps_they_draw(brightness, echo):
     """Of 8 steps the last 4 are drawn, and halving looks after their first and second."""
     settings = {"prune": "halving", "best_of": 8, "reflect": 1}
     outcome = chain(
@@ -98,7 +98,7 @@ def test_rounds_over_a_picture_are_pruned_over_the_steps_they_draw(brightness, e
     assert {c.pruned_at for c in mended} == {5, 6, None} and sum(c.image is not None for c in mended) == 1
 
 
-def test_image_to_image_is_refused_where_it_cannot_be(brightness, echo):
+def test_image_to_image_is_refused_for_unsuitable_renderers_and_settings(brightness, echo):
     blind = grey({"": 0.1})
     blind.img2img = False
     with pytest.raises(Unsupported, match="'fake' cannot draw over a picture; correct by 'draw again'"):
@@ -110,7 +110,7 @@ def test_image_to_image_is_refused_where_it_cannot_be(brightness, echo):
         chain(grey({"": 0.1}), brightness, echo, correction="image")
 
 
-def test_same_call_same_outcome(brightness, echo):
+def test_equal_calls_give_equal_outcomes(brightness, echo):
     settings = {"prune": "halving", "best_of": 8}
     one, two = (chain(FakeRenderer(), brightness, echo, **settings).run("p") for _ in range(2))
     assert [(c.seed, c.prompt, c.score, c.pruned_at, c.preview_scores) for c in one.candidates] == [
@@ -162,7 +162,7 @@ def test_impossible_settings_are_refused_before_any_work(brightness, echo, setti
 
 
 class Played:
-    """A VLM that finds nothing right but what was drawn after its critique, and looks at previews."""
+    """A VLM that accepts only pictures drawn after its critique, and also scores previews."""
 
     name, model, fingerprint = "played", None, "played 1"
 
@@ -179,7 +179,7 @@ class Played:
 
 
 def test_a_tuned_judges_critique_reaches_the_rewriter(echo):
-    """Match finds the picture wrong, the model says why in its own words, and looks at previews by PARM's
+    """`match` finds the picture wrong, the model says why in its own words, and previews are scored by PARM's
     questions."""
     played = Played()
     judge = VLMCritic(played, "critique")
