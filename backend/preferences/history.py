@@ -73,36 +73,36 @@ class _Report(_ReportModel):
         return RewardSpec(canonical_reward_name(self.judge), low, high, self.higher_is_better)
 
 
-class _Candidate(_ReportModel):
+class _ParmCandidate(_ReportModel):
     index: int
     seed: int
     score: FiniteFloat | None
 
 
-class _Parm(_Report):
+class _ParmReport(_Report):
     prompt: str = ""
-    candidates: list[_Candidate]
+    candidates: list[_ParmCandidate]
 
 
-class _Round(_ReportModel):
+class _ReflectionRound(_ReportModel):
     prompt: str
     score: FiniteFloat
     seed: int
 
 
-class _Reflection(_Report):
+class _ReflectionReport(_Report):
     prompt: str
-    rounds: list[_Round]
+    rounds: list[_ReflectionRound]
 
 
-class _Scores(_Report):
+class _ScorerReport(_Report):
     prompt: str
     scores: list[FiniteFloat]
     ranking: list[int]
 
 
 R = TypeVar("R", bound=_Report)
-Scored = tuple[str, _Report, ScoredPicture]  # the user's prompt, what judged, what was drawn
+ReportedPicture = tuple[str, _Report, ScoredPicture]  # the user's prompt, what judged, what was drawn
 
 
 def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup]:
@@ -129,13 +129,13 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
     for name, run in runs.items():
         try:
             graph, outputs = run["prompt"][2], run["outputs"]
-            groups = [group for node in outputs for group in _of_node(url, graph, outputs, node)]
-            lost = _not_kept(graph, outputs)
+            groups = [group for node in outputs for group in _node_groups(url, graph, outputs, node)]
+            lost = _nodes_without_pictures(graph, outputs)
         except ValidationError as error:
             note(f"{url}: run {name} was left out, a report of it is damaged: {validation_message(error)}")
             continue
         except (LookupError, TypeError, ValueError, AttributeError, BadInput) as error:
-            note(f"{url}: run {name} was left out, it is not as ComfyUI keeps runs: {_said(error)}")
+            note(f"{url}: run {name} was left out, it is not as ComfyUI keeps runs: {_error_text(error)}")
             continue
         for node in lost:
             note(
@@ -148,26 +148,26 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
         note(f"{url} remembers {len(runs)} runs, none with scored pictures that were kept")
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     said = first_line(error)
     return said if isinstance(error, BadInput) else f"{type(error).__name__}: {said}"
 
 
-def _not_kept(graph: Graph, outputs: Outputs) -> list[str]:
+def _nodes_without_pictures(graph: Graph, outputs: Outputs) -> list[str]:
     """The nodes whose pictures nothing saved or showed."""
     return [
         node
         for node, shown in outputs.items()
         for key, output in IMAGES.items()
-        if key in shown and node in graph and not _pictures(graph, outputs, [node, output])
+        if key in shown and node in graph and not _image_files(graph, outputs, [node, output])
     ]
 
 
-def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[PictureGroup]:
+def _node_groups(url: str, graph: Graph, outputs: Outputs, node: str) -> list[PictureGroup]:
     """The groups of what a node reported: with a list of prompts, or of judges, it ran once for each, and has
     one of each."""
     found: dict[tuple[str, RewardSpec], list[ScoredPicture]] = {}
-    for read in (_parm, _reflected, _scored):
+    for read in (_parm_pictures, _reflection_pictures, _scorer_pictures):
         for prompt, report, picture in read(partial(_view, url), graph, outputs, node):
             found.setdefault((prompt.strip(), report.spec), []).append(picture)
     return [
@@ -179,67 +179,71 @@ def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Pictur
     ]
 
 
-def _parm(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
+def _parm_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
     """What PARM Best-of-N reported."""
-    reports = _reports(_Parm, outputs[node].get("reprise_parm"))
+    reports = _node_reports(_ParmReport, outputs[node].get("reprise_parm"))
     if not reports or node not in graph:
         return
-    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_parm"]]))
+    kept = iter(_image_files(graph, outputs, [node, IMAGES["reprise_parm"]]))
     typed = text_at(graph, Socket(node, "prompt"))
     for number, report in enumerate(reports):
         # Nodes of earlier versions do not say it; which of a list it was then nobody knows.
         one_of_many = len(reports) > 1 and is_link(graph[node]["inputs"]["prompt"])
         prompt = report.prompt or ("" if one_of_many else typed)
         finished = {c.index: c for c in report.candidates if c.score is not None}
-        words, reason = _drawn_as(graph, outputs, [node], number, typed, prompt)
+        words, reason = _drawn_text(graph, outputs, [node], number, typed, prompt)
         for index in rank(report.spec, {i: c.score or 0.0 for i, c in finished.items()}):
             file = next(kept, None)
             if file is not None and words:
                 one = finished[index]
-                yield prompt, report, _picture(view, file, words, report, one.score, one.seed, reason)
+                yield prompt, report, _scored_picture(view, file, words, report, one.score, one.seed, reason)
 
 
-def _reflected(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
+def _reflection_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
     """What a Reflection Loop reported; its rounds differ in words, so that they pair by the user's. The nodes
     that it made report parts of it, and are not in the graph."""
-    reports = _reports(_Reflection, outputs[node].get("reprise_reflection"))
+    reports = _node_reports(_ReflectionReport, outputs[node].get("reprise_reflection"))
     if not reports or node not in graph:
         return
-    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_reflection"]]))
+    kept = iter(_image_files(graph, outputs, [node, IMAGES["reprise_reflection"]]))
     for report in reports:
         for one, file in zip(report.rounds, kept):
             # A later rewrite had a critique to go by, which pairs of rewrites do not know.
-            yield report.prompt, report, _picture(view, file, one.prompt, report, one.score, one.seed, None)
+            yield (
+                report.prompt,
+                report,
+                _scored_picture(view, file, one.prompt, report, one.score, one.seed, None),
+            )
 
 
-def _scored(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
+def _scorer_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
     """What a Reward Scorer reported. Which seed drew which picture of a batch it does not know."""
-    reports = _reports(_Scores, outputs[node].get("reprise_scores"))
+    reports = _node_reports(_ScorerReport, outputs[node].get("reprise_scores"))
     link = graph[node]["inputs"].get("images") if node in graph else None
     if not reports or link is None or not is_link(link):
         return
     samplers = [name for name, one in upstream(graph, link).items() if is_sampler(one)]
     typed = text_at(graph, Socket(node, "prompt"))
-    given = _pictures(graph, outputs, link)
-    ranked = iter(given or _pictures(graph, outputs, [node, SCORER_RANKED]))
+    given = _image_files(graph, outputs, link)
+    ranked = iter(given or _image_files(graph, outputs, [node, SCORER_RANKED]))
     for number, report in enumerate(reports):
-        words, reason = _drawn_as(graph, outputs, samplers, number, typed, report.prompt)
+        words, reason = _drawn_text(graph, outputs, samplers, number, typed, report.prompt)
         for index in range(len(report.scores)) if given else report.ranking:
             file = next(ranked, None)
             if file is not None and words:
                 yield (
                     report.prompt,
                     report,
-                    _picture(view, file, words, report, report.scores[index], None, reason),
+                    _scored_picture(view, file, words, report, report.scores[index], None, reason),
                 )
 
 
-def _reports(kind: type[R], told: Any) -> list[R]:
+def _node_reports(kind: type[R], told: Any) -> list[R]:
     """The reports of a node, checked; none where it told nothing."""
     return [kind.model_validate(one) for one in told or []]
 
 
-def _picture(
+def _scored_picture(
     view: View,
     file: File,
     words: str,
@@ -253,7 +257,7 @@ def _picture(
     return ScoredPicture(partial(view, file), words, score, seed, scores, reason, content=json.dumps(file))
 
 
-def _pictures(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
+def _image_files(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
     """The files of the first node that saved or showed what `link` leads to."""
     for name, shown in outputs.items():
         given = graph[name]["inputs"].get("images") if name in graph else None
@@ -262,7 +266,7 @@ def _pictures(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
     return []
 
 
-def _drawn_as(
+def _drawn_text(
     graph: Graph, outputs: Outputs, samplers: list[str], number: int, typed: str, prompt: str
 ) -> tuple[str, str | None]:
     """(the text that the samplers drew, its rewriter's reason) in one run of a node, the `number`th; "" where

@@ -36,8 +36,8 @@ CONFIG = "config.yaml"
 ROUNDS = "rounds/*/rollouts.jsonl"
 JUDGE_DATA = ".rollouts.jsonl"  # behind the name of a file of `reprise data judge`, beside NAME.pictures/
 EMBEDDED_JUDGE = "shapeworld"  # what selects where neither judge nor rewards were named
-TAKEN = "which way {} counts is not on record; higher was taken for better"
-BRING = "bring it back as it was left, or leave this run out"
+UNKNOWN_DIRECTION = "which way {} counts is not on record; higher was taken for better"
+RESTORE_HINT = "bring it back as it was left, or leave this run out"
 
 
 @dataclass
@@ -47,14 +47,14 @@ class WeightedRewards:
 
     weights: Mapping[str, float]
     unscored: int = 0
-    seen: set[str] = field(default_factory=set)
+    found_names: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
         return "+".join(self.weights)
 
     def score(self, scores: Mapping[str, float]) -> float | None:
-        self.seen |= scores.keys()
+        self.found_names |= scores.keys()
         if not self.weights.keys() <= scores.keys():
             self.unscored += 1
             return None
@@ -89,16 +89,16 @@ class WeightedRewards:
             typed,
         )
 
-    def tell(self, run: object, note: Callable[[str], None]) -> None:
+    def note_missing(self, run: object, note: Callable[[str], None]) -> None:
         """Raises BadInput where nothing had such a score."""
-        if self.unscored and not self.weights.keys() <= self.seen:
+        if self.unscored and not self.weights.keys() <= self.found_names:
             raise BadInput(
-                f"{run} has no scores of {self.name!r}; it has those of {', '.join(sorted(self.seen))}"
+                f"{run} has no scores of {self.name!r}; it has those of {', '.join(sorted(self.found_names))}"
             )
         if self.unscored:
             note(f"{run}: {self.unscored} pictures have no score of {self.name!r}, and were left out")
         if unknown := [name for name in self.weights if reward_spec(name) is None]:
-            note(f"{run}: {TAKEN.format(', '.join(unknown))}")
+            note(f"{run}: {UNKNOWN_DIRECTION.format(', '.join(unknown))}")
 
 
 def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
@@ -131,9 +131,9 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
     for file in records:
         record = load_record(file)
         yield record_group(file.parent, record, reward)
-        unsaid |= reward is not None and reward_spec(reward) is None and not _selects(record, reward)
+        unsaid |= reward is not None and reward_spec(reward) is None and not _selected_best(record, reward)
     if unsaid:
-        note(f"{path}: {TAKEN.format(reward)}")
+        note(f"{path}: {UNKNOWN_DIRECTION.format(reward)}")
     for file in rollouts:
         yield from rollout_groups(file.parent.parent, reward, note)
     for run in dict.fromkeys(file.parent.parent.parent for file in rounds):
@@ -143,7 +143,7 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
 
 
 @contextmanager
-def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
+def _refuse_damaged(file: Path, remedy: str = RESTORE_HINT) -> Iterator[None]:
     """Raises BadInput where what a file says is not what is written there."""
     try:
         yield
@@ -163,7 +163,7 @@ def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
 
 def record_group(folder: Path, record: Record, reward: str | None = None) -> PictureGroup:
     """The finished candidates of one prompt, those of reflection rounds too. Raises BadInput."""
-    with _whole(folder / RECORD):
+    with _refuse_damaged(folder / RECORD):
         return _record_group(folder, record, reward)
 
 
@@ -173,7 +173,7 @@ def _record_group(folder: Path, record: Record, reward: str | None) -> PictureGr
     named = {
         c.index: {canonical_reward_name(name): score for name, score in c.scores.items()} for c in finished
     }
-    name = reward or _selected_by(settings, list(named.values()))
+    name = reward or _selection_reward(settings, list(named.values()))
     scores = {c.index: (c.score or 0.0) if reward is None else named[c.index].get(reward) for c in finished}
     if None in scores.values():
         known = sorted({name for of_one in named.values() for name in of_one})
@@ -182,13 +182,13 @@ def _record_group(folder: Path, record: Record, reward: str | None) -> PictureGr
     if spec is not None:
         higher = spec.higher_is_better
     else:  # what was selected says which way it counts
-        winner, selects = record.winner.score, reward is None or _selects(record, reward)
+        winner, selects = record.winner.score, reward is None or _selected_best(record, reward)
         higher = not selects or winner is None or all(winner >= (c.score or 0.0) for c in finished)
     # A rewrite of a reflection round had a critique to go by, too, which pairs of rewrites do not know.
     reasons = {r.prompt: r.reason for r in record.rewrites if r.fallback is None and r.rewriter != "none"}
     pictures = [
         ScoredPicture(
-            partial(_file, folder / str(c.image)),
+            partial(_image_file, folder / str(c.image)),
             c.prompt,
             float(scores[c.index] or 0.0),
             c.seed,
@@ -209,7 +209,7 @@ def _record_group(folder: Path, record: Record, reward: str | None) -> PictureGr
     )
 
 
-def _selects(record: Record, reward: str) -> bool:
+def _selected_best(record: Record, reward: str) -> bool:
     """Whether a reward's scores are those that the best picture was selected by."""
     return all(
         {canonical_reward_name(name): score for name, score in c.scores.items()}.get(reward) == c.score
@@ -218,7 +218,7 @@ def _selects(record: Record, reward: str) -> bool:
     )
 
 
-def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, float]]) -> str:
+def _selection_reward(settings: Mapping[str, Any], scores: Sequence[Mapping[str, float]]) -> str:
     """The name of what selected. Of a judge alone it is the one that its scores bear: it may have been named
     by its folder or its server."""
     alone = {name for of_one in scores for name in of_one}
@@ -230,12 +230,12 @@ def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, floa
 
 def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
     """The groups of a training: every picture of every rewrite of a prompt, and of the prompt as typed."""
-    settings, cache = _settings(run), Cache(run / PICTURES)
-    with _whole(run / CONFIG):
-        by = _compared(run, settings.get("rewards") or {}, reward)
+    settings, cache = _run_settings(run), Cache(run / PICTURES)
+    with _refuse_damaged(run / CONFIG):
+        by = _rewards_to_compare(run, settings.get("rewards") or {}, reward)
         renderer = (settings.get("renderer") or {}).get("name", "shapeworld")
     groups: dict[int, list[dict[str, Any]]] = {}
-    with _whole(run / ROLLOUTS):
+    with _refuse_damaged(run / ROLLOUTS):
         for row in read_lines(run / ROLLOUTS):
             groups.setdefault(row["position"], []).append(row)
         for rows in groups.values():
@@ -244,7 +244,7 @@ def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -
                 one
                 for row in rows
                 if row["pictures"]  # what could not be read was not drawn
-                for one in _of_row(
+                for one in _rewrite_pictures(
                     cache,
                     meaning,
                     row,
@@ -255,7 +255,7 @@ def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -
             ]
             if pictures:
                 yield by.group(typed, meaning, pictures, "training", run, renderer)
-    by.tell(run, note)
+    by.note_missing(run, note)
 
 
 def round_groups(
@@ -263,30 +263,30 @@ def round_groups(
 ) -> Iterator[PictureGroup]:
     """The groups of a training in rounds, of a renderer's pictures or a rewriter's rewrites: `files` are what
     its rounds have on record. Pictures of pairs are in the round's own store, too."""
-    settings, cache = _settings(run), Cache(run / PICTURES)
-    with _whole(run / CONFIG):
+    settings, cache = _run_settings(run), Cache(run / PICTURES)
+    with _refuse_damaged(run / CONFIG):
         rounds = settings.get("rounds") or {}
-        by = _compared(run, rounds.get("rewards") or {}, reward)
+        by = _rewards_to_compare(run, rounds.get("rewards") or {}, reward)
         drawing = (rounds.get("renderer") or {}).get("name", "shapeworld")
     for file in files:
         store = Store(file.parent / "preferences", create=True)
-        with _whole(file):
+        with _refuse_damaged(file):
             for row in read_lines(file):
                 (typed, meaning), pictures = _prompts(row), list[ScoredPicture]()
                 if "rewrites" in row:
                     for one in row["rewrites"]:
-                        pictures += _of_row(cache, meaning, one, row["seeds"], one["reason"], by)
+                        pictures += _rewrite_pictures(cache, meaning, one, row["seeds"], one["reason"], by)
                 else:
-                    pictures += _of_seeds(cache, store, row, by)
+                    pictures += _prompt_pictures(cache, store, row, by)
                 if pictures:
                     renderer = drawing if "rewrites" in row else settings.get("model")
                     yield by.group(typed, meaning, pictures, "round", run, renderer)
-    by.tell(run, note)
+    by.note_missing(run, note)
 
 
 def _prompts(row: Mapping[str, Any]) -> tuple[str, str]:
     """(as it was typed, as the judges read it)."""
-    return _text(row["prompt"]), _text(row.get("judged_as") or row["prompt"])
+    return _checked_text(row["prompt"]), _checked_text(row.get("judged_as") or row["prompt"])
 
 
 def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
@@ -306,14 +306,14 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
         raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
     groups: dict[str, list[ScoredPicture]] = {}
-    with _whole(file, "make it anew with `reprise data judge`"):
+    with _refuse_damaged(file, "make it anew with `reprise data judge`"):
         for key, row in {row["key"]: row for row in read_lines(file)}.items():
             _, drawn_as, seed, _ = json.loads(key)
-            scores = _numbers({named: row["score"]})
-            groups.setdefault(_text(row["prompt"]), []).append(
+            scores = _checked_scores({named: row["score"]})
+            groups.setdefault(_checked_text(row["prompt"]), []).append(
                 ScoredPicture(
-                    partial(store.image, _text(row["image"])),
-                    _text(drawn_as),
+                    partial(store.image, _checked_text(row["image"])),
+                    _checked_text(drawn_as),
                     scores[named],
                     _seed(seed),
                     scores,
@@ -321,7 +321,7 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
                 )
             )
     if spec is None:
-        note(f"{file}: {TAKEN.format(named)}")
+        note(f"{file}: {UNKNOWN_DIRECTION.format(named)}")
     for prompt, pictures in groups.items():
         yield PictureGroup(
             prompt,
@@ -335,7 +335,7 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
         )
 
 
-def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> WeightedRewards:
+def _rewards_to_compare(run: Path, trained: Mapping[str, float], reward: str | None) -> WeightedRewards:
     """By `reward`, or by those that a training counts and that look at pictures."""
     if reward is not None:
         return WeightedRewards({reward: 1.0})
@@ -349,7 +349,7 @@ def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> We
     return WeightedRewards(looking)
 
 
-def _of_row(
+def _rewrite_pictures(
     cache: Cache,
     meaning: str,
     row: Mapping[str, Any],
@@ -359,31 +359,31 @@ def _of_row(
 ) -> Iterator[ScoredPicture]:
     """The pictures of one rewrite."""
     for seed, key in zip(seeds, row["pictures"]):
-        scores = _scores(cache, key, meaning, row)
+        scores = _picture_scores(cache, key, meaning, row)
         if (score := by.score(scores)) is not None:
             yield ScoredPicture(
-                partial(_kept, cache, key),
-                _text(row["rewrite"]),
+                partial(_cached_image, cache, key),
+                _checked_text(row["rewrite"]),
                 score,
                 _seed(seed),
                 scores,
-                reason if reason is None else _text(reason),
+                reason if reason is None else _checked_text(reason),
                 key,
             )
 
 
-def _of_seeds(
+def _prompt_pictures(
     cache: Cache, store: Store, row: Mapping[str, Any], by: WeightedRewards
 ) -> Iterator[ScoredPicture]:
     """The pictures of one prompt that a renderer drew as it is."""
     for key, seed, told in zip(row["pictures"], row["seeds"], row["scores"]):
-        scores = _numbers(told)
+        scores = _checked_scores(told)
         if (score := by.score(scores)) is not None:
-            load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
-            yield ScoredPicture(load, _text(row["prompt"]), score, _seed(seed), scores, content=key)
+            load = partial(_stored_image, store, row.get("stored", {}).get(key), cache, key)
+            yield ScoredPicture(load, _checked_text(row["prompt"]), score, _seed(seed), scores, content=key)
 
 
-def _text(value: Any) -> str:
+def _checked_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a text, got {value!r:.60}")
     return value
@@ -397,7 +397,7 @@ def _renderer(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+def _checked_scores(scores: Mapping[str, Any]) -> dict[str, float]:
     """Scores by the rewards' names. Raises ValueError or TypeError."""
     found = {canonical_reward_name(name): float(score) for name, score in scores.items()}
     if not all(map(math.isfinite, found.values())):
@@ -405,7 +405,7 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _settings(run: Path) -> dict[str, Any]:
+def _run_settings(run: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         if isinstance(found, dict):
@@ -415,23 +415,23 @@ def _settings(run: Path) -> dict[str, Any]:
     raise BadInput(f"{run} has no config.yaml that says how it was trained; give a whole run folder")
 
 
-def _scores(cache: Cache, key: str, meaning: str, row: Mapping[str, Any]) -> dict[str, float]:
+def _picture_scores(cache: Cache, key: str, meaning: str, row: Mapping[str, Any]) -> dict[str, float]:
     """A picture's own scores. The row's are means over its pictures, and stand in where there is one."""
     found = cache.get_scores(Cache.key("scores", key, meaning))
-    return _numbers(found or (row["scores"] if len(row["pictures"]) == 1 else {}))
+    return _checked_scores(found or (row["scores"] if len(row["pictures"]) == 1 else {}))
 
 
-def _stored(store: Store, name: str | None, cache: Cache, key: str) -> Tensor | None:
+def _stored_image(store: Store, name: str | None, cache: Cache, key: str) -> Tensor | None:
     found = store.image(name) if name else None
-    return _kept(cache, key) if found is None else found
+    return _cached_image(cache, key) if found is None else found
 
 
-def _kept(cache: Cache, key: str) -> Tensor | None:
+def _cached_image(cache: Cache, key: str) -> Tensor | None:
     found = cache.get_image(key)
     return found[0] if found else None
 
 
-def _file(path: Path) -> Tensor | None:
+def _image_file(path: Path) -> Tensor | None:
     try:
         return read_picture(path)
     except BadInput:

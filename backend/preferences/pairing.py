@@ -23,7 +23,7 @@ from .store import P, Pair, PairPicture, PairText, RewritePair, Store, canonical
 if TYPE_CHECKING:
     from torch import Tensor
 
-BY = ("drawn", "prompt")
+PAIR_BY = ("drawn", "prompt")
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,22 @@ class ScoredPicture:
 
 @dataclass(frozen=True)
 class PictureGroup:
-    """The pictures of one prompt in one run, scored by one reward; `prompt` is what that compared them with,
-    `typed` what the user wrote, where it is something else; `spread` is the reward's range. Raises BadInput
-    for scores between which there is no margin."""
+    """The pictures of one prompt in one run, scored by one reward.
+
+    `prompt` is the prompt that the reward judged by; `user_prompt` is what the user typed, if that differs.
+    `score_range` is the width of the reward's range. Raises BadInput for scores that are not finite, or so
+    far apart that their margin is not.
+    """
 
     prompt: str
     pictures: list[ScoredPicture]
     reward: str
-    higher: bool
-    spread: float
+    higher_is_better: bool
+    score_range: float
     source: str
     run: str
     renderer: str | None = None
-    typed: str = ""
+    user_prompt: str = ""
 
     def __post_init__(self) -> None:
         scores = [one.score for one in self.pictures]
@@ -71,11 +74,11 @@ class PictureGroup:
 
     def margin(self, better: float, worse: float) -> float:
         """How far apart two scores are, in parts of the range; below 0 where the second is better."""
-        return (better - worse if self.higher else worse - better) / self.spread
+        return (better - worse if self.higher_is_better else worse - better) / self.score_range
 
-    def ranked(self, pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
+    def rank(self, pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
         """From best to worst; of a tie the earlier one first."""
-        return sorted(pictures, key=lambda one: -one.score if self.higher else one.score)
+        return sorted(pictures, key=lambda one: -one.score if self.higher_is_better else one.score)
 
 
 def reward_spec(reward: str) -> RewardSpec | None:
@@ -105,14 +108,14 @@ class PairMiner:
     """
 
     def __init__(self, store: Store, by: str = "drawn", margin: float = 0.05, most: int = 1):
-        assert by in BY and margin >= 0 and most >= 1
-        self.store, self.by, self.least, self.most = store, by, margin, most
+        assert by in PAIR_BY and margin >= 0 and most >= 1
+        self.store, self.by, self.min_margin, self.max_pairs = store, by, margin, most
         self.pairs: list[Pair] = []
         self.rewrites: list[RewritePair] = []
         self.counts: Counter[str] = Counter()  # groups, alone, ties, gone; those that `by` "prompt" compares
-        self.lone: set[str] = set()  # sources of pictures that were alone
+        self.single_sources: set[str] = set()  # sources of pictures that were alone
 
-    def take(self, group: PictureGroup) -> None:
+    def add_group(self, group: PictureGroup) -> None:
         """Pairs of pictures, and of rewrites, of one group; pictures are copied into the store."""
         self.counts["groups"] += 1
         shared: dict[str, list[ScoredPicture]] = {}
@@ -120,12 +123,12 @@ class PairMiner:
             shared.setdefault(picture.drawn_as if self.by == "drawn" else group.prompt, []).append(picture)
         self.counts["across"] += len(shared) > 1
         for condition, pictures in shared.items():
-            self._pictures(group, condition, group.ranked(_each_once(pictures)))
+            self._pictures(group, condition, group.rank(_merge_repeated(pictures)))
         self._texts(group)
 
-    def copy(self, other: Store, reward: str | None = None) -> None:
+    def copy_pairs(self, other: Store, reward: str | None = None) -> None:
         """The pairs to learn from of another store, of one reward or each, and their pictures."""
-        for pair in _of_each(other, other.all_pairs(), reward):
+        for pair in _usable_pairs(other, other.all_pairs(), reward):
             if not self._counts(pair):
                 continue
             named = [pair.chosen.image, pair.rejected.image]
@@ -136,7 +139,7 @@ class PairMiner:
             for image in images:
                 self.store.put_image(image)
             self.pairs.append(pair)
-        rewrites = _of_each(other, other.all_rewrites(), reward)
+        rewrites = _usable_pairs(other, other.all_rewrites(), reward)
         self.rewrites += [pair for pair in rewrites if self._counts(pair)]
 
     def _counts(self, pair: Pair | RewritePair) -> bool:
@@ -147,8 +150,8 @@ class PairMiner:
     def _pictures(self, group: PictureGroup, condition: str, ranked: Sequence[ScoredPicture]) -> None:
         if len(ranked) < 2:
             self.counts["alone"] += 1
-            self.lone.add(group.source)
-        for best, worst in list(zip(ranked, reversed(ranked)))[: min(self.most, len(ranked) // 2)]:
+            self.single_sources.add(group.source)
+        for best, worst in list(zip(ranked, reversed(ranked)))[: min(self.max_pairs, len(ranked) // 2)]:
             margin = group.margin(best.score, worst.score)
             if not self._apart(margin):
                 self.counts["ties"] += 1
@@ -197,12 +200,12 @@ class PairMiner:
             PairText(reason=reason, rewrite=rewrite, score=mean(scores), pictures=len(scores))
             for (reason, rewrite), scores in drawn.items()
         ]
-        texts.sort(key=lambda text: -text.score if group.higher else text.score)
+        texts.sort(key=lambda text: -text.score if group.higher_is_better else text.score)
         margin = group.margin(texts[0].score, texts[-1].score)
         if self._apart(margin):
             self.rewrites.append(
                 RewritePair(
-                    prompt=group.typed or group.prompt,
+                    prompt=group.user_prompt or group.prompt,
                     chosen=texts[0],
                     rejected=texts[-1],
                     reward=group.reward,
@@ -214,10 +217,10 @@ class PairMiner:
             )
 
     def _apart(self, margin: float) -> bool:
-        return margin > 0 and margin >= self.least
+        return margin > 0 and margin >= self.min_margin
 
 
-def _each_once(pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
+def _merge_repeated(pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
     """Pictures that have several scores with the mean of each reward's."""
     found: dict[object, list[ScoredPicture]] = {}
     for one in pictures:
@@ -231,7 +234,7 @@ def _mean(same: Sequence[ScoredPicture]) -> ScoredPicture:
     return replace(same[0], score=mean(one.score for one in same), scores=scores)
 
 
-def _of_each(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
+def _usable_pairs(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
     for one in dict.fromkeys(pair.reward for pair in recorded):
         if reward is None or canonical_reward_name(reward) == one:
             yield from store.usable(recorded, one)

@@ -66,7 +66,7 @@ class PairText(_StoreModel):
     pictures: int = 1
 
 
-class _Origin(_StoreModel):
+class _PairBase(_StoreModel):
     prompt: str = Field(min_length=1)  # which the judge compared with; of rewrites, which was rewritten
     reward: RewardName
     margin: FiniteFloat = Field(gt=0)  # of the scores: in parts of the reward's range, where it is known
@@ -75,7 +75,7 @@ class _Origin(_StoreModel):
     renderer: str | None = None
 
 
-class Pair(_Origin):
+class Pair(_PairBase):
     """Two pictures of one prompt; `condition` is what a renderer is told when it learns from them."""
 
     condition: str = Field(min_length=1)
@@ -91,7 +91,7 @@ class Pair(_Origin):
         return Cache.key("pair", self.condition, self.rejected.image, self.chosen.image)
 
 
-class RewritePair(_Origin):
+class RewritePair(_PairBase):
     """Two rewrites of one prompt."""
 
     chosen: PairText
@@ -99,11 +99,11 @@ class RewritePair(_Origin):
 
     @property
     def id(self) -> str:
-        return Cache.key("rewrites", self.prompt, *_words(self.chosen), *_words(self.rejected))
+        return Cache.key("rewrites", self.prompt, *_text_key(self.chosen), *_text_key(self.rejected))
 
     @property
     def opposite(self) -> str:
-        return Cache.key("rewrites", self.prompt, *_words(self.rejected), *_words(self.chosen))
+        return Cache.key("rewrites", self.prompt, *_text_key(self.rejected), *_text_key(self.chosen))
 
 
 P = TypeVar("P", Pair, RewritePair)
@@ -135,7 +135,7 @@ class Store:
 
     def check(self) -> None:
         """Raises BadInput where something of it cannot be read, before more is put into it."""
-        self.all_pairs(), self.all_rewrites(), self.struck()
+        self.all_pairs(), self.all_rewrites(), self.struck_ids()
 
     def put_image(self, image: Tensor) -> str:
         """Keep a picture (H, W, 3) in 0..1; its name. Raises RepriseError where the disk does not take it."""
@@ -181,14 +181,14 @@ class Store:
     def rewrites(self, reward: str | None = None) -> list[RewritePair]:
         return self.usable(self.all_rewrites(), reward)
 
-    def struck(self) -> set[str]:
+    def struck_ids(self) -> set[str]:
         path = self.folder / STRIKES
         return set(read_strikes(path)[0]) if path.is_file() else set()
 
     def strike(self, struck: Iterable[str], kept: Iterable[str] = ()) -> tuple[int, int]:
         """Take pairs out, by their ids, and others in again; (newly struck, restored). Raises BadInput for an
         id that the store does not have."""
-        struck, kept, before = set(struck), set(kept), self.struck()
+        struck, kept, before = set(struck), set(kept), self.struck_ids()
         known = {pair.id for pair in (*self.all_pairs(), *self.all_rewrites())}
         foreign = sorted((struck | kept) - known)
         if foreign:
@@ -213,7 +213,7 @@ class Store:
 
     def _figures(self, recorded: Sequence[P]) -> dict[str, Any]:
         usable, ids = self.usable(recorded), {pair.id for pair in recorded}
-        out = len(ids & self.struck())
+        out = len(ids & self.struck_ids())
         margins = sorted(pair.margin for pair in usable)
         return {
             "recorded": len(ids),
@@ -239,7 +239,7 @@ class Store:
     def usable(self, recorded: Sequence[P], reward: str | None = None) -> list[P]:
         """Of these pairs the ones to learn from: of `reward`, or of all, not struck, and not contradicted by
         another of them; each comparison once."""
-        struck, reward = self.struck(), reward and canonical_reward_name(reward)
+        struck, reward = self.struck_ids(), reward and canonical_reward_name(reward)
         # A struck pair contradicts no one any more.
         ids = {
             pair.id: pair
@@ -315,5 +315,5 @@ def read_strikes(path: Path) -> tuple[list[str], list[str]]:
     return struck, kept
 
 
-def _words(text: PairText) -> tuple[str, str]:
+def _text_key(text: PairText) -> tuple[str, str]:
     return text.reason, text.rewrite

@@ -108,7 +108,7 @@ def mined(server, tmp_path):
         found = PairMiner(Store(tmp_path / "store", create=True), **options)
         found.notes = []
         for group in read_history(server.url, found.notes.append):
-            found.take(group)
+            found.add_group(group)
         return found
 
     return mine

@@ -49,7 +49,7 @@ def mined(tmp_path):
         found = PairMiner(Store(tmp_path / "store", create=True), **options)
         found.notes = []
         for group in read_runs(path, reward, found.notes.append):
-            found.take(group)
+            found.add_group(group)
         return found
 
     return mine
@@ -272,17 +272,17 @@ def test_another_store(render, mined, tmp_path):
     assert len(own.pairs) == 2 and len(own.rewrites) == 1
     own.store.strike([own.pairs[0].id])
     other = PairMiner(Store(tmp_path / "other", create=True), margin=0.0)
-    other.copy(own.store)
+    other.copy_pairs(own.store)
     assert other.pairs == own.pairs[1:] and other.rewrites == own.rewrites
     for side in (other.pairs[0].chosen, other.pairs[0].rejected):
         assert other.store.image(side.image).equal(own.store.image(side.image))
     for margin, reward, found in ((0.5, None, 1), (0.0, "x", 0)):
         some = PairMiner(Store(tmp_path / "some", create=True), margin=margin)
-        some.copy(own.store, reward)
+        some.copy_pairs(own.store, reward)
         assert len(some.pairs + some.rewrites) == found
     own.store.image_path(own.pairs[1].chosen.image).unlink()
     lost = PairMiner(Store(tmp_path / "lost", create=True), margin=0.0)
-    lost.copy(own.store)
+    lost.copy_pairs(own.store)
     assert not lost.pairs and lost.counts["gone"] == 1
     assert not lost.store.images.folder.exists(), "nor is the other one kept for nothing"
 
@@ -328,7 +328,7 @@ def test_a_reward_that_counts_downwards(tmp_path):
     spec = RewardSpec("distance", 0.0, 10.0, higher_is_better=False)
     shown = [ScoredPicture(lambda i=i: picture(i), "x", score, i) for i, score in enumerate((7.0, 2.0, 4.0))]
     found = PairMiner(Store(tmp_path, create=True))
-    found.take(PictureGroup("a cat", shown, spec.name, spec.higher_is_better, 10.0, "render", "r"))
+    found.add_group(PictureGroup("a cat", shown, spec.name, spec.higher_is_better, 10.0, "render", "r"))
     assert seeds(found) == [("x", 1, 0)] and found.pairs[0].margin == pytest.approx(0.5)
 
 
@@ -343,5 +343,5 @@ def test_two_that_look_the_same_are_no_pair(tmp_path):
     """A judge that says something else each time; nobody can learn from a picture against itself."""
     shown = [ScoredPicture(lambda: picture(1), "x", score, seed) for seed, score in enumerate((0.2, 0.9))]
     found = PairMiner(Store(tmp_path, create=True))
-    found.take(PictureGroup("a cat", shown, "shapeworld", True, 1.0, "render", "r"))
+    found.add_group(PictureGroup("a cat", shown, "shapeworld", True, 1.0, "render", "r"))
     assert not found.pairs and found.counts["ties"] == 1 and not list(tmp_path.iterdir())

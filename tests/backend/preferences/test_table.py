@@ -24,12 +24,17 @@ def test_csv(folder):
         encoding="utf-8-sig",
     )
     cats, dogs = read_table(table, "taste")
-    assert cats.prompt == "a cat, sitting" and cats.reward == "taste" and cats.higher and cats.spread == 1.0
+    assert (
+        cats.prompt == "a cat, sitting"
+        and cats.reward == "taste"
+        and cats.higher_is_better
+        and cats.score_range == 1.0
+    )
     assert [(one.seed, one.score, one.drawn_as) for one in cats.pictures] == [
         (7, 0.2, "a cat, sitting"),
         (None, 0.9, "a cat, sitting"),
     ]
-    assert cats.ranked(cats.pictures)[0].load()[0, 0, 0] == pytest.approx(ord("b") / 255)
+    assert cats.rank(cats.pictures)[0].load()[0, 0, 0] == pytest.approx(ord("b") / 255)
     assert dogs.source == "table" and dogs.run == str(table)
 
 
@@ -56,7 +61,7 @@ def test_json_lines_and_a_reward_of_ours(folder):
     assert group.margin(21.0, 19.5) == pytest.approx(0.3), "parts of its range, 19 to 24"
     assert [one.drawn_as for one in group.pictures] == ["a large cat", "a cat"]
     [lower] = read_table(table, "loss", lower_is_better=True)
-    assert lower.ranked(lower.pictures)[0].score == 19.5
+    assert lower.rank(lower.pictures)[0].score == 19.5
     with pytest.raises(BadInput, match="of 'pick-score' are better; leave --lower-is-better out"):
         next(read_table(table, "pick-score", lower_is_better=True))
 
@@ -70,7 +75,7 @@ def test_a_picture_that_several_have_judged_counts_once(folder):
     )
     found = PairMiner(Store(folder / "store", create=True), most=2)
     for group in read_table(folder / "t.csv", "taste"):
-        found.take(group)
+        found.add_group(group)
     [pair] = found.pairs
     assert (pair.chosen.score, pair.rejected.score) == (pytest.approx(0.5), 0.3)
     assert pair.chosen.scores == {"taste": pytest.approx(0.5)} and found.counts["alone"] == 1
