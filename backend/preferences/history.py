@@ -1,8 +1,7 @@
-"""Runs of nodes as groups of scored pictures, from the history that a ComfyUI server keeps while it runs.
+"""Groups of scored pictures from the history that a ComfyUI server keeps until it stops.
 
-A graph leaves what is needed where the `images` of PARM Best-of-N or of a Reflection Loop, or what a Reward
-Scorer is given or ranks, are also shown by a Save or Preview node: the reports have the scores, the Save or
-Preview node the pictures.
+A node's report has the scores, a Save or Preview node the pictures. So one of these must show the `images`
+of PARM Best-of-N or of a Reflection Loop, or the images that a Reward Scorer reads or returns.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ if TYPE_CHECKING:
 
 LIMITS = {"timeout": 60.0, "max_bytes": 256 * 2**20}  # of one answer
 SCORER_RANKED = 1  # an output of the node
-IMAGES = {"reprise_parm": 2, "reprise_reflection": 2}  # what a node reports -> which output its pictures are
-FILE = ("filename", "subfolder", "type")  # what `/view` finds a picture by
-Outputs = Mapping[str, Mapping[str, Any]]  # what each node of a run showed
+IMAGES = {"reprise_parm": 2, "reprise_reflection": 2}  # key of a node's report -> its output of pictures
+FILE = ("filename", "subfolder", "type")  # the parameters of `/view`
+Outputs = Mapping[str, Mapping[str, Any]]  # node id -> its UI output in a run
 File = dict[str, str]
 View = Callable[[File], "Tensor | None"]
 
 
 class _ReportModel(BaseModel):
-    # Nodes of newer versions may tell more; what is there must be right.
+    # Nodes of newer versions may report more fields: they are ignored. The known ones must be valid.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class _Report(_ReportModel):
-    """What a node told of one run of it."""
+    """What a node reports of one run."""
 
     judge: str
     higher_is_better: bool
@@ -63,7 +62,7 @@ class _Report(_ReportModel):
 
     @property
     def spec(self) -> RewardSpec:
-        """A judge with an open end has no range, and margins are as its scores are."""
+        """The judge's range and direction. One without a finite range gets 0 to 1."""
         known = reward_spec(self.judge)
         if known is not None:
             return known
@@ -102,12 +101,15 @@ class _ScorerReport(_Report):
 
 
 R = TypeVar("R", bound=_Report)
-ReportedPicture = tuple[str, _Report, ScoredPicture]  # the user's prompt, what judged, what was drawn
+ReportedPicture = tuple[str, _Report, ScoredPicture]  # user's prompt, report, picture
 
 
 def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup]:
-    """The groups of every run that the server at `url` remembers; one that is not as ComfyUI keeps runs is
-    left out, and noted. Raises BadInput where no server answers."""
+    """The groups of every run in the history of the server at `url`.
+
+    A run that cannot be read is left out, and `note` is called with the reason. Raises BadInput if no server
+    answers, or the answer is not ComfyUI's.
+    """
     url = check_address(url, "http://127.0.0.1:8188")
     try:
         answer = fetch(url, "history", **LIMITS)
@@ -122,39 +124,39 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
             f"{fault.describe(f'the ComfyUI server {url}')}; start it, or correct the address"
         ) from fault
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{url} is no ComfyUI server: its /history is no JSON") from error
+        raise BadInput(f"{url} is no ComfyUI server: its /history is not JSON") from error
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
-        raise BadInput(f"{url} is no ComfyUI server: its /history is something else")
-    told = 0
+        raise BadInput(f"{url} is no ComfyUI server: its /history is no object of runs")
+    total = 0
     for name, run in runs.items():
         try:
             graph, outputs = run["prompt"][2], run["outputs"]
             groups = [group for node in outputs for group in _node_groups(url, graph, outputs, node)]
             lost = _nodes_without_pictures(graph, outputs)
         except ValidationError as error:
-            note(f"{url}: run {name} was left out, a report of it is damaged: {validation_message(error)}")
+            note(f"{url}: run {name} is left out; a node's report is damaged: {validation_message(error)}")
             continue
         except (LookupError, TypeError, ValueError, AttributeError, BadInput) as error:
-            note(f"{url}: run {name} was left out, it is not as ComfyUI keeps runs: {_error_text(error)}")
+            note(f"{url}: run {name} is left out; it is not in ComfyUI's format: {_error_text(error)}")
             continue
         for node in lost:
             note(
-                f"{url}, run {name}: the pictures of node {node} were not kept; connect its `images` to a "
+                f"{url}, run {name}: the pictures of node {node} were not saved; connect its `images` to a "
                 "Preview Image node"
             )
-        told += len(groups)
+        total += len(groups)
         yield from groups
-    if not told:
-        note(f"{url} remembers {len(runs)} runs, none with scored pictures that were kept")
+    if not total:
+        note(f"{url} has {len(runs)} runs in its history, none with saved and scored pictures")
 
 
 def _error_text(error: Exception) -> str:
-    said = first_line(error)
-    return said if isinstance(error, BadInput) else f"{type(error).__name__}: {said}"
+    text = first_line(error)
+    return text if isinstance(error, BadInput) else f"{type(error).__name__}: {text}"
 
 
 def _nodes_without_pictures(graph: Graph, outputs: Outputs) -> list[str]:
-    """The nodes whose pictures nothing saved or showed."""
+    """The reporting nodes whose pictures no other node saved or showed."""
     return [
         node
         for node, shown in outputs.items()
@@ -164,8 +166,7 @@ def _nodes_without_pictures(graph: Graph, outputs: Outputs) -> list[str]:
 
 
 def _node_groups(url: str, graph: Graph, outputs: Outputs, node: str) -> list[PictureGroup]:
-    """The groups of what a node reported: with a list of prompts, or of judges, it ran once for each, and has
-    one of each."""
+    """The groups of a node. With a list of prompts or judges it ran once for each: a group each."""
     found: dict[tuple[str, RewardSpec], list[ScoredPicture]] = {}
     for read in (_parm_pictures, _reflection_pictures, _scorer_pictures):
         for prompt, report, picture in read(partial(_view, url), graph, outputs, node):
@@ -180,14 +181,14 @@ def _node_groups(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Pi
 
 
 def _parm_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
-    """What PARM Best-of-N reported."""
+    """The finished candidates of PARM Best-of-N."""
     reports = _node_reports(_ParmReport, outputs[node].get("reprise_parm"))
     if not reports or node not in graph:
         return
     kept = iter(_image_files(graph, outputs, [node, IMAGES["reprise_parm"]]))
     typed = text_at(graph, Socket(node, "prompt"))
     for number, report in enumerate(reports):
-        # Nodes of earlier versions do not say it; which of a list it was then nobody knows.
+        # Earlier versions did not report the prompt; with a list of prompts it is then unknown.
         one_of_many = len(reports) > 1 and is_link(graph[node]["inputs"]["prompt"])
         prompt = report.prompt or ("" if one_of_many else typed)
         finished = {c.index: c for c in report.candidates if c.score is not None}
@@ -200,15 +201,17 @@ def _parm_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Ite
 
 
 def _reflection_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
-    """What a Reflection Loop reported; its rounds differ in words, so that they pair by the user's. The nodes
-    that it made report parts of it, and are not in the graph."""
+    """The rounds of a Reflection Loop. Each drew another prompt, so they pair by the user's prompt.
+
+    The nodes of its expansion report parts of the same rounds; they are not in the graph and are skipped.
+    """
     reports = _node_reports(_ReflectionReport, outputs[node].get("reprise_reflection"))
     if not reports or node not in graph:
         return
     kept = iter(_image_files(graph, outputs, [node, IMAGES["reprise_reflection"]]))
     for report in reports:
         for one, file in zip(report.rounds, kept):
-            # A later rewrite had a critique to go by, which pairs of rewrites do not know.
+            # No reason: later rewrites also follow a critique, which a pair of rewrites does not record.
             yield (
                 report.prompt,
                 report,
@@ -217,7 +220,7 @@ def _reflection_pictures(view: View, graph: Graph, outputs: Outputs, node: str) 
 
 
 def _scorer_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
-    """What a Reward Scorer reported. Which seed drew which picture of a batch it does not know."""
+    """The pictures of a Reward Scorer. Which seed drew which picture of a batch is not known."""
     reports = _node_reports(_ScorerReport, outputs[node].get("reprise_scores"))
     link = graph[node]["inputs"].get("images") if node in graph else None
     if not reports or link is None or not is_link(link):
@@ -238,9 +241,9 @@ def _scorer_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> I
                 )
 
 
-def _node_reports(kind: type[R], told: Any) -> list[R]:
-    """The reports of a node, checked; none where it told nothing."""
-    return [kind.model_validate(one) for one in told or []]
+def _node_reports(kind: type[R], values: Any) -> list[R]:
+    """A node's reports, validated; none for None."""
+    return [kind.model_validate(value) for value in values or []]
 
 
 def _scored_picture(
@@ -258,10 +261,10 @@ def _scored_picture(
 
 
 def _image_files(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
-    """The files of the first node that saved or showed what `link` leads to."""
+    """The files of the first node that saved or showed the pictures behind `link`."""
     for name, shown in outputs.items():
-        given = graph[name]["inputs"].get("images") if name in graph else None
-        if given == link and shown.get("images"):
+        images = graph[name]["inputs"].get("images") if name in graph else None
+        if images == link and shown.get("images"):
             return [{key: str(file.get(key, "")) for key in FILE} for file in shown["images"]]
     return []
 
@@ -269,8 +272,10 @@ def _image_files(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
 def _drawn_text(
     graph: Graph, outputs: Outputs, samplers: list[str], number: int, typed: str, prompt: str
 ) -> tuple[str, str | None]:
-    """(the text that the samplers drew, its rewriter's reason) in one run of a node, the `number`th; "" where
-    it is not one text. What the judge was given, too, is that run's `prompt`, whatever list `typed` is of."""
+    """(text that the samplers drew, its rewriter's reason) in run `number` of a node; "" if several texts.
+
+    A text equal to the judge's own input `typed` stands for this run's `prompt`: `typed` may be of a list.
+    """
     found: dict[str, str | None] = {}
     for socket in (socket for name in samplers for socket in texts_of(graph, name)):
         value = graph[socket.node]["inputs"][socket.input]
@@ -278,14 +283,14 @@ def _drawn_text(
             if value.strip():
                 found.setdefault((prompt if value == typed else value).strip(), None)
         elif graph[value[0]]["class_type"] in REWRITERS:
-            told = outputs.get(value[0], {}).get("reprise_rewrite") or []
-            rewrites = [one for shown in told for one in zip_longest(shown["prompts"], shown["reasons"])]
+            reports = outputs.get(value[0], {}).get("reprise_rewrite") or []
+            rewrites = [pair for one in reports for pair in zip_longest(one["prompts"], one["reasons"])]
             found |= dict(rewrites[number : number + 1])
     return next(iter(found.items())) if len(found) == 1 else ("", None)
 
 
 def _view(url: str, file: File) -> Tensor | None:
-    """A picture that the server still has."""
+    """A picture (H, W, 3) in 0..1 from the server; None if it has it no more."""
     from PIL import Image
 
     try:

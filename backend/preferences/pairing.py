@@ -1,9 +1,9 @@
-"""From scored pictures of one prompt to pairs: best against worst, ties dropped by their margin.
+"""Pairs from the scored pictures of one prompt: the best against the worst; close scores are dropped as ties.
 
-A picture that has several scores, as of several raters, counts once with their mean.
+A picture with several scores, for example by several raters, counts once, with their mean.
 
 Source: PARM (Guo et al. 2025, arXiv 2501.13926), one good and one bad picture of a prompt. Departs from it:
-pairs come from a search's own record, and their scores may be graded.
+pairs come from a search's own record, and scores need not be yes or no.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ PAIR_BY = ("drawn", "prompt")
 
 @dataclass(frozen=True)
 class ScoredPicture:
-    """A picture that a run drew and scored. `load` gives it as (H, W, 3) in 0..1, None where it is gone; of
-    one `content` there is one picture, where that is known."""
+    """A picture that a run drew and scored.
+
+    `load` returns it as (H, W, 3) in 0..1, or None if its file is gone. `drawn_as` is the prompt that drew
+    it. Pictures with equal `content` are the same picture; None: unknown.
+    """
 
     load: Callable[[], Tensor | None]
     drawn_as: str
     score: float
     seed: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    reason: str | None = None  # None: no rewriter wrote what drew it, or it had more to go by than the prompt
+    reason: str | None = None  # of the rewrite; None: `drawn_as` was not rewritten from the prompt alone
     content: str | None = None
 
 
@@ -73,38 +76,41 @@ class PictureGroup:
             )
 
     def margin(self, better: float, worse: float) -> float:
-        """How far apart two scores are, in parts of the range; below 0 where the second is better."""
+        """The distance of two scores as a fraction of the range; negative if `worse` is the better one."""
         return (better - worse if self.higher_is_better else worse - better) / self.score_range
 
     def rank(self, pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
-        """From best to worst; of a tie the earlier one first."""
+        """Sorted from best to worst; equal scores keep their order."""
         return sorted(pictures, key=lambda one: -one.score if self.higher_is_better else one.score)
 
 
 def reward_spec(reward: str) -> RewardSpec | None:
-    """What a reward's numbers mean, where its name alone says it; a mix's does not. A server's is called what
-    it is here."""
+    """Range and direction of a reward, if its name alone tells them, else None (as for a mix).
+
+    A reward on a server (remote:NAME@URL) has those of NAME here.
+    """
     reward = canonical_reward_name(reward)
     if reward.startswith("remote:"):
         reward = canonical_reward_name(reward.removeprefix("remote:").rpartition("@http")[0])
     if reward.startswith("vlm:") and "+" not in reward:
-        return RewardSpec(reward, 0.0, 1.0)  # of all its modes
+        return RewardSpec(reward, 0.0, 1.0)  # the same in all modes
     found = getattr(resolve("reward", REWARDS, reward), "spec", None) if reward in REWARDS else None
     return found if isinstance(found, RewardSpec) else None
 
 
 def score_range(spec: RewardSpec | None) -> float:
-    """The reward's range; of one that has none 1: margins are as its scores are."""
+    """The width of the reward's range; without a finite one 1, so that margins are score differences."""
     spread = abs(spec.high - spec.low) if spec else 0.0
     return spread if spread and math.isfinite(spread) else 1.0
 
 
 class PairMiner:
-    """Takes groups into a store, and counts what became of them.
+    """Finds pairs in groups of pictures. Pictures go into the store at once; pairs are collected here.
 
-    `by` says what the pictures of a pair share: "drawn", the words that drew them, on which a renderer is
-    then trained; "prompt", what the judge compared with alone, however it was rewritten, and a renderer is
-    trained on that. `margin` is the least distance of a pair, `most` how many pairs a prompt may give.
+    `by` is what the two pictures of a pair share. "drawn": the prompt that drew them. "prompt": the prompt
+    that the judge read, whatever rewrites drew them. A renderer is then trained on that prompt. `margin` is
+    the least margin of a pair, `most` the most pairs of one prompt. `pairs` and `rewrites` are what was found
+    so far; `counts` says how many groups were read, and how many gave no pair and why.
     """
 
     def __init__(self, store: Store, by: str = "drawn", margin: float = 0.05, most: int = 1):
@@ -112,11 +118,12 @@ class PairMiner:
         self.store, self.by, self.min_margin, self.max_pairs = store, by, margin, most
         self.pairs: list[Pair] = []
         self.rewrites: list[RewritePair] = []
-        self.counts: Counter[str] = Counter()  # groups, alone, ties, gone; those that `by` "prompt" compares
-        self.single_sources: set[str] = set()  # sources of pictures that were alone
+        # groups; alone: with one picture; ties; gone: pictures missing; across: with several drawn prompts
+        self.counts: Counter[str] = Counter()
+        self.single_sources: set[str] = set()  # sources of groups with one picture only
 
     def add_group(self, group: PictureGroup) -> None:
-        """Pairs of pictures, and of rewrites, of one group; pictures are copied into the store."""
+        """Find the group's pairs of pictures and of rewrites; copy the pictures of pairs into the store."""
         self.counts["groups"] += 1
         shared: dict[str, list[ScoredPicture]] = {}
         for picture in group.pictures:
@@ -127,7 +134,7 @@ class PairMiner:
         self._texts(group)
 
     def copy_pairs(self, other: Store, reward: str | None = None) -> None:
-        """The pairs to learn from of another store, of one reward or each, and their pictures."""
+        """Copy another store's usable pairs with their pictures: those of `reward`, or of all rewards."""
         for pair in _usable_pairs(other, other.all_pairs(), reward):
             if not self._counts(pair):
                 continue
@@ -161,7 +168,7 @@ class PairMiner:
                 self.counts["gone"] += 1
                 continue
             if len({picture_name(image) for image in images if image is not None}) < 2:
-                self.counts["ties"] += 1  # it cannot be better than itself
+                self.counts["ties"] += 1  # twice the same picture
                 continue
             chosen, rejected = (
                 PairPicture(
@@ -189,7 +196,7 @@ class PairMiner:
             )
 
     def _texts(self, group: PictureGroup) -> None:
-        """Best against worst rewrite, each by the mean of its pictures' scores."""
+        """The best against the worst rewrite, by the mean score of the pictures each drew."""
         drawn: dict[tuple[str, str], list[float]] = {}
         for one in group.pictures:
             if one.reason is not None:
@@ -221,7 +228,7 @@ class PairMiner:
 
 
 def _merge_repeated(pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
-    """Pictures that have several scores with the mean of each reward's."""
+    """Each picture once; several scores of one picture become their mean, reward by reward."""
     found: dict[object, list[ScoredPicture]] = {}
     for one in pictures:
         found.setdefault(one.content or id(one), []).append(one)

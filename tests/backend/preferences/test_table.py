@@ -16,7 +16,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_csv(folder):
+def test_a_csv_table_gives_a_group_for_each_prompt(folder):
     table = folder / "scores.csv"
     table.write_text(
         'image,prompt,score,seed\na.png,"a cat, sitting",0.2,7\nb.png,"a cat, sitting",0.9,\n'
@@ -38,7 +38,7 @@ def test_csv(folder):
     assert dogs.source == "table" and dogs.run == str(table)
 
 
-def test_a_folder_with_a_table(folder):
+def test_a_folder_must_hold_one_table(folder):
     (folder / "scores.csv").write_text("image,prompt,score\na.png,a cat,1\nb.png,a cat,0\n")
     [group] = read_table(folder, "taste")
     assert len(group.pictures) == 2 and group.run == str(folder / "scores.csv")
@@ -50,7 +50,7 @@ def test_a_folder_with_a_table(folder):
         next(read_table(folder / "empty", "taste"))
 
 
-def test_json_lines_and_a_reward_of_ours(folder):
+def test_json_lines_with_a_known_reward_use_its_range(folder):
     table = folder / "scores.jsonl"
     rows = [
         {"image": "a.png", "prompt": "a cat", "score": 21.0, "drawn_as": "a large cat"},
@@ -66,7 +66,7 @@ def test_json_lines_and_a_reward_of_ours(folder):
         next(read_table(table, "pick-score", lower_is_better=True))
 
 
-def test_a_picture_that_several_have_judged_counts_once(folder):
+def test_a_picture_with_several_scores_counts_once(folder):
     """With the mean of its scores, also where a copy of it has another name; it is never its own opposite."""
     Image.open(folder / "a.png").save(folder / "copy.png", compress_level=0)
     (folder / "t.csv").write_text(
@@ -104,14 +104,14 @@ def test_a_picture_that_several_have_judged_counts_once(folder):
         ("t.jsonl", '{"image": "a.png", "prompt": " ", "score": 1}', "line 1: prompt: "),
     ],
 )
-def test_bad_tables(folder, name, text, message):
+def test_bad_tables_are_refused_with_their_line(folder, name, text, message):
     (folder / name).write_text(text)
     with pytest.raises(BadInput, match=message) as caught:
         list(read_table(folder / name, "score"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_that_is_not_there_or_not_text(folder):
+def test_a_missing_table_or_one_that_is_not_text_is_refused(folder):
     with pytest.raises(BadInput, match="cannot read"):
         list(read_table(folder / "none.csv", "score"))
     (folder / "t.csv").write_bytes(b"\xff\xfe\x00")
