@@ -121,4 +121,4 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BadInput(f"{path}, line {number}: no JSON ({error})") from error
+                raise BadInput(f"{path}, line {number}: not JSON ({error})") from error
