@@ -21,9 +21,9 @@ from ..backend.search.pruning import POTENTIAL_THRESHOLD, SCHEDULES, PruningWatc
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
-from .previews import METHODS, Previewer, PreviewGrid, check_vae, decoded
-from .reports import scale
-from .row_mask import ComfyRowMask, check_alone
+from .previews import METHODS, Previewer, PreviewGrid, check_vae, decode_latents
+from .reports import score_scale
+from .row_mask import ComfyRowMask, check_independent_rows
 from .seeds import SeededSampler, first_noise
 
 MAX_CANDIDATES = 256
@@ -114,7 +114,7 @@ class ParmBestOfN(io.ComfyNode):
             search_aliases=["best of n", "seed search", "cherry pick", "inference time scaling", "KSampler"],
             inputs=[
                 io.Model.Input("model"),
-                *sockets.sampling("The first candidate's seed; candidate i has seed + i."),
+                *sockets.sampler_inputs("The first candidate's seed; candidate i has seed + i."),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Latent.Input(
@@ -209,7 +209,9 @@ def search_in_graph(
     check_vae(guider.model_patcher, vae)
     if candidates > 1:
         conds = getattr(guider, "original_conds", {})
-        check_alone(guider.model_patcher.model_options, [one for group in conds.values() for one in group])
+        check_independent_rows(
+            guider.model_patcher.model_options, [one for group in conds.values() for one in group]
+        )
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
     preview_scorer, cost = judge_for_previews(preview_judge or judge), Cost()
@@ -252,7 +254,7 @@ def search_in_graph(
     samples = samples.to(management.intermediate_device())
     cost.denoiser_rows, cost.denoiser_rows_full = row_mask.rows, row_mask.rows_full
     finished = [c for c in found if c.pruned_at is None]
-    images = decoded(vae, samples[[c.index for c in finished]])
+    images = decode_latents(vae, samples[[c.index for c in finished]])
     for candidate, image in zip(finished, images, strict=True):
         candidate.image = image
     score_candidates(judge, asked, finished, cost)
@@ -285,7 +287,7 @@ def _result(
     images = torch.stack([c.image for c in ranked if c.image is not None])
     report = {
         "judge": judge.spec.name,
-        **scale(judge.spec),
+        **score_scale(judge.spec),
         "prompt": asked,
         "best": best,
         "seed": found[best].seed,

@@ -13,7 +13,7 @@ from comfy.taesd.taesd import TAESD
 from ..backend.core.errors import BadInput
 
 METHODS = ("auto", "TAESD", "latent to RGB", "VAE")
-WALL = 768  # pixels on the longer side of the live preview
+GRID_SIDE = 768  # pixels on the longer side of the live preview
 
 
 class Previewer:
@@ -47,10 +47,10 @@ class Previewer:
             picture = x0.float().cpu().movedim(1, -1) @ factors  # (B, h, w, 3) in -1..1
             picture = picture if bias is None else picture + torch.tensor(bias)
             return ((picture + 1) / 2).clamp(0, 1)
-        return decoded(self.vae, self.latent_format.process_out(x0.float()))
+        return decode_latents(self.vae, self.latent_format.process_out(x0.float()))
 
 
-def decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Pictures (B, H, W, 3) in 0..1 of latents in the VAE's own space, one for each."""
     pictures = vae.decode(latents)
     if pictures.ndim == 5:  # the VAEs of image models that came from video ones: one frame
@@ -94,7 +94,7 @@ class PreviewGrid:
         if pictures is not None:
             for row, picture in zip(rows, pictures, strict=True):
                 self.pictures[row] = picture
-        preview = ("JPEG", self.image(), WALL) if any(p is not None for p in self.pictures) else None
+        preview = ("JPEG", self.image(), GRID_SIDE) if any(p is not None for p in self.pictures) else None
         self.bar.update_absolute(step, self.steps, preview)
 
     def image(self):
@@ -107,7 +107,7 @@ class PreviewGrid:
         height, width = shown[0].shape[:2]
         columns = math.ceil(math.sqrt(self.count * height / width))
         lines = math.ceil(self.count / columns)
-        scale = min(1.0, WALL / max(columns * width, lines * height))
+        scale = min(1.0, GRID_SIDE / max(columns * width, lines * height))
         w, h = max(1, round(width * scale)), max(1, round(height * scale))
         wall = Image.new("RGB", (columns * w, lines * h), (24, 24, 24))
         for i, picture in enumerate(self.pictures):

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..backend.core.errors import Unsupported
 from . import sockets
 from .loaders import check_prompt
-from .rewriter import ask, view
+from .rewriter import rewrite_prompt, rewrite_view
 
 
 class PripRefiner(io.ComfyNode):
@@ -23,7 +23,7 @@ class PripRefiner(io.ComfyNode):
             "prompt that describes it (PRIP).",
             search_aliases=["prompt refiner", "prompt enhancer", "promptist", "PRIP"],
             inputs=[
-                *sockets.rewriting(
+                *sockets.rewriter_inputs(
                     sockets.Refiner.Input("refiner", tooltip="From Load Refiner."), "refinement"
                 ),
             ],
@@ -40,9 +40,9 @@ class PripRefiner(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompt: str, refiner, variants: int, seed: int) -> io.NodeOutput:
-        found = ask(refiner, check_prompt(prompt), variants, seed)
+        found = rewrite_prompt(refiner, check_prompt(prompt), variants, seed)
         texts = [one.prompt for one in found]
-        shown = view(prompt, texts, [one.reason for one in found], [one.fallback for one in found])
+        shown = rewrite_view(prompt, texts, [one.reason for one in found], [one.fallback for one in found])
         return io.NodeOutput(texts, ui=shown)
 
 
@@ -63,7 +63,7 @@ class PripDescribe(io.ComfyNode):
                 sockets.Refiner.Input(
                     "refiner", tooltip="From Load Refiner: a PRIP folder with its vision tower in it."
                 ),
-                *sockets.variants_of("description"),
+                *sockets.variant_inputs("description"),
             ],
             outputs=[
                 io.String.Output(

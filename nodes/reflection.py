@@ -21,8 +21,8 @@ from ..backend.search.reflection import Correction, critique_warning
 from . import sockets
 from .loaders import check_prompt
 from .memory import ready
-from .reports import LiveReport, scale, thumbnail
-from .rewriter import ask_waiting
+from .reports import LiveReport, save_thumbnail, score_scale
+from .rewriter import rewrite_prompt_async
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def _inputs() -> list:
             max=16,
             tooltip="Most corrections; the loop stops as soon as the judge is satisfied.",
         ),
-        *sockets.sampling("Round r draws with seed + r."),
+        *sockets.sampler_inputs("Round r draws with seed + r."),
         io.Combo.Input(
             "correction",
             options=[correction.value for correction in Correction],
@@ -153,7 +153,7 @@ class ReflectionLoop(io.ComfyNode):
         links = _links(cls.hidden)
         links.pop("first_prompt", None)
         report = LiveReport(
-            id=graph.prefix, judge=judge.spec.name, **scale(judge.spec), prompt=asked, best=0, rounds=[]
+            id=graph.prefix, judge=judge.spec.name, **score_scale(judge.spec), prompt=asked, best=0, rounds=[]
         )
         return _expand(
             links,
@@ -226,7 +226,7 @@ class ReflectionStep(io.ComfyNode):
         }
         every = picture if images is None else torch.cat([images.float().cpu(), picture])
         best = rank(judge.spec, {i: drawn["score"] for i, drawn in enumerate(past)})[0]
-        told = [*report.shown["rounds"][: len(past) - 1], {**past[-1], "picture": thumbnail(picture)}]
+        told = [*report.shown["rounds"][: len(past) - 1], {**past[-1], "picture": save_thumbnail(picture)}]
         report.shown.update(best=best, rounds=told)
         ui = {"reprise_reflection": [{**report.shown, "part": True}]}
         if past[best]["verdict"] == "yes" or len(past) > rounds:
@@ -267,7 +267,7 @@ def _links(hidden: Any) -> dict[str, Any]:
 
 async def _rewrite(rewriter: Any, prompt: str, critique: str, seed: int, number: int) -> str:
     """The rewrite for a round: the likeliest for rounds 0 and 1, then sampled ones, so that rounds differ."""
-    return (await ask_waiting(rewriter, prompt, max(1, number), seed, critique))[-1].prompt
+    return (await rewrite_prompt_async(rewriter, prompt, max(1, number), seed, critique))[-1].prompt
 
 
 def _expand(

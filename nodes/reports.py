@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 THUMBNAIL = 256  # pixels on the longer side
 
 
-def scale(spec: RewardSpec) -> dict[str, Any]:
+def score_scale(spec: RewardSpec) -> dict[str, Any]:
     """Which way a judge counts and its usual range; None for an open end, as JSON has no infinity."""
     low, high = (float(end) if math.isfinite(end) else None for end in (spec.low, spec.high))
     return {"higher_is_better": spec.higher_is_better, "low": low, "high": high}
 
 
-def thumbnail(picture: Tensor) -> dict[str, str]:
+def save_thumbnail(picture: Tensor) -> dict[str, str]:
     """Saves a picture (1, H, W, 3) small among ComfyUI's temporary ones; what `/view` finds it by."""
     import comfy.utils
     from comfy_api.latest import ui

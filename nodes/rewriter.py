@@ -31,7 +31,7 @@ class RePromptRewriterNode(io.ComfyNode):
             "arXiv 2505.17540). Lock the text to edit it and keep it.",
             search_aliases=["prompt enhancer", "prompt upsampler", "reprompt", "LLM prompt", "magic prompt"],
             inputs=[
-                *sockets.rewriting(
+                *sockets.rewriter_inputs(
                     sockets.Rewriter.Input(
                         "rewriter",
                         optional=True,
@@ -95,13 +95,13 @@ class RePromptRewriterNode(io.ComfyNode):
         asked = check_prompt(prompt)
         if rewriter is None:
             raise BadInput("no rewriter is connected; add Load Rewriter, or lock a text of your own")
-        answers = await ask_waiting(rewriter, asked, variants, seed, critique)
+        answers = await rewrite_prompt_async(rewriter, asked, variants, seed, critique)
         return _output(
             prompt, [a.prompt for a in answers], [a.reason for a in answers], [a.fallback for a in answers]
         )
 
 
-def ask(
+def rewrite_prompt(
     rewriter: Any,
     prompt: str,
     variants: int = 1,
@@ -140,22 +140,22 @@ def ask(
     return answers
 
 
-async def ask_waiting(rewriter: Any, *arguments: Any) -> list[Rewrite]:
-    """`ask`, but other nodes run while a server answers."""
-    from .waiting import in_thread
+async def rewrite_prompt_async(rewriter: Any, *arguments: Any) -> list[Rewrite]:
+    """`rewrite_prompt`, but other nodes run while a server answers."""
+    from .waiting import run_in_thread
 
     if not getattr(rewriter, "remote", False):
-        return ask(rewriter, *arguments)
-    return await in_thread(lambda stop: ask(rewriter, *arguments, should_stop=stop))
+        return rewrite_prompt(rewriter, *arguments)
+    return await run_in_thread(lambda stop: rewrite_prompt(rewriter, *arguments, should_stop=stop))
 
 
 def _output(
     prompt: str, prompts: list[str], reasons: list[str], fallbacks: list[str | None]
 ) -> io.NodeOutput:
-    return io.NodeOutput(prompts, reasons, ui=view(prompt, prompts, reasons, fallbacks))
+    return io.NodeOutput(prompts, reasons, ui=rewrite_view(prompt, prompts, reasons, fallbacks))
 
 
-def view(prompt: str, prompts: list[str], reasons: list[str], fallbacks: list[str | None]) -> dict:
+def rewrite_view(prompt: str, prompts: list[str], reasons: list[str], fallbacks: list[str | None]) -> dict:
     """What the node's view shows: the user's words, the rewrites, the reasons, what went wrong."""
     shown = {"prompt": prompt, "prompts": prompts, "reasons": reasons, "fallbacks": fallbacks}
     return {"reprise_rewrite": [shown]}

@@ -64,7 +64,7 @@ class ComfyRowMask:
             try:
                 part = executor(
                     model,
-                    [take(cond, rows, self.count) for cond in conds],
+                    [take_rows(cond, rows, self.count) for cond in conds],
                     x_in[rows],
                     timestep[rows] if len(timestep) == self.count else timestep,
                     model_options,
@@ -83,7 +83,7 @@ class ComfyRowMask:
         return whole
 
 
-def check_alone(model_options: dict[str, Any], conds: list[dict[str, Any]]) -> None:
+def check_independent_rows(model_options: dict[str, Any], conds: list[dict[str, Any]]) -> None:
     """Raises BadInput where the model or a conditioning ties the rows of a batch together.
 
     A row would then be another picture than alone, and another again once rows beside it are pruned.
@@ -121,7 +121,7 @@ def _made_by(node: str, functions: list[Any]) -> bool:
     return any(node in getattr(function, "__qualname__", "") for function in functions)
 
 
-def take(value: Any, rows: list[int], count: int) -> Any:
+def take_rows(value: Any, rows: list[int], count: int) -> Any:
     """`value` with each tensor in it that carries the batch of `count` reduced to `rows`.
 
     Reaches into comfy's CONDs (`_copy_with`); ControlNets and hooks are left as they are.
@@ -129,9 +129,9 @@ def take(value: Any, rows: list[int], count: int) -> Any:
     if isinstance(value, torch.Tensor):
         return value[rows] if value.ndim > 1 and len(value) == count > 1 else value
     if isinstance(value, dict):
-        return {key: take(item, rows, count) for key, item in value.items()}
+        return {key: take_rows(item, rows, count) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(take(item, rows, count) for item in value)
+        return type(value)(take_rows(item, rows, count) for item in value)
     if hasattr(value, "_copy_with") and hasattr(value, "cond"):
-        return value._copy_with(take(value.cond, rows, count))
+        return value._copy_with(take_rows(value.cond, rows, count))
     return value

@@ -46,7 +46,7 @@ class RewardScorer(io.ComfyNode):
         from ..backend.core.interfaces import Critic
         from ..backend.core.scoring import image_scores, rank
         from .memory import ready
-        from .reports import scale
+        from .reports import score_scale
 
         asked = [check_prompt(prompt)] * len(images)
         ready(judge)
@@ -55,7 +55,7 @@ class RewardScorer(io.ComfyNode):
         order = rank(judge.spec, dict(enumerate(scores)))
         report = {
             "judge": judge.spec.name,
-            **scale(judge.spec),
+            **score_scale(judge.spec),
             "prompt": prompt,
             "scores": scores,
             "ranking": order,

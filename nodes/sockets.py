@@ -12,7 +12,7 @@ Judge = io.Custom("REPRISE_JUDGE")
 EMBEDDED = "shapeworld (embedded)"
 
 
-def rewriting(socket: io.Input, word: str) -> list[io.Input]:
+def rewriter_inputs(socket: io.Input, word: str) -> list[io.Input]:
     """Inputs of a node that writes prompts; `word` is what it calls one of them."""
     return [
         io.String.Input(
@@ -23,11 +23,11 @@ def rewriting(socket: io.Input, word: str) -> list[io.Input]:
             tooltip="What the picture shows, in your own few words.",
         ),
         socket,
-        *variants_of(word),
+        *variant_inputs(word),
     ]
 
 
-def variants_of(word: str) -> list[io.Input]:
+def variant_inputs(word: str) -> list[io.Input]:
     """How many prompts a model writes, and the seed of all but the first."""
     return [
         io.Int.Input(
@@ -49,7 +49,7 @@ def variants_of(word: str) -> list[io.Input]:
     ]
 
 
-def sampling(seed_means: str) -> list[io.Input]:
+def sampler_inputs(seed_means: str) -> list[io.Input]:
     """The KSampler's settings, for nodes that draw."""
     return [
         io.Int.Input(

@@ -17,45 +17,46 @@ import comfy.model_management as management
 from ..backend.core.errors import Interrupted, RepriseError
 
 T = TypeVar("T")
-QUIET, LOOKS = 0.05, 4  # seconds between looks, and how many without a change mean that nothing else runs
-_answering: set[object] = set()  # calls that wait for a server
+CHECK_SECONDS = 0.05  # between two looks at the other nodes
+QUIET_CHECKS = 4  # looks without a change after which nothing else runs
+_waiting_calls: set[object] = set()  # calls that wait for a server
 
 
-async def in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
+async def run_in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
     """The result of `work(should_stop)`, called in a thread that needs neither torch nor the GPU.
 
     ComfyUI's interrupt ends it, and so does the end of the graph for another reason.
     """
     left = threading.Event()
-    _answering.add(left)
+    _waiting_calls.add(left)
     try:
         return await asyncio.to_thread(work, lambda: left.is_set() or management.processing_interrupted())
     except Interrupted:
         management.throw_exception_if_processing_interrupted()
         raise
     except RepriseError:
-        _answering.discard(left)
-        await _others_done()
+        _waiting_calls.discard(left)
+        await _wait_for_other_nodes()
         raise
     finally:
-        _answering.discard(left)
+        _waiting_calls.discard(left)
         left.set()  # cancelled: ComfyUI would wait for the thread
 
 
-async def _others_done() -> None:
+async def _wait_for_other_nodes() -> None:
     """Return when ComfyUI has nothing left to run but what waits for this node.
 
     It gives the loop away only then, or for moments: while it has nodes to run, it runs them.
     """
     seen, quiet = None, 0
-    while quiet < LOOKS:
-        await asyncio.sleep(QUIET)
-        now = _states()
-        quiet = quiet + 1 if now == seen and not _answering else 0
+    while quiet < QUIET_CHECKS:
+        await asyncio.sleep(CHECK_SECONDS)
+        now = _node_states()
+        quiet = quiet + 1 if now == seen and not _waiting_calls else 0
         seen = now
 
 
-def _states() -> list[tuple]:
+def _node_states() -> list[tuple]:
     """How far each node of the graph is."""
     from comfy_execution.progress import get_progress_state
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import BadInput, UnknownName
-from ..preferences.pairing import BY
+from ..preferences.pairing import PAIR_BY
 from . import options
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Margin = Annotated[
 By = Annotated[
     str,
     typer.Option(
-        metavar="|".join(BY),
+        metavar="|".join(PAIR_BY),
         help="What a pair shares: the words that drew both pictures, or the "
         "user's prompt alone, as the judge read it, however it was rewritten.",
     ),
@@ -107,9 +107,9 @@ def mine(
         found += groups
     for one in found:  # all of them can be read: now pictures are written
         if isinstance(one, Store):
-            mined.copy(one, reward)
+            mined.copy_pairs(one, reward)
         else:
-            mined.take(one)
+            mined.add_group(one)
     _finish(mined)
 
 
@@ -136,7 +136,7 @@ def import_(
 
     mined = _begin(store, by, margin, most)
     for group in [group for table in tables for group in read_table(table, reward, lower)]:
-        mined.take(group)
+        mined.add_group(group)
     _finish(mined)
 
 
@@ -219,8 +219,8 @@ def _begin(store: Path, by: str, margin: float, most: int) -> PairMiner:
     from ..preferences.pairing import PairMiner
     from ..preferences.store import Store
 
-    if by not in BY:
-        raise UnknownName("--by", by, BY)
+    if by not in PAIR_BY:
+        raise UnknownName("--by", by, PAIR_BY)
     if not (math.isfinite(margin) and margin >= 0):
         raise BadInput(f"--margin must be 0 or more, got {margin}")
     there = next(path for path in (store, *store.parents) if path.exists())
@@ -243,7 +243,7 @@ def _finish(mined: PairMiner) -> None:
     }
     said = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
     hints = [ACROSS] if counts["across"] and mined.by == "drawn" else []
-    hints += [MORE[source] for source in sorted(mined.lone & MORE.keys())]
+    hints += [MORE[source] for source in sorted(mined.single_sources & MORE.keys())]
     if not found:
         hints = ["lower --margin"] * bool(counts["ties"]) + hints
         raise BadInput(

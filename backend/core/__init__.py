@@ -1,1 +1,1 @@
-"""The ground floor: types, the roles' protocols, errors, names, settings. Imports no other room."""
+"""Types, the roles' protocols, errors, registries and settings. Imports no other room."""

@@ -1,7 +1,6 @@
 """Settings of long work: a pydantic model, a YAML file, and `key=value` words on top.
 
-A key that the model does not have is refused with the near match; a value that does not fit is
-refused in one line that names the key, the reason and what came.
+An unknown key is refused with the closest match. A wrong value is refused in one line: key, reason, value.
 """
 
 from __future__ import annotations
@@ -46,8 +45,10 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def load_config(model: type[C], path: Path | None = None, overrides: Sequence[str] = ()) -> C:
-    """The settings in `path` (YAML; none: the defaults) with `overrides` ("key=value", nested keys
-    with dots) on top. Raises BadInput or UnknownName."""
+    """Settings from the YAML file `path` (None: the defaults), changed by `overrides`.
+
+    An override is "key=value"; dots separate nested keys. Raises BadInput or UnknownName.
+    """
     values = _read_yaml(path) if path is not None else {}
     for word in overrides:
         key, equals, text = word.partition("=")
@@ -58,7 +59,7 @@ def load_config(model: type[C], path: Path | None = None, overrides: Sequence[st
 
 
 def parse_config(model: type[C], values: dict[str, Any], where: str) -> C:
-    """`values` as `model`; `where` is named in the error."""
+    """`values` as a `model`. `where` is named in errors. Raises BadInput or UnknownName."""
     _refuse_unknown(model, values, where)
     try:
         return model.model_validate(values)
@@ -67,22 +68,22 @@ def parse_config(model: type[C], values: dict[str, Any], where: str) -> C:
 
 
 def parse_line(model: type[C], text: str, where: str) -> C:
-    """A line of JSON as `model`; `where`, its file and number, is named in the error. Raises BadInput."""
+    """A line of JSON as a `model`. `where`, its file and line number, is named in errors. Raises BadInput."""
     try:
         return model.model_validate(json.loads(text))
     except ValidationError as error:
         raise BadInput(f"{where}: {validation_message(error)}") from error
     except ValueError as error:
-        raise BadInput(f"{where}: no JSON ({error})") from error
+        raise BadInput(f"{where}: not JSON ({error})") from error
 
 
 def save_config(config: BaseModel) -> str:
-    """The YAML text that `load_config` reads back to an equal config."""
+    """YAML text from which `load_config` reads an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def validation_message(error: ValidationError) -> str:
-    """The first fault of a pydantic error, "key: reason, got value", and how many more there are."""
+    """The first problem of a pydantic error, "key: reason, got value", and the number of others."""
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]
     key = ".".join(str(part) for part in first["loc"]) or "value"
@@ -128,7 +129,7 @@ def _put(values: dict[str, Any], keys: list[str], value: Any, word: str) -> None
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise BadInput(f"{word!r}: {key!r} holds no settings of its own")
+            raise BadInput(f"{word!r}: {key!r} is a value, not a group of settings")
     values[keys[-1]] = value
 
 

@@ -1,15 +1,15 @@
-"""The error tree. Every error a user can cause says what was expected, what came, and what to do.
+"""The error tree. An error that a user can cause says what was expected, what came, and what to do.
 
-RepriseError                 exit code 1 unless a subclass says otherwise
-├── BadInput                 2: the user's words, files or options
-│   └── UnknownName          2: a name no registry knows, with the near match
-├── CheckpointError          2: a folder or file of weights that is not what it should be
-├── Unsupported              2: asked of a model, renderer or reward that cannot do it
-├── RewardFailed             1: a reward raised or returned something that is no score
-├── RenderFailed             1: a renderer broke
-├── EndpointError            1: a chat endpoint is down, slow, refuses or answers rubbish
-│   └── AnswerRefused        1: it refuses this one request, or has no text for it
-├── TrainingFailed           1: a training cannot go on
+RepriseError                 exit code 1, unless a subclass sets another
+├── BadInput                 2: wrong options, files or prompts
+│   └── UnknownName          2: a name that is not in a registry; gives the closest match
+├── CheckpointError          2: weights are missing, damaged or of another kind
+├── Unsupported              2: this model, renderer or reward cannot do what was asked for
+├── RewardFailed             1: a reward raised, or returned something that is no score
+├── RenderFailed             1: a renderer failed
+├── EndpointError            1: a chat endpoint is unreachable or slow, refuses, or answers nonsense
+│   └── AnswerRefused        1: it refuses this one request, or answers it with no text
+├── TrainingFailed           1: a training cannot continue
 └── Interrupted              1: the user or the host stopped the work
 """
 
@@ -18,8 +18,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-FEW = 8  # names that a message lists even where one of them is near
-LONGEST = 160  # characters of another library's error that a message of ours repeats
+FEW = 8  # up to so many names are all listed in a message, even if one is a close match
+LONGEST = 160  # characters of another library's error that are quoted at most
 
 
 class RepriseError(Exception):
@@ -35,7 +35,10 @@ class BadInput(RepriseError):
 
 
 class UnknownName(BadInput):
-    """A name that no registry knows: the near match is given, and all names where they are few."""
+    """A name that is not known. The message gives the closest match, and all names if they are few.
+
+    `kind` is the word for what was named, such as "reward". `near` is the closest match, or None.
+    """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
@@ -48,19 +51,19 @@ class UnknownName(BadInput):
 
 
 class CheckpointError(RepriseError):
-    """Weights or their folder are missing, truncated, tampered with or of another kind."""
+    """Weights or their folder are missing, truncated, altered or of another kind."""
 
     exit_code = 2
 
 
 class Unsupported(RepriseError):
-    """Asked for something that this model, renderer or reward cannot do."""
+    """This model, renderer or reward cannot do what was asked for."""
 
     exit_code = 2
 
 
 class RewardFailed(RepriseError):
-    """A reward raised, or returned no finite score. Names the reward and the cause."""
+    """A reward raised, or returned something that is no finite score. Names the reward and the cause."""
 
     def __init__(self, reward: str, cause: object):
         super().__init__(f"reward {reward!r} failed: {cause}; no score was recorded")
@@ -68,31 +71,31 @@ class RewardFailed(RepriseError):
 
 
 class RenderFailed(RepriseError):
-    """A renderer broke while drawing."""
+    """A renderer failed."""
 
 
 class EndpointError(RepriseError):
-    """A chat endpoint cannot be reached, is slow, refuses the request or answers with no text."""
+    """A chat endpoint is unreachable or slow, refuses the request, or its answer cannot be read."""
 
 
 class AnswerRefused(EndpointError):
-    """A chat endpoint refuses what one request asks, or answers it with no text; others it may answer."""
+    """A chat endpoint refuses one request, or answers it with no text; it may answer others."""
 
 
 class TrainingFailed(RepriseError):
-    """A training cannot go on: a loss that is no number, a checkpoint that cannot be written."""
+    """A training cannot continue: the loss is NaN or infinite, or a checkpoint cannot be written."""
 
 
 class Interrupted(RepriseError):
-    """The work was stopped on request; what was finished is kept."""
+    """The work was stopped on request; finished parts are kept."""
 
 
-def plain(said: str, most: int | None = None) -> str:
-    """A stranger's words on one line, without what a terminal would obey; cut to `most` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+def plain(text: str, most: int | None = None) -> str:
+    """Foreign text as one line of printable characters (no terminal codes), cut to `most` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if most is None or len(line) <= most else line[: most - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough to stand in a line of ours."""
+    """The first line of another library's error, cut to `LONGEST` characters, for a message of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]

@@ -1,4 +1,4 @@
-"""Where models are looked for; loading them without the libraries' own bars and notes."""
+"""Model folders: where they are searched, their fingerprints, and loading without library output."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-FULL_HASH_BYTES = 64 * 2**20  # bytes up to which a file's or a model's whole content is hashed or checked
+FULL_HASH_BYTES = 64 * 2**20  # files up to this size are hashed or checked whole, larger ones in samples
 EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "shapeworld" / "weights"
 
 
 def embedded_models(kind: str) -> dict[str, Path]:
-    """What comes with the pack beside its default of a kind ("rewriters", …): name -> folder."""
+    """The embedded models of a kind ("rewriters", …) besides its default: name -> folder."""
     variants = sorted(EMBEDDED_WEIGHTS.glob(f"{kind.removesuffix('s')}-*"))
     return {f"embedded-{path.name.partition('-')[2]}": path for path in variants if path.is_dir()}
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over names, sizes and contents of all configs and weights.
+    """SHA-256 over the names, sizes and contents of all config and weight files.
 
-    Of a file beyond 64 MiB the header and 16 blocks spread over it stand for the whole.
+    Of a file larger than 64 MiB only 17 blocks of 64 KiB are read, spread from its start to its end.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
@@ -42,8 +42,11 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def model_folders() -> list[Path]:
-    """Where `{renderers,rewriters,refiners,judges}` are looked for: $REPRISE_MODELS, the models
-    folder of the ComfyUI that this pack lies in, `models/reprise` here."""
+    """The folders in which `renderers/`, `rewriters/`, `refiners/` and `judges/` are searched, in order.
+
+    $REPRISE_MODELS; `models/reprise` of the ComfyUI in whose custom_nodes this pack is; `models/reprise` in
+    the working directory.
+    """
     folders = []
     if os.environ.get("REPRISE_MODELS"):
         folders.append(Path(os.environ["REPRISE_MODELS"]))
@@ -56,7 +59,7 @@ def model_folders() -> list[Path]:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars, no warnings about what is an error here, no notes on renamed arguments."""
+    """Hides the libraries' progress bars, notes and warnings (what matters raises an error here)."""
     from transformers.utils import logging as transformers_logging
 
     libraries = [transformers_logging]
@@ -81,7 +84,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def find_model(kind: str, name: str) -> Path | None:
-    """The folder of the model that the user calls `name`, or None."""
+    """The folder of the model called `name`, or None."""
     if Path(name).name != name:  # a path, not a name
         return None
     for root in model_folders():
@@ -91,7 +94,7 @@ def find_model(kind: str, name: str) -> Path | None:
 
 
 def installed_models(kind: str) -> list[str]:
-    """Names of the models of a kind, sorted."""
+    """Names of all models of a kind that are installed or embedded, sorted."""
     folders = (root / kind for root in model_folders())
     found = {p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir()}
     return sorted(found | embedded_models(kind).keys())

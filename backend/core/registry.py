@@ -1,8 +1,7 @@
 """Names of the four roles' implementations, resolved lazily.
 
-To add one: write its file in the role's folder and one line here, name -> "module:Class". The
-command line, the nodes' drop-downs and the contract tests then have it. Nothing is imported before
-it is asked for.
+To add one, write its file in the role's folder and one line here, name -> "module:Class". The command line,
+the nodes' drop-downs and the contract tests then include it. A module is imported when its name is resolved.
 """
 
 from __future__ import annotations
@@ -61,7 +60,10 @@ TRAINERS: dict[str, str] = {
 
 
 def resolve(kind: str, table: dict[str, str], name: str) -> Any:
-    """The class (or function) behind `name`; `kind` is the word for it in the error."""
+    """The class or function registered as `name`. `kind` is the word for it in the error.
+
+    Raises UnknownName.
+    """
     if name not in table:
         raise UnknownName(kind, name, table)
     module, attribute = table[name].split(":")

@@ -1,4 +1,4 @@
-"""The one place where a reward is called: what it returns is checked, what it raises is named."""
+"""The only place where rewards are called. Checks what they return, and names the reward in errors."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ T = TypeVar("T")
 
 
 def image_scores(reward: Reward, images: Tensor, prompts: Sequence[str]) -> list[float]:
-    """Scores of `images` (B, H, W, 3), one finite number each.
+    """Scores of `images` (B, H, W, 3) in 0..1, one finite number each, against `prompts` (B).
 
-    Raises RewardFailed with the reward's name where it raises, miscounts or returns NaN; errors of
-    our own tree (a prompt the judge cannot read) pass through as they are.
+    Raises RewardFailed if the reward raises, or returns another number of scores, NaN or infinity. Errors of
+    this package, for example for a prompt that the judge cannot read, pass through unchanged.
     """
     return _checked(reward.spec.name, lambda: reward.score(images, prompts), len(prompts))
 
 
 def text_scores(reward: TextReward, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]:
-    """Scores of rewrites, checked alike."""
+    """Scores of rewrites, one each, checked as in `image_scores`."""
     return _checked(reward.spec.name, lambda: reward.score_text(rewrites, prompts), len(prompts))
 
 
 def verdicts(critic: Critic, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
-    """What is wrong with `images` (B, H, W, 3), one verdict each, checked and named alike."""
+    """Verdicts on `images` (B, H, W, 3), one each, checked as in `image_scores`."""
     name = critic.spec.name
     return _counted(name, "verdicts", lambda: critic.criticize(images, prompts), len(prompts))
 
 
 def clarities(reward: PreviewReward, images: Tensor, prompts: Sequence[str]) -> list[float] | None:
-    """P(clear enough to judge) of previews (B, H, W, 3), checked alike; None of who cannot tell."""
+    """P(clear enough to judge) of previews (B, H, W, 3), one each, checked as in `image_scores`; None if the
+    judge does not estimate it."""
     found = _named(reward.spec.name, lambda: reward.clarity(images, prompts))
     return None if found is None else _checked(reward.spec.name, lambda: found, len(prompts))
 
@@ -54,7 +55,7 @@ def reward_fingerprint(reward: Reward) -> str:
 
 
 def rank(spec: RewardSpec, scores: Mapping[int, float]) -> list[int]:
-    """Indexes of `scores` from best to worst; a tie goes to the earlier one."""
+    """The keys of `scores` from best to worst; of equal scores the smaller key comes first."""
     sign = 1.0 if spec.higher_is_better else -1.0
     return sorted(scores, key=lambda i: (-sign * scores[i], i))
 

@@ -1,4 +1,4 @@
-"""Numbers and orders that follow from what they are for."""
+"""Seeds and shuffles that are reproducible: they depend on their inputs alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from .types import SEED_RANGE
 
 
 def shuffled_indices(count: int, seed: int, places: Sequence[int]) -> list[int]:
-    """Which of `count` things stand at these places: all of them in an order of (seed, round), then again."""
+    """For each of `places` in an endless sequence, the index (0 to `count` - 1) at that place.
+
+    The sequence is round after round; each round is all indices, shuffled by (seed, round).
+    """
     return [_shuffled_round(count, seed, place // count)[place % count] for place in places]
 
 
@@ -22,5 +25,5 @@ def _shuffled_round(count: int, seed: int, number: int) -> list[int]:
 
 
 def seed_of(*parts: object) -> int:
-    """A seed from what it is for: 0 <= seed < 2**63."""
+    """A seed, 0 <= seed < 2**63, from a hash of `parts` (JSON values)."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") % SEED_RANGE

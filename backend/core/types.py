@@ -1,4 +1,4 @@
-"""What crosses a border between roles: plain dataclasses, no library types but torch tensors.
+"""Data that is passed between rooms: plain dataclasses, with torch tensors as the only library type.
 
 Images are float tensors (B, H, W, 3) in 0..1 everywhere, as in ComfyUI.
 """
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-SEED_RANGE = 2**63  # seeds are 0 <= seed < 2**63, what torch generators and ComfyUI take
+SEED_RANGE = 2**63  # seeds are 0 <= seed < 2**63, the range of torch generators and of ComfyUI
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A rewriter's answer. `fallback` says why the user's own prompt stands in, else None."""
+    """A rewriter's answer. If it could not be parsed, `prompt` is the user's own and `fallback` says why."""
 
     reason: str
     prompt: str
@@ -26,8 +26,11 @@ class Rewrite:
 
 @dataclass(frozen=True, eq=False)
 class InitImage:
-    """A picture to start from: (H, W, 3) in 0..1, and the `strength` of what is drawn over it, above 0 to 1:
-    diffusers' strength, ComfyUI's denoise. At 1 little or nothing of it is left."""
+    """A picture (H, W, 3) in 0..1 to start from, and how strongly it is drawn over.
+
+    `strength` is above 0 and at most 1: diffusers' strength, ComfyUI's denoise. At 1 little or nothing of the
+    picture is left.
+    """
 
     image: Tensor
     strength: float
@@ -35,7 +38,7 @@ class InitImage:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw: its prompt, its own seed, and what it starts from if not from noise alone."""
+    """One picture to draw: its prompt, its own seed, and optionally a picture to start from."""
 
     prompt: str
     seed: int
@@ -44,12 +47,12 @@ class Job:
 
 @dataclass
 class RenderResult:
-    """What a renderer made of its jobs, in their order.
+    """A renderer's pictures, in the order of its jobs, and what they cost.
 
-    `images[i]` is (H, W, 3) in 0..1, or None where job i was pruned; `pruned_at[i]` is then the step
-    (1-based) after which its row was no longer evaluated. `denoiser_rows` counts rows of denoiser
-    evaluations: one candidate at one step without classifier-free guidance is 1, with it 2.
-    `denoiser_rows_full` is the count had nothing been pruned or found in the cache.
+    `images[i]` is (H, W, 3) in 0..1, or None if job i was pruned; `pruned_at[i]` is then the 1-based step
+    after which its row was no longer evaluated. `denoiser_rows` counts the rows of all denoiser calls: one
+    candidate at one step is 1 row, or 2 with classifier-free guidance. `denoiser_rows_full` is the count
+    without pruning and without the cache.
     """
 
     images: list[Tensor | None]
@@ -60,7 +63,10 @@ class RenderResult:
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """What a reward's numbers mean. `low` and `high` are the usual range, not hard bounds."""
+    """A reward's name, and the range and direction of its scores.
+
+    `low` and `high` are the usual range, not hard bounds.
+    """
 
     name: str
     low: float
@@ -71,9 +77,9 @@ class RewardSpec:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's view of one picture: satisfied, or what is wrong in words a rewriter can use.
+    """A judge's verdict on one picture: satisfied, or in words what is wrong, for a rewriter to correct.
 
-    `faults` are short phrases, one per thing that is wrong; `critique` joins them into a sentence.
+    `faults` are short phrases, one for each fault; `critique` joins them into a sentence.
     """
 
     satisfied: bool
@@ -83,26 +89,26 @@ class Verdict:
 
 @dataclass
 class Candidate:
-    """One drawn (or pruned) picture of a search with its scores."""
+    """One picture of a search, finished or pruned, with its scores."""
 
     index: int
     seed: int
     prompt: str
     scores: dict[str, float] = field(default_factory=dict)
-    score: float | None = None  # what selection looks at; None only before judging
+    score: float | None = None  # the score that selects; None before judging, and of a pruned candidate
     pruned_at: int | None = None
     image: Tensor | None = None  # (H, W, 3) in 0..1
     preview_scores: dict[int, float] = field(default_factory=dict)  # step -> score of its x0 preview
     preview_clarity: dict[int, float] = field(default_factory=dict)  # step -> P(that preview is clear)
     path: str | None = None
-    preview: Tensor | None = None  # where it was pruned: the x0 preview that the judge saw last
+    preview: Tensor | None = None  # (H, W, 3) in 0..1: the last x0 preview of a pruned candidate
     preview_path: str | None = None
     round: int = 0  # 0: the search; 1, 2, …: the reflection round that drew it
 
 
 @dataclass
 class Cost:
-    """What a search spent; adds up."""
+    """What a search cost. Costs can be added with `+=`."""
 
     denoiser_rows: int = 0
     denoiser_rows_full: int = 0
@@ -123,10 +129,10 @@ class Cost:
 
 @dataclass
 class ReflectionRound:
-    """One round of reflection. Round 0 is the verdict on the search's own best picture."""
+    """One round of reflection. Round 0 is the verdict on the best picture of the search."""
 
     round: int
-    verdict: str  # "yes" or "no": does the picture show what was asked
+    verdict: str  # "yes" or "no": does the picture show what the user asked for
     critique: str  # what the judge found wrong; empty for "yes"
     prompt: str  # the prompt that drew the picture judged in this round
     score: float
@@ -135,7 +141,7 @@ class ReflectionRound:
 
 @dataclass
 class Outcome:
-    """All that came of one user prompt: what `record.json` and the page are made from."""
+    """Everything that a search made for one user prompt: the content of `record.json` and of the page."""
 
     prompt: str
     rewrites: list[Rewrite]

@@ -1,4 +1,4 @@
-"""Preferences: what was liked better at the same prompt, mined from runs, and where it is kept.
+"""Preference pairs: of one prompt, a better and a worse picture or rewrite. Mined from runs, kept in a store.
 
-Reads what runs leave on disk. Must not draw, judge or train.
+Reads the files of finished runs and a ComfyUI server's history. Must not render, score or train.
 """

@@ -1,8 +1,7 @@
-"""Runs of nodes as groups of scored pictures, from the history that a ComfyUI server keeps while it runs.
+"""Groups of scored pictures from the history that a ComfyUI server keeps until it stops.
 
-A graph leaves what is needed where the `images` of PARM Best-of-N or of a Reflection Loop, or what a Reward
-Scorer is given or ranks, are also shown by a Save or Preview node: the reports have the scores, the Save or
-Preview node the pictures.
+A node's report has the scores, a Save or Preview node the pictures. So one of these must show the `images`
+of PARM Best-of-N or of a Reflection Loop, or the images that a Reward Scorer reads or returns.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ if TYPE_CHECKING:
 
 LIMITS = {"timeout": 60.0, "max_bytes": 256 * 2**20}  # of one answer
 SCORER_RANKED = 1  # an output of the node
-IMAGES = {"reprise_parm": 2, "reprise_reflection": 2}  # what a node reports -> which output its pictures are
-FILE = ("filename", "subfolder", "type")  # what `/view` finds a picture by
-Outputs = Mapping[str, Mapping[str, Any]]  # what each node of a run showed
+IMAGES = {"reprise_parm": 2, "reprise_reflection": 2}  # key of a node's report -> its output of pictures
+FILE = ("filename", "subfolder", "type")  # the parameters of `/view`
+Outputs = Mapping[str, Mapping[str, Any]]  # node id -> its UI output in a run
 File = dict[str, str]
 View = Callable[[File], "Tensor | None"]
 
 
 class _ReportModel(BaseModel):
-    # Nodes of newer versions may tell more; what is there must be right.
+    # Nodes of newer versions may report more fields: they are ignored. The known ones must be valid.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class _Report(_ReportModel):
-    """What a node told of one run of it."""
+    """What a node reports of one run."""
 
     judge: str
     higher_is_better: bool
@@ -63,7 +62,7 @@ class _Report(_ReportModel):
 
     @property
     def spec(self) -> RewardSpec:
-        """A judge with an open end has no range, and margins are as its scores are."""
+        """The judge's range and direction. One without a finite range gets 0 to 1."""
         known = reward_spec(self.judge)
         if known is not None:
             return known
@@ -73,41 +72,44 @@ class _Report(_ReportModel):
         return RewardSpec(canonical_reward_name(self.judge), low, high, self.higher_is_better)
 
 
-class _Candidate(_ReportModel):
+class _ParmCandidate(_ReportModel):
     index: int
     seed: int
     score: FiniteFloat | None
 
 
-class _Parm(_Report):
+class _ParmReport(_Report):
     prompt: str = ""
-    candidates: list[_Candidate]
+    candidates: list[_ParmCandidate]
 
 
-class _Round(_ReportModel):
+class _ReflectionRound(_ReportModel):
     prompt: str
     score: FiniteFloat
     seed: int
 
 
-class _Reflection(_Report):
+class _ReflectionReport(_Report):
     prompt: str
-    rounds: list[_Round]
+    rounds: list[_ReflectionRound]
 
 
-class _Scores(_Report):
+class _ScorerReport(_Report):
     prompt: str
     scores: list[FiniteFloat]
     ranking: list[int]
 
 
 R = TypeVar("R", bound=_Report)
-Scored = tuple[str, _Report, ScoredPicture]  # the user's prompt, what judged, what was drawn
+ReportedPicture = tuple[str, _Report, ScoredPicture]  # user's prompt, report, picture
 
 
 def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup]:
-    """The groups of every run that the server at `url` remembers; one that is not as ComfyUI keeps runs is
-    left out, and noted. Raises BadInput where no server answers."""
+    """The groups of every run in the history of the server at `url`.
+
+    A run that cannot be read is left out, and `note` is called with the reason. Raises BadInput if no server
+    answers, or the answer is not ComfyUI's.
+    """
     url = check_address(url, "http://127.0.0.1:8188")
     try:
         answer = fetch(url, "history", **LIMITS)
@@ -122,52 +124,51 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
             f"{fault.describe(f'the ComfyUI server {url}')}; start it, or correct the address"
         ) from fault
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{url} is no ComfyUI server: its /history is no JSON") from error
+        raise BadInput(f"{url} is no ComfyUI server: its /history is not JSON") from error
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
-        raise BadInput(f"{url} is no ComfyUI server: its /history is something else")
-    told = 0
+        raise BadInput(f"{url} is no ComfyUI server: its /history is no object of runs")
+    total = 0
     for name, run in runs.items():
         try:
             graph, outputs = run["prompt"][2], run["outputs"]
-            groups = [group for node in outputs for group in _of_node(url, graph, outputs, node)]
-            lost = _not_kept(graph, outputs)
+            groups = [group for node in outputs for group in _node_groups(url, graph, outputs, node)]
+            lost = _nodes_without_pictures(graph, outputs)
         except ValidationError as error:
-            note(f"{url}: run {name} was left out, a report of it is damaged: {validation_message(error)}")
+            note(f"{url}: run {name} is left out; a node's report is damaged: {validation_message(error)}")
             continue
         except (LookupError, TypeError, ValueError, AttributeError, BadInput) as error:
-            note(f"{url}: run {name} was left out, it is not as ComfyUI keeps runs: {_said(error)}")
+            note(f"{url}: run {name} is left out; it is not in ComfyUI's format: {_error_text(error)}")
             continue
         for node in lost:
             note(
-                f"{url}, run {name}: the pictures of node {node} were not kept; connect its `images` to a "
+                f"{url}, run {name}: the pictures of node {node} were not saved; connect its `images` to a "
                 "Preview Image node"
             )
-        told += len(groups)
+        total += len(groups)
         yield from groups
-    if not told:
-        note(f"{url} remembers {len(runs)} runs, none with scored pictures that were kept")
+    if not total:
+        note(f"{url} has {len(runs)} runs in its history, none with saved and scored pictures")
 
 
-def _said(error: Exception) -> str:
-    said = first_line(error)
-    return said if isinstance(error, BadInput) else f"{type(error).__name__}: {said}"
+def _error_text(error: Exception) -> str:
+    text = first_line(error)
+    return text if isinstance(error, BadInput) else f"{type(error).__name__}: {text}"
 
 
-def _not_kept(graph: Graph, outputs: Outputs) -> list[str]:
-    """The nodes whose pictures nothing saved or showed."""
+def _nodes_without_pictures(graph: Graph, outputs: Outputs) -> list[str]:
+    """The reporting nodes whose pictures no other node saved or showed."""
     return [
         node
         for node, shown in outputs.items()
         for key, output in IMAGES.items()
-        if key in shown and node in graph and not _pictures(graph, outputs, [node, output])
+        if key in shown and node in graph and not _image_files(graph, outputs, [node, output])
     ]
 
 
-def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[PictureGroup]:
-    """The groups of what a node reported: with a list of prompts, or of judges, it ran once for each, and has
-    one of each."""
+def _node_groups(url: str, graph: Graph, outputs: Outputs, node: str) -> list[PictureGroup]:
+    """The groups of a node. With a list of prompts or judges it ran once for each: a group each."""
     found: dict[tuple[str, RewardSpec], list[ScoredPicture]] = {}
-    for read in (_parm, _reflected, _scored):
+    for read in (_parm_pictures, _reflection_pictures, _scorer_pictures):
         for prompt, report, picture in read(partial(_view, url), graph, outputs, node):
             found.setdefault((prompt.strip(), report.spec), []).append(picture)
     return [
@@ -179,67 +180,73 @@ def _of_node(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Pictur
     ]
 
 
-def _parm(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
-    """What PARM Best-of-N reported."""
-    reports = _reports(_Parm, outputs[node].get("reprise_parm"))
+def _parm_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
+    """The finished candidates of PARM Best-of-N."""
+    reports = _node_reports(_ParmReport, outputs[node].get("reprise_parm"))
     if not reports or node not in graph:
         return
-    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_parm"]]))
+    kept = iter(_image_files(graph, outputs, [node, IMAGES["reprise_parm"]]))
     typed = text_at(graph, Socket(node, "prompt"))
     for number, report in enumerate(reports):
-        # Nodes of earlier versions do not say it; which of a list it was then nobody knows.
+        # Earlier versions did not report the prompt; with a list of prompts it is then unknown.
         one_of_many = len(reports) > 1 and is_link(graph[node]["inputs"]["prompt"])
         prompt = report.prompt or ("" if one_of_many else typed)
         finished = {c.index: c for c in report.candidates if c.score is not None}
-        words, reason = _drawn_as(graph, outputs, [node], number, typed, prompt)
+        words, reason = _drawn_text(graph, outputs, [node], number, typed, prompt)
         for index in rank(report.spec, {i: c.score or 0.0 for i, c in finished.items()}):
             file = next(kept, None)
             if file is not None and words:
                 one = finished[index]
-                yield prompt, report, _picture(view, file, words, report, one.score, one.seed, reason)
+                yield prompt, report, _scored_picture(view, file, words, report, one.score, one.seed, reason)
 
 
-def _reflected(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
-    """What a Reflection Loop reported; its rounds differ in words, so that they pair by the user's. The nodes
-    that it made report parts of it, and are not in the graph."""
-    reports = _reports(_Reflection, outputs[node].get("reprise_reflection"))
+def _reflection_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
+    """The rounds of a Reflection Loop. Each drew another prompt, so they pair by the user's prompt.
+
+    The nodes of its expansion report parts of the same rounds; they are not in the graph and are skipped.
+    """
+    reports = _node_reports(_ReflectionReport, outputs[node].get("reprise_reflection"))
     if not reports or node not in graph:
         return
-    kept = iter(_pictures(graph, outputs, [node, IMAGES["reprise_reflection"]]))
+    kept = iter(_image_files(graph, outputs, [node, IMAGES["reprise_reflection"]]))
     for report in reports:
         for one, file in zip(report.rounds, kept):
-            # A later rewrite had a critique to go by, which pairs of rewrites do not know.
-            yield report.prompt, report, _picture(view, file, one.prompt, report, one.score, one.seed, None)
+            # No reason: later rewrites also follow a critique, which a pair of rewrites does not record.
+            yield (
+                report.prompt,
+                report,
+                _scored_picture(view, file, one.prompt, report, one.score, one.seed, None),
+            )
 
 
-def _scored(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[Scored]:
-    """What a Reward Scorer reported. Which seed drew which picture of a batch it does not know."""
-    reports = _reports(_Scores, outputs[node].get("reprise_scores"))
+def _scorer_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
+    """The pictures of a Reward Scorer. Which seed drew which picture of a batch is not known."""
+    reports = _node_reports(_ScorerReport, outputs[node].get("reprise_scores"))
     link = graph[node]["inputs"].get("images") if node in graph else None
     if not reports or link is None or not is_link(link):
         return
     samplers = [name for name, one in upstream(graph, link).items() if is_sampler(one)]
     typed = text_at(graph, Socket(node, "prompt"))
-    given = _pictures(graph, outputs, link)
-    ranked = iter(given or _pictures(graph, outputs, [node, SCORER_RANKED]))
+    given = _image_files(graph, outputs, link)
+    ranked = iter(given or _image_files(graph, outputs, [node, SCORER_RANKED]))
     for number, report in enumerate(reports):
-        words, reason = _drawn_as(graph, outputs, samplers, number, typed, report.prompt)
+        words, reason = _drawn_text(graph, outputs, samplers, number, typed, report.prompt)
         for index in range(len(report.scores)) if given else report.ranking:
             file = next(ranked, None)
             if file is not None and words:
                 yield (
                     report.prompt,
                     report,
-                    _picture(view, file, words, report, report.scores[index], None, reason),
+                    _scored_picture(view, file, words, report, report.scores[index], None, reason),
                 )
 
 
-def _reports(kind: type[R], told: Any) -> list[R]:
-    """The reports of a node, checked; none where it told nothing."""
-    return [kind.model_validate(one) for one in told or []]
+def _node_reports(kind: type[R], values: Any) -> list[R]:
+    """A node's reports, validated; none for None."""
+    return [kind.model_validate(value) for value in values or []]
 
 
-def _picture(
+def _scored_picture(
     view: View,
     file: File,
     words: str,
@@ -253,20 +260,22 @@ def _picture(
     return ScoredPicture(partial(view, file), words, score, seed, scores, reason, content=json.dumps(file))
 
 
-def _pictures(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
-    """The files of the first node that saved or showed what `link` leads to."""
+def _image_files(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
+    """The files of the first node that saved or showed the pictures behind `link`."""
     for name, shown in outputs.items():
-        given = graph[name]["inputs"].get("images") if name in graph else None
-        if given == link and shown.get("images"):
+        images = graph[name]["inputs"].get("images") if name in graph else None
+        if images == link and shown.get("images"):
             return [{key: str(file.get(key, "")) for key in FILE} for file in shown["images"]]
     return []
 
 
-def _drawn_as(
+def _drawn_text(
     graph: Graph, outputs: Outputs, samplers: list[str], number: int, typed: str, prompt: str
 ) -> tuple[str, str | None]:
-    """(the text that the samplers drew, its rewriter's reason) in one run of a node, the `number`th; "" where
-    it is not one text. What the judge was given, too, is that run's `prompt`, whatever list `typed` is of."""
+    """(text that the samplers drew, its rewriter's reason) in run `number` of a node; "" if several texts.
+
+    A text equal to the judge's own input `typed` stands for this run's `prompt`: `typed` may be of a list.
+    """
     found: dict[str, str | None] = {}
     for socket in (socket for name in samplers for socket in texts_of(graph, name)):
         value = graph[socket.node]["inputs"][socket.input]
@@ -274,14 +283,14 @@ def _drawn_as(
             if value.strip():
                 found.setdefault((prompt if value == typed else value).strip(), None)
         elif graph[value[0]]["class_type"] in REWRITERS:
-            told = outputs.get(value[0], {}).get("reprise_rewrite") or []
-            rewrites = [one for shown in told for one in zip_longest(shown["prompts"], shown["reasons"])]
+            reports = outputs.get(value[0], {}).get("reprise_rewrite") or []
+            rewrites = [pair for one in reports for pair in zip_longest(one["prompts"], one["reasons"])]
             found |= dict(rewrites[number : number + 1])
     return next(iter(found.items())) if len(found) == 1 else ("", None)
 
 
 def _view(url: str, file: File) -> Tensor | None:
-    """A picture that the server still has."""
+    """A picture (H, W, 3) in 0..1 from the server; None if it has it no more."""
     from PIL import Image
 
     try:

@@ -1,7 +1,7 @@
-"""What runs leave on disk, as groups of scored pictures: `record.json` of renders, rollouts of trainings, of
-their rounds, and of `reprise data judge`.
+"""Groups of scored pictures from the files of runs: `record.json` of renders, and the rollouts of trainings,
+of their rounds and of `reprise data judge`.
 
-Candidates that were stopped early have no picture and are left out.
+Candidates that were pruned have no finished picture and are left out.
 """
 
 from __future__ import annotations
@@ -34,27 +34,31 @@ ROLLOUTS = Path("rollouts") / "rollouts.jsonl"
 PICTURES = Path("rollouts") / "pictures"
 CONFIG = "config.yaml"
 ROUNDS = "rounds/*/rollouts.jsonl"
-JUDGE_DATA = ".rollouts.jsonl"  # behind the name of a file of `reprise data judge`, beside NAME.pictures/
-EMBEDDED_JUDGE = "shapeworld"  # what selects where neither judge nor rewards were named
-TAKEN = "which way {} counts is not on record; higher was taken for better"
-BRING = "bring it back as it was left, or leave this run out"
+JUDGE_DATA = ".rollouts.jsonl"  # end of a file's name by `reprise data judge`; NAME.pictures/ is beside it
+EMBEDDED_JUDGE = "shapeworld"  # selects if neither a judge nor rewards were named
+UNKNOWN_DIRECTION = "it is not recorded whether higher scores of {} are better; assumed so"
+RESTORE_HINT = "restore the file, or leave this run out"
 
 
 @dataclass
 class WeightedRewards:
-    """What a training's pictures are compared by: one reward, or the mean of several by their weights, each
-    brought to 0..1 by its range, as rounds mix them. Counts what has no such score."""
+    """What a training's pictures are compared by: one reward, or the weighted mean of several.
+
+    In a mean each score is first scaled to 0..1 by its reward's range, as rounds do. `unscored` counts the
+    pictures that lack one of the scores; `found_names` are the rewards of all pictures.
+    """
 
     weights: Mapping[str, float]
     unscored: int = 0
-    seen: set[str] = field(default_factory=set)
+    found_names: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
         return "+".join(self.weights)
 
     def score(self, scores: Mapping[str, float]) -> float | None:
-        self.seen |= scores.keys()
+        """One score from a picture's `scores` by reward; None if one is missing."""
+        self.found_names |= scores.keys()
         if not self.weights.keys() <= scores.keys():
             self.unscored += 1
             return None
@@ -89,23 +93,23 @@ class WeightedRewards:
             typed,
         )
 
-    def tell(self, run: object, note: Callable[[str], None]) -> None:
-        """Raises BadInput where nothing had such a score."""
-        if self.unscored and not self.weights.keys() <= self.seen:
+    def note_missing(self, run: object, note: Callable[[str], None]) -> None:
+        """Call `note` about pictures left out. Raises BadInput if no picture had a score."""
+        if self.unscored and not self.weights.keys() <= self.found_names:
             raise BadInput(
-                f"{run} has no scores of {self.name!r}; it has those of {', '.join(sorted(self.seen))}"
+                f"{run} has no scores of {self.name!r}; expected one of {', '.join(sorted(self.found_names))}"
             )
         if self.unscored:
-            note(f"{run}: {self.unscored} pictures have no score of {self.name!r}, and were left out")
+            note(f"{run}: {self.unscored} pictures without a score of {self.name!r} are left out")
         if unknown := [name for name in self.weights if reward_spec(name) is None]:
-            note(f"{run}: {TAKEN.format(', '.join(unknown))}")
+            note(f"{run}: {UNKNOWN_DIRECTION.format(', '.join(unknown))}")
 
 
 def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
-    """The groups of every run in or below a folder, or of a file of what `reprise data judge` drew, scored by
-    `reward` or, without one, by what selected.
+    """The groups of every run in or below the folder `path`, or of a file of `reprise data judge`.
 
-    Raises BadInput where there is no run, or a run has no such score.
+    Pictures are compared by `reward`; None: by what the run itself selected or trained by. `note` is called
+    with remarks for the user. Raises BadInput if there is no run, or a run has no scores of `reward`.
     """
     reward = reward and canonical_reward_name(reward)
     if path.is_file() and path.name.endswith(JUDGE_DATA):
@@ -124,16 +128,16 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
     )
     if not any((records, rollouts, rounds, judged)):
         raise BadInput(
-            f"{path} holds no run: no {RECORD} of `reprise render`, and no rollouts of `reprise "
-            "train` or `reprise data judge`"
+            f"{path} holds no run: expected {RECORD} of `reprise render`, or rollouts of `reprise train` or "
+            "`reprise data judge`"
         )
     unsaid = False
     for file in records:
         record = load_record(file)
         yield record_group(file.parent, record, reward)
-        unsaid |= reward is not None and reward_spec(reward) is None and not _selects(record, reward)
+        unsaid |= reward is not None and reward_spec(reward) is None and not _selected_best(record, reward)
     if unsaid:
-        note(f"{path}: {TAKEN.format(reward)}")
+        note(f"{path}: {UNKNOWN_DIRECTION.format(reward)}")
     for file in rollouts:
         yield from rollout_groups(file.parent.parent, reward, note)
     for run in dict.fromkeys(file.parent.parent.parent for file in rounds):
@@ -143,8 +147,8 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
 
 
 @contextmanager
-def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
-    """Raises BadInput where what a file says is not what is written there."""
+def _refuse_damaged(file: Path, remedy: str = RESTORE_HINT) -> Iterator[None]:
+    """Turns errors in reading `file` into one BadInput that names it."""
     try:
         yield
     except (
@@ -157,13 +161,13 @@ def _whole(file: Path, remedy: str = BRING) -> Iterator[None]:
         RecursionError,
         StopIteration,
     ) as error:
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise BadInput(f"{file} is damaged ({said}); {remedy}") from error
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise BadInput(f"{file} is damaged ({cause}); {remedy}") from error
 
 
 def record_group(folder: Path, record: Record, reward: str | None = None) -> PictureGroup:
-    """The finished candidates of one prompt, those of reflection rounds too. Raises BadInput."""
-    with _whole(folder / RECORD):
+    """The finished candidates of one prompt, reflection rounds included. Raises BadInput."""
+    with _refuse_damaged(folder / RECORD):
         return _record_group(folder, record, reward)
 
 
@@ -173,22 +177,22 @@ def _record_group(folder: Path, record: Record, reward: str | None) -> PictureGr
     named = {
         c.index: {canonical_reward_name(name): score for name, score in c.scores.items()} for c in finished
     }
-    name = reward or _selected_by(settings, list(named.values()))
+    name = reward or _selection_reward(settings, list(named.values()))
     scores = {c.index: (c.score or 0.0) if reward is None else named[c.index].get(reward) for c in finished}
     if None in scores.values():
         known = sorted({name for of_one in named.values() for name in of_one})
-        raise BadInput(f"{folder / RECORD} has no scores of {reward!r}; it has those of {', '.join(known)}")
+        raise BadInput(f"{folder / RECORD} has no scores of {reward!r}; expected one of {', '.join(known)}")
     spec = reward_spec(name)
     if spec is not None:
         higher = spec.higher_is_better
-    else:  # what was selected says which way it counts
-        winner, selects = record.winner.score, reward is None or _selects(record, reward)
+    else:  # the selected picture tells whether higher is better
+        winner, selects = record.winner.score, reward is None or _selected_best(record, reward)
         higher = not selects or winner is None or all(winner >= (c.score or 0.0) for c in finished)
-    # A rewrite of a reflection round had a critique to go by, too, which pairs of rewrites do not know.
+    # No reason in reflection rounds: their rewrites also follow a critique, which a pair does not record.
     reasons = {r.prompt: r.reason for r in record.rewrites if r.fallback is None and r.rewriter != "none"}
     pictures = [
         ScoredPicture(
-            partial(_file, folder / str(c.image)),
+            partial(_image_file, folder / str(c.image)),
             c.prompt,
             float(scores[c.index] or 0.0),
             c.seed,
@@ -209,8 +213,8 @@ def _record_group(folder: Path, record: Record, reward: str | None) -> PictureGr
     )
 
 
-def _selects(record: Record, reward: str) -> bool:
-    """Whether a reward's scores are those that the best picture was selected by."""
+def _selected_best(record: Record, reward: str) -> bool:
+    """Whether the best picture was selected by the scores of `reward`."""
     return all(
         {canonical_reward_name(name): score for name, score in c.scores.items()}.get(reward) == c.score
         for c in record.candidates
@@ -218,24 +222,26 @@ def _selects(record: Record, reward: str) -> bool:
     )
 
 
-def _selected_by(settings: Mapping[str, Any], scores: Sequence[Mapping[str, float]]) -> str:
-    """The name of what selected. Of a judge alone it is the one that its scores bear: it may have been named
-    by its folder or its server."""
-    alone = {name for of_one in scores for name in of_one}
-    asked = list(filter(None, dict.fromkeys([settings.get("judge"), *(settings.get("rewards") or {})])))
-    if len(asked) < 2 and len(alone) == 1:
-        return alone.pop()
-    return canonical_reward_name("+".join(asked)) or EMBEDDED_JUDGE
+def _selection_reward(settings: Mapping[str, Any], scores: Sequence[Mapping[str, float]]) -> str:
+    """The name of what the run selected by: "+" joins the judge and the rewards.
+
+    A single judge has the name of its scores: the settings may name its folder or server instead.
+    """
+    scored = {name for of_one in scores for name in of_one}
+    named = list(filter(None, dict.fromkeys([settings.get("judge"), *(settings.get("rewards") or {})])))
+    if len(named) < 2 and len(scored) == 1:
+        return scored.pop()
+    return canonical_reward_name("+".join(named)) or EMBEDDED_JUDGE
 
 
 def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
-    """The groups of a training: every picture of every rewrite of a prompt, and of the prompt as typed."""
-    settings, cache = _settings(run), Cache(run / PICTURES)
-    with _whole(run / CONFIG):
-        by = _compared(run, settings.get("rewards") or {}, reward)
+    """The groups of a training's rollouts: pictures of a prompt's rewrites and of the prompt as typed."""
+    settings, cache = _run_settings(run), Cache(run / PICTURES)
+    with _refuse_damaged(run / CONFIG):
+        by = _rewards_to_compare(run, settings.get("rewards") or {}, reward)
         renderer = (settings.get("renderer") or {}).get("name", "shapeworld")
     groups: dict[int, list[dict[str, Any]]] = {}
-    with _whole(run / ROLLOUTS):
+    with _refuse_damaged(run / ROLLOUTS):
         for row in read_lines(run / ROLLOUTS):
             groups.setdefault(row["position"], []).append(row)
         for rows in groups.values():
@@ -243,8 +249,8 @@ def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -
             pictures = [
                 one
                 for row in rows
-                if row["pictures"]  # what could not be read was not drawn
-                for one in _of_row(
+                if row["pictures"]  # an answer that could not be parsed was not drawn
+                for one in _rewrite_pictures(
                     cache,
                     meaning,
                     row,
@@ -255,65 +261,67 @@ def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -
             ]
             if pictures:
                 yield by.group(typed, meaning, pictures, "training", run, renderer)
-    by.tell(run, note)
+    by.note_missing(run, note)
 
 
 def round_groups(
     run: Path, files: list[Path], reward: str | None, note: Callable[[str], None]
 ) -> Iterator[PictureGroup]:
-    """The groups of a training in rounds, of a renderer's pictures or a rewriter's rewrites: `files` are what
-    its rounds have on record. Pictures of pairs are in the round's own store, too."""
-    settings, cache = _settings(run), Cache(run / PICTURES)
-    with _whole(run / CONFIG):
+    """The groups of a training in rounds, of a renderer or of a rewriter. `files` are its rounds' rollouts.
+
+    Pictures of pairs are also in the round's own store, and are read from there if the cache lacks them.
+    """
+    settings, cache = _run_settings(run), Cache(run / PICTURES)
+    with _refuse_damaged(run / CONFIG):
         rounds = settings.get("rounds") or {}
-        by = _compared(run, rounds.get("rewards") or {}, reward)
+        by = _rewards_to_compare(run, rounds.get("rewards") or {}, reward)
         drawing = (rounds.get("renderer") or {}).get("name", "shapeworld")
     for file in files:
         store = Store(file.parent / "preferences", create=True)
-        with _whole(file):
+        with _refuse_damaged(file):
             for row in read_lines(file):
                 (typed, meaning), pictures = _prompts(row), list[ScoredPicture]()
                 if "rewrites" in row:
                     for one in row["rewrites"]:
-                        pictures += _of_row(cache, meaning, one, row["seeds"], one["reason"], by)
+                        pictures += _rewrite_pictures(cache, meaning, one, row["seeds"], one["reason"], by)
                 else:
-                    pictures += _of_seeds(cache, store, row, by)
+                    pictures += _prompt_pictures(cache, store, row, by)
                 if pictures:
                     renderer = drawing if "rewrites" in row else settings.get("model")
                     yield by.group(typed, meaning, pictures, "round", run, renderer)
-    by.tell(run, note)
+    by.note_missing(run, note)
 
 
 def _prompts(row: Mapping[str, Any]) -> tuple[str, str]:
-    """(as it was typed, as the judges read it)."""
-    return _text(row["prompt"]), _text(row.get("judged_as") or row["prompt"])
+    """(the prompt as typed, the prompt that the judges read)."""
+    return _checked_text(row["prompt"]), _checked_text(row.get("judged_as") or row["prompt"])
 
 
 def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None]) -> Iterator[PictureGroup]:
-    """The groups of what `reprise data judge` drew and scored: the finished pictures of each prompt."""
+    """The groups of a file of `reprise data judge`: the finished pictures of each prompt."""
     stamp = file.with_suffix(".json")
     try:
         made = json.loads(stamp.read_text(encoding="utf-8"))
-        told = made.get("spec") or {}  # files of earlier versions have none
-        named = canonical_reward_name(str(told.get("name") or made["reward"]))
-        spec = RewardSpec(**told) if told else reward_spec(named)
+        stored = made.get("spec") or {}  # files of earlier versions have none
+        named = canonical_reward_name(str(stored.get("name") or made["reward"]))
+        spec = RewardSpec(**stored) if stored else reward_spec(named)
         spread = score_range(spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{stamp} does not say what scored {file.name}; bring it back, as `reprise data judge` left it"
+            f"{stamp} does not tell what scored {file.name}; restore it as `reprise data judge` wrote it"
         ) from error
     if reward not in (None, named):
-        raise BadInput(f"{file} has no scores of {reward!r}; it has those of {named}")
+        raise BadInput(f"{file} has no scores of {reward!r}; expected {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
     groups: dict[str, list[ScoredPicture]] = {}
-    with _whole(file, "make it anew with `reprise data judge`"):
+    with _refuse_damaged(file, "make it anew with `reprise data judge`"):
         for key, row in {row["key"]: row for row in read_lines(file)}.items():
             _, drawn_as, seed, _ = json.loads(key)
-            scores = _numbers({named: row["score"]})
-            groups.setdefault(_text(row["prompt"]), []).append(
+            scores = _checked_scores({named: row["score"]})
+            groups.setdefault(_checked_text(row["prompt"]), []).append(
                 ScoredPicture(
-                    partial(store.image, _text(row["image"])),
-                    _text(drawn_as),
+                    partial(store.image, _checked_text(row["image"])),
+                    _checked_text(drawn_as),
                     scores[named],
                     _seed(seed),
                     scores,
@@ -321,7 +329,7 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
                 )
             )
     if spec is None:
-        note(f"{file}: {TAKEN.format(named)}")
+        note(f"{file}: {UNKNOWN_DIRECTION.format(named)}")
     for prompt, pictures in groups.items():
         yield PictureGroup(
             prompt,
@@ -335,21 +343,21 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
         )
 
 
-def _compared(run: Path, trained: Mapping[str, float], reward: str | None) -> WeightedRewards:
-    """By `reward`, or by those that a training counts and that look at pictures."""
+def _rewards_to_compare(run: Path, trained: Mapping[str, float], reward: str | None) -> WeightedRewards:
+    """`reward`, or else those of the training's rewards that score pictures. Raises BadInput for none."""
     if reward is not None:
         return WeightedRewards({reward: 1.0})
-    looking = {
+    of_pictures = {
         canonical_reward_name(name): weight
         for name, weight in trained.items()
         if (spec := reward_spec(name)) is None or spec.reads == "images"
     }
-    if not looking:
-        raise BadInput(f"{run / CONFIG} has no reward that looks at pictures; name one with --reward")
-    return WeightedRewards(looking)
+    if not of_pictures:
+        raise BadInput(f"{run / CONFIG} has no reward that scores pictures; name one with --reward")
+    return WeightedRewards(of_pictures)
 
 
-def _of_row(
+def _rewrite_pictures(
     cache: Cache,
     meaning: str,
     row: Mapping[str, Any],
@@ -359,31 +367,31 @@ def _of_row(
 ) -> Iterator[ScoredPicture]:
     """The pictures of one rewrite."""
     for seed, key in zip(seeds, row["pictures"]):
-        scores = _scores(cache, key, meaning, row)
+        scores = _picture_scores(cache, key, meaning, row)
         if (score := by.score(scores)) is not None:
             yield ScoredPicture(
-                partial(_kept, cache, key),
-                _text(row["rewrite"]),
+                partial(_cached_image, cache, key),
+                _checked_text(row["rewrite"]),
                 score,
                 _seed(seed),
                 scores,
-                reason if reason is None else _text(reason),
+                reason if reason is None else _checked_text(reason),
                 key,
             )
 
 
-def _of_seeds(
+def _prompt_pictures(
     cache: Cache, store: Store, row: Mapping[str, Any], by: WeightedRewards
 ) -> Iterator[ScoredPicture]:
-    """The pictures of one prompt that a renderer drew as it is."""
-    for key, seed, told in zip(row["pictures"], row["seeds"], row["scores"]):
-        scores = _numbers(told)
+    """The pictures of one prompt that was drawn as typed."""
+    for key, seed, row_scores in zip(row["pictures"], row["seeds"], row["scores"]):
+        scores = _checked_scores(row_scores)
         if (score := by.score(scores)) is not None:
-            load = partial(_stored, store, row.get("stored", {}).get(key), cache, key)
-            yield ScoredPicture(load, _text(row["prompt"]), score, _seed(seed), scores, content=key)
+            load = partial(_stored_image, store, row.get("stored", {}).get(key), cache, key)
+            yield ScoredPicture(load, _checked_text(row["prompt"]), score, _seed(seed), scores, content=key)
 
 
-def _text(value: Any) -> str:
+def _checked_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a text, got {value!r:.60}")
     return value
@@ -397,41 +405,41 @@ def _renderer(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Scores by the rewards' names. Raises ValueError or TypeError."""
+def _checked_scores(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Scores by canonical reward name, all finite. Raises ValueError or TypeError."""
     found = {canonical_reward_name(name): float(score) for name, score in scores.items()}
     if not all(map(math.isfinite, found.values())):
-        raise ValueError(f"a score that is no number in {found}")
+        raise ValueError(f"a score is NaN or infinite in {found}")
     return found
 
 
-def _settings(run: Path) -> dict[str, Any]:
+def _run_settings(run: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
     except (OSError, ValueError, yaml.YAMLError):
         pass
-    raise BadInput(f"{run} has no config.yaml that says how it was trained; give a whole run folder")
+    raise BadInput(f"{run} has no readable config.yaml; give the whole folder of a run")
 
 
-def _scores(cache: Cache, key: str, meaning: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """A picture's own scores. The row's are means over its pictures, and stand in where there is one."""
+def _picture_scores(cache: Cache, key: str, meaning: str, row: Mapping[str, Any]) -> dict[str, float]:
+    """A picture's own scores. A row's are means over its pictures, and used only if it has one picture."""
     found = cache.get_scores(Cache.key("scores", key, meaning))
-    return _numbers(found or (row["scores"] if len(row["pictures"]) == 1 else {}))
+    return _checked_scores(found or (row["scores"] if len(row["pictures"]) == 1 else {}))
 
 
-def _stored(store: Store, name: str | None, cache: Cache, key: str) -> Tensor | None:
+def _stored_image(store: Store, name: str | None, cache: Cache, key: str) -> Tensor | None:
     found = store.image(name) if name else None
-    return _kept(cache, key) if found is None else found
+    return _cached_image(cache, key) if found is None else found
 
 
-def _kept(cache: Cache, key: str) -> Tensor | None:
+def _cached_image(cache: Cache, key: str) -> Tensor | None:
     found = cache.get_image(key)
     return found[0] if found else None
 
 
-def _file(path: Path) -> Tensor | None:
+def _image_file(path: Path) -> Tensor | None:
     try:
         return read_picture(path)
     except BadInput:

@@ -1,9 +1,9 @@
-"""From scored pictures of one prompt to pairs: best against worst, ties dropped by their margin.
+"""Pairs from the scored pictures of one prompt: the best against the worst; close scores are dropped as ties.
 
-A picture that has several scores, as of several raters, counts once with their mean.
+A picture with several scores, for example by several raters, counts once, with their mean.
 
 Source: PARM (Guo et al. 2025, arXiv 2501.13926), one good and one bad picture of a prompt. Departs from it:
-pairs come from a search's own record, and their scores may be graded.
+pairs come from a search's own record, and scores need not be yes or no.
 """
 
 from __future__ import annotations
@@ -23,38 +23,44 @@ from .store import P, Pair, PairPicture, PairText, RewritePair, Store, canonical
 if TYPE_CHECKING:
     from torch import Tensor
 
-BY = ("drawn", "prompt")
+PAIR_BY = ("drawn", "prompt")
 
 
 @dataclass(frozen=True)
 class ScoredPicture:
-    """A picture that a run drew and scored. `load` gives it as (H, W, 3) in 0..1, None where it is gone; of
-    one `content` there is one picture, where that is known."""
+    """A picture that a run drew and scored.
+
+    `load` returns it as (H, W, 3) in 0..1, or None if its file is gone. `drawn_as` is the prompt that drew
+    it. Pictures with equal `content` are the same picture; None: unknown.
+    """
 
     load: Callable[[], Tensor | None]
     drawn_as: str
     score: float
     seed: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    reason: str | None = None  # None: no rewriter wrote what drew it, or it had more to go by than the prompt
+    reason: str | None = None  # of the rewrite; None: `drawn_as` was not rewritten from the prompt alone
     content: str | None = None
 
 
 @dataclass(frozen=True)
 class PictureGroup:
-    """The pictures of one prompt in one run, scored by one reward; `prompt` is what that compared them with,
-    `typed` what the user wrote, where it is something else; `spread` is the reward's range. Raises BadInput
-    for scores between which there is no margin."""
+    """The pictures of one prompt in one run, scored by one reward.
+
+    `prompt` is the prompt that the reward judged by; `user_prompt` is what the user typed, if that differs.
+    `score_range` is the width of the reward's range. Raises BadInput for scores that are not finite, or so
+    far apart that their margin is not.
+    """
 
     prompt: str
     pictures: list[ScoredPicture]
     reward: str
-    higher: bool
-    spread: float
+    higher_is_better: bool
+    score_range: float
     source: str
     run: str
     renderer: str | None = None
-    typed: str = ""
+    user_prompt: str = ""
 
     def __post_init__(self) -> None:
         scores = [one.score for one in self.pictures]
@@ -70,62 +76,66 @@ class PictureGroup:
             )
 
     def margin(self, better: float, worse: float) -> float:
-        """How far apart two scores are, in parts of the range; below 0 where the second is better."""
-        return (better - worse if self.higher else worse - better) / self.spread
+        """The distance of two scores as a fraction of the range; negative if `worse` is the better one."""
+        return (better - worse if self.higher_is_better else worse - better) / self.score_range
 
-    def ranked(self, pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
-        """From best to worst; of a tie the earlier one first."""
-        return sorted(pictures, key=lambda one: -one.score if self.higher else one.score)
+    def rank(self, pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
+        """Sorted from best to worst; equal scores keep their order."""
+        return sorted(pictures, key=lambda one: -one.score if self.higher_is_better else one.score)
 
 
 def reward_spec(reward: str) -> RewardSpec | None:
-    """What a reward's numbers mean, where its name alone says it; a mix's does not. A server's is called what
-    it is here."""
+    """Range and direction of a reward, if its name alone tells them, else None (as for a mix).
+
+    A reward on a server (remote:NAME@URL) has those of NAME here.
+    """
     reward = canonical_reward_name(reward)
     if reward.startswith("remote:"):
         reward = canonical_reward_name(reward.removeprefix("remote:").rpartition("@http")[0])
     if reward.startswith("vlm:") and "+" not in reward:
-        return RewardSpec(reward, 0.0, 1.0)  # of all its modes
+        return RewardSpec(reward, 0.0, 1.0)  # the same in all modes
     found = getattr(resolve("reward", REWARDS, reward), "spec", None) if reward in REWARDS else None
     return found if isinstance(found, RewardSpec) else None
 
 
 def score_range(spec: RewardSpec | None) -> float:
-    """The reward's range; of one that has none 1: margins are as its scores are."""
+    """The width of the reward's range; without a finite one 1, so that margins are score differences."""
     spread = abs(spec.high - spec.low) if spec else 0.0
     return spread if spread and math.isfinite(spread) else 1.0
 
 
 class PairMiner:
-    """Takes groups into a store, and counts what became of them.
+    """Finds pairs in groups of pictures. Pictures go into the store at once; pairs are collected here.
 
-    `by` says what the pictures of a pair share: "drawn", the words that drew them, on which a renderer is
-    then trained; "prompt", what the judge compared with alone, however it was rewritten, and a renderer is
-    trained on that. `margin` is the least distance of a pair, `most` how many pairs a prompt may give.
+    `by` is what the two pictures of a pair share. "drawn": the prompt that drew them. "prompt": the prompt
+    that the judge read, whatever rewrites drew them. A renderer is then trained on that prompt. `margin` is
+    the least margin of a pair, `most` the most pairs of one prompt. `pairs` and `rewrites` are what was found
+    so far; `counts` says how many groups were read, and how many gave no pair and why.
     """
 
     def __init__(self, store: Store, by: str = "drawn", margin: float = 0.05, most: int = 1):
-        assert by in BY and margin >= 0 and most >= 1
-        self.store, self.by, self.least, self.most = store, by, margin, most
+        assert by in PAIR_BY and margin >= 0 and most >= 1
+        self.store, self.by, self.min_margin, self.max_pairs = store, by, margin, most
         self.pairs: list[Pair] = []
         self.rewrites: list[RewritePair] = []
-        self.counts: Counter[str] = Counter()  # groups, alone, ties, gone; those that `by` "prompt" compares
-        self.lone: set[str] = set()  # sources of pictures that were alone
+        # groups; alone: with one picture; ties; gone: pictures missing; across: with several drawn prompts
+        self.counts: Counter[str] = Counter()
+        self.single_sources: set[str] = set()  # sources of groups with one picture only
 
-    def take(self, group: PictureGroup) -> None:
-        """Pairs of pictures, and of rewrites, of one group; pictures are copied into the store."""
+    def add_group(self, group: PictureGroup) -> None:
+        """Find the group's pairs of pictures and of rewrites; copy the pictures of pairs into the store."""
         self.counts["groups"] += 1
         shared: dict[str, list[ScoredPicture]] = {}
         for picture in group.pictures:
             shared.setdefault(picture.drawn_as if self.by == "drawn" else group.prompt, []).append(picture)
         self.counts["across"] += len(shared) > 1
         for condition, pictures in shared.items():
-            self._pictures(group, condition, group.ranked(_each_once(pictures)))
+            self._pictures(group, condition, group.rank(_merge_repeated(pictures)))
         self._texts(group)
 
-    def copy(self, other: Store, reward: str | None = None) -> None:
-        """The pairs to learn from of another store, of one reward or each, and their pictures."""
-        for pair in _of_each(other, other.all_pairs(), reward):
+    def copy_pairs(self, other: Store, reward: str | None = None) -> None:
+        """Copy another store's usable pairs with their pictures: those of `reward`, or of all rewards."""
+        for pair in _usable_pairs(other, other.all_pairs(), reward):
             if not self._counts(pair):
                 continue
             named = [pair.chosen.image, pair.rejected.image]
@@ -136,7 +146,7 @@ class PairMiner:
             for image in images:
                 self.store.put_image(image)
             self.pairs.append(pair)
-        rewrites = _of_each(other, other.all_rewrites(), reward)
+        rewrites = _usable_pairs(other, other.all_rewrites(), reward)
         self.rewrites += [pair for pair in rewrites if self._counts(pair)]
 
     def _counts(self, pair: Pair | RewritePair) -> bool:
@@ -147,8 +157,8 @@ class PairMiner:
     def _pictures(self, group: PictureGroup, condition: str, ranked: Sequence[ScoredPicture]) -> None:
         if len(ranked) < 2:
             self.counts["alone"] += 1
-            self.lone.add(group.source)
-        for best, worst in list(zip(ranked, reversed(ranked)))[: min(self.most, len(ranked) // 2)]:
+            self.single_sources.add(group.source)
+        for best, worst in list(zip(ranked, reversed(ranked)))[: min(self.max_pairs, len(ranked) // 2)]:
             margin = group.margin(best.score, worst.score)
             if not self._apart(margin):
                 self.counts["ties"] += 1
@@ -158,7 +168,7 @@ class PairMiner:
                 self.counts["gone"] += 1
                 continue
             if len({picture_name(image) for image in images if image is not None}) < 2:
-                self.counts["ties"] += 1  # it cannot be better than itself
+                self.counts["ties"] += 1  # twice the same picture
                 continue
             chosen, rejected = (
                 PairPicture(
@@ -186,7 +196,7 @@ class PairMiner:
             )
 
     def _texts(self, group: PictureGroup) -> None:
-        """Best against worst rewrite, each by the mean of its pictures' scores."""
+        """The best against the worst rewrite, by the mean score of the pictures each drew."""
         drawn: dict[tuple[str, str], list[float]] = {}
         for one in group.pictures:
             if one.reason is not None:
@@ -197,12 +207,12 @@ class PairMiner:
             PairText(reason=reason, rewrite=rewrite, score=mean(scores), pictures=len(scores))
             for (reason, rewrite), scores in drawn.items()
         ]
-        texts.sort(key=lambda text: -text.score if group.higher else text.score)
+        texts.sort(key=lambda text: -text.score if group.higher_is_better else text.score)
         margin = group.margin(texts[0].score, texts[-1].score)
         if self._apart(margin):
             self.rewrites.append(
                 RewritePair(
-                    prompt=group.typed or group.prompt,
+                    prompt=group.user_prompt or group.prompt,
                     chosen=texts[0],
                     rejected=texts[-1],
                     reward=group.reward,
@@ -214,11 +224,11 @@ class PairMiner:
             )
 
     def _apart(self, margin: float) -> bool:
-        return margin > 0 and margin >= self.least
+        return margin > 0 and margin >= self.min_margin
 
 
-def _each_once(pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
-    """Pictures that have several scores with the mean of each reward's."""
+def _merge_repeated(pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
+    """Each picture once; several scores of one picture become their mean, reward by reward."""
     found: dict[object, list[ScoredPicture]] = {}
     for one in pictures:
         found.setdefault(one.content or id(one), []).append(one)
@@ -231,7 +241,7 @@ def _mean(same: Sequence[ScoredPicture]) -> ScoredPicture:
     return replace(same[0], score=mean(one.score for one in same), scores=scores)
 
 
-def _of_each(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
+def _usable_pairs(store: Store, recorded: Sequence[P], reward: str | None) -> Iterator[P]:
     for one in dict.fromkeys(pair.reward for pair in recorded):
         if reward is None or canonical_reward_name(reward) == one:
             yield from store.usable(recorded, one)

@@ -1,10 +1,12 @@
-"""The preference store: a folder of pairs, the pictures they speak of, and what a person struck.
+"""The preference store: a folder of pairs, their pictures, and a list of struck pairs.
 
-`pairs.jsonl` (pictures) and `rewrites.jsonl` (texts) hold a pair a line and only grow; `images/` the
-pictures, 8-bit PNG, each under a name that its pixels decide; `strikes.json` the ids of pairs that nobody
-should learn from. A pair's id is made of what it compares, so that the same one, mined twice, is kept once;
-where two rewards found it, once for each, and who learns from both sees it once. Pairs that say the opposite
-of each other, where rewards disagree and nobody asked for one of them, are left out, as ties are.
+`pairs.jsonl` (pictures) and `rewrites.jsonl` (texts) hold one pair a line; lines are only ever added.
+`images/` holds the pictures as 8-bit PNG, each named by a hash of its pixels. `strikes.json` holds the ids of
+pairs that a person struck: no training learns from them.
+
+A pair's id is a hash of what it compares, so a pair that is mined twice is stored once; if two rewards found
+it, once for each reward. A training on both rewards sees it once. Two pairs that contradict each other,
+because their rewards disagree, are both left out, unless the training asks for one of the rewards.
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRS, REWRITES, STRIKES, IMAGES = "pairs.jsonl", "rewrites.jsonl", "strikes.json", "images"
-LOCK = ".lock"  # held while pairs are added
+LOCK = ".lock"  # a lock file, held while pairs are added
 
 
 def canonical_reward_name(reward: str) -> str:
-    """The one name of a reward, or of a mix joined by "+": what earlier versions recorded of a VLM judge that
-    can say what is wrong had #critique after it, though its scores are the same."""
+    """The name under which a reward, or a mix joined by "+", is stored.
+
+    Earlier versions recorded some VLM judges with #critique or #match at the end. Their scores are the same
+    with and without it, so it is removed.
+    """
     return re.sub(r"(vlm:[^+]*)#(?:critique|match)(?=\+|$)", r"\1", reward)
 
 
@@ -43,22 +48,22 @@ RewardName = Annotated[str, AfterValidator(canonical_reward_name)]
 
 
 class _StoreModel(BaseModel):
-    # A newer version may write more; what is there must be right.
+    # A newer version may write more fields: they are ignored. The known ones must be valid.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class PairPicture(_StoreModel):
     """One picture of a pair."""
 
-    image: str  # its name in the store
-    drawn_as: str  # the words that drew it
-    score: FiniteFloat  # as the reward gave it
+    image: str  # name in the store
+    drawn_as: str  # the prompt that drew it
+    score: FiniteFloat  # as the reward returned it
     seed: int | None = None
-    scores: dict[RewardName, FiniteFloat] = {}  # of other rewards
+    scores: dict[RewardName, FiniteFloat] = {}  # by reward, others included
 
 
 class PairText(_StoreModel):
-    """One rewrite of a pair. `score` is the mean over the pictures it drew."""
+    """One rewrite of a pair. `score` is the mean over the pictures that it drew, `pictures` their number."""
 
     reason: str
     rewrite: str
@@ -66,17 +71,17 @@ class PairText(_StoreModel):
     pictures: int = 1
 
 
-class _Origin(_StoreModel):
-    prompt: str = Field(min_length=1)  # which the judge compared with; of rewrites, which was rewritten
+class _PairBase(_StoreModel):
+    prompt: str = Field(min_length=1)  # of pictures: what the judge read; of rewrites: what was rewritten
     reward: RewardName
-    margin: FiniteFloat = Field(gt=0)  # of the scores: in parts of the reward's range, where it is known
+    margin: FiniteFloat = Field(gt=0)  # score difference, as a fraction of the reward's range if it is known
     source: str  # "render", "training", "round", "data judge", "comfyui" or "table"
     run: str
     renderer: str | None = None
 
 
-class Pair(_Origin):
-    """Two pictures of one prompt; `condition` is what a renderer is told when it learns from them."""
+class Pair(_PairBase):
+    """Two pictures of one prompt. `condition` is the prompt that a renderer is trained on with them."""
 
     condition: str = Field(min_length=1)
     chosen: PairPicture
@@ -91,7 +96,7 @@ class Pair(_Origin):
         return Cache.key("pair", self.condition, self.rejected.image, self.chosen.image)
 
 
-class RewritePair(_Origin):
+class RewritePair(_PairBase):
     """Two rewrites of one prompt."""
 
     chosen: PairText
@@ -99,11 +104,11 @@ class RewritePair(_Origin):
 
     @property
     def id(self) -> str:
-        return Cache.key("rewrites", self.prompt, *_words(self.chosen), *_words(self.rejected))
+        return Cache.key("rewrites", self.prompt, *_text_key(self.chosen), *_text_key(self.rejected))
 
     @property
     def opposite(self) -> str:
-        return Cache.key("rewrites", self.prompt, *_words(self.rejected), *_words(self.chosen))
+        return Cache.key("rewrites", self.prompt, *_text_key(self.rejected), *_text_key(self.chosen))
 
 
 P = TypeVar("P", Pair, RewritePair)
@@ -111,7 +116,7 @@ P = TypeVar("P", Pair, RewritePair)
 
 @dataclass(frozen=True)
 class AddedPairs:
-    """What became of pairs that were handed to the store."""
+    """How many pairs `Store.add` stored, and how many were there already."""
 
     new: int
     known: int
@@ -122,7 +127,7 @@ def is_store(folder: Path) -> bool:
 
 
 class Store:
-    """A store's folder. With `create` it need not be there yet. Raises BadInput for what is no store."""
+    """A store in `folder`. Raises BadInput if the folder is no store, unless `create` is set."""
 
     def __init__(self, folder: str | Path, create: bool = False):
         self.folder = Path(folder)
@@ -131,16 +136,16 @@ class Store:
                 f"{self.folder} holds no preferences; fill it with: reprise preferences mine RUN --store "
                 f"{self.folder}"
             )
-        self.images = Cache(self.folder / IMAGES, limit=None)  # a store forgets nothing
+        self.images = Cache(self.folder / IMAGES, limit=None)  # a store deletes nothing
 
     def check(self) -> None:
-        """Raises BadInput where something of it cannot be read, before more is put into it."""
-        self.all_pairs(), self.all_rewrites(), self.struck()
+        """Read all of it, before anything is added. Raises BadInput if something cannot be read."""
+        self.all_pairs(), self.all_rewrites(), self.struck_ids()
 
     def put_image(self, image: Tensor) -> str:
-        """Keep a picture (H, W, 3) in 0..1; its name. Raises RepriseError where the disk does not take it."""
+        """Store a picture (H, W, 3) in 0..1; returns its name. Raises RepriseError if the disk is full."""
         name = picture_name(image)
-        if self.image(name) is None:  # not there, or damaged
+        if self.image(name) is None:  # missing or damaged
             self.images.put_image(name, image)
             if not self.has_image(name):
                 raise RepriseError(
@@ -156,39 +161,41 @@ class Store:
         return self.images.folder / name[:2] / f"{name}.png"
 
     def image(self, name: str) -> Tensor | None:
-        """The picture (H, W, 3) in 0..1; None where it is gone or damaged."""
+        """The picture (H, W, 3) in 0..1; None if it is missing or damaged."""
         found = self.images.get_image(name)
         return found[0] if found else None
 
     def add(self, pairs: Iterable[Pair]) -> AddedPairs:
-        """Keep pairs whose pictures are in already, each once."""
+        """Add pairs whose pictures are stored already; a pair that is there is not added again."""
         return self._add(PAIRS, Pair, pairs)
 
     def add_rewrites(self, pairs: Iterable[RewritePair]) -> AddedPairs:
         return self._add(REWRITES, RewritePair, pairs)
 
     def all_pairs(self) -> list[Pair]:
-        """Every pair on record, struck ones too. Raises BadInput for a damaged line."""
+        """Every stored pair, struck ones included. Raises BadInput for a damaged line."""
         return self._read(PAIRS, Pair)
 
     def all_rewrites(self) -> list[RewritePair]:
         return self._read(REWRITES, RewritePair)
 
     def pairs(self, reward: str | None = None) -> list[Pair]:
-        """The pairs to learn from, of one reward or of all; see `usable`."""
+        """The pairs to learn from, of `reward` or of all rewards; see `usable`."""
         return self.usable(self.all_pairs(), reward)
 
     def rewrites(self, reward: str | None = None) -> list[RewritePair]:
         return self.usable(self.all_rewrites(), reward)
 
-    def struck(self) -> set[str]:
+    def struck_ids(self) -> set[str]:
         path = self.folder / STRIKES
         return set(read_strikes(path)[0]) if path.is_file() else set()
 
     def strike(self, struck: Iterable[str], kept: Iterable[str] = ()) -> tuple[int, int]:
-        """Take pairs out, by their ids, and others in again; (newly struck, restored). Raises BadInput for an
-        id that the store does not have."""
-        struck, kept, before = set(struck), set(kept), self.struck()
+        """Strike the pairs with the ids `struck` and restore those with the ids `kept`.
+
+        Returns (number newly struck, number restored). Raises BadInput for an id that is not in the store.
+        """
+        struck, kept, before = set(struck), set(kept), self.struck_ids()
         known = {pair.id for pair in (*self.all_pairs(), *self.all_rewrites())}
         foreign = sorted((struck | kept) - known)
         if foreign:
@@ -202,7 +209,7 @@ class Store:
         return len(after - before), len(before - after)
 
     def statistics(self) -> dict[str, Any]:
-        """What is in the store, in figures; a JSON object."""
+        """Counts, margins and mean scores of the store, as a JSON object."""
         pairs, rewrites = self.all_pairs(), self.all_rewrites()
         named = {side.image for pair in pairs for side in (pair.chosen, pair.rejected)}
         return {
@@ -213,7 +220,7 @@ class Store:
 
     def _figures(self, recorded: Sequence[P]) -> dict[str, Any]:
         usable, ids = self.usable(recorded), {pair.id for pair in recorded}
-        out = len(ids & self.struck())
+        out = len(ids & self.struck_ids())
         margins = sorted(pair.margin for pair in usable)
         return {
             "recorded": len(ids),
@@ -237,10 +244,10 @@ class Store:
         }
 
     def usable(self, recorded: Sequence[P], reward: str | None = None) -> list[P]:
-        """Of these pairs the ones to learn from: of `reward`, or of all, not struck, and not contradicted by
-        another of them; each comparison once."""
-        struck, reward = self.struck(), reward and canonical_reward_name(reward)
-        # A struck pair contradicts no one any more.
+        """Those of `recorded` to learn from: of `reward` or of all rewards, not struck, not contradicted by
+        another of them. Each comparison is returned once."""
+        struck, reward = self.struck_ids(), reward and canonical_reward_name(reward)
+        # Struck pairs are left out first: they contradict no other pair.
         ids = {
             pair.id: pair
             for pair in reversed(recorded)
@@ -266,7 +273,7 @@ class Store:
                 fresh.append(pair)
             if fresh:
                 path = self.folder / name
-                # Lines stay as they are: a newer version may have written more into them.
+                # The old lines are copied, not written anew: a newer version may have put more into them.
                 before = path.read_bytes() if recorded else b""
                 ended = before if before.endswith(b"\n") or not before else before + b"\n"
                 write_whole(path, ended + "".join(pair.model_dump_json() + "\n" for pair in fresh).encode())
@@ -277,7 +284,7 @@ class Store:
         if not path.is_file():
             return []
         found = []
-        # Not splitlines: a line separator of Unicode inside a prompt ends no line.
+        # Not splitlines, which would also split at Unicode's line separators inside a prompt.
         text = read_text(path, "preferences", "are", "; bring the file back, or give another --store")
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
@@ -293,13 +300,13 @@ class Store:
 
 
 def picture_name(image: Tensor) -> str:
-    """The name that the pixels of a picture (H, W, 3) in 0..1 decide."""
+    """The stored name of a picture (H, W, 3) in 0..1: a hash of its size and 8-bit pixels."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().cpu().contiguous()
     return Cache.key("picture", *pixels.shape, hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
 
 
 def read_strikes(path: Path) -> tuple[list[str], list[str]]:
-    """(struck, kept) of a file of strikes, the store's own or one that its page gave. Raises BadInput."""
+    """(struck ids, kept ids) of a strikes file, the store's own or one its page saved. Raises BadInput."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         struck, kept = found["struck"], found.get("kept", [])
@@ -315,5 +322,5 @@ def read_strikes(path: Path) -> tuple[list[str], list[str]]:
     return struck, kept
 
 
-def _words(text: PairText) -> tuple[str, str]:
+def _text_key(text: PairText) -> tuple[str, str]:
     return text.reason, text.rewrite

@@ -1,9 +1,9 @@
-"""A folder of pictures with a table of their scores, as groups: what other tools or people have judged.
+"""Groups of pictures from a table of scores, given by people or by other tools.
 
-The table is CSV with a head, or JSON lines: `image` (a path, from the table's folder), `prompt`, `score`, and
-where they are known `drawn_as` (the words that drew the picture, if not the prompt) and `seed`. Pictures of
-the same prompt are compared with each other; one in several lines, whatever its files are called, counts once
-with the mean of its scores.
+The table is CSV with a header line, or JSON lines. Its columns: `image` (a path relative to the table's
+folder), `prompt`, `score`, and optionally `drawn_as` (the prompt that drew the picture, if it is another) and
+`seed`. Pictures of the same prompt are compared with each other. A picture in several lines counts once, with
+its mean score, even under several file names.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class ImportRow(BaseModel):
 
 
 def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterator[PictureGroup]:
-    """A group for each prompt. `path` is the table, or a folder with one. `reward` names the scores; one of
-    ours brings its range and direction.
+    """One group for each prompt. `path` is the table, or a folder that holds one.
 
-    Raises BadInput with the line's number, also for a picture that cannot be read.
+    `reward` is the name of the scores. If it is a reward of this package, its range and direction are used.
+    Raises BadInput, with the line number, also for a picture that cannot be read.
     """
     spec = reward_spec(reward)
     if spec and spec.higher_is_better and lower_is_better:
         raise BadInput(
-            f"higher scores of {reward!r} are better; leave --lower-is-better out, or call the "
-            "table's something else by --reward"
+            f"higher scores of {reward!r} are better; leave --lower-is-better out, or give the table's "
+            "scores another name with --reward"
         )
     higher = spec.higher_is_better if spec else not lower_is_better
     if path.is_dir():
@@ -73,13 +73,13 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
 
 
 def _content(table: Path, number: int, file: Path) -> str:
-    """What a line's picture shows. Raises BadInput."""
+    """The hash of a line's picture. Raises BadInput."""
     if not file.is_file():
-        raise BadInput(f"{table}, line {number}: no picture {file}; paths start where the table is")
+        raise BadInput(f"{table}, line {number}: no picture {file}; paths start at the table's folder")
     try:
         return picture_name(read_picture(file))
     except BadInput as error:
-        raise BadInput(f"{table}, line {number}: {error}; mend it, or take the line out") from error
+        raise BadInput(f"{table}, line {number}: {error}; repair it, or delete the line") from error
 
 
 def _only_table(folder: Path) -> Path:
@@ -105,11 +105,11 @@ def _rows(path: Path) -> Iterator[tuple[int, ImportRow]]:
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    whole = 0  # lines of what has been read
+    whole = 0  # lines read so far
     try:
         for values in reader:
             whole = reader.line_num
-            # An empty cell is a value left out; what stands beyond the head is refused under its own name.
+            # An empty cell means no value. A cell beyond the header gets the key None, which is refused.
             yield whole, {str(key): value for key, value in values.items() if value}
     except csv.Error as error:
         raise BadInput(f"{path}, line {whole + 1}: no CSV ({error}); is a quote left open?") from error
@@ -121,4 +121,4 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise BadInput(f"{path}, line {number}: no JSON ({error})") from error
+                raise BadInput(f"{path}, line {number}: not JSON ({error})") from error

@@ -41,7 +41,7 @@ def closest_pairs(pairs: Sequence[AnyPair], most: int) -> list[AnyPair]:
 def render_pairs(store: Store, pairs: Sequence[AnyPair], recorded: int) -> str:
     from ... import __version__
 
-    struck = store.struck()
+    struck = store.struck_ids()
     return template("pairs.html.jinja").render(
         name=store.folder.resolve().name,
         version=__version__,

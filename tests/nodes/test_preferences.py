@@ -19,7 +19,7 @@ def test_a_run_of_nodes_gives_pairs(server, graph, tmp_path):
     (rewrite,) = entry["outputs"]["4"]["reprise_rewrite"]
     mined = PairMiner(Store(tmp_path / "store", create=True), margin=0.0)
     for group in read_history(f"http://127.0.0.1:{server.port}", print):
-        mined.take(group)
+        mined.add_group(group)
     ours = [pair for pair in mined.pairs if pair.chosen.seed in range(41, 45)]
     scores = {one["seed"]: one["score"] for one in report["candidates"]}
     best, worst = max(scores, key=scores.get), min(scores, key=scores.get)
@@ -43,7 +43,7 @@ def test_a_reflection_loop_gives_pairs(server, graph, tmp_path):
     notes = []
     for group in read_history(f"http://127.0.0.1:{server.port}", notes.append):
         if group.prompt == nodes["4"]["inputs"]["value"]:
-            mined.take(group)
+            mined.add_group(group)
     assert len(rounds) > 1 and mined.counts["groups"] == 1, "the nodes that the loop made report parts of it"
     (pair,) = mined.pairs
     best, worst = max(rounds, key=lambda seed: rounds[seed]["score"]), pair.rejected.seed

@@ -44,5 +44,5 @@ def test_what_is_struck_on_the_page_is_struck_in_the_store(browser, tmp_path):
     while not file.is_file() and time.monotonic() < end:
         time.sleep(0.1)
     assert store.strike(*read_strikes(file)) == (1, 1)
-    assert store.struck() == {first} and [pair.id for pair in store.pairs()] == [second, third]
+    assert store.struck_ids() == {first} and [pair.id for pair in store.pairs()] == [second, third]
     assert browser.errors == []

@@ -82,7 +82,7 @@ def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of
     if reward is not None and rewards and reward not in rewards:
         return f"of {reward!r}, only of {', '.join(rewards)}; {none}"
     asked = {pair.id for pair in recorded if reward in (None, pair.reward)}
-    struck = len(asked & store.struck())
+    struck = len(asked & store.struck_ids())
     if struck == len(asked):
         return f"of {of} that are not struck; {none}"
     return (

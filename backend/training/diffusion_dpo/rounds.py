@@ -144,7 +144,7 @@ class DiffusionDpoRounds(Rounds):
         mined = PairMiner(store, "drawn", self.config.margin, self.rounds.pairs)
         for row in rows:
             try:
-                mined.take(self._group(row, number, store))
+                mined.add_group(self._group(row, number, store))
             except RepriseError as error:
                 if store.images.writable:
                     raise

@@ -49,7 +49,7 @@ def test_a_saved_config_reads_back_equal(tmp_path):
         ("", ["=3"], "expected key=value"),
         ("", ["steps.x=3", "steps=1"], None),
         ("", ["steps=[1"], "cannot read the value in 'steps=[1'"),
-        ("steps: 3", ["steps.inner=3"], "'steps' holds no settings of its own"),
+        ("steps: 3", ["steps.inner=3"], "'steps' is a value, not a group of settings"),
         ("- a\n- b", [], "expected key: value lines"),
         ("a: [1\nb: 2", [], "line 2"),
         (b"\xff\xfe", [], "not UTF-8"),

@@ -1,4 +1,4 @@
-"""Runs as they are left on disk, drawn and judged in no time."""
+"""Files of runs, written without rendering or training."""
 
 import json
 
@@ -13,14 +13,14 @@ SETTINGS = {"renderer": "fake", "rewriter": "reprompt", "judge": None, "rewards"
 
 
 def picture(number):
-    """A picture of its own, as it comes out of a PNG."""
+    """A random picture (8, 8, 3) of 8-bit values, another one for each number."""
     made = torch.rand(8, 8, 3, generator=torch.Generator().manual_seed(number))
     return made.mul(255).round() / 255
 
 
 @pytest.fixture
 def render(tmp_path):
-    """(prompt, [(words, score)], **settings) -> a folder with the record of a render; score None: stopped."""
+    """(prompt, [(drawn prompt, score)], **settings) -> folder of a render's record; score None: pruned."""
 
     def make(prompt, candidates, name=None, scores=None, **settings):
         folder = tmp_path / (name or files.slug(prompt))
@@ -48,7 +48,7 @@ def render(tmp_path):
 
 @pytest.fixture
 def training(tmp_path):
-    """(groups) -> a run folder of GRPO; a group is {prompt, rewrites: [(words, [score a picture])]}."""
+    """(groups) -> a run folder of GRPO; a group is {prompt, rewrites: [(rewrite, [scores of pictures])]}."""
 
     def make(groups, rewards=None, name="grpo"):
         run = tmp_path / name

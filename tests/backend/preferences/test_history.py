@@ -1,4 +1,4 @@
-"""Runs of nodes, from what a server says of its history."""
+"""Pairs from a ComfyUI server's history."""
 
 import io
 import json
@@ -70,7 +70,7 @@ def shown(prompts, reports, names):
 
 @pytest.fixture
 def server():
-    """A server whose history and whose pictures (by their grey) a test sets."""
+    """A server with a history and grey pictures that a test sets."""
 
     class Handler(BaseHTTPRequestHandler):
         history, pictures = {}, {}
@@ -108,14 +108,14 @@ def mined(server, tmp_path):
         found = PairMiner(Store(tmp_path / "store", create=True), **options)
         found.notes = []
         for group in read_history(server.url, found.notes.append):
-            found.take(group)
+            found.add_group(group)
         return found
 
     return mine
 
 
-def test_a_search_with_a_rewriter(mined):
-    """Two candidates were stopped; the pictures come best first."""
+def test_candidates_of_a_search_pair_under_their_rewrite(mined):
+    """Two candidates were pruned; the pictures come best first."""
     outputs = shown(["a large cat"], [report([0.2, None, 0.9, None, 0.5])], ["x.png", "y.png", "z.png"])
     found = mined(GRAPH, outputs, {"x.png": 255, "y.png": 100, "z.png": 0})
     [pair] = found.pairs
@@ -126,7 +126,7 @@ def test_a_search_with_a_rewriter(mined):
     assert found.rewrites == []
 
 
-def test_several_rewrites_are_several_searches(mined):
+def test_several_rewrites_are_read_as_several_searches(mined):
     outputs = shown(
         ["a large cat", "a cat, low"],
         [report([0.2, 0.9]), report([0.1, 0.3])],
@@ -143,7 +143,7 @@ def test_several_rewrites_are_several_searches(mined):
     assert mined(GRAPH, outputs, pictures, by="prompt").pairs[0].margin == pytest.approx(0.8)
 
 
-def test_a_plain_text_and_a_judge_of_another_range(mined):
+def test_a_typed_prompt_and_a_judge_of_another_range(mined):
     encoder = {"class_type": "CLIPTextEncode", "inputs": {"text": " a large cat ", "clip": ["1", 1]}}
     graph = {**GRAPH, "5": encoder}
     outputs = shown(
@@ -157,7 +157,7 @@ def test_a_plain_text_and_a_judge_of_another_range(mined):
     assert (pair.chosen.seed, pair.rejected.seed) == (8, 7)
 
 
-def test_a_reward_scorer(mined):
+def test_pictures_of_a_reward_scorer_pair(mined):
     graph = {
         "1": {"class_type": "Loader", "inputs": {}},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a large cat", "clip": ["1", 1]}},
@@ -181,14 +181,14 @@ def test_a_reward_scorer(mined):
     assert (pair.prompt, pair.condition, pair.chosen.score) == ("a cat", "a large cat", 0.8)
     assert pair.chosen.seed is None
     assert found.store.image(pair.chosen.image).min() == 1
-    # As they were given, where those are kept.
+    # If the scorer's input pictures were saved, they are used, in input order.
     graph["8"]["inputs"]["images"] = ["6", 0]
     outputs["8"]["images"] = files("last.png", "best.png", "mid.png")
     assert mined(graph, outputs, {"best.png": 255, "mid.png": 100, "last.png": 0}).pairs == [pair]
 
 
-def test_a_reflection_loop(mined):
-    """Its rounds' pictures come in their order; what the nodes that it made report is not counted again."""
+def test_rounds_of_a_reflection_loop_pair_by_the_users_prompt(mined):
+    """Pictures come in the order of rounds; the reports of the expansion's nodes are not counted again."""
     graph = {**GRAPH, "8": {"class_type": "RepriseReflectionLoop", "inputs": {"prompt": "a cat"}}}
     drawn = [("a cat", 0.2), ("a large cat", 0.9), ("a cat, low", 0.5)]
     rounds = [
@@ -218,13 +218,13 @@ def test_a_reflection_loop(mined):
     assert (pair.chosen.seed, pair.rejected.seed, pair.margin) == (8, 7, pytest.approx(0.7))
     assert torch.equal(found.store.image(pair.chosen.image), torch.ones(8, 8, 3))
     assert not found.rewrites and not found.notes
-    assert not mined(graph, outputs, pictures).pairs, "other words drew each"
+    assert not mined(graph, outputs, pictures).pairs, "each was drawn by another prompt"
     del outputs["10"]
     assert "connect its `images`" in mined(graph, outputs, pictures).notes[0]
 
 
 def pooled(found):
-    """Which scores stood together, by prompt."""
+    """The scores of each group, by prompt."""
     return {
         (pair.prompt, pair.chosen.drawn_as, pair.chosen.score, pair.rejected.score) for pair in found.pairs
     }
@@ -237,9 +237,8 @@ GREYS = {name: 60 * i for i, name in enumerate(NAMES)}
 APART = {("a red star", "a red star", 0.9, 0.2), ("two blue cats", "two blue cats", 0.8, 0.4)}
 
 
-def test_a_search_over_a_list_of_prompts(mined):
-    """What the judge was given is what was drawn where both come from the list; nodes that do not say which
-    prompt it was give nothing."""
+def test_a_search_over_a_list_of_prompts_gives_a_group_each(mined):
+    """The judge and the sampler take the same item of the list. A report without its prompt gives nothing."""
     graph = {**GRAPH, "4": LISTED}
     graph["8"] = {**GRAPH["8"], "inputs": {**GRAPH["8"]["inputs"], "prompt": ["4", 0]}}
     reports = [report([0.2, 0.9], prompt=PROMPTS[0]), report([0.8, 0.4], prompt=PROMPTS[1])]
@@ -251,7 +250,7 @@ def test_a_search_over_a_list_of_prompts(mined):
     assert mined(graph, outputs, GREYS).counts["groups"] == 0
 
 
-def test_a_search_over_rewrites_of_a_list_of_prompts(mined):
+def test_a_search_over_rewrites_of_a_list_gives_a_group_each(mined):
     graph = {
         **GRAPH,
         "8": {**GRAPH["8"], "inputs": {**GRAPH["8"]["inputs"], "prompt": ["11", 0]}},
@@ -265,7 +264,7 @@ def test_a_search_over_rewrites_of_a_list_of_prompts(mined):
     assert not found.rewrites
 
 
-def test_reflection_over_a_list_of_prompts_and_of_judges(mined):
+def test_reflection_over_lists_of_prompts_and_judges_gives_a_group_each(mined):
     loop = {"class_type": "RepriseReflectionLoop", "inputs": {"prompt": ["4", 0]}}
     graph = {**GRAPH, "4": LISTED, "8": loop}
     told = [
@@ -286,7 +285,7 @@ def test_reflection_over_a_list_of_prompts_and_of_judges(mined):
     assert [pair.reward for pair in found.pairs] == ["shapeworld", "other"]
 
 
-def test_a_scorer_over_a_list_of_prompts(mined):
+def test_a_scorer_over_a_list_of_prompts_gives_a_group_each(mined):
     graph = {
         "1": {"class_type": "Loader", "inputs": {}},
         "4": LISTED,
@@ -311,23 +310,23 @@ WHOLE = shown(["a large cat"], [report([0.2, 0.9])], ["a.png", "b.png"])
 
 
 @pytest.mark.parametrize(
-    ("graph", "outputs", "said"),
+    ("graph", "outputs", "reason"),
     [
-        (GRAPH, None, "not as ComfyUI keeps runs"),
-        (GRAPH, {**WHOLE, "8": None}, "not as ComfyUI keeps runs"),
+        (GRAPH, None, "not in ComfyUI's format"),
+        (GRAPH, {**WHOLE, "8": None}, "not in ComfyUI's format"),
         (GRAPH, {**WHOLE, "8": {"reprise_parm": [_without(report([0.2]), "low")]}}, "low: field required"),
         (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([0.2, "fine"])]}}, "score: .*'fine'"),
         (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([1e308, -1e308])]}}, "a finite distance apart"),
-        (GRAPH, {**WHOLE, "10": {"images": ["a.png", "b.png"]}}, "not as ComfyUI keeps runs"),
+        (GRAPH, {**WHOLE, "10": {"images": ["a.png", "b.png"]}}, "not in ComfyUI's format"),
         (
             {**GRAPH, "10": {"class_type": "PreviewImage"}},
             WHOLE,
-            "not as ComfyUI keeps runs: KeyError: 'inputs'",
+            "not in ComfyUI's format: KeyError: 'inputs'",
         ),
-        (None, WHOLE, "not as ComfyUI keeps runs"),
+        (None, WHOLE, "not in ComfyUI's format"),
     ],
 )
-def test_a_damaged_run_is_noted_and_the_others_are_read(server, tmp_path, graph, outputs, said):
+def test_a_damaged_run_is_noted_and_the_others_are_read(server, tmp_path, graph, outputs, reason):
     server.history = {
         "bad": {"prompt": [0, "bad", graph], "outputs": outputs},
         "short": {"prompt": []},
@@ -337,10 +336,10 @@ def test_a_damaged_run_is_noted_and_the_others_are_read(server, tmp_path, graph,
     [group] = read_history(server.url, notes.append)
     assert [one.score for one in group.pictures] == [0.9, 0.2]
     assert len(notes) == 2 and not any("\n" in note for note in notes)
-    assert re.search(f"run bad was left out.*{said}", notes[0]) and "run short was left out" in notes[1]
+    assert re.search(f"run bad is left out.*{reason}", notes[0]) and "run short is left out" in notes[1]
 
 
-def test_what_was_not_kept_is_said(mined):
+def test_pictures_that_were_not_saved_are_noted(mined):
     graph = {name: node for name, node in GRAPH.items() if name != "10"}
     outputs = shown(["a large cat"], [report([0.2, 0.9])], [])
     del outputs["10"]
@@ -350,8 +349,8 @@ def test_what_was_not_kept_is_said(mined):
     assert not gone.pairs and gone.counts["gone"] == 1
 
 
-def test_a_graph_whose_text_is_not_one(mined):
-    """Two encoders with different words: on which of them to train is not clear."""
+def test_a_sampler_with_several_texts_gives_nothing(mined):
+    """Two text encoders with different prompts: which one to train on is unknown."""
     graph = {
         **GRAPH,
         "5": {
@@ -364,7 +363,7 @@ def test_a_graph_whose_text_is_not_one(mined):
     assert mined(graph, outputs, {"a.png": 0, "b.png": 255}).counts["groups"] == 0
 
 
-def test_no_comfyui(server):
+def test_an_address_without_comfyui_is_refused(server):
     server.history = ["something", "else"]
     with pytest.raises(BadInput, match="is no ComfyUI server"):
         list(read_history(server.url, print))

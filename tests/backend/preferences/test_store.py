@@ -47,7 +47,7 @@ def rewrites(better="a large cat", worse="a cat, low"):
     )
 
 
-def test_a_picture_is_kept_once_under_a_name_of_its_pixels(store):
+def test_a_picture_is_stored_once_under_a_hash_of_its_pixels(store):
     first = store.put_image(picture(1))
     assert store.put_image(picture(1)) == first != store.put_image(picture(2))
     assert torch.equal(store.image(first), picture(1))
@@ -55,14 +55,14 @@ def test_a_picture_is_kept_once_under_a_name_of_its_pixels(store):
     assert store.image("00" * 32) is None
 
 
-def test_a_damaged_picture_is_left_and_can_be_put_again(store):
+def test_a_damaged_picture_stays_until_it_is_stored_again(store):
     name = store.put_image(picture(1))
     store.image_path(name).write_bytes(b"half")
     assert store.image(name) is None and store.image_path(name).read_bytes() == b"half"
     assert store.put_image(picture(1)) == name and torch.equal(store.image(name), picture(1))
 
 
-def test_the_same_pair_is_kept_once(store):
+def test_the_same_pair_is_stored_once(store):
     assert store.add([pair(store), pair(store, run="out/b", margin=0.7)]).new == 1
     again = store.add([pair(store), pair(store, worse=3)])
     assert (again.new, again.known) == (1, 1)
@@ -71,7 +71,7 @@ def test_the_same_pair_is_kept_once(store):
     assert store.add([pair(store, condition="a dog"), pair(store, 2, 1)]).new == 2
 
 
-def test_what_is_on_record_stays_as_it_is(store):
+def test_lines_on_record_are_not_rewritten(store):
     """Newer versions write more into a line; an editor may have left the last one without its end."""
     store.add([pair(store)])
     file = store.folder / "pairs.jsonl"
@@ -81,7 +81,7 @@ def test_what_is_on_record_stays_as_it_is(store):
     assert file.read_bytes().startswith(b"\n" + old + b"\n{") and len(store.all_pairs()) == 2
 
 
-def test_each_reward_has_its_own_pairs(store):
+def test_pairs_are_stored_by_reward_and_returned_once(store):
     """Where two agree, both have the pair and whoever asks for neither sees it once; where they differ, only
     who asks for one of them learns from it."""
     store.add(
@@ -103,7 +103,7 @@ def test_each_reward_has_its_own_pairs(store):
     assert [p.chosen.seed for p in store.pairs("other")] == [4] and not store.pairs()
 
 
-def test_a_judge_has_one_name(store):
+def test_old_names_of_a_judge_are_read_as_its_name(store):
     """Stores of earlier versions called it by another name where it could say what is wrong."""
     old = pair(store).model_dump() | {"reward": "vlm:x#critique+clip-score"}
     old["chosen"]["scores"] = {"vlm:x#critique": 0.5, "vlm:x#checklist": 0.4}
@@ -146,7 +146,7 @@ def test_pairs_that_contradict_each_other_are_left_out(store):
     assert [p.chosen.seed for p in store.pairs()] == [1, 3]
 
 
-def test_strikes(store, tmp_path):
+def test_struck_pairs_are_not_learned_from(store, tmp_path):
     kept, bad = pair(store, 1, 2), pair(store, 3, 4)
     store.add([kept, bad])
     store.add_rewrites([rewrites()])
@@ -173,13 +173,13 @@ def test_strikes(store, tmp_path):
         '{"format": 1, "struck": 3}',
     ],
 )
-def test_what_is_no_file_of_strikes(tmp_path, text):
+def test_a_file_that_holds_no_strikes_is_refused(tmp_path, text):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(BadInput, match="holds no strikes"):
         read_strikes(tmp_path / "s.json")
 
 
-def test_figures(store):
+def test_statistics_count_pairs_margins_and_rewards(store):
     store.add(
         [
             pair(store, 1, 2, 0.5),
@@ -198,19 +198,19 @@ def test_figures(store):
     json.dumps(found)
 
 
-def test_rewrites_are_kept_once(store):
+def test_rewrites_are_stored_once(store):
     assert store.add_rewrites([rewrites(), rewrites()]).new == 1
     assert store.add_rewrites([rewrites("a cat, low", "a large cat")]).new == 1
     assert len(store.all_rewrites()) == 2 and store.rewrites() == []
 
 
-def test_words_of_any_language_survive(store):
+def test_prompts_of_any_language_are_read_back(store):
     odd = pair(store, prompt='一只\u2028猫 "<b>"\n')
     store.add([odd])
     assert Store(store.folder).pairs() == [odd]
 
 
-def test_what_is_no_store(tmp_path, store):
+def test_a_folder_that_is_no_store_is_refused(tmp_path, store):
     with pytest.raises(BadInput, match="preferences mine"):
         Store(tmp_path / "none")
     store.add([pair(store)])
@@ -222,14 +222,14 @@ def test_what_is_no_store(tmp_path, store):
         store.pairs()
 
 
-def test_a_store_that_is_no_text(store):
+def test_a_store_file_that_is_not_text_is_refused(store):
     store.add([pair(store)])
     (store.folder / "pairs.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(BadInput, match="pairs.jsonl are not UTF-8"):
         store.pairs()
 
 
-def test_a_disk_that_takes_no_picture(store):
+def test_a_picture_that_cannot_be_written_is_an_error(store):
     store.images.folder.parent.mkdir(parents=True, exist_ok=True)
     store.images.folder.write_text("a file where a folder should be")
     with pytest.raises(Exception, match="cannot be written"):

@@ -127,12 +127,12 @@ def test_its_rounds_can_be_mined(finished, tmp_path):
     had = [pair for n in "12" for pair in Store(run / "rounds" / n / "preferences").all_pairs()]
     found = PairMiner(Store(tmp_path / "store", create=True), margin=0.001)
     for group in read_runs(run, None, quiet):
-        found.take(group)
+        found.add_group(group)
     assert {pair.id for pair in found.pairs} == {pair.id for pair in had} and not found.counts["gone"]
     assert {(pair.source, pair.reward, pair.run) for pair in found.pairs} == {("round", "redness", str(run))}
     other = PairMiner(Store(tmp_path / "other", create=True), margin=0.001)
     for group in read_runs(finished[0], "blueness", quiet):
-        other.take(group)
+        other.add_group(group)
     assert {pair.id for pair in other.pairs} - {pair.id for pair in had}
     with pytest.raises(BadInput, match="no scores of 'pick-score'; it has those of blueness, redness"):
         list(read_runs(run, "pick-score", quiet))

@@ -100,7 +100,7 @@ def test_its_rounds_can_be_mined(finished, tmp_path):
     run, _ = finished
     found = PairMiner(Store(tmp_path / "store", create=True))
     for group in read_runs(run, None, quiet):
-        found.take(group)
+        found.add_group(group)
     assert len(found.rewrites) >= 4 and {pair.reward for pair in found.rewrites} == {"redness"}
     for pair in found.rewrites:
         assert (pair.source, pair.renderer) == ("round", "words") and pair.prompt.startswith("a ")

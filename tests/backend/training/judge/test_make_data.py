@@ -212,7 +212,7 @@ def test_lines_that_are_none(tmp_path):
     path = tmp_path / "data.jsonl"
     for line, said in {
         "": "holds no examples; `reprise data judge` makes them",
-        "{": "line 1: no JSON",
+        "{": "line 1: not JSON",
         '{"prompt": "x", "question": "why", "image": "a.png"}': "question: input should be 'match'",
         '{"prompt": "x", "question": "match", "image": "a.png"}': 'match is answered with "label"',
         '{"prompt": "x", "question": "critique", "image": "a.png", "label": true}': 'answered with "text"',

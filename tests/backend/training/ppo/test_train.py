@@ -133,7 +133,7 @@ def test_preferences_are_mined_from_a_run(finished):
     assert {group.source for group in groups} == {"training"} and len(groups) == 4 * 4
     for group in groups:
         plain = [one for one in group.pictures if one.reason is None]
-        assert {one.drawn_as for one in plain} == {group.typed} and len(plain) < len(group.pictures)
+        assert {one.drawn_as for one in plain} == {group.user_prompt} and len(plain) < len(group.pictures)
         assert all(one.load() is not None for one in group.pictures)
 
 

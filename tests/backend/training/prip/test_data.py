@@ -77,7 +77,7 @@ def test_three_layouts_say_the_same(tmp_path):
     [
         ("", "is empty; expected lines"),
         ("\n\n", "is empty"),
-        ('{"prompt": "a"', "line 1: no JSON"),
+        ('{"prompt": "a"', "line 1: not JSON"),
         ('{"prompt": "a"}\n{"prompt": "a", "picture": "b"}', "line 2: picture: extra"),
         ('{"prompt": " "}', "line 1: prompt"),
         ('{"prompt": "a", "scores": {"x": NaN}}', "line 1: scores.x"),

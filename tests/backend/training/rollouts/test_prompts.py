@@ -21,7 +21,7 @@ def test_text_and_json_lines(tmp_path):
         (b"", "holds no prompts"),
         (b"\n \n", "holds no prompts"),
         (b"\xff\xfe", "not UTF-8"),
-        (b'a\n{"prompt": "a"', "line 2: no JSON"),
+        (b'a\n{"prompt": "a"', "line 2: not JSON"),
         (b'{"promt": "a"}', "line 1: prompt: field required"),
         (b'{"prompt": " "}', "line 1: prompt: "),
         (b'{"prompt": "a", "seed": 1}', "line 1: seed: "),

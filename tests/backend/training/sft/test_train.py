@@ -314,7 +314,7 @@ GOOD = '{"prompt": "p", "reason": "r", "rewrite": "w"}'
         (b"", "holds no examples"),
         (b"\n \n", "holds no examples"),
         (b"\xff\xfe\x00", "not UTF-8"),
-        (f"{GOOD}\n\n{{".encode(), "line 3: no JSON"),
+        (f"{GOOD}\n\n{{".encode(), "line 3: not JSON"),
         (f"{GOOD}\n[1]".encode(), "line 2: "),
         (b'{"prompt": "p", "reason": "r"}', "line 1: rewrite: field required"),
         (b'{"prompt": "p", "reason": "r", "rewrite": "  "}', "line 1: rewrite: "),
