@@ -19,10 +19,9 @@ VLM = "vlm: "  # begins the name of a judge that is any vision-language model
 
 
 def _root(kind: str) -> str:
-    """The folder of a kind, known to ComfyUI under `reprise_<kind>`; extra_model_paths may add more."""
+    """ComfyUI's name of a kind's folders: models/reprise/KIND, and those that extra_model_paths.yaml adds."""
     name = f"reprise_{kind}"
-    if name not in folder_paths.folder_names_and_paths:
-        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / "reprise" / kind))
+    folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / "reprise" / kind))
     return name
 
 
@@ -208,7 +207,7 @@ class LoadShapeWorld(io.ComfyNode):
                     default="plain",
                     optional=True,
                     tooltip="styled also draws the palettes, outlines, backgrounds and textures that a "
-                    "prompt names: glossy, framed, neon…",
+                    "prompt names: glossy, framed, pastel…",
                 ),
             ],
             outputs=[io.Model.Output("model"), io.Clip.Output("clip"), io.Vae.Output("vae")],
