@@ -34,10 +34,10 @@ from ..rewards.scales import scaled
 from ..storage.cache import Cache
 from ..storage.files import read_lines, write_whole
 from .common import distributed
+from .common.data import MAX_LOST
 from .common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
-from .common.pairs import MAX_LOST, TeachesNothing
+from .common.pairs import TeachesNothing
 from .common.run_folder import append_lines, write_folder
-from .common.steps import save_error
 from .rollouts.evaluation import evaluation_prompts, is_better, selection_metric
 from .rollouts.prompts import TrainingPrompt, read_prompts
 from .rollouts.scoring import PictureScorer, PictureScores
@@ -273,11 +273,8 @@ class Rounds(ABC):
         return stop
 
     def _put(self, newest: Path, folder: Path) -> Path:
-        try:
-            with write_folder(folder) as part:
-                self.export(newest, part)
-        except Exception as error:  # safetensors and the file system raise their own kinds
-            raise save_error(folder, self.folder, error) from error
+        with write_folder(folder) as part:
+            self.export(newest, part)
         return folder
 
 

@@ -10,14 +10,12 @@ from typing import TypeVar
 from ...core.errors import BadInput
 from ...preferences.store import Pair, RewritePair, Store, canonical_reward_name
 from ...storage.files import write_whole
+from .data import MAX_LOST
 
 P = TypeVar("P", Pair, RewritePair)
 
 
 BEGUN_WITH = Path("checkpoints") / "pairs.json"
-
-
-MAX_LOST = 0.1  # share of the pairs whose pictures may be gone; beyond it a run is refused
 
 
 class TeachesNothing(BadInput):

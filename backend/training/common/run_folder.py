@@ -1,4 +1,4 @@
-"""The run folder of a training: whose it is, where a stopped run goes on, the rewriter that comes out.
+"""The folder of a run: who may write into it, where a stopped run goes on, what comes out.
 
 `config.yaml`, `metrics.jsonl`, `checkpoints/` and `final/` are every trainer's; each adds its own.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -20,10 +20,10 @@ from ...rewriters.reprompt import SETTINGS
 from ...storage.files import apply_umask, write_whole
 from . import distributed
 
-# What a run may go on with in another way: nothing that it learned depends on it. A round knows nothing of
-# how many follow, so that a finished run takes more of them.
-ROUNDS_ASKED = "rounds.count"
-FREE = (
+# A resumed run may change these settings, because nothing that is learned depends on them. A round does not
+# depend on how many rounds follow, so that a finished run takes more of them.
+ROUND_COUNT = "rounds.count"
+CHANGEABLE = (
     "save_every",
     "log_every",
     "gradient_checkpointing",
@@ -31,47 +31,75 @@ FREE = (
     "keep_gb",
     "rounds.offload",
     "rounds.keep_gb",
-    ROUNDS_ASKED,
+    ROUND_COUNT,
 )
-KEPT_CONFIG = Path("checkpoints") / "config.yaml"
+STARTED_CONFIG = Path("checkpoints") / "config.yaml"  # of a run that has begun
+RECORDS = ("metrics.jsonl", "evaluations.jsonl", "rollouts/rollouts.jsonl")  # a line has its "step"
+
+
+class TrainingLoop(Protocol):
+    def run(self) -> Path: ...
+
+
+def run_training(
+    run: Path, text: str, resume: bool, log: Callable[[str], None], begin: Callable[[], TrainingLoop]
+) -> Path:
+    """Claim the folder for the config `text`, make a loop with `begin`, run it, and return `final/`.
+
+    A finished run is returned as it is, unless it asks for another number of rounds. A run that cannot begin
+    changes nothing.
+    """
+    final = run / "final"
+    other_rounds = ROUND_COUNT in distributed.run_on_main(lambda: claim_run_folder(run, text, resume))
+    if resume and final.is_dir() and not other_rounds:
+        log(f"{run} is finished already")
+        return final
+    from ...core.model_files import quiet_loading
+
+    with quiet_loading():
+        with undo_failed_start(run, text, resume):
+            loop = begin()
+            if other_rounds:
+                shutil.rmtree(final, ignore_errors=True)  # a copy of a round's; there will be a later one
+        return loop.run()
 
 
 def claim_run_folder(run: Path, text: str, resume: bool) -> list[str]:
-    """Make the run folder ours, or make sure that what is in it is this run; `text` is its config.
-    Which settings a resumed run goes on with in another way.
+    """Make a new run's folder, or check that a resumed run has the config `text`.
 
-    The command line may have written `config.yaml`; a run has begun when `checkpoints/` holds one too. A
-    resumed run takes changed settings of `FREE`, which `undo_failed_start` writes down; others are refused.
+    The command line may have written `config.yaml` already; a run has begun when `checkpoints/` has one, too.
+    Returns the settings that a resumed run changes; it may change those in `CHANGEABLE`, and
+    `undo_failed_start` stores them. Raises BadInput.
     """
-    kept = run / KEPT_CONFIG
-    if kept.exists():
+    started = run / STARTED_CONFIG
+    if started.exists():
         if not resume:
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or choose another folder")
-        if (begun := kept.read_text(encoding="utf-8")) == text:
+        if (before := started.read_text(encoding="utf-8")) == text:
             return []
-        return _changed_free(run, kept, begun, text)
+        return _changes(run, started, before, text)
     if resume:
         raise BadInput(f"{run} holds no run to go on with: it has no checkpoints/config.yaml")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        started.parent.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text(text, encoding="utf-8")
-        kept.write_text(text, encoding="utf-8")
+        started.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write the run folder {run}: {error.strerror}; choose another") from error
     return []
 
 
-def _changed_free(run: Path, kept: Path, begun: str, text: str) -> list[str]:
-    """In what one config differs from the other. Raises BadInput where that is more than `FREE`."""
-    before, now = (dict(_leaves(yaml.safe_load(one))) for one in (begun, text))
+def _changes(run: Path, started: Path, text_before: str, text: str) -> list[str]:
+    """The settings in which two configs differ. Raises BadInput where one is not in `CHANGEABLE`."""
+    before, now = (dict(_leaves(yaml.safe_load(one))) for one in (text_before, text))
     nothing = object()
     changed = [key for key in {**before, **now} if before.get(key, nothing) != now.get(key, nothing)]
-    if other := [key for key in changed if key not in FREE]:
+    if other := [key for key in changed if key not in CHANGEABLE]:
         named = ", ".join(other[:FEW]) + (", …" if len(other) > FEW else "")
-        free = ", ".join(key for key in FREE if key in before)
+        changeable = ", ".join(key for key in CHANGEABLE if key in before)
         raise BadInput(
-            f"{run} was begun with other settings of {named}, see {kept}; it goes on with those, "
-            f"only {free} may change"
+            f"{run} was begun with other settings of {named}, see {started}; it goes on with those, "
+            f"only {changeable} may change"
         )
     return changed
 
@@ -87,32 +115,48 @@ def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def undo_failed_start(run: Path, text: str, resume: bool) -> Iterator[None]:
-    """What cannot even begin leaves nothing half-written: a new run gives its folder back, and a resumed one
-    is as it was. Its files have the config `text` once it has begun."""
+    """A context for the start of a run. Where it fails, a new run's folder is removed, and a resumed run's is
+    as it was. Where it succeeds, a resumed run's files have the config `text`."""
     try:
         yield
     except BaseException:
         if not resume and distributed.is_main():
-            for path in (run / KEPT_CONFIG, run / "config.yaml"):
+            for path in (run / STARTED_CONFIG, run / "config.yaml"):
                 path.unlink(missing_ok=True)
             for folder in (run / "checkpoints", run):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
         raise
     if resume and distributed.is_main():
-        for path in (run / "config.yaml", run / KEPT_CONFIG):
+        for path in (run / "config.yaml", run / STARTED_CONFIG):
             if path.is_file() and path.read_text(encoding="utf-8") != text:
                 write_whole(path, text)
 
 
+def resume_point(run: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None: from the start. Lines of later steps are cut from the records.
+
+    Raises CheckpointError.
+    """
+    checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
+    for name in RECORDS:
+        # From the start, the evaluation before the first step is made again, too.
+        drop_later_lines(run / name, step_of(checkpoint) if checkpoint else -1)
+    return checkpoint
+
+
+def started_from(checkpoint: Path | None) -> str:
+    """Where a run goes on, for the log."""
+    return f"going on from {checkpoint.name}" if checkpoint else "from the start"
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint written to its end; the trainer's state is its last file.
+    """The newest whole checkpoint. The trainer's state is its last file.
 
     One that was being written when the run was killed is removed. Raises CheckpointError for one that
     was whole and is damaged.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
-    for path in found:
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -146,7 +190,7 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Add lines to a file of JSON lines. Raises TrainingFailed where the disk does not take them."""
+    """Add lines to a file of JSON lines. Raises TrainingFailed where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -158,18 +202,24 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def drop_later_lines(path: Path, done: int) -> None:
-    """Take from a file of JSON lines those of steps after `done`, which will be taken again.
+    """Cut the lines of steps after `done` from a file of JSON lines; these steps will be taken again.
 
-    What stands behind the last line's end was being written when the run was killed.
+    A last line without an end was being written when the run was killed; it is cut, too.
     """
     if path.exists():
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         write_whole(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= done))
 
 
-def export_rewriter(final: Path, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
-    """Write a rewriter's folder."""
-    with write_folder(final) as part:
+def save_error(path: Path, run: Path, error: Exception) -> TrainingFailed:
+    return TrainingFailed(
+        f"{path} cannot be written: {first_line(error)}; make room, and go on with --resume {run}"
+    )
+
+
+def export_rewriter(folder: Path, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
+    """Write a rewriter's folder. Raises TrainingFailed."""
+    with write_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
@@ -177,17 +227,23 @@ def export_rewriter(final: Path, model: Any, tokenizer: Any, settings: dict[str,
 
 
 @contextmanager
-def write_folder(final: Path) -> Iterator[Path]:
-    """A folder to write to, beside its place, which is put there at the end: it is whole, or not there."""
-    part, old = final.with_name(final.name + ".part"), final.with_name(final.name + ".old")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    for file in part.rglob("*"):
-        if file.is_file():
-            apply_umask(file)
-    if final.exists():
+def write_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into. At the end it takes the place of `folder`, which is so always whole.
+
+    Raises TrainingFailed for whatever goes wrong meanwhile; the run is the folder above.
+    """
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                apply_umask(file)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    part.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:  # safetensors and the file system raise their own kinds
+        raise save_error(folder, folder.parent, error) from error

@@ -157,7 +157,7 @@ class Adapter(Run):
         return self
 
 
-class RewriterTraining(Adapter, Export, Checkpointing):
+class RewriterTraining(Adapter, Optimisation, Export, Checkpointing):
     """A rewriter that learns."""
 
     model: str
@@ -168,7 +168,7 @@ class RewriterTraining(Adapter, Export, Checkpointing):
     """System text, stored with the checkpoint. None: the one stored with `model`, else the default one."""
 
 
-class TextTraining(Batches, Epochs, Optimisation, RewriterTraining):
+class TextTraining(Batches, Epochs, RewriterTraining):
     """A rewriter that learns from given texts."""
 
     max_length: PositiveInt = 1024

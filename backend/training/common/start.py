@@ -1,13 +1,12 @@
-"""How trainings start: settings that cannot be, and the rewriter that is to be trained."""
+"""The rewriter that a training starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
 from ...rewriters.prompting import PLAIN_SYSTEM, SYSTEM
-from ...rewriters.reprompt import load_checkpoint
+from ...rewriters.reprompt import EMBEDDED_REWRITER, load_checkpoint
 from .lora import training_dtype
 from .settings import RewriterTraining
 
@@ -15,40 +14,36 @@ if TYPE_CHECKING:
     from ...rewriters.reprompt import CheckpointSettings
 
 
+def rewriter_folder(model: str) -> str:
+    """The folder or hub name of the setting `model`."""
+    return str(EMBEDDED_REWRITER) if model == "shapeworld" else model
+
+
 def load_rewriter(
-    where: str, config: RewriterTraining, gpu: bool
+    model: str, config: RewriterTraining, gpu: bool
 ) -> tuple[Any, Any, CheckpointSettings, str]:
     """(model, tokenizer that can pad, the checkpoint's settings, system text). Raises CheckpointError."""
-    dtype = training_dtype(config.dtype, gpu, config.lora)
-    model, tokenizer, settings = load_checkpoint(where, "cuda" if gpu else "cpu", dtype)
+    where, dtype = rewriter_folder(model), training_dtype(config.dtype, gpu, config.lora)
+    weights, tokenizer, settings = load_checkpoint(where, "cuda" if gpu else "cpu", dtype)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer, settings, system_text(config, settings.system, where)
+    return weights, tokenizer, settings, system_text(config, settings.system, where)
 
 
-def system_text(config: RewriterTraining, kept: str | None, where: str) -> str:
-    """What a rewriter is told: the config's words, else those that it keeps, else ours. Raises BadInput where
-    it keeps words that ask for reasons, and is to give none."""
+def system_text(config: RewriterTraining, stored: str | None, where: str) -> str:
+    """The system text: the config's, else the one `stored` with the checkpoint `where`, else the default.
+
+    Raises BadInput where the stored one asks for reasons and the config wants none.
+    """
     if config.system is not None:
         return config.system
     if config.reasoning:
-        return kept or SYSTEM
-    if kept in (None, "", SYSTEM):
+        return stored or SYSTEM
+    if stored in (None, "", SYSTEM):
         return PLAIN_SYSTEM
-    if "<reason>" in kept:
+    if "<reason>" in stored:
         raise BadInput(
-            f"the system text that {where} keeps asks for reasons, and reasoning is false; give "
+            f"the system text stored with {where} asks for reasons, and reasoning is false; give "
             "another with system"
         )
-    return kept
-
-
-MAX_LOST = 0.1  # share of the records that may be unusable; beyond it a run is refused
-
-
-def check_lost(lost: int, of: int, what: str, why: str, remedy: str, log: Callable[[str], None]) -> None:
-    """Say how many records are left out. Raises BadInput where they are too many, or all."""
-    if lost > MAX_LOST * of or lost == of:
-        raise BadInput(f"{lost} of {of} of {what} {why}; {remedy}")
-    if lost:
-        log(f"left out {lost} of {of} of {what}: they {why}")
+    return stored

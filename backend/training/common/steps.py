@@ -1,163 +1,79 @@
-"""What the loops of our own share (diffusion-dpo, PRIP's two stages, ppo): how a run is carried out, the
-learning rate, numbers that are none, and checkpoints of weights and AdamW's moments."""
+"""The parts of an optimiser step: learning rate, gradient, numbers that diverged, checkpoints."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from ...core.errors import BadInput, TrainingFailed, first_line
-from ...core.seeds import shuffled_indices
-from ...storage.files import write_whole
-from . import distributed
-from .run_folder import ROUNDS_ASKED, claim_run_folder, step_of, undo_failed_start
+from ...core.errors import TrainingFailed
+from .run_folder import save_error, step_of
+from .settings import Optimisation
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
-KEPT = 2  # checkpoints
-BEGUN = Path("checkpoints") / "begun.json"
-Item = TypeVar("Item")
+CHECKPOINTS = 2  # how many are on disk
 
 
-class LearningRateSettings(Protocol):
-    """What a config says of the learning rate over time."""
+def learning_rates(config: Optimisation, optimizer: Optimizer, steps: int) -> Callable[[int], list[float]]:
+    """How many steps are done -> the learning rate of each parameter group in the next one.
 
-    @property
-    def scheduler(self) -> str: ...
-    @property
-    def max_steps(self) -> int: ...
-    @property
-    def warmup_ratio(self) -> float: ...
-
-
-class TrainingLoop(Protocol):
-    def run(self) -> Path: ...
-
-
-def run_training(
-    run: Path, text: str, resume: bool, log: Callable[[str], None], begin: Callable[[], TrainingLoop]
-) -> Path:
-    """Claim the run folder for the config `text`, `begin` a loop and run it; a finished run's `final/` is
-    returned as it is, unless it is asked for another number of rounds. What cannot begin changes nothing."""
-    final = run / "final"
-    more = ROUNDS_ASKED in distributed.run_on_main(lambda: claim_run_folder(run, text, resume))
-    if resume and final.is_dir() and not more:
-        log(f"{run} is finished already")
-        return final
-    from ...core.model_files import quiet_loading
-
-    with quiet_loading():
-        with undo_failed_start(run, text, resume):
-            loop = begin()
-            if more:
-                shutil.rmtree(final, ignore_errors=True)  # a copy of a round's; there will be a later one
-        return loop.run()
-
-
-def check_same_data(run: Path, source: object, now: Mapping[str, Any], resumed: bool) -> None:
-    """A resumed run learns from what it began with: `now` says what `source` gives, and is kept in the run
-    where it begins. Raises BadInput where that changed; runs of earlier versions kept less of it."""
-    path = run / BEGUN
-    if not resumed:
-        write_whole(path, json.dumps(now) + "\n")
-        return
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if any(now.get(name) != value for name, value in kept.items()):
-        raise BadInput(
-            f"{source} or its pictures changed since {run} began; bring them back, or begin another run"
-        )
-
-
-def pictures_digest(pictures: Iterable[Path]) -> str:
-    """Of what is in all of the files, for `check_same_data`. Raises BadInput for one that cannot be read."""
-    found = hashlib.sha256()
-    for path in dict.fromkeys(pictures):
-        try:
-            found.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError as error:
-            raise BadInput(f"cannot read the picture {path}: {error.strerror}; bring it back") from error
-    return found.hexdigest()
-
-
-def learning_rate_factor(config: LearningRateSettings, optimizer: Optimizer) -> Callable[[int], float]:
-    """What the peak learning rate is multiplied by before each step, by the steps done."""
+    The groups' rates of now are their peaks; `steps` is the length of the run.
+    """
     from transformers import get_scheduler
 
-    made: Any = get_scheduler(
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    schedule: Any = get_scheduler(
         config.scheduler,
         optimizer,
-        num_training_steps=config.max_steps,
-        num_warmup_steps=math.ceil(config.warmup_ratio * config.max_steps),
+        num_training_steps=steps,
+        num_warmup_steps=math.ceil(config.warmup_ratio * steps),
     )
-    return made.lr_lambdas[0]
-
-
-def batches_of_step(
-    step: int, items: Sequence[Item], each: int, accumulation: int, seed: int
-) -> list[list[Item]]:
-    """What step `step`, from 1, learns from: `accumulation` batches of `each`, a matter of (seed, step)."""
-    count = each * accumulation
-    places = range((step - 1) * count, step * count)
-    chosen = [items[i] for i in shuffled_indices(len(items), seed, places)]
-    return [chosen[first : first + each] for first in range(0, count, each)]
-
-
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def apply_gradient(
-    weights: Mapping[str, Tensor], optimizer: Optimizer, most: float, step: int, run: Path
-) -> float:
-    """Clip the gradient to the norm `most`, take the optimiser's step, and give the norm as it was.
-    Raises TrainingFailed for one that is no number."""
-    import torch
-
-    norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), most))
-    check_gradient(norm, step, run)
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm
+    factor = schedule.lr_lambdas[0]
+    return lambda done: [peak * factor(done) for peak in peaks]
 
 
 def autocast(device: torch.device) -> Any:
-    """bfloat16 on a GPU that has it."""
+    """A context that computes in bfloat16 on a GPU that has it."""
     import torch
 
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
+def clip_gradient(weights: Mapping[str, Tensor], max_norm: float, step: int, run: Path) -> float:
+    """Clip the gradient to `max_norm`, and return its norm before that.
+
+    Raises TrainingFailed where it is NaN or infinite.
+    """
+    import torch
+
+    norm = float(torch.nn.utils.clip_grad_norm_(weights.values(), max_norm))
+    check_gradient(norm, step, run)
+    return norm
+
+
 def check_loss(loss: Tensor, step: int, run: Path) -> None:
-    """Raises TrainingFailed for one that is no number."""
+    """Raises TrainingFailed where it is NaN or infinite."""
     if not loss.isfinite():
         raise divergence_error(f"the loss of step {step} is {loss.item()}", run)
 
 
 def check_gradient(norm: float, step: int, run: Path) -> None:
-    """Raises TrainingFailed for one that is no number."""
+    """Raises TrainingFailed where its norm is NaN or infinite."""
     if not math.isfinite(norm):
-        raise divergence_error(f"the gradient of step {step} is no number", run)
+        raise divergence_error(f"the gradient of step {step} is NaN or infinite", run)
 
 
 def divergence_error(what: str, run: Path, remedy: str = "lower learning_rate") -> TrainingFailed:
-    """What --resume would only repeat: it goes on with the same settings, to the same numbers."""
+    """--resume would only repeat it: it goes on with the same settings, to the same numbers."""
     return TrainingFailed(f"{what}; {remedy}, and begin another run: {run} keeps its settings")
-
-
-def save_error(path: Path, run: Path, error: Exception) -> TrainingFailed:
-    return TrainingFailed(
-        f"{path} cannot be written: {first_line(error)}; make room, and go on with --resume {run}"
-    )
 
 
 def save_checkpoint(
@@ -166,17 +82,19 @@ def save_checkpoint(
     files: Mapping[str, Mapping[str, Tensor]],
     optimizer: Optimizer,
     names: Sequence[str],
-    state: Mapping[str, Any] | None = None,
+    state: Mapping[str, Any],
 ) -> None:
-    """Write `checkpoints/checkpoint-STEP`: a safetensors file of each of `files`, AdamW's moments by the
-    `names` of its weights in order, and `state`, whose file is the last and says that it is whole.
-    Raises TrainingFailed."""
+    """Write `checkpoints/checkpoint-STEP`, and delete all but the newest two.
+
+    It holds a safetensors file for each of `files`, AdamW's moments by the `names` of its weights in order,
+    and `state` as JSON. That is the last file: where it is, the checkpoint is whole. Raises TrainingFailed.
+    """
     from safetensors.torch import save_file
 
     folder = run / "checkpoints" / f"checkpoint-{step}"
-    known = optimizer.state_dict()["state"]
+    stored = optimizer.state_dict()["state"]
     moments = {
-        f"{name}.{key}": value for i, name in enumerate(names) for key, value in known.get(i, {}).items()
+        f"{name}.{key}": value for i, name in enumerate(names) for key, value in stored.get(i, {}).items()
     }
     try:
         shutil.rmtree(folder, ignore_errors=True)
@@ -185,8 +103,8 @@ def save_checkpoint(
             whole = {key: one.detach().contiguous() for key, one in tensors.items()}
             save_file(whole, folder / f"{name}.safetensors")
         save_file(moments, folder / "optimizer.safetensors")
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, **(state or {})}))
-        for path in sorted(folder.parent.glob("checkpoint-*"), key=step_of)[:-KEPT]:
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, **state}))
+        for path in sorted(folder.parent.glob("checkpoint-*"), key=step_of)[:-CHECKPOINTS]:
             shutil.rmtree(path)
     except Exception as error:  # safetensors and the file system raise their own kinds
         raise save_error(folder, run, error) from error
@@ -199,21 +117,21 @@ def load_checkpoint(
     names: Sequence[str],
     device: str,
 ) -> dict[str, Any]:
-    """Put back into the tensors of `files` and into the optimiser what `save_checkpoint` wrote; the state."""
+    """Read what `save_checkpoint` wrote into the tensors of `files` and the optimiser; returns the state."""
     import torch
     from safetensors.torch import load_file
 
     with torch.no_grad():
         for name, tensors in files.items():
-            kept = load_file(checkpoint / f"{name}.safetensors", device=device)
+            stored = load_file(checkpoint / f"{name}.safetensors", device=device)
             for key, one in tensors.items():
-                one.copy_(kept[key])
-    kept = load_file(checkpoint / "optimizer.safetensors", device=device)
-    known = optimizer.state_dict()
-    known["state"] = {
-        i: {key: kept[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                one.copy_(stored[key])
+    moments = load_file(checkpoint / "optimizer.safetensors", device=device)
+    whole = optimizer.state_dict()
+    whole["state"] = {
+        i: {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         for i, name in enumerate(names)
-        if f"{name}.step" in kept
+        if f"{name}.step" in moments
     }
-    optimizer.load_state_dict(known)
+    optimizer.load_state_dict(whole)
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

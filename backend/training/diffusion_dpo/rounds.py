@@ -47,7 +47,7 @@ class DiffusionDpoRounds(Rounds):
 
     def _check(self) -> None:
         """What would be refused of the settings once a round is drawn is refused before."""
-        from .loop import check_possible, trainable
+        from .start import check_possible, trainable
 
         trainable(self.config.model)
         if self.config.judge is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.config import parse_config, save_config
 from ...factory import open_renderer
 from ...preferences.store import PairText, RewritePair, Store
-from ...rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter, load_checkpoint
+from ...rewriters.reprompt import RePromptRewriter, load_checkpoint
 from ...storage.files import write_whole
 from ..common import distributed
 from ..common.lora import merged
@@ -30,7 +30,7 @@ from ..rollouts.prompts import PromptStream
 from ..rollouts.rewrites import RolloutGroup, Rollouts
 from ..rounds import Rounds
 from .config import RewriterRounds
-from .loop import learn
+from .loop import DpoLoop
 
 if TYPE_CHECKING:
     from .config import DpoConfig
@@ -103,7 +103,7 @@ class DpoRounds(Rounds):
             }
         )
         write_whole(folder / "config.yaml", save_config(config))
-        return learn(config, folder, True, lambda line: self.log(f"round {number}: {line}"))
+        return DpoLoop(config, folder, True, lambda line: self.log(f"round {number}: {line}")).run()
 
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         with self.rollouts(newest) as rollouts:
@@ -119,8 +119,8 @@ class DpoRounds(Rounds):
     def rollouts(self, newest: Path | None) -> Iterator[Rollouts]:
         """The rewriter of a round, the renderer and the judges at work."""
         config, rounds = self.config, self.rounds
-        where = newest or (EMBEDDED_REWRITER if config.model == "shapeworld" else config.model)
-        model, tokenizer, _, system = load_rewriter(str(where), config, distributed.use_gpu(config.device))
+        where, gpu = str(newest or config.model), distributed.use_gpu(config.device)
+        model, tokenizer, _, system = load_rewriter(where, config, gpu)
         writer = RePromptRewriter(
             (model, tokenizer),
             system=system,

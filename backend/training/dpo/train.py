@@ -3,7 +3,7 @@
 Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. Pairs are what `reprise preferences mine` found in the
 records of any run: best against worst rewrite of a prompt, by the mean score of their pictures, whoever wrote
 them. Rendering and training are apart, so that this costs no picture. The reference is the rewriter that it
-starts from; `rounds` iterates (`dpo_rounds`), or render with `final/`, mine, and start from there.
+starts from; `rounds` iterates, or render with `final/`, mine, and start from there.
 Departs from TRL: prompt and answers are built by the functions that inference uses, token for token.
 
 The run folder is that of `sft`.
@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...core.config import save_config
-from ...core.model_files import quiet_loading
 from ..common import distributed
-from ..common.run_folder import claim_run_folder
-from ..common.steps import run_training
+from ..common.run_folder import run_training
 from .config import DpoConfig
-from .loop import learn
 
 CONFIG = DpoConfig
+SEVERAL = False  # processes may share the work
 
 
 def train(config: DpoConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
@@ -33,18 +31,14 @@ def train(config: DpoConfig, run: Path, resume: bool = False, log: Callable[[str
     Raises BadInput where there is nothing to learn from, and CheckpointError.
     """
     distributed.require_one_process()
-    if config.rounds is not None:
-        from .rounds import DpoRounds
 
-        rounds = config.rounds
-        return run_training(
-            run, save_config(config), resume, log, lambda: DpoRounds(config, rounds, run, log)
-        )
-    final = run / "final"
-    claim_run_folder(run, save_config(config), resume)
-    if resume and final.is_dir():
-        log(f"{run} is finished already")
-        return final
+    def begin():
+        if config.rounds is not None:
+            from .rounds import DpoRounds
 
-    with quiet_loading():
-        return learn(config, run, resume, log)
+            return DpoRounds(config, config.rounds, run, log)
+        from .loop import DpoLoop
+
+        return DpoLoop(config, run, resume, log)
+
+    return run_training(run, save_config(config), resume, log, begin)

@@ -15,18 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import BadInput, TrainingFailed, first_line
+from ...core.errors import BadInput
 from ...factory import open_renderer, open_reward
 from ...reports.training import write_report
 from ...rewards.text import Structure
 from ...rewriters.prompting import prompt_ids
-from ...rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter, load_checkpoint
+from ...rewriters.reprompt import RePromptRewriter, load_checkpoint
 from ...storage.cache import Cache
 from ..common import distributed
 from ..common.lora import merged
 from ..common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
-from ..common.run_folder import append_lines, drop_later_lines, export_rewriter, newest_checkpoint, step_of
-from ..common.start import load_rewriter
+from ..common.run_folder import append_lines, export_rewriter, resume_point, started_from
+from ..common.start import load_rewriter, rewriter_folder
+from ..common.trl import log_through, trl_arguments
 from ..rollouts.evaluation import evaluate, evaluation_prompts, record_evaluation, selection_metric
 from ..rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
 from ..rollouts.rewrites import RolloutBatch, Rollouts
@@ -34,7 +35,6 @@ from ..rollouts.scoring import PictureScorer
 from .config import GrpoConfig
 from .trl import trainer_class, watch
 
-LINES = ("metrics.jsonl", "evaluations.jsonl", "rollouts/rollouts.jsonl")  # of steps; cut when resuming
 PICTURES = "rollouts/pictures"
 
 
@@ -60,7 +60,7 @@ class GrpoLoop:
         from transformers import set_seed
 
         self.config, self.folder, self.resume, self.log = config, run, resume, log
-        self.checkpoint = distributed.run_on_main(self._last)
+        self.checkpoint = distributed.run_on_main(lambda: resume_point(run, resume))
         self.gpu = distributed.use_gpu(config.device)
         set_seed(config.seed)
         model, tokenizer, settings, system = load_rewriter(str(self._start()), config, self.gpu)
@@ -105,10 +105,7 @@ class GrpoLoop:
         self.batch: RolloutBatch | None = None
         self.trainer = self._trainer(model, tokenizer)
         self.rewriter.autocast = self.trainer.accelerator.autocast
-        log(
-            f"{len(prompts)} prompts; "
-            + (f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start")
-        )
+        log(f"{len(prompts)} prompts; " + started_from(self.checkpoint))
 
     def run(self) -> Path:
         final = self.folder / "final"
@@ -124,19 +121,10 @@ class GrpoLoop:
 
     # What the run is made of
 
-    def _last(self) -> Path | None:
-        """The checkpoint to go on from; what was recorded after it is taken away."""
-        checkpoint = newest_checkpoint(self.folder / "checkpoints") if self.resume else None
-        for name in LINES:
-            # From the start, the evaluation before the first step is made again, too.
-            drop_later_lines(self.folder / name, step_of(checkpoint) if checkpoint else -1)
-        return checkpoint
-
     def _start(self) -> Path | str:
         """Where the first weights are. New ones are kept in the run's folder: the reference is read again."""
-        config = self.config
-        where = EMBEDDED_REWRITER if config.model == "shapeworld" else config.model
-        if config.init == "weights":
+        where = rewriter_folder(self.config.model)
+        if self.config.init == "weights":
             return where
         start = self.folder / "start"
 
@@ -145,7 +133,7 @@ class GrpoLoop:
                 return
             from transformers import AutoModelForCausalLM
 
-            model, tokenizer, settings = load_checkpoint(str(where), "cpu", "float32")
+            model, tokenizer, settings = load_checkpoint(where, "cpu", "float32")
             export_rewriter(
                 start,
                 AutoModelForCausalLM.from_config(model.config),
@@ -187,28 +175,19 @@ class GrpoLoop:
         return {"write": rewriter, "update": rewriter, "render": drawing, "score": judging}
 
     def _trainer(self, model: Any, tokenizer: Any) -> Any:
-        import torch
         from datasets import Dataset
-        from transformers import PrinterCallback
         from trl import GRPOConfig
 
         config = self.config
         accumulation = config.prompts_per_step * config.rewrites // config.batch_size
         arguments = GRPOConfig(
-            output_dir=str(self.folder / "checkpoints"),
-            seed=config.seed,
+            **trl_arguments(config, self.folder, self.gpu),
             max_steps=config.max_steps,
             per_device_train_batch_size=distributed.per_process(config.batch_size),
             gradient_accumulation_steps=accumulation,
             steps_per_generation=accumulation,
             num_generations=config.rewrites,
             num_iterations=config.iterations,
-            gradient_checkpointing=config.gradient_checkpointing,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type=config.scheduler,
-            warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
             beta=config.beta,
             epsilon=config.epsilon_low,
             epsilon_high=config.epsilon_high,
@@ -216,19 +195,7 @@ class GrpoLoop:
             temperature=config.temperature,
             max_completion_length=config.max_new_tokens,
             scale_rewards="none",  # advantages are ours
-            save_strategy="steps",
-            save_steps=config.save_every,
-            save_total_limit=2,
-            logging_strategy="steps",
             logging_steps=1,
-            logging_nan_inf_filter=False,
-            bf16=self.gpu and torch.cuda.is_bf16_supported(),
-            use_cpu=not self.gpu,
-            ddp_find_unused_parameters=False,
-            dataloader_pin_memory=self.gpu,
-            report_to="none",
-            disable_tqdm=True,
-            log_level_replica="error",
             # The stream knows the prompts; TRL's rows only count them.
             ignore_data_skip=True,
             shuffle_dataset=False,
@@ -245,8 +212,7 @@ class GrpoLoop:
             rollout_func=self._roll_out,
             peft_config=config.lora.adapter() if config.lora else None,
         )
-        made.remove_callback(PrinterCallback)
-        made.add_callback(watch(self))
+        log_through(made, watch(self))
         return made
 
     # What happens in a step
@@ -258,7 +224,9 @@ class GrpoLoop:
         self.batch = batch = self.rollouts.collect(step)
         rows = distributed.local_share(batch.rows)
         assert len(rows) == len(prompts), "TRL counts rows, the stream counts prompts"
-        distributed.run_on_main(lambda: append_lines(self.folder / LINES[2], batch.lines))
+        distributed.run_on_main(
+            lambda: append_lines(self.folder / "rollouts" / "rollouts.jsonl", batch.lines)
+        )
         self.timer.enter("update")
         written = [(group, sample, sample.written) for group, sample in rows if sample.written]
         return {
@@ -307,14 +275,6 @@ class GrpoLoop:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
     def _export(self, folder: Path, model: Any) -> None:
-        try:
-            export_rewriter(
-                folder, merged(model, self.config.export_dtype), self.rewriter.tokenizer, self.exported
-            )
-        except Exception as error:  # safetensors and the file system raise their own kinds
-            raise self.unsaved(folder, error) from error
-
-    def unsaved(self, path: Path, error: Exception) -> TrainingFailed:
-        return TrainingFailed(
-            f"{path} cannot be written: {first_line(error)}; make room, and go on with --resume {self.folder}"
+        export_rewriter(
+            folder, merged(model, self.config.export_dtype), self.rewriter.tokenizer, self.exported
         )

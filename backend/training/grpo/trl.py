@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...reports.training import write_report
 from ..common import distributed
-from ..common.run_folder import append_lines
+from ..common.run_folder import append_lines, save_error
 from ..common.steps import divergence_error
+from ..common.trl import saves_together
 
 if TYPE_CHECKING:
     from .loop import GrpoLoop
@@ -36,7 +37,7 @@ def trainer_class() -> type:
     import torch
     from trl import GRPOTrainer
 
-    class GrpoTrainer(GRPOTrainer):
+    class GrpoTrainer(saves_together(GRPOTrainer)):
         def __init__(self, *, loop: GrpoLoop, **options: Any):
             super().__init__(**options)
             self.loop, self._logps = loop, None
@@ -85,12 +86,7 @@ def trainer_class() -> type:
             except Exception as error:  # safetensors, torch and the file system raise their own kinds
                 if distributed.is_peer_loss(error):
                     raise
-                raise self.loop.unsaved(self.loop.folder / "checkpoints", error) from error
-
-        def _save_rng_state(self, output_dir):
-            super()._save_rng_state(output_dir)
-            # The state that is written next says that all is there, also the other processes' own.
-            self.accelerator.wait_for_everyone()
+                raise save_error(self.loop.folder / "checkpoints", self.loop.folder, error) from error
 
         def create_model_card(self, *arguments, **options):
             pass  # a checkpoint is not for the hub

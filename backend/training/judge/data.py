@@ -30,7 +30,7 @@ from ...core.seeds import seed_of
 from ...core.types import SEED_RANGE
 from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
 from ...storage.files import read_text
-from ..common.start import check_lost
+from ..common.data import check_lost
 
 Split = Literal["train", "calibration", "test"]
 YES_OR_NO = ("match", "clarity", "potential")

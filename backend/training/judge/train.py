@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ...core.config import save_config
 from ..common import distributed
-from ..common.steps import run_training
+from ..common.run_folder import run_training
 from .config import JudgeConfig
 
 CONFIG = JudgeConfig

@@ -9,10 +9,8 @@ than the one that wrote.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +20,11 @@ import torch
 from torch import Tensor
 
 from ...factory import open_renderer, open_reward
-from ...reports.training import write_report
 from ...rewards.scales import RunningNorm
 from ...rewriters.prip.model import Prip
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings
 from ...rewriters.reprompt import SETTINGS, read_settings
 from ...storage.cache import Cache
-from ..common import distributed
 from ..common.losses import (
     clipped_surrogate,
     clipped_value_error,
@@ -39,15 +35,9 @@ from ..common.losses import (
     whiten,
 )
 from ..common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
-from ..common.run_folder import append_lines, drop_later_lines, newest_checkpoint, step_of, write_folder
-from ..common.steps import (
-    check_gradient,
-    check_loss,
-    learning_rate_factor,
-    load_checkpoint,
-    save_checkpoint,
-    save_error,
-)
+from ..common.run_folder import append_lines
+from ..common.step_loop import Figures, StepLoop
+from ..common.steps import check_loss, clip_gradient
 from ..rollouts.evaluation import evaluate, evaluation_prompts, record_evaluation, selection_metric
 from ..rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
 from ..rollouts.scoring import PictureScorer
@@ -57,11 +47,10 @@ from .rollouts import PpoRollouts, PpoSample, lines_of
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
+    from torch.optim import Optimizer
 
 
-LINES = ("metrics.jsonl", "evaluations.jsonl", "rollouts/rollouts.jsonl")  # of steps; cut when resuming
 PICTURES = "rollouts/pictures"
-GROUPS = ("encoder", "critic")
 
 
 @dataclass
@@ -75,29 +64,26 @@ class SampleTokens:
     returns: Tensor
 
 
-class PpoLoop:
-    """One run. Everything that is loaded is loaded here; `run` trains and exports."""
+class PpoLoop(StepLoop):
+    """One run."""
 
-    def __init__(self, config: PpoConfig, run: Path, resume: bool, log: Callable[[str], None]):
-        from transformers import set_seed
+    config: PpoConfig
+    usage = "as models/reprise/refiners/NAME nodes and --rewriter prip:NAME know it"
+    report_every = 1
 
-        self.config, self.folder, self.log = config, run, log
-        self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
-        for name in LINES:
-            # From the start, the evaluation before the first step is made again, too.
-            drop_later_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
-        gpu = distributed.use_gpu(config.device)
-        set_seed(config.seed)
-        self._load(gpu)
-        prompts = read_prompts(config.prompts, "train", config.seed)
-        self.sets = evaluation_prompts(prompts, config.eval_prompts)
-        for asked in (prompts, *self.sets.values()):
-            self.rewriter.encode_prompts([one.prompt for one in asked])  # raises for those it has no room for
+    def load(self) -> None:
+        config, run = self.config, self.folder
+        self._load_policy()
+        self.prompts = read_prompts(config.prompts, "train", config.seed)
+        self.sets = evaluation_prompts(self.prompts, config.eval_prompts)
+        for some in (self.prompts, *self.sets.values()):
+            self.rewriter.encode_prompts([one.prompt for one in some])  # raises for those it has no room for
         rewards = {name: open_reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
+        gpu = self.device.type == "cuda"
         self.timer = StageTimer(
-            "cuda" if gpu else "cpu", self._movers(renderer, looking) if config.offload and gpu else None
+            self.device.type, self._movers(renderer, looking) if config.offload and gpu else None
         )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
         self.scorer = PictureScorer(
@@ -108,56 +94,28 @@ class PpoLoop:
             self.scorer,
             {n: r for n, r in rewards.items() if n not in looking},
             {n: r.spec for n, r in rewards.items()},
-            PromptStream(prompts, config.seed),
+            PromptStream(self.prompts, config.seed),
             config,
             self.timer,
         )
         self.watched = selection_metric(config.held_out, config.rewards, looking)
-        self.warm = WarmPivots(run / "warm", [one.prompt for one in self._taken(prompts)], self.rewriter)
-        self.kl, self.stopped = config.kl, False
+        self.warm = WarmPivots(run / "warm", [one.prompt for one in self._taken(self.prompts)], self.rewriter)
+        self.kl = config.kl
         self.recent: list[float] = []  # gains since the last evaluation
-        self.rate = self._rate()
-        self.done = self._restore()
-        log(
-            f"{len(prompts)} prompts; "
-            + (f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start")
-        )
 
-    def run(self) -> Path:
-        from torch.utils.tensorboard import SummaryWriter
-
-        config, final = self.config, self.folder / "final"
-        stopped = self._evaluate(0) if self.done == 0 else self.stopped
-        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.done + 1) as board:
-            for step in range(self.done + 1, config.max_steps + 1):
-                if stopped:
-                    break
-                row = self.step(step)
-                append_lines(self.folder / LINES[0], [json.dumps(row)])
-                for name, value in row.items():
-                    board.add_scalar(name, value, step)
-                self.log(_said(row, config.max_steps))
-                last = step == config.max_steps
-                if last or step % config.eval_every == 0:
-                    stopped = self._evaluate(step)
-                if last or stopped or step % config.save_every == 0:
-                    self._save(step, stopped)
-                write_report(self.folder)
-        self._export(final)
-        write_report(self.folder, finished=True)
-        self.log(f"saved {final}; as models/reprise/refiners/NAME nodes and --rewriter prip:NAME know it")
-        return final
+    def summary(self) -> str:
+        return f"{len(self.prompts)} prompts"
 
     # What the run is made of
 
-    def _load(self, gpu: bool) -> None:
-        """The refiner, of which the encoder alone learns, and the critic, with their optimiser."""
-        config = self.config
+    def _load_policy(self) -> None:
+        """The refiner, of which the encoder alone learns, and the value head."""
+        config, gpu = self.config, self.device.type == "cuda"
         self.start = EMBEDDED_REFINER if config.init == "shapeworld" else Path(config.init).expanduser()
         half = config.dtype == "bfloat16" or config.dtype == "auto" and gpu and torch.cuda.is_bf16_supported()
         self.model = Prip.from_pretrained(
             self.start,
-            device="cuda" if gpu else "cpu",
+            device=self.device.type,
             dtype="bfloat16" if half else "float32",
             encoder_dtype="float32",
         )
@@ -175,15 +133,19 @@ class PpoLoop:
         self.model.requires_grad_(False)
         self.model.encoder.requires_grad_(True)
         self.critic = ValueHead(self.model.projector.out_features, config.critic_width).to(self.model.device)
-        self.weights: dict[str, dict[str, Parameter]] = {
-            name: dict(module.named_parameters())
-            for name, module in zip(GROUPS, (self.model.encoder, self.critic), strict=True)
+        self.groups: dict[str, dict[str, Parameter]] = {
+            "encoder": dict(self.model.encoder.named_parameters()),
+            "critic": dict(self.critic.named_parameters()),
         }
-        rates = (config.learning_rate, config.critic_learning_rate)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": list(self.weights[name].values()), "lr": rate} for name, rate in zip(GROUPS, rates)],
-            weight_decay=config.weight_decay,
-        )
+        self.weights = {
+            f"{group}.{name}": one for group, some in self.groups.items() for name, one in some.items()
+        }
+
+    def make_optimizer(self) -> Optimizer:
+        config = self.config
+        rates = {"encoder": config.learning_rate, "critic": config.critic_learning_rate}
+        groups = [{"params": list(some.values()), "lr": rates[name]} for name, some in self.groups.items()]
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
     def _movers(self, renderer: Any, rewards: dict[str, Any]) -> dict[str, Callable[[str], None]]:
         refiner = modules_mover(lambda: [self.model, self.critic], lambda: self.optimizer)
@@ -198,18 +160,10 @@ class PpoLoop:
         count = min(len(prompts), self.config.max_steps * self.config.prompts_per_step)
         return [asked for _, asked in PromptStream(prompts, self.config.seed).take(count)]
 
-    def _rate(self) -> Callable[[int], list[float]]:
-        """The groups' learning rates before each step, by the steps done."""
-        peaks = [group["lr"] for group in self.optimizer.param_groups]
-        factor = learning_rate_factor(self.config, self.optimizer)
-        return lambda done: [peak * factor(done) for peak in peaks]
-
     # What happens in a step
 
-    def step(self, step: int) -> dict[str, Any]:
-        """Take a step, and say what is to be logged of it."""
-        config, begun = self.config, time.perf_counter()
-        seconds = self.timer.seconds
+    def learn(self, step: int) -> Figures:
+        config, seconds = self.config, self.timer.seconds
         seconds.update(dict.fromkeys(seconds, 0.0))
         self.scorer.drawn = self.scorer.reused = 0
         batch = self.rollouts.collect()
@@ -217,22 +171,17 @@ class PpoLoop:
             pasts, figures = self._look_back(batch.valid)
         for sample, past in zip(batch.valid, pasts, strict=True):
             sample.advantage = past.advantages.mean().item()
-        append_lines(self.folder / LINES[2], lines_of(step, batch))
-        for group, rate in zip(self.optimizer.param_groups, self.rate(step - 1)):
-            group["lr"] = rate
+        append_lines(self.folder / "rollouts" / "rollouts.jsonl", lines_of(step, batch))
         with self.timer("update"):
             figures |= self._learn(step, list(zip(batch.valid, pasts, strict=True)))
-        figures |= {"kl_weight": self.kl, "learning_rate": self.rate(step - 1)[0]}
+        figures |= {"kl_weight": self.kl}
         if config.kl_target is not None:
             self.kl = adapted(self.kl, figures["kl"], config.kl_target)
         self.recent.append(batch.figures["gain"])
-        took = time.perf_counter() - begun
         row = {
-            "step": step,
             **figures,
             **batch.figures,
             **{f"seconds/{name}": round(value, 3) for name, value in seconds.items()},
-            "seconds": round(took, 3),
             "pictures": self.scorer.drawn,
             "pictures_reused": self.scorer.reused,
         }
@@ -343,12 +292,8 @@ class PpoLoop:
 
     def _update(self, step: int) -> list[float]:
         """One optimiser step; the gradients' norms."""
-        norms: list[float] = []
-        for name in GROUPS:
-            norm = torch.nn.utils.clip_grad_norm_(self.weights[name].values(), self.config.max_grad_norm)
-            norms.append(float(norm))
-        for norm in norms:
-            check_gradient(norm, step, self.folder)
+        most = self.config.max_grad_norm
+        norms = [clip_gradient(some, most, step, self.folder) for some in self.groups.values()]
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norms
@@ -362,74 +307,61 @@ class PpoLoop:
     def _warm(self, samples: Sequence[PpoSample]) -> Tensor:
         return self.warm.of([sample.own.asked.prompt for sample in samples], self.model.device)
 
-    def _evaluate(self, step: int) -> bool:
-        """Evaluate, keep the best weights; whether training should stop."""
+    def evaluate(self, step: int) -> tuple[dict[str, float], Figures] | None:
         if not self.sets:
-            return False
-        begun = time.perf_counter()
+            return None
         figures, samples = evaluate(self.rollouts, self.sets, unchanged=step == 0)
         gained = sum(self.recent) / len(self.recent) if self.recent else None
-        row = {
-            "step": step,
-            "training_reward": gained,
-            "seconds": round(time.perf_counter() - begun, 2),
-            **figures,
-            "samples": samples,
-        }
         self.recent = []
+        return figures, {"training_reward": gained, "samples": samples}
+
+    def record_evaluation(self, row: Figures, figures: dict[str, float]) -> bool:
         patience = self.config.patience if self.config.held_out else 0
         return record_evaluation(
-            self.folder, row, *self.watched, patience, lambda: self._export(self.folder / "best"), self.log
+            self.folder, row, *self.watched, patience, lambda: self.write(self.folder / "best"), self.log
         )
 
-    # What is kept
+    # What is stored
 
-    def _save(self, step: int, stopped: bool = False) -> None:
-        state = {
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        return dict(self.groups)
+
+    def state(self) -> dict[str, Any]:
+        return {
             "position": self.rollouts.stream.position,
             "recent": self.recent,
             "kl": self.kl,
-            "stopped": stopped,
+            "stopped": self.stopped,
             "norms": {name: norm.state() for name, norm in self.rollouts.norms.items()},
         }
-        save_checkpoint(self.folder, step, self.weights, self.optimizer, self._names(), state)
 
-    def _restore(self) -> int:
-        """Take all that the checkpoint holds; the steps behind it."""
-        if self.checkpoint is None:
-            return 0
-        device = str(self.model.device)
-        known = load_checkpoint(self.checkpoint, self.weights, self.optimizer, self._names(), device)
-        self.rollouts.stream.position, self.recent = known["position"], known["recent"]
-        self.kl, self.stopped = known["kl"], known["stopped"]
-        self.rollouts.norms = {name: RunningNorm.restored(norm) for name, norm in known["norms"].items()}
-        return step_of(self.checkpoint)
+    def restore(self, state: dict[str, Any]) -> None:
+        self.rollouts.stream.position, self.recent = state["position"], state["recent"]
+        self.kl, self.stopped = state["kl"], state["stopped"]
+        self.rollouts.norms = {name: RunningNorm.restored(norm) for name, norm in state["norms"].items()}
 
-    def _names(self) -> list[str]:
-        """Of the weights, in the optimiser's order."""
-        return [f"{group}.{name}" for group in GROUPS for name in self.weights[group]]
-
-    def _export(self, folder: Path) -> None:
-        """Write a refiner's folder: the encoder, and all else as it was at the start, whatever precision it
-        worked in; no critic."""
+    def export(self, folder: Path) -> None:
+        """The encoder; all else as it was at the start, in its own precision; no value head."""
         config, start = self.config, self.start
         settings = {
             **self.settings.model_dump(exclude_none=True),
             "trainer": "ppo",
             "max_new_tokens": self.rewriter.max_new_tokens,
         }
-        try:
-            whole = config.export_dtype == "same"
-            model = self.model if whole else Prip.from_pretrained(start, dtype="float32")
-            if not whole:
-                model.encoder.load_state_dict(self.model.encoder.state_dict())
-                model.to(getattr(torch, config.export_dtype))
-            with write_folder(folder) as part:
-                model.save_pretrained(part, settings=settings, frozen=start if whole else None)
-                if (start / "image").is_dir():
-                    shutil.copytree(start / "image", part / "image")
-        except Exception as error:  # safetensors and the file system raise their own kinds
-            raise save_error(folder, self.folder, error) from error
+        whole = config.export_dtype == "same"
+        model = self.model if whole else Prip.from_pretrained(start, dtype="float32")
+        if not whole:
+            model.encoder.load_state_dict(self.model.encoder.state_dict())
+            model.to(getattr(torch, config.export_dtype))
+        model.save_pretrained(folder, settings=settings, frozen=start if whole else None)
+        if (start / "image").is_dir():
+            shutil.copytree(start / "image", folder / "image")
+
+    def progress_line(self, row: Figures) -> str:
+        return (
+            f"gain {row['gain']:+.4f} better {row['better']:.2f} kl {row['kl']:.4f} "
+            f"ratio {row['ratio']:.4f} drift {row['drift']:.4f}"
+        )
 
 
 def adapted(weight: float, kl: float, target: float) -> float:
@@ -442,11 +374,3 @@ def adapted(weight: float, kl: float, target: float) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _said(row: dict[str, Any], steps: int) -> str:
-    return (
-        f"step {row['step']}/{steps} gain {row['gain']:+.4f} better {row['better']:.2f} "
-        f"kl {row['kl']:.4f} ratio {row['ratio']:.4f} drift {row['drift']:.4f} "
-        f"{row['seconds']:.1f} s"
-    )

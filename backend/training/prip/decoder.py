@@ -27,10 +27,11 @@ from ...rewriters.decoding import context_length, pad_token
 from ...rewriters.prip.rewriter import drop_last_phrase
 from ...storage.images import read_picture
 from ..common import distributed
+from ..common.data import check_lost
 from ..common.lora import merged, training_dtype
 from ..common.losses import prompt_error
-from ..common.start import check_lost
-from ..common.steps import run_training
+from ..common.run_folder import run_training
+from ..common.step_loop import Figures
 from .config import DecoderConfig
 from .log import LoggedPicture, held_out, liked, pictured
 from .loop import StageLoop
@@ -64,13 +65,13 @@ class DecoderItem:
 
 
 class DecoderLoop(StageLoop[DecoderItem]):
-    trainer = "prip-decoder"
+    trainer, unit = "prip-decoder", "pictures"
     config: DecoderConfig
 
-    def _records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
+    def records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
         return held_out(liked(pictured(self.config.log, self.log), self.config.least), self.config.eval_share)
 
-    def _items(self, records: Sequence[LoggedPicture]) -> list[DecoderItem]:
+    def items_of(self, records: Sequence[LoggedPicture]) -> list[DecoderItem]:
         most, room = self.config.max_tokens, context_length(self.model.decoder) - self.model.template_length()
         if most > room:
             raise BadInput(
@@ -90,16 +91,18 @@ class DecoderLoop(StageLoop[DecoderItem]):
         )
         return kept
 
-    def _record(self, item: DecoderItem) -> LoggedPicture:
+    def record_of(self, item: DecoderItem) -> LoggedPicture:
         return item.record
 
-    def _prepare(self, gpu: bool) -> None:
+    def freeze(self) -> None:
         import torch
 
         config, model = self.config, self.model
         self.frozen = ("encoder",) if config.train_image else ("encoder", "image")
         model.requires_grad_(False)
-        model.decoder.to(getattr(torch, training_dtype(config.dtype, gpu, config.lora)))
+        model.decoder.to(
+            getattr(torch, training_dtype(config.dtype, self.device.type == "cuda", config.lora))
+        )
         # The encoder waits in main memory: nothing asks it.
         model.decoder.to(self.device)
         model.projector.to(self.device)
@@ -126,16 +129,16 @@ class DecoderLoop(StageLoop[DecoderItem]):
             trained |= {f"image.{name}": one for name, one in self.tower.named_parameters()}
         self.weights = {name: one for name, one in trained.items() if one.requires_grad}
 
-    def _train_mode(self, on: bool) -> None:
+    def train_mode(self, on: bool) -> None:
         self.model.decoder.train(on)
         if self.config.train_image:
             self.tower.train(on)
 
-    def _weight(self, item: DecoderItem) -> int:
+    def weight(self, item: DecoderItem) -> int:
         return len(item.ids)
 
-    def _loss(self, items: Sequence[DecoderItem]) -> Tensor:
-        return self._error(items, self._seen(items))
+    def loss(self, items: Sequence[DecoderItem]) -> Tensor:
+        return self._error(items, self.pivots_of(items))
 
     def _error(self, items: Sequence[DecoderItem], pivots: Tensor) -> Tensor:
         import torch
@@ -147,23 +150,23 @@ class DecoderLoop(StageLoop[DecoderItem]):
         mask = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in ids], device=logits.device)
         return prompt_error(logits, tokens, mask)
 
-    def _figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """Cross-entropy per token, given the right pivots and given those of other pictures."""
         import torch
 
         each = self.config.batch_size
-        parts = [self.aside[start : start + each] for start in range(0, len(self.aside), each)]
-        seen = torch.cat([self._seen(part) for part in parts])
-        sums, count = {"held-out": 0.0, "swapped": 0.0}, sum(map(self._weight, self.aside))
+        parts = [self.held_out[start : start + each] for start in range(0, len(self.held_out), each)]
+        seen = torch.cat([self.pivots_of(part) for part in parts])
+        sums, count = {"held-out": 0.0, "swapped": 0.0}, sum(map(self.weight, self.held_out))
         for name, pivots in (("held-out", seen), ("swapped", seen.roll(1, 0))):
             for number, part in enumerate(parts):
                 given = pivots[number * each : number * each + len(part)]
-                sums[name] += float(self._error(part, given)) * sum(map(self._weight, part))
+                sums[name] += float(self._error(part, given)) * sum(map(self.weight, part))
         return {f"{name}/loss": value / count for name, value in sums.items()}
 
-    def _written(self, items: Sequence[DecoderItem]) -> list[tuple[str, str]]:
+    def texts(self, items: Sequence[DecoderItem]) -> list[tuple[str, str]]:
         """What is written of pictures, with nothing else to go by."""
-        pivots = list(self._seen(items))
+        pivots = list(self.pivots_of(items))
         written = self.rewriter.generate(pivots, [[]] * len(pivots), [None] * len(pivots))
         texts = [" ".join(one.text.split()) for one in written]
         return [
@@ -171,22 +174,19 @@ class DecoderLoop(StageLoop[DecoderItem]):
             for item, one, text in zip(items, written, texts)
         ]
 
-    def _counted(self) -> str:
-        return f"{len(self.items)} pictures"
-
-    def _decoding(self) -> dict[str, Any]:
+    def decoding(self) -> dict[str, Any]:
         own = {"max_new_tokens": self.config.max_new_tokens, "temperature": self.config.temperature}
         return self.settings | own
 
     # A tower that is trained
 
-    def _look(self) -> None:
+    def take_pivots(self) -> None:
         if not self.config.train_image:
-            return super()._look()
+            return super().take_pivots()
         import torch
 
-        pictures = list(dict.fromkeys(item.record.picture for item in (*self.items, *self.aside)))
-        self._leave_out({path for path in pictures if not _readable(path)})
+        pictures = list(dict.fromkeys(item.record.picture for item in (*self.items, *self.held_out)))
+        self.leave_out({path for path in pictures if not _readable(path)})
         with torch.no_grad():
             raw = torch.cat(
                 [
@@ -203,49 +203,51 @@ class DecoderLoop(StageLoop[DecoderItem]):
         pixels = [self.tower.preprocess(read_picture(item.record.picture)[None]) for item in items]
         return self.tower.embed(torch.cat(pixels))
 
-    def _seen(self, items: Sequence[DecoderItem]) -> Tensor:
+    def pivots_of(self, items: Sequence[DecoderItem]) -> Tensor:
         import torch
 
         if self.config.blind:
             return torch.zeros(len(items), *self.model.pivot_mean.shape, device=self.device)
         if not self.config.train_image or self.settled:
-            return super()._seen(items)
+            return super().pivots_of(items)
         raw = self._raw(items)
         if raw.requires_grad:
             self.looks.append(raw.detach())
         return self.model.standardise(raw)
 
-    settled = False  # the tower changes no more
+    settled = False  # whether the tower stays as it is from now on
     looks: list[Tensor]  # what it saw in the step, (B, queries, width) each
 
-    def _step(self, step: int) -> dict[str, Any]:
+    def learn(self, step: int) -> Figures:
         import torch
 
+        self._settle(step)
         self.looks = []
-        row = super()._step(step)
+        figures = super().learn(step)
         if self.looks:  # for the next step: all batches of one have the same statistics
             seen = torch.cat(self.looks)
             model = self.model
             deviation = (seen - model.pivot_mean).square().mean(0)
             spread = model.pivot_std.square().lerp(deviation, FOLLOW).sqrt()
             model.set_statistics(model.pivot_mean.lerp(seen.mean(0), FOLLOW), spread.clamp_min(SMALLEST))
-        return row
+        return figures
 
-    def _enter(self, step: int) -> None:
-        """The last steps are those of any other run: tower and statistics are as they will be."""
+    def _settle(self, step: int) -> None:
+        """In the last steps a trained tower and its statistics stay as they will be exported."""
         if not self.config.train_image or self.settled or step <= SETTLED * self.config.max_steps:
             return
         self.settled = True
         self.tower.eval().requires_grad_(False)
         self.pivots = Pivots(self.config.pivots or self.folder / "pivots", self.tower)
-        self.pivots.prepare([item.record.picture for item in (*self.items, *self.aside)], self.log)
-        self._take_statistics()
-        self._warn()
+        self.pivots.prepare([item.record.picture for item in (*self.items, *self.held_out)], self.log)
+        self.take_statistics()
+        self.warn()
 
-    def _export(self) -> Path:
+    def export(self, folder: Path) -> None:
+        self._settle(self.config.max_steps)  # where the run was killed after its last step
         if self.adapter is not None:
             self.model.decoder = merged(self.adapter)
-        return super()._export()
+        super().export(folder)
 
 
 def _readable(path: Path) -> bool:

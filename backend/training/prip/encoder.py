@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from ...core.config import save_config
 from ...core.errors import BadInput
 from ..common import distributed
+from ..common.data import check_lost
 from ..common.losses import pivot_error
-from ..common.start import check_lost
-from ..common.steps import run_training
+from ..common.run_folder import run_training
 from .config import EncoderConfig
 from .log import LoggedPicture, held_out, pictured, preferred
 from .loop import StageLoop
@@ -56,16 +56,16 @@ class EncoderItem:
 
 
 class EncoderLoop(StageLoop[EncoderItem]):
-    trainer, frozen = "prip-encoder", ("decoder", "image")
+    trainer, unit, frozen = "prip-encoder", "prompts", ("decoder", "image")
     config: EncoderConfig
 
-    def _records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
+    def records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
         config = self.config
         records = pictured(config.log, self.log)
         chosen = preferred(records, config.rewards, config.preferred, config.seed, self.log)
         return held_out(chosen, config.eval_share)
 
-    def _items(self, records: Sequence[LoggedPicture]) -> list[EncoderItem]:
+    def items_of(self, records: Sequence[LoggedPicture]) -> list[EncoderItem]:
         found = []
         for record in records:
             try:
@@ -84,41 +84,38 @@ class EncoderLoop(StageLoop[EncoderItem]):
         )
         return found
 
-    def _record(self, item: EncoderItem) -> LoggedPicture:
+    def record_of(self, item: EncoderItem) -> LoggedPicture:
         return item.record
 
-    def _prepare(self, gpu: bool) -> None:
+    def freeze(self) -> None:
         import torch
 
         self.model.requires_grad_(False)
-        if gpu:  # it only writes samples
+        if self.device.type == "cuda":  # it only writes samples
             self.model.decoder.to(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
         self.model.to(self.device)
         if self.config.gradient_checkpointing:
             self.model.encoder.t5.gradient_checkpointing_enable()
         self.weights = dict(self.model.encoder.requires_grad_(True).named_parameters())
 
-    def _train_mode(self, on: bool) -> None:
+    def train_mode(self, on: bool) -> None:
         self.model.encoder.train(on)
 
-    def _loss(self, items: Sequence[EncoderItem]) -> Tensor:
-        return pivot_error(self.model.encode([item.ids for item in items]), self._seen(items))
+    def loss(self, items: Sequence[EncoderItem]) -> Tensor:
+        return pivot_error(self.model.encode([item.ids for item in items]), self.pivots_of(items))
 
-    def _figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """The error, in parts of the mean pivot's on the same pictures."""
         import torch
 
         error = size = 0.0
-        for start in range(0, len(self.aside), self.config.batch_size):
-            part = self.aside[start : start + self.config.batch_size]
-            seen = self._seen(part)
+        for start in range(0, len(self.held_out), self.config.batch_size):
+            part = self.held_out[start : start + self.config.batch_size]
+            seen = self.pivots_of(part)
             error += len(part) * float(pivot_error(self.model.encode([item.ids for item in part]), seen))
             size += len(part) * float(pivot_error(torch.zeros_like(seen), seen))
         return {"held-out/error": error / size}
 
-    def _written(self, items: Sequence[EncoderItem]) -> list[tuple[str, str]]:
+    def texts(self, items: Sequence[EncoderItem]) -> list[tuple[str, str]]:
         prompts = [item.record.prompt for item in items]
         return [(prompt, row[0].prompt) for prompt, row in zip(prompts, self.rewriter.rewrite(prompts))]
-
-    def _counted(self) -> str:
-        return f"{len(self.items)} prompts"

@@ -26,7 +26,7 @@ from ...core.seeds import seed_of
 from ...preferences.pairing import reward_spec
 from ...rewards.scales import scaled
 from ...storage.files import read_text
-from ..common.start import check_lost
+from ..common.data import check_lost
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MAKES = "`reprise data pictures` makes one"

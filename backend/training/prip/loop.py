@@ -1,8 +1,4 @@
-"""What PRIP's two supervised stages share: their settings, what they begin with, and the loop.
-
-A step's records are a matter of (seed, place in the run), and so is what is random in it: a stopped run knows
-where it was from the number of steps alone, and 8 records at once are the 8 of one after the other.
-"""
+"""What PRIP's two supervised stages share: what they start from, the pictures' pivots, one step."""
 
 from __future__ import annotations
 
@@ -10,51 +6,33 @@ import hashlib
 import json
 import random
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ...core.errors import BadInput
-from ...core.seeds import seed_of
-from ...reports.training import PICTURES, write_report
 from ...rewriters.prip.presets import build, build_vision_tower, find_preset
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings, check_tower
 from ...rewriters.reprompt import SETTINGS, read_settings
-from ...storage.cache import Cache
-from ..common import distributed
-from ..common.run_folder import append_lines, drop_later_lines, newest_checkpoint, step_of, write_folder
-from ..common.start import check_lost
-from ..common.steps import (
-    apply_gradient,
-    autocast,
-    batches_of_step,
-    check_loss,
-    check_same_data,
-    learning_rate_factor,
-    load_checkpoint,
-    pictures_digest,
-    save_checkpoint,
-    save_error,
-    set_learning_rate,
-)
+from ..common.data import batches_of_step, check_lost, check_same_data, pictures_digest
+from ..common.step_loop import Figures, StepLoop
+from ..common.steps import autocast
 from .config import StageConfig
 from .log import LoggedPicture
 from .pivots import TOO_ALIKE, Pivots, variation
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Parameter
 
     from ...rewriters.prip.model import Prip
     from ...rewriters.prip.vision import ImagePivot
 
 
-LINES = ("metrics.jsonl", "evaluations.jsonl")
-SHOWN = 4  # samples of an evaluation
+SHOWN = 4  # samples of an evaluation in the report
 
 
-def begin(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], Path | None]:
+def load_start(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], Path | None]:
     """(refiner in float32 on the CPU, its vision tower, its `reprise.json`, its folder where it has one).
 
     Raises CheckpointError where a part is missing, damaged, or does not fit another.
@@ -87,137 +65,159 @@ def begin(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], Path |
 Item = TypeVar("Item")
 
 
-class StageLoop(Generic[Item]):
-    """One run of a stage, which says what is trained (`_prepare`), on what, and how it is judged."""
+class StageLoop(StepLoop, Generic[Item]):
+    """One run of a stage. It fills in what is trained (`freeze`), on what (`items_of`), and its loss."""
 
     trainer: str
-    config: Any  # a StageConfig
     frozen: tuple[str, ...]  # folders of a refiner in which nothing changes
-    weights: dict[str, Parameter]
+    usage = "as models/reprise/refiners/NAME nodes and --rewriter prip:NAME know it"
 
-    def __init__(self, config: Any, run: Path, resume: bool, log: Callable[[str], None]):
+    def load(self) -> None:
+        config = self.config
+        self.model, self.tower, self.settings, self.source = load_start(config)
+        self.rewriter = PripRewriter(self.model, **self.decoding())
+        training, held_out = self.records()
+        held_out = random.Random("evaluate").sample(held_out, min(len(held_out), config.eval_most))
+        self.items, self.held_out = self.items_of(training), self.items_of(held_out) if held_out else []
+        self.freeze()
+
+    def prepare(self) -> None:
+        self.take_pivots()
+        lines = [[str(one.image), one.prompt, one.system] for one in map(self.record_of, self.items)]
+        now = {
+            "records": len(lines),
+            "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
+            "pictures": pictures_digest(self.record_of(item).picture for item in self.items),
+        }
+        check_same_data(self.folder, self.config.log, now, self.checkpoint is not None)
+
+    def learn(self, step: int) -> Figures:
+        config = self.config
+        parts = batches_of_step(step, self.items, config.batch_size, config.accumulation, config.seed)
+        weight = sum(self.weight(item) for part in parts for item in part)
+        self.train_mode(True)
+        figures = self.descend(step, (self._share(part, weight) for part in parts))
+        self.train_mode(False)
+        return figures
+
+    def _share(self, items: Sequence[Item], weight: int) -> Tensor:
+        """The share of some items in the loss of a step of the weight `weight`."""
+        with autocast(self.device):
+            return self.loss(items) * (sum(map(self.weight, items)) / weight)
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], Figures] | None:
         import torch
-        from transformers import set_seed
 
-        self.config, self.folder, self.log = config, run, log
-        self.checkpoint = newest_checkpoint(run / "checkpoints") if resume else None
-        for name in LINES:
-            # From the start, the evaluation before the first step is made again, too.
-            drop_later_lines(run / name, step_of(self.checkpoint) if self.checkpoint else -1)
-        gpu = distributed.use_gpu(config.device)
-        self.device = torch.device("cuda" if gpu else "cpu")
-        set_seed(config.seed)
-        self.model, self.tower, self.settings, self.source = begin(config)
-        self.rewriter = PripRewriter(self.model, **self._decoding())
-        training, aside = self._records()
-        aside = random.Random("evaluate").sample(aside, min(len(aside), config.eval_most))
-        self.items, self.aside = self._items(training), self._items(aside) if aside else []
-        self._prepare(gpu)
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values(), config.learning_rate, weight_decay=config.weight_decay
-        )
-        factor = learning_rate_factor(config, self.optimizer)
-        self.rate = lambda done: config.learning_rate * factor(done)
+        if not self.held_out:
+            return None
+        shown = self.held_out[:SHOWN]
+        with torch.no_grad(), autocast(self.device):
+            figures, written = self.figures(), self.texts(shown)
+        samples = [
+            {
+                "prompt": given,
+                "rewrite": text,
+                "reason": "",
+                "fallback": None,
+                "scores": {},
+                "picture": self.copy_for_report(self.record_of(item).picture),
+            }
+            for item, (given, text) in zip(shown, written, strict=True)
+        ]
+        return figures, {"samples": samples}
 
-    def run(self) -> Path:
-        self._look()
-        self._check_begun()
-        done = self._restore()
-        going = f"going on from {self.checkpoint.name}" if self.checkpoint else "from the start"
-        self.log(f"{self._counted()}, {len(self.aside)} held out; {going}")
-        if done == 0:
-            self._evaluate(0)
-        for step in range(done + 1, self.config.max_steps + 1):
-            self._enter(step)
-            row = self._step(step)
-            append_lines(self.folder / LINES[0], [json.dumps(row)])
-            self.log(f"step {step}/{self.config.max_steps} loss {row['loss']:.4f} {row['seconds']:.1f} s")
-            last = step == self.config.max_steps
-            if last or step % self.config.eval_every == 0:
-                self._evaluate(step)
-            if last or step % self.config.save_every == 0:
-                self._save(step)
-            if last or step % 10 == 0:
-                write_report(self.folder, finished=last)
-        self._enter(self.config.max_steps)  # of a run that was killed after its last step
-        final = self._export()
-        self.log(f"saved {final}; as models/reprise/refiners/NAME nodes and --rewriter prip:NAME know it")
-        return final
+    def summary(self) -> str:
+        return f"{len(self.items)} {self.unit}, {len(self.held_out)} held out"
 
-    # What a stage says
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        statistics = {"pivot_mean": self.model.pivot_mean, "pivot_std": self.model.pivot_std}
+        return {"weights": {**self.weights, **statistics}}
 
-    def _records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
+    def export(self, folder: Path) -> None:
+        """Parts in which nothing changed are the files that they were."""
+        import torch
+
+        config, model = self.config, self.model
+        if config.export_dtype != "same":
+            for part in (model.encoder, model.decoder, model.projector, self.tower):
+                part.to(getattr(torch, config.export_dtype))
+        settings = self.settings | self.decoding() | {"trainer": self.trainer}
+        model.save_pretrained(folder, settings=settings, image=self.tower)
+        if self.source is not None and config.export_dtype == "same":
+            for name in self.frozen:
+                shutil.rmtree(folder / name)
+                shutil.copytree(self.source / name, folder / name)
+
+    # What a stage fills in
+
+    unit: str  # what an item is, in the plural
+
+    @abstractmethod
+    def records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
         """(to train on, held out)."""
-        raise NotImplementedError
 
-    def _items(self, records: Sequence[LoggedPicture]) -> list[Item]:
-        """What is learned from, tokenized; too long ones are left out."""
-        raise NotImplementedError
+    @abstractmethod
+    def items_of(self, records: Sequence[LoggedPicture]) -> list[Item]:
+        """What is learned from them, tokenized; too long ones are left out."""
 
-    def _record(self, item: Item) -> LoggedPicture:
-        raise NotImplementedError
+    @abstractmethod
+    def record_of(self, item: Item) -> LoggedPicture: ...
 
-    def _prepare(self, gpu: bool) -> None:
-        """Put the model where it computes, freeze it, and set `weights`, which are trained."""
-        raise NotImplementedError
+    @abstractmethod
+    def freeze(self) -> None:
+        """Put the model where it computes, freeze it but for `weights`, and set these."""
 
-    def _train_mode(self, on: bool) -> None:
+    @abstractmethod
+    def train_mode(self, on: bool) -> None:
         """Of the parts that are trained."""
-        raise NotImplementedError
 
-    def _weight(self, item: Item) -> int:
-        """How much a record counts in a mean."""
+    def weight(self, item: Item) -> int:
+        """How much an item counts in a mean."""
         return 1
 
-    def _loss(self, items: Sequence[Item]) -> Tensor:
-        """The mean over the items' weights."""
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self, items: Sequence[Item]) -> Tensor:
+        """The weighted mean over the items."""
 
-    def _figures(self) -> dict[str, float]:
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
         """Of the held-out items, under "set/figure"."""
-        raise NotImplementedError
 
-    def _written(self, items: Sequence[Item]) -> list[tuple[str, str]]:
+    @abstractmethod
+    def texts(self, items: Sequence[Item]) -> list[tuple[str, str]]:
         """(what was given, what was written) for a few held-out items."""
-        raise NotImplementedError
 
-    def _counted(self) -> str:
-        raise NotImplementedError
-
-    def _decoding(self) -> dict[str, Any]:
+    def decoding(self) -> dict[str, Any]:
         """Settings that the refiner writes with."""
         return self.settings
 
-    def _enter(self, step: int) -> None:
-        """Before a step."""
-
     # Pictures
 
-    def _look(self) -> None:
+    def take_pivots(self) -> None:
         """Pivots of all pictures, and their statistics where the refiner has none."""
         self.pivots = Pivots(self.config.pivots or self.folder / "pivots", self.tower.to(self.device))
-        pictures = [self._record(item).picture for item in (*self.items, *self.aside)]
+        pictures = [self.record_of(item).picture for item in (*self.items, *self.held_out)]
         damaged = self.pivots.prepare(pictures, self.log)
         self.tower.to("cpu")
-        self._leave_out(damaged)
+        self.leave_out(damaged)
         if not self.model.pivot_mean.isfinite().all():
-            self._take_statistics()
-        self._warn()
+            self.take_statistics()
+        self.warn()
 
-    def _leave_out(self, damaged: set[Path]) -> None:
-        items, of = (*self.items, *self.aside), len(self.items) + len(self.aside)
-        lost = sum(self._record(item).picture in damaged for item in items)
-        check_lost(lost, of, "the pictures", "cannot be read", "fetch or draw them again", self.log)
-        self.items = [item for item in self.items if self._record(item).picture not in damaged]
-        self.aside = [item for item in self.aside if self._record(item).picture not in damaged]
+    def leave_out(self, damaged: set[Path]) -> None:
+        items = (*self.items, *self.held_out)
+        lost = sum(self.record_of(item).picture in damaged for item in items)
+        check_lost(lost, len(items), "the pictures", "cannot be read", "fetch or draw them again", self.log)
+        self.items = [item for item in self.items if self.record_of(item).picture not in damaged]
+        self.held_out = [item for item in self.held_out if self.record_of(item).picture not in damaged]
         if not self.items:
             raise BadInput("all pictures that were to be trained on cannot be read; fetch or draw them again")
 
-    def _take_statistics(self) -> None:
-        pictures = list(dict.fromkeys(self._record(item).picture for item in self.items))
+    def take_statistics(self) -> None:
+        pictures = list(dict.fromkeys(self.record_of(item).picture for item in self.items))
         self.model.set_statistics(*self.pivots.statistics(pictures))
 
-    def _warn(self) -> None:
+    def warn(self) -> None:
         found = variation(self.model.pivot_mean, self.model.pivot_std)
         if found < TOO_ALIKE:
             self.log(
@@ -225,114 +225,6 @@ class StageLoop(Generic[Item]):
                 "of a vision tower that was never trained; they say little of a picture"
             )
 
-    def _seen(self, items: Sequence[Item]) -> Tensor:
+    def pivots_of(self, items: Sequence[Item]) -> Tensor:
         """Standardised pivots (B, queries, width) of the items' pictures."""
-        return self.model.standardise(self.pivots.of([self._record(item).picture for item in items]))
-
-    # What happens in a step
-
-    def _step(self, step: int) -> dict[str, Any]:
-        import torch
-
-        config, start, loss_of_all = self.config, time.perf_counter(), 0.0
-        rate = self.rate(step - 1)
-        set_learning_rate(self.optimizer, rate)
-        parts = batches_of_step(step, self.items, config.batch_size, config.accumulation, config.seed)
-        whole = sum(self._weight(item) for part in parts for item in part)
-        torch.manual_seed(seed_of(config.seed, "step", step))
-        self._train_mode(True)
-        for part in parts:
-            with autocast(self.device):
-                loss = self._loss(part) * (sum(map(self._weight, part)) / whole)
-            check_loss(loss, step, self.folder)
-            loss.backward()
-            loss_of_all += loss.item()
-        norm = apply_gradient(self.weights, self.optimizer, config.max_grad_norm, step, self.folder)
-        self._train_mode(False)
-        return {
-            "step": step,
-            "loss": loss_of_all,
-            "grad_norm": norm,
-            "learning_rate": rate,
-            "seconds": round(time.perf_counter() - start, 3),
-        }
-
-    def _evaluate(self, step: int) -> None:
-        import torch
-
-        if not self.aside:
-            return
-        start = time.perf_counter()
-        with torch.no_grad(), autocast(self.device):
-            figures = self._figures()
-            shown = self.aside[:SHOWN]
-            samples = [
-                {
-                    "prompt": given,
-                    "rewrite": written,
-                    "reason": "",
-                    "fallback": None,
-                    "scores": {},
-                    "picture": self._keep(self._record(item).picture),
-                }
-                for item, (given, written) in zip(shown, self._written(shown), strict=True)
-            ]
-        row = {"step": step, **figures, "seconds": round(time.perf_counter() - start, 2), "samples": samples}
-        append_lines(self.folder / LINES[1], [json.dumps(row)])
-        self.log(f"evaluation at step {step}: " + " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-
-    def _keep(self, picture: Path) -> str:
-        """The name of a picture's copy for the report."""
-        from ...storage.images import read_picture
-
-        cache, key = Cache(self.folder / PICTURES), Cache.key("sample", str(picture))
-        if cache.get_image(key) is None:
-            cache.put_image(key, read_picture(picture))
-        return key
-
-    # What is kept
-
-    def _check_begun(self) -> None:
-        lines = [[str(one.image), one.prompt, one.system] for one in map(self._record, self.items)]
-        now = {
-            "records": len(lines),
-            "sha256": hashlib.sha256(json.dumps(lines).encode()).hexdigest(),
-            "pictures": pictures_digest(self._record(item).picture for item in self.items),
-        }
-        check_same_data(self.folder, self.config.log, now, self.checkpoint is not None)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside the optimiser."""
-        kept = {"pivot_mean": self.model.pivot_mean, "pivot_std": self.model.pivot_std}
-        return {**self.weights, **kept}
-
-    def _save(self, step: int) -> None:
-        files = {"weights": self._tensors()}
-        save_checkpoint(self.folder, step, files, self.optimizer, list(self.weights))
-
-    def _restore(self) -> int:
-        """Take the checkpoint's weights and optimiser; the steps behind it."""
-        if self.checkpoint is not None:
-            files = {"weights": self._tensors()}
-            load_checkpoint(self.checkpoint, files, self.optimizer, list(self.weights), str(self.device))
-        return step_of(self.checkpoint)
-
-    def _export(self) -> Path:
-        """Write `final/`. Parts in which nothing changed are the files that they were."""
-        import torch
-
-        config, final, model = self.config, self.folder / "final", self.model
-        if config.export_dtype != "same":
-            for part in (model.encoder, model.decoder, model.projector, self.tower):
-                part.to(getattr(torch, config.export_dtype))
-        settings = self.settings | self._decoding() | {"trainer": self.trainer}
-        try:
-            with write_folder(final) as folder:
-                model.save_pretrained(folder, settings=settings, image=self.tower)
-                if self.source is not None and config.export_dtype == "same":
-                    for name in self.frozen:
-                        shutil.rmtree(folder / name)
-                        shutil.copytree(self.source / name, folder / name)
-        except Exception as error:
-            raise save_error(final, self.folder, error) from error
-        return final
+        return self.model.standardise(self.pivots.of([self.record_of(item).picture for item in items]))

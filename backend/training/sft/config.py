@@ -13,7 +13,8 @@ class SftConfig(TextTraining):
     """Settings of `reprise train sft`."""
 
     model: str
-    """Any instruct or chat language model: a folder or a hub name."""
+    """The model to start from: any instruct or chat language model, as a folder or a hub name, or shapeworld
+    for the embedded rewriter."""
     data: Path
     """Examples: JSON lines with `prompt`, `reason`, `rewrite` and, optionally, `critique`. `reprise data
     rewrites` makes them."""

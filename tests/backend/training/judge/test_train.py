@@ -198,14 +198,14 @@ def test_the_judge_loads_by_its_folder(finished):
 def test_killed_and_resumed_is_never_killed(folders, data, tmp_path, monkeypatch, lora):
     config = settings(folders, data, lora=lora)
     whole = run_of(config, tmp_path / "whole")
-    take = judge_loop.JudgeLoop._step
+    take = judge_loop.JudgeLoop.learn
 
     def killed(self, step):
         if step == 6:
             raise KeyboardInterrupt
         return take(self, step)
 
-    monkeypatch.setattr(judge_loop.JudgeLoop, "_step", killed)
+    monkeypatch.setattr(judge_loop.JudgeLoop, "learn", killed)
     with pytest.raises(KeyboardInterrupt):
         run_of(config, tmp_path / "cut")
     monkeypatch.undo()

@@ -256,7 +256,7 @@ def test_batches_and_accumulation_give_one_trajectory(values, tmp_path, monkeypa
     update, seen = PpoLoop._update, {4: [], 1: []}
 
     def watched(self, step):
-        groups = [weights.values() for weights in self.weights.values()]
+        groups = [weights.values() for weights in self.groups.values()]
         seen[self.config.batch_size].append(
             [torch.cat([one.grad.flatten() for one in group if one.grad is not None]) for group in groups]
         )

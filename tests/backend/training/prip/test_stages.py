@@ -79,14 +79,14 @@ def test_what_is_learned_is_what_inference_reads_and_writes(log, refiner, tmp_pa
     """Log-probabilities of tokens are those that `write` draws them with; a prompt is learned as one text."""
     config = settings("decoder", log, refiner, eval_share=0)
     loop = DecoderLoop(config, tmp_path, False, lambda line: None)
-    loop._look()
+    loop.take_pivots()
     item = loop.items[0]
     assert item.ids == [
         *loop.model.decoder_ids(item.record.system),
         loop.model.decoder_tokenizer.eos_token_id,
     ]
     rewriter = PripRewriter(loop.model, max_new_tokens=6)
-    (seen,) = loop._seen([item])
+    (seen,) = loop.pivots_of([item])
     (one,) = rewriter.generate([seen], [loop.model.decoder_ids("a red")], [7])
     with torch.no_grad():
         whole = loop.model.logits(seen[None], [loop.model.decoder_ids("a red")], [one.ids], continuation=True)
@@ -124,7 +124,7 @@ def test_the_target_is_the_preferred_picture(log, refiner, tmp_path):
         loop = EncoderLoop(config, tmp_path / how, False, lambda line: None)
         assert len(loop.items) == 12
         assert {item.record.picture.stem.split("-")[2] for item in loop.items} == ground
-        loop._look()
+        loop.take_pivots()
         item = loop.items[0]
         with torch.no_grad():
             from reprise.backend.storage.images import read_picture
@@ -132,7 +132,7 @@ def test_the_target_is_the_preferred_picture(log, refiner, tmp_path):
             raw = loop.tower(read_picture(item.record.picture)[None])
             imagined = loop.model.encode([item.ids])
             expected = (imagined - (raw - loop.model.pivot_mean) / loop.model.pivot_std).square().mean()
-            torch.testing.assert_close(loop._loss([item]), expected, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(loop.loss([item]), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_from_nothing_with_a_vision_tower_that_learns(tiny_preset, log, tmp_path):
@@ -142,7 +142,7 @@ def test_from_nothing_with_a_vision_tower_that_learns(tiny_preset, log, tmp_path
     final = train("decoder", config, tmp_path / "run")
     model, tower = Prip.from_pretrained(final), ImagePivot.from_pretrained(final / "image")
     torch.manual_seed(config.seed)
-    start = prip_loop.begin(config)[1]
+    start = prip_loop.load_start(config)[1]
     assert any(
         not torch.equal(a, b) for a, b in zip(tower.state_dict().values(), start.state_dict().values())
     )
@@ -198,7 +198,7 @@ def test_an_adapter(log, refiner, tmp_path):
     loop.model = loaded
     with torch.no_grad():
         expected = rows(tmp_path, "evaluations.jsonl")[-1]["held-out/loss"]
-        assert loop._figures()["held-out/loss"] == pytest.approx(expected, rel=1e-4)
+        assert loop.figures()["held-out/loss"] == pytest.approx(expected, rel=1e-4)
     assert item.ids
 
 

@@ -11,7 +11,8 @@ from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.training.common.start import system_text
 from reprise.backend.training.sft.config import SftConfig
 from reprise.backend.training.sft.data import RewriteExample, encode, read_examples
-from reprise.backend.training.sft.train import LengthGroupedSampler, train
+from reprise.backend.training.sft.loop import LengthGroupedSampler
+from reprise.backend.training.sft.train import train
 
 from ..conftest import half_write
 
@@ -299,7 +300,7 @@ def test_long_examples_are_dropped_and_counted_or_refused(model, data, tmp_path)
     long.write_text("\n".join(map(json.dumps, rows)))
     said = []
     train(config(model, long, max_steps=1), tmp_path / "run", log=said.append)
-    assert any("dropped 1 of 25" in line for line in said)
+    assert any("left out 1 of 25 of the examples" in line for line in said)
     with pytest.raises(BadInput, match="24 of 24 examples .* raise max_length"):
         train(config(model, data, max_length=20, max_new_tokens=8), tmp_path / "other", log=said.append)
     assert not (tmp_path / "other").exists()  # the mended call may take the same folder

@@ -1,11 +1,11 @@
-"""What the loops of our own share: what a resumed run learns from."""
+"""What trainings learn from."""
 
 import json
 
 import pytest
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.training.common.steps import BEGUN, check_same_data, pictures_digest
+from reprise.backend.training.common.data import STARTED_WITH, check_same_data, pictures_digest
 
 
 def test_a_resumed_run_learns_from_what_it_began_with(tmp_path):
@@ -18,7 +18,9 @@ def test_a_resumed_run_learns_from_what_it_began_with(tmp_path):
     later = {"lines": 3, "pictures": pictures_digest([file])}
     with pytest.raises(BadInput, match="log.jsonl or its pictures changed since"):
         check_same_data(tmp_path, "log.jsonl", later, True)
-    (tmp_path / BEGUN).write_text(json.dumps({"lines": 3}))  # earlier versions knew nothing of pictures
+    (tmp_path / STARTED_WITH).write_text(
+        json.dumps({"lines": 3})
+    )  # earlier versions knew nothing of pictures
     check_same_data(tmp_path, "log.jsonl", later, True)
     with pytest.raises(BadInput, match="log.jsonl or its pictures changed since"):
         check_same_data(tmp_path, "log.jsonl", {**later, "lines": 2}, True)

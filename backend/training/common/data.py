@@ -1,0 +1,62 @@
+"""What trainings learn from: how much may be missing, what a step takes, whether it is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...core.errors import BadInput
+from ...core.seeds import shuffled_indices
+from ...storage.files import write_whole
+
+MAX_LOST = 0.1  # share of the records that may be unusable; beyond it a run is refused
+STARTED_WITH = Path("checkpoints") / "begun.json"
+Item = TypeVar("Item")
+
+
+def check_lost(lost: int, of: int, what: str, why: str, remedy: str, log: Callable[[str], None]) -> None:
+    """Log how many records are left out. Raises BadInput where they are too many, or all."""
+    if lost > MAX_LOST * of or lost == of:
+        raise BadInput(f"{lost} of {of} of {what} {why}; {remedy}")
+    if lost:
+        log(f"left out {lost} of {of} of {what}: they {why}")
+
+
+def batches_of_step(
+    step: int, items: Sequence[Item], batch_size: int, accumulation: int, seed: int
+) -> list[list[Item]]:
+    """What step `step` (from 1) learns from: `accumulation` batches, which follow from (seed, step) alone."""
+    count = batch_size * accumulation
+    places = range((step - 1) * count, step * count)
+    chosen = [items[i] for i in shuffled_indices(len(items), seed, places)]
+    return [chosen[first : first + batch_size] for first in range(0, count, batch_size)]
+
+
+def check_same_data(run: Path, source: object, now: Mapping[str, Any], resumed: bool) -> None:
+    """Raises BadInput where a resumed run would learn from other data than it started with.
+
+    `now` describes the data of `source`. A new run stores it; a resumed run compares what was stored.
+    """
+    path = run / STARTED_WITH
+    if not resumed:
+        write_whole(path, json.dumps(now) + "\n")
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if any(now.get(name) != value for name, value in stored.items()):
+        raise BadInput(
+            f"{source} or its pictures changed since {run} began; bring them back, or begin another run"
+        )
+
+
+def pictures_digest(pictures: Iterable[Path]) -> str:
+    """SHA-256 of the contents of all files, for `check_same_data`. Raises BadInput for an unreadable one."""
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(pictures):
+        try:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise BadInput(f"cannot read the picture {path}: {error.strerror}; bring it back") from error
+    return digest.hexdigest()

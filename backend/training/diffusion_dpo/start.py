@@ -1,0 +1,72 @@
+"""What a Diffusion-DPO starts from: a renderer that can be trained, and an adapter to go on from."""
+
+from __future__ import annotations
+
+import re
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import BadInput, Unsupported
+from ...core.registry import RENDERERS, resolve
+from ...renderers.diffusers import lora as files
+from ...renderers.diffusers.checkpoints import find_pipeline, read_index
+from ...renderers.diffusers.families import Family, family_of
+from .config import DiffusionDpoConfig
+from .denoisers import Denoiser, noising_of
+from .pairs import check_size
+
+TARGETS = {"attention": files.ATTENTION, "blocks": files.BLOCKS}
+
+
+def check_possible(config: DiffusionDpoConfig, pipeline: Any, family: Family, side: int) -> None:
+    """Raises now what the loop would raise for these settings once there are pictures of `side` pixels."""
+    check_text_length(config, family)
+    if config.size is not None:
+        check_size(config.size, family.multiple(pipeline))
+    latent = (config.size or side) // pipeline.vae_scale_factor
+    noising_of(pipeline, (latent, latent), config.shift)
+    denoiser = getattr(pipeline, family.denoiser)
+    Denoiser(pipeline, family, denoiser, config.guidance)
+    start_of(config, denoiser)
+
+
+def check_text_length(config: DiffusionDpoConfig, family: Family) -> None:
+    if config.max_sequence_length and not family.has_text_length:
+        raise Unsupported(f"{family.name} has a fixed text length; leave max_sequence_length out")
+
+
+def start_of(config: DiffusionDpoConfig, denoiser: Any) -> files.Adapter | None:
+    """The adapter to go on from. Raises BadInput for one of another rank or on other modules."""
+    if config.start is None:
+        return None
+    found = files.read_lora(config.start, denoiser)
+    modules = {
+        name for name, _ in denoiser.named_modules() if re.fullmatch(TARGETS[config.lora.targets], name)
+    }
+    sizes = {len(a) for a, _ in found.values()}
+    if found.keys() != modules or sizes != {config.lora.r}:
+        raise BadInput(
+            f"{config.start} is an adapter of rank {max(sizes)} on {len(found)} modules, and lora asks "
+            f"for rank {config.lora.r} on {len(modules)}; set lora.r and lora.targets as they were"
+        )
+    return found
+
+
+def trainable(model: str) -> tuple[Path, int | None, Family]:
+    """The folder of a renderer, the length of text that an embedded one was trained with, and its family.
+    Raises Unsupported for a family that no adapter is known for."""
+    folder, length = _where(model)
+    family = family_of(read_index(folder)["_class_name"])
+    files.check_layout(family)
+    return folder, length, family
+
+
+def _where(model: str) -> tuple[Path, int | None]:
+    if model in RENDERERS:
+        made = resolve("renderer", RENDERERS, model)
+        folder = signature(made).parameters.get("folder")
+        if folder is None:
+            raise BadInput(f"the renderer {model!r} has no weights of its own; give a diffusers folder")
+        return Path(folder.default), getattr(made, "TEXT_LENGTH", None)
+    return find_pipeline(model), None
