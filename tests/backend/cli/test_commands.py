@@ -184,6 +184,17 @@ def trainer(monkeypatch):
     return state
 
 
+def test_a_config_is_a_file_or_the_name_of_a_shipped_one(reprise, tmp_path):
+    from reprise.backend.cli.train import find_config
+    from reprise.backend.training import shipped_config
+
+    assert find_config("prip-encoder", "shapeworld") == shipped_config("prip-encoder", "shapeworld")
+    (tmp_path / "shapeworld").mkdir()  # a run folder, say
+    assert find_config("grpo", "shapeworld").name == "shapeworld.yaml"
+    (tmp_path / "paper").write_text("epochs: 1\n")
+    assert find_config("ppo", "paper") == Path("paper")
+
+
 def test_train_keeps_its_config_and_goes_on(reprise, trainer, tmp_path):
     (tmp_path / "c.yaml").write_text("steps: 4\n")
     trainer["stop"] = True
