@@ -17,7 +17,7 @@ from reprise.backend.net import http
 from reprise.backend.net.reward_protocol import Limits
 from reprise.backend.serving.app import make_app
 from reprise.backend.serving.batching import BatchingQueue
-from reprise.backend.serving.server import address, listen, make_server
+from reprise.backend.serving.server import RewardServer, address, listen
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.prompts import layout, parse_prompt
 from reprise.backend.shapeworld.scenes import random_scene
@@ -36,22 +36,24 @@ def clean(monkeypatch):
 
 @contextmanager
 def serving(*rewards, key=None, limits=None, **queue):
-    """A running server: `url`, `queue`, and a plain `http` client of it."""
+    """A running server: `url`, `queue`, `stop` and a plain `http` client of it."""
     limits = limits or Limits()
     queue = BatchingQueue(rewards, pixels=limits.pixels, **queue)
-    with listen("127.0.0.1", 0) as sock:
-        server = make_server(make_app(queue, limits, key), queue)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
-        # Reading certificates for nothing takes longer than all else here.
-        http = httpx.Client(base_url=address(sock), verify=False, trust_env=False, timeout=60)
-        try:
-            yield SimpleNamespace(url=address(sock), queue=queue, http=http)
-        finally:
-            http.close()
-            server.should_exit = True
-            queue.close()
-            thread.join(10)
+    sock, listening = listen("127.0.0.1", 0), threading.Event()
+    url = address(sock)
+    server = RewardServer(make_app(queue, limits, key), queue, sock, listening.set)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert listening.wait(10)
+    # Reading certificates for nothing takes longer than all else here.
+    http = httpx.Client(base_url=url, verify=False, trust_env=False, timeout=60)
+    try:
+        yield SimpleNamespace(url=url, queue=queue, http=http, stop=server.stop)
+    finally:
+        http.close()
+        queue.close()
+        server.stop()
+        thread.join(10)
 
 
 def scene(prompt, seed):

@@ -63,9 +63,9 @@ def rewards(
         if len(set(kinds)) < len(kinds):
             raise BadInput(f"two rewards have the same name: {', '.join(kinds)}; serve one of them")
         requests = BatchingQueue(served, waiting=queue, batch=batch, pixels=max_pixels)
-        terminal.note(f"{', '.join(kinds)} at {address(sock)}; Ctrl-C stops")
+        line = f"{', '.join(kinds)} at {address(sock)}; Ctrl-C stops"
         try:
-            serve(make_app(requests, limits, key), requests, sock)
+            serve(make_app(requests, limits, key), requests, sock, lambda: terminal.note(line))
         except KeyboardInterrupt as stop:
             raise Interrupted(f"stopped; requests answered: {requests.answered}") from stop
 

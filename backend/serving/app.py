@@ -1,7 +1,7 @@
-"""The web side of the reward server: who may ask, what is a request, and what is answered.
+"""The web side of the reward server: the key, what counts as a request, and the answers.
 
-Whatever is asked, the answer is JSON; a refusal is 4xx with its reason on one line as `detail`. Imported
-where something is served, and nowhere else: it needs the [serve] extra.
+Every answer is JSON; a refusal is 4xx with its reason on one line as `detail`. Imported only where something
+is served: it needs the [serve] extra.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
+from collections.abc import Coroutine
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
@@ -31,28 +32,29 @@ from ..net.reward_protocol import (
 from .batching import BatchingQueue, QueuedRequest, QueueFull, RewardResults
 from .pictures import opened
 
-BODY_SECONDS = 60.0  # until a request must be here, however slowly it drips
-DRAINED = 4  # times the limit: what is read and dropped of a body too large, so that its sender sees the 413
-POLL = 1.0  # seconds between two looks whether who waits is still there
-READING = 16  # bodies that come in at once, which bounds the memory; others wait at the door
+BODY_SECONDS = 60.0  # until a request's body must be complete, however slowly it comes
+DISCARD_FACTOR = 4  # times the limit: how much of a too large body is read, so that its sender sees the 413
+BODIES_AT_ONCE = 16  # bodies read at the same time, which bounds the memory; other requests wait
 RETRY_AFTER = "1"  # seconds
 LONGEST_DETAIL = 300
 
-# None of them can be sent by a web page of others that somebody on this machine looks at.
-KINDS = ("application/json", "image/png", "image/jpeg")
-Look = Literal["score", "criticize"]
+# A web page of another site, opened on this machine, can send none of them without asking first.
+CONTENT_TYPES = ("application/json", "image/png", "image/jpeg")
+Action = Literal["score", "criticize"]
 
 
 def make_app(queue: BatchingQueue, limits: Limits, key: str | None = None) -> FastAPI:
-    """The server over `queue`. With `key`, all but /health want it as a bearer token."""
+    """The app over `queue`. With `key`, all paths but /health need it as a bearer token: it is checked before
+    the body is read. Once its `state.stopping` is set, bodies that are not complete are refused."""
     app = FastAPI(title="Reprise rewards", docs_url=None, redoc_url=None, openapi_url=None)
-    guarded = [Depends(_guard(key))] if key else []
-    door = asyncio.Semaphore(READING)
+    app.state.stopping = asyncio.Event()
+    guarded = [Depends(_require(key))] if key else []
+    reading = asyncio.Semaphore(BODIES_AT_ONCE)
 
-    async def ask(request: Request, look: Look) -> RewardResults:
-        async with door:
-            job = await _admitted(request, queue, limits, look)
-        return await _answered(request, queue, job)
+    async def ask(request: Request, action: Action) -> RewardResults:
+        async with reading:
+            job = await _read_request(request, queue, limits, action)
+        return await _results(request, queue, job)
 
     @app.get("/health")
     async def health() -> dict[str, str | int]:
@@ -88,60 +90,84 @@ def make_app(queue: BatchingQueue, limits: Limits, key: str | None = None) -> Fa
     return app
 
 
-def _guard(key: str):
+def _require(key: str):
     expected = f"Bearer {key}".encode()
 
     async def check(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, expected):
-            wanted = {"WWW-Authenticate": "Bearer"}
-            raise HTTPException(401, "this server wants its key as a bearer token", wanted)
+            header = {"WWW-Authenticate": "Bearer"}
+            raise HTTPException(401, "this server wants its key as a bearer token", header)
 
     return check
 
 
-async def _admitted(request: Request, queue: BatchingQueue, limits: Limits, look: Look) -> QueuedRequest:
-    """The request as the queue takes it. Raises HTTPException or BadInput where it is none."""
+async def _read_request(
+    request: Request, queue: BatchingQueue, limits: Limits, action: Action
+) -> QueuedRequest:
+    """The request as the queue takes it. Raises HTTPException or BadInput where it cannot be read."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in KINDS:
-        raise HTTPException(415, f"expected a body of Content-Type: {' or '.join(KINDS)}")
-    try:
-        body = await asyncio.wait_for(_body(request, limits.body), BODY_SECONDS)
-    except asyncio.TimeoutError as error:
-        raise HTTPException(408, f"the body was not here within {BODY_SECONDS:g} s") from error
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the body broke off") from error  # said to nobody
-    read = _asked_in_json if kind == KINDS[0] else partial(_asked_in_the_query, request)
-    return await asyncio.to_thread(lambda: _job(read(body), queue, limits, look))
+    if kind not in CONTENT_TYPES:
+        raise HTTPException(415, f"expected a body of Content-Type: {' or '.join(CONTENT_TYPES)}")
+    body = await _before_stop(request, _body(request, limits.body))
+    read = _parse_json if kind == CONTENT_TYPES[0] else partial(_parse_query, request)
+    return await asyncio.to_thread(lambda: _job(read(body), queue, limits, action))
 
 
-async def _answered(request: Request, queue: BatchingQueue, job: QueuedRequest) -> RewardResults:
+async def _results(request: Request, queue: BatchingQueue, job: QueuedRequest) -> RewardResults:
+    """What the queue finds; a client that disconnects leaves the queue."""
     done = asyncio.wrap_future(queue.submit(job))
-    while not done.done():
-        await asyncio.wait([done], timeout=POLL)
-        if not done.done() and await request.is_disconnected():
-            done.cancel()  # out of the line, where it still stands there
-            raise HTTPException(400, "the client hung up")  # said to nobody
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            done.cancel()
+            raise HTTPException(400, "the client hung up")  # nobody reads it
+    finally:
+        gone.cancel()
     return done.result()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _before_stop(request: Request, body: Coroutine[Any, Any, bytes]) -> bytes:
+    """The body, where it is complete in time and before the server stops."""
+    reading = asyncio.ensure_future(body)
+    stopping = asyncio.ensure_future(request.app.state.stopping.wait())
+    try:
+        await asyncio.wait({reading, stopping}, timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        if stopping.done():
+            raise QueueFull("the server is stopping")
+        raise HTTPException(408, f"the body was not complete within {BODY_SECONDS:g} s")
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the body broke off") from error  # or it was not encoded as HTTP/1.1 says
+    finally:
+        reading.cancel()
+        stopping.cancel()
 
 
 async def _body(request: Request, most: int) -> bytes:
     """The whole body. Raises HTTPException 413 where it has more than `most` bytes."""
     declared = request.headers.get("content-length", "")[:18]  # digits enough for any size
     size, body = 0, bytearray()
-    if not declared.isdecimal() or int(declared) <= DRAINED * most:
+    if not declared.isdecimal() or int(declared) <= DISCARD_FACTOR * most:
         async for chunk in request.stream():
             size += len(chunk)
             if size <= most:
                 body += chunk
-            if size > DRAINED * most:
+            if size > DISCARD_FACTOR * most:
                 break
         if size <= most:
             return bytes(body)
     raise HTTPException(413, f"the body has more than {most:,} bytes; send fewer pictures at once")
 
 
-def _asked_in_json(body: bytes) -> ScoreRequest:
+def _parse_json(body: bytes) -> ScoreRequest:
     try:
         values = from_json(body)
     except ValueError as error:
@@ -151,8 +177,8 @@ def _asked_in_json(body: bytes) -> ScoreRequest:
     return parse_config(ScoreRequest, values, "the request")
 
 
-def _asked_in_the_query(request: Request, body: bytes) -> ScoreRequest:
-    """Of one picture, which is the body: /score?prompt=WORDS&reward=NAME&reward=NAME."""
+def _parse_query(request: Request, body: bytes) -> ScoreRequest:
+    """The request about one picture, which is the body: /score?prompt=WORDS&reward=NAME&reward=NAME."""
     query = request.query_params
     values = {
         "images": [base64.b64encode(body).decode()],
@@ -162,20 +188,20 @@ def _asked_in_the_query(request: Request, body: bytes) -> ScoreRequest:
     return parse_config(ScoreRequest, values, "the query (prompt=WORDS&reward=NAME)")
 
 
-def _job(asked: ScoreRequest, queue: BatchingQueue, limits: Limits, look: Look) -> QueuedRequest:
+def _job(request: ScoreRequest, queue: BatchingQueue, limits: Limits, action: Action) -> QueuedRequest:
     """Raises BadInput for what the queue cannot take."""
-    if len(asked.images) > limits.images:
-        raise BadInput(f"{len(asked.images)} pictures in one request; the limit is {limits.images}")
-    names = list(dict.fromkeys(asked.rewards))
+    if len(request.images) > limits.images:
+        raise BadInput(f"{len(request.images)} pictures in one request; the limit is {limits.images}")
+    names = list(dict.fromkeys(request.rewards))
     for name in names:
         if name not in queue.rewards:
             raise UnknownName("reward", name, queue.rewards)
-    if look == "criticize":
-        mute = [card.name for card in queue.cards() if card.name in names and not card.critic]
-        if mute:
-            raise BadInput(f"reward {mute[0]!r} only scores; it cannot say what is wrong")
-    pictures = opened(asked.images, limits.pixels)
-    return QueuedRequest(pictures, asked.prompts, names, criticize=look == "criticize")
+    if action == "criticize":
+        score_only = [card.name for card in queue.cards() if card.name in names and not card.critic]
+        if score_only:
+            raise BadInput(f"reward {score_only[0]!r} only scores; it cannot say what is wrong")
+    pictures = opened(request.images, limits.pixels)
+    return QueuedRequest(pictures, request.prompts, names, criticize=action == "criticize")
 
 
 def _faults(answer: RewardResults) -> dict[str, RewardError]:

@@ -25,7 +25,7 @@ SLOW = """
 import sys, time
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 from reprise.backend.serving import server
-server.PATIENCE = 0.2
+server.BATCH_SECONDS = 0.2
 plain = ShapeWorldSoft.score
 def score(self, images, prompts):
     if images.shape[1] == 8:  # this one takes until the test has done with us

@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import threading
+import time
 import zipfile
 import zlib
 
@@ -255,13 +256,12 @@ NO_HTTP = {
     "a length of many digits": HEAD + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n",
     "negative chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n",
     "chunks unlike chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\nhello\r\n",
-    "unknown transfer": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+    "unknown transfer": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "head without end": HEAD + b"X: " + b"x" * 100_000,
     "path without end": b"GET /" + b"x" * 100_000,
-    "no host": b"GET /rewards HTTP/1.1\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
-    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
+HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def connected(server):
@@ -277,9 +277,18 @@ def test_what_is_no_http(server, data):
     assert post(server, whole).status_code == 200
 
 
+def test_other_protocols_are_not_spoken(server):
+    with connected(server) as sock:
+        sock.sendall(HTTP_2)
+        assert sock.recv(100) == b""
+    upgrade = {"Connection": "upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    assert server.http.get("/health", headers=upgrade | key).status_code == 200
+
+
 @pytest.mark.parametrize("data", [b"", b"POST /sc", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nPOST /sc"])
 def test_who_connects_and_only_drips_is_hung_up_on(monkeypatch, data):
-    monkeypatch.setattr(server_module, "IDLE", 0.2)
+    monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.2)
     with serving(Brightness()) as made, connected(made) as sock:
         with pytest.raises(ConnectionError):
             sock.sendall(data)
@@ -288,8 +297,34 @@ def test_who_connects_and_only_drips_is_hung_up_on(monkeypatch, data):
                 threading.Event().wait(0.01)
 
 
+def test_half_open_connections_hold_up_nobody(server):
+    held = [connected(server) for _ in range(300)]
+    try:
+        for sock in held:
+            sock.sendall(b"POST /sc")
+        started = time.monotonic()
+        assert post(server, whole).status_code == 200
+        assert time.monotonic() - started < 2
+    finally:
+        for sock in held:
+            sock.close()
+
+
+def test_a_stop_refuses_what_is_not_complete():
+    with serving(Brightness()) as made, connected(made) as sock, connected(made) as idle:
+        sock.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
+        idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        threading.Event().wait(0.2)  # until it waits for the rest
+        made.stop()
+        answer = b"".join(iter(lambda: sock.recv(1000), b""))
+        assert answer.startswith(b"HTTP/1.1 503") and b"the server is stopping" in answer
+        while idle.recv(1000):
+            pass
+
+
 def test_at_most_so_many_bodies_come_in_at_once(monkeypatch):
-    monkeypatch.setattr(module, "READING", 1)
+    monkeypatch.setattr(module, "BODIES_AT_ONCE", 1)
     monkeypatch.setattr(module, "BODY_SECONDS", 1.0)
     with serving(Brightness()) as made, connected(made) as sock:
         sock.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
@@ -378,8 +413,7 @@ def test_a_full_line_turns_away_and_says_when_to_come_back():
         assert answers == [200] * 3 and made.queue.answered == 3
 
 
-def test_who_hangs_up_leaves_the_line(monkeypatch):
-    monkeypatch.setattr(module, "POLL", 0.05)
+def test_who_hangs_up_leaves_the_line():
     gate = Gate()
     with serving(gate) as made:
         first = threading.Thread(target=post, args=(made, request(rewards=["gate"])))
@@ -425,6 +459,12 @@ def test_without_the_key_nothing_is_answered(keyed, given):
         assert response.headers["WWW-Authenticate"] == "Bearer" and KEY not in response.text
     refused(keyed.http.get("/rewards", headers=headers), 401, "bearer token")
     assert keyed.http.get("/health").status_code == 200
+
+
+def test_the_key_is_checked_before_the_body(keyed):
+    with connected(keyed) as sock:
+        sock.sendall(HEAD + b"Content-Length: 1000000000\r\n\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 401"
 
 
 @pytest.fixture(scope="module")
