@@ -1,8 +1,8 @@
 """The process around the app: Granian's embedded server, and a shutdown that leaves no client waiting.
 
 Granian's own options bound the time and the size of a request's headers and the number of connections; the
-app bounds bodies (`app.py`). Uvicorn has no limit on the time that headers take, and Hypercorn never lets go
-of a connection whose large body is refused unread.
+app bounds bodies (`app.py`). Uvicorn has no limit on the time that headers take; Hypercorn never closes a
+connection whose large body was refused unread.
 """
 
 from __future__ import annotations
