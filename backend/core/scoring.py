@@ -45,7 +45,7 @@ def clarities(reward: PreviewReward, images: Tensor, prompts: Sequence[str]) -> 
 
 def judge_for_previews(judge: Reward) -> Reward:
     """Who looks at previews in a judge's place: a vision-language model asks about them in other words."""
-    make = getattr(judge, "of_previews", None)
+    make = getattr(judge, "preview_judge", None)
     return judge if make is None else make()
 
 

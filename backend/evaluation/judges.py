@@ -27,9 +27,9 @@ import numpy as np
 from ..core.errors import BadInput
 from ..core.interfaces import Critic, Reward
 from ..core.scoring import image_scores, verdicts
-from ..rewards.scales import scaled
+from ..rewards.scales import to_unit_range
 from ..rewards.vlm.calibration import BINS, bin_of, reliability
-from ..rewards.vlm.judge import VLMJudge, shown
+from ..rewards.vlm.judge import VLMJudge, vlm_pictures
 from ..storage.cache import Cache
 from ..storage.images import read_picture
 from .critiques import critique_table
@@ -70,9 +70,9 @@ def make_answerer(judge: Reward) -> Answerer:
         question, words = cases[0].question, [case.prompt for case in cases]
         pictures = [read_picture(case.picture) for case in cases]
         if isinstance(judge, VLMJudge):
-            seen = [shown(picture[None])[0] for picture in pictures]
+            seen = [vlm_pictures(picture[None])[0] for picture in pictures]
             if question == CRITIQUE:
-                return judge.reasons(seen, words) if judge.tuned.knows(CRITIQUE) else None
+                return judge.critiques(seen, words) if judge.tuned.knows(CRITIQUE) else None
             return judge.ask(question, seen, words)
         if question == CRITIQUE:
             return (
@@ -95,7 +95,7 @@ def make_answerer(judge: Reward) -> Answerer:
                 judge, torch.stack([pictures[i] for i in rows]), [words[i] for i in rows]
             )
         ]
-        return [min(1.0, max(0.0, scaled(judge.spec, score))) for score in scores]
+        return [min(1.0, max(0.0, to_unit_range(judge.spec, score))) for score in scores]
 
     return ask
 

@@ -24,7 +24,7 @@ from ..core.errors import BadInput, RenderFailed, UnknownName
 from ..core.interfaces import Renderer, Reward, Rewriter
 from ..core.scoring import image_scores, reward_fingerprint
 from ..core.types import Job
-from ..rewards.text import words
+from ..rewards.text import count_words
 from ..shapeworld.prompts import PromptCase
 from ..storage.cache import Cache, picture_key, round_to_8_bits
 from .journal import Journal
@@ -303,5 +303,5 @@ def training_mean(values: TrainingValues, number: int) -> float:
 
 
 def _mean_words(texts: Iterable[str]) -> float | None:
-    counts = [words(text) for text in texts]
+    counts = [count_words(text) for text in texts]
     return round(sum(counts) / len(counts), 1) if counts else None

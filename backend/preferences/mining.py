@@ -19,7 +19,7 @@ import yaml
 
 from ..core.errors import BadInput, first_line
 from ..core.types import RewardSpec
-from ..rewards.scales import scaled
+from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
 from ..storage.files import read_lines
 from ..storage.images import read_picture
@@ -66,7 +66,7 @@ class WeightedRewards:
             return scores[self.name]
         specs = {name: reward_spec(name) for name in self.weights}
         total = sum(
-            weight * (scaled(spec, scores[name]) if (spec := specs[name]) else scores[name])
+            weight * (to_unit_range(spec, scores[name]) if (spec := specs[name]) else scores[name])
             for name, weight in self.weights.items()
         )
         return total / sum(self.weights.values())

@@ -1,1 +1,1 @@
-"""Images or rewrites to scores. Must not import renderers, rewriters or search."""
+"""Rewards: images or rewrites -> scores. Must not import renderers, rewriters or search."""

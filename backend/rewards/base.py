@@ -1,4 +1,4 @@
-"""What the learned judges share: pictures in, batches through the model, a number each out."""
+"""Base of the learned judges: pictures go through a frozen model in batches, each gets one score."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 
 class LearnedJudge(ABC):
-    """A frozen model that looks at each picture by itself.
+    """A frozen model that scores each picture independently of the others.
 
-    It computes where its weights are, in their precision, `batch_size` pictures at a time. The host may
-    move `model` between calls; float16 on a CPU, which would take minutes, is float32 for the call.
+    It computes on its weights' device, in their precision, `batch_size` pictures at a time. A host may move
+    `model` between calls. float16 weights on a CPU, where it is very slow, are float32 during the call.
     """
 
     spec: RewardSpec
     model: Any  # an nn.Module
     batch_size: int = 16
-    reads_prompt = True  # False: the prompt is ignored, and may be empty
+    reads_prompt = True  # False: the prompt is ignored and may be empty
 
     @abstractmethod
     def prepare(self, picture: Image) -> Tensor:
-        """An RGB picture of any size -> (3, S, S), what the model looks at."""
+        """An RGB picture of any size -> the model's input (3, S, S)."""
 
     @abstractmethod
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Prepared pixels (B, 3, S, S) on the model's device and their prompts -> scores (B,)."""
+        """Prepared pixels (B, 3, S, S), on the model's device, and B prompts -> scores (B,)."""
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Images (B, H, W, 3) in 0..1 and the users' prompts -> B scores. See `interfaces.Reward`."""
@@ -43,18 +43,19 @@ class LearnedJudge(ABC):
         check_prompts(self.spec.name, images, prompts, self.reads_prompt)
         pictures = to_pil(images)
         scores: list[float] = []
-        with computable(self.model):
+        with inference(self.model):
             weight = next(self.model.parameters())
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 pixels = torch.stack([self.prepare(picture) for picture in pictures[rows]])
-                rated = self.rate(pixels.to(weight.device, weight.dtype), prompts[rows])
-                scores += rated.float().tolist()
+                batch = self.rate(pixels.to(weight.device, weight.dtype), prompts[rows])
+                scores += batch.float().tolist()
         return scores
 
 
 def check_prompts(name: str, images: Tensor, prompts: Sequence[str], reads_prompt: bool = True) -> None:
-    """Raises BadInput unless there is a prompt for each picture, with a word in it if the judge reads it."""
+    """Raises BadInput unless there is one prompt per picture; none may be blank if the judge reads
+    prompts."""
     if len(images) != len(prompts):
         raise BadInput(f"expected one prompt per picture, got {len(prompts)} for {len(images)}")
     if reads_prompt and not all(prompt.strip() for prompt in prompts):
@@ -64,9 +65,11 @@ def check_prompts(name: str, images: Tensor, prompts: Sequence[str], reads_promp
 
 
 @contextmanager
-def computable(model: nn.Module) -> Iterator[None]:
-    """Inference mode, and `model` in float32 meanwhile where it is float16 on a CPU. A model that was loaded
-    in inference mode, as hosts do, can be converted only there."""
+def inference(model: nn.Module) -> Iterator[None]:
+    """Inference mode; a `model` in float16 on a CPU is in float32 meanwhile.
+
+    A host may have loaded the model in inference mode; then it can be converted only in that mode.
+    """
     import torch
 
     weight = next(model.parameters())
@@ -82,8 +85,10 @@ def computable(model: nn.Module) -> Iterator[None]:
 
 
 def linear_head(width: int, widths: Sequence[int]) -> nn.Sequential:
-    """The five linear layers, without activations, that ImageReward and the aesthetic predictor end in.
-    Both were published with dropout after the first three, and numbered so."""
+    """The head of ImageReward and of the aesthetic predictor: five linear layers without activations.
+
+    Both were published with dropout after the first three layers; the identities keep their numbering.
+    """
     from torch import nn
 
     layers = [nn.Linear(a, b) for a, b in zip((width, *widths), (*widths, 1))]

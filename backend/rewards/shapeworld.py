@@ -1,8 +1,9 @@
-"""The ShapeWorld detector as a reward: GenEval's verdict, strict and soft, and its critique in words.
+"""The ShapeWorld detector as a reward: GenEval's verdict, strict and soft, and a critique in words.
 
 Source: GenEval (arXiv 2310.11513) and its evaluation script's rules, as in its paper: every included
 object present, colours right, the position's unit-vector component > .5 after a margin of .1 x the
-sum of sizes, exact counts for the counting task. Departs from it: an asked-for ground is verified too.
+sum of sizes, exact counts for the counting task.
+Departs from it: a requested ground (background colour) is checked too.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from ..shapeworld.prompts import RELATIONS, PromptCase, Requirement, parse_promp
 if TYPE_CHECKING:
     from torch import Tensor
 
-MARGIN = 0.1  # of the two boxes' summed sizes; offsets within it count as none
-COMPONENT = 0.5  # what the wanted component of the offset's unit vector must exceed
+MARGIN = 0.1  # share of the two boxes' summed sizes; offsets within it count as 0
+COMPONENT = 0.5  # minimum component of the offset's unit vector in the requested direction, exclusive
 WRONG_COLOR = 0.35  # credit for the right shape in the wrong colour
 
 
 class ShapeWorldSoft:
-    """0..1, higher is better. Right pictures score .5-1, wrong ones 0-.5, graded by what is there."""
+    """0..1, higher is better. Right pictures score .5 to 1, wrong ones 0 to .5 by how much of them is
+    right."""
 
     spec = RewardSpec("shapeworld", 0.0, 1.0)
 
@@ -36,7 +38,7 @@ class ShapeWorldSoft:
         return [soft_score(case, reading) for case, reading in _readings(images, prompts)]
 
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
-        """What is wrong with each picture; satisfied where nothing is."""
+        """The faults of each picture; satisfied if there are none."""
         verdicts = []
         for case, reading in _readings(images, prompts):
             wrong = faults(case, reading)
@@ -45,7 +47,7 @@ class ShapeWorldSoft:
 
 
 class ShapeWorldStrict(ShapeWorldSoft):
-    """1 where all that was asked for holds, else 0."""
+    """1 if the picture shows everything that the prompt asks for, else 0."""
 
     spec = RewardSpec("shapeworld-strict", 0.0, 1.0)
 
@@ -60,12 +62,13 @@ def _readings(images: Tensor, prompts: Sequence[str]) -> list[tuple[PromptCase, 
 
 
 def is_right(case: PromptCase, reading: Reading) -> bool:
-    """GenEval's strict verdict."""
+    """GenEval's strict verdict: no faults."""
     return not faults(case, reading)
 
 
 def component(a: Detection, b: Detection, relation: str) -> float:
-    """How far `a` lies in the direction `relation` from `b`: -1..1, after the margin; 0 for none."""
+    """How far `a` lies from `b` in the direction `relation`, -1..1, after the margin; 0 if nothing is
+    left."""
     widths, heights = a.right - a.left + b.right - b.left, a.bottom - a.top + b.bottom - b.top
     offsets = []
     for axis, sizes in enumerate((widths, heights)):
@@ -78,22 +81,22 @@ def component(a: Detection, b: Detection, relation: str) -> float:
     return (offsets[0] * right + offsets[1] * down) / length
 
 
-def _found(need: Requirement, reading: Reading) -> list[Detection]:
-    """Detections that are what is needed, surest first."""
+def _matching(need: Requirement, reading: Reading) -> list[Detection]:
+    """The detections that match a requirement, most confident first."""
     same = [d for d in reading.detections if d.shape == need.shape and need.color in (None, d.color)]
     return sorted(same, key=lambda d: -d.confidence)
 
 
 def faults(case: PromptCase, reading: Reading) -> list[str]:
-    """Short phrases, one per thing that is wrong; empty where the picture is right."""
+    """Short phrases, one per fault; empty if the picture is right."""
     wrong = []
     for need in case.include:
-        found = _found(need, reading)
+        found = _matching(need, reading)
         if len(found) < need.count or (case.exact and len(found) > need.count):
             wrong.append(_missing(need, found, reading))
         elif need.position:
             relation, index = need.position
-            others = _found(case.include[index], reading)
+            others = _matching(case.include[index], reading)
             held = any(component(a, b, relation) > COMPONENT for a in found for b in others if a is not b)
             if others and not held:
                 wrong.append(f"the {_name(need)} is not {relation} the {_name(case.include[index])}")
@@ -118,7 +121,7 @@ def _missing(need: Requirement, found: list[Detection], reading: Reading) -> str
 
 
 def soft_score(case: PromptCase, reading: Reading) -> float:
-    """Half the strict verdict, half the mean credit of all that was asked for."""
+    """Half the strict verdict, half the mean credit over everything that was asked for."""
     credits = []
     for need in case.include:
         same = [d for d in reading.detections if d.shape == need.shape]
@@ -132,8 +135,8 @@ def soft_score(case: PromptCase, reading: Reading) -> float:
             relation, index = need.position
             pairs = [
                 component(a, b, relation)
-                for a in _found(need, reading)
-                for b in _found(case.include[index], reading)
+                for a in _matching(need, reading)
+                for b in _matching(case.include[index], reading)
                 if a is not b
             ]
             credits.append(min(1.0, (max(pairs) + 1) / (1 + COMPONENT)) if pairs else 0.0)

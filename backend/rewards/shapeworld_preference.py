@@ -1,4 +1,4 @@
-"""What people of ShapeWorld like: what was asked for, in the style that they prefer for it."""
+"""The preference of ShapeWorld's people: the picture shows what was asked for, in their preferred style."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class ShapeWorldPreference:
-    """0..1, higher is better: half the detector's soft score, half the share of the four facets of style that
+    """0..1, higher is better. Half the detector's soft score, half the share of the four style facets that
     are as preferred (`styles.preferred`)."""
 
     spec = RewardSpec("shapeworld-preference", 0.0, 1.0)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Images (B, H, W, 3) in 0..1 and users' prompts in GenEval's words -> B scores."""
-        found = []
+        scores = []
         for picture, prompt in zip(to_pil(images), prompts, strict=True):
             case = parse_prompt(prompt)
             reading, style = read_styled(np.asarray(picture))
-            found.append(0.5 * soft_score(case, reading) + 0.5 * preferred(case).agreement(style))
-        return found
+            scores.append(0.5 * soft_score(case, reading) + 0.5 * preferred(case).agreement(style))
+        return scores

@@ -1,9 +1,9 @@
-"""Text rewards of RePrompt: the form of the answer, and the length of the new prompt.
+"""RePrompt's text rewards: the structure of the answer, and the length of the rewritten prompt.
 
 Source: RePrompt (arXiv 2505.17540), structure and length rewards.
-Departs from its code: a missing prompt scores below a wrong length, which scores below a right one
-(there a missing one got 0 and beat a long one's -1); lengths are inclusive, 15 to 77 words; writing
-without spaces counts one word a character.
+Departs from its code: a missing prompt scores below a wrong length, which scores below a right length (there,
+a missing prompt got 0 and beat a long one's -1). Lengths are inclusive, 15 to 77 words. In scripts without
+spaces each character counts as a word.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 
 
 class Structure:
-    """+1 where the answer could be read and holds a prompt and, with `reasoning`, a reason; -1 otherwise."""
+    """+1 if the answer could be parsed and has a prompt (and, with `reasoning`, a reason), else -1."""
 
     spec = RewardSpec("structure", -1.0, 1.0, reads="rewrites")
 
@@ -35,7 +35,7 @@ class Structure:
 
 
 class Length:
-    """+1 for a prompt of `low` to `high` words, 0 for a shorter or longer one, -1 for none."""
+    """+1 for a prompt of `low` to `high` words, 0 for a shorter or longer one, -1 for a missing one."""
 
     spec = RewardSpec("length", -1.0, 1.0, reads="rewrites")
 
@@ -47,11 +47,13 @@ class Length:
     def score_text(self, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]:
         """One score per rewrite, in -1, 0 or 1. `prompts` are the users' own, one per rewrite."""
         _check(self.spec.name, rewrites, prompts)
-        return [-1.0 if _missing(r) else float(self.low <= words(r.prompt) <= self.high) for r in rewrites]
+        return [
+            -1.0 if _missing(r) else float(self.low <= count_words(r.prompt) <= self.high) for r in rewrites
+        ]
 
 
-def words(text: str) -> int:
-    """Words between spaces; a character each in scripts that write none."""
+def count_words(text: str) -> int:
+    """Number of words: between spaces, or one per character in scripts without spaces."""
     return len(_UNSPACED.sub(" x ", text).split())
 
 

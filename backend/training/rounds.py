@@ -30,7 +30,7 @@ from ..core.seeds import shuffled_indices
 from ..core.types import Job
 from ..factory import open_reward
 from ..reports.training import write_report
-from ..rewards.scales import scaled
+from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
 from ..storage.files import read_lines, write_whole
 from .common import distributed
@@ -137,7 +137,7 @@ class Rounds(ABC):
     def mixed(self, scores: Mapping[str, float]) -> float:
         """The rewards that count on one scale, 0..1 as far as they keep to their ranges; higher is better."""
         weights = {name: weight for name, weight in self.settings.rewards.items() if name in scores}
-        total = sum(scaled(self.rewards[name].spec, scores[name]) * w for name, w in weights.items())
+        total = sum(to_unit_range(self.rewards[name].spec, scores[name]) * w for name, w in weights.items())
         return total / sum(weights.values())
 
     @contextmanager

@@ -25,15 +25,15 @@ from ...core.errors import CheckpointError, first_line
 from ...core.model_files import quiet_loading
 from ...core.types import RewardSpec, Verdict
 from ...storage.images import to_pil
-from ..base import check_prompts, computable
-from ..published.checkpoint import fill, placement, read_settings, read_weights, refuse
-from ..published.clip import image_embeddings, position_ids, read_config, same_name, text_embeddings
+from ..base import check_prompts, inference
+from ..published.checkpoint import fill, placement, read_settings, read_weights, refuse_keys
+from ..published.clip import image_embeddings, is_position_ids, read_config, same_name, text_embeddings
 from ..published.files import locate
-from ..published.preprocess import cropped
+from ..published.preprocess import center_crop
 from .rules import (
     CLASSES,
     COLORS,
-    FAINT,
+    MIN_CONFIDENCE,
     GenEvalCase,
     ObjectDetection,
     faults,
@@ -98,9 +98,9 @@ class GenEval:
             lambda: CLIPModel(config),
             read_weights(clip),
             same_name,
-            position_ids,
+            is_position_ids,
             path=clip,
-            what=f"the CLIP that {clip_settings} describes",
+            description=f"the CLIP that {clip_settings} describes",
             device=where,
             dtype=kind,
         )
@@ -109,26 +109,26 @@ class GenEval:
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Images (B, H, W, 3) in 0..1 and GenEval-style prompts -> B scores."""
-        return [soft_score(case, seen) for case, seen in self._looked_at(images, prompts)]
+        return [soft_score(case, seen) for case, seen in self._detections(images, prompts)]
 
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
         """What is wrong with each picture; satisfied where nothing is."""
         verdicts = []
-        for case, seen in self._looked_at(images, prompts):
+        for case, seen in self._detections(images, prompts):
             wrong = faults(case, seen)
             verdicts.append(Verdict(not wrong, "; ".join(wrong), tuple(wrong)))
         return verdicts
 
-    def _looked_at(
+    def _detections(
         self, images: Tensor, prompts: Sequence[str]
     ) -> list[tuple[GenEvalCase, list[ObjectDetection]]]:
         check_prompts(self.spec.name, images, prompts)
         cases = [self.cases.get(prompt) or parse_prompt(prompt) for prompt in prompts]
         pictures = to_pil(images)
-        with computable(self.model["clip"]):
-            return [(case, self.look(picture, case)) for case, picture in zip(cases, pictures)]
+        with inference(self.model["clip"]):
+            return [(case, self.detections_for(picture, case)) for case, picture in zip(cases, pictures)]
 
-    def look(self, picture: Image, case: GenEvalCase) -> list[ObjectDetection]:
+    def detections_for(self, picture: Image, case: GenEvalCase) -> list[ObjectDetection]:
         """What is seen of the classes that `case` names, with the colours where it asks for them."""
         import torch
 
@@ -156,12 +156,12 @@ class GenEval:
         for chance, pair in zip(best.tolist(), at.tolist(), strict=True):
             query, label = divmod(pair, len(CLASSES))
             # The mask only takes away from the chance, so where that is faint already none is drawn.
-            if CLASSES[label] not in names or chance <= FAINT:
+            if CLASSES[label] not in names or chance <= MIN_CONFIDENCE:
                 continue
-            logits = full_size(found.masks_queries_logits[0, query], pixels.shape[1:], shown, picture)
+            logits = resize_mask(found.masks_queries_logits[0, query], pixels.shape[1:], shown, picture)
             mask = logits > 0
             confidence = chance * float((logits.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
-            if confidence > FAINT:
+            if confidence > MIN_CONFIDENCE:
                 down, across = torch.where(mask)
                 box = (int(across.min()), int(down.min()), int(across.max()) + 1, int(down.max()) + 1)
                 seen.append((ObjectDetection(CLASSES[label], confidence, box), mask.cpu()))
@@ -174,7 +174,7 @@ class GenEval:
         ground = images_of.new("RGB", picture.size, GROUND)
         alone = images_of.composite(picture, ground, images_of.fromarray(mask.numpy())).crop(detection.box)
         clip = self.model["clip"]
-        pixels = cropped(alone, self.size)[None].to(self._device(), clip.text_projection.weight.dtype)
+        pixels = center_crop(alone, self.size)[None].to(self._device(), clip.text_projection.weight.dtype)
         cosines = image_embeddings(clip, pixels)[0] @ self._classifier(detection.name).T
         return dict(zip(COLORS, (SCALE * cosines).softmax(-1).tolist(), strict=True))
 
@@ -198,7 +198,7 @@ class GenEvalStrict(GenEval):
     spec = RewardSpec("geneval-strict", 0.0, 1.0)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
-        return [float(is_right(case, seen)) for case, seen in self._looked_at(images, prompts)]
+        return [float(is_right(case, seen)) for case, seen in self._detections(images, prompts)]
 
 
 def prepare(
@@ -218,13 +218,17 @@ def prepare(
     return functional.pad(pixels.permute(2, 0, 1), padding), (high, wide)
 
 
-def full_size(logits: Tensor, seen: Sequence[int], shown: Sequence[int], picture: Image) -> Tensor:
+def resize_mask(
+    logits: Tensor, padded_size: Sequence[int], content_size: Sequence[int], picture: Image
+) -> Tensor:
     """A mask's logits (h, w) -> (H, W) at the picture's size, by way of what the detector saw, where the
     padding is taken off."""
     from torch.nn import functional
 
-    high, wide = shown
-    large = functional.interpolate(logits[None, None], tuple(seen), mode="bilinear", align_corners=False)
+    high, wide = content_size
+    large = functional.interpolate(
+        logits[None, None], tuple(padded_size), mode="bilinear", align_corners=False
+    )
     size = (picture.height, picture.width)
     return functional.interpolate(large[..., :high, :wide], size, mode="bilinear", align_corners=False)[0, 0]
 
@@ -267,21 +271,21 @@ def load_detector(tensors: Mapping[str, Tensor], settings: Path, path: Path) -> 
     model, report = loaded
     # Newer versions give (name, found, expected), older ones the name.
     misshapen = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-    refuse(
+    refuse_keys(
         path,
         f"the Mask2Former that {settings} describes",
-        missing=sorted(key for key in report["missing_keys"] if not idle(key)),
-        unexpected=sorted(key for key in report["unexpected_keys"] if not derived(key)),
+        missing=sorted(key for key in report["missing_keys"] if not is_unused(key)),
+        unexpected=sorted(key for key in report["unexpected_keys"] if not is_derived(key)),
         misshapen=sorted(misshapen),
     )
     return model.float().eval().requires_grad_(False)
 
 
-def idle(key: str) -> bool:
+def is_unused(key: str) -> bool:
     """Weights of the training loss, and the norm after Swin's last stage: neither is used here."""
     return key.endswith(".empty_weight") or ".swin.layernorm." in key
 
 
-def derived(key: str) -> bool:
+def is_derived(key: str) -> bool:
     """Tables that follow from the sizes, which older versions stored, and the training loss's weights."""
     return key.endswith((".relative_position_index", ".empty_weight"))

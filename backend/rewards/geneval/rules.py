@@ -126,11 +126,11 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 THRESHOLD = 0.3  # a detection counts above this confidence
 COUNTING_THRESHOLD = 0.9  # and in the counting task above this one
-FAINT = 0.1  # detections above this one still earn a part of the soft score
-MOST = 16  # detections of a class that count
+MIN_CONFIDENCE = 0.1  # detections above this one still earn a part of the soft score
+MAX_DETECTIONS = 16  # detections of a class that count
 MARGIN = 0.1  # of the two boxes' summed sizes, taken off the offset of their centres
 COMPONENT = 0.5  # what the wanted component of that offset must exceed
-NO_OFFSET = 1e-3  # pixels
+MIN_OFFSET = 1e-3  # pixels
 WRONG_COLOR = 0.35  # credit for the right thing in a wrong colour
 
 
@@ -183,15 +183,15 @@ class GenEvalCase:
         try:
             needs = tuple(
                 GenEvalRequirement(
-                    _known(entry["class"], CLASSES),
+                    _one_of(entry["class"], CLASSES),
                     _number(entry["count"]),
-                    _known(entry["color"], COLORS) if "color" in entry else None,
+                    _one_of(entry["color"], COLORS) if "color" in entry else None,
                     _relative(entry["position"], i) if "position" in entry else None,
                 )
                 for i, entry in enumerate(line["include"])
             )
             exclude = tuple(
-                (_known(entry["class"], CLASSES), _number(entry["count"]))
+                (_one_of(entry["class"], CLASSES), _number(entry["count"]))
                 for entry in line.get("exclude", [])
             )
             prompt, tag = str(line["prompt"]), str(line["tag"])
@@ -223,7 +223,7 @@ def read_cases(path: Path) -> dict[str, GenEvalCase]:
     return cases
 
 
-def _known(word: Any, known: Sequence[str]) -> str:
+def _one_of(word: Any, known: Sequence[str]) -> str:
     if word not in known:
         raise ValueError(f"{word!r} is not one of {', '.join(known[:3])}, …")
     return word
@@ -239,7 +239,7 @@ def _relative(position: Any, own: int) -> tuple[str, int]:
     relation, index = position
     if type(index) is not int or not 0 <= index < own:
         raise ValueError(f"a position is relative to entry {index!r}, expected one before its own ({own})")
-    return _known(relation, tuple(RELATIONS)), index
+    return _one_of(relation, tuple(RELATIONS)), index
 
 
 @dataclass(frozen=True)
@@ -351,12 +351,12 @@ def _refusal(prompt: str, why: str, part: str) -> str:
     )
 
 
-def surest(
-    detections: Sequence[ObjectDetection], name: str, threshold: float = FAINT
+def most_confident(
+    detections: Sequence[ObjectDetection], name: str, threshold: float = MIN_CONFIDENCE
 ) -> list[ObjectDetection]:
     """Those of a class above the threshold, surest first, at most MOST."""
     found = [d for d in detections if d.name == name and d.confidence > threshold]
-    return sorted(found, key=lambda d: -d.confidence)[:MOST]
+    return sorted(found, key=lambda d: -d.confidence)[:MAX_DETECTIONS]
 
 
 def component(a: ObjectDetection, b: ObjectDetection, relation: str) -> float:
@@ -367,7 +367,7 @@ def component(a: ObjectDetection, b: ObjectDetection, relation: str) -> float:
         sizes = abs(a.box[high] - a.box[low]) + abs(b.box[high] - b.box[low])
         offsets.append(offset)
         rest.append(math.copysign(max(abs(offset) - MARGIN * sizes, 0.0), offset))
-    if max(map(abs, rest)) < NO_OFFSET:
+    if max(map(abs, rest)) < MIN_OFFSET:
         return 0.0
     right, down = RELATIONS[relation]
     return (rest[0] * right + rest[1] * down) / math.hypot(*offsets)
@@ -383,7 +383,7 @@ def faults(case: GenEvalCase, detections: Sequence[ObjectDetection]) -> list[str
     wrong: list[str] = []
     matched: list[list[ObjectDetection]] = []  # what each requirement found; empty where it does not hold
     for need in case.include:
-        everything = surest(detections, need.name, case.threshold)
+        everything = most_confident(detections, need.name, case.threshold)
         found, before = everything[: need.count], len(wrong)
         if len(found) < need.count:
             wrong.append(_too_few(need, len(found)))
@@ -397,7 +397,7 @@ def faults(case: GenEvalCase, detections: Sequence[ObjectDetection]) -> list[str
                 wrong.append(f"the {need} is not {relation} the {case.include[index]}")
         matched.append(found if len(wrong) == before else [])
     for name, too_many in case.exclude:
-        seen = len(surest(detections, name, case.threshold))
+        seen = len(most_confident(detections, name, case.threshold))
         if seen >= too_many:
             wrong.append(f"I see {_number_of(seen, name)}, {_asked(too_many - 1)}")
     return wrong
@@ -434,14 +434,14 @@ def soft_score(case: GenEvalCase, detections: Sequence[ObjectDetection]) -> floa
     """
     credits = []
     for need in case.include:
-        found = surest(detections, need.name)
-        worth = [d.confidence * _tint(need, d) for d in found[: need.count]]
+        found = most_confident(detections, need.name)
+        worth = [d.confidence * _color_credit(need, d) for d in found[: need.count]]
         limit = min((count for name, count in case.exclude if name == need.name), default=math.inf)
-        surplus = max(len(surest(detections, need.name, case.threshold)) - limit + 1, 0)
+        surplus = max(len(most_confident(detections, need.name, case.threshold)) - limit + 1, 0)
         credits.append(sum(worth) / need.count / (1 + 0.5 * surplus))
         if need.position:
             relation, index = need.position
-            other = surest(detections, case.include[index].name)
+            other = most_confident(detections, case.include[index].name)
             if not (found and other):
                 credits.append(0.0)
                 continue
@@ -449,11 +449,11 @@ def soft_score(case: GenEvalCase, detections: Sequence[ObjectDetection]) -> floa
             credits.append(held * min(found[0].confidence, other[0].confidence))
     for name, count in case.exclude:
         if all(need.name != name for need in case.include):
-            credits.append(1.0 if len(surest(detections, name, case.threshold)) < count else 0.0)
+            credits.append(1.0 if len(most_confident(detections, name, case.threshold)) < count else 0.0)
     return 0.5 * is_right(case, detections) + 0.5 * sum(credits) / len(credits)
 
 
-def _tint(need: GenEvalRequirement, seen: ObjectDetection) -> float:
+def _color_credit(need: GenEvalRequirement, seen: ObjectDetection) -> float:
     if need.color is None:
         return 1.0
     assert seen.colors is not None

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from ...core.types import RewardSpec
 from ..base import LearnedJudge, linear_head
 from .checkpoint import Source, fill, placement, read_weights
-from .clip import image_embeddings, position_ids, read_config
+from .clip import image_embeddings, is_position_ids, read_config
 from .files import locate
-from .preprocess import cropped
+from .preprocess import center_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +53,7 @@ class Aesthetic(LearnedJudge):
             unused,
             device=where,
             dtype=kind,
-            what="the aesthetic predictor v2 on CLIP ViT-L/14",
+            description="the aesthetic predictor v2 on CLIP ViT-L/14",
             path=head,
         )
 
@@ -71,7 +71,7 @@ class Aesthetic(LearnedJudge):
         )
 
     def prepare(self, picture: Image) -> Tensor:
-        return cropped(picture, self.size)
+        return center_crop(picture, self.size)
 
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         embedded = image_embeddings(self.model["clip"], pixels)
@@ -84,4 +84,4 @@ def source(name: str) -> Source:
 
 def unused(key: str) -> bool:
     """CLIP's half that reads text."""
-    return key.startswith(("clip.text_", "clip.logit_scale")) or position_ids(key)
+    return key.startswith(("clip.text_", "clip.logit_scale")) or is_position_ids(key)

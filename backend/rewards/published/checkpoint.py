@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-SHOWN = 3  # keys that an error names of each kind
+MAX_NAMED_KEYS = 3  # keys that an error names of each kind
 
 # Our parameter's name -> the published key that it comes from, and what to do with that tensor.
 Source = tuple[str, Callable[["Tensor"], "Tensor"]]
@@ -77,7 +77,7 @@ def fill(
     source: Callable[[str], Source],
     unused: Callable[[str], bool],
     *,
-    what: str,
+    description: str,
     path: Path,
     device: torch.device,
     dtype: torch.dtype | None,
@@ -97,7 +97,7 @@ def fill(
     needed = {key for key, _ in sources.values()}
     missing = sorted(needed - tensors.keys())
     left_over = sorted(key for key in tensors.keys() - needed if not unused(key))
-    refuse(path, what, missing=missing, unexpected=left_over)
+    refuse_keys(path, description, missing=missing, unexpected=left_over)
     if dtype is None:
         dtype = max((tensors[key] for key in needed), key=lambda tensor: tensor.numel()).dtype
     filled = {}
@@ -106,10 +106,13 @@ def fill(
         try:
             tensor = pick(tensors[key])
         except (RuntimeError, IndexError) as error:  # a matrix expected, a scalar found
-            raise CheckpointError(f"{path} is not {what}: {key} is {tuple(tensors[key].shape)}") from error
+            raise CheckpointError(
+                f"{path} is not {description}: {key} is {tuple(tensors[key].shape)}"
+            ) from error
         if tensor.shape != empty.shape:
             raise CheckpointError(
-                f"{path} is not {what}: {key} gives {tuple(tensor.shape)}, expected {tuple(empty.shape)}"
+                f"{path} is not {description}: {key} gives {tuple(tensor.shape)}, "
+                f"expected {tuple(empty.shape)}"
             )
         filled[name] = tensor.to(device=device, dtype=dtype).contiguous()
     module.load_state_dict(filled, assign=True)
@@ -117,15 +120,15 @@ def fill(
     return module.eval().requires_grad_(False)
 
 
-def refuse(path: Path, what: str, **keys: Sequence[str]) -> None:
+def refuse_keys(path: Path, description: str, **keys: Sequence[str]) -> None:
     """Raises CheckpointError where keys are missing, unexpected or so, and names some of them."""
     faults = [
-        f"{len(of)} keys are {kind} ({', '.join(of[:SHOWN])}{', …' * (len(of) > SHOWN)})"
+        f"{len(of)} keys are {kind} ({', '.join(of[:MAX_NAMED_KEYS])}{', …' * (len(of) > MAX_NAMED_KEYS)})"
         for kind, of in keys.items()
         if of
     ]
     if faults:
-        raise CheckpointError(f"{path} is not {what}: {' and '.join(faults)}")
+        raise CheckpointError(f"{path} is not {description}: {' and '.join(faults)}")
 
 
 def _number_positions(module: nn.Module, device: torch.device) -> None:

@@ -29,22 +29,22 @@ _SINGLE, _DOUBLE = re.compile("[\u02bc\u2018-\u201b]"), re.compile("[\u201c-\u20
 _COMPATIBLE = re.compile("[\ufb00-\ufb06\uff01-\uffef\u3000]+")  # ligatures; full and half width
 
 
-def tokens(prompts: Sequence[str], repaired: bool = True) -> Tensor:
+def tokens(prompts: Sequence[str], clean: bool = True) -> Tensor:
     """Ids (B, 77): start, words, end, then zeros. What is beyond 77 is cut off, the end stays.
 
     `repaired`: with openai's cleaning of the text first, which transformers' tokenizer does not do.
     """
     import torch
 
-    codec, start = _codec()
+    codec, start = _tokenizer()
     rows = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for row, prompt in zip(rows, prompts):
-        words = codec.encode(repair(prompt) if repaired else prompt).ids[: CONTEXT - 2]
+        words = codec.encode(clean_text(prompt) if clean else prompt).ids[: CONTEXT - 2]
         row[: len(words) + 2] = torch.tensor([start, *words, start + 1])
     return rows
 
 
-def repair(text: str) -> str:
+def clean_text(text: str) -> str:
     """HTML's entities, curly quotes, ligatures, wide letters and control characters made plain."""
     text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _DOUBLE.sub('"', _SINGLE.sub("'", text))
@@ -53,7 +53,7 @@ def repair(text: str) -> str:
 
 
 @lru_cache(1)
-def _codec() -> tuple[Any, int]:
+def _tokenizer() -> tuple[Any, int]:
     """(byte-pair encoder, id of the start token); the end token's is one more."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -86,19 +86,19 @@ def image_embeddings(model: Any, pixels: Tensor) -> Tensor:
     return _unit(model.visual_projection(seen))
 
 
-def text_embeddings(model: Any, prompts: Sequence[str], repaired: bool = True) -> Tensor:
+def text_embeddings(model: Any, prompts: Sequence[str], clean: bool = True) -> Tensor:
     """Prompts -> (B, D), of length 1, in float32. Each different prompt is read once."""
     once = list(dict.fromkeys(prompts))
-    ids = tokens(once, repaired)
+    ids = tokens(once, clean)
     ids = ids[:, : int(ids.argmax(-1).max()) + 1]  # the end's id is the highest; nothing looks beyond it
     ids = ids.to(model.text_projection.weight.device)
     read = _unit(model.text_projection(model.text_model(input_ids=ids).pooler_output))
     return read[[once.index(prompt) for prompt in prompts]]
 
 
-def cosines(model: Any, pixels: Tensor, prompts: Sequence[str], repaired: bool = True) -> Tensor:
+def cosines(model: Any, pixels: Tensor, prompts: Sequence[str], clean: bool = True) -> Tensor:
     """How near each picture is to its prompt: (B,) in -1..1."""
-    return (image_embeddings(model, pixels) * text_embeddings(model, prompts, repaired)).sum(-1)
+    return (image_embeddings(model, pixels) * text_embeddings(model, prompts, clean)).sum(-1)
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def same_name(name: str) -> Source:
     return name, lambda tensor: tensor
 
 
-def position_ids(key: str) -> bool:
+def is_position_ids(key: str) -> bool:
     """Numbers from 0 on that older files hold beside the weights."""
     return key.endswith(".position_ids")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ...core.types import RewardSpec
 from .clip import cosines
 from .pick_score import PickScore
-from .preprocess import cropped
+from .preprocess import center_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +27,7 @@ class ClipScore(PickScore):
     vision = (1024, 24)
 
     def prepare(self, picture: Image) -> Tensor:
-        return cropped(picture, self.size)
+        return center_crop(picture, self.size)
 
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         return cosines(self.model, pixels, prompts)

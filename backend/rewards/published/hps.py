@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.types import RewardSpec
 from ..base import LearnedJudge
 from .checkpoint import fill, placement, read_weights
-from .clip import cosines, open_clip_source, position_ids
+from .clip import cosines, is_position_ids, open_clip_source
 from .files import locate
-from .preprocess import padded
+from .preprocess import pad_to_square
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,15 +80,15 @@ class HPSv21(LearnedJudge):
             lambda: CLIPModel(CLIPConfig(**cls.config)),
             tensors,
             open_clip_source,
-            position_ids,
-            what=f"{cls.title} (open_clip's ViT-H-14)",
+            is_position_ids,
+            description=f"{cls.title} (open_clip's ViT-H-14)",
             path=path,
             device=device,
             dtype=dtype,
         )
 
     def prepare(self, picture: Image) -> Tensor:
-        return padded(picture, SIZE)
+        return pad_to_square(picture, SIZE)
 
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         return cosines(self.model, pixels, prompts)

@@ -17,7 +17,7 @@ from ...core.types import RewardSpec
 from ..base import LearnedJudge, linear_head
 from .checkpoint import Source, fill, placement, read_weights
 from .files import locate
-from .preprocess import cropped
+from .preprocess import center_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +69,7 @@ class ImageReward(LearnedJudge):
         as in `checkpoint.placement`. Raises CheckpointError."""
         weights, vocabulary = locate("image-reward", path)
         self.batch_size = batch_size
-        self.codec = codec(vocabulary, self.text["vocab_size"])
+        self.tokenizer = bert_tokenizer(vocabulary, self.text["vocab_size"])
         where, kind = placement(device, dtype)
         self.model = self.load(read_weights(weights), weights, where, kind)
 
@@ -77,7 +77,14 @@ class ImageReward(LearnedJudge):
     def load(cls, tensors: dict[str, Tensor], path: Path, device, dtype) -> nn.Module:
         """The model with the published tensors. Raises CheckpointError where they are others."""
         return fill(
-            cls.build, tensors, source, unused, what="ImageReward v1.0", path=path, device=device, dtype=dtype
+            cls.build,
+            tensors,
+            source,
+            unused,
+            description="ImageReward v1.0",
+            path=path,
+            device=device,
+            dtype=dtype,
         )
 
     @classmethod
@@ -96,13 +103,13 @@ class ImageReward(LearnedJudge):
         )
 
     def prepare(self, picture: Image) -> Tensor:
-        return cropped(picture, SIZE)
+        return center_crop(picture, SIZE)
 
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         import torch
 
         seen = self.model["vision"](pixel_values=pixels).last_hidden_state
-        read = self.codec.encode_batch(list(prompts))
+        read = self.tokenizer.encode_batch(list(prompts))
         longest = max(sum(row.attention_mask) for row in read)  # what follows is padding that none looks at
         ids = torch.tensor([row.ids[:longest] for row in read], device=pixels.device)
         mask = torch.tensor([row.attention_mask[:longest] for row in read], device=pixels.device)
@@ -116,7 +123,7 @@ class ImageReward(LearnedJudge):
         return (self.model["mlp"](first)[:, 0].float() - MEAN) / STD
 
 
-def codec(vocabulary: Path, size: int) -> Tokenizer:
+def bert_tokenizer(vocabulary: Path, size: int) -> Tokenizer:
     """BERT's uncased word pieces from vocab.txt, with BLIP's [DEC] and [ENC] after them: `size` in all.
     Always 35 tokens. Raises CheckpointError for another vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -15,9 +15,9 @@ from ...core.errors import CheckpointError
 from ...core.types import RewardSpec
 from ..base import LearnedJudge
 from .checkpoint import fill, placement, read_weights
-from .clip import cosines, position_ids, read_config, same_name
+from .clip import cosines, is_position_ids, read_config, same_name
 from .files import locate
-from .preprocess import cropped
+from .preprocess import center_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,15 +57,15 @@ class PickScore(LearnedJudge):
             lambda: CLIPModel(config),
             read_weights(weights),
             same_name,
-            position_ids,
-            what=f"the CLIP that {settings} describes",
+            is_position_ids,
+            description=f"the CLIP that {settings} describes",
             path=weights,
             device=where,
             dtype=kind,
         )
 
     def prepare(self, picture: Image) -> Tensor:
-        return cropped(picture, self.size, floor=True)
+        return center_crop(picture, self.size, floor=True)
 
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.model.logit_scale.float().exp() * cosines(self.model, pixels, prompts, repaired=False)
+        return self.model.logit_scale.float().exp() * cosines(self.model, pixels, prompts, clean=False)

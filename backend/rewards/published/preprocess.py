@@ -21,7 +21,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 EXTREME = 16  # times longer than wide: only what the crop will keep is resized
 
 
-def cropped(picture: Image, size: int, floor: bool = False) -> Tensor:
+def center_crop(picture: Image, size: int, floor: bool = False) -> Tensor:
     """Shortest side to `size` by PIL's bicubic, then the middle -> (3, size, size), normalised.
 
     Where the rest is odd the crop begins at half of it rounded to even (torchvision), or with `floor`
@@ -41,7 +41,7 @@ def cropped(picture: Image, size: int, floor: bool = False) -> Tensor:
     return _normalised(_tensor(resized.crop((left, top, left + size, top + size))))
 
 
-def padded(picture: Image, size: int) -> Tensor:
+def pad_to_square(picture: Image, size: int) -> Tensor:
     """Longest side to `size` by torch's bicubic, black around it -> (3, size, size), normalised."""
     from torch.nn import functional
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import EndpointError, first_line
 from ...net.chat_client import ChatReply, ChatRequest, Endpoint
 from .local import VlmAnswer
-from .questions import read_answer
+from .questions import read_yes_no
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,13 +38,13 @@ class EndpointVLM:
         self.name, self._told = self.endpoint.model, False
         self.fingerprint = f"{self.name}@{self.endpoint.url}"
 
-    def agree(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
+    def yes_probabilities(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
         """P(yes) to each question about its picture, 0..1. Raises EndpointError."""
         more = {"logprobs": True, "top_logprobs": TOP}
         asks = [_ask(q, p, LIMIT, **more) for p, q in zip(pictures, questions, strict=True)]
         return [self._probability(reply) for reply in self.endpoint.complete(asks)]
 
-    def write(
+    def generate(
         self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int
     ) -> list[VlmAnswer]:
         """An answer in words of `limit` tokens at most to each question. Raises EndpointError."""
@@ -53,7 +53,7 @@ class EndpointVLM:
         return [VlmAnswer(reply.text, reply.cut) for reply in self.endpoint.complete(asks)]
 
     def _probability(self, reply: ChatReply) -> float:
-        says = read_answer(reply.text)
+        says = read_yes_no(reply.text)
         if says is None:
             cut = f", cut off after {LIMIT} tokens" if reply.cut else ""
             raise EndpointError(

@@ -1,14 +1,18 @@
-"""A vision-language model as judge: any that transformers knows, in a folder, or one behind an endpoint.
+"""A vision-language model (VLM) as judge: a transformers model in a folder, or a model behind an endpoint.
 
-Named on the command line as vlm:FOLDER, vlm:MODEL@URL, each with #MODE after it. Modes: `match`, `clarity`
-and `potential` are one question each; `critique` is `match` that can say what is wrong in the model's own
-words, as one does that `reprise train judge` has tuned, and the mode of such a folder where none is given:
-its scores are those of `match`, and so is its name on record;
-`checklist` asks for each part of the prompt by itself and can say which are missing; `score` takes the
-model's own grade. Words and sources in `vlm_questions`. Previews are looked at by `potential` and `clarity`
-in the place of `match` and `critique`.
+On the command line it is vlm:FOLDER or vlm:MODEL@URL, optionally followed by #MODE. The modes:
 
-vlm:embedded is the tiny judge that comes with the package, vlm:embedded-base the same before it was tuned.
+- `match`, `clarity` and `potential` ask one question each; the score is P(yes).
+- `critique` is `match` plus a critique in the model's own words. `reprise train judge` tunes models for it,
+  and it is the default mode of their folders. Its scores are those of `match`, and it is recorded under the
+  same name.
+- `checklist` asks about each part of the prompt separately, and its critique names the missing ones.
+- `score` reads the model's own grade.
+
+Questions and their sources are in `questions.py`. For previews, `match` and `critique` judges ask `potential`
+and `clarity` instead.
+
+vlm:embedded is the tiny judge that comes with the package, vlm:embedded-base the same judge before tuning.
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ from ...core.types import RewardSpec, Verdict
 from ...storage.images import to_pil
 from ..base import check_prompts
 from ..published.files import PublishedFile, find
-from .calibration import PLAIN, Calibration
+from .calibration import IDENTITY, Calibration
 from .endpoint import EndpointVLM
 from .local import LocalVLM, VlmAnswer
-from .questions import CRITIQUE, GRADE, PARTS, QUESTIONS, read_grade, read_parts, split
+from .questions import CRITIQUE, GRADE, PARTS, QUESTIONS, read_grade, read_parts, split_prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,50 +43,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SMALLEST = 32  # pixels of a side: processors take a picture of 1 x N for channels, or refuse it
-LIST_TOKENS, GRADE_TOKENS, REASON_TOKENS = 512, 64, 128  # most that parts, a grade and a reason may take
-SETTINGS, FINAL = "reprise.json", "final"  # of a judge that was tuned here
-ASKED = (*QUESTIONS, "critique")  # modes that `reprise train judge` trains
+MIN_SIDE = 32  # pixels; processors refuse a picture of 1 x N, or mistake its side for the channels
+LIST_TOKENS, GRADE_TOKENS, CRITIQUE_TOKENS = 512, 64, 128  # token limits of a list of parts, grade, critique
+SETTINGS, FINAL = "reprise.json", "final"  # the settings file of a tuned judge; the last folder of its path
+TRAINED_MODES = (*QUESTIONS, "critique")  # modes that `reprise train judge` trains
 FORM = "vlm:FOLDER or vlm:MODEL@URL, and #MODE after it if not match"
 
 
 class VLM(Protocol):
-    """What answers questions about RGB pictures of any size."""
+    """A model that answers questions about RGB pictures of any size."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str:
-        """What decides its answers: of weights, or of where they are asked for."""
+        """Changes when the answers may: a hash of the weights, or the endpoint's model and address."""
         ...
 
     @property
     def model(self) -> Any:
-        """The nn.Module that a host's memory manager may move, None where it runs elsewhere."""
+        """The nn.Module, which a host's memory manager may move; None if the model runs elsewhere."""
 
-    def agree(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
-        """P(yes) to each question about its picture, 0..1."""
+    def yes_probabilities(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
+        """P(yes) of each question about its picture, 0..1."""
         ...
 
-    def write(
+    def generate(
         self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int
     ) -> list[VlmAnswer]:
-        """An answer in words of `limit` tokens at most to each question."""
+        """A text answer of at most `limit` tokens to each question."""
         ...
 
 
 @dataclass(frozen=True)
 class TunedSettings:
-    """What `reprise train judge` says of a folder; of a model from elsewhere, nothing."""
+    """What `reprise train judge` recorded in a model's folder; the defaults for other models."""
 
-    questions: frozenset[str] | None = None  # that it was trained on
-    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
-    prompts: frozenset[str] = frozenset()  # marks of those that it has seen
+    questions: frozenset[str] | None = None  # those it was trained on; None: not tuned
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by question
+    prompts: frozenset[str] = frozenset()  # marks of the prompts it was trained on
 
     @property
     def mode(self) -> str:
-        """Which one it is used in where none is given."""
+        """The default mode."""
         return "critique" if self.questions and "critique" in self.questions else "match"
 
     def knows(self, question: str) -> bool:
@@ -90,22 +94,24 @@ class TunedSettings:
 
 
 class VLMJudge:
-    """P(yes) to one question about each picture and its prompt: 0..1, higher is better. `tuned` has the
-    calibrations that make it how often the answer is yes; the order is the same without."""
+    """P(yes) of one question about each picture and its prompt: 0..1, higher is better.
+
+    `tuned` may hold calibrations, which turn P(yes) into the frequency of yes and keep the ranking.
+    """
 
     def __init__(self, vlm: VLM, mode: str = "match", tuned: TunedSettings | None = None):
         self.vlm, self.mode, self.model, self.tuned = vlm, mode, vlm.model, tuned or TunedSettings()
-        asked = "" if mode in ("match", "critique") else f"#{mode}"
-        self.spec = RewardSpec(f"vlm:{vlm.name}{asked}", 0.0, 1.0)
+        suffix = "" if mode in ("match", "critique") else f"#{mode}"
+        self.spec = RewardSpec(f"vlm:{vlm.name}{suffix}", 0.0, 1.0)
 
     @property
     def fingerprint(self) -> str:
-        """What decides the scores."""
+        """Changes when the scores may."""
         return f"{self.vlm.fingerprint} {self.mode}"
 
-    def of_previews(self) -> VLMJudge:
-        """Who looks at previews in its place: itself, but where it asks whether a picture matches, which a
-        preview cannot yet; not of a model that was tuned for other questions alone."""
+    def preview_judge(self) -> VLMJudge:
+        """The judge for previews. A preview cannot match the prompt yet, so `match` and `critique` become
+        `potential`; other modes, and models tuned without that question, judge previews themselves."""
         if self.mode in ("match", "critique") and self.tuned.knows("potential"):
             return VLMPotential(self.vlm, "potential", self.tuned)
         return self
@@ -118,28 +124,30 @@ class VLMJudge:
         return self.ask(self.mode, pictures, prompts)
 
     def ask(self, question: str, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
-        """P(yes) to one of QUESTIONS about each of some pictures, as `shown` gives them."""
-        likely = self.vlm.agree(pictures, [QUESTIONS[question].format(prompt.strip()) for prompt in prompts])
-        return list(map(self.tuned.calibrations.get(question, PLAIN), likely))
+        """Calibrated P(yes) of one of QUESTIONS about each picture (as `vlm_pictures` gives them), 0..1."""
+        probabilities = self.vlm.yes_probabilities(
+            pictures, [QUESTIONS[question].format(prompt.strip()) for prompt in prompts]
+        )
+        return list(map(self.tuned.calibrations.get(question, IDENTITY), probabilities))
 
-    def reasons(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[str]:
-        """What is wrong with each of some pictures, in the model's words; "" where it has none."""
-        asked = [CRITIQUE.format(prompt.strip()) for prompt in prompts]
-        said = self.vlm.write(asked, pictures, REASON_TOKENS) if asked else []
-        return [" ".join(one.text.split()) for one in said]
+    def critiques(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[str]:
+        """What is wrong with each picture in the model's words, on one line; "" if it says nothing."""
+        questions = [CRITIQUE.format(prompt.strip()) for prompt in prompts]
+        answers = self.vlm.generate(questions, pictures, CRITIQUE_TOKENS) if questions else []
+        return [" ".join(answer.text.split()) for answer in answers]
 
     def _pictures(self, images: Tensor, prompts: Sequence[str]) -> list[Image]:
         check_prompts(self.spec.name, images, prompts)
-        return shown(images)
+        return vlm_pictures(images)
 
 
-def split_faults(reason: str) -> tuple[str, ...]:
-    """The faults that a reason names, which semicolons part."""
-    return tuple(part.strip() for part in reason.split(";") if part.strip())
+def split_faults(critique: str) -> tuple[str, ...]:
+    """The faults that a critique names, separated by semicolons."""
+    return tuple(part.strip() for part in critique.split(";") if part.strip())
 
 
 class VLMPotential(VLMJudge):
-    """P(yes) to `potential`, of previews; it can tell which of them are clear."""
+    """P(yes) of `potential` for previews. Also gives their clarity."""
 
     def clarity(self, images: Tensor, prompts: Sequence[str]) -> list[float] | None:
         """See `interfaces.PreviewReward`."""
@@ -149,81 +157,85 @@ class VLMPotential(VLMJudge):
 
 
 class VLMCritic(VLMJudge):
-    """P(yes) to `match`; where that is below one half, the model says what is wrong."""
+    """P(yes) of `match`; for pictures below one half the model says what is wrong."""
 
     def rate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
         return self.ask("match", pictures, prompts)
 
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
-        """A reason, split at semicolons, for each picture that does not match. Raises RewardFailed where the
-        model says nothing."""
+        """A verdict per picture; its faults are the model's critique, split at semicolons.
+
+        Raises RewardFailed if the model says nothing about a picture that does not match.
+        """
         pictures = self._pictures(images, prompts)
         wrong = [i for i, p in enumerate(self.rate(pictures, prompts)) if p < 0.5]
-        said = self.reasons([pictures[i] for i in wrong], [prompts[i] for i in wrong])
-        found = [Verdict(True, "")] * len(pictures)
-        for i, reason in zip(wrong, said, strict=True):
-            if not reason:
+        critiques = self.critiques([pictures[i] for i in wrong], [prompts[i] for i in wrong])
+        verdicts = [Verdict(True, "")] * len(pictures)
+        for i, critique in zip(wrong, critiques, strict=True):
+            if not critique:
                 raise RewardFailed(
-                    self.spec.name, "it finds a picture wrong and says no word about it; take #checklist"
+                    self.spec.name, "it finds a picture wrong and does not say why; take #checklist"
                 )
-            found[i] = Verdict(False, reason, split_faults(reason))
-        return found
+            verdicts[i] = Verdict(False, critique, split_faults(critique))
+        return verdicts
 
 
 class VLMGrade(VLMJudge):
-    """The model's grade of 0 to 10, as 0..1, higher is better. Coarse: most models use few numbers."""
+    """The model's grade of 0 to 10, divided by 10: 0..1, higher is better. Coarse: models use few numbers."""
 
     def rate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
-        answers = self.vlm.write([GRADE.format(p.strip()) for p in prompts], pictures, GRADE_TOKENS)
-        return [self._grade(said.text) / 10 for said in answers]
+        answers = self.vlm.generate([GRADE.format(p.strip()) for p in prompts], pictures, GRADE_TOKENS)
+        return [self._grade(answer.text) / 10 for answer in answers]
 
     def _grade(self, text: str) -> float:
         grade = read_grade(text)
         if grade is None:
-            said = " ".join(text.split())[:80]
-            raise RewardFailed(self.spec.name, f"expected a grade from 0 to 10, it answered {said!r}")
+            short = " ".join(text.split())[:80]
+            raise RewardFailed(self.spec.name, f"expected a grade from 0 to 10, it answered {short!r}")
         return grade
 
 
 class VLMChecklist(VLMJudge):
-    """The product of P(yes) over the parts of the prompt: 0..1, higher is better; more parts, lower scores.
+    """The product of P(yes) over the parts of the prompt: 0..1, higher is better. More parts, lower scores.
 
-    The model lists the parts itself, once for each prompt; where it writes no list, rules split the prompt.
+    The model lists the parts itself, once per prompt. If it writes no list, rules split the prompt.
     """
 
     def __init__(self, vlm: VLM, mode: str = "checklist", tuned: TunedSettings | None = None):
-        super().__init__(vlm, mode)  # the calibration of `match` is that of whole prompts
+        super().__init__(vlm, mode)  # not calibrated: the calibration of `match` holds for whole prompts
         self._parts: dict[str, tuple[str, ...]] = {}
 
     def parts(self, prompt: str) -> tuple[str, ...]:
-        """What `prompt` asks for, as phrases; never none."""
+        """The parts of `prompt` as phrases; at least one."""
         prompt = prompt.strip()
         if prompt not in self._parts:
-            (said,) = self.vlm.write([PARTS.format(prompt)], None, LIST_TOKENS)
-            listed = () if said.cut else read_parts(said.text, prompt)
+            (answer,) = self.vlm.generate([PARTS.format(prompt)], None, LIST_TOKENS)
+            listed = () if answer.truncated else read_parts(answer.text, prompt)
             if not listed:
                 log.warning("%s wrote no list of what %r asks for; rules split it", self.spec.name, prompt)
-            self._parts[prompt] = listed or split(prompt)
+            self._parts[prompt] = listed or split_prompt(prompt)
         return self._parts[prompt]
 
     def rate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
-        return [math.prod(p for _, p in row) for row in self._asked(pictures, prompts)]
+        return [math.prod(p for _, p in row) for row in self._part_probabilities(pictures, prompts)]
 
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
-        """Which parts are not seen in each picture; satisfied where all are."""
+        """The parts that each picture does not show; satisfied if it shows all."""
         verdicts = []
-        for row in self._asked(self._pictures(images, prompts), prompts):
+        for row in self._part_probabilities(self._pictures(images, prompts), prompts):
             faults = tuple(f"it does not show {part}" for part, p in row if p < 0.5)
             verdicts.append(Verdict(not faults, "; ".join(faults), faults))
         return verdicts
 
-    def _asked(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[list[tuple[str, float]]]:
-        """(part, P(yes)) of each picture, all asked together."""
+    def _part_probabilities(
+        self, pictures: Sequence[Image], prompts: Sequence[str]
+    ) -> list[list[tuple[str, float]]]:
+        """[(part, P(yes)), …] for each picture; all questions go to the model in one call."""
         rows = [self.parts(prompt) for prompt in prompts]
-        seen = [picture for picture, row in zip(pictures, rows, strict=True) for _ in row]
+        repeated = [picture for picture, row in zip(pictures, rows, strict=True) for _ in row]
         questions = [QUESTIONS["match"].format(part) for row in rows for part in row]
-        answers = iter(self.vlm.agree(seen, questions))
-        return [[(part, next(answers)) for part in row] for row in rows]
+        probabilities = iter(self.vlm.yes_probabilities(repeated, questions))
+        return [[(part, next(probabilities)) for part in row] for row in rows]
 
 
 MODES: dict[str, type[VLMJudge]] = {
@@ -239,11 +251,10 @@ MODES: dict[str, type[VLMJudge]] = {
 def vlm_judge(
     source: str = "", *, device: str | None = None, dtype: str | None = None, batch_size: int = 8
 ) -> VLMJudge:
-    """The judge that `source` names: FOLDER (or embedded, its name under models/reprise/judges, or
-    "owner/model" in Hugging Face's cache) or MODEL@URL, each with #MODE after it. The options are for a
-    folder.
+    """The judge that `source` names: FOLDER or MODEL@URL, optionally followed by #MODE.
 
-    Raises BadInput, UnknownName, CheckpointError.
+    FOLDER may also be "embedded", a name under models/reprise/judges, or "owner/model" in Hugging Face's
+    cache. The keyword arguments apply to folders only. Raises BadInput, UnknownName, CheckpointError.
     """
     where, mode = parse_source(source)
     model, at, url = where.rpartition("@http")
@@ -253,14 +264,14 @@ def vlm_judge(
     tuned = read_tuned(folder)
     if mode is None:
         mode = tuned.mode
-    elif mode in ASKED and not tuned.knows(mode):
-        log.warning("%s was not trained on %r; what it answers may mean little", folder, mode)
-    made = LocalVLM(folder, name=_name(where, folder), device=device, dtype=dtype, batch_size=batch_size)
-    return MODES[mode](made, mode, tuned)
+    elif mode in TRAINED_MODES and not tuned.knows(mode):
+        log.warning("%s was not trained on %r; its answers may mean little", folder, mode)
+    vlm = LocalVLM(folder, name=_name(where, folder), device=device, dtype=dtype, batch_size=batch_size)
+    return MODES[mode](vlm, mode, tuned)
 
 
 def parse_source(source: str) -> tuple[str, str | None]:
-    """(folder, name or MODEL@URL; mode, None where none is given). Raises BadInput and UnknownName."""
+    """(folder, name or MODEL@URL; mode or None). Raises BadInput and UnknownName."""
     where, hashed, mode = source.rpartition("#")
     if not hashed:
         where, mode = source, ""
@@ -275,7 +286,8 @@ def parse_source(source: str) -> tuple[str, str | None]:
 
 
 def fingerprint_of(source: str) -> str:
-    """What decides the scores of the judge that `source` names, without loading it. Raises as `vlm_judge`."""
+    """The fingerprint of the judge that `source` names, without loading its weights. Raises as
+    `vlm_judge`."""
     where, mode = parse_source(source)
     if "@http" in where:
         return f"{where} {mode or 'match'}"
@@ -284,27 +296,30 @@ def fingerprint_of(source: str) -> str:
 
 
 def _name(where: str, folder: Path) -> str:
-    """A run's `final` is called as the run is: all runs have one."""
+    """The judge's name: the folder's, or the run's if the folder is a run's `final`."""
     name = Path(where).name
     return folder.resolve().parent.name if name == FINAL else name
 
 
 def read_tuned(folder: Path) -> TunedSettings:
-    """What `reprise train judge` left in a folder. Raises CheckpointError."""
+    """The settings that `reprise train judge` wrote into a folder, or the defaults. Raises
+    CheckpointError."""
     path = folder / SETTINGS
     if not path.is_file():
         return TunedSettings()
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        questions = kept.get("questions")
-        found = {
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        questions = settings.get("questions")
+        calibrations = {
             str(name): Calibration(float(one["temperature"]), float(one["bias"]))
-            for name, one in kept.get("calibration", {}).items()
+            for name, one in settings.get("calibration", {}).items()
         }
-        if not all(one.possible for one in found.values()) or found.keys() - QUESTIONS:
-            raise ValueError("a calibration that cannot be")
-        prompts = frozenset(map(str, kept.get("prompts", ())))
-        return TunedSettings(None if questions is None else frozenset(map(str, questions)), found, prompts)
+        if not all(one.in_range for one in calibrations.values()) or calibrations.keys() - QUESTIONS:
+            raise ValueError("an impossible calibration")
+        prompts = frozenset(map(str, settings.get("prompts", ())))
+        return TunedSettings(
+            None if questions is None else frozenset(map(str, questions)), calibrations, prompts
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
@@ -313,19 +328,19 @@ def read_tuned(folder: Path) -> TunedSettings:
 
 
 def embedded_judges() -> dict[str, Path]:
-    """Those that come with the package: name -> folder."""
-    found = {"embedded": EMBEDDED_WEIGHTS / "judge", **embedded_models("judges")}
-    return {name: folder for name, folder in found.items() if folder.is_dir()}
+    """{name: folder} of the judges that come with the package."""
+    folders = {"embedded": EMBEDDED_WEIGHTS / "judge", **embedded_models("judges")}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 def find_folder(where: str) -> Path:
-    """A folder as it is given, an embedded one, one of that name among the installed judges, or "owner/model"
-    in Hugging Face's cache."""
-    given = Path(where).expanduser()
-    if given.is_dir():
-        return given
-    if own := embedded_judges().get(where):
-        return own
+    """The folder of a judge: a path, an embedded judge's name, an installed judge's name, or "owner/model" in
+    Hugging Face's cache. Raises CheckpointError."""
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return folder
+    if embedded := embedded_judges().get(where):
+        return embedded
     repo = where if re.fullmatch(r"[\w.-]+/[\w.-]+", where) else ""
     config = find(PublishedFile(where, "config.json", 0, repo))
     if config is None:
@@ -335,12 +350,12 @@ def find_folder(where: str) -> Path:
     return config.parent
 
 
-def shown(images: Tensor) -> list[Image]:
-    """Images (B, H, W, 3) in 0..1 as a VLM is shown them."""
+def vlm_pictures(images: Tensor) -> list[Image]:
+    """Images (B, H, W, 3) in 0..1 -> PIL pictures for a VLM, none with a side below MIN_SIDE."""
     return [_enlarged(picture) for picture in to_pil(images)]
 
 
 def _enlarged(picture: Image) -> Image:
-    """A picture with no side below SMALLEST."""
-    width, height = (max(side, SMALLEST) for side in picture.size)
+    """The picture, stretched if a side is below MIN_SIDE."""
+    width, height = (max(side, MIN_SIDE) for side in picture.size)
     return picture if (width, height) == picture.size else picture.resize((width, height))

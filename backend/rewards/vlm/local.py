@@ -1,9 +1,9 @@
 """A transformers image-text-to-text model that answers questions about pictures.
 
-P(yes) comes from one forward pass: the probability of all tokens that say "yes" in any case of letters, with
-or without a space before it, over that of "yes" and "no" together, at the first token of the answer
-(VQAScore, arXiv 2404.01291, reads "Yes" alone). The pass is a `generate` of one token, for that knows where
-each architecture wants its positions under the padding on the left: a row does not depend on its batch.
+P(yes) comes from one forward pass. At the first token of the answer, it is the probability of all tokens that
+say "yes" (in upper or lower case, with or without a leading space) over that of "yes" and "no" together;
+VQAScore (arXiv 2404.01291) reads "Yes" alone. The pass is a `generate` of one token, because `generate` sets
+each architecture's position ids under left padding: a row does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, Unsupported, first_line
 from ...core.model_files import folder_fingerprint, quiet_loading
-from ..base import computable
+from ..base import inference
 from ..published.checkpoint import placement
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-LEAST = 1e-3  # of the probability that yes and no together must have, or it is no answer
+MIN_ANSWER_MASS = 1e-3  # P(yes) + P(no) below this is no answer
 
 
 class VlmAnswer(NamedTuple):
-    """What a model wrote, and whether the limit of tokens cut it off."""
+    """A model's answer in words, and whether the token limit cut it off."""
 
     text: str
-    cut: bool
+    truncated: bool
 
 
 class LocalVLM:
-    """Weights in a folder. It computes where they are, in their precision; a host may move `model` between
-    calls."""
+    """A VLM from a folder. It computes on its weights' device, in their precision; a host may move `model`
+    between calls."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class LocalVLM:
         dtype: str | None = None,
         batch_size: int = 8,
     ):
-        """`folder` in Hugging Face's layout, safetensors; its own name stands in for `name`. `device` and
+        """`folder` in Hugging Face's layout, safetensors; `name` defaults to the folder's name. `device` and
         `dtype` as in `checkpoint.placement`.
 
-        Raises CheckpointError where it is no such model, or has no words for yes and no.
+        Raises CheckpointError if it is no such model or its tokenizer has no token for yes or no.
         """
         self.folder = Path(folder).expanduser()
         self.name, self.batch_size = name or self.folder.resolve().name, batch_size
@@ -64,57 +64,63 @@ class LocalVLM:
 
     @property
     def fingerprint(self) -> str:
-        """Of the folder's files, as they were when this was first asked."""
+        """Fingerprint of the folder's files, computed at first use."""
         if self._fingerprint is None:
             self._fingerprint = folder_fingerprint(self.folder)
         return self._fingerprint
 
-    def agree(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
-        """P(yes) to each question about its picture, 0..1. Raises RewardFailed for neither yes nor no."""
-        found = self.answers(pictures, questions)
-        if not all(yes + no >= LEAST for yes, no in found):  # false for NaN, too
+    def yes_probabilities(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
+        """P(yes) of each question about its picture, 0..1.
+
+        Raises RewardFailed if the model answers neither yes nor no.
+        """
+        probabilities = self.answer_probabilities(pictures, questions)
+        if not all(yes + no >= MIN_ANSWER_MASS for yes, no in probabilities):  # False for NaN, too
             raise RewardFailed(
                 f"vlm:{self.name}",
                 "it answers neither yes nor no; take a model that is "
                 "tuned to follow instructions and does not think first",
             )
-        return [yes / (yes + no) for yes, no in found]
+        return [yes / (yes + no) for yes, no in probabilities]
 
-    def answers(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[tuple[float, float]]:
-        """Of each question about its picture the probabilities that it is answered with yes, and with no."""
-        found: list[tuple[float, float]] = []
+    def answer_probabilities(
+        self, pictures: Sequence[Image], questions: Sequence[str]
+    ) -> list[tuple[float, float]]:
+        """(P(yes), P(no)) at the first token of the answer to each question about its picture."""
+        probabilities: list[tuple[float, float]] = []
         for start in range(0, len(questions), self.batch_size):
             rows = slice(start, start + self.batch_size)
             logits = self._generate(questions[rows], pictures[rows], limit=1).logits[0]  # (B, V)
-            found += [(yes, no) for yes, no in self.said(logits.double()).exp().tolist()]
-        return found
+            logprobs = self.answer_logprobs(logits.double())
+            probabilities += [(yes, no) for yes, no in logprobs.exp().tolist()]
+        return probabilities
 
-    def said(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (B, 2) of all that says yes and of all that says no, from logits (B, V) of an
-        answer's first token."""
+    def answer_logprobs(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) of an answer's first token -> log-probabilities (B, 2) of all tokens that say yes,
+        and of all that say no."""
         import torch
 
-        likely = logits.log_softmax(-1)
-        return torch.stack([likely[:, ids].logsumexp(-1) for ids in (self.yes, self.no)], -1)
+        logprobs = logits.log_softmax(-1)
+        return torch.stack([logprobs[:, ids].logsumexp(-1) for ids in (self.yes, self.no)], -1)
 
-    def write(
+    def generate(
         self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int
     ) -> list[VlmAnswer]:
-        """An answer in words of `limit` tokens at most to each question, the likeliest token by token."""
-        said: list[VlmAnswer] = []
+        """A text answer of at most `limit` tokens to each question, decoded greedily."""
+        answers: list[VlmAnswer] = []
         ends = self._ends()
         for start in range(0, len(questions), self.batch_size):
             rows = slice(start, start + self.batch_size)
             out = self._generate(questions[rows], pictures and pictures[rows], limit)
             written = out.sequences[:, -len(out.logits) :].tolist()
             texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-            said += [
+            answers += [
                 VlmAnswer(text, not set(row) & set(ends)) for text, row in zip(texts, written, strict=True)
             ]
-        return said
+        return answers
 
     def inputs(self, questions: Sequence[str], pictures: Sequence[Image] | None) -> dict[str, torch.Tensor]:
-        """What the model takes: ids (B, T) padded on the left, pixels in its processor's own shape."""
+        """The model's inputs: ids (B, T) padded on the left, pixels in the processor's shape."""
         texts = [self._chat(question, pictures is not None) for question in questions]
         start = self.tokenizer.bos_token
         made = self.processor(
@@ -126,7 +132,7 @@ class LocalVLM:
         )
         inputs = dict(made)
         if "token_type_ids" not in inspect.signature(self.model.forward).parameters:
-            inputs.pop("token_type_ids", None)  # written by tokenizers of no kind of their own
+            inputs.pop("token_type_ids", None)  # generic tokenizers write it, and not all models take it
         weight = next(self.model.parameters())
         return {
             key: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
@@ -134,26 +140,27 @@ class LocalVLM:
         }
 
     def _chat(self, question: str, with_picture: bool) -> str:
-        """One turn of a user, in the words and marks of the model's own template."""
+        """A user's turn in the model's own chat template. Raises BadInput for control tokens in it."""
         marks = {*self.tokenizer.all_special_tokens, str(getattr(self.processor, "image_token", ""))}
-        found = next((mark for mark in marks if len(mark) > 2 and mark in question), None)  # "!" may be one
+        # Short marks are skipped: some tokenizers have "!" as a special token.
+        found = next((mark for mark in marks if len(mark) > 2 and mark in question), None)
         if found is not None:
             raise BadInput(
-                f"a prompt holds {found}, which vlm:{self.name} takes for a mark of its own; leave it out"
+                f"a prompt holds {found}, which is a control token of vlm:{self.name}; leave it out"
             )
         content = [{"type": "image"}] * with_picture + [{"type": "text", "text": question}]
-        knows = "enable_thinking" in str(self.processor.chat_template)  # the first token is to be the answer
+        thinks = "enable_thinking" in str(self.processor.chat_template)
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
             tokenize=False,
-            **({"enable_thinking": False} if knows else {}),
+            **({"enable_thinking": False} if thinks else {}),  # the first token must be the answer
         )
 
     def _generate(self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int) -> Any:
         from transformers import GenerationConfig
 
-        # The checkpoint's own settings (sampling, penalties) would change what is read: all are set here.
+        # The checkpoint's own settings (sampling, penalties) would change the answer: all are set here.
         own = self.model.generation_config
         plain = GenerationConfig(
             max_new_tokens=limit,
@@ -165,24 +172,25 @@ class LocalVLM:
             eos_token_id=self._ends() or None,
             output_logits=True,
             return_dict_in_generate=True,
-            cache_implementation=getattr(own, "cache_implementation", None),  # some cannot do with another
+            cache_implementation=getattr(own, "cache_implementation", None),  # some models need their own
         )
         self.model.generation_config = plain
         try:
-            with computable(self.model):
+            with inference(self.model):
                 inputs = self.inputs(questions, pictures)
                 return self.model.generate(**inputs, generation_config=plain)
         finally:
             self.model.generation_config = own
 
     def _ends(self) -> list[int]:
-        """Tokens that end a turn: the tokenizer's own, and those of the checkpoint's generation config."""
+        """Ids of the tokens that end a turn: the tokenizer's and those of the checkpoint's generation
+        config."""
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
         return sorted({end for end in (*ends, self.tokenizer.eos_token_id) if end is not None})
 
     def _check_sees(self) -> None:
-        """Raises CheckpointError unless a picture gets into what the model reads, padded on the left."""
+        """Raises CheckpointError unless a picture reaches the model's inputs, padded on the left."""
         from PIL import Image as images_of
 
         if self.tokenizer.pad_token is None:
@@ -195,7 +203,7 @@ class LocalVLM:
             inputs = self.inputs(["?", "? ? ?"], [picture, picture])
         except CheckpointError:
             raise
-        except Exception as error:  # templates and processors raise many kinds
+        except Exception as error:  # templates and processors raise many types
             why = f"its processor takes no picture with a question: {first_line(error)}"
             raise self._unfit(why) from error
         config = self.model.config
@@ -208,23 +216,23 @@ class LocalVLM:
 
     def _unfit(self, why: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.folder} cannot judge pictures: {why}; take a chat model that sees, "
+            f"{self.folder} cannot judge pictures: {why}; take a chat model that reads pictures, "
             "such as Qwen2.5-VL, LLaVA-OneVision or SmolVLM"
         )
 
 
 def answer_tokens(tokenizer: Any, word: str) -> list[int]:
-    """Ids of the tokens that say `word` and nothing else: in any case of letters, with a space or without."""
+    """Ids of the tokens that are `word` and nothing else, in upper or lower case, with or without a space."""
     ids = (i for token, i in tokenizer.get_vocab().items() if word in token.casefold())
     return sorted(i for i in ids if tokenizer.decode([i]).strip().casefold() == word)
 
 
 def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
-    """(processor, model) of a folder: safetensors, no code of its own, nothing fetched. A `dtype` of None is
-    the stored one.
+    """(processor, model) of a folder. `dtype` None keeps the stored one.
 
-    Raises CheckpointError where it is no such model or lacks weights, Unsupported without torchvision where
-    transformers wants it.
+    Only safetensors are read, no code from the checkpoint is run, nothing is downloaded. Raises
+    CheckpointError if it is no such model or lacks weights, Unsupported if transformers needs torchvision and
+    it is not installed.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -237,18 +245,18 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
             config = AutoConfig.from_pretrained(folder, **local)
             if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
                 raise CheckpointError(
-                    f"{folder} is a model of type {config.model_type!r}; this transformers "
-                    "knows none such that reads pictures and writes text"
+                    f"{folder} is a model of type {config.model_type!r}, which this transformers "
+                    "does not know as one that reads pictures and writes text; take another model"
                 )
             processor: Any = AutoProcessor.from_pretrained(folder, **local)
-            # `dtype` is called so since 4.56; the old name works before and after.
+            # `torch_dtype` works in all versions; `dtype`, its new name, only since 4.56.
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder, use_safetensors=True, torch_dtype=dtype or "auto", output_loading_info=True, **local
             )
             model, info = loaded
     except CheckpointError:
         raise
-    except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds
+    except Exception as error:  # transformers, tokenizers and safetensors raise many types
         if isinstance(error, ImportError) and "torchvision" in str(error).casefold():
             raise Unsupported(
                 f"transformers prepares pictures for {folder} with torchvision, which is not "
@@ -257,7 +265,7 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
         raise CheckpointError(f"cannot load the VLM {folder}: {first_line(error)}; fetch it again") from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise CheckpointError(
-            f"{folder} holds no processor of pictures beside its tokenizer; fetch it again "
+            f"{folder} holds no image processor beside its tokenizer; fetch it again "
             "with preprocessor_config.json and processor_config.json"
         )
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))

@@ -1,10 +1,10 @@
-"""What a VLM is asked about a picture, and how its words are read. Nothing here knows a model.
+"""The questions to a VLM judge, and the parsers of its answers. Independent of any model.
 
 Sources: VQAScore's question (arXiv 2404.01291) for `match` and for each part of a checklist; PARM's three
-judgements (arXiv 2501.13926) and RePrompt's grade of 0 to 10 (arXiv 2505.17540), in words of our own. A
-checklist of parts, each asked by itself, is TIFA's and DSG's idea (arXiv 2303.11897, 2310.18235).
-Departs from them: a part is a phrase of the prompt, not a question, so that a failed one can be told to a
-rewriter; and every part is to be answered with yes.
+judgements (arXiv 2501.13926) and RePrompt's grade of 0 to 10 (arXiv 2505.17540), in wordings of our own. A
+checklist of parts, each asked separately, is TIFA's and DSG's idea (arXiv 2303.11897, 2310.18235).
+Departs from them: a part is a phrase of the prompt, not a question, so that a failed part can go into a
+critique for a rewriter; the right answer to every part is yes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PARTS = (
     "of the wish, add nothing to it, and write the list alone."
 )
 
-_LONGEST_PART = 20  # words; what is longer is talk, no entry of a list
+_LONGEST_PART = 20  # words; a longer line is not an entry of the list
 _BULLET = re.compile(r"^\s*(?:[-*•–]+|\(?\d+[.):])\s*")
 _NUMBER = r"(-?\d+(?:[.,]\d+)?)"
-_ALONE = _NUMBER + r"(?![.,]?\d|\w)(?!\s*(?:/|%|out of))"  # of no other scale
-_ONE = _ALONE + r"(?!\s*(?:or|to|-|–)\s*\d)"  # and no range
-# Where a grade may stand, the surest place first.
+_ALONE = _NUMBER + r"(?![.,]?\d|\w)(?!\s*(?:/|%|out of))"  # not on another scale
+_ONE = _ALONE + r"(?!\s*(?:or|to|-|–)\s*\d)"  # and not a range
+# Patterns of a grade, the most reliable first.
 _GRADES = (
     re.compile(rf"{_NUMBER}\s*(?:/|out of)\s*10\b", re.I),
     re.compile(rf"\b(?:grade|rating|score)\b(?:\s+(?:is|of))?\W{{0,4}}?{_ONE}", re.I),
@@ -83,11 +83,12 @@ _JOINT = re.compile(rf"[,;]\s+(?:and\s+)?|[.!?]\s+|\s+and\s+(?={_DETERMINER})", 
 _RELATED = re.compile(rf"^(.+?)\s+(?:{'|'.join(_RELATIONS)})\s+(?={_DETERMINER})(.+)$", re.I)
 
 
-def split(prompt: str) -> tuple[str, ...]:
-    """What a prompt asks for, part by part, by rules alone: clauses, and for two things in a relation each
-    thing and the whole. Never none.
+def split_prompt(prompt: str) -> tuple[str, ...]:
+    """The parts that a prompt asks for, found by rules alone; at least one.
 
-    >>> split("a photo of a red cube left of two balls, at night")
+    Parts are the clauses. A relation between two things gives each thing and the whole clause.
+
+    >>> split_prompt("a photo of a red cube left of two balls, at night")
     ('a red cube', 'two balls', 'a red cube left of two balls', 'at night')
     """
     text = _OPENING.sub("", " ".join(prompt.split()))
@@ -121,32 +122,32 @@ def _distinct(parts: list[str]) -> tuple[str, ...]:
 
 
 def read_parts(text: str, prompt: str) -> tuple[str, ...]:
-    """The phrases of a list that a model wrote about `prompt`; none where it wrote no such list.
+    """The phrases of a list that a model wrote about `prompt`; empty if it wrote no such list.
 
-    A line that shares no word with the prompt is invented or talk, and is left out.
+    A line that shares no word with the prompt is left out: it is invented or no entry of the list.
     """
-    wanted, parts = prompt.casefold(), []
+    folded, parts = prompt.casefold(), []
     for line in _answer(text).splitlines():
         part = _BULLET.sub("", line).strip(" \t*_`\"'.,;")
         words = re.findall(r"\w+", part.casefold())
-        shared = any(word in wanted for word in words if len(word) > 2 or not word.isascii())
+        shared = any(word in folded for word in words if len(word) > 2 or not word.isascii())
         if shared and len(words) <= _LONGEST_PART and not part.endswith((":", "?")):
             parts.append(part)
     return _distinct(parts)
 
 
-def read_answer(text: str) -> bool | None:
-    """Whether an answer says yes, by its first word or else its last one; None where neither says."""
-    said = _answer(text)
-    word = re.match(r"\W*(yes|no)\b", said, re.I) or re.search(r"\b(yes|no)\W*$", said, re.I)
+def read_yes_no(text: str) -> bool | None:
+    """Whether an answer is yes or no, by its first word or else its last; None if neither is yes or no."""
+    answer = _answer(text)
+    word = re.match(r"\W*(yes|no)\b", answer, re.I) or re.search(r"\b(yes|no)\W*$", answer, re.I)
     return word[1].casefold() == "yes" if word else None
 
 
 def read_grade(text: str) -> float | None:
-    """A grade of 0 to 10 out of an answer; None where there is none, or more than one it could be."""
-    said = _answer(text)
+    """The grade of 0 to 10 in an answer; None if there is none, or it is ambiguous."""
+    answer = _answer(text)
     for pattern in _GRADES:
-        grades = {float(number.replace(",", ".")) for number in pattern.findall(said)}
+        grades = {float(number.replace(",", ".")) for number in pattern.findall(answer)}
         if grades:
             grade = grades.pop()
             return grade if not grades and 0 <= grade <= 10 else None
@@ -154,5 +155,5 @@ def read_grade(text: str) -> float | None:
 
 
 def _answer(text: str) -> str:
-    """What comes after a model's thinking."""
+    """The text after a model's reasoning."""
     return text.rsplit("</think>", 1)[-1].strip()

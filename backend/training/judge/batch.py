@@ -91,7 +91,7 @@ def losses(vlm: LocalVLM, batch: JudgeBatch) -> Tensor:
         if yes is None:
             found.append(token_loss(said, torch.tensor(batch.words[row], device=device)))
         else:
-            found.append(answer_loss(vlm.said(said), torch.tensor([yes], device=device))[0])
+            found.append(answer_loss(vlm.answer_logprobs(said), torch.tensor([yes], device=device))[0])
     return torch.stack(found)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError
-from ...rewards.vlm.calibration import PLAIN, Calibration, calibration_error, fit_calibration, reliability
-from ...rewards.vlm.judge import REASON_TOKENS, SETTINGS, find_folder, shown
+from ...rewards.vlm.calibration import IDENTITY, Calibration, calibration_error, fit_calibration, reliability
+from ...rewards.vlm.judge import CRITIQUE_TOKENS, SETTINGS, find_folder, vlm_pictures
 from ...rewards.vlm.local import LocalVLM
 from ...storage.files import read_lines
 from ...storage.images import read_picture
@@ -139,7 +139,7 @@ class JudgeLoop(StepLoop):
                 by_question[one.line.question].append(value)
 
     def _question(self, one: JudgeExample) -> JudgeQuestion:
-        return JudgeQuestion(one.asked, shown(read_picture(one.picture)[None])[0], one.answer)
+        return JudgeQuestion(one.asked, vlm_pictures(read_picture(one.picture)[None])[0], one.answer)
 
     # An evaluation
 
@@ -153,7 +153,7 @@ class JudgeLoop(StepLoop):
             if not some:
                 continue
             raw, right = self._likely(some), [bool(one.line.label) for one in some]
-            likely = list(map(fitted.get(question, PLAIN), raw))
+            likely = list(map(fitted.get(question, IDENTITY), raw))
             hits = [(p >= 0.5) is yes for p, yes in zip(likely, right, strict=True)]
             figures[f"{question}/accuracy"] = sum(hits) / len(hits)
             yes = sum(right) / len(right)
@@ -181,7 +181,9 @@ class JudgeLoop(StepLoop):
     def _likely(self, examples: Sequence[JudgeExample]) -> list[float]:
         """P(yes), as the judge will give it uncalibrated. It need not answer with yes or no yet."""
         questions = [self._question(one) for one in examples]
-        answers = self.vlm.answers([one.picture for one in questions], [one.question for one in questions])
+        answers = self.vlm.answer_probabilities(
+            [one.picture for one in questions], [one.question for one in questions]
+        )
         return [yes / (yes + no) if yes + no else 0.5 for yes, no in answers]
 
     def _calibrations(self) -> dict[str, Calibration]:
@@ -210,7 +212,9 @@ class JudgeLoop(StepLoop):
         if not examples:
             return []
         asks = [self._question(one) for one in examples]
-        written = self.vlm.write([ask.question for ask in asks], [ask.picture for ask in asks], REASON_TOKENS)
+        written = self.vlm.generate(
+            [ask.question for ask in asks], [ask.picture for ask in asks], CRITIQUE_TOKENS
+        )
         return [
             {
                 "prompt": one.line.prompt,

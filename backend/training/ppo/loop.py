@@ -338,7 +338,7 @@ class PpoLoop(StepLoop):
     def restore(self, state: dict[str, Any]) -> None:
         self.rollouts.stream.position, self.recent = state["position"], state["recent"]
         self.kl, self.stopped = state["kl"], state["stopped"]
-        self.rollouts.norms = {name: RunningNorm.restored(norm) for name, norm in state["norms"].items()}
+        self.rollouts.norms = {name: RunningNorm.from_state(norm) for name, norm in state["norms"].items()}
 
     def export(self, folder: Path) -> None:
         """The encoder; all else as it was at the start, in its own precision; no value head."""

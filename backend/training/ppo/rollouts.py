@@ -21,8 +21,8 @@ from ...core.interfaces import TextReward
 from ...core.scoring import text_scores
 from ...core.seeds import seed_of
 from ...core.types import Job, RewardSpec, Rewrite
-from ...rewards.scales import RunningNorm, report, scaled
-from ...rewards.text import words
+from ...rewards.scales import RunningNorm, summarise_groups, to_unit_range
+from ...rewards.text import count_words
 from ...rewriters.decoding import Completion
 from ...rewriters.prip.rewriter import PripRewriter
 from ..common.offload import StageTimer
@@ -186,7 +186,10 @@ class PpoRollouts:
         """Their gains over the user's own pictures."""
         for name, weight in self.config.rewards.items():
             spec, norm = self.specs[name], self.norms[name]
-            found = [scaled(spec, one.scores[name]) - scaled(spec, one.own.scores[name]) for one in samples]
+            found = [
+                to_unit_range(spec, one.scores[name]) - to_unit_range(spec, one.own.scores[name])
+                for one in samples
+            ]
             if self.config.scaling == "running":
                 norm.update(found)
                 found = [value / norm.std if norm.std > norm.floor else 0.0 for value in found]
@@ -197,7 +200,9 @@ class PpoRollouts:
     def _reward_of(self, scores: Scores) -> float:
         """The weighted mean of scaled scores, for people."""
         weights = self.config.rewards
-        total = sum(weight * scaled(self.specs[name], scores[name]) for name, weight in weights.items())
+        total = sum(
+            weight * to_unit_range(self.specs[name], scores[name]) for name, weight in weights.items()
+        )
         return total / sum(weights.values())
 
     def _figures(self, owns: Sequence[OriginalPictures], samples: Sequence[PpoSample]) -> dict[str, float]:
@@ -210,7 +215,7 @@ class PpoRollouts:
             "unchanged": _mean(float(sample.rewrite.fallback is not None) for sample in samples),
             "cut_off": _mean(float(sample.written.truncated) for sample in samples),
             "dropped": sum(sample.dropped is not None for sample in samples),
-            "words": _mean(float(words(sample.rewrite.prompt)) for sample in samples),
+            "words": _mean(float(count_words(sample.rewrite.prompt)) for sample in samples),
             "tokens": _mean(float(len(sample.written.ids)) for sample in samples),
             "alike": 1 - len(set(texts)) / len(texts),  # refinements that their prompt had already
         }
@@ -218,7 +223,7 @@ class PpoRollouts:
             values = [sample.scores[name] for sample in samples if name in sample.scores]
             plain = [own.scores[name] for own in owns if name in own.scores]
             if values:
-                found = report([values])
+                found = summarise_groups([values])
                 figures |= {f"reward/{name}": found.mean, f"reward/{name}/std": found.std}
             if plain:
                 figures[f"original/{name}"] = _mean(plain)

@@ -24,7 +24,7 @@ from ...core.config import parse_line
 from ...core.errors import BadInput
 from ...core.seeds import seed_of
 from ...preferences.pairing import reward_spec
-from ...rewards.scales import scaled
+from ...rewards.scales import to_unit_range
 from ...storage.files import read_text
 from ..common.data import check_lost
 
@@ -135,7 +135,11 @@ def preferred(
     def score(record: LoggedPicture) -> float:
         values = [
             weight
-            * (record.scores[name] if (spec := specs[name]) is None else scaled(spec, record.scores[name]))
+            * (
+                record.scores[name]
+                if (spec := specs[name]) is None
+                else to_unit_range(spec, record.scores[name])
+            )
             for name, weight in rewards.items()
         ]
         return sum(values) / sum(rewards.values())

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...rewards.scales import group_normalised
+from ...rewards.scales import normalise_group
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def group_sums(group: Sequence[Member], weights: Mapping[str, float], floor: flo
         for i, member in enumerate(group):
             if not member.drawn:
                 scores.setdefault(i, worst)
-        for i, value in zip(scores, group_normalised(list(scores.values()), floor), strict=True):
+        for i, value in zip(scores, normalise_group(list(scores.values()), floor), strict=True):
             sums[i] += weight * value
     return sums
 

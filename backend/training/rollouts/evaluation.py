@@ -16,7 +16,7 @@ from ...core.interfaces import Reward
 from ...core.seeds import seed_of
 from ...core.types import Job, Rewrite
 from ...reports.training import write_report
-from ...rewards.text import words
+from ...rewards.text import count_words
 from ...storage.files import read_lines
 from ..common import distributed
 from ..common.run_folder import append_lines
@@ -46,7 +46,7 @@ def evaluate(
         rewrites = [rewrite for rewrite, _ in judged]
         figures |= _means(rollouts, name, judged)
         figures[f"{name}/unparsable"] = sum(r.fallback is not None for r in rewrites) / len(rewrites)
-        figures[f"{name}/words"] = sum(words(r.prompt) for r in rewrites) / len(rewrites)
+        figures[f"{name}/words"] = sum(count_words(r.prompt) for r in rewrites) / len(rewrites)
         if number == 0:
             seen = [_sample(one, *pair) for one, pair in zip(asked, judged, strict=True)]
             samples = [seen[i * len(seen) // SHOWN] for i in range(SHOWN)] if len(seen) > SHOWN else seen

@@ -22,8 +22,8 @@ from ...core.interfaces import TextReward
 from ...core.scoring import text_scores
 from ...core.seeds import seed_of
 from ...core.types import Job, RewardSpec, Rewrite
-from ...rewards.scales import report, scaled
-from ...rewards.text import words
+from ...rewards.scales import summarise_groups, to_unit_range
+from ...rewards.text import count_words
 from ...rewriters.prompting import prompt_ids
 from ...rewriters.reprompt import Completion, RePromptRewriter
 from ..common import distributed
@@ -206,7 +206,7 @@ class Rollouts:
     def _scaled(self, sample: GrpoSample) -> dict[str, float]:
         """Its scores by the rewards that count, brought to one scale."""
         names = [name for name in self.config.rewards if name in sample.scores]
-        return {name: scaled(self.specs[name], sample.scores[name]) for name in names}
+        return {name: to_unit_range(self.specs[name], sample.scores[name]) for name in names}
 
     def reward_of(self, sample: GrpoSample) -> float:
         """The weighted mean of its scaled scores, for people; what was never drawn has 0 for its picture."""
@@ -225,7 +225,7 @@ class Rollouts:
             "unparsable": 1 - len(texts) / len(written),
             "cut_off": sum(s.written.truncated for s in written if s.written) / len(written),
             "dropped": sum(s.dropped is not None for g in groups for s in g.samples),
-            "words": _mean(float(words(s.rewrite.prompt)) for s in written if s.drawn),
+            "words": _mean(float(count_words(s.rewrite.prompt)) for s in written if s.drawn),
             "tokens": _mean(float(len(s.written.ids)) for s in written if s.written),
             "alike": 1 - len(set(texts)) / max(1, len(texts)),  # rewrites that their group had already
         }
@@ -235,7 +235,7 @@ class Rollouts:
                 for g in groups
             ]
             if any(values):
-                found = report([row for row in values if row])
+                found = summarise_groups([row for row in values if row])
                 figures |= {f"reward/{name}": found.mean, f"reward/{name}/std": found.std}
             unchanged = [s.scores[name] for s in originals if name in s.scores]
             if unchanged:

@@ -25,7 +25,7 @@ from ...core.errors import AnswerRefused, BadInput, RepriseError, RewardFailed
 from ...core.interfaces import TextReward
 from ...core.scoring import text_scores
 from ...core.types import Job, Rewrite
-from ...rewards.scales import scaled
+from ...rewards.scales import to_unit_range
 from ...rewriters.rows import RewriteRow, RowRewriter
 from ...storage.files import append_line, write_whole
 from ..rollouts.prompts import TrainingPrompt
@@ -334,7 +334,8 @@ def held_out(asked: Sequence[TrainingPrompt], share: float, seed: int) -> set[st
 def _mixed(view: PictureScores, scorer: PictureScorer, weights: Mapping[str, float]) -> float:
     """A picture's rewards on one scale, averaged by weight."""
     values = [
-        weight * scaled(scorer.rewards[name].spec, view.scores[name]) for name, weight in weights.items()
+        weight * to_unit_range(scorer.rewards[name].spec, view.scores[name])
+        for name, weight in weights.items()
     ]
     return sum(values) / sum(weights.values())
 

@@ -35,7 +35,7 @@ class Played:
     def __init__(self):
         self.asked = []
 
-    def agree(self, pictures, questions):
+    def yes_probabilities(self, pictures, questions):
         self.asked += questions
         light = [sum(picture.getpixel((0, 0))) > 380 for picture in pictures]
         known = [0.8 if one else 0.2 for one in light]
@@ -193,7 +193,7 @@ def test_the_command(cases, tmp_path, capsys):
 class Critic(Played):
     """Says of every picture what it is told to."""
 
-    def write(self, questions, pictures, most):
+    def generate(self, questions, pictures, most):
         return [VlmAnswer("There is no cat.; I see 2 dogs", False) for _ in questions]
 
 

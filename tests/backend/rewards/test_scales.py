@@ -8,25 +8,31 @@ import statistics
 import pytest
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.rewards.scales import Report, RunningNorm, group_normalised, report, reports
+from reprise.backend.rewards.scales import (
+    RunningNorm,
+    ScoreSummary,
+    normalise_group,
+    summarise_groups,
+    summarise_parts,
+)
 
 
 def test_group_normalisation_by_hand():
-    assert group_normalised([1.0, 2.0, 3.0]) == pytest.approx([-1.0, 0.0, 1.0])
-    assert group_normalised([0.5, 0.5]) == [0.0, 0.0]  # a tie carries no signal, not a division by 0
+    assert normalise_group([1.0, 2.0, 3.0]) == pytest.approx([-1.0, 0.0, 1.0])
+    assert normalise_group([0.5, 0.5]) == [0.0, 0.0]  # a tie carries no signal, not a division by 0
 
 
 def test_running_figures_by_hand():
     norm = RunningNorm()
-    assert norm.normalised([3.0]) == [0.0], "nothing is known yet"
+    assert norm.normalise([3.0]) == [0.0], "nothing is known yet"
     norm.update([1.0])
     assert (norm.count, norm.mean, norm.std) == (1, 1.0, 0.0)
     norm.update([2.0, 3.0])
     assert (norm.mean, norm.std) == (2.0, 1.0)
-    assert norm.normalised([1.0, 2.0, 5.0]) == [-1.0, 0.0, 3.0]
+    assert norm.normalise([1.0, 2.0, 5.0]) == [-1.0, 0.0, 3.0]
     flat = RunningNorm()
     flat.update([0.1] * 7)
-    assert flat.normalised([0.1, 9.0]) == [0.0, 0.0]
+    assert flat.normalise([0.1, 9.0]) == [0.0, 0.0]
 
 
 def test_running_figures_are_those_of_all_at_once_also_far_from_zero():
@@ -45,10 +51,10 @@ def test_a_stopped_training_goes_on_to_the_bit():
     whole, first = RunningNorm(), RunningNorm()
     whole.update(scores)
     first.update(scores[:37])
-    second = RunningNorm.restored(json.loads(json.dumps(first.state())))
+    second = RunningNorm.from_state(json.loads(json.dumps(first.state())))
     assert second == first
     second.update(scores[37:])
-    assert second == whole and second.normalised(scores) == whole.normalised(scores)
+    assert second == whole and second.normalise(scores) == whole.normalise(scores)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -74,15 +80,17 @@ def test_a_score_that_is_no_number_leaves_the_figures_alone(bad):
 )
 def test_states_that_are_none(state):
     with pytest.raises(BadInput, match="state of a running mean"):
-        RunningNorm.restored(state)
+        RunningNorm.from_state(state)
 
 
 def test_reports_by_hand():
-    assert report([[0.0, 2.0], [1.0, 1.0]]) == Report(1.0, pytest.approx((2 / 3) ** 0.5), 0.0, 2.0, 0.5)
-    assert report([[3.0]]) == Report(3.0, 0.0, 3.0, 3.0, 1.0)
-    found = reports({"a": [0.0, 2.0, 1.0, 1.0], "b": [1.0, 1.0, 1.0, 1.0]}, size=2)
-    assert found["a"].flat == 0.5 and found["b"] == Report(1.0, 0.0, 1.0, 1.0, 1.0)
+    assert summarise_groups([[0.0, 2.0], [1.0, 1.0]]) == ScoreSummary(
+        1.0, pytest.approx((2 / 3) ** 0.5), 0.0, 2.0, 0.5
+    )
+    assert summarise_groups([[3.0]]) == ScoreSummary(3.0, 0.0, 3.0, 3.0, 1.0)
+    found = summarise_parts({"a": [0.0, 2.0, 1.0, 1.0], "b": [1.0, 1.0, 1.0, 1.0]}, size=2)
+    assert found["a"].flat == 0.5 and found["b"] == ScoreSummary(1.0, 0.0, 1.0, 1.0, 1.0)
     with pytest.raises(BadInput, match="4 scores of 'a' are no groups of 3"):
-        reports({"a": [0.0] * 4}, size=3)
+        summarise_parts({"a": [0.0] * 4}, size=3)
     with pytest.raises(BadInput, match="at least one score"):
-        report([])
+        summarise_groups([])

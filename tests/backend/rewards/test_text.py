@@ -2,7 +2,7 @@ import pytest
 
 from reprise.backend.core.errors import RewardFailed
 from reprise.backend.core.types import Rewrite
-from reprise.backend.rewards.text import Length, Structure, words
+from reprise.backend.rewards.text import Length, Structure, count_words
 
 
 def rewrite(count, reason="because", fallback=None):
@@ -29,9 +29,9 @@ def test_missing_is_below_wrong_is_below_right():
 
 
 def test_words_without_spaces():
-    assert words("一只红色的猫") == 6
-    assert words("a red, round thing") == 4
-    assert words("") == 0
+    assert count_words("一只红色的猫") == 6
+    assert count_words("a red, round thing") == 4
+    assert count_words("") == 0
 
 
 def test_specs_say_what_they_read():

@@ -124,7 +124,7 @@ def test_previews_are_scored_by_the_preview_judge(brightness, echo):
     """Also if a `preview_reward` was given: a VLM is asked for potential, not whether a preview matches."""
 
     class Named(Hopeful):
-        def of_previews(self):
+        def preview_judge(self):
             return Hopeful(likely=[[0.2, 0.7, 0.1, 0.6]])
 
     found = search(

@@ -169,11 +169,11 @@ class Played:
     def __init__(self):
         self.questions = []
 
-    def agree(self, pictures, questions):
+    def yes_probabilities(self, pictures, questions):
         self.questions += questions
         return [0.9 if picture.getpixel((0, 0))[0] > 128 else 0.2 for picture in pictures]
 
-    def write(self, questions, pictures, limit):
+    def generate(self, questions, pictures, limit):
         assert all(question.startswith("This picture was drawn") for question in questions)
         return [VlmAnswer("it is too dark ; there is no star", False)] * len(questions)
 

@@ -144,7 +144,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     from reprise.backend.core.registry import REWARDS, resolve
     from reprise.backend.factory import open_renderer
     from reprise.backend.lab.bench.reprompt_loop import PlainPipeline, RewardFunctions, make_trainer
-    from reprise.backend.rewards.scales import scaled
+    from reprise.backend.rewards.scales import to_unit_range
     from reprise.backend.rewards.text import Structure
     from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, load_checkpoint
     from reprise.backend.training.common.lora import training_dtype
@@ -207,7 +207,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
 
     def count() -> dict[str, Any]:
         kept = {
-            name: [scaled(rewards[name].spec, one) for one in scores]
+            name: [to_unit_range(rewards[name].spec, one) for one in scores]
             for name, scores in reviewer.scores.items()
         }
         answers = [

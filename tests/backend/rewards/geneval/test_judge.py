@@ -15,10 +15,10 @@ from reprise.backend.core.interfaces import Critic
 from reprise.backend.rewards.geneval.judge import (
     GenEval,
     GenEvalStrict,
-    full_size,
-    idle,
+    is_unused,
     load_detector,
     prepare,
+    resize_mask,
 )
 from reprise.backend.rewards.geneval.rules import CLASSES, COLORS, ObjectDetection
 from reprise.backend.rewards.published.files import JUDGES
@@ -162,7 +162,7 @@ def test_a_mask_comes_back_to_the_pictures_size_without_the_padding():
     logits = torch.full((8, 16), -5.0)
     logits[:, 14:] = 5.0  # of 64 wide from 56 on: padding alone
     logits[2:4, 4:8] = 5.0
-    mask = full_size(logits, (32, 64), (32, 53), Image.new("RGB", (106, 64))) > 0
+    mask = resize_mask(logits, (32, 64), (32, 53), Image.new("RGB", (106, 64))) > 0
     down, across = torch.where(mask)
     assert mask.shape == (64, 106)
     assert (down.min(), down.max() + 1, across.min(), across.max() + 1) == (16, 32, 32, 64)
@@ -345,7 +345,7 @@ def test_the_published_keys_fit_at_full_size(keys, tmp_path):
     assert len(tensors) == 782
     (tmp_path / "config.json").write_text(json.dumps(full_size_config()))
     model = load_detector(tensors, tmp_path / "config.json", tmp_path / "model.safetensors")
-    counted = sum(p.numel() for name, p in model.named_parameters() if not idle(name))
+    counted = sum(p.numel() for name, p in model.named_parameters() if not is_unused(name))
     parameters = JUDGES["clip-score"].parameters + counted
     assert all(JUDGES[kind.spec.name].parameters == parameters for kind in BOTH)
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -16,7 +16,7 @@ from reprise.backend.rewards.published.checkpoint import fill
 from reprise.backend.rewards.published.files import JUDGES
 from reprise.backend.rewards.published.hps import HPSv2, HPSv21
 from reprise.backend.rewards.published.image_reward import ImageReward
-from reprise.backend.rewards.published.preprocess import MEAN, STD, cropped, padded
+from reprise.backend.rewards.published.preprocess import MEAN, STD, center_crop, pad_to_square
 
 from ....data.rewards import tiny
 
@@ -52,10 +52,10 @@ def test_scores_equal_the_references(name, installed, pictures, golden):
 def test_pixels_equal_the_references(size, golden_pixels):
     picture = Image.fromarray(tiny.picture(*map(int, size.split("x"))))
     seen = {
-        "image_reward": cropped(picture, 224),
-        "openai_clip": cropped(picture, 224),
-        "hps": padded(picture, 224),
-        "pick_score": cropped(picture, 224, floor=True),
+        "image_reward": center_crop(picture, 224),
+        "openai_clip": center_crop(picture, 224),
+        "hps": pad_to_square(picture, 224),
+        "pick_score": center_crop(picture, 224, floor=True),
     }
     for name, pixels in seen.items():
         assert pixels.shape == (3, 224, 224)
@@ -65,7 +65,7 @@ def test_pixels_equal_the_references(size, golden_pixels):
 
 def test_the_two_ways_to_begin_a_crop_differ():
     picture = Image.fromarray(tiny.picture(333, 517))
-    assert (cropped(picture, 224) - cropped(picture, 224, floor=True)).abs().max() > 0.5
+    assert (center_crop(picture, 224) - center_crop(picture, 224, floor=True)).abs().max() > 0.5
 
 
 def test_tokens_equal_the_references(golden, installed):
@@ -74,10 +74,10 @@ def test_tokens_equal_the_references(golden, installed):
     for text, row, expected in zip(tiny.TEXTS, clip.tokens(tiny.TEXTS), want, strict=True):
         assert row.tolist() == expected.tolist(), text
     for text, row, expected in zip(
-        tiny.TEXTS, clip.tokens(tiny.TEXTS, repaired=False), golden["pick_score"]["ids"], strict=True
+        tiny.TEXTS, clip.tokens(tiny.TEXTS, clean=False), golden["pick_score"]["ids"], strict=True
     ):
         assert row.tolist() == expected + [0] * (77 - len(expected)), text
-    codec = image_reward.codec(installed / "image-reward" / "vocab.txt", len(tiny.BERT_WORDS) + 2)
+    codec = image_reward.bert_tokenizer(installed / "image-reward" / "vocab.txt", len(tiny.BERT_WORDS) + 2)
     for text, row, expected in zip(tiny.TEXTS, codec.encode_batch(tiny.TEXTS), golden["image_reward"]["ids"]):
         assert row.ids == expected, text
 
@@ -124,7 +124,7 @@ def test_a_very_long_strip_is_resized_alike():
     whole = picture.resize((224, int(224 * 650 / 40)), Image.Resampling.BICUBIC)
     top = round((whole.height - 224) / 2)
     kept = torch.from_numpy(np.array(whole.crop((0, top, 224, top + 224)))).float()
-    seen = cropped(picture, 224)
+    seen = center_crop(picture, 224)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     back = (seen.permute(1, 2, 0) * std + mean) * 255
     assert (back - kept).abs().mean() < 0.5  # of 255 levels
@@ -221,7 +221,7 @@ def test_missing_surplus_and_misshapen_keys_are_named(golden):
             changed,
             lambda name: (f"x.{name}", lambda t: t),
             lambda key: key == "extra",
-            what="a line",
+            description="a line",
             path="f.pt",
             device=torch.device("meta"),
             dtype=None,

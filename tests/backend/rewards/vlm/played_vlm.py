@@ -23,11 +23,11 @@ class Played:
         self.likely, self.texts, self.cut = dict(likely), list(texts), cut
         self.asked: list[str] = []
 
-    def agree(self, pictures, questions):
+    def yes_probabilities(self, pictures, questions):
         assert len(pictures) == len(questions)
         self.asked += questions
         return [next((p for part, p in self.likely.items() if part in q), 0.9) for q in questions]
 
-    def write(self, questions, pictures, limit):
+    def generate(self, questions, pictures, limit):
         self.asked += questions
         return [VlmAnswer(self.texts[i % len(self.texts)], self.cut) for i in range(len(questions))]

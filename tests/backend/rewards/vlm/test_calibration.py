@@ -7,7 +7,7 @@ import pytest
 
 from reprise.backend.rewards.vlm.calibration import (
     BINS,
-    PLAIN,
+    IDENTITY,
     Calibration,
     bin_of,
     calibration_error,
@@ -35,7 +35,7 @@ def test_a_calibration_by_hand():
     assert Calibration(2.0)(0.9) == pytest.approx(3 / 4)  # odds 9 -> 3
     assert Calibration(bias=math.log(0.25))(0.8) == pytest.approx(1 / 2)  # odds 4 -> 1
     assert [Calibration(3.0)(p) for p in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
-    assert Calibration(0.5)(1e-9) == pytest.approx(1e-18) and PLAIN(0.3) == 0.3
+    assert Calibration(0.5)(1e-9) == pytest.approx(1e-18) and IDENTITY(0.3) == 0.3
     row = [Calibration(0.3, -2.0)(p / 20) for p in range(21)]
     assert row == sorted(row)
 
@@ -58,9 +58,9 @@ def test_the_calibration_that_made_the_answers_is_found(bias):
 
 
 def test_answers_all_alike_teach_no_calibration():
-    assert fit_calibration([0.9, 0.2], [True, True]) == fit_calibration([], []) == PLAIN
+    assert fit_calibration([0.9, 0.2], [True, True]) == fit_calibration([], []) == IDENTITY
 
 
 def test_answers_without_a_mistake_are_believed_within_bounds():
     found = fit_calibration([0.9, 0.8, 0.3, 0.1] * 5, [True, True, False, False] * 5)
-    assert found.possible and found(0.9) > 0.99
+    assert found.in_range and found(0.9) > 0.99

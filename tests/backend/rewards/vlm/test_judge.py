@@ -37,7 +37,7 @@ def test_a_critic_says_what_is_wrong_where_something_is():
     assert wrong.critique == "there is no dog ; it is a cat"
     assert wrong.faults == ("there is no dog", "it is a cat")
     assert critic.score(IMAGES[:2], ["a cat", "a dog"]) == [0.9, 0.2] and len(played.texts) == 1
-    with pytest.raises(RewardFailed, match="says no word about it"):
+    with pytest.raises(RewardFailed, match="does not say why"):
         VLMCritic(Played({"a dog": 0.2}, [" "]), "critique").criticize(IMAGES[:1], ["a dog"])
 
 

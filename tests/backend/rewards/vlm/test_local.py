@@ -35,7 +35,7 @@ def test_p_yes_is_what_the_logits_say(vlm):
     }
     assert {vlm.tokenizer.decode([i]) for i in said["yes"]} >= {"yes", " yes", "Yes", " Yes", "YES"}
     yes, no = likely[said["yes"]].sum().item(), likely[said["no"]].sum().item()
-    assert vlm.agree([picture], [question]) == [pytest.approx(yes / (yes + no), abs=1e-6)]
+    assert vlm.yes_probabilities([picture], [question]) == [pytest.approx(yes / (yes + no), abs=1e-6)]
     assert 0.01 < yes / (yes + no) < 0.99
 
 
@@ -62,22 +62,24 @@ def test_mixed_sizes_do_not_depend_on_the_batch(vlm, monkeypatch):
     seen = noise([(32, 32), (100, 40), (33, 77), (200, 32), (64, 64)])
     asked = [QUESTIONS["potential"].format(p) for p in [*PROMPTS, "the last one"]]
     monkeypatch.setattr(vlm, "batch_size", 5)
-    together = vlm.agree(seen, asked)
-    alone = [vlm.agree([picture], [question])[0] for picture, question in zip(seen, asked)]
+    together = vlm.yes_probabilities(seen, asked)
+    alone = [vlm.yes_probabilities([picture], [question])[0] for picture, question in zip(seen, asked)]
     assert together == pytest.approx(alone, abs=1e-4)
 
 
 def test_answers_in_words_do_not_depend_on_the_batch(vlm):
     seen = noise([(32, 32), (100, 40)])
-    both = vlm.write(PROMPTS[:2], seen, 6)
-    assert both == [vlm.write([q], [p], 6)[0] for q, p in zip(PROMPTS, seen)]
-    (blind,) = vlm.write(["no picture"], None, 3)
+    both = vlm.generate(PROMPTS[:2], seen, 6)
+    assert both == [vlm.generate([q], [p], 6)[0] for q, p in zip(PROMPTS, seen)]
+    (blind,) = vlm.generate(["no picture"], None, 3)
     assert isinstance(blind.text, str)
 
 
 def test_a_modes_question_reaches_the_model(vlm, monkeypatch):
     asked: list[str] = []
-    monkeypatch.setattr(vlm, "agree", lambda pictures, questions: asked.extend(questions) or [0.5])
+    monkeypatch.setattr(
+        vlm, "yes_probabilities", lambda pictures, questions: asked.extend(questions) or [0.5]
+    )
     for mode in ("match", "clarity", "potential"):
         VLMJudge(vlm, mode).score(IMAGES[:1], [" a {red} circle "])
         assert asked.pop() == QUESTIONS[mode].format("a {red} circle")
@@ -102,13 +104,13 @@ def test_odd_pictures(vlm):
 def test_a_prompt_with_the_models_own_marks(vlm):
     """A second place for a picture, or the end of the turn."""
     for mark in (vlm.processor.image_token, vlm.tokenizer.eos_token):
-        with pytest.raises(BadInput, match="which vlm:.* takes for a mark of its own; leave it out"):
+        with pytest.raises(BadInput, match="a control token of vlm:.*; leave it out"):
             VLMJudge(vlm).score(IMAGES[:1], [f"a {mark} cat"])
 
 
 def test_the_checkpoints_own_settings_do_not_count(vlm, monkeypatch):
     picture, question = noise([(40, 30)]), [QUESTIONS["match"].format("a cat")]
-    likely, said = vlm.agree(picture, question), vlm.write(question, picture, 5)
+    likely, said = vlm.yes_probabilities(picture, question), vlm.generate(question, picture, 5)
     own = GenerationConfig(
         do_sample=True,
         temperature=9.0,
@@ -118,7 +120,7 @@ def test_the_checkpoints_own_settings_do_not_count(vlm, monkeypatch):
         eos_token_id=vlm.model.generation_config.eos_token_id,
     )
     monkeypatch.setattr(vlm.model, "generation_config", own)
-    assert vlm.agree(picture, question) == likely and vlm.write(question, picture, 5) == said
+    assert vlm.yes_probabilities(picture, question) == likely and vlm.generate(question, picture, 5) == said
     assert vlm.model.generation_config is own
 
 
@@ -134,7 +136,7 @@ def test_precision(vlm_folders):
 
 
 def test_no_answer_is_an_error(vlm, monkeypatch):
-    monkeypatch.setattr(vlm_local, "LEAST", 0.999999)
+    monkeypatch.setattr(vlm_local, "MIN_ANSWER_MASS", 0.999999)
     with pytest.raises(RewardFailed, match="answers neither yes nor no"):
         VLMJudge(vlm).score(IMAGES[:1], ["a cat"])
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reprise.backend.rewards.vlm.questions import read_answer, read_grade, read_parts, split
+from reprise.backend.rewards.vlm.questions import read_grade, read_parts, read_yes_no, split_prompt
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from reprise.backend.rewards.vlm.questions import read_answer, read_grade, read_
     ],
 )
 def test_split(prompt, parts):
-    assert split(prompt) == parts
+    assert split_prompt(prompt) == parts
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_read_parts_of_a_language_without_spaces():
         ("There is no doubt about it", None),
     ],
 )
-def test_read_answer(text, yes):
-    assert read_answer(text) is yes
+def test_read_yes_no(text, yes):
+    assert read_yes_no(text) is yes
 
 
 @pytest.mark.parametrize(

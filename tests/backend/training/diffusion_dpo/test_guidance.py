@@ -9,7 +9,7 @@ from reprise.backend.core.registry import REWARDS, resolve
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.preferences.store import Pair, PairPicture, Store
 from reprise.backend.rewards.base import LearnedJudge
-from reprise.backend.rewards.published.preprocess import cropped
+from reprise.backend.rewards.published.preprocess import center_crop
 from reprise.backend.training.common.losses import denoising_target, noised, predicted_clean
 from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig, JudgeGradient
 from reprise.backend.training.diffusion_dpo.denoisers import noising_of
@@ -32,7 +32,7 @@ class Colour(LearnedJudge):
             self.model.weight.copy_(torch.tensor([[0.5, -0.2, 0.1]]))
 
     def prepare(self, picture):
-        return cropped(picture, 24)
+        return center_crop(picture, 24)
 
     def rate(self, pixels, prompts):
         assert all(prompts)
@@ -43,7 +43,7 @@ class Odd(Colour):
     spec = RewardSpec("odd", -1.0, 1.0)
 
     def prepare(self, picture):
-        return -cropped(picture, 24)
+        return -center_crop(picture, 24)
 
 
 def pair(number, better=0.9, worse=0.1, margin=0.8, images=("a", "b"), **scores):

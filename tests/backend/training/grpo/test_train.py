@@ -409,14 +409,14 @@ def test_from_random_weights(values, taught, tmp_path):
 
 def test_without_reasoning(values, tmp_path, monkeypatch):
     settings = {**values, "reasoning": False, "max_steps": 1, "eval_prompts": None}
-    write = RePromptRewriter.generate
+    generate = RePromptRewriter.generate
 
     def plain(self, *rest):
         from dataclasses import replace
 
-        return [replace(one, text=one.text.split("</reason>")[-1]) for one in write(self, *rest)]
+        return [replace(one, text=one.text.split("</reason>")[-1]) for one in generate(self, *rest)]
 
-    monkeypatch.setattr(RePromptRewriter, "write", plain)
+    monkeypatch.setattr(RePromptRewriter, "generate", plain)
     train(GrpoConfig(**settings), tmp_path / "plain", log=quiet)
     train(GrpoConfig(**{**settings, "reasoning": True}), tmp_path / "asked", log=quiet)
     for name, score in (("plain", 1.0), ("asked", -1.0)):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from reprise.backend.core.config import load_config
 from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed
 from reprise.backend.core.registry import TRAINERS, resolve
-from reprise.backend.rewards.vlm.judge import VLMCritic, shown, vlm_judge
+from reprise.backend.rewards.vlm.judge import VLMCritic, vlm_judge, vlm_pictures
 from reprise.backend.rewards.vlm.local import LocalVLM
 from reprise.backend.training.common import steps as stepping
 from reprise.backend.training.common.losses import answer_loss
@@ -102,9 +102,9 @@ def test_the_loss_reads_p_yes_as_the_judge_does(folders, name):
     """With rows of unlike length and a sentence among them, whose padding changes nothing."""
     vlm = LocalVLM(folders / name, device="cpu")
     draw = torch.Generator().manual_seed(0)
-    pictures = shown(torch.rand(3, 40, 40, 3, generator=draw))
+    pictures = vlm_pictures(torch.rand(3, 40, 40, 3, generator=draw))
     questions = ["Does this figure show a cat?", "Yes?", "What is wrong with this one?"]
-    likely = vlm.agree(pictures, questions)
+    likely = vlm.yes_probabilities(pictures, questions)
     with torch.no_grad():
         yes = losses(vlm, encode(vlm, [JudgeQuestion(q, p, True) for q, p in zip(questions, pictures)]))
         no = losses(vlm, encode(vlm, [JudgeQuestion(q, p, False) for q, p in zip(questions, pictures)]))
@@ -375,11 +375,11 @@ def test_figures_that_changed_under_a_run(folders, data, tmp_path):
 
 def test_a_model_that_does_not_answer_with_yes_or_no_yet(folders, data, tmp_path, monkeypatch):
     """It is what is to be tuned; judging with it is refused."""
-    plain = LocalVLM.said
+    plain = LocalVLM.answer_logprobs
     monkeypatch.setattr(LocalVLM, "said", lambda self, logits: plain(self, logits) - 20)
     vlm = LocalVLM(folders / "idefics3", device="cpu")
     with pytest.raises(RewardFailed, match="neither yes nor no"):
-        vlm.agree([Image.new("RGB", (32, 32))], ["Yes?"])
+        vlm.yes_probabilities([Image.new("RGB", (32, 32))], ["Yes?"])
     run_of(settings(folders, data, max_steps=1), tmp_path / "run")
     first, *_ = lines_of(tmp_path / "run" / "evaluations.jsonl")
     assert 0 <= first["match/accuracy"] <= 1

@@ -212,7 +212,7 @@ def test_pictures_are_looked_at_once(eye, files, tmp_path, monkeypatch):
     torch.testing.assert_close(std, pivots.of(files).std(0, correction=0))
 
     again = Pivots(kept, eye)
-    monkeypatch.setattr(type(eye), "look", None)
+    monkeypatch.setattr(type(eye), "embed", None)
     assert again.prepare(files, said.append) == set() and len(said) == 1
     assert torch.equal(again.of(files[::-1]), pivots.of(files).flip(0))
 
@@ -230,7 +230,7 @@ def test_a_stopped_look_goes_on_in_the_same_batches(eye, files, tmp_path, monkey
             raise KeyboardInterrupt
         return look(self, pixels)
 
-    monkeypatch.setattr(type(eye), "look", stopped)
+    monkeypatch.setattr(type(eye), "embed", stopped)
     with pytest.raises(KeyboardInterrupt):
         Pivots(tmp_path / "stopped", eye).prepare(files, quiet)
     after = Pivots(tmp_path / "stopped", eye)

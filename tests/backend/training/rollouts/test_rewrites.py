@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_never_drawn_and_worst(rewriter, prompts, tmp_pat
         found = write(asked, keys, *rest)
         return [replace(one, text="no tags") if i % 6 == 1 else one for i, one in enumerate(found)]
 
-    monkeypatch.setattr(rewriter, "write", cut)
+    monkeypatch.setattr(rewriter, "generate", cut)
     batch = rollouts.collect(1)
     unread = [s for _, s in batch.rows if not s.drawn]
     assert len(unread) >= 2 and batch.figures["unparsable"] == pytest.approx(len(unread) / 12)
