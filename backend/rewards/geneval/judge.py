@@ -1,16 +1,16 @@
-"""GenEval's verdict on photographs: COCO's things found by Mask2Former, their colours named by CLIP ViT-L/14.
+"""GenEval as a judge of photographs: Mask2Former detects COCO's objects, CLIP ViT-L/14 names their colours.
 
 Source: GenEval (arXiv 2310.11513), `evaluation/evaluate_images.py` of github.com/djghosh13/geneval at
 af4902f, over mmdetection 2's Mask2Former (Swin-S, COCO instances: shortest side 800, longest 1333, padded to
 multiples of 32; masks at the picture's size, boxes around them, confidence the class's probability times the
 mask's mean one) and clip_benchmark's zero-shot classifier over open_clip's ViT-L-14 by OpenAI.
-The rules are `geneval_rules`.
+The rules are in `rules.py`.
 Departs from it: the detector is facebook's checkpoint of the same architecture and data in transformers, not
-mmdetection's own (its agreement with the original is not measured, so no number of ours belongs on GenEval's
-leaderboard). As that one was made for, pictures are resized by PIL's bilinear filter, not OpenCV's, and
-padded with the mean colour, not with a grey. Of its preprocessor_config.json the mean and deviation are
-taken, not the size (384 by 384, out of shape), at which small things are lost. CLIP computes in its own
-precision, not under autocast.
+mmdetection's own. Their agreement is not measured, so figures from here do not belong on GenEval's
+leaderboard. As that checkpoint expects, pictures are resized by PIL's bilinear filter, not OpenCV's, and
+padded with the mean colour, not with a grey. Of its preprocessor_config.json only mean and deviation are
+used, not the size (384 x 384, distorted), at which small things are lost. CLIP computes in its own precision,
+not under autocast.
 """
 
 from __future__ import annotations
@@ -30,40 +30,31 @@ from ..published.checkpoint import fill, placement, read_settings, read_weights,
 from ..published.clip import image_embeddings, is_position_ids, read_config, same_name, text_embeddings
 from ..published.files import locate
 from ..published.preprocess import center_crop
-from .rules import (
-    CLASSES,
-    COLORS,
-    MIN_CONFIDENCE,
-    GenEvalCase,
-    ObjectDetection,
-    faults,
-    is_right,
-    parse_prompt,
-    read_cases,
-    soft_score,
-)
+from .prompts import CLASSES, COLORS, GenEvalCase, parse_prompt, read_cases
+from .rules import MIN_CONFIDENCE, ObjectDetection, faults, is_right, soft_score
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from torch import Tensor, nn
 
-LONGEST = 1333 / 800  # the longest side that the detector sees, as a multiple of the shortest
-MULTIPLE = 32  # that the sides are padded to
-PAIRS = 100  # of a query and a class, the surest ones, that may become detections
-GROUND = "#999"  # painted over what is not the thing whose colour is asked
+LONGEST = 1333 / 800  # maximum of the detector's longest side, as a multiple of `side`
+MULTIPLE = 32  # pixels; sides are padded to a multiple of this
+PAIRS = 100  # the most probable pairs of query and class may become detections
+GROUND = "#999"  # painted over everything but the object whose colour is classified
 TEMPLATES = (
     "a photo of a {color} {name}",
     "a photo of a {color}-colored {name}",
     "a photo of a {color} object",
 )
-SCALE = 100.0  # CLIP's, on cosines
+SCALE = 100.0  # CLIP's factor on cosines
 
 
 class GenEval:
-    """0..1, higher is better. Right pictures score .5-1, wrong ones 0-.5, graded by what is there.
+    """0..1, higher is better. Right pictures score .5 to 1, wrong ones 0 to .5 by how much of them is right.
 
-    It looks at one picture at a time: where a threshold decides, the neighbours in a batch must not.
+    The detector gets one picture at a time: its scores are compared with thresholds, so the rest of the batch
+    must not change them.
     """
 
     spec = RewardSpec("geneval", 0.0, 1.0)
@@ -78,11 +69,13 @@ class GenEval:
         side: int = 800,
         metadata: str | Path | None = None,
     ):
-        """`path`: the detector's folder, or its weights; by default where `files.find` looks, as it does for
-        CLIP's. `device` and `dtype` as in `checkpoint.placement`; the detector stays in float32, on which
-        its thresholds lie. `side`: the shortest that it sees, in pixels; a smaller one is faster and
-        misses small things. `metadata`: GenEval's JSON lines; what they say of a prompt goes before what
-        its words say, so that it may be worded freely. Raises CheckpointError, BadInput."""
+        """`path`: the detector's folder or its weights; by default, like CLIP's, where `files.find` looks.
+
+        `device` and `dtype` as in `checkpoint.placement`; the detector stays in float32, for which the
+        thresholds hold. `side`: the shortest side of the detector's input, in pixels; smaller is faster and
+        misses small things. `metadata`: GenEval's JSON lines; they take precedence over parsing, so that
+        prompts may be worded freely. Raises CheckpointError, BadInput.
+        """
         from torch import nn
         from transformers import CLIPModel
 
@@ -112,7 +105,7 @@ class GenEval:
         return [soft_score(case, seen) for case, seen in self._detections(images, prompts)]
 
     def criticize(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
-        """What is wrong with each picture; satisfied where nothing is."""
+        """The faults of each picture; satisfied if there are none."""
         verdicts = []
         for case, seen in self._detections(images, prompts):
             wrong = faults(case, seen)
@@ -129,23 +122,24 @@ class GenEval:
             return [(case, self.detections_for(picture, case)) for case, picture in zip(cases, pictures)]
 
     def detections_for(self, picture: Image, case: GenEvalCase) -> list[ObjectDetection]:
-        """What is seen of the classes that `case` names, with the colours where it asks for them."""
+        """The detections of the classes that `case` names, with colours where it asks for them."""
         import torch
 
         names = {need.name for need in case.include} | {name for name, _ in case.exclude}
         colored = {need.name: need.count for need in case.include if need.color}
-        looked_at: list[ObjectDetection] = []
+        detections: list[ObjectDetection] = []
         with torch.inference_mode():
             for detection, mask in self.detect(picture, names):
-                # The rules look at the colours of as many of the surest as were asked for.
+                # The rules check the colours of as many of the most confident ones as were asked for.
                 if colored.get(detection.name, 0) > 0:
                     colored[detection.name] -= 1
                     detection = replace(detection, colors=self.colors(picture, detection, mask))
-                looked_at.append(detection)
-        return looked_at
+                detections.append(detection)
+        return detections
 
     def detect(self, picture: Image, names: set[str]) -> list[tuple[ObjectDetection, Tensor]]:
-        """Detections of `names` above FAINT, surest first, each with its mask (H, W) of bools on the CPU."""
+        """(detection, mask) of `names` above MIN_CONFIDENCE, most confident first. Masks are (H, W) bool on
+        the CPU."""
         import torch
 
         pixels, shown = prepare(picture, self.side, self.mean, self.std)
@@ -168,7 +162,7 @@ class GenEval:
         return sorted(seen, key=lambda found: -found[0].confidence)
 
     def colors(self, picture: Image, detection: ObjectDetection, mask: Tensor) -> dict[str, float]:
-        """Probability of each colour, on the thing alone."""
+        """{colour: probability} of a detected object, classified on the object alone."""
         from PIL import Image as images_of
 
         ground = images_of.new("RGB", picture.size, GROUND)
@@ -179,7 +173,7 @@ class GenEval:
         return dict(zip(COLORS, (SCALE * cosines).softmax(-1).tolist(), strict=True))
 
     def _classifier(self, name: str) -> Tensor:
-        """A class's ten colours in words, each the mean over the templates: (10, D), of length 1."""
+        """Unit text embeddings (10, D) of a class's ten colours, each the mean over the templates."""
         from torch.nn import functional
 
         if name not in self._classifiers:
@@ -193,7 +187,7 @@ class GenEval:
 
 
 class GenEvalStrict(GenEval):
-    """1 where all that was asked for holds, else 0."""
+    """1 if the picture shows everything that the prompt asks for, else 0."""
 
     spec = RewardSpec("geneval-strict", 0.0, 1.0)
 
@@ -204,7 +198,7 @@ class GenEvalStrict(GenEval):
 def prepare(
     picture: Image, side: int, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, tuple[int, int]]:
-    """An RGB picture -> (3, H, W) for the detector and the (height, width) of it that is no padding."""
+    """An RGB picture -> the detector's input (3, H, W), and the (height, width) of it without padding."""
     import numpy as np
     import torch
     from PIL.Image import Resampling
@@ -221,8 +215,11 @@ def prepare(
 def resize_mask(
     logits: Tensor, padded_size: Sequence[int], content_size: Sequence[int], picture: Image
 ) -> Tensor:
-    """A mask's logits (h, w) -> (H, W) at the picture's size, by way of what the detector saw, where the
-    padding is taken off."""
+    """A mask's logits (h, w) -> (H, W) at the picture's size.
+
+    They are first resized to `padded_size`, the detector's input, where the padding beyond `content_size` is
+    cut off.
+    """
     from torch.nn import functional
 
     high, wide = content_size
@@ -234,7 +231,8 @@ def resize_mask(
 
 
 def read_normalisation(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the three channels in a preprocessor_config.json. Raises CheckpointError."""
+    """Mean and standard deviation of the three channels in a preprocessor_config.json. Raises
+    CheckpointError."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         mean, std = ([float(value) for value in settings[key]] for key in ("image_mean", "image_std"))
@@ -246,18 +244,18 @@ def read_normalisation(path: Path) -> tuple[list[float], list[float]]:
 
 
 def load_detector(tensors: Mapping[str, Tensor], settings: Path, path: Path) -> nn.Module:
-    """Mask2Former for COCO's 80 things in float32, with `tensors` under their published names.
+    """Mask2Former for COCO's 80 classes, in float32, from `tensors` under their published names.
 
-    transformers itself matches the names, which it has changed since they were published; nothing may be
-    missing or left over but what follows from the sizes, and a norm that newer versions add and never use.
-    Raises CheckpointError.
+    transformers matches the names, which it has changed since they were published. Only tables that follow
+    from the sizes, the training loss's weights, and a norm that newer versions add and never use may be
+    missing or left over. Raises CheckpointError.
     """
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     config = Mask2FormerConfig.from_dict(read_settings(settings, "mask2former"))
     if config.num_labels != len(CLASSES):
         raise CheckpointError(
-            f"{settings} tells {config.num_labels} kinds of things apart, expected COCO's "
+            f"{settings} describes a detector of {config.num_labels} classes, expected COCO's "
             f"{len(CLASSES)}; take the coco-instance one"
         )
     with quiet_loading():
@@ -266,7 +264,7 @@ def load_detector(tensors: Mapping[str, Tensor], settings: Path, path: Path) -> 
             config=config,
             state_dict=dict(tensors),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below
+            ignore_mismatched_sizes=True,  # they are in the report and refused below
         )
     model, report = loaded
     # Newer versions give (name, found, expected), older ones the name.
@@ -282,10 +280,12 @@ def load_detector(tensors: Mapping[str, Tensor], settings: Path, path: Path) -> 
 
 
 def is_unused(key: str) -> bool:
-    """Weights of the training loss, and the norm after Swin's last stage: neither is used here."""
+    """Whether a missing weight is never used here: the training loss's, or the norm after Swin's last
+    stage."""
     return key.endswith(".empty_weight") or ".swin.layernorm." in key
 
 
 def is_derived(key: str) -> bool:
-    """Tables that follow from the sizes, which older versions stored, and the training loss's weights."""
+    """Whether a left-over key may be ignored: tables that follow from the sizes, which older versions stored,
+    and the training loss's weights."""
     return key.endswith((".relative_position_index", ".empty_weight"))

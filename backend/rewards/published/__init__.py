@@ -1,1 +1,1 @@
-"""Judges with published weights, one file each, on the files as they were published."""
+"""Judges with published weights, one module each. They read the files as they were published."""

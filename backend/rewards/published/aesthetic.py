@@ -1,7 +1,7 @@
-"""LAION's aesthetic predictor v2: what people rated a picture from 1 to 10, by CLIP ViT-L/14.
+"""LAION's aesthetic predictor v2: predicts people's ratings of a picture from 1 to 10, by CLIP ViT-L/14.
 
 Source: github.com/christophschuhmann/improved-aesthetic-predictor, `sac+logos+ava1-l14-linearMSE.pth`
-(simple_inference.py): CLIP's image embedding at length 1 through five linear layers.
+(simple_inference.py): CLIP's normalised image embedding through five linear layers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Aesthetic(LearnedJudge):
-    """Mostly 4 to 7, higher is better. Blind to the prompt: alone it deletes what users asked for."""
+    """Mostly 4 to 7, higher is better. Ignores the prompt: used alone, it drops what users asked for."""
 
     spec = RewardSpec("aesthetic", 4.0, 7.0)
     reads_prompt = False
-    head = (1024, 128, 64, 16)  # widths of the last layers
+    head = (1024, 128, 64, 16)  # widths of the head's layers
 
     def __init__(
         self,
@@ -37,8 +37,10 @@ class Aesthetic(LearnedJudge):
         dtype: str | None = None,
         batch_size: int = 16,
     ):
-        """`path`: the .pth file or its folder; by default where `files.find` looks, as it does for CLIP's.
-        `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError."""
+        """`path`: the .pth file or its folder; by default, like CLIP's files, where `files.find` looks.
+
+        `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError.
+        """
         head, clip, settings = locate(self.spec.name, path)
         config = read_config(settings)
         self.batch_size = batch_size
@@ -83,5 +85,5 @@ def source(name: str) -> Source:
 
 
 def unused(key: str) -> bool:
-    """CLIP's half that reads text."""
+    """CLIP's text tower, which is not needed."""
     return key.startswith(("clip.text_", "clip.logit_scale")) or is_position_ids(key)

@@ -1,4 +1,4 @@
-"""Published weights into transformers' classes: read without running code, every key accounted for."""
+"""Loads published weights into transformers' classes: without running code, with every key accounted for."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-MAX_NAMED_KEYS = 3  # keys that an error names of each kind
+MAX_NAMED_KEYS = 3  # keys of each kind that an error names
 
-# Our parameter's name -> the published key that it comes from, and what to do with that tensor.
+# The published key of a parameter, and a function from the published tensor to the parameter.
 Source = tuple[str, Callable[["Tensor"], "Tensor"]]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pt, .pth or .bin one (a dict of them, or one under
-    "state_dict"), mapped into memory where the format allows. Raises CheckpointError."""
+    """The tensors of a .safetensors file, or of a .pt, .pth or .bin file with a dict of tensors, directly or
+    under "state_dict".
+
+    They are memory-mapped if the format allows it. Raises CheckpointError.
+    """
     import torch
 
     try:
@@ -38,7 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than weights, or is no checkpoint; it was not loaded: "
             f"reading it could run code ({first_line(error)})"
         ) from error
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+    except Exception as error:  # torch and safetensors raise many types for a damaged file
         raise CheckpointError(f"{path} is damaged or no checkpoint: {first_line(error)}") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
@@ -48,15 +51,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_settings(path: Path, kind: str) -> dict[str, Any]:
-    """A config.json in Hugging Face's layout. Raises CheckpointError for that of another kind of model."""
+def read_settings(path: Path, model_type: str) -> dict[str, Any]:
+    """A config.json in Hugging Face's layout. Raises CheckpointError for another model type."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     found = settings.get("model_type") if isinstance(settings, dict) else None
-    if found != kind:
-        raise CheckpointError(f"{path} describes a model of type {found!r}, expected {kind!r}")
+    if found != model_type:
+        raise CheckpointError(f"{path} describes a model of type {found!r}, expected {model_type!r}")
     return settings
 
 
@@ -82,12 +85,11 @@ def fill(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """The module of `build` with the weights in `tensors`, ready to compute and without gradients.
+    """The module that `build` makes, with the weights in `tensors`, in eval mode and without gradients.
 
-    It is built without memory and takes each tensor as it is read, in `dtype` (None: the one that most
-    of the file is in).
-    Raises CheckpointError where a key that `source` asks for is missing, where a key is left over that
-    is not `unused`, or where a shape is another.
+    It is built on the meta device and gets each tensor on `device` in `dtype` (None: the dtype of the
+    largest tensor). `description` names the expected model in errors. Raises CheckpointError for a missing
+    key of `source`, a left-over key that is not `unused`, or another shape.
     """
     import torch
 
@@ -105,7 +107,7 @@ def fill(
         key, pick = sources[name]
         try:
             tensor = pick(tensors[key])
-        except (RuntimeError, IndexError) as error:  # a matrix expected, a scalar found
+        except (RuntimeError, IndexError) as error:  # such as a scalar instead of a matrix
             raise CheckpointError(
                 f"{path} is not {description}: {key} is {tuple(tensors[key].shape)}"
             ) from error
@@ -121,7 +123,7 @@ def fill(
 
 
 def refuse_keys(path: Path, description: str, **keys: Sequence[str]) -> None:
-    """Raises CheckpointError where keys are missing, unexpected or so, and names some of them."""
+    """Raises CheckpointError if any of the lists of keys (missing=…, unexpected=…) is not empty."""
     faults = [
         f"{len(of)} keys are {kind} ({', '.join(of[:MAX_NAMED_KEYS])}{', …' * (len(of) > MAX_NAMED_KEYS)})"
         for kind, of in keys.items()
@@ -132,7 +134,7 @@ def refuse_keys(path: Path, description: str, **keys: Sequence[str]) -> None:
 
 
 def _number_positions(module: nn.Module, device: torch.device) -> None:
-    """`position_ids`, which are not stored, were built without memory too."""
+    """Fills the buffers `position_ids`, which are not in the file and were built on the meta device."""
     import torch
 
     for name, buffer in list(module.named_buffers()):
@@ -144,10 +146,10 @@ def _number_positions(module: nn.Module, device: torch.device) -> None:
 
 
 def placement(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype | None]:
-    """Where and in which numbers to compute; a dtype of None is the file's own.
+    """(device, dtype) to compute with; dtype None means the file's own.
 
-    By default the GPU if there is one, with the numbers as published; float32 on a CPU, where half
-    precision is slow. `dtype` is a torch name, or "auto" for the published one.
+    The default is the GPU if there is one, in the published dtype; on a CPU float32, because half precision
+    is slow there. `dtype` is the name of a torch dtype, or "auto" for the published one. Raises BadInput.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""CLIP for the judges built on it: tokens, the two towers, and open_clip's keys.
+"""CLIP for the judges built on it: tokenizer, embeddings, and open_clip's key names.
 
 Sources: openai/CLIP's tokenizer and its merges (`vocabularies/`, MIT); open_clip's names of the weights;
 the architecture is transformers' CLIPModel.
 Departs from the tokenizer: of ftfy's repairs only those that a typed prompt can need are done (curly
-quotes, ligatures, wide letters, control characters), not that of wrongly decoded text.
+quotes, ligatures, wide letters, control characters); wrongly decoded text is not repaired.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _COMPATIBLE = re.compile("[\ufb00-\ufb06\uff01-\uffef\u3000]+")  # ligatures; fu
 
 
 def tokens(prompts: Sequence[str], clean: bool = True) -> Tensor:
-    """Ids (B, 77): start, words, end, then zeros. What is beyond 77 is cut off, the end stays.
+    """Token ids (B, 77): start, words, end, then zeros. Longer prompts are cut off before the end token.
 
-    `repaired`: with openai's cleaning of the text first, which transformers' tokenizer does not do.
+    `clean`: with openai's cleaning of the text, which transformers' tokenizer does not do.
     """
     import torch
 
@@ -45,7 +45,7 @@ def tokens(prompts: Sequence[str], clean: bool = True) -> Tensor:
 
 
 def clean_text(text: str) -> str:
-    """HTML's entities, curly quotes, ligatures, wide letters and control characters made plain."""
+    """Replaces HTML entities, curly quotes, ligatures and wide letters; removes control characters."""
     text = _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _DOUBLE.sub('"', _SINGLE.sub("'", text))
     text = "".join(c for c in text if c in "\t\n\r" or unicodedata.category(c) != "Cc")
@@ -54,12 +54,12 @@ def clean_text(text: str) -> str:
 
 @lru_cache(1)
 def _tokenizer() -> tuple[Any, int]:
-    """(byte-pair encoder, id of the start token); the end token's is one more."""
+    """(byte-pair encoder, id of the start token). The end token's id is one more."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     lines = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
     merges = [(left, right) for left, right in map(str.split, lines)]
-    alphabet = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that are shown as themselves
+    alphabet = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
     hidden = [byte for byte in range(256) if byte not in alphabet]
     letters = [chr(byte) for byte in alphabet] + [chr(256 + i) for i in range(len(hidden))]
     pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
@@ -81,23 +81,25 @@ def _tokenizer() -> tuple[Any, int]:
 
 
 def image_embeddings(model: Any, pixels: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, D), of length 1, in float32."""
-    seen = model.vision_model(pixel_values=pixels).pooler_output
-    return _unit(model.visual_projection(seen))
+    """Pixels (B, 3, S, S) -> unit embeddings (B, D), float32."""
+    pooled = model.vision_model(pixel_values=pixels).pooler_output
+    return _unit(model.visual_projection(pooled))
 
 
 def text_embeddings(model: Any, prompts: Sequence[str], clean: bool = True) -> Tensor:
-    """Prompts -> (B, D), of length 1, in float32. Each different prompt is read once."""
+    """Prompts -> unit embeddings (B, D), float32. Equal prompts are encoded once."""
     once = list(dict.fromkeys(prompts))
     ids = tokens(once, clean)
-    ids = ids[:, : int(ids.argmax(-1).max()) + 1]  # the end's id is the highest; nothing looks beyond it
+    ids = ids[
+        :, : int(ids.argmax(-1).max()) + 1
+    ]  # the end token has the highest id; later ids have no effect
     ids = ids.to(model.text_projection.weight.device)
     read = _unit(model.text_projection(model.text_model(input_ids=ids).pooler_output))
     return read[[once.index(prompt) for prompt in prompts]]
 
 
 def cosines(model: Any, pixels: Tensor, prompts: Sequence[str], clean: bool = True) -> Tensor:
-    """How near each picture is to its prompt: (B,) in -1..1."""
+    """Cosine similarity of each picture and its prompt: (B,), -1..1."""
     return (image_embeddings(model, pixels) * text_embeddings(model, prompts, clean)).sum(-1)
 
 
@@ -108,25 +110,28 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def read_config(path: Path) -> Any:
-    """The CLIPConfig of a config.json in Hugging Face's layout. Raises CheckpointError for another's."""
+    """The CLIPConfig of a config.json in Hugging Face's layout. Raises CheckpointError for another
+    model's."""
     from transformers import CLIPConfig
 
     return CLIPConfig.from_dict(read_settings(path, "clip"))
 
 
 def same_name(name: str) -> Source:
-    """Hugging Face's own layout: nothing is renamed."""
+    """For files in Hugging Face's layout: the key is the parameter's name."""
     return name, lambda tensor: tensor
 
 
 def is_position_ids(key: str) -> bool:
-    """Numbers from 0 on that older files hold beside the weights."""
+    """Whether a key is that of position ids, which older files store beside the weights."""
     return key.endswith(".position_ids")
 
 
 def open_clip_source(name: str) -> Source:
-    """Where a weight of CLIPModel lies in open_clip's layout: q, k and v are thirds of one matrix, and
-    projections are stored the other way round."""
+    """The key of CLIPModel's parameter `name` in open_clip's layout.
+
+    There q, k and v are thirds of one matrix, and projections are transposed.
+    """
     tower, _, rest = name.partition("_model.")
     if not rest:
         match name:

@@ -1,8 +1,9 @@
-"""CLIPScore: how near a picture is to its prompt, by openai's CLIP ViT-L/14.
+"""CLIPScore: cosine similarity of a picture and its prompt, by openai's CLIP ViT-L/14.
 
 Source: CLIPScore (arXiv 2104.08718) as package image-reward 1.5 computes it: the cosine alone, pictures
-prepared as openai/CLIP does.
-Departs from it: the paper's factor 2.5 and cut at 0 are left out, as there; an empty prompt is refused.
+preprocessed as openai/CLIP does.
+Departs from the paper: its factor 2.5 and its clipping at 0 are left out, as in that package. An empty prompt
+is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ClipScore(PickScore):
-    """A cosine, mostly .2 to .4, higher is better. Blind to counts."""
+    """A cosine, mostly .2 to .4, higher is better. Insensitive to counts."""
 
     spec = RewardSpec("clip-score", 0.2, 0.4)
     vision = (1024, 24)

@@ -1,8 +1,8 @@
-"""HPSv2.1 and HPSv2: which picture people would choose, by a tuned CLIP ViT-H/14.
+"""HPSv2.1 and HPSv2: predicts which picture people would choose, by a tuned CLIP ViT-H/14.
 
 Source: HPS v2 (arXiv 2306.09341), package hpsv2 1.2.0 (`hpsv2.score`), checkpoints xswu/HPSv2. The score is
-the cosine alone. Pictures are not cropped: the longest side fits, the rest is black.
-Departs from it: an empty prompt is refused; the model is read once, not at every call.
+the cosine alone. Pictures are not cropped but padded with black to a square.
+Departs from it: an empty prompt is refused; the model is loaded once, not at every call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIZE = 224
 
 
 class HPSv21(LearnedJudge):
-    """A cosine, mostly .25 to .31, higher is better. Not comparable with HPSv2's."""
+    """A cosine, mostly .25 to .31, higher is better. Not comparable with HPSv2's scores."""
 
     spec = RewardSpec("hps-v2.1", 0.25, 0.31)
     title = "HPS v2.1"
@@ -65,15 +65,17 @@ class HPSv21(LearnedJudge):
         dtype: str | None = None,
         batch_size: int = 16,
     ):
-        """`path`: the published .pt file or its folder; by default where `files.find` looks. `device` and
-        `dtype` as in `checkpoint.placement`. Raises CheckpointError."""
+        """`path`: the published .pt file or its folder; by default where `files.find` looks.
+
+        `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError.
+        """
         (weights,) = locate(self.spec.name, path)
         self.batch_size = batch_size
         self.model = self.load(read_weights(weights), weights, *placement(device, dtype))
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], path: Path, device, dtype) -> nn.Module:
-        """The model with the published tensors. Raises CheckpointError where they are others."""
+        """The model with the published tensors. Raises CheckpointError for other tensors."""
         from transformers import CLIPConfig, CLIPModel
 
         return fill(

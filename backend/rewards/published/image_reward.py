@@ -1,8 +1,8 @@
-"""ImageReward v1.0: what people preferred among pictures of one prompt, by BLIP.
+"""ImageReward v1.0: predicts which of several pictures of one prompt people prefer, by BLIP.
 
-Source: ImageReward (arXiv 2304.05977), package image-reward 1.5, checkpoint THUDM/ImageReward. BERT reads
-the prompt while it looks at the picture (cross-attention to a ViT-L/16); five linear layers turn its first
-token into a number, which is centred and scaled as published.
+Source: ImageReward (arXiv 2304.05977), package image-reward 1.5, checkpoint THUDM/ImageReward. BERT encodes
+the prompt with cross-attention to a ViT-L/16; five linear layers map its first token to a number, which is
+centred and scaled as published.
 Departs from it: an empty prompt is refused.
 """
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SIZE = 224
-CONTEXT = 35  # tokens; what a prompt says beyond them is not read
+CONTEXT = 35  # tokens; longer prompts are cut off
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 
 
 class ImageReward(LearnedJudge):
-    """About -2 to 2, higher is better; 0 is the mean of its training pictures. Reads 35 tokens."""
+    """About -2 to 2, higher is better; 0 is the mean of its training pictures. Reads 35 tokens of a
+    prompt."""
 
     spec = RewardSpec("image-reward", -2.0, 2.0)
     vision: ClassVar[dict[str, Any]] = {
@@ -55,7 +56,7 @@ class ImageReward(LearnedJudge):
         "layer_norm_eps": 1e-12,
         "pad_token_id": 0,
     }
-    head = (1024, 128, 64, 16)  # widths of the last layers
+    head = (1024, 128, 64, 16)  # widths of the head's layers
 
     def __init__(
         self,
@@ -65,8 +66,10 @@ class ImageReward(LearnedJudge):
         dtype: str | None = None,
         batch_size: int = 16,
     ):
-        """`path`: ImageReward.pt or its folder; by default where `files.find` looks. `device` and `dtype`
-        as in `checkpoint.placement`. Raises CheckpointError."""
+        """`path`: ImageReward.pt or its folder; by default where `files.find` looks.
+
+        `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError.
+        """
         weights, vocabulary = locate("image-reward", path)
         self.batch_size = batch_size
         self.tokenizer = bert_tokenizer(vocabulary, self.text["vocab_size"])
@@ -75,7 +78,7 @@ class ImageReward(LearnedJudge):
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], path: Path, device, dtype) -> nn.Module:
-        """The model with the published tensors. Raises CheckpointError where they are others."""
+        """The model with the published tensors. Raises CheckpointError for other tensors."""
         return fill(
             cls.build,
             tensors,
@@ -108,24 +111,26 @@ class ImageReward(LearnedJudge):
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         import torch
 
-        seen = self.model["vision"](pixel_values=pixels).last_hidden_state
+        features = self.model["vision"](pixel_values=pixels).last_hidden_state
         read = self.tokenizer.encode_batch(list(prompts))
-        longest = max(sum(row.attention_mask) for row in read)  # what follows is padding that none looks at
+        longest = max(sum(row.attention_mask) for row in read)  # the rest is padding, masked in all rows
         ids = torch.tensor([row.ids[:longest] for row in read], device=pixels.device)
         mask = torch.tensor([row.attention_mask[:longest] for row in read], device=pixels.device)
         first = self.model["text"](
             input_ids=ids,
             attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=pixels.device),
+            encoder_hidden_states=features,
+            encoder_attention_mask=torch.ones(features.shape[:2], dtype=torch.long, device=pixels.device),
             is_decoder=False,
         ).last_hidden_state[:, 0]
         return (self.model["mlp"](first)[:, 0].float() - MEAN) / STD
 
 
 def bert_tokenizer(vocabulary: Path, size: int) -> Tokenizer:
-    """BERT's uncased word pieces from vocab.txt, with BLIP's [DEC] and [ENC] after them: `size` in all.
-    Always 35 tokens. Raises CheckpointError for another vocabulary."""
+    """BERT's uncased WordPiece tokenizer from vocab.txt, plus BLIP's [DEC] and [ENC]: `size` tokens in all.
+
+    Pads and truncates to 35 tokens. Raises CheckpointError for another vocabulary.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     try:
@@ -139,20 +144,20 @@ def bert_tokenizer(vocabulary: Path, size: int) -> Tokenizer:
             f"{vocabulary} is not bert-base-uncased's vocab.txt: it has {len(words)} "
             f"lines, expected {size - 2}, [PAD] first"
         )
-    made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    made.add_special_tokens(list(special))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
     )
-    made.enable_truncation(CONTEXT)
-    made.enable_padding(length=CONTEXT, pad_id=0, pad_token="[PAD]")
-    return made
+    tokenizer.enable_truncation(CONTEXT)
+    tokenizer.enable_padding(length=CONTEXT, pad_id=0, pad_token="[PAD]")
+    return tokenizer
 
 
 def source(name: str) -> Source:
-    """Where a weight of ours lies in ImageReward.pt."""
+    """The key in ImageReward.pt of the parameter `name`."""
     part, _, rest = name.partition(".")
     if part == "mlp":
         return f"mlp.layers.{rest}", lambda t: t
@@ -176,5 +181,5 @@ _VISION_NAMES = (
 
 
 def unused(key: str) -> bool:
-    """BLIP's heads for contrastive training, and a row of numbers from 0 on."""
+    """Keys that are not needed: BLIP's heads for contrastive training, and position ids."""
     return key.startswith(("blip.vision_proj.", "blip.text_proj.")) or key.endswith(".position_ids")

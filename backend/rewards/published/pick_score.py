@@ -1,8 +1,8 @@
-"""PickScore v1: which of two pictures users of a web page picked, by a tuned CLIP ViT-H/14.
+"""PickScore v1: predicts which of two pictures users of a web page picked, by a tuned CLIP ViT-H/14.
 
 Source: Pick-a-Pic (arXiv 2305.01569), checkpoint yuvalkirstain/PickScore_v1 with transformers' CLIPProcessor.
-Departs from it: no softmax over the batch, which would make a score depend on its neighbours; an empty
-prompt is refused.
+Departs from it: no softmax over the batch, which would make a score depend on its neighbours. An empty prompt
+is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PickScore(LearnedJudge):
     """A cosine times CLIP's scale of 100, mostly 19 to 24, higher is better."""
 
     spec = RewardSpec("pick-score", 19.0, 24.0)
-    vision = (1280, 32)  # width and layers of its ViT, by which another CLIP is told apart
+    vision = (1280, 32)  # width and layers of its ViT, to recognise another CLIP
 
     def __init__(
         self,
@@ -38,17 +38,20 @@ class PickScore(LearnedJudge):
         dtype: str | None = None,
         batch_size: int = 16,
     ):
-        """`path`: the folder in Hugging Face's layout, or the weights in it; by default where `files.find`
-        looks. `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError."""
+        """`path`: a folder in Hugging Face's layout, or the weights in it; by default where `files.find`
+        looks.
+
+        `device` and `dtype` as in `checkpoint.placement`. Raises CheckpointError.
+        """
         from transformers import CLIPModel
 
         weights, settings = locate(self.spec.name, path)
         config = read_config(settings)
-        seen = (config.vision_config.hidden_size, config.vision_config.num_hidden_layers)
-        if seen != self.vision:
+        found = (config.vision_config.hidden_size, config.vision_config.num_hidden_layers)
+        if found != self.vision:
             raise CheckpointError(
                 f"{settings} is not {self.spec.name}'s: its vision tower has width and "
-                f"layers {seen}, expected {self.vision}"
+                f"layers {found}, expected {self.vision}"
             )
         self.batch_size = batch_size
         self.size = config.vision_config.image_size

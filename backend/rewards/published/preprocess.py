@@ -1,10 +1,11 @@
-"""Pictures as the preference models' own code prepares them, in PIL and torch alone.
+"""The preference models' own image preprocessing, with PIL and torch alone.
 
 Sources: torchvision's Resize and CenterCrop on PIL pictures (openai/CLIP, image-reward 1.5), transformers'
-CLIPImageProcessor (PickScore), `ResizeMaxSize` of hpsv2 1.2.0 on tensors. They differ in where a crop with
-an odd rest begins, which moves a score by up to two points, and in what they resize: bytes or floats.
-Departs from them: a side that would become 0 becomes 1, and a picture whose longest side is already right
-is padded too (hpsv2 hands it on unpadded and breaks).
+CLIPImageProcessor (PickScore), `ResizeMaxSize` of hpsv2 1.2.0 on tensors. They differ in how they round the
+start of a crop with an odd margin, which changes a score by up to two points, and in whether they resize
+bytes or floats.
+Departs from them: a side that would become 0 becomes 1. A picture whose longest side already fits is padded
+too; hpsv2 leaves it unpadded and fails.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-EXTREME = 16  # times longer than wide: only what the crop will keep is resized
+EXTREME = 16  # from this ratio of sides on, only the part that the crop keeps is resized
 
 
 def center_crop(picture: Image, size: int, floor: bool = False) -> Tensor:
-    """Shortest side to `size` by PIL's bicubic, then the middle -> (3, size, size), normalised.
+    """Shortest side to `size` by PIL's bicubic filter, then the middle -> (3, size, size), normalised.
 
-    Where the rest is odd the crop begins at half of it rounded to even (torchvision), or with `floor`
+    If the margin is odd, the crop starts at half of it, rounded to even (torchvision) or, with `floor`,
     rounded down (transformers).
     """
     from PIL.Image import Resampling
@@ -33,7 +34,7 @@ def center_crop(picture: Image, size: int, floor: bool = False) -> Tensor:
     short = min(width, height)
     wide, high = int(size * width / short), int(size * height / short)
     left, top = (((side - size) // 2 if floor else round((side - size) / 2)) for side in (wide, high))
-    if max(wide, high) > EXTREME * size:  # the whole strip may take gigabytes; a part differs by roundings
+    if max(wide, high) > EXTREME * size:  # the whole strip may take gigabytes; the part differs by rounding
         x, y = width / wide, height / high
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
         return _normalised(_tensor(picture.resize((size, size), Resampling.BICUBIC, box=box)))
@@ -42,7 +43,7 @@ def center_crop(picture: Image, size: int, floor: bool = False) -> Tensor:
 
 
 def pad_to_square(picture: Image, size: int) -> Tensor:
-    """Longest side to `size` by torch's bicubic, black around it -> (3, size, size), normalised."""
+    """Longest side to `size` by torch's bicubic filter, padded with black -> (3, size, size), normalised."""
     from torch.nn import functional
 
     pixels = _tensor(picture)

@@ -26,7 +26,7 @@ class Raising(Fixed):
 IMAGES, PROMPTS = torch.zeros(2, 4, 4, 3), ["a", "b"]
 
 
-def test_mix_brings_ranges_and_directions_together_by_hand():
+def test_a_mix_equals_the_hand_calculation():
     mix = mix_rewards(
         [(Fixed("a", [-2.0, 2.0], -2, 2), 1.0), (Fixed("b", [1.0, 0.0], 0, 1, higher=False), 3.0)]
     )
@@ -38,7 +38,7 @@ def test_mix_brings_ranges_and_directions_together_by_hand():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_score_that_is_no_number_is_an_error_that_names_the_reward(bad):
+def test_a_nan_or_infinite_score_is_an_error_that_names_the_reward(bad):
     with pytest.raises(RewardFailed, match="'broken'.*score 2 of 2"):
         mix_rewards([(Fixed("fine", [0.0, 0.0]), 1.0), (Fixed("broken", [0.1, bad]), 1.0)]).score(
             IMAGES, PROMPTS
@@ -75,7 +75,7 @@ def test_critique_comes_from_the_first_part_that_can_give_one():
     assert not isinstance(mix_rewards([(Fixed("mute", []), 1.0)]), Critic)
 
 
-def test_a_held_out_part_is_scored_and_decides_nothing():
+def test_a_held_out_part_is_scored_but_does_not_count():
     class Critical(Fixed):
         def criticize(self, images, prompts):
             return [Verdict(False, "no")] * len(prompts)
@@ -96,7 +96,7 @@ def test_a_held_out_part_is_scored_and_decides_nothing():
         mix_rewards([(counted, 1.0), MixPart(counted, held_out=True)])
 
 
-def test_a_held_out_reward_stands_in_the_candidates_of_a_search():
+def test_a_held_out_score_is_in_a_searchs_candidates():
     from reprise.backend.renderers.fake import FakeRenderer
     from reprise.backend.search.best_of_n import search
 

@@ -17,12 +17,12 @@ from reprise.backend.rewards.scales import (
 )
 
 
-def test_group_normalisation_by_hand():
+def test_group_normalisation_equals_the_hand_calculation():
     assert normalise_group([1.0, 2.0, 3.0]) == pytest.approx([-1.0, 0.0, 1.0])
     assert normalise_group([0.5, 0.5]) == [0.0, 0.0]  # a tie carries no signal, not a division by 0
 
 
-def test_running_figures_by_hand():
+def test_running_norm_equals_the_hand_calculation():
     norm = RunningNorm()
     assert norm.normalise([3.0]) == [0.0], "nothing is known yet"
     norm.update([1.0])
@@ -35,7 +35,7 @@ def test_running_figures_by_hand():
     assert flat.normalise([0.1, 9.0]) == [0.0, 0.0]
 
 
-def test_running_figures_are_those_of_all_at_once_also_far_from_zero():
+def test_running_norm_equals_the_batch_figures_even_far_from_zero():
     rng = random.Random(3)
     scores = [1e6 + rng.gauss(0, 0.01) for _ in range(2000)]  # sums of squares would have lost this
     norm = RunningNorm()
@@ -45,7 +45,7 @@ def test_running_figures_are_those_of_all_at_once_also_far_from_zero():
     assert norm.std == pytest.approx(statistics.stdev(scores), rel=1e-5)
 
 
-def test_a_stopped_training_goes_on_to_the_bit():
+def test_running_norm_resumes_bit_for_bit():
     rng = random.Random(4)
     scores = [rng.random() for _ in range(100)]
     whole, first = RunningNorm(), RunningNorm()
@@ -58,7 +58,7 @@ def test_a_stopped_training_goes_on_to_the_bit():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_score_that_is_no_number_leaves_the_figures_alone(bad):
+def test_a_nan_or_infinite_score_is_refused_and_changes_nothing(bad):
     norm = RunningNorm()
     norm.update([1.0, 2.0])
     before = norm.state()
@@ -78,12 +78,12 @@ def test_a_score_that_is_no_number_leaves_the_figures_alone(bad):
         {"count": "x", "mean": 0, "squares": 0, "floor": 0},
     ],
 )
-def test_states_that_are_none(state):
+def test_invalid_states_are_refused(state):
     with pytest.raises(BadInput, match="state of a running mean"):
         RunningNorm.from_state(state)
 
 
-def test_reports_by_hand():
+def test_summaries_equal_the_hand_calculation():
     assert summarise_groups([[0.0, 2.0], [1.0, 1.0]]) == ScoreSummary(
         1.0, pytest.approx((2 / 3) ** 0.5), 0.0, 2.0, 0.5
     )

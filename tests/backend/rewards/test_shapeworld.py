@@ -64,7 +64,7 @@ RED_CIRCLE, BLUE_SQUARE = at("circle", "red", 30, 30), at("square", "blue", 90, 
         ),
     ],
 )
-def test_verdicts(prompt, seen, wrong):
+def test_verdicts_follow_genevals_rules(prompt, seen, wrong):
     case = parse_prompt(prompt)
     assert faults(case, seen) == wrong
     assert is_right(case, seen) == (not wrong)
@@ -86,12 +86,12 @@ def test_verdicts(prompt, seen, wrong):
         (34, 34, "below", 2**-0.5),
     ],
 )
-def test_position_component_by_hand(dx, dy, relation, want):
+def test_the_position_component_equals_the_hand_calculation(dx, dy, relation, want):
     a, b = at("circle", "red", 60 + dx, 60 + dy), at("square", "blue", 60, 60)
     assert component(a, b, relation) == pytest.approx(want)
 
 
-def test_soft_score_is_graded_towards_what_was_asked():
+def test_the_soft_score_rises_towards_what_was_asked():
     case = parse_prompt("a photo of four stars")
     stars = [at("star", "red", 20 + 25 * i, 60) for i in range(5)]
     scores = [soft_score(case, reading(*stars[:n])) for n in range(5)]
@@ -114,7 +114,7 @@ def test_scores_do_not_depend_on_the_batch():
     assert ShapeWorldStrict().score(images(*scenes), prompts) == [1.0, 0.0, 0.0]
 
 
-def test_verdict_carries_the_critique():
+def test_a_verdict_carries_the_critique():
     scene = Scene("white", (Thing("circle", "blue", 40.0, 60.0, 14.0),))
     yes, no = ShapeWorldSoft().criticize(images(scene, scene), ["a blue circle", "a red circle"])
     assert yes.satisfied and yes.critique == ""

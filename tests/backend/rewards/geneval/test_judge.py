@@ -20,7 +20,8 @@ from reprise.backend.rewards.geneval.judge import (
     prepare,
     resize_mask,
 )
-from reprise.backend.rewards.geneval.rules import CLASSES, COLORS, ObjectDetection
+from reprise.backend.rewards.geneval.prompts import CLASSES, COLORS
+from reprise.backend.rewards.geneval.rules import ObjectDetection
 from reprise.backend.rewards.published.files import JUDGES
 
 from ....data.geneval import scenes
@@ -142,7 +143,7 @@ def test_colours_equal_the_originals(row, judge):
     assert ObjectDetection(row["name"], 1.0, box, colors).color == row["color"]
 
 
-def test_pictures_are_made_ready_as_the_detector_was_trained():
+def test_pictures_are_preprocessed_as_in_the_detectors_training():
     picture = Image.new("RGB", (100, 60), (255, 0, 51))
     pixels, shown = prepare(picture, 32, [0.5, 0.5, 0.2], [0.5, 0.25, 0.1])
     assert shown == (32, 53) and pixels.shape == (3, 32, 64)  # 53.33 wide, and padding to 64
@@ -158,7 +159,7 @@ def test_pictures_are_made_ready_as_the_detector_was_trained():
         assert shown == expected and all(side % 32 == 0 for side in pixels.shape[1:])
 
 
-def test_a_mask_comes_back_to_the_pictures_size_without_the_padding():
+def test_a_mask_is_resized_to_the_picture_without_the_padding():
     logits = torch.full((8, 16), -5.0)
     logits[:, 14:] = 5.0  # of 64 wide from 56 on: padding alone
     logits[2:4, 4:8] = 5.0
@@ -201,7 +202,7 @@ def test_a_mask_comes_back_to_the_pictures_size_without_the_padding():
         ("a photo of a red dog", [], ["there is no red dog"]),
     ],
 )
-def test_verdicts_from_pixels_on(prompt, things, wrong, told):
+def test_verdicts_from_detector_outputs(prompt, things, wrong, told):
     image = pictures(1, 64, 64)
     judge = told(*things)
     (verdict,), (score,) = judge.criticize(image, [prompt]), judge.score(image, [prompt])
@@ -219,7 +220,7 @@ def test_boxes_are_in_the_pictures_pixels(told):
     assert seen.box == (60, 30, 120, 60) and mask[32:58, 62:118].all()  # its corners are rounded
 
 
-def test_only_the_colours_that_matter_are_looked_at(told, monkeypatch):
+def test_only_the_colours_that_matter_are_classified(told, monkeypatch):
     judge, looked = told(*[("dog", 0.5 + i / 10, (0, 0, 1, 1)) for i in range(4)]), []
 
     def colors(picture, seen, mask):
@@ -266,7 +267,7 @@ def test_scores_do_not_depend_on_the_batch(kind, installed):
         assert [v.satisfied for v in verdicts] == [score == 1 for score in alone.values()]
 
 
-def test_odd_pictures_and_prompts(judge, told):
+def test_unusual_pictures_and_prompts_are_scored(judge, told):
     for shape in ((1, 1, 1, 3), (1, 1, 40, 3), (1, 300, 2, 3), (1, 9, 7, 1)):
         (score,) = judge.score(torch.rand(shape), ["a photo of a red person"])
         assert 0 <= score <= 1, shape
@@ -288,7 +289,7 @@ def test_odd_pictures_and_prompts(judge, told):
     assert "expects a prompt such as 'a photo of two dogs'" in str(error.value)
 
 
-def test_metadata_says_what_a_free_prompt_asks(told, tmp_path):
+def test_metadata_allows_freely_worded_prompts(told, tmp_path):
     line = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "man's best friend"}
     path = tmp_path / "metadata.jsonl"
     path.write_text(json.dumps(line) + "\n", encoding="utf-8")
@@ -299,14 +300,14 @@ def test_metadata_says_what_a_free_prompt_asks(told, tmp_path):
         judge.score(pictures(1), ["mans best friend"])
 
 
-def test_both_judges_are_critics_of_their_name(judge):
+def test_both_judges_are_critics(judge):
     assert isinstance(judge, Critic) and isinstance(judge.model, torch.nn.Module)
     assert [kind.spec.name for kind in BOTH] == ["geneval", "geneval-strict"]
     assert all((kind.spec.low, kind.spec.high, kind.spec.higher_is_better) == (0, 1, True) for kind in BOTH)
     assert not any(p.requires_grad for p in judge.model.parameters()) and not judge.model["detector"].training
 
 
-def test_the_detector_stays_precise_where_clip_is_half(installed):
+def test_the_detector_stays_in_float32_if_clip_is_half(installed):
     full, half = GenEval(device="cpu", side=48), GenEval(device="cpu", side=48, dtype="float16")
     assert {p.dtype for p in half.model["detector"].parameters()} == {torch.float32}
     assert {p.dtype for p in half.model["clip"].parameters()} == {torch.float16}
@@ -355,7 +356,7 @@ def test_the_published_keys_fit_at_full_size(keys, tmp_path):
         load_detector(tensors, tmp_path / "config.json", tmp_path / "model.safetensors")
 
 
-def test_missing_surplus_and_misshapen_keys_are_named(tmp_path):
+def test_missing_unexpected_and_misshapen_keys_are_named(tmp_path):
     right = detector_tensors()
     write_folder(tmp_path, right)
     config, path = tmp_path / "config.json", tmp_path / "model.safetensors"
@@ -381,7 +382,7 @@ def test_other_files_are_refused(installed, tmp_path):
         GenEval(tmp_path / "a", device="cpu")
     with pytest.raises(CheckpointError, match="type 'clip', expected 'mask2former'"):
         GenEval(clip / "model.safetensors", device="cpu")
-    with pytest.raises(CheckpointError, match="tells 133 kinds of things apart, expected COCO's 80"):
+    with pytest.raises(CheckpointError, match="a detector of 133 classes, expected COCO's 80"):
         write_folder(tmp_path / "b", own, scenes.DETECTOR | {"num_labels": 133})
         GenEval(tmp_path / "b", device="cpu")
     for text in (

@@ -5,20 +5,23 @@ import json
 import pytest
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.rewards.geneval.rules import (
+from reprise.backend.rewards.geneval.prompts import (
     CLASSES,
     COLORS,
     NUMBERS,
     GenEvalCase,
     GenEvalRequirement,
+    parse_prompt,
+    plural,
+    read_cases,
+)
+from reprise.backend.rewards.geneval.rules import (
     ObjectDetection,
     component,
     faults,
     is_right,
-    parse_prompt,
-    plural,
-    read_cases,
     soft_score,
+    threshold_of,
 )
 
 from ....data.geneval import scenes
@@ -136,7 +139,7 @@ def test_the_table_of_verdicts(prompt, detections, wrong):
     assert (soft_score(case, detections) > 0.5) == (not wrong)
 
 
-def test_excluded_classes():
+def test_excluded_classes_are_faults():
     """GenEval excludes only in counting; its rules know it of any class, from a number on."""
     case = GenEvalCase("a dog, no cat", "two_object", (GenEvalRequirement("dog"),), (("cat", 1), ("bird", 3)))
     assert is_right(case, [seen("dog")])
@@ -164,13 +167,13 @@ def test_excluded_classes():
         ((-5, 0), "left of", 0.2),
     ],
 )
-def test_the_component_by_hand(offset, relation, expected):
+def test_the_component_equals_the_hand_calculation(offset, relation, expected):
     """Boxes of 20 by 20, so 4 come off each axis; what is left is divided by the whole length."""
     x, y = offset
     assert component(at("dog", x, y), at("cat", 0, 0), relation) == pytest.approx(expected)
 
 
-def test_soft_scores_by_hand():
+def test_soft_scores_equal_the_hand_calculation():
     case = parse_prompt(SINGLE)
     assert soft_score(case, []) == 0 and soft_score(case, [seen("dog", 0.1)]) == 0
     assert soft_score(case, [seen("dog", 0.2)]) == pytest.approx(0.1)  # faint, wrong, and not nothing
@@ -190,7 +193,7 @@ def test_soft_scores_by_hand():
     assert soft_score(left, wrong_side) < soft_score(left, nearer) < 0.5
 
 
-def test_the_verdicts_of_the_original():
+def test_verdicts_equal_the_originals():
     right = 0
     for number, (line, things) in enumerate(scenes.scenes(CLASSES)):
         case = GenEvalCase.from_metadata(line)
@@ -221,12 +224,12 @@ def test_the_published_prompts_give_the_published_metadata():
         case = parse_prompt(line["prompt"])
         assert case.metadata() == line
         assert GenEvalCase.from_metadata(line) == case
-        assert case.threshold == (0.9 if line["tag"] == "counting" else 0.3)
+        assert threshold_of(case) == (0.9 if line["tag"] == "counting" else 0.3)
     cases = read_cases(scenes.METADATA)
     assert len(cases) == 553 and cases[TWO_DOGS.replace("dogs", "bicycles")].include[0].count == 2
 
 
-def test_every_class_in_every_template():
+def test_every_class_is_parsed_in_every_template():
     """Worded as GenEval's generator does, its plurals included."""
     for i, name in enumerate(CLASSES):
         other = CLASSES[i - 1]
@@ -268,7 +271,7 @@ def test_every_class_in_every_template():
         ("two mice", "a photo of two computer mouses"),
     ],
 )
-def test_other_wordings(prompt, like):
+def test_other_wordings_are_parsed(prompt, like):
     a, b = parse_prompt(prompt), parse_prompt(like)
     assert (a.tag, a.include, a.exclude) == (b.tag, b.include, b.exclude)
     assert a.prompt == prompt
@@ -289,7 +292,7 @@ def test_other_wordings(prompt, like):
         ("a photo of ", "'a photo of' is no such thing"),
     ],
 )
-def test_other_prompts_are_refused_with_what_is_understood(prompt, why):
+def test_other_prompts_are_refused_with_an_example(prompt, why):
     with pytest.raises(BadInput, match=why) as error:
         parse_prompt(prompt)
     text = str(error.value)
@@ -318,14 +321,14 @@ GOOD = {"tag": "colors", "include": [DOG | {"color": "red"}], "prompt": "a scarl
         ({"exclude": [DOG | {"count": -1}]}, "a count is -1"),
     ],
 )
-def test_metadata_that_is_none_is_refused(change, why, tmp_path):
+def test_invalid_metadata_is_refused(change, why, tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(GOOD | change) + "\n", encoding="utf-8")
     with pytest.raises(BadInput, match="lines.jsonl, line 3: .*" + why):
         read_cases(path)
 
 
-def test_a_file_that_is_no_metadata_is_refused(tmp_path):
+def test_a_file_without_metadata_is_refused(tmp_path):
     path = tmp_path / "lines.jsonl"
     with pytest.raises(BadInput, match=r"lines.jsonl cannot be read"):
         read_cases(path)
@@ -334,7 +337,7 @@ def test_a_file_that_is_no_metadata_is_refused(tmp_path):
         with pytest.raises(BadInput, match="lines.jsonl, line 1: "):
             read_cases(path)
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"tag": "counting"}), encoding="utf-8")
-    with pytest.raises(BadInput, match="line 2: another line says something else of 'a scarlet hound'"):
+    with pytest.raises(BadInput, match="line 2: an earlier line contradicts it about 'a scarlet hound'"):
         read_cases(path)
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD), encoding="utf-8")
     assert read_cases(path) == {"a scarlet hound": GenEvalCase.from_metadata(GOOD)}

@@ -63,7 +63,7 @@ def test_pixels_equal_the_references(size, golden_pixels):
         assert difference < 1e-5, name
 
 
-def test_the_two_ways_to_begin_a_crop_differ():
+def test_the_two_roundings_of_a_crop_differ():
     picture = Image.fromarray(tiny.picture(333, 517))
     assert (center_crop(picture, 224) - center_crop(picture, 224, floor=True)).abs().max() > 0.5
 
@@ -95,7 +95,7 @@ def test_scores_do_not_depend_on_the_batch(name, installed):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_pictures_and_prompts(name, installed):
+def test_unusual_pictures_and_prompts_are_scored(name, installed):
     judge = make(name)
     for shape in ((1, 1, 1, 3), (1, 1, 40, 3), (1, 5000, 2, 3), (1, 9, 7, 1)):
         (score,) = judge.score(torch.rand(shape), [WORDS])
@@ -118,7 +118,7 @@ def test_odd_pictures_and_prompts(name, installed):
             judge.score(torch.rand(1, 4, 4, 3), [" "])
 
 
-def test_a_very_long_strip_is_resized_alike():
+def test_a_very_long_strip_is_resized_the_same_way():
     """Beyond 16 to 1 only what the crop keeps is resized; Pillow then rounds and clips in another order."""
     picture = Image.fromarray(tiny.picture(40, 620)).resize((40, 650))
     whole = picture.resize((224, int(224 * 650 / 40)), Image.Resampling.BICUBIC)
@@ -130,7 +130,7 @@ def test_a_very_long_strip_is_resized_alike():
     assert (back - kept).abs().mean() < 0.5  # of 255 levels
 
 
-def test_loaded_in_inference_mode_and_asked_outside_it(installed, pictures):
+def test_a_model_loaded_in_inference_mode_can_be_used_outside(installed, pictures):
     """As a host may: ComfyUI runs its nodes in inference mode, other programs load there alone."""
     image = pictures["640x480"]
     with torch.inference_mode():
@@ -141,7 +141,7 @@ def test_loaded_in_inference_mode_and_asked_outside_it(installed, pictures):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_half_precision_where_it_is_asked_for(name, installed, pictures):
+def test_half_precision_is_used_if_requested(name, installed, pictures):
     image = pictures["640x480"]
     full, half = make(name), make(name, dtype="bfloat16")
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
@@ -211,7 +211,7 @@ def test_another_judges_file_is_refused_by_name(name, other, installed, tmp_path
     assert "\n" not in str(error.value)
 
 
-def test_missing_surplus_and_misshapen_keys_are_named(golden):
+def test_missing_unexpected_and_misshapen_keys_are_named(golden):
     shapes = golden["image_reward"]["shapes"]
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
@@ -280,7 +280,7 @@ def test_another_vocabulary_or_config_is_refused(installed, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scoring_files_of_every_kind(name, installed, tmp_path, capsys):
+def test_the_command_line_scores_picture_files(name, installed, tmp_path, capsys):
     """Grey, 16-bit grey, see-through, palette and one-pixel pictures, by the command line."""
     from reprise.backend.cli.main import run
 

@@ -29,7 +29,7 @@ from .played_vlm import IMAGES, Played
 # A judge that was tuned here
 
 
-def test_a_critic_says_what_is_wrong_where_something_is():
+def test_a_critic_explains_pictures_that_do_not_match():
     played = Played({"a dog": 0.2}, ["  there is no dog ; it is a cat"])
     critic = VLMCritic(played, "critique")
     right, wrong = critic.criticize(IMAGES[:2], ["a cat", "a dog"])
@@ -48,14 +48,14 @@ TUNED = {
 }
 
 
-def test_calibrations_are_of_their_questions():
+def test_each_question_has_its_own_calibration():
     tuned = TunedSettings(calibrations={"match": Calibration(2.0), "clarity": Calibration(0.5)})
     judge = VLMJudge(Played(), "match", tuned)
     assert judge.score(IMAGES[:1], ["a cat"]) == [pytest.approx(0.75)]  # odds of 9, and of 3
     assert VLMJudge(Played(), "potential", tuned).score(IMAGES[:1], ["a cat"]) == [0.9]
 
 
-def test_who_looks_at_previews_in_a_judges_place():
+def test_previews_are_judged_by_potential():
     """PARM's questions where a picture would be matched; what a model was not tuned on it is not asked."""
     for mode, made in (("match", VLMJudge), ("critique", VLMCritic)):
         judge = made(Played(), mode)
@@ -69,7 +69,7 @@ def test_who_looks_at_previews_in_a_judges_place():
     assert judge_for_previews(orm) is orm and judge_for_previews(VLMGrade(Played(), "score")).mode == "score"
 
 
-def test_what_a_folder_was_tuned_on_comes_with_it(llava, caplog):
+def test_a_tuned_folder_brings_its_questions(llava, caplog):
     assert vlm_judge(str(llava), device="cpu").tuned == TunedSettings()
     (llava / "reprise.json").write_text(json.dumps(TUNED))
     tuned = vlm_judge(f"{llava}#clarity", device="cpu").tuned
@@ -94,7 +94,7 @@ def test_what_a_folder_was_tuned_on_comes_with_it(llava, caplog):
             vlm_judge(str(llava), device="cpu")
 
 
-def test_a_fingerprint_follows_the_files_and_the_question(llava):
+def test_a_fingerprint_depends_on_files_and_question(llava):
     before = fingerprint_of(str(llava))
     assert fingerprint_of(f"{llava}#match") == before != fingerprint_of(f"{llava}#clarity")
     assert vlm_judge(f"{llava}#match", device="cpu").fingerprint == fingerprint_of(f"{llava}#match")
@@ -103,7 +103,7 @@ def test_a_fingerprint_follows_the_files_and_the_question(llava):
     assert fingerprint_of("m@http://h/v1#score") == "m@http://h/v1 score"
 
 
-def test_a_runs_final_is_called_as_the_run(llava, tmp_path):
+def test_a_runs_final_folder_is_named_after_the_run(llava, tmp_path):
     final = shutil.copytree(llava, tmp_path / "my-judge" / "final")
     assert vlm_judge(str(final), device="cpu").spec.name == "vlm:my-judge"
 
@@ -111,7 +111,7 @@ def test_a_runs_final_is_called_as_the_run(llava, tmp_path):
 # Checklists and grades
 
 
-def test_a_checklist_multiplies_and_says_what_is_missing():
+def test_a_checklist_multiplies_probabilities_and_names_missing_parts():
     vlm = Played({"two cats": 0.4, "a hat": 0.5, "night": 0.2}, ["- two cats\n- a hat\n- night"])
     judge = VLMChecklist(vlm)
     assert isinstance(judge, Critic) and not isinstance(VLMJudge(vlm), Critic)
@@ -127,13 +127,13 @@ def test_a_checklist_multiplies_and_says_what_is_missing():
 
 
 @pytest.mark.parametrize(("text", "cut"), [("Sure! I cannot see anything.", False), ("two cats\ntwo", True)])
-def test_a_prompt_is_split_by_rule_where_the_model_writes_no_list(caplog, text, cut):
+def test_rules_split_a_prompt_if_the_model_writes_no_list(caplog, text, cut):
     judge = VLMChecklist(Played(texts=[text], cut=cut))
     assert judge.parts("two cats and a hat") == ("two cats", "a hat")
     assert "rules split it" in caplog.text
 
 
-def test_a_checklist_of_a_real_model(vlm, monkeypatch):
+def test_a_checklist_works_with_a_real_model(vlm, monkeypatch):
     monkeypatch.setattr(vlm_module, "LIST_TOKENS", 12)
     judge = VLMChecklist(vlm)
     parts = judge.parts("a red circle and a cat")
@@ -142,7 +142,7 @@ def test_a_checklist_of_a_real_model(vlm, monkeypatch):
     assert score == pytest.approx(math.prod(one_by_one), abs=1e-4)
 
 
-def test_grades():
+def test_grades_become_scores():
     judge = VLMGrade(Played(texts=["8", "**7.5**/10"]), "score")
     assert judge.score(IMAGES[:2], ["a cat"] * 2) == [0.8, 0.75]
     assert judge.vlm.asked == [GRADE.format("a cat")] * 2
@@ -154,7 +154,7 @@ def test_grades():
 # Names
 
 
-def test_names_on_the_command_line(vlm_folders, monkeypatch):
+def test_sources_are_found_by_name(vlm_folders, monkeypatch):
     judge = make_reward(f"vlm:{vlm_folders / 'llava'}#checklist")
     assert judge.spec.name == "vlm:llava#checklist" and isinstance(judge, Critic)
     far = make_reward("vlm:qwen2.5vl:7b@http://127.0.0.1:1/v1#potential")
@@ -187,7 +187,7 @@ def test_names_on_the_command_line(vlm_folders, monkeypatch):
         ("vlm:m@http://u:p@h/v1", BadInput, "expected an address"),
     ],
 )
-def test_names_that_are_none(name, error, says):
+def test_invalid_sources_are_refused(name, error, says):
     with pytest.raises(error, match=says) as caught:
         make_reward(name)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)

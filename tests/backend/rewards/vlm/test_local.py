@@ -18,7 +18,7 @@ from .played_vlm import IMAGES, PROMPTS, noise
 # P(yes) of a real model
 
 
-def test_p_yes_is_what_the_logits_say(vlm):
+def test_p_yes_equals_the_logits(vlm):
     """The model is run by hand: one picture, no padding, its last position."""
     picture, question = noise([(40, 30)])[0], QUESTIONS["match"].format("a red circle")
     text = {
@@ -39,7 +39,7 @@ def test_p_yes_is_what_the_logits_say(vlm):
     assert 0.01 < yes / (yes + no) < 0.99
 
 
-def test_one_forward_pass_a_batch(vlm):
+def test_each_batch_takes_one_forward_pass(vlm):
     passes: list[int] = []
     hook = vlm.model.register_forward_pre_hook(lambda *seen: passes.append(1))
     VLMJudge(vlm).score(IMAGES[:8], PROMPTS * 2)
@@ -85,7 +85,7 @@ def test_a_modes_question_reaches_the_model(vlm, monkeypatch):
         assert asked.pop() == QUESTIONS[mode].format("a {red} circle")
 
 
-def test_odd_pictures(vlm):
+def test_unusual_pictures_are_scored(vlm):
     judge = VLMJudge(vlm)
     for shape in ((1, 1, 1, 3), (1, 1, 40, 3), (1, 3, 9, 3), (1, 9, 7, 1)):
         (score,) = judge.score(torch.rand(shape), ["a cat"])
@@ -101,14 +101,14 @@ def test_odd_pictures(vlm):
         judge.score(IMAGES[:2], ["a cat"])
 
 
-def test_a_prompt_with_the_models_own_marks(vlm):
+def test_a_prompt_with_control_tokens_is_refused(vlm):
     """A second place for a picture, or the end of the turn."""
     for mark in (vlm.processor.image_token, vlm.tokenizer.eos_token):
         with pytest.raises(BadInput, match="a control token of vlm:.*; leave it out"):
             VLMJudge(vlm).score(IMAGES[:1], [f"a {mark} cat"])
 
 
-def test_the_checkpoints_own_settings_do_not_count(vlm, monkeypatch):
+def test_the_checkpoints_generation_settings_are_ignored(vlm, monkeypatch):
     picture, question = noise([(40, 30)]), [QUESTIONS["match"].format("a cat")]
     likely, said = vlm.yes_probabilities(picture, question), vlm.generate(question, picture, 5)
     own = GenerationConfig(
@@ -124,7 +124,7 @@ def test_the_checkpoints_own_settings_do_not_count(vlm, monkeypatch):
     assert vlm.model.generation_config is own
 
 
-def test_precision(vlm_folders):
+def test_precision_follows_device_and_dtype(vlm_folders):
     full = vlm_judge(str(vlm_folders / "llava"), device="cpu")
     brain = vlm_judge(str(vlm_folders / "llava"), device="cpu", dtype="bfloat16")
     assert {p.dtype for p in brain.model.parameters()} == {torch.bfloat16}
@@ -151,7 +151,7 @@ def refused(folder) -> str:
     return str(caught.value)
 
 
-def test_folders_that_are_no_vlm(tmp_path, llava):
+def test_folders_that_are_no_vlm_are_refused(tmp_path, llava):
     assert "no config.json" in refused(tmp_path)
     words = tmp_path / "words"
     LlamaForCausalLM(LlamaConfig(vocab_size=9, **tiny_vlm.SIZES)).save_pretrained(words)
@@ -160,7 +160,7 @@ def test_folders_that_are_no_vlm(tmp_path, llava):
     assert "cannot load the VLM" in refused(llava)
 
 
-def test_damaged_weights(llava):
+def test_damaged_weights_are_refused(llava):
     weights = llava / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     assert "cannot load the VLM" in refused(llava)
@@ -168,7 +168,7 @@ def test_damaged_weights(llava):
     assert "cannot load the VLM" in refused(llava)
 
 
-def test_weights_that_are_not_there(llava):
+def test_missing_weights_are_refused(llava):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(llava / "model.safetensors")
@@ -177,19 +177,19 @@ def test_weights_that_are_not_there(llava):
     assert "lacks 1 of its weights" in refused(llava)
 
 
-def test_a_processor_without_pictures(llava):
+def test_a_missing_image_processor_is_refused(llava):
     for name in ("processor_config.json", "preprocessor_config.json"):
         (llava / name).unlink(missing_ok=True)
     assert "copy" in refused(llava)
 
 
-def test_a_template_without_a_place_for_pictures(llava):
+def test_a_chat_template_without_pictures_is_refused(llava):
     (llava / "chat_template.jinja").write_text("{{ messages[0].content[-1].text }}")
     (llava / "chat_template.json").unlink(missing_ok=True)
     assert "no place for a picture" in refused(llava)
 
 
-def test_a_template_that_breaks_and_one_that_is_missing(llava):
+def test_broken_and_missing_chat_templates_are_refused(llava):
     (llava / "chat_template.json").unlink(missing_ok=True)
     (llava / "chat_template.jinja").write_text("{{ raise_exception('no pictures here') }}")
     assert "takes no picture with a question: no pictures here" in refused(llava)
@@ -197,20 +197,20 @@ def test_a_template_that_breaks_and_one_that_is_missing(llava):
     assert "takes no picture with a question" in refused(llava)
 
 
-def test_a_tokenizer_without_the_pictures_token(llava):
+def test_a_tokenizer_without_the_image_token_is_refused(llava):
     without = tiny_vlm.tokenizer(["<other>"])
     without.save_pretrained(llava)
     refused(llava)
 
 
 @pytest.mark.skipif(not tiny_vlm.NO_TORCHVISION, reason="torchvision is installed, or is not needed yet")
-def test_a_processor_that_wants_torchvision(tmp_path):
+def test_a_processor_that_needs_torchvision_says_so(tmp_path):
     tiny_vlm.qwen2_5_vl(tmp_path / "qwen")
     with pytest.raises(Unsupported, match="with torchvision, which is not installed; install it"):
         LocalVLM(tmp_path / "qwen", device="cpu")
 
 
-def test_a_tokenizer_without_yes_and_no(tmp_path):
+def test_a_tokenizer_without_yes_and_no_is_refused(tmp_path):
     bare = tiny_vlm.tokenizer(["<image>"], words=["a"])
     assert answer_tokens(bare, "yes") == []
     tiny_vlm.llava(tmp_path / "bare", bare)

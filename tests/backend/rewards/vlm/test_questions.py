@@ -32,7 +32,7 @@ from reprise.backend.rewards.vlm.questions import read_grade, read_parts, read_y
         ("一只红色的猫", ("一只红色的猫",)),
     ],
 )
-def test_split(prompt, parts):
+def test_prompts_are_split_into_parts(prompt, parts):
     assert split_prompt(prompt) == parts
 
 
@@ -48,11 +48,11 @@ def test_split(prompt, parts):
         ("", ()),
     ],
 )
-def test_read_parts(text, parts):
+def test_lists_of_parts_are_parsed(text, parts):
     assert read_parts(text, "two cats with a red hat at night") == parts
 
 
-def test_read_parts_of_a_language_without_spaces():
+def test_parts_in_a_language_without_spaces_are_parsed():
     assert read_parts("- 红色的猫\n- 狗", "一只红色的猫") == ("红色的猫",)
 
 
@@ -72,7 +72,7 @@ def test_read_parts_of_a_language_without_spaces():
         ("There is no doubt about it", None),
     ],
 )
-def test_read_yes_no(text, yes):
+def test_yes_and_no_are_parsed(text, yes):
     assert read_yes_no(text) is yes
 
 
@@ -106,5 +106,5 @@ def test_read_yes_no(text, yes):
         ("score: -1", None),
     ],
 )
-def test_read_grade(text, grade):
+def test_grades_are_parsed(text, grade):
     assert read_grade(text) == grade
