@@ -1,1 +1,1 @@
-"""Evaluations with confidence intervals, and performance ratios."""
+"""Evaluations: rewriters, searches and judges measured with confidence intervals."""

@@ -1,9 +1,11 @@
-"""What judges say is wrong with pictures, beside what the labels say: which faults are named, word for word.
+"""Judges' critiques of wrong pictures compared with the labels: which faults they share, word for word.
 
-A critique's faults are parted by semicolons, as the embedded detector's and a judge's that was tuned on it
-are; a fault is named where the same words are (case and a full stop aside). Intervals are bootstrapped
-over prompts (`statistics`). Beside the judges stands who does not look: for each picture the labels' own
-critique of the next wrong picture of its prompt, where there is one.
+The faults of a critique are separated by semicolons, as the embedded detector and judges tuned on it write
+them. Two faults are the same if their words are, apart from case and a full stop. Intervals are bootstrapped
+over prompts (`statistics`).
+
+The last row is a baseline that does not look at the picture: its critique is the label of the next wrong
+picture of the same prompt, if there is one.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from .statistics import format_interval, percentile_interval, prompt_weights
 
 BLIND = "another wrong picture's of the prompt"
 COLUMNS = ["judge", "critiques", "a true fault named", "of faults named, true", "of true faults, named"]
-Critiques = Sequence[tuple[str, str, str]]  # prompt, what a judge says, what the labels say
+Critiques = Sequence[tuple[str, str, str]]  # prompt, the judge's critique, the label's critique
 
 
 def named_faults(critique: str) -> frozenset[str]:
-    """The faults that a critique names, for comparison.
+    """The faults that a critique names, in lower case, for comparison.
 
     >>> sorted(faults_of("There is no star.; I see  2 cats"))
     ['i see 2 cats', 'there is no star']
@@ -33,11 +35,11 @@ def named_faults(critique: str) -> frozenset[str]:
 
 
 def critique_table(
-    said: Mapping[str, Critiques], labels: Sequence[tuple[str, str]], seed: int = 0
+    critiques: Mapping[str, Critiques], labels: Sequence[tuple[str, str]], seed: int = 0
 ) -> dict[str, Any]:
-    """A table of `said`, each judge's; `labels` are (prompt, critique) of all wrong pictures."""
-    rows = [[name, len(of), *_shares(of, seed)] for name, of in said.items()]
-    blind = _blind(labels)
+    """A table with a row for each judge. `labels` are the (prompt, critique) of all wrong pictures."""
+    rows = [[name, len(of), *_shares(of, seed)] for name, of in critiques.items()]
+    blind = _blind_critiques(labels)
     rows += [[BLIND, len(blind), *_shares(blind, seed)]] if blind else []
     return {
         "title": "critiques of wrong pictures: the faults that the labels name",
@@ -46,7 +48,7 @@ def critique_table(
     }
 
 
-def _blind(labels: Sequence[tuple[str, str]]) -> Critiques:
+def _blind_critiques(labels: Sequence[tuple[str, str]]) -> Critiques:
     by_prompt: dict[str, list[str]] = defaultdict(list)
     for prompt, critique in labels:
         by_prompt[prompt].append(critique)
@@ -58,13 +60,13 @@ def _blind(labels: Sequence[tuple[str, str]]) -> Critiques:
     ]
 
 
-def _shares(said: Critiques, seed: int) -> list[str | None]:
-    """The three figures, each a ratio of sums over prompts."""
-    prompts = list(dict.fromkeys(prompt for prompt, _, _ in said))
+def _shares(critiques: Critiques, seed: int) -> list[str | None]:
+    """The three shares of `COLUMNS` as text, each a ratio of sums over prompts."""
+    prompts = list(dict.fromkeys(prompt for prompt, _, _ in critiques))
     place = {prompt: i for i, prompt in enumerate(prompts)}
     sums = np.zeros((len(prompts), 4))  # critiques with a true fault, true faults named, named, true
     counts = np.zeros(len(prompts))
-    for prompt, one, label in said:
+    for prompt, one, label in critiques:
         named, true = named_faults(one), named_faults(label)
         both = len(named & true)
         sums[place[prompt]] += (both > 0, both, len(named), len(true))

@@ -1,4 +1,4 @@
-"""What a benchmark has measured so far, on disk at once, so that a stopped call goes on."""
+"""The measurements so far, written to disk as they are made, so that a stopped call can continue."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ..storage.files import append_line, read_lines, write_whole
 
 
 class Journal:
-    """Rows, also as lines of JSON in a file: those of earlier calls first. Without a file, in memory alone.
+    """Rows, also written to a file as lines of JSON; `rows` starts with those of earlier calls.
 
-    A line that a kill left half written is taken off. Raises BadInput for a file of something else.
+    With None as `path` they are in memory only. An incomplete last line, left by a killed process, is
+    removed. Raises BadInput if the file is not JSON lines.
     """
 
     def __init__(self, path: Path | None):
@@ -31,7 +32,7 @@ class Journal:
             write_whole(path, whole + end)
 
     def add(self, fresh: Iterable[dict[str, Any]]) -> None:
-        """All in one write. Raises as `write_whole` does."""
+        """Add rows, in one write. Raises as `append_line`."""
         fresh = list(fresh)
         self.rows += fresh
         if self.path is not None and fresh:

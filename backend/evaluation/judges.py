@@ -1,17 +1,18 @@
-"""How right judges are about pictures and previews, by question and by step, and how calibrated.
+"""Accuracy and calibration of judges on labelled pictures and previews, by question and by denoising step.
 
-Accuracy is the share of answers on the right side of one half; the calibration error is `calibration`'s. Both
-have 95 % intervals bootstrapped over prompts (`statistics`), all judges on the same resamples. The overall
-value is the unweighted mean over the questions that a judge answers. A last row always gives the answer that
-is commoner at the step: what is known without looking at pictures. And because a search chooses among
-pictures of one prompt, where knowing which prompts fail is of no use, there is the share of pairs of one
-prompt, a right and a wrong one, that are told apart (the area under the ROC curve within prompts; half: by
-chance). Where critiques are among the data, what judges say is wrong with those pictures is compared, too
-(`critiques`).
+Accuracy is the share of answers on the right side of 0.5. The calibration error is that of
+`rewards.vlm.calibration`. Both have 95 % intervals, bootstrapped over prompts (`statistics`), with the same
+resamples for all judges. The overall value is the unweighted mean over the questions that a judge answers.
 
-A VLM is asked each question in its own words, and of previews also whether they match: what PARM's potential
-is there to know better. Of any other reward the score itself, brought to 0..1 by its
-range, stands for P(yes) to `match` and to `potential`; it knows no clarity.
+The last row is a baseline that does not look at pictures: it always gives the more frequent answer of a step.
+A search chooses among pictures of one prompt, where knowing which prompts are hard does not help. So there
+is also the pair accuracy: of all pairs of a right and a wrong picture of one prompt, the share in which the
+right one has the higher P(yes). This is the area under the ROC curve within prompts; 0.5 is chance. If the
+data have critiques, those of the judges are compared with them (`critiques`).
+
+A vision-language model is asked each question in that question's words. Of previews it is also asked whether
+they match, as a baseline for PARM's potential. For any other reward its score, scaled to 0..1 by its range,
+stands for P(yes) to `match` and `potential`; it does not answer `clarity`.
 """
 
 from __future__ import annotations
@@ -36,15 +37,18 @@ from .critiques import critique_table
 from .journal import Journal
 from .statistics import Interval, format_interval, percentile_interval, prompt_weights
 
-BATCH = 32  # pictures judged, and kept, before the next
+BATCH = 32  # pictures judged and written to the journal at once
 QUESTIONS, CRITIQUE = ("match", "clarity", "potential"), "critique"
-Answer = float | str  # P(yes), or a critique
+JudgeAnswer = float | str  # P(yes), or a critique
 
 
 @dataclass(frozen=True)
 class JudgeCase:
-    """A question about a picture; `step` is that of a preview, 0 of a finished picture. `reason` is the right
-    answer to "critique"."""
+    """A question about a picture, with its right answer.
+
+    `step` is the denoising step of a preview, or 0 for a finished picture. `reason` is the right answer to
+    "critique", `right` that to the other questions.
+    """
 
     question: str
     prompt: str
@@ -55,16 +59,18 @@ class JudgeCase:
 
 
 class Answerer(Protocol):
-    """P(yes) to each case, or what is wrong, all of one question and all finished or all previews; None where
-    this judge does not know the question."""
+    """Answers cases: P(yes) of each, or its critique; None if this judge does not know the question.
 
-    def __call__(self, cases: Sequence[JudgeCase]) -> Sequence[Answer] | None: ...
+    All cases of a call have the same question, and all are finished pictures or all previews.
+    """
+
+    def __call__(self, cases: Sequence[JudgeCase]) -> Sequence[JudgeAnswer] | None: ...
 
 
 def make_answerer(judge: Reward) -> Answerer:
-    """How a judge answers."""
+    """The function through which `judge` answers cases."""
 
-    def ask(cases: Sequence[JudgeCase]) -> Sequence[Answer] | None:
+    def answer(cases: Sequence[JudgeCase]) -> Sequence[JudgeAnswer] | None:
         import torch
 
         question, words = cases[0].question, [case.prompt for case in cases]
@@ -97,35 +103,36 @@ def make_answerer(judge: Reward) -> Answerer:
         ]
         return [min(1.0, max(0.0, to_unit_range(judge.spec, score))) for score in scores]
 
-    return ask
+    return answer
 
 
 def evaluate_judges(
     judges: Mapping[str, Callable[[], Answerer]],
     cases: Sequence[JudgeCase],
     *,
-    marks: Mapping[str, str] | None = None,
-    kept: Path | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+    journal: Path | None = None,
     seed: int = 0,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The table as design.md 5's object; versions are added by the caller.
+    """The result (design.md 5) without versions, which the caller adds.
 
-    `judges` are made one after the other. `marks` say what a name stands for, such as a folder's state: what
-    `kept` holds of another state is asked again. Raises BadInput for no cases, RewardFailed.
+    `judges` makes each judge by its name, one after the other. Answers are written to the file `journal`;
+    answers of an earlier call are used if the judge has the same entry in `fingerprints`. `progress(stage,
+    done, total)` is called after each batch. Raises BadInput for no cases, and RewardFailed.
     """
     if not any(case.question in QUESTIONS for case in cases):
-        raise BadInput("there is nothing to evaluate: no questions of yes or no")
+        raise BadInput("there is nothing to evaluate: expected questions of yes or no, got none")
     questions = [question for question in QUESTIONS if any(case.question == question for case in cases)]
     wrong = [case for case in cases if case.question == CRITIQUE]
     early = [replace(case, question="match") for case in cases if case.question == "potential"]
-    file = Journal(kept)
+    file = Journal(journal)
     prompts = list(dict.fromkeys(case.prompt for case in cases))
     shares = prompt_weights(len(prompts), seed)
-    rows, by_step, errors, apart, curves, said = [], [], [], [], {}, {}
+    rows, by_step, errors, pair_rows, curves, critiques = [], [], [], [], {}, {}
     steps = sorted({case.step for case in cases} - {0})
     for name, make in judges.items():
-        answers = _answered(name, make, [*cases, *early], file, (marks or {}).get(name, ""), tell)
+        answers = _answers(name, make, [*cases, *early], file, (fingerprints or {}).get(name, ""), progress)
         tasks, draws, means, ece = {}, [], [], {}
         for question in questions:
             known = [
@@ -145,18 +152,18 @@ def evaluate_judges(
             errors.append([curve_name, len(asked), format_interval(error)])
             curves[curve_name] = reliability([p for _, p in asked], [case.right for case, _ in asked])
             if question != "clarity":
-                apart.append([curve_name, *_told_apart(known, [0, *steps], prompts, shares)])
+                pair_rows.append([curve_name, *_pair_accuracy(known, [0, *steps], prompts, shares)])
             at = [[pair for pair in known if pair[0].step == step] for step in steps]
             if any(at):
                 by_step.append([curve_name, *(_cell(row, prompts, shares) for row in at)])
         if spoken := [(case.prompt, one, case.reason) for case, one in answers if isinstance(one, str)]:
-            said[name] = spoken
+            critiques[name] = spoken
         cost = {f"calibration error, {question}": error[0] for question, error in ece.items()}
         overall = percentile_interval(float(np.mean(means)), np.nanmean(draws, 0))
         rows.append(
             {"name": name, "overall": overall, "tasks": tasks, "cost": cost, "calibration_error": ece}
         )
-    blind, blind_steps = _commoner(cases, questions, steps, prompts, shares)
+    blind, blind_steps = _majority_row(cases, questions, steps, prompts, shares)
     rows.append(blind)
     by_step += blind_steps
     tables = [
@@ -170,7 +177,7 @@ def evaluate_judges(
         {
             "title": "pairs of one prompt told apart, a right and a wrong one",
             "columns": ["judge, question", "finished", *(f"step {step}" for step in steps)],
-            "rows": apart,
+            "rows": pair_rows,
         }
     )
     if steps:
@@ -183,27 +190,27 @@ def evaluate_judges(
             },
         )
     if wrong:
-        tables.append(critique_table(said, [(case.prompt, case.reason) for case in wrong], seed))
+        tables.append(critique_table(critiques, [(case.prompt, case.reason) for case in wrong], seed))
     settings = {"questions": questions, "answers": len(cases), "prompts": len(prompts), "seed": seed}
     return {"name": "judges", "rows": rows, "tables": tables, "reliability": curves, "settings": settings}
 
 
-def _answered(
+def _answers(
     name: str,
     make: Callable[[], Answerer],
     cases: Sequence[JudgeCase],
     file: Journal,
-    mark: str,
-    tell: Callable[[str, int, int], None] | None,
-) -> list[tuple[JudgeCase, Answer | None]]:
-    """Each case with its answer, some asked by an earlier call."""
+    fingerprint: str,
+    progress: Callable[[str, int, int], None] | None,
+) -> list[tuple[JudgeCase, JudgeAnswer | None]]:
+    """Each case with its answer, from the journal or from the judge."""
     known = {
         row["key"]: row["answer"]
         for row in file.rows
-        if row["judge"] == name and row["mark"] == mark and "answer" in row
+        if row["judge"] == name and row["mark"] == fingerprint and "answer" in row
     }
     keys = [Cache.key("case", case.question, case.prompt, str(case.picture), case.step) for case in cases]
-    alike: dict[tuple[str, bool], list[int]] = defaultdict(list)  # asked at once
+    alike: dict[tuple[str, bool], list[int]] = defaultdict(list)  # cases that one call may ask
     for i, case in enumerate(cases):
         if keys[i] not in known:
             alike[case.question, case.step > 0].append(i)
@@ -214,52 +221,52 @@ def _answered(
             assert ask is not None
             found = ask([cases[i] for i in part]) or [None] * len(part)
             fresh = [
-                {"judge": name, "mark": mark, "key": keys[i], "answer": one}
+                {"judge": name, "mark": fingerprint, "key": keys[i], "answer": one}
                 for i, one in zip(part, found, strict=True)
             ]
             file.add(fresh)
             known |= {row["key"]: row["answer"] for row in fresh}
             done += len(part)
-            if tell:
-                tell(name, done, todo)
+            if progress:
+                progress(name, done, todo)
     return [(case, known[key]) for case, key in zip(cases, keys, strict=True)]
 
 
-COMMONER = "always the commoner answer"
-Asked = Sequence[tuple[JudgeCase, float]]
+MAJORITY = "always the commoner answer"
+AnsweredCases = Sequence[tuple[JudgeCase, float]]
 
 
-def _commoner(
+def _majority_row(
     cases: Sequence[JudgeCase],
     questions: Sequence[str],
     steps: Sequence[int],
     prompts: Sequence[str],
     shares: np.ndarray,
 ) -> tuple[dict[str, Any], list[list[str | None]]]:
-    """Who does not look: its row of the table, and its accuracies by step."""
+    """The baseline that always gives the more frequent answer: its row, and its accuracies by step."""
     tasks, draws, means, by_step = {}, [], [], []
     for question in questions:
         groups = [
             [case for case in cases if (case.question, case.step) == (question, step)] for step in (0, *steps)
         ]
-        said = [
+        constant = [
             [(case, float(2 * sum(one.right for one in group) >= len(group))) for case in group]
             for group in groups
         ]
-        mean, drawn = _accuracy([pair for row in said for pair in row], prompts, shares)
+        mean, drawn = _accuracy([pair for row in constant for pair in row], prompts, shares)
         tasks[question] = percentile_interval(mean, drawn)
         draws.append(drawn)
         means.append(mean)
         if question != "match":
-            cells = [_cell(row, prompts, shares) for row in said[1:]]
-            by_step.append([f"{COMMONER}, {question}", *cells])
+            cells = [_cell(row, prompts, shares) for row in constant[1:]]
+            by_step.append([f"{MAJORITY}, {question}", *cells])
     overall = percentile_interval(float(np.mean(means)), np.nanmean(draws, 0))
-    row = {"name": COMMONER, "overall": overall, "tasks": tasks, "cost": {}, "calibration_error": {}}
+    row = {"name": MAJORITY, "overall": overall, "tasks": tasks, "cost": {}, "calibration_error": {}}
     return row, by_step
 
 
-def _accuracy(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> tuple[float, np.ndarray]:
-    """(share of right answers, the same in each resample; NaN where it drew none of these prompts)."""
+def _accuracy(asked: AnsweredCases, prompts: Sequence[str], shares: np.ndarray) -> tuple[float, np.ndarray]:
+    """(share of right answers, that share in each resample; NaN for a resample without these prompts)."""
     place = {prompt: i for i, prompt in enumerate(prompts)}
     sums = np.zeros((len(prompts), 2))
     for case, p in asked:
@@ -269,15 +276,15 @@ def _accuracy(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> tuple
         return float(sums[:, 0].sum() / sums[:, 1].sum()), hits / counts
 
 
-def _cell(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> str | None:
+def _cell(asked: AnsweredCases, prompts: Sequence[str], shares: np.ndarray) -> str | None:
     return format_interval(percentile_interval(*_accuracy(asked, prompts, shares))) if asked else None
 
 
-def _told_apart(
-    asked: Asked, steps: Sequence[int], prompts: Sequence[str], shares: np.ndarray
+def _pair_accuracy(
+    asked: AnsweredCases, steps: Sequence[int], prompts: Sequence[str], shares: np.ndarray
 ) -> list[str | None]:
-    """At each step, of all pairs of a prompt's pictures of which one is right, those whose P(yes) says so; a
-    tie is half. None where there is no pair."""
+    """At each step, the share of pairs of a right and a wrong picture of one prompt in which the right one
+    has the higher P(yes), as text; a tie counts half. None without pairs."""
     place = {prompt: i for i, prompt in enumerate(prompts)}
     found: list[str | None] = []
     for step in steps:
@@ -290,19 +297,18 @@ def _told_apart(
             if wrong and right:
                 off = np.subtract.outer(right, wrong)
                 sums[place[prompt]] = (off > 0).sum() + 0.5 * (off == 0).sum(), off.size
-        told, pairs = (shares @ sums).T
+        ordered, pairs = (shares @ sums).T
         with np.errstate(invalid="ignore"):
             mean = sums[:, 0].sum() / sums[:, 1].sum()
-            found.append(
-                format_interval(percentile_interval(float(mean), told / pairs)) if sums[:, 1].any() else None
-            )
+            interval = percentile_interval(float(mean), ordered / pairs) if sums[:, 1].any() else None
+        found.append(format_interval(interval) if interval else None)
     return found
 
 
-def _calibration(asked: Asked, prompts: Sequence[str], shares: np.ndarray) -> Interval:
+def _calibration(asked: AnsweredCases, prompts: Sequence[str], shares: np.ndarray) -> Interval:
     """The calibration error [mean, low, high]."""
     place = {prompt: i for i, prompt in enumerate(prompts)}
-    sums = np.zeros((len(prompts), BINS, 2))  # by prompt and bin: P(yes) less yes, answers
+    sums = np.zeros((len(prompts), BINS, 2))  # for each prompt and bin: P(yes) - label, answers
     for case, p in asked:
         sums[place[case.prompt], bin_of(p)] += (p - case.right, 1)
     flat = sums.reshape(len(prompts), -1)

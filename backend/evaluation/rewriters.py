@@ -1,15 +1,15 @@
 """Rewriters compared on ShapeWorld's held-out prompts, each method with its training seeds.
 
-Rows: the prompt as typed; every method, that is one or more rewriters which differ in their training seed
-alone; and the oracle, whose prompt spells out a layout drawn from the metadata. A row's figure is the judge's
-mean score; of the detector's strict verdicts, the share of right pictures.
+Rows: the prompt as typed; each method, which is one rewriter or several that differ only in their training
+seed; and the oracle, whose prompt spells out a layout sampled from the prompt's metadata. A row's figure is
+the judge's mean score. With the detector's strict verdicts that is the share of right pictures.
 
-Nothing is searched or mended: one picture for each prompt, drawing seed and rewriter, of its greedy rewrite.
-An answer that cannot be read is drawn as the user typed it, as in use. All rows share prompts and drawing
-seeds, so that differences are paired.
+There is no search and no reflection: one picture for each prompt, drawing seed and rewriter, of its greedy
+rewrite. If an answer cannot be parsed, the prompt is drawn as typed, as in normal use. All rows share prompts
+and drawing seeds, so differences are paired.
 
-Rewrites, pictures and scores are kept by their content. A stopped call goes on, rows with the same rewrite
-share its pictures, and a call with one more row draws what is new alone, whatever else is asked for.
+Rewrites, pictures and scores are stored by a hash of their content. So a stopped call continues, rows with
+the same rewrite share its pictures, and a call with another row draws only the new pictures.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from .statistics import TrainingValues, training_intervals
 if TYPE_CHECKING:
     from torch import Tensor
 
-TYPED, ORACLE = "as typed", "spelled-out oracle"  # the rows that are always there
-REWRITE = 16  # prompts rewritten at once
+TYPED, ORACLE = "as typed", "spelled-out oracle"  # rows of every table
+REWRITE_BATCH = 16  # prompts rewritten at once
 BATCH = 48  # pictures drawn at once
 
 T = TypeVar("T")
-Rewriters = Mapping[str, Callable[[], Rewriter]]  # what makes each, by name
-View = tuple[Job, str]  # a picture, and the user's prompt that it is judged by
-Text = Callable[[PromptCase, int], str]  # what is drawn for a prompt and a drawing seed
+Rewriters = Mapping[str, Callable[[], Rewriter]]  # name -> the function that loads it
+JudgedJob = tuple[Job, str]  # a picture to draw, and the user's prompt that it is judged by
+PromptOf = Callable[[PromptCase, int], str]  # (case, drawing seed) -> the prompt to draw
 
 
 def check_rows(methods: Mapping[str, Sequence[str]], baseline: str | None) -> None:
-    """Raises BadInput for a row whose name is taken, UnknownName for a baseline that is no row."""
+    """Raises BadInput for a row named like one of every table, UnknownName for an unknown baseline."""
     for name in methods:
         if name in (TYPED, ORACLE):
             raise BadInput(f"the row {name!r} is always in the table; call yours something else")
@@ -54,7 +54,7 @@ def check_rows(methods: Mapping[str, Sequence[str]], baseline: str | None) -> No
 
 
 class RewriterComparison:
-    """What is known of rewriters and pictures, and how to find out the rest; kept in `folder`."""
+    """The rewrites and scores of a comparison: read from `folder` if they are there, else made and stored."""
 
     def __init__(
         self,
@@ -63,40 +63,44 @@ class RewriterComparison:
         renderer: Renderer,
         judge: Reward,
         folder: Path,
-        tell: Callable[[str, int, int], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ):
         self.cases, self.bases, self.renderer, self.judge = cases, bases, renderer, judge
-        self.tell = tell or (lambda stage, done, total: None)
+        self.progress = progress or (lambda stage, done, total: None)
         self.pictures = Cache(folder / "pictures")
-        self.kept_rewrites = Journal(folder / "rewrites.jsonl")
-        self.kept_scores = Journal(folder / "scores.jsonl")
-        self.rewrites = {(row["rewriter"], row["prompt"]): row for row in self.kept_rewrites.rows}
+        self.rewrite_journal = Journal(folder / "rewrites.jsonl")
+        self.score_journal = Journal(folder / "scores.jsonl")
+        self.rewrites = {(row["rewriter"], row["prompt"]): row for row in self.rewrite_journal.rows}
         self.scores = {
             (row["picture"], row["prompt"]): row
-            for row in self.kept_scores.rows
+            for row in self.score_journal.rows
             if row["judge"] == reward_fingerprint(judge)
         }
 
-    def write(self, rewriters: Rewriters, marks: Mapping[str, str]) -> None:
-        """Have all prompts rewritten, one rewriter in memory at a time; `marks`: their fingerprints."""
+    def rewrite(self, rewriters: Rewriters, fingerprints: Mapping[str, str]) -> None:
+        """Rewrite all prompts with each rewriter, one in memory at a time. `fingerprints` are by name."""
         todo = {
-            mark: [case.prompt for case in self.cases if (mark, case.prompt) not in self.rewrites]
-            for mark in marks.values()
+            fingerprint: [
+                case.prompt for case in self.cases if (fingerprint, case.prompt) not in self.rewrites
+            ]
+            for fingerprint in fingerprints.values()
         }
         done, total = 0, sum(map(len, todo.values()))
-        for name, mark in marks.items():
-            prompts = todo.pop(mark, [])  # two names may be one rewriter
+        for name, fingerprint in fingerprints.items():
+            prompts = todo.pop(fingerprint, [])  # two names may stand for the same rewriter
             if prompts:
-                _once(rewriters[name], partial(self._ask, mark, prompts, done, total))
+                _use_and_free(rewriters[name], partial(self._ask, fingerprint, prompts, done, total))
             done += len(prompts)
 
-    def _ask(self, mark: str, prompts: Sequence[str], done: int, total: int, rewriter: Rewriter) -> None:
-        for start in range(0, len(prompts), REWRITE):
-            part = prompts[start : start + REWRITE]
+    def _ask(
+        self, fingerprint: str, prompts: Sequence[str], done: int, total: int, rewriter: Rewriter
+    ) -> None:
+        for start in range(0, len(prompts), REWRITE_BATCH):
+            part = prompts[start : start + REWRITE_BATCH]
             answers = [row[0] for row in rewriter.rewrite(part)]
             fresh = [
                 {
-                    "rewriter": mark,
+                    "rewriter": fingerprint,
                     "prompt": prompt,
                     "reason": answer.reason,
                     "rewrite": answer.prompt,
@@ -104,15 +108,15 @@ class RewriterComparison:
                 }
                 for prompt, answer in zip(part, answers, strict=True)
             ]
-            self.kept_rewrites.add(fresh)
-            self.rewrites |= {(mark, row["prompt"]): row for row in fresh}
-            self.tell("rewrite", done + start + len(part), total)
+            self.rewrite_journal.add(fresh)
+            self.rewrites |= {(fingerprint, row["prompt"]): row for row in fresh}
+            self.progress("rewrite", done + start + len(part), total)
 
-    def look(self, texts: Iterable[Text]) -> None:
-        """Have the pictures of all texts drawn and judged, each once."""
+    def score(self, texts: Iterable[PromptOf]) -> None:
+        """Draw and judge the pictures of all `texts`, each once."""
         import torch
 
-        asked = dict.fromkeys(view for text in texts for view in self.views(text))
+        asked = dict.fromkeys(view for text in texts for view in self.judged_jobs(text))
         todo = [view for view in asked if (self.key(view[0]), view[1]) not in self.scores]
         for start in range(0, len(todo), BATCH):
             part = todo[start : start + BATCH]
@@ -130,12 +134,12 @@ class RewriterComparison:
                 }
                 for (job, prompt), score in zip(part, scores, strict=True)
             ]
-            self.kept_scores.add(fresh)
+            self.score_journal.add(fresh)
             self.scores |= {(row["picture"], row["prompt"]): row for row in fresh}
-            self.tell("draw", start + len(part), len(todo))
+            self.progress("draw", start + len(part), len(todo))
 
     def _draw(self, jobs: Iterable[Job]) -> dict[Job, tuple[Tensor, int]]:
-        """Each job's picture (H, W, 3) and denoiser rows, from the cache where it has them."""
+        """Each job's picture (H, W, 3) and denoiser rows, from the cache if they are there."""
         found: dict[Job, tuple[Tensor, int]] = {}
         for job in jobs:
             entry = self.pictures.get_image(self.key(job))
@@ -154,23 +158,23 @@ class RewriterComparison:
         return found
 
     def key(self, job: Job) -> str:
-        """A picture's name: what decides its pixels."""
+        """A picture's name in the cache: a hash of what determines its pixels."""
         return picture_key(self.renderer.fingerprint, job)
 
-    def views(self, text: Text) -> list[View]:
-        """Drawing seed by drawing seed, the prompts in their order."""
+    def judged_jobs(self, text: PromptOf) -> list[JudgedJob]:
+        """The pictures to judge: for each drawing seed, all prompts in their order."""
         return [(Job(text(case, base), base), case.prompt) for base in self.bases for case in self.cases]
 
-    def results(self, text: Text) -> list[dict[str, Any]]:
-        """The scores of the pictures of `text`, as `views` has them, with their tasks."""
+    def results(self, text: PromptOf) -> list[dict[str, Any]]:
+        """Score, denoiser rows and task of the pictures of `text`, in the order of `judged_jobs`."""
         tasks = [case.task for case in self.cases] * len(self.bases)
         return [
             {"task": task, **self.scores[self.key(job), prompt]}
-            for task, (job, prompt) in zip(tasks, self.views(text), strict=True)
+            for task, (job, prompt) in zip(tasks, self.judged_jobs(text), strict=True)
         ]
 
-    def rewrite_of(self, mark: str) -> Text:
-        return lambda case, base: self.rewrites[mark, case.prompt]["rewrite"]
+    def rewrite_of(self, fingerprint: str) -> PromptOf:
+        return lambda case, base: self.rewrites[fingerprint, case.prompt]["rewrite"]
 
 
 def compare_rewriters(
@@ -186,47 +190,53 @@ def compare_rewriters(
     split: str = "held-out",
     tasks: Sequence[str] = (),
     baseline: str | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller. A
-    row of `methods` has "trainings" too: each rewriter's fingerprint and its own mean.
+    """The result (design.md 5): {"name", "rows", "settings"}, without versions, which the caller adds.
 
-    `methods`: a row's name -> the names of its rewriters, one for each training seed; `rewriters`: what makes
-    each. `folder` keeps what is known between calls. Differences are
-    from the row `baseline`, by default the best of `methods`. Raises BadInput for the same weights twice in
-    a row: as two trainings they would pass for certainty.
+    `methods`: row name -> names of its rewriters, one for each training seed. `rewriters` loads each by its
+    name. A row's "trainings" are its rewriters' fingerprints and own means. `folder` stores rewrites,
+    pictures and scores between calls. Gains are over the row `baseline`, by default the best of `methods`.
+    Raises BadInput if a row has the same weights twice: as two trainings they would make its interval too
+    narrow.
     """
     assert methods and per_task > 0 and seeds > 0
     check_rows(methods, baseline)
-    # All are opened before the first one writes: a folder that is none costs no work.
-    marks = {name: _once(make, rewriter_fingerprint) for name, make in rewriters.items()}
+    # All are loaded once before the first rewrite, so that a wrong folder is found before any work.
+    fingerprints = {name: _use_and_free(make, rewriter_fingerprint) for name, make in rewriters.items()}
     for name, given in methods.items():
-        _check_different(name, given, marks)
+        _check_different(name, given, fingerprints)
     tasks = select_tasks(tasks)
     cases = select_cases(split, per_task, seed, tasks)
     bases = [seed + repetition * SEED_STRIDE for repetition in range(seeds)]
-    work = RewriterComparison(cases, bases, renderer, judge, folder, tell)
-    work.write(rewriters, marks)
-    texts: dict[str, list[Text]] = {
+    work = RewriterComparison(cases, bases, renderer, judge, folder, progress)
+    work.rewrite(rewriters, fingerprints)
+    texts: dict[str, list[PromptOf]] = {
         TYPED: [lambda case, base: case.prompt],
-        **{name: [work.rewrite_of(marks[one]) for one in given] for name, given in methods.items()},
+        **{name: [work.rewrite_of(fingerprints[one]) for one in given] for name, given in methods.items()},
         ORACLE: [oracle_prompt],
     }
-    work.look(text for row in texts.values() for text in row)
+    work.score(text for row in texts.values() for text in row)
     results = {name: [work.results(text) for text in row] for name, row in texts.items()}
     values = {name: values_by_task(row) for name, row in results.items()}
     rows = {name: table_row(name, row, values[name]) for name, row in results.items()}
     for name in (TYPED, ORACLE):
-        rows[name]["rewrites"] = {"words": _mean_words(job.prompt for job, _ in work.views(*texts[name]))}
+        rows[name]["rewrites"] = {
+            "words": _mean_words(job.prompt for job, _ in work.judged_jobs(*texts[name]))
+        }
     for name, given in methods.items():
-        answers = [work.rewrites[marks[one], case.prompt] for one in given for case in cases]
+        answers = [work.rewrites[fingerprints[one], case.prompt] for one in given for case in cases]
         readable = [answer["rewrite"] for answer in answers if answer["unreadable"] is None]
         rows[name]["rewrites"] = {
             "words": _mean_words(readable),
             "unreadable": round(1 - len(readable) / len(answers), 4),
         }
         rows[name]["trainings"] = [
-            {"rewriter": one, "fingerprint": marks[one], "overall": training_mean(values[name], number)}
+            {
+                "rewriter": one,
+                "fingerprint": fingerprints[one],
+                "overall": training_mean(values[name], number),
+            }
             for number, one in enumerate(given)
         ]
     base = baseline or max(methods, key=lambda name: rows[name]["overall"][0])
@@ -254,8 +264,8 @@ def compare_rewriters(
     return {"name": "rewriters", "rows": list(rows.values()), "tables": [trainings], "settings": settings}
 
 
-def _once(make: Callable[[], Rewriter], use: Callable[[Rewriter], T]) -> T:
-    """What `use` makes of the rewriter, which is let go of before the next is made."""
+def _use_and_free(make: Callable[[], Rewriter], use: Callable[[Rewriter], T]) -> T:
+    """The result of `use` on the rewriter, whose memory is then freed before the next is loaded."""
     import torch
 
     found = use(make())
@@ -266,23 +276,23 @@ def _once(make: Callable[[], Rewriter], use: Callable[[Rewriter], T]) -> T:
 
 
 def rewriter_fingerprint(rewriter: Rewriter) -> str:
-    """What decides its rewrites, for keys of what is kept."""
+    """What determines its rewrites, for keys of stored results: its fingerprint, or its name."""
     return getattr(rewriter, "fingerprint", None) or rewriter.name
 
 
-def _check_different(name: str, given: Sequence[str], marks: Mapping[str, str]) -> None:
+def _check_different(name: str, given: Sequence[str], fingerprints: Mapping[str, str]) -> None:
     first: dict[str, str] = {}
     for one in given:
-        if marks[one] in first:
+        if fingerprints[one] in first:
             raise BadInput(
-                f"row {name!r} has the same weights twice, {first[marks[one]]} and {one}; give each training "
-                "seed's own"
+                f"row {name!r} has the same weights twice, {first[fingerprints[one]]} and {one}; give each "
+                "training seed's own"
             )
-        first[marks[one]] = one
+        first[fingerprints[one]] = one
 
 
 def values_by_task(trainings: Sequence[Sequence[dict[str, Any]]]) -> TrainingValues:
-    """Task -> mean score over the drawing seeds, (training seeds, prompts)."""
+    """Task -> values (training seeds, prompts): each prompt's mean score over the drawing seeds."""
     means = [means_by_prompt(results, "score") for results in trainings]
     return {task: [list(mean[task].values()) for mean in means] for task in means[0]}
 
@@ -297,7 +307,7 @@ def table_row(
 
 
 def training_mean(values: TrainingValues, number: int) -> float:
-    """The mean of training `number` alone, tasks weighted alike."""
+    """The mean score of training `number` alone, each task with the same weight."""
     means = [sum(of[number]) / len(of[number]) for of in values.values()]
     return round(sum(means) / len(means), 4)
 

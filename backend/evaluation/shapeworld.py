@@ -1,13 +1,13 @@
-"""How much better the chain makes pictures on ShapeWorld's held-out prompts, step by step.
+"""What each part of the chain adds on ShapeWorld's held-out prompts.
 
-Rows, each the share of strictly right pictures by the detector:
-terse; template; rewriter (one sample); + best of N, full; + best of N, pruned; + reflection; and the
-oracle, whose prompt spells out a layout drawn from the metadata.
+Rows, each the share of strictly right pictures by the detector: terse (the prompt as typed); template;
+rewriter (one sample); + best of N, full; + best of N, pruned; + reflection; and the oracle, whose prompt
+spells out a layout sampled from the prompt's metadata.
 
-Rows from "best of N" on select with the same detector that measures: they are labelled "oracle judge".
-The full and the pruned row come from one rendering of all candidates, previews included: the pruned
-row applies the schedule to the previews' scores. That survivors are the same pictures either way is
-an invariant with its own tests; `reprise lab bench parm` times the real thing.
+From "best of N" on, rows select with the same detector that measures; they are labelled "oracle judge". The
+full and the pruned row come from one rendering of all candidates, previews included: the pruned row applies
+the schedule to the recorded preview scores. Surviving pictures are the same either way, which other tests
+verify; `reprise lab bench parm` times real pruning.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from ..shapeworld.prompts import TASKS, PromptCase, layout, sample_prompts
 from .journal import Journal
 from .statistics import task_intervals
 
-SEED_STRIDE = 100_000  # between repetitions; far more than one search can use
-BATCH = 32  # (prompt, seed) pairs drawn at once where nothing is searched
-REWRITE = 8  # prompts rewritten at once
+SEED_STRIDE = 100_000  # between the seeds of two repetitions; far more than one search can use
+BATCH = 32  # (prompt, seed) pairs drawn at once in rows without a search
+REWRITE_BATCH = 8  # prompts rewritten at once
 
 Result = dict[str, Any]  # {"method", "prompt", "seed", "right", "rows", "calls"}
 
 
 class RecordingSchedule:
-    """A schedule that looks when `schedule` looks and lets every candidate go on."""
+    """A schedule that looks at previews after the same steps as `schedule`, and keeps every candidate."""
 
     def __init__(self, schedule: PruningSchedule):
         self.preview_steps, self.needs_clarity = schedule.preview_steps, schedule.needs_clarity
@@ -51,8 +51,10 @@ class RecordingSchedule:
 
 
 def replay(candidates: Sequence[Candidate], schedule: PruningSchedule) -> list[int | None]:
-    """What `schedule` would have pruned, from recorded preview scores: the step per candidate, or None. What
-    was not clear has none, and goes on."""
+    """What `schedule` would have pruned, by recorded preview scores: of each candidate the step, or None.
+
+    A preview that was not clear has no score; its candidate continues.
+    """
     pruned: list[int | None] = [None] * len(candidates)
     for step in sorted(schedule.preview_steps):
         judged = {
@@ -73,7 +75,7 @@ def replayed_rows(pruned: Sequence[int | None], steps: int, rows_each: float) ->
 
 
 class ChainEvaluation:
-    """One run: the roles, the settings, and the results so far, kept in `partial.jsonl`."""
+    """One evaluation: the roles, the settings, and the results so far, which are written to `journal`."""
 
     def __init__(
         self,
@@ -87,14 +89,14 @@ class ChainEvaluation:
         rounds: int,
         variants: int,
         seed: int,
-        kept: Path | None = None,
-        tell: Callable[[str, int, int], None] | None = None,
+        journal: Path | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ):
         self.rewriter, self.template, self.renderer, self.judge = rewriter, template, renderer, judge
         self.best_of, self.prune, self.rounds = best_of, prune, rounds
-        self.variants, self.seed, self.tell = variants, seed, tell
-        self.kept = Journal(kept)
-        self.results: list[Result] = self.kept.rows
+        self.variants, self.seed, self.progress = variants, seed, progress
+        self.journal = Journal(journal)
+        self.results: list[Result] = self.journal.rows
         self.done = {(r["method"], r["prompt"], r["seed"]) for r in self.results}
 
     def run(self, cases: Sequence[PromptCase], seeds: int) -> list[Result]:
@@ -108,7 +110,7 @@ class ChainEvaluation:
         return [r for r in self.results if (r["prompt"], r["seed"]) in asked]
 
     def singles(self, method: str, pairs: Sequence[tuple[PromptCase, int]], text) -> None:
-        """One picture per prompt and seed, many drawn at once."""
+        """One picture for each prompt and seed. `text(case, seed)` is the prompt to draw."""
         import torch
 
         todo = [(c, base) for c, base in pairs if (method, c.prompt, base) not in self.done]
@@ -118,14 +120,14 @@ class ChainEvaluation:
             images = torch.stack([image for image in drawn.images if image is not None])
             scores = image_scores(self.judge, images, [case.prompt for case, _ in part])
             rows = drawn.denoiser_rows_full / len(part)
-            self.kept.add(
+            self.journal.add(
                 _result(method, case, base, score, rows, 0)
                 for (case, base), score in zip(part, scores, strict=True)
             )
             self._progress(method, start + len(part), len(todo))
 
     def chain(self, pairs: Sequence[tuple[PromptCase, int]]) -> None:
-        """Rewriter, best of N full and pruned, reflection: from one search per prompt and seed."""
+        """The rows rewriter, best of N full and pruned, and reflection, from one search of each pair."""
         names = self.chain_methods()
         todo = [(c, base) for c, base in pairs if (names[-1], c.prompt, base) not in self.done]
         schedule = self.schedule(self.best_of)
@@ -142,7 +144,7 @@ class ChainEvaluation:
             steps, n = self.renderer.steps, self.best_of
             rows_each = full.cost.denoiser_rows_full / (steps * n)
             pruned_at = replay(full.candidates, schedule)
-            # What a pruned run would leave: nothing of a candidate after its last look.
+            # The candidates as a pruned search leaves them.
             left = [
                 c if at is None else replace(c, image=None, score=None, pruned_at=at)
                 for c, at in zip(full.candidates, pruned_at, strict=True)
@@ -180,7 +182,7 @@ class ChainEvaluation:
                 pruned_rows + mended.cost.denoiser_rows,
             ]
             calls = [0, n, calls_pruned, calls_pruned + mended.cost.judge_calls]
-            self.kept.add(
+            self.journal.add(
                 _result(name, case, base, s, r, c)
                 for name, s, r, c in zip(names, score, rows, calls, strict=True)
             )
@@ -189,11 +191,11 @@ class ChainEvaluation:
     def rewritten(
         self, todo: Sequence[tuple[PromptCase, int]]
     ) -> Iterator[tuple[PromptCase, int, list[Rewrite]]]:
-        """The pairs with their rewrites, some prompts of one seed at a time: a model writes many at once."""
+        """The pairs with their rewrites. Prompts of one seed are rewritten in batches."""
         for base, group in itertools.groupby(todo, key=lambda pair: pair[1]):
             cases = [case for case, _ in group]
-            for start in range(0, len(cases), REWRITE):
-                part = cases[start : start + REWRITE]
+            for start in range(0, len(cases), REWRITE_BATCH):
+                part = cases[start : start + REWRITE_BATCH]
                 answers = self.rewriter.rewrite([case.prompt for case in part], self.variants, seed=base)
                 yield from ((case, base, found) for case, found in zip(part, answers, strict=True))
 
@@ -205,18 +207,18 @@ class ChainEvaluation:
         return ["rewriter", f"{best}, full", f"{best}, pruned", "+ reflection"]
 
     def _progress(self, stage: str, done: int, total: int) -> None:
-        if self.tell:
-            self.tell(stage, done, total)
+        if self.progress:
+            self.progress(stage, done, total)
 
 
 def oracle_prompt(case: PromptCase, base: int) -> str:
-    """The oracle's prompt: a layout of its own for each drawing seed, spelled out."""
+    """The oracle's prompt: a layout, another one for each drawing seed, spelled out."""
     return spelled_out(layout(case, random.Random(f"{case.prompt} {base}")))
 
 
 def _result(method: str, case: PromptCase, seed: int, score: float | None, rows: float, calls: int) -> Result:
     assert score is not None
-    # ShapeWorldSoft is above .5 exactly where the strict verdict is "right".
+    # ShapeWorldSoft is above .5 if and only if the strict verdict is "right".
     return {
         "method": method,
         "prompt": case.prompt,
@@ -229,7 +231,10 @@ def _result(method: str, case: PromptCase, seed: int, score: float | None, rows:
 
 
 def select_tasks(names: Sequence[str]) -> list[str]:
-    """The tasks behind `names`, hyphens or underscores, in the table's order; all of them for none."""
+    """The tasks called `names`, with hyphens or underscores, in the table's order; all for no names.
+
+    Raises UnknownName.
+    """
     asked = {name.replace("-", "_") for name in names}
     for name in names:
         if name.replace("-", "_") not in TASKS:
@@ -238,7 +243,7 @@ def select_tasks(names: Sequence[str]) -> list[str]:
 
 
 def select_cases(split: str, per_task: int, seed: int, tasks: Sequence[str]) -> list[PromptCase]:
-    """Prompts of `tasks`; which of a task's does not depend on the other tasks."""
+    """`per_task` prompts of each of `tasks`. A task's prompts do not depend on the other tasks."""
     return [case for case in sample_prompts(split, per_task, seed) if case.task in tasks]
 
 
@@ -257,14 +262,14 @@ def evaluate_chain(
     seed: int = 0,
     split: str = "held-out",
     tasks: Sequence[str] = (),
-    kept: Path | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    folder: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
+    """The result (design.md 5): {"name", "rows", "settings"}, without versions, which the caller adds.
 
-    `per_task` prompts of each task (fewer where a task has fewer), `seeds` repetitions each; `tasks`
-    limits it to some of the tasks, with the same prompts. `judge` must be a ShapeWorld reward. `kept`
-    holds results between a stop and the next call.
+    There are `per_task` prompts of each task (fewer if it has fewer), each with `seeds` drawing seeds.
+    `tasks` selects some of the tasks. `judge` must be a ShapeWorld reward. `folder` stores the results, so
+    that a stopped call continues. Raises BadInput and UnknownName.
     """
     counts = {"per-task": per_task, "seeds": seeds, "best-of": best_of, "variants": variants}
     for name, value in counts.items():
@@ -296,8 +301,7 @@ def evaluate_chain(
     schedule = schedule_from(prune, best_of, renderer.steps, judge_for_previews(judge))
     if isinstance(schedule, HalvingSchedule):
         settings["cuts"] = {str(step): kept for step, kept in schedule.cuts.items()}
-    if kept:
-        kept = _partial(kept, settings)
+    journal = _journal_path(folder, settings) if folder else None
     run = ChainEvaluation(
         rewriter,
         template,
@@ -308,8 +312,8 @@ def evaluate_chain(
         rounds=rounds,
         variants=min(variants, best_of),
         seed=seed,
-        kept=kept,
-        tell=tell,
+        journal=journal,
+        progress=progress,
     )
     results = run.run(cases, seeds)
     order = ["terse", "template", *run.chain_methods(), "spelled-out oracle"]
@@ -325,10 +329,10 @@ def evaluate_chain(
     return {"name": "shapeworld", "rows": rows, "settings": settings}
 
 
-def _partial(folder: Path, settings: dict[str, Any]) -> Path:
-    """The file of results so far in `folder`; results of other settings are not gone on with.
+def _journal_path(folder: Path, settings: dict[str, Any]) -> Path:
+    """The file of results so far in `folder`, deleted if it is of other settings.
 
-    How many prompts and seeds are asked for is no such setting: a second call with more goes on.
+    The numbers of prompts and seeds may differ: a second call with more continues.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp, lines = folder / "partial-settings.json", folder / "partial.jsonl"
@@ -341,7 +345,7 @@ def _partial(folder: Path, settings: dict[str, Any]) -> Path:
 
 
 def means_by_prompt(results: Sequence[Result], figure: str = "right") -> dict[str, dict[str, float]]:
-    """Task -> prompt -> mean of a figure over its seeds; of "right", the share."""
+    """Task -> prompt -> mean of `figure`, a key of results, over its seeds."""
     found: dict[str, dict[str, list[float]]] = {task: defaultdict(list) for task in TASKS}
     for r in results:
         found[r["task"]][r["prompt"]].append(r[figure])
@@ -359,7 +363,7 @@ def _row(method: str, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _gain(results: Sequence[Result], method: str, baseline: str) -> list[float]:
-    """Paired difference of two rows, prompt by prompt: [mean, low, high]."""
+    """The paired difference of two rows, prompt by prompt, [mean, low, high]."""
     mine, base = (means_by_prompt([r for r in results if r["method"] == name]) for name in (method, baseline))
     paired = {task: [mine[task][p] - base[task][p] for p in mine[task]] for task in mine}
     return task_intervals(paired)[0]

@@ -1,13 +1,13 @@
-"""Means with 95 % intervals, bootstrapped over prompts, and over training seeds where there are several.
+"""Means with 95 % intervals, bootstrapped over prompts, and over training seeds if there are several.
 
-A prompt's drawing seeds are not independent, so the unit that is resampled is the prompt. The overall value
-is the unweighted mean of the task means, as in GenEval.
+Pictures of one prompt are not independent, so whole prompts are resampled. The overall value is the
+unweighted mean of the task means, as in GenEval.
 
-A method that was trained several times varies with the training too. All its trainings answer the same
+A method that was trained several times also varies with the training. All its trainings answer the same
 prompts, so the two are crossed, and each resample draws both: trainings, one draw for all tasks, and prompts
 within each task, one draw for all trainings (the pigeonhole bootstrap, Owen 2007). Of S trainings S - 1 are
 drawn, with replacement: drawing S would make the variance between them too small by a factor of (S - 1) / S
-(Rao & Wu 1988). With one training only prompts are resampled: such an interval says nothing about another
+(Rao & Wu 1988). With one training only prompts are resampled. Such an interval says nothing about another
 training of the same method.
 """
 
@@ -25,17 +25,18 @@ RESAMPLES = 4000
 def task_intervals(
     by_task: Mapping[str, Sequence[float]], seed: int = 0
 ) -> tuple[Interval, dict[str, Interval]]:
-    """Per-prompt values of each task -> (overall, per task), each [mean, low, high]."""
+    """Values of each task's prompts -> (overall interval, interval of each task), each [mean, low, high]."""
     return training_intervals({task: [values] for task, values in by_task.items()}, seed=seed)
 
 
 def training_intervals(
     by_task: TrainingValues, over: TrainingValues | None = None, seed: int = 0
 ) -> tuple[Interval, dict[str, Interval]]:
-    """Values of each task, (training seeds, prompts) -> (overall, per task), each [mean, low, high].
+    """Values of each task (training seeds, prompts) -> (overall interval, interval of each task).
 
-    `over`: another method's values of the same prompts, whose difference from it is wanted. Prompts are
-    paired; the two methods' trainings are drawn each on its own.
+    Each interval is [mean, low, high]. With `over`, another method's values of the same prompts, they are of
+    the difference `by_task` - `over`. Prompts are paired; the trainings of the two methods are resampled
+    independently.
     """
     rng = np.random.default_rng(seed)
     sides = [(1, by_task), (-1, over)] if over else [(1, by_task)]
@@ -58,12 +59,12 @@ def training_intervals(
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of per-prompt values with its 95 % interval."""
+    """The mean of values, one for each prompt, with its 95 % interval: [mean, low, high]."""
     return task_intervals({"all": values}, seed)[0]
 
 
 def _training_weights(trainings: int, seed: int) -> np.ndarray:
-    """What each training counts for in each resample: (RESAMPLES, trainings), rows that sum to 1."""
+    """The weight of each training in each resample, (RESAMPLES, trainings); rows sum to 1."""
     if trainings == 1:
         return np.ones((RESAMPLES, 1))
     drawn = np.random.default_rng([seed, trainings]).multinomial(
@@ -73,17 +74,20 @@ def _training_weights(trainings: int, seed: int) -> np.ndarray:
 
 
 def prompt_weights(prompts: int, seed: int = 0) -> np.ndarray:
-    """How often each prompt is drawn in each resample, (RESAMPLES, prompts): for ratios of sums, where
-    prompts have unlike numbers of answers."""
+    """How often each prompt is drawn in each resample, (RESAMPLES, prompts).
+
+    For ratios of sums, where prompts have different numbers of answers.
+    """
     return np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
 
 
 def percentile_interval(mean: float, resampled: np.ndarray) -> Interval:
-    """[mean, low, high] from the value of each resample; one that has none is NaN, and left out."""
+    """[mean, low, high] from the values of the resamples (RESAMPLES,); NaN values are left out."""
     low, high = np.nanpercentile(resampled, (2.5, 97.5))
     return [round(float(v), 4) for v in (mean, low, high)]
 
 
 def format_interval(value: Interval) -> str:
+    """[mean, low, high] -> "0.620 [0.580, 0.660]"."""
     mean, low, high = value
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,12 +1,12 @@
-"""What adds up: renderers, judges and searches compared on ShapeWorld's held-out prompts, a row each.
+"""Renderers, judges and searches compared on ShapeWorld's held-out prompts, one row for each combination.
 
 The table of PARM (Guo et al. 2025, arXiv 2501.13926): alignment, search and reflection, alone and together.
-Departs from it: every row has an interval and its rows of the denoiser beside it, trained ones have several
-training seeds, and what measures (`measure`, the detector) need not be what selects.
+Departs from it: every row has an interval and its denoiser rows as cost; trained parts have several training
+seeds; and the reward that measures (`metric`, the detector) need not be the one that selects.
 
-A row names a rewriter, a renderer's LoRA, and how it is searched; of what was trained from several seeds it
-has a list. All rows share prompts and drawing seeds, so that differences are paired. What is known is kept,
-so that a stopped call goes on, and one with one more row works for that row alone.
+A row names a rewriter, a renderer's LoRA, and the settings of a search. A part that was trained from several
+seeds is a list. All rows share prompts and drawing seeds, so differences are paired. Results are stored, so a
+stopped call continues, and a call with another row computes only that row.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from .rewriters import rewriter_fingerprint, table_row, training_mean, values_by
 from .shapeworld import SEED_STRIDE, select_cases, select_tasks
 from .statistics import training_intervals
 
-BATCH = 48  # pictures drawn at once where nothing is searched
-SEVERAL = ("rewriter", "lora", "judge", "previews", "corrector")  # may be lists, one for each training seed
+BATCH = 48  # pictures drawn at once in rows without a search
+SEVERAL = ("rewriter", "lora", "judge", "previews", "corrector")  # may be lists, with a value for each seed
 
 
 class TableRow(Config):
@@ -56,11 +56,11 @@ class TableRow(Config):
     previews: str | list[str] | None = None
     """What judges the previews that pruning looks at; null: the judge."""
     reflect: int = Field(0, ge=0)
-    """Rounds of mending at most."""
+    """Most rounds of reflection."""
     correction: str = Correction.DRAW_AGAIN.value
-    """How a round mends: draw again, or image to image over the best picture so far."""
+    """How a round corrects the picture: `draw again`, or `image to image` over the best picture so far."""
     corrector: str | list[str] | None = None
-    """What mends prompts, named like a rewriter; null: the rewriter. `none` keeps the prompt."""
+    """What corrects prompts, named like a rewriter; null: the rewriter. `none` keeps the prompt."""
     use_critique: bool = True
     """Whether the corrector reads the judge's critique; false is the control."""
     strength: float = Field(0.75, gt=0, le=1)
@@ -75,9 +75,9 @@ class TableRow(Config):
         except BadInput as error:
             raise ValueError(str(error)) from error
         if self.previews is not None and self.prune == "none":
-            raise ValueError("previews are judged where something is pruned; give prune, or leave them out")
+            raise ValueError("previews are judged for pruning only; give prune, or leave previews out")
         if self.corrector is not None and not self.reflect:
-            raise ValueError("a corrector mends in rounds of reflection; give reflect, or leave it out")
+            raise ValueError("a corrector works in rounds of reflection; give reflect, or leave it out")
         if not (self.use_critique or self.reflect):
             raise ValueError("use_critique is for rounds of reflection; give reflect, or leave it out")
         corrections = [correction.value for correction in Correction]
@@ -85,7 +85,7 @@ class TableRow(Config):
             raise ValueError(f"correction is one of {', '.join(corrections)}")
         lengths = {len(value) for name in SEVERAL if isinstance(value := getattr(self, name), list)}
         if 0 in lengths or len(lengths - {1}) > 1:
-            raise ValueError(f"lists of training seeds are of one length, got {sorted(lengths)}")
+            raise ValueError(f"expected lists of one length, a value for each seed, got {sorted(lengths)}")
         return self
 
     @property
@@ -126,12 +126,12 @@ class Training:
 
 @dataclass(frozen=True)
 class RoleLoaders:
-    """What makes the roles by their names."""
+    """Functions that load the roles by their names."""
 
-    renderer: Callable[[str | None], Renderer]  # with a LoRA, or without
+    renderer: Callable[[str | None], Renderer]  # by its LoRA file; None: without
     rewriter: Callable[[str], Rewriter]
     judge: Callable[[str], Reward]
-    judge_mark: Callable[[str], str]  # what decides its scores, before it is loaded
+    judge_fingerprint: Callable[[str], str]  # changes when its scores do; found without loading it
 
 
 def read_rows(path: Path) -> dict[str, TableRow]:
@@ -139,7 +139,7 @@ def read_rows(path: Path) -> dict[str, TableRow]:
     try:
         found = yaml.safe_load(read_text(path, "rows", "are"))
     except yaml.YAMLError as error:
-        raise BadInput(f"{path} is no YAML: {getattr(error, 'problem', None) or error}") from error
+        raise BadInput(f"{path} is not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(found, dict) or not found:
         raise BadInput(f"{path}: expected rows, NAME: {{best_of: 8, …}}, got {str(found)[:60]!r}")
     for name, row in found.items():
@@ -149,61 +149,63 @@ def read_rows(path: Path) -> dict[str, TableRow]:
 
 
 class ResultTable:
-    """What is known of rows, and how to find out the rest; kept in `folder`."""
+    """The results of rows: read from `folder` if they are there, else computed and stored."""
 
     def __init__(
         self,
         cases: Sequence[PromptCase],
         bases: Sequence[int],
-        makers: RoleLoaders,
-        measure: Reward,
+        loaders: RoleLoaders,
+        metric: Reward,
         folder: Path,
-        tell: Callable[[str, int, int], None] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ):
-        self.cases, self.bases, self.makers, self.measure = cases, bases, makers, measure
-        self.tell = tell or (lambda stage, done, total: None)
+        self.cases, self.bases, self.loaders, self.metric = cases, bases, loaders, metric
+        self.progress = progress or (lambda stage, done, total: None)
         self.pictures = Cache(folder / "pictures")
-        self.kept = Journal(folder / "pictures.jsonl")
-        self.known = {(row["what"], row["prompt"], row["seed"]): row for row in self.kept.rows}
-        self.marks: dict[Training, str] = {}
+        self.journal = Journal(folder / "pictures.jsonl")
+        self.known = {(row["what"], row["prompt"], row["seed"]): row for row in self.journal.rows}
+        self.fingerprints: dict[Training, str] = {}
         self.steps = 0
 
     def fill(self, trainings: Sequence[Training]) -> None:
-        """Have all of them drawn, one renderer in memory at a time."""
+        """Compute the missing results of all `trainings`, with one renderer in memory at a time."""
         by_lora: dict[str | None, list[Training]] = defaultdict(list)
         for training in dict.fromkeys(trainings):
             by_lora[training.lora].append(training)
         total = len(dict.fromkeys(trainings)) * len(self.cases) * len(self.bases)
         done = 0
         for lora, of in by_lora.items():
-            renderer = self.makers.renderer(lora)
+            renderer = self.loaders.renderer(lora)
             self.steps = renderer.steps
-            if hasattr(renderer, "cache"):  # rows that search the same candidates draw them once
+            if hasattr(renderer, "cache"):  # rows that search among the same candidates draw them once
                 vars(renderer)["cache"] = self.pictures
             for training in of:
-                rewriter = self.makers.rewriter(training.rewriter)
-                corrector = self.makers.rewriter(training.corrector) if training.corrector else None
-                self.marks[training] = mark = self._mark(training, renderer, rewriter, corrector)
-                for rows in self._drawn(training, renderer, rewriter, corrector, mark):
-                    self.kept.add(rows)
+                rewriter = self.loaders.rewriter(training.rewriter)
+                corrector = self.loaders.rewriter(training.corrector) if training.corrector else None
+                self.fingerprints[training] = fingerprint = self._fingerprint(
+                    training, renderer, rewriter, corrector
+                )
+                for rows in self._drawn(training, renderer, rewriter, corrector, fingerprint):
+                    self.journal.add(rows)
                     self.known |= {(row["what"], row["prompt"], row["seed"]): row for row in rows}
-                    self.tell("draw", done + sum(key[0] == mark for key in self.known), total)
+                    self.progress("draw", done + sum(key[0] == fingerprint for key in self.known), total)
                 done += len(self.cases) * len(self.bases)
 
     def results(self, training: Training) -> list[dict[str, Any]]:
-        """Drawing seed by drawing seed, the prompts in their order."""
+        """A training's results: for each drawing seed, all prompts in their order."""
         return [
-            {"task": case.task, **self.known[self.marks[training], case.prompt, base]}
+            {"task": case.task, **self.known[self.fingerprints[training], case.prompt, base]}
             for base in self.bases
             for case in self.cases
         ]
 
-    def _mark(
+    def _fingerprint(
         self, training: Training, renderer: Renderer, rewriter: Rewriter, corrector: Rewriter | None
     ) -> str:
-        """What decides a training's figures."""
+        """A hash of what determines a training's results."""
         row = training.row
-        judges = [one and self.makers.judge_mark(one) for one in (training.judge, training.previews)]
+        judges = [one and self.loaders.judge_fingerprint(one) for one in (training.judge, training.previews)]
         searched = [row.best_of, row.prune, row.reflect, row.variants, *judges]
         if row.reflect and row.correction == Correction.IMAGE_TO_IMAGE:
             searched += [row.correction, row.strength]
@@ -213,7 +215,7 @@ class ResultTable:
             "chain",
             renderer.fingerprint,
             rewriter_fingerprint(rewriter),
-            reward_fingerprint(self.measure),
+            reward_fingerprint(self.metric),
             searched if row.searched else None,
         )
 
@@ -223,23 +225,23 @@ class ResultTable:
         renderer: Renderer,
         rewriter: Rewriter,
         corrector: Rewriter | None,
-        mark: str,
+        fingerprint: str,
     ) -> Iterator[list[dict[str, Any]]]:
         todo = [
             (case, base)
             for base in self.bases
             for case in self.cases
-            if (mark, case.prompt, base) not in self.known
+            if (fingerprint, case.prompt, base) not in self.known
         ]
         if not training.row.searched:
             for start in range(0, len(todo), BATCH):
-                yield self._singles(todo[start : start + BATCH], renderer, rewriter, mark)
+                yield self._singles(todo[start : start + BATCH], renderer, rewriter, fingerprint)
             return
-        row, judge = training.row, self.makers.judge(training.judge) if todo else None
-        looks = self.makers.judge(training.previews) if todo and training.previews else None
+        row, judge = training.row, self.loaders.judge(training.judge) if todo else None
+        looks = self.loaders.judge(training.previews) if todo and training.previews else None
         for case, base in todo:
             assert judge is not None
-            mends = None if row.use_critique else UncritiquedRewriter(corrector or rewriter)
+            blind = None if row.use_critique else UncritiquedRewriter(corrector or rewriter)
             chain = Chain(
                 rewriter,
                 renderer,
@@ -252,17 +254,17 @@ class ResultTable:
                 looks,
                 row.correction,
                 row.strength,
-                mends or corrector,
+                blind or corrector,
             )
             found = chain.run(case.prompt)
             image, cost = found.candidates[found.best].image, found.cost
             assert image is not None, "the best is one that was finished"
-            (score,) = image_scores(self.measure, image[None], [case.prompt])
-            # Unpruned candidates may come from the cache, and cost the same.
+            (score,) = image_scores(self.metric, image[None], [case.prompt])
+            # Without pruning, candidates from the cache count as if they had been drawn.
             rows = cost.denoiser_rows_full if row.prune == "none" else cost.denoiser_rows
             yield [
                 {
-                    "what": mark,
+                    "what": fingerprint,
                     "prompt": case.prompt,
                     "seed": base,
                     "score": score,
@@ -272,7 +274,7 @@ class ResultTable:
             ]
 
     def _singles(
-        self, part: Sequence[tuple[PromptCase, int]], renderer: Renderer, rewriter: Rewriter, mark: str
+        self, part: Sequence[tuple[PromptCase, int]], renderer: Renderer, rewriter: Rewriter, fingerprint: str
     ) -> list[dict[str, Any]]:
         import torch
 
@@ -283,10 +285,10 @@ class ResultTable:
             if image is None:
                 raise RenderFailed(f"{renderer.name} gave no picture for {prompt[:80]!r}")
         images = torch.stack([image for image in drawn.images if image is not None])
-        scores = image_scores(self.measure, images, prompts)
+        scores = image_scores(self.metric, images, prompts)
         return [
             {
-                "what": mark,
+                "what": fingerprint,
                 "prompt": case.prompt,
                 "seed": base,
                 "score": score,
@@ -298,7 +300,7 @@ class ResultTable:
 
 
 class UncritiquedRewriter:
-    """A rewriter that does not read critiques."""
+    """Wraps a rewriter and withholds the critiques from it."""
 
     def __init__(self, rewriter: Rewriter):
         self.rewriter, self.name = rewriter, rewriter.name
@@ -316,8 +318,8 @@ class UncritiquedRewriter:
 def evaluate_rows(
     *,
     rows: Mapping[str, TableRow],
-    makers: RoleLoaders,
-    measure: Reward,
+    loaders: RoleLoaders,
+    metric: Reward,
     folder: Path,
     per_task: int = 66,
     seeds: int = 4,
@@ -325,12 +327,13 @@ def evaluate_rows(
     split: str = "held-out",
     tasks: Sequence[str] = (),
     baseline: str | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The table as design.md 5's object: {"name", "rows", "settings"}; versions are added by the caller.
+    """The result (design.md 5): {"name", "rows", "settings"}, without versions, which the caller adds.
 
-    Differences are from the row `baseline`, by default the first. Raises BadInput for the same weights twice
-    in a row: as two trainings they would pass for certainty.
+    `metric` measures all rows. Gains are over the row `baseline`, by default the first. `folder` stores the
+    results. Raises BadInput if a row has the same weights twice: as two trainings they would make its
+    interval too narrow.
     """
     assert rows and per_task > 0 and seeds > 0
     base = baseline or next(iter(rows))
@@ -342,11 +345,11 @@ def evaluate_rows(
     for name, row in rows.items():
         if row.best_of * (1 + row.reflect) > SEED_STRIDE:
             raise BadInput(f"{name!r} has more candidates than there are seeds between two repetitions")
-    table = ResultTable(cases, bases, makers, measure, folder, tell)
+    table = ResultTable(cases, bases, loaders, metric, folder, progress)
     trainings = {name: row.trainings() for name, row in rows.items()}
     table.fill([one for of in trainings.values() for one in of])
     for name, of in trainings.items():
-        if len({table.marks[one] for one in of}) < len(of):
+        if len({table.fingerprints[one] for one in of}) < len(of):
             raise BadInput(f"row {name!r} has the same weights twice; give each training seed's own")
     results = {name: [table.results(one) for one in of] for name, of in trainings.items()}
     values = {name: values_by_task(of) for name, of in results.items()}
@@ -369,7 +372,7 @@ def evaluate_rows(
         "seed": seed,
         "baseline": base,
         "steps": table.steps,
-        "judge": measure.spec.name,
+        "judge": metric.spec.name,
         "rows": {name: row.model_dump(exclude_defaults=True) for name, row in rows.items()},
     }
     listed = [[name, *one.values()] for name, row in made.items() for one in row["trainings"]]

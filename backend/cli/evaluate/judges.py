@@ -49,7 +49,7 @@ def judges(
             f"{data} has no questions of yes or no in the split {SPLIT!r}; make it with `reprise "
             "data judge --test-share 1`, of prompts that no judge was trained on"
         )
-    marks = {name: reward_mark(name) for name in names}
+    fingerprints = {name: reward_mark(name) for name in names}
     taught = set().union(*(_taught(name) for name in names))
     unseen = [one for one in examples if prompt_mark(one.line.prompt) not in taught]
     if len(unseen) < len(examples):
@@ -74,8 +74,15 @@ def judges(
     ]
     makers: dict[str, Callable[[], Answerer]] = {name: partial(_make, name) for name in names}
     out = prepare_folder(out or Path("out") / "evaluate-judges")
-    with results.progress_bars(as_json, out) as tell:
-        result = evaluate_judges(makers, cases, marks=marks, kept=out / "partial.jsonl", seed=seed, tell=tell)
+    with results.progress_bars(as_json, out) as progress:
+        result = evaluate_judges(
+            makers,
+            cases,
+            fingerprints=fingerprints,
+            journal=out / "partial.jsonl",
+            seed=seed,
+            progress=progress,
+        )
     result["settings"]["data"] = str(data)
     results.finish(result, out, as_json)
 

@@ -53,7 +53,7 @@ def rewriters(
     measuring, drawing = make_reward(judge), find_renderer(renderer, steps)
     makers = {one: find_rewriter(one) for row in methods.values() for one in row}
     out = prepare_folder(out or Path("out") / "evaluate-rewriters")
-    with results.progress_bars(as_json, out) as tell:
+    with results.progress_bars(as_json, out) as progress:
         result = compare_rewriters(
             methods=methods,
             rewriters=makers,
@@ -65,7 +65,7 @@ def rewriters(
             seed=seed,
             tasks=tasks,
             baseline=baseline,
-            tell=tell,
+            progress=progress,
         )
     results.finish(result, out, as_json)
 

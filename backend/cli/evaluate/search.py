@@ -55,25 +55,25 @@ def search(
     tasks, rows = select_tasks(task or []), read_rows(file)
     _check(rows.values(), renderer, steps)
     measuring = make_reward(judge)
-    makers = RoleLoaders(
+    loaders = RoleLoaders(
         lambda lora: find_renderer(renderer, steps, lora=Path(lora) if lora else None)(),
         lambda name: find_rewriter(name)(),
         make_reward,
         reward_mark,
     )
     out = prepare_folder(out or Path("out") / "evaluate-search")
-    with results.progress_bars(as_json, out) as tell:
+    with results.progress_bars(as_json, out) as progress:
         result = evaluate_rows(
             rows=rows,
-            makers=makers,
-            measure=measuring,
+            loaders=loaders,
+            metric=measuring,
             folder=out,
             per_task=per_task,
             seeds=seeds,
             seed=seed,
             tasks=tasks,
             baseline=baseline,
-            tell=tell,
+            progress=progress,
         )
     results.finish(result, out, as_json)
 

@@ -44,7 +44,7 @@ def shapeworld(
     judge = make_reward("shapeworld")
     drawing, rewriting = find_renderer(renderer, steps), find_rewriter(rewriter)
     out = prepare_folder(out or Path("out") / "evaluate-shapeworld")
-    with results.progress_bars(as_json, out) as tell:
+    with results.progress_bars(as_json, out) as progress:
         result = evaluate_chain(
             rewriter=rewriting(),
             template=find_rewriter("template")(),
@@ -58,7 +58,7 @@ def shapeworld(
             variants=variants,
             seed=seed,
             tasks=tasks,
-            kept=out,
-            tell=tell,
+            folder=out,
+            progress=progress,
         )
     results.finish(result, out, as_json)

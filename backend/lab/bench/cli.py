@@ -73,7 +73,7 @@ def parm(
         raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {best_of}")
     drawing, scoring = find_renderer(renderer, steps), make_reward("shapeworld")
 
-    def measure(tell: Tell) -> dict[str, Any]:
+    def measure(progress: Progress) -> dict[str, Any]:
         if previews is None:
             return parm.bench(
                 renderer=drawing(),
@@ -84,18 +84,18 @@ def parm(
                 seed=seed,
                 sweep=sweep,
                 timed=timed,
-                tell=tell,
+                progress=progress,
             )
         return potential.compare(
             renderer=drawing(),
             reward=scoring,
             judge=make_reward(previews),
             per_task=per_task,
-            aside=[one.prompt for one in read_prompts(f"shapeworld:{per_task}", "evaluate")],
+            fitting_prompts=[one.prompt for one in read_prompts(f"shapeworld:{per_task}", "evaluate")],
             n=best_of,
             pool=pool,
             seed=seed,
-            tell=tell,
+            progress=progress,
         )
 
     _run("parm", measure, out, as_json)
@@ -111,7 +111,9 @@ def nodes(
     """What the nodes cost inside ComfyUI, beside its own (COMFYUI_PATH, COMFYUI_PYTHON)."""
     from . import nodes
 
-    _run("nodes", lambda tell: nodes.bench(pairs=pairs, steps=steps or 16, tell=tell), out, as_json)
+    _run(
+        "nodes", lambda progress: nodes.bench(pairs=pairs, steps=steps or 16, progress=progress), out, as_json
+    )
 
 
 @app.command()
@@ -145,9 +147,9 @@ def rewards(
 
     rewards.check(judges or (), reference)
 
-    def measure(tell: Tell) -> dict[str, Any]:
+    def measure(progress: Progress) -> dict[str, Any]:
         return rewards.bench(
-            judges=judges or (), reference=reference, images=images, pairs=pairs, seed=seed, tell=tell
+            judges=judges or (), reference=reference, images=images, pairs=pairs, seed=seed, progress=progress
         )
 
     _run("rewards", measure, out, as_json)
@@ -168,7 +170,7 @@ def grpo(
     from . import grpo
 
     settings = _grpo_settings(config, prompts_per_step, rewrites, steps, seed)
-    _run("grpo", lambda tell: grpo.bench(settings, pairs=pairs, tell=tell), out, as_json)
+    _run("grpo", lambda progress: grpo.bench(settings, pairs=pairs, progress=progress), out, as_json)
 
 
 @app.command()
@@ -190,19 +192,19 @@ def prip(
     from . import prip
 
     settings = _ppo_settings(config, prompts_per_step, rewrites, steps, seed, refiner)
-    _run("prip", lambda tell: prip.bench(settings, pairs=pairs, tell=tell), out, as_json)
+    _run("prip", lambda progress: prip.bench(settings, pairs=pairs, progress=progress), out, as_json)
 
 
-Tell = Callable[[str, int, int], None]  # progress: stage, done, total
+Progress = Callable[[str, int, int], None]  # progress: stage, done, total
 
 
-def _run(name: str, measure: Callable[[Tell], dict[str, Any]], out: Path | None, as_json: bool) -> None:
+def _run(name: str, measure: Callable[[Progress], dict[str, Any]], out: Path | None, as_json: bool) -> None:
     from ...cli import results
     from ...storage.files import prepare_folder
 
     out = prepare_folder(out or Path("out") / f"bench-{name}")
-    with results.progress_bars(as_json, out) as tell:
-        result = measure(tell)
+    with results.progress_bars(as_json, out) as progress:
+        result = measure(progress)
     results.finish(result, out, as_json)
 
 

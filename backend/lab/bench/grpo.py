@@ -36,7 +36,7 @@ PHASES = {
     "update": "update",
     "record": "records, logs",
 }
-DID = {
+COUNTS = {
     "processor": "processor seconds",
     "answers": "answers",
     "unreadable": "answers that cannot be read",
@@ -51,7 +51,7 @@ Step = dict[str, Any]
 
 
 def bench(
-    settings: Mapping[str, Any], *, pairs: int = 5, tell: Callable[[str, int, int], None] | None = None
+    settings: Mapping[str, Any], *, pairs: int = 5, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, Any]:
     """`pairs` optimiser steps of ours and of the other loop at each number of the renderer's steps, after a
     first one that is not counted; `settings` are a GrpoConfig's, as JSON.
@@ -70,14 +70,14 @@ def bench(
     }
     with tempfile.TemporaryDirectory(prefix="reprise-bench-") as folder, ExitStack() as running:
         kinds = ("ours", "peer")
-        if tell:
-            tell("warm-up", 0, pairs)
+        if progress:
+            progress("warm-up", 0, pairs)
         commands = {kind: [sys.executable, SCRIPT, kind, folder, json.dumps(settings)] for kind in kinds}
         sides = {
             kind: running.enter_context(Process(kind, words, Path(folder)))
             for kind, words in commands.items()
         }
-        ready = {kind: side.hear() for kind, side in sides.items()}
+        ready = {kind: side.read_answer() for kind, side in sides.items()}
         steps = {OWN: ready["peer"]["steps"], EQUAL: ready["ours"]["steps"]}
         if steps[OWN] == steps[EQUAL]:
             del steps[OWN]
@@ -90,8 +90,8 @@ def bench(
                     found["floor"].append(sides["ours"].ask({"do": "floor"}))
                 else:
                     found[name].append(sides["peer"].ask({"do": "step", "steps": steps[name]}))
-            if tell:
-                tell("steps", turn + 1, pairs)
+            if progress:
+                progress("steps", turn + 1, pairs)
     kept = (
         "model",
         "prompts",
@@ -140,7 +140,7 @@ def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[
             "cost": {"ours": round(sum(floor) / len(floor), 4)},
         }
     )
-    return {"name": "grpo", "rows": rows, "tables": [_phases(found, steps), _did(found, steps)]}
+    return {"name": "grpo", "rows": rows, "tables": [_phase_table(found, steps), _count_table(found, steps)]}
 
 
 def speedup(ours: Sequence[Step], theirs: Sequence[Step], unit: str | None) -> list[float] | None:
@@ -168,7 +168,7 @@ def _rate(side: Sequence[Step], unit: str | None) -> float:
     return sum(step["seconds"] for step in side) / units if units else float("inf")
 
 
-def _phases(found: Mapping[str, Sequence[Step]], steps: Mapping[str, int]) -> dict[str, Any]:
+def _phase_table(found: Mapping[str, Sequence[Step]], steps: Mapping[str, int]) -> dict[str, Any]:
     sides = {
         "ours": [{**step["phases"], "all": step["seconds"]} for step in found["ours"]],
         "floor": [{**step, "all": sum(step.values())} for step in found["floor"]],
@@ -186,9 +186,9 @@ def _phases(found: Mapping[str, Sequence[Step]], steps: Mapping[str, int]) -> di
     return {"title": "seconds of a step, mean", "columns": columns, "rows": rows}
 
 
-def _did(found: Mapping[str, Sequence[Step]], steps: Mapping[str, int]) -> dict[str, Any]:
+def _count_table(found: Mapping[str, Sequence[Step]], steps: Mapping[str, int]) -> dict[str, Any]:
     sides = {"ours": found["ours"], **{f"other, {count} steps": found[kind] for kind, count in steps.items()}}
-    rows = [[name, *(_mean(values, key) for values in sides.values())] for key, name in DID.items()]
+    rows = [[name, *(_mean(values, key) for values in sides.values())] for key, name in COUNTS.items()]
     return {"title": "what a step does, mean", "columns": ["", *sides], "rows": rows}
 
 

@@ -35,7 +35,7 @@ def find_comfyui() -> tuple[Path, Path]:
 
 
 def bench(
-    *, pairs: int = 12, steps: int = 16, tell: Callable[[str, int, int], None] | None = None
+    *, pairs: int = 12, steps: int = 16, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, Any]:
     """`pairs` alternating runs of stock nodes and of PARM with one candidate, at each size.
 
@@ -43,8 +43,8 @@ def bench(
     denoiser step, of the import time to its goal. Raises BadInput without a ComfyUI.
     """
     folder, python = find_comfyui()
-    if tell:
-        tell("nodes", 0, 1)
+    if progress:
+        progress("nodes", 0, 1)
     done = subprocess.run(
         [str(python), str(SCRIPT), str(folder), str(PACK), str(pairs), str(steps)],
         capture_output=True,
@@ -55,8 +55,8 @@ def bench(
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines()
         raise RepriseError(f"measuring inside ComfyUI failed: {said[-1] if said else 'it said nothing'}")
-    if tell:
-        tell("nodes", 1, 1)
+    if progress:
+        progress("nodes", 1, 1)
     return result_of(json.loads(lines[-1]), pairs, steps)
 
 

@@ -74,7 +74,7 @@ def draw_pools(
     cases: Sequence[PromptCase],
     size: int,
     seed: int,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     *,
     looks: Iterable[int] = LOOKS,
     previews: Reward | None = None,
@@ -98,8 +98,8 @@ def draw_pools(
         for candidate in found.candidates:
             candidate.image = None  # only the scores are needed from here on
         pools.append(Pool(case, found.candidates, renderer.steps, rows_each))
-        if tell:
-            tell("pools", number, len(cases))
+        if progress:
+            progress("pools", number, len(cases))
     return pools
 
 
@@ -203,7 +203,7 @@ def bench(
     seed: int = 0,
     sweep: bool = False,
     timed: int = 6,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Best of `n`, full and pruned, and, of a larger `pool`, the best pruned to best-of-`n`'s row budget.
 
@@ -217,12 +217,12 @@ def bench(
     chosen, swept = default_halving(n, steps), []
     if sweep:
         cases = sample_prompts("train", per_task, seed + 1)
-        train = draw_pools(renderer, judge, cases, pool, seed + 10**6, tell)
+        train = draw_pools(renderer, judge, cases, pool, seed + 10**6, progress)
         swept = [{"cuts": name, **measure(train, n, s)} for name, s in sweep_schedules(n, steps).items()]
         swept.sort(key=lambda row: (row["rows_share"] > 0.25, -row["kept"][0]))
         chosen = sweep_schedules(n, steps)[swept[0]["cuts"]]
     cases = sample_prompts("held-out", per_task, seed)
-    pools = draw_pools(renderer, judge, cases, pool, seed, tell)
+    pools = draw_pools(renderer, judge, cases, pool, seed, progress)
     narrow = measure(pools, n, chosen)
     whole = measure(pools, n, FullSchedule())
     rows = [

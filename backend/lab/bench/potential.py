@@ -44,11 +44,13 @@ class RewardWithPotential:
 
     def __init__(self, reward: Reward, other: PreviewReward):
         self.spec, self.reward, self.other = reward.spec, reward, other
-        self.said: list[tuple[list[float], list[float] | None]] = []
+        self.judged_previews: list[tuple[list[float], list[float] | None]] = []
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """See `interfaces.Reward`."""
-        self.said.append((image_scores(self.other, images, prompts), clarities(self.other, images, prompts)))
+        self.judged_previews.append(
+            (image_scores(self.other, images, prompts), clarities(self.other, images, prompts))
+        )
         return image_scores(self.reward, images, prompts)
 
 
@@ -57,15 +59,17 @@ def compare(
     renderer: Renderer,
     reward: Reward,
     judge: Reward,
-    aside: Sequence[str],
+    fitting_prompts: Sequence[str],
     per_task: int = 8,
     n: int = 8,
     pool: int = 16,
     seed: int = 0,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The table as design.md 5's object. `aside` are the prompts that the threshold is fitted on. Raises
-    Unsupported for a judge that knows no potential."""
+    """The result (design.md 5). The threshold is fitted on `fitting_prompts`.
+
+    Raises Unsupported for a judge that does not estimate the potential of previews.
+    """
     other = judge_for_previews(judge)
     if not isinstance(other, PreviewReward):
         raise Unsupported(
@@ -75,22 +79,22 @@ def compare(
     steps, cuts = renderer.steps, default_halving(n, renderer.steps)
     looks = steps_at_shares(POTENTIAL_STEP_SHARES, steps)
     known = {case.prompt: case for case in prompts("train")}
-    fitting = _drawn(
+    fitting = _draw_pools(
         renderer,
         reward,
         other,
-        [known[prompt] for prompt in aside],
+        [known[prompt] for prompt in fitting_prompts],
         pool,
         seed + 10**6,
         looks | cuts.preview_steps,
-        tell,
+        progress,
     )
     budget = _rows(fitting, "reward", n, cuts)
     plans = [ThresholdSchedule(looks, threshold) for threshold in THRESHOLDS]
     # Rows fall as the threshold rises.
     likely = min(plans, key=lambda plan: abs(_rows(fitting, "clear", n, plan) - budget))
     cases = sample_prompts("held-out", per_task, seed)
-    pools = _drawn(renderer, reward, other, cases, pool, seed, looks | cuts.preview_steps, tell)
+    pools = _draw_pools(renderer, reward, other, cases, pool, seed, looks | cuts.preview_steps, progress)
     name, first = other.spec.name, f"halving by {reward.spec.name}"
     as_costly = _cuts_for(fitting, n, looks | cuts.preview_steps, _rows(pools, "clear", n, likely))
     plain: dict[str, tuple[str, PruningSchedule]] = {
@@ -130,7 +134,7 @@ def compare(
         "cuts_as_many": {str(k): v for k, v in as_costly.cuts.items()},
         "looks": sorted(looks),
         "threshold": likely.threshold,
-        "fitted_on": len(aside),
+        "fitted_on": len(fitting_prompts),
         "rows_while_fitting": [round(budget, 1), round(_rows(fitting, "clear", n, likely), 1)],
         "renderer": renderer.fingerprint,
         "judge": reward.spec.name,
@@ -155,7 +159,7 @@ def _cuts_for(
     return max(near or [by_distance[0][2]], key=lambda plan: sum(_scores(pools, "reward", n, plan)))
 
 
-def _drawn(
+def _draw_pools(
     renderer: Renderer,
     reward: Reward,
     other: PreviewReward,
@@ -163,20 +167,20 @@ def _drawn(
     size: int,
     seed: int,
     looks: frozenset[int],
-    tell: Callable[[str, int, int], None] | None,
+    progress: Callable[[str, int, int], None] | None,
 ) -> list[dict[str, Pool]]:
     """Of each case the same candidates three times: with the reward's scores of their previews, with the
     judge's potential, and with that where the judge finds the preview clear."""
     beside = RewardWithPotential(reward, other)
-    pools = draw_pools(renderer, reward, cases, size, seed, tell, looks=looks, previews=beside)
-    said = iter(beside.said)
+    pools = draw_pools(renderer, reward, cases, size, seed, progress, looks=looks, previews=beside)
+    judged_previews = iter(beside.judged_previews)
     found = []
     for pool in pools:
         kinds: dict[str, list[Candidate]] = {"reward": pool.candidates}
         for kind in ("judge", "clear"):
             kinds[kind] = [replace(c, preview_scores={}) for c in pool.candidates]
         for step in sorted(looks):
-            likely, clear = next(said)
+            likely, clear = next(judged_previews)
             for i, p in enumerate(likely):
                 kinds["judge"][i].preview_scores[step] = p
                 if clear is None or clear[i] >= CLARITY_THRESHOLD:

@@ -31,7 +31,7 @@ PHASES = {
     "update": "update",
     "record": "records, logs",
 }
-DID = {
+COUNTS = {
     "tokens": "tokens of a refinement",
     "pictures": "pictures drawn",
     "pictures_reused": "pictures there already",
@@ -43,7 +43,7 @@ def bench(
     *,
     pairs: int = 5,
     refined: int = 64,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """`pairs` rounds of `refined` prompts by ours and by `generate`, in turns, and as many PPO steps, after a
     first one of each that is not counted; `settings` are a PpoConfig's, as JSON. Evaluations are left out.
@@ -54,13 +54,13 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="reprise-bench-") as folder:
         command = [sys.executable, SCRIPT, folder, json.dumps(settings), str(refined)]
         with Process("prip", command, Path(folder)) as side:
-            ready = side.hear()
+            ready = side.read_answer()
             found: dict[str, list[dict[str, Any]]] = {"refine": [], "step": []}
             for what, answers in found.items():
                 for turn in range(pairs + 1):
                     answers.append(side.ask({"do": what}))
-                    if tell:
-                        tell("refinements" if what == "refine" else "steps", turn, pairs)
+                    if progress:
+                        progress("refinements" if what == "refine" else "steps", turn, pairs)
     rounds, steps = found["refine"][1:], found["step"][1:]
     result = result_of(
         {way: [one[way] for one in rounds] for way in rounds[0]},
@@ -109,7 +109,7 @@ def result_of(
         ["greedy", _per_row(speeds["ours, pivots"]), _per_row(speeds["generate"])],
         ["drawn", _per_row(speeds["ours, drawn"]), _per_row(speeds["generate, drawn"])],
     ]
-    did = [[name, _mean(steps, key)] for key, name in DID.items()]
+    did = [[name, _mean(steps, key)] for key, name in COUNTS.items()]
     tables = [
         ("seconds of a step of ppo, mean", ["ours", "its floor", "share"], table),
         ("what a step of ppo does, mean", ["ours"], did),

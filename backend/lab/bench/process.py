@@ -37,9 +37,9 @@ class Process:
             self.process.stdin.flush()
         except OSError:
             pass  # hear() says why it ended
-        return self.hear()
+        return self.read_answer()
 
-    def hear(self) -> dict[str, Any]:
+    def read_answer(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:

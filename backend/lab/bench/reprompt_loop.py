@@ -23,7 +23,7 @@ from ...rewriters.rows import read_answer
 if TYPE_CHECKING:
     from ...renderers.diffusers.renderer import DiffusersRenderer
 
-UNREADABLE = "a photo"  # what the script draws where it finds no answer
+UNREADABLE_PROMPT = "a photo"  # what the script draws where it finds no answer
 
 
 class PlainPipeline:
@@ -65,24 +65,24 @@ class RewardFunctions:
 
     def __init__(
         self,
-        draughtsman: PlainPipeline,
+        pipeline: PlainPipeline,
         rewards: Mapping[str, Any],
         weights: Mapping[str, float],
         timer: Callable[[str], AbstractContextManager[Any]],
     ):
-        self.draughtsman, self.timer = draughtsman, timer
-        self.looking = {n: reward for n, reward in rewards.items() if reward.spec.reads == "images"}
-        self.reading = {n: reward for n, reward in rewards.items() if n not in self.looking}
+        self.pipeline, self.timer = pipeline, timer
+        self.picture_rewards = {n: reward for n, reward in rewards.items() if reward.spec.reads == "images"}
+        self.text_rewards = {n: reward for n, reward in rewards.items() if n not in self.picture_rewards}
         self.weights = dict(weights)
         self.scores: dict[str, list[float]] = {}
         self.drawn = self.unreadable = 0
 
     def functions(self) -> tuple[list[Any], list[float]]:
         """For TRL, and their weights."""
-        names = list(self.reading)
-        return [self.look, *map(self._texts, names)], [1.0, *(self.weights[name] for name in names)]
+        names = list(self.text_rewards)
+        return [self.score_pictures, *map(self._texts, names)], [1.0, *(self.weights[name] for name in names)]
 
-    def look(
+    def score_pictures(
         self, completions: Sequence[Any], asked: Sequence[str], judge_prompt: Sequence[str], **_: Any
     ) -> list[float]:
         """The weighted sum of each answer's picture's scores, as the rewards give them."""
@@ -92,24 +92,24 @@ class RewardFunctions:
         for rewrite in _rewrites(completions, asked):
             self.unreadable += rewrite.fallback is not None
             with self.timer("render"):
-                prompt = rewrite.prompt if rewrite.fallback is None else UNREADABLE
-                pictures.append(self.draughtsman.draw(prompt))
+                prompt = rewrite.prompt if rewrite.fallback is None else UNREADABLE_PROMPT
+                pictures.append(self.pipeline.draw(prompt))
             self.drawn += 1
-        self.scores = {name: [] for name in self.looking}
+        self.scores = {name: [] for name in self.picture_rewards}
         for picture, words in zip(pictures, judge_prompt, strict=True):
             with self.timer("score"):
                 image = from_pil(picture)[None]
-                for name, reward in self.looking.items():
+                for name, reward in self.picture_rewards.items():
                     self.scores[name] += image_scores(reward, image, [words])
         return [
-            sum(self.weights[name] * self.scores[name][i] for name in self.looking)
+            sum(self.weights[name] * self.scores[name][i] for name in self.picture_rewards)
             for i in range(len(pictures))
         ]
 
     def _texts(self, name: str) -> Callable[..., list[float]]:
         def score(completions: Sequence[Any], asked: Sequence[str], **_: Any) -> list[float]:
             with self.timer("score"):
-                found = text_scores(self.reading[name], _rewrites(completions, asked), list(asked))
+                found = text_scores(self.text_rewards[name], _rewrites(completions, asked), list(asked))
             self.scores[name] = found
             return found
 
@@ -127,7 +127,7 @@ def make_trainer(
     tokenizer: Any,
     system: str,
     asked: Sequence[tuple[str, str]],
-    reviewer: RewardFunctions,
+    reward_functions: RewardFunctions,
     settings: Mapping[str, Any],
     adapter: Any = None,
 ) -> Any:
@@ -140,14 +140,14 @@ def make_trainer(
 
     class TimedGrpoTrainer(GRPOTrainer):
         def _generate(self, *arguments, **options):
-            with reviewer.timer("write"):
+            with reward_functions.timer("write"):
                 return super()._generate(*arguments, **options)
 
     rows = [
         {"prompt": build_messages(prompt, system=system), "asked": prompt, "judge_prompt": judge_prompt}
         for prompt, judge_prompt in asked
     ]
-    functions, weights = reviewer.functions()
+    functions, weights = reward_functions.functions()
     return TimedGrpoTrainer(
         model=model,
         processing_class=tokenizer,

@@ -41,7 +41,7 @@ def bench(
     pairs: int = 5,
     size: int = 1024,
     seed: int = 0,
-    tell: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """`pairs` calls of each side with 1 picture and with `images` of them, `size` pixels wide and high.
 
@@ -57,15 +57,15 @@ def bench(
         for name in judges:
             with tempfile.TemporaryDirectory(dir=folder) as inner, ExitStack() as running:
                 files = Path(inner)
-                if tell:
-                    tell(f"{name}, random weights", 0, 1)
+                if progress:
+                    progress(f"{name}, random weights", 0, 1)
                 write_published(name, files, seed)
                 sides = [
                     running.enter_context(JudgeProcess(pythons[kind], kind, name, files)) for kind in pythons
                 ]
-                ready = {side.kind: side.hear() for side in sides}
+                ready = {side.kind: side.read_answer() for side in sides}
                 for count in sorted({1, images}):
-                    calls = take_turns(sides, pictures[:count], pairs, f"{name}, {count} a call", tell)
+                    calls = take_turns(sides, pictures[:count], pairs, f"{name}, {count} a call", progress)
                     rows += rows_of(name, count, *calls, packages=packages)
     settings = {
         "images": images,
@@ -138,7 +138,7 @@ def take_turns(
     pictures: Sequence[Path],
     pairs: int,
     stage: str,
-    tell: Callable[[str, int, int], None] | None,
+    progress: Callable[[str, int, int], None] | None,
 ) -> list[list[dict[str, Any]]]:
     """`pairs` answers of each side, taking turns; before them one call each that is not counted."""
     found: list[list[dict[str, Any]]] = [[] for _ in sides]
@@ -148,8 +148,8 @@ def take_turns(
             answer = sides[i].score(pictures)
             if turn:
                 found[i].append(answer)
-        if tell:
-            tell(stage, turn, pairs)
+        if progress:
+            progress(stage, turn, pairs)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Rows of earlier calls come back, half a line does not, and a strange file is refused."""
+"""The journal: rows of earlier calls, incomplete lines, files of something else."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from reprise.backend.core.errors import BadInput
 from reprise.backend.evaluation.journal import Journal
 
 
-def test_rows_are_there_again(tmp_path):
+def test_rows_of_an_earlier_call_are_read_back(tmp_path):
     kept = Journal(tmp_path / "lines")
     kept.add([{"a": 1}, {"a": "é"}])
     kept.add([])
@@ -15,20 +15,20 @@ def test_rows_are_there_again(tmp_path):
     assert len((tmp_path / "lines").read_text().splitlines()) == 3
 
 
-def test_half_a_line_is_taken_off_before_more_comes(tmp_path):
+def test_an_incomplete_last_line_is_removed(tmp_path):
     (tmp_path / "lines").write_text('{"a": 1}\n{"a"')
     kept = Journal(tmp_path / "lines")
     kept.add([{"a": 2}])
     assert Journal(tmp_path / "lines").rows == [{"a": 1}, {"a": 2}]
 
 
-def test_another_file_is_refused(tmp_path):
+def test_a_file_that_is_not_json_lines_is_refused(tmp_path):
     (tmp_path / "lines").write_text("a letter\n")
     with pytest.raises(BadInput, match="lines is damaged .* delete it"):
         Journal(tmp_path / "lines")
 
 
-def test_without_a_file_rows_are_kept_in_memory():
+def test_without_a_file_rows_stay_in_memory():
     kept = Journal(None)
     kept.add([{"a": 1}])
     assert kept.rows == [{"a": 1}]

@@ -1,4 +1,4 @@
-"""`evaluate judges`: accuracies and errors by hand, intervals over prompts, and going on."""
+"""`evaluate judges`: accuracies and calibration errors by hand, intervals over prompts, resuming."""
 
 import json
 
@@ -10,7 +10,7 @@ from reprise.backend.cli.main import run
 from reprise.backend.core.errors import BadInput
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.evaluation.critiques import BLIND
-from reprise.backend.evaluation.judges import COMMONER, JudgeCase, evaluate_judges, make_answerer
+from reprise.backend.evaluation.judges import MAJORITY, JudgeCase, evaluate_judges, make_answerer
 from reprise.backend.rewards.vlm.calibration import Calibration
 from reprise.backend.rewards.vlm.judge import TunedSettings, VLMJudge
 from reprise.backend.rewards.vlm.local import VlmAnswer
@@ -28,7 +28,7 @@ class Brightness:
 
 
 class Played:
-    """A VLM that knows the right answers to all but potential."""
+    """A VLM that answers all questions right, except `potential`."""
 
     name, model = "played", None
 
@@ -47,7 +47,7 @@ class Played:
 
 @pytest.fixture
 def cases(tmp_path):
-    """Five prompts, a light and a dark picture each; a preview is lighter the later it is seen."""
+    """Five prompts, each with a light and a dark picture; previews get lighter with the step."""
     found = []
     for n in range(5):
         for light in (True, False):
@@ -62,12 +62,12 @@ def cases(tmp_path):
     return found
 
 
-def test_figures_by_hand(cases):
+def test_accuracies_equal_those_computed_by_hand(cases):
     played = VLMJudge(Played())
     judges = {"played": lambda: make_answerer(played), "bright": lambda: make_answerer(Brightness())}
     result = evaluate_judges(judges, cases)
     told, bright, blind = result["rows"]
-    assert blind["name"] == COMMONER and blind["tasks"]["match"] == [0.5, 0.5, 0.5] and not blind["cost"]
+    assert blind["name"] == MAJORITY and blind["tasks"]["match"] == [0.5, 0.5, 0.5] and not blind["cost"]
     assert told["tasks"] == {"match": [1, 1, 1], "clarity": [1, 1, 1], "potential": [0.5, 0.5, 0.5]}
     assert told["overall"][0] == pytest.approx(2.5 / 3, abs=1e-4)
     assert told["cost"]["calibration error, match"] == pytest.approx(0.2, abs=1e-4)
@@ -75,9 +75,9 @@ def test_figures_by_hand(cases):
     assert bright["tasks"].keys() == {"match", "potential"} and bright["tasks"]["potential"][0] == 1
     steps, errors, apart = result["tables"]
     assert ["played, match", *["1.000 [1.000, 1.000]"] * 3] in apart["rows"]
-    assert ["bright, match", "1.000 [1.000, 1.000]", None, None] in apart["rows"], "it has one question"
-    assert ["played, match", *["1.000 [1.000, 1.000]"] * 2] in steps["rows"], "of previews, too"
-    assert ["played, potential", None, *["0.500 [0.500, 0.500]"] * 2] in apart["rows"], "it hopes for all"
+    assert ["bright, match", "1.000 [1.000, 1.000]", None, None] in apart["rows"], "it answers one question"
+    assert ["played, match", *["1.000 [1.000, 1.000]"] * 2] in steps["rows"], "for previews, too"
+    assert ["played, potential", None, *["0.500 [0.500, 0.500]"] * 2] in apart["rows"], "it says yes to all"
     assert steps["columns"] == ["judge, question", "step 2", "step 4"]
     assert ["played, potential", "0.500 [0.500, 0.500]", "0.500 [0.500, 0.500]"] in steps["rows"]
     assert ["played, match", 10, "0.200 [0.200, 0.200]"] in errors["rows"]
@@ -85,7 +85,7 @@ def test_figures_by_hand(cases):
     json.dumps(result, allow_nan=False)
 
 
-def test_calibrations_count(cases):
+def test_calibration_errors_equal_those_computed_by_hand(cases):
     sure = VLMJudge(Played(), tuned=TunedSettings(calibrations={"match": Calibration(1e-1)}))
     row, _ = evaluate_judges(
         {"sure": lambda: make_answerer(sure)}, [c for c in cases if c.question == "match"]
@@ -93,8 +93,8 @@ def test_calibrations_count(cases):
     assert row["cost"]["calibration error, match"] < 1e-3
 
 
-def test_who_does_not_look_goes_by_the_step(cases):
-    """At step 2 none is clear, at step 4 four of five are: .9 without looking."""
+def test_the_baseline_gives_the_more_frequent_answer_of_a_step(cases):
+    """At step 2 no preview is clear, at step 4 four of five are: an accuracy of .9."""
     told = [
         JudgeCase("clarity", c.prompt, c.picture, c.step == 4 and c.prompt != "light 0", c.step)
         for c in cases
@@ -102,12 +102,12 @@ def test_who_does_not_look_goes_by_the_step(cases):
     ]
     result = evaluate_judges({"played": lambda: make_answerer(VLMJudge(Played()))}, told)
     assert result["rows"][-1]["tasks"]["clarity"][0] == 0.9
-    (row,) = [row for row in result["tables"][0]["rows"] if row[0].startswith(COMMONER)]
+    (row,) = [row for row in result["tables"][0]["rows"] if row[0].startswith(MAJORITY)]
     assert row[1].startswith("1.000") and row[2].startswith("0.800")
 
 
-def test_pairs_are_of_one_prompt(tmp_path):
-    """Who only knows which prompts fail is right about five pictures of six, and tells no pair apart."""
+def test_pair_accuracy_compares_pictures_of_one_prompt(tmp_path):
+    """A judge that only knows which prompts fail is right about five of six pictures, and orders no pair."""
     Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
     rights = {"easy": (True, True, False), "hard": (False, False, False)}
     told = [
@@ -121,8 +121,8 @@ def test_pairs_are_of_one_prompt(tmp_path):
     assert result["tables"][-1]["rows"] == [["knows, match", "0.500 [0.500, 0.500]"]]
 
 
-def test_intervals_are_over_prompts(cases):
-    """One prompt of five is always wrong: its answers come and go together."""
+def test_intervals_are_bootstrapped_over_prompts(cases):
+    """All answers about one prompt of five are wrong; a resample has all of them or none."""
     wrong = [
         JudgeCase(c.question, c.prompt, c.picture, not c.right if c.prompt == "light 0" else c.right, c.step)
         for c in cases
@@ -133,27 +133,36 @@ def test_intervals_are_over_prompts(cases):
     assert mean == 0.8 and (low, high) == (0.4, 1.0)  # 3 of 5 drawn and none, at 2.5 and 97.5 %
 
 
-def test_a_second_call_asks_nothing(cases, tmp_path):
+def test_a_second_call_reads_the_answers_from_the_journal(cases, tmp_path):
     first, again = Played(), Played()
-    kept = tmp_path / "kept.jsonl"
+    journal = tmp_path / "journal.jsonl"
     one = evaluate_judges(
-        {"played": lambda: make_answerer(VLMJudge(first))}, cases, kept=kept, marks={"played": "a"}
+        {"played": lambda: make_answerer(VLMJudge(first))},
+        cases,
+        journal=journal,
+        fingerprints={"played": "a"},
     )
-    previews = sum(case.question == "potential" for case in cases)  # which are asked whether they match, too
+    previews = sum(case.question == "potential" for case in cases)  # these are also asked `match`
     assert len(first.asked) == len(cases) + previews
     two = evaluate_judges(
-        {"played": lambda: make_answerer(VLMJudge(again))}, cases, kept=kept, marks={"played": "a"}
+        {"played": lambda: make_answerer(VLMJudge(again))},
+        cases,
+        journal=journal,
+        fingerprints={"played": "a"},
     )
     assert two == one and not again.asked
     evaluate_judges(
-        {"played": lambda: make_answerer(VLMJudge(again))}, cases, kept=kept, marks={"played": "b"}
+        {"played": lambda: make_answerer(VLMJudge(again))},
+        cases,
+        journal=journal,
+        fingerprints={"played": "b"},
     )
     assert len(again.asked) == len(first.asked)
     with pytest.raises(BadInput, match="nothing to evaluate"):
         evaluate_judges({}, [])
 
 
-def test_pictures_of_unlike_sizes(tmp_path):
+def test_pictures_of_different_sizes_are_scored(tmp_path):
     found = []
     for side in (8, 12):
         path = tmp_path / f"{side}.png"
@@ -179,7 +188,7 @@ def lines_to(path, cases, **more):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_command(cases, tmp_path, capsys):
+def test_the_command_writes_the_table_and_the_page(cases, tmp_path, capsys):
     data, out = tmp_path / "test.jsonl", tmp_path / "out"
     lines_to(data, cases)
     assert run(["evaluate", "judges", "shapeworld", "--data", str(data), "--out", str(out), "--json"]) == 0
@@ -191,13 +200,13 @@ def test_the_command(cases, tmp_path, capsys):
 
 
 class Critic(Played):
-    """Says of every picture what it is told to."""
+    """Returns the critiques that a test sets."""
 
     def generate(self, questions, pictures, most):
         return [VlmAnswer("There is no cat.; I see 2 dogs", False) for _ in questions]
 
 
-def test_critiques_by_hand(cases):
+def test_critique_shares_equal_those_computed_by_hand(cases):
     """Of six pictures four have a fault that is named; of 12 named faults 5 are true, of 7 true ones 5."""
     reasons = {
         "light 0": ("there is no cat", "I see 2 dogs; there is no cat"),
@@ -227,7 +236,7 @@ def test_critiques_by_hand(cases):
     json.dumps(result, allow_nan=False)
 
 
-def test_what_a_judge_was_trained_on_gives_no_figure(cases, tmp_path, capsys):
+def test_prompts_that_a_judge_was_trained_on_are_left_out(cases, tmp_path, capsys):
     tiny_vlm.idefics3(tmp_path / "vlm")
     taught = [prompt_mark("a circle 0"), prompt_mark("a circle 3")]
     (tmp_path / "vlm" / "reprise.json").write_text(json.dumps({"prompts": taught}))
@@ -244,7 +253,7 @@ def test_what_a_judge_was_trained_on_gives_no_figure(cases, tmp_path, capsys):
     assert "make others with `reprise data judge --held-out`" in capsys.readouterr().err
 
 
-def test_bad_input(cases, tmp_path, capsys):
+def test_bad_input_is_refused_in_one_line(cases, tmp_path, capsys):
     data = tmp_path / "test.jsonl"
     lines_to(data, cases, split="train")
     known = ["evaluate", "judges", "shapeworld", "--data", str(data)]

@@ -1,4 +1,4 @@
-"""The table of rewriters with a renderer that draws by its prompt: rows, differences, words, what is kept."""
+"""The table of rewriters, with a renderer that draws by its prompt: rows, gains, words, stored results."""
 
 import gc
 import json
@@ -20,7 +20,7 @@ from reprise.backend.shapeworld.scenes import random_scene
 
 
 def drawn(prompt, seed):
-    """What the prompt says where it says "sure" or a size, as the oracle's do; else for one seed in three."""
+    """Draws the prompt right if it says "sure" or a size, as the oracle's do; else for one seed in three."""
     rng = random.Random(f"{prompt} {seed}")
     right = "sure" in prompt or "large" in prompt or rng.random() < 1 / 3
     scene = layout(parse_prompt(prompt), rng) if right else random_scene(rng)
@@ -28,14 +28,14 @@ def drawn(prompt, seed):
 
 
 class Adds:
-    """Appends words; cannot be read for two things. Counts itself and the prompts it is asked for."""
+    """Appends words, and gives no readable answer for two things. Counts its instances and prompts."""
 
     name, alive, asked = "adds", 0, 0
 
     def __init__(self, words, fingerprint=None):
         self.words, self.fingerprint = words, fingerprint or words
         Adds.alive += 1
-        assert Adds.alive == 1, "the one before is still in memory"
+        assert Adds.alive == 1, "the previous rewriter is still in memory"
         weakref.finalize(self, Adds.gone)
 
     @staticmethod
@@ -79,7 +79,7 @@ def run(folder, methods=METHODS, renderer=None, **settings):
     )
 
 
-def test_every_row_with_its_trainings_and_its_difference_from_the_best(tmp_path):
+def test_every_row_has_its_trainings_and_its_gain_over_the_best(tmp_path):
     result = run(tmp_path)
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [TYPED, "sure", "vague", ORACLE]
@@ -100,7 +100,7 @@ def test_every_row_with_its_trainings_and_its_difference_from_the_best(tmp_path)
         assert gain["interval"][0] == pytest.approx(difference, abs=2e-4)
 
 
-def test_words_are_counted_where_the_answer_could_be_read(tmp_path):
+def test_words_are_counted_in_answers_that_could_be_parsed(tmp_path):
     rows = {row["name"]: row["rewrites"] for row in run(tmp_path)["rows"]}
     kept = [json.loads(line) for line in (tmp_path / "rewrites.jsonl").read_text().splitlines()]
     assert len(kept) == 3 * 6
@@ -116,7 +116,7 @@ def test_words_are_counted_where_the_answer_could_be_read(tmp_path):
     assert "unreadable" not in rows[TYPED]
 
 
-def test_the_same_rewriter_under_two_names_differs_by_nothing_and_is_asked_and_drawn_once(tmp_path):
+def test_a_rewriter_under_two_names_is_run_once_and_has_no_gain(tmp_path):
     renderer = FakeRenderer(steps=4, draw=drawn)
     result = run(tmp_path, {"one": ["c"], "other": ["c"]}, renderer)
     first, second = result["rows"][1:3]
@@ -126,12 +126,12 @@ def test_the_same_rewriter_under_two_names_differs_by_nothing_and_is_asked_and_d
     assert len(jobs) == len(set(jobs)) <= 2 * 3 * 6 and max(map(len, renderer.calls)) <= 48
 
 
-def test_a_baseline_by_name(tmp_path):
+def test_the_baseline_can_be_named(tmp_path):
     rows = run(tmp_path, baseline=TYPED)["rows"]
     assert [row["gain"]["over"] for row in rows if "gain" in row] == [TYPED] * 3
 
 
-def test_a_stopped_call_goes_on_with_the_same_result(tmp_path, monkeypatch):
+def test_a_stopped_call_continues_to_the_same_result(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "BATCH", 16)
     whole = run(tmp_path / "whole")
 
@@ -146,14 +146,14 @@ def test_a_stopped_call_goes_on_with_the_same_result(tmp_path, monkeypatch):
     lines = tmp_path / "part" / "scores.jsonl"
     assert len(lines.read_text().splitlines()) == 16
     with lines.open("a") as file:
-        file.write('{"picture": "ab')  # as a kill leaves it
+        file.write('{"picture": "ab')  # as a killed process leaves it
     Adds.asked = 0
     renderer = FakeRenderer(steps=4, draw=drawn, rows_per_step=2)
     assert run(tmp_path / "part", renderer=renderer) == whole
     assert Adds.asked == 0 and sum(map(len, renderer.calls)) == len(lines.read_text().splitlines()) - 16
 
 
-def test_one_more_row_draws_what_is_new_alone(tmp_path):
+def test_a_call_with_another_row_draws_only_new_pictures(tmp_path):
     run(tmp_path, {"vague": ["c"]})
     renderer = FakeRenderer(steps=4, draw=drawn, rows_per_step=2)
     Adds.asked = 0
@@ -162,14 +162,14 @@ def test_one_more_row_draws_what_is_new_alone(tmp_path):
     assert more["rows"] == run(tmp_path / "other")["rows"]
 
 
-def test_pictures_outlive_their_scores(tmp_path):
+def test_pictures_are_reused_when_their_scores_are_missing(tmp_path):
     whole = run(tmp_path)
     (tmp_path / "scores.jsonl").unlink()
     renderer = FakeRenderer(steps=4, draw=drawn, rows_per_step=2)
     assert run(tmp_path, renderer=renderer) == whole and not renderer.calls
 
 
-def test_other_pictures_are_not_gone_on_with(tmp_path):
+def test_results_of_another_renderer_are_not_reused(tmp_path):
     run(tmp_path)
     renderer = FakeRenderer(steps=5, draw=drawn)  # another fingerprint
     result = run(tmp_path, renderer=renderer)
@@ -189,7 +189,7 @@ def test_the_same_weights_twice_in_a_row_are_refused_before_any_work(tmp_path):
     assert Adds.asked == 0 and not any(tmp_path.iterdir())
 
 
-def test_names_are_checked():
+def test_row_names_and_the_baseline_are_checked():
     check_rows({"vague": ["c"]}, "vague")
     with pytest.raises(BadInput, match="the row 'as typed' is always in the table"):
         check_rows({TYPED: ["c"]}, None)

@@ -18,7 +18,7 @@ from reprise.backend.shapeworld.scenes import random_scene
 
 
 def drawn(prompt, seed):
-    """Right where the prompt is marked as rewritten or spelled out, else right for one seed in four."""
+    """Draws the prompt right if it is marked as rewritten or spelled out, else for one seed in four."""
     rng = random.Random(f"{prompt} {seed}")
     helped = "background" in prompt or "better" in prompt
     right = rng.random() < (0.7 if helped else 0.25)
@@ -46,10 +46,10 @@ def run(tmp_path=None, **settings):
         "renderer": FakeRenderer(steps=8, draw=drawn, rows_per_step=2),
     }
     defaults = {"per_task": 3, "seeds": 2, "best_of": 4, "rounds": 1, "variants": 2}
-    return evaluate_chain(**roles, **{**defaults, **settings}, kept=tmp_path)
+    return evaluate_chain(**roles, **{**defaults, **settings}, folder=tmp_path)
 
 
-def test_table_has_every_row_with_intervals_and_costs():
+def test_the_table_has_every_row_with_intervals_and_costs():
     result = run()
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [
@@ -74,7 +74,7 @@ def test_table_has_every_row_with_intervals_and_costs():
     assert rows["rewriter"]["gain"]["over"] == "terse"
 
 
-def test_a_stopped_run_goes_on_with_the_same_result(tmp_path):
+def test_a_stopped_run_continues_to_the_same_result(tmp_path):
     whole = run()
     run(tmp_path)
     lines = (tmp_path / "partial.jsonl").read_text().splitlines(keepends=True)
@@ -82,21 +82,23 @@ def test_a_stopped_run_goes_on_with_the_same_result(tmp_path):
     assert run(tmp_path)["rows"] == whole["rows"]
 
 
-def test_results_of_other_settings_are_not_gone_on_with(tmp_path):
+def test_results_of_other_settings_are_not_reused(tmp_path):
     run(tmp_path)
     other = run(tmp_path, rounds=0)
     assert other["rows"] == run(rounds=0)["rows"]
 
 
-def test_a_call_for_more_prompts_or_seeds_goes_on(tmp_path):
+def test_a_call_for_more_prompts_or_seeds_continues(tmp_path):
     fewer = run(tmp_path, per_task=2, seeds=1)
     first = (tmp_path / "partial.jsonl").read_text()
     assert run(tmp_path)["rows"] == run()["rows"]
     assert (tmp_path / "partial.jsonl").read_text().startswith(first)
-    assert run(tmp_path, per_task=2, seeds=1)["rows"] == fewer["rows"], "results of more are not counted"
+    assert run(tmp_path, per_task=2, seeds=1)["rows"] == fewer["rows"], (
+        "results of further prompts are not counted"
+    )
 
 
-def test_some_tasks_have_the_prompts_and_pictures_of_the_whole_table(tmp_path):
+def test_a_table_of_some_tasks_uses_the_same_prompts_and_pictures(tmp_path):
     whole = run(tmp_path)
     some = run(tmp_path, tasks=["position", "two-object"])
     assert some["settings"]["tasks"] == ["two_object", "position"] and some["settings"]["prompts"] == 6
@@ -107,7 +109,7 @@ def test_some_tasks_have_the_prompts_and_pictures_of_the_whole_table(tmp_path):
     assert len((tmp_path / "partial.jsonl").read_text().splitlines()) == 7 * 18 * 2, "nothing is drawn again"
 
 
-def test_an_unknown_task_is_refused_with_the_near_match():
+def test_an_unknown_task_is_refused_with_the_closest_match():
     with pytest.raises(UnknownName, match="unknown task 'colour'; did you mean 'colors'. expected one of"):
         run(tasks=["counting", "colour"])
 
@@ -118,7 +120,7 @@ def test_impossible_sizes_are_refused(name):
         run(**{name: 0})
 
 
-def test_replay_is_what_pruning_does():
+def test_replay_prunes_what_a_real_search_prunes():
     prompt, judge = "a photo of a red circle", ShapeWorldSoft()
     schedule = HalvingSchedule({3: 4, 6: 1})
 

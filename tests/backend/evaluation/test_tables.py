@@ -1,4 +1,4 @@
-"""The table of what adds up, with a renderer that draws by its prompt and a LoRA that is a word."""
+"""The table of searches, with a renderer that draws by its prompt and a LoRA that is a word."""
 
 import json
 import random
@@ -21,7 +21,7 @@ TASKS = ("two_object", "position")
 
 
 class Drawn(FakeRenderer):
-    """Right pictures with the chance of its LoRA; counts the renderers in use and the jobs."""
+    """Draws right pictures with the probability of its LoRA; counts the renderers made and their jobs."""
 
     made, jobs = [], 0
 
@@ -68,12 +68,12 @@ def counted():
 
 
 def run(folder, rows=ROWS, **settings):
-    makers = RoleLoaders(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
+    loaders = RoleLoaders(Drawn, lambda name: Same(), lambda name: ShapeWorldSoft(), str)
     settings = {"per_task": 3, "seeds": 2, "tasks": TASKS, **settings}
-    return evaluate_rows(rows=rows, makers=makers, measure=ShapeWorldStrict(), folder=folder, **settings)
+    return evaluate_rows(rows=rows, loaders=loaders, metric=ShapeWorldStrict(), folder=folder, **settings)
 
 
-def test_rows_with_their_intervals_costs_and_training_seeds(tmp_path):
+def test_rows_have_intervals_costs_and_training_seeds(tmp_path):
     result = run(tmp_path)
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == list(ROWS)
@@ -85,7 +85,7 @@ def test_rows_with_their_intervals_costs_and_training_seeds(tmp_path):
     assert means["+ reflection"] >= means["DPO + PARM"]
     costs = {name: (row["cost"]["denoiser_rows"], row["cost"]["judge_calls"]) for name, row in rows.items()}
     assert costs["base"] == costs["DPO"] == (16, 0) and costs["best of 4"] == (64, 4)
-    assert 16 < costs["PARM"][0] < 64 and costs["PARM"][1] > 4, "stopped candidates are not paid for"
+    assert 16 < costs["PARM"][0] < 64 and costs["PARM"][1] > 4, "pruned candidates cost less"
     assert costs["+ reflection"][0] > costs["DPO + PARM"][0]
     assert [one["with"] for one in rows["DPO"]["trainings"]] == ["a", "b"]
     assert rows["DPO"]["overall"][0] == pytest.approx(
@@ -97,11 +97,11 @@ def test_rows_with_their_intervals_costs_and_training_seeds(tmp_path):
     assert result["settings"]["rows"]["PARM"] == {"best_of": 4, "prune": "halving"}
 
 
-def test_a_stopped_call_goes_on_and_one_more_row_is_all_that_is_drawn(tmp_path):
+def test_a_stopped_call_continues_and_a_new_row_draws_only_itself(tmp_path):
     few = {name: ROWS[name] for name in ("base", "PARM")}
     whole = run(tmp_path / "whole", few)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "part", few, tell=lambda stage, done, total: stop(done))
+        run(tmp_path / "part", few, progress=lambda stage, done, total: stop(done))
     before = Drawn.jobs
     assert run(tmp_path / "part", few) == whole and 0 < Drawn.jobs - before < before
     before = Drawn.jobs
@@ -114,7 +114,7 @@ def stop(done):
         raise KeyboardInterrupt
 
 
-def test_previews_may_have_a_judge_of_their_own(tmp_path):
+def test_previews_may_have_another_judge(tmp_path):
     asked = []
 
     class Looks(ShapeWorldSoft):
@@ -122,14 +122,14 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
             asked.append(len(prompts))
             return super().score(images, prompts)
 
-    makers = RoleLoaders(
+    loaders = RoleLoaders(
         Drawn, lambda name: Same(), lambda name: Looks() if name == "looks" else ShapeWorldSoft(), str
     )
     rows = {"PARM": TableRow(best_of=4, prune="halving", previews="looks")}
     result = evaluate_rows(
         rows=rows,
-        makers=makers,
-        measure=ShapeWorldStrict(),
+        loaders=loaders,
+        metric=ShapeWorldStrict(),
         folder=tmp_path,
         per_task=1,
         seeds=1,
@@ -138,8 +138,8 @@ def test_previews_may_have_a_judge_of_their_own(tmp_path):
     assert asked and sum(asked) < sum(row["cost"]["judge_calls"] for row in result["rows"]) * len(TASKS)
 
 
-def test_a_corrector_is_a_setting_of_its_own(tmp_path):
-    """What it writes is drawn in the rounds alone; rows without one are known by the marks they had."""
+def test_a_corrector_rewrites_in_reflection_rounds_only(tmp_path):
+    """Rows without a corrector keep the fingerprints that they had before the setting existed."""
     seen = []
 
     class Corrects(Same):
@@ -149,7 +149,7 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
             seen.append(critiques)
             return super().rewrite(prompts, variants)
 
-    makers = RoleLoaders(
+    loaders = RoleLoaders(
         Drawn, lambda name: Corrects() if name == "corrects" else Same(), lambda name: ShapeWorldSoft(), str
     )
     rows = {
@@ -159,8 +159,8 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
     }
     result = evaluate_rows(
         rows=rows,
-        makers=makers,
-        measure=ShapeWorldStrict(),
+        loaders=loaders,
+        metric=ShapeWorldStrict(),
         folder=tmp_path,
         per_task=3,
         seeds=2,
@@ -170,11 +170,11 @@ def test_a_corrector_is_a_setting_of_its_own(tmp_path):
     assert any(told) and told == sorted(told, reverse=True) and told.count(False) >= told.count(True)
     assert "corrects" in result["rows"][1]["trainings"][0]["with"]
     assert len({json.loads(line)["what"] for line in (tmp_path / "pictures.jsonl").open()}) == 3
-    with pytest.raises(ValueError, match="a corrector mends in rounds"):
+    with pytest.raises(ValueError, match="a corrector works in rounds"):
         TableRow(corrector="reprompt")
 
 
-def test_rows_may_draw_over_what_they_mend(tmp_path):
+def test_a_row_may_correct_by_image_to_image(tmp_path):
     rows = {
         f"image to image, {strength}": TableRow(reflect=2, correction="image to image", strength=strength)
         for strength in (0.5, 1.0)
@@ -185,7 +185,7 @@ def test_rows_may_draw_over_what_they_mend(tmp_path):
     assert half < whole == again
 
 
-def test_what_cannot_be_a_table(tmp_path):
+def test_impossible_rows_are_refused(tmp_path):
     with pytest.raises(BadInput, match="'DPO' has the same weights twice"):
         run(tmp_path, {"DPO": TableRow(lora=["a", "a"])})
     with pytest.raises(UnknownName, match="baseline"):
@@ -196,12 +196,12 @@ def test_what_cannot_be_a_table(tmp_path):
         ("a: 3", "expected settings of 'a'"),
         ("a: {best: 3}", "best"),
         ("a: {prune: some}", "unknown pruning .some."),
-        ("a: {lora: [x, y], judge: [x, y, z]}", "of one length"),
+        ("a: {lora: [x, y], judge: [x, y, z]}", "lists of one length"),
         ("a: {correction: redraw}", "correction is one of"),
         ("a: {strength: 2}", "strength"),
-        ("a: {lora: []}", "of one length"),
-        ("a: [", "no YAML"),
-        ("a: {previews: x}", "previews are judged where something is pruned"),
+        ("a: {lora: []}", "lists of one length"),
+        ("a: [", "not YAML"),
+        ("a: {previews: x}", "previews are judged for pruning only"),
         ("a: {prune: 'potential:2'}", "potential:THRESHOLD"),
     ):
         file.write_text(text)

@@ -24,8 +24,10 @@ from typing import Any
 class BenchProcess:
     """Reads what is asked, and answers. `asked` is the question under way, empty while warming up."""
 
-    def __init__(self, answers: Any, ready: dict[str, Any], floor: Callable[[], dict[str, float]] | None):
-        self.answers, self.ready, self.floor = answers, ready, floor
+    def __init__(
+        self, answers: Any, ready_message: dict[str, Any], floor: Callable[[], dict[str, float]] | None
+    ):
+        self.answers, self.ready, self.floor = answers, ready_message, floor
         self.asked: dict[str, Any] = {}
         self.started, self.processor = time.perf_counter(), time.process_time()
 
@@ -45,8 +47,8 @@ class BenchProcess:
         print(json.dumps(answer), file=self.answers, flush=True)
 
 
-def turns(
-    desk: BenchProcess,
+def step_callback(
+    process: BenchProcess,
     timer: Any,
     begin: Callable[[dict[str, Any]], None],
     count: Callable[[], dict[str, Any]],
@@ -61,7 +63,7 @@ def turns(
     class Turns(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             timer.seconds.update(dict.fromkeys(timer.seconds, 0.0))
-            begin(desk.asked)
+            begin(process.asked)
             self.begun = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -70,12 +72,15 @@ def turns(
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not logs or "loss" not in logs:
                 return
-            seconds, processor = time.perf_counter() - desk.started, time.process_time() - desk.processor
+            seconds, processor = (
+                time.perf_counter() - process.started,
+                time.process_time() - process.processor,
+            )
             did = count()
             spent = {name: timer.seconds[name] for name in ("write", "render", "score")}
             spent["update"] = self.ended - self.begun - did.pop("collected", sum(spent.values()))
             spent["record"] = seconds - sum(spent.values())
-            desk.done({"seconds": seconds, "processor": processor, "phases": spent, **did})
+            process.done({"seconds": seconds, "processor": processor, "phases": spent, **did})
 
     return Turns()
 
@@ -90,7 +95,7 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
     claim_run_folder(folder / "run", save_config(config), resume=False)
     loop = GrpoLoop(config, folder / "run", False, print)
     renderer, trainer = loop.scorer.renderer, loop.trainer
-    witness = NetworkProbe(renderer, loop.rewriter, trainer.accelerator.autocast)  # pyright: ignore
+    probe = NetworkProbe(renderer, loop.rewriter, trainer.accelerator.autocast)  # pyright: ignore
     collect, last = loop.rollouts.collect, {}
 
     def collected(step: int) -> Any:
@@ -100,7 +105,7 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
         return last["batch"]
 
     def begin(asked: dict[str, Any]) -> None:
-        witness.reset()
+        probe.reset()
 
     def count() -> dict[str, Any]:
         groups = last["batch"].groups
@@ -111,7 +116,7 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
             "unreadable": sum(not s.drawn for s in samples),
             "pictures": loop.scorer.drawn,
             "reused": sum(len(s.pictures) for s in samples) - loop.scorer.drawn,
-            "rows": witness.rows,
+            "rows": probe.rows,
             "groups": len(groups),
             "signal": sum(has_signal(group.sums) for group in groups),
         }
@@ -123,17 +128,17 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
         rows = [(group.ids, sample.written.ids) for group, sample in last["batch"].rows]
         measured = {}
         for name, measure in {
-            "write": witness.write_seconds,
-            "render": witness.render_seconds,
-            "update": lambda: witness.update_seconds(reference, rows, config.batch_size),
+            "write": probe.write_seconds,
+            "render": probe.render_seconds,
+            "update": lambda: probe.update_seconds(reference, rows, config.batch_size),
         }.items():
             loop.timer.enter(name)
             measured[name] = measure()
         return measured
 
     loop.rollouts.collect = collected
-    desk = BenchProcess(answers, ready(renderer), floor)
-    trainer.add_callback(turns(desk, loop.timer, begin, count))
+    process = BenchProcess(answers, ready_message(renderer), floor)
+    trainer.add_callback(step_callback(process, loop.timer, begin, count))
     loop.run()
 
 
@@ -168,8 +173,8 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     renderer: Any = open_renderer(plain)
     rewards = {name: resolve("reward", REWARDS, name)() for name in config.rewards if name != "structure"}
     rewards["structure"] = Structure(config.reasoning)
-    timer, draughtsman = StageTimer(), PlainPipeline(renderer)
-    reviewer = RewardFunctions(draughtsman, rewards, config.rewards, timer)
+    timer, pipeline = StageTimer(), PlainPipeline(renderer)
+    reward_functions = RewardFunctions(pipeline, rewards, config.rewards, timer)
     stream, asked = PromptStream(read_prompts(config.prompts, "train", config.seed), config.seed), []
     for step in range(config.max_steps):
         taken = [(one.prompt, one.judge_prompt) for _, one in stream.take(config.prompts_per_step)]
@@ -180,7 +185,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
         tokenizer=tokenizer,
         system=system,
         asked=asked,
-        reviewer=reviewer,
+        reward_functions=reward_functions,
         adapter=config.lora.adapter() if config.lora else None,
         settings={
             "output_dir": str(folder / "peer"),
@@ -202,13 +207,13 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     )
 
     def begin(asked: dict[str, Any]) -> None:
-        draughtsman.steps = asked.get("steps", renderer.steps)
-        reviewer.drawn = reviewer.unreadable = 0
+        pipeline.steps = asked.get("steps", renderer.steps)
+        reward_functions.drawn = reward_functions.unreadable = 0
 
     def count() -> dict[str, Any]:
         kept = {
             name: [to_unit_range(rewards[name].spec, one) for one in scores]
-            for name, scores in reviewer.scores.items()
+            for name, scores in reward_functions.scores.items()
         }
         answers = [
             Member({name: scores[i] for name, scores in kept.items()})
@@ -218,19 +223,21 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
         sums = [group_sums(group, config.rewards, config.std_floor) for group in groups]
         return {
             "answers": len(answers),
-            "unreadable": reviewer.unreadable,
-            "pictures": reviewer.drawn,
+            "unreadable": reward_functions.unreadable,
+            "pictures": reward_functions.drawn,
             "reused": 0,
-            "rows": reviewer.drawn * draughtsman.steps * draughtsman.rows_each,
+            "rows": reward_functions.drawn * pipeline.steps * pipeline.rows_each,
             "groups": len(groups),
             "signal": sum(map(has_signal, sums)),
         }
 
-    trainer.add_callback(turns(BenchProcess(answers, ready(renderer), None), timer, begin, count))
+    trainer.add_callback(
+        step_callback(BenchProcess(answers, ready_message(renderer), None), timer, begin, count)
+    )
     trainer.train()
 
 
-def ready(renderer: Any) -> dict[str, Any]:
+def ready_message(renderer: Any) -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

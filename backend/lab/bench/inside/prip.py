@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 
-def ways_of(refiner: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list[int]]]:
+def refining_methods(refiner: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list[int]]]:
     """Way of refining the prompts -> what does it, and says how many tokens each got."""
     greedy = []
     generate = refiner.generate
@@ -34,28 +34,28 @@ def ways_of(refiner: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list
     drawn = [
         (seen, begun, [100 * n + i for i in range(len(begun))]) for n, (seen, begun, _) in enumerate(greedy)
     ]
-    embedded = [refiner.model.decoder_inputs(_stacked(seen, refiner), begun) for seen, begun, _ in greedy]
+    embedded = [refiner.model.decoder_inputs(_stack(seen, refiner), begun) for seen, begun, _ in greedy]
     return {
         "ours": lambda: [0] * len(refiner.rewrite(prompts)),
-        "ours, pivots": lambda: _written(refiner, greedy),
-        "generate": lambda: _generated(refiner, embedded, drawn=False),
-        "ours, drawn": lambda: _written(refiner, drawn),
-        "generate, drawn": lambda: _generated(refiner, embedded, drawn=True),
+        "ours, pivots": lambda: _our_token_counts(refiner, greedy),
+        "generate": lambda: _generate_token_counts(refiner, embedded, drawn=False),
+        "ours, drawn": lambda: _our_token_counts(refiner, drawn),
+        "generate, drawn": lambda: _generate_token_counts(refiner, embedded, drawn=True),
     }
 
 
-def _stacked(seen: Sequence[Any], refiner: Any) -> Any:
+def _stack(seen: Sequence[Any], refiner: Any) -> Any:
     import torch
 
     return torch.stack([one.to(refiner.model.device) for one in seen])
 
 
-def _written(refiner: Any, batches: Sequence[Any]) -> list[int]:
+def _our_token_counts(refiner: Any, batches: Sequence[Any]) -> list[int]:
     """Tokens of what ours write."""
     return [len(one.ids) for given in batches for one in refiner.generate(*given)]
 
 
-def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
+def _generate_token_counts(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
     """Tokens of what the decoder writes by itself, decoded to text as ours are."""
     import torch
     from transformers import GenerationConfig
@@ -90,7 +90,7 @@ def _generated(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
     return lengths
 
 
-def witness_of(loop: Any) -> Any:
+def make_probe(loop: Any) -> Any:
     """Sees what a loop's networks are asked for; `loop.batch` is what it learned from last."""
     import torch
 
@@ -161,7 +161,7 @@ def _token_by_token(model: Any, inputs: dict[str, Any], answers: Sequence[Sequen
 
 
 def answer(
-    asked: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop: Any, witness: Any, turn: int
+    asked: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop: Any, probe: Any, turn: int
 ) -> dict[str, Any]:
     if asked["do"] == "refine":
         found = {}
@@ -171,12 +171,12 @@ def answer(
             took = time.perf_counter() - begun
             found[name] = {"seconds": took, "rows": len(lengths), "tokens": sum(lengths)}
         return found
-    witness.reset()
+    probe.reset()
     row, floor = loop.step(turn + 1), {}
     for name, measure in (
-        ("write", witness.write_seconds),
-        ("render", witness.render_seconds),
-        ("update", witness.learn_seconds),
+        ("write", probe.write_seconds),
+        ("render", probe.render_seconds),
+        ("update", probe.learn_seconds),
     ):
         loop.timer.enter(name)
         floor[name] = measure()
@@ -204,7 +204,7 @@ def main() -> None:
         prompts = [asked.prompt for _, asked in loop.rollouts.stream.take(int(sys.argv[3]))]
         loop.rollouts.stream.position = 0
         refiner = PripRewriter(loop.start, device=str(loop.model.device))
-        ways, witness, collect = ways_of(refiner, prompts), witness_of(loop), loop.rollouts.collect
+        ways, probe, collect = refining_methods(refiner, prompts), make_probe(loop), loop.rollouts.collect
 
         def collected() -> Any:
             loop.batch = collect()
@@ -221,7 +221,7 @@ def main() -> None:
         print(json.dumps(found), file=answers, flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
-            found = answer(asked, ways, loop, witness, turns[asked["do"]])
+            found = answer(asked, ways, loop, probe, turns[asked["do"]])
             turns[asked["do"]] += 1
             print(json.dumps(found), file=answers, flush=True)
 

@@ -14,7 +14,12 @@ from reprise.backend.core.types import Job, RewardSpec
 from reprise.backend.lab.bench import grpo
 from reprise.backend.lab.bench.floor import NetworkProbe
 from reprise.backend.lab.bench.grpo import EQUAL, OWN, bench, result_of, speedup
-from reprise.backend.lab.bench.reprompt_loop import UNREADABLE, PlainPipeline, RewardFunctions, make_trainer
+from reprise.backend.lab.bench.reprompt_loop import (
+    UNREADABLE_PROMPT,
+    PlainPipeline,
+    RewardFunctions,
+    make_trainer,
+)
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.renderers.shapeworld import ShapeWorldRenderer
 from reprise.backend.reports.figures import render_figures
@@ -102,12 +107,12 @@ def renderer():
 
 
 def test_it_draws_what_ours_draws(renderer):
-    draughtsman = PlainPipeline(renderer)
+    pipeline = PlainPipeline(renderer)
     torch.manual_seed(5)
-    theirs = from_pil(draughtsman.draw("a photo of a red circle"))
+    theirs = from_pil(pipeline.draw("a photo of a red circle"))
     ours = renderer.render([Job("a photo of a red circle", 5)]).images[0]
     assert (theirs - ours).abs().max() < 2 / 255
-    assert draughtsman.rows_each == 2 and draughtsman.asked["max_sequence_length"] == 48
+    assert pipeline.rows_each == 2 and pipeline.asked["max_sequence_length"] == 48
     with pytest.raises(BadInput, match="and fake has none"):
         PlainPipeline(FakeRenderer())
 
@@ -143,7 +148,7 @@ def test_every_answer_is_drawn_and_judged_alone():
         timed[name] += 1
         return nullcontext()
 
-    reviewer = RewardFunctions(
+    reward_functions = RewardFunctions(
         painter,
         {"brightness": judge, "structure": Structure()},  # pyright: ignore
         {"brightness": 2.0, "structure": 0.25},
@@ -152,14 +157,17 @@ def test_every_answer_is_drawn_and_judged_alone():
     good = "<reason>r</reason><prompt>a red star</prompt>"
     completions = [[{"role": "assistant", "content": text}] for text in (good, good, "no answer")]
     asked, judge_prompt = ["star"] * 3, ["a star"] * 3
-    [look, structure], weights = reviewer.functions()
-    scores = look(completions=completions, asked=asked, judge_prompt=judge_prompt, prompts=None)
-    assert painter.drawn == ["a red star", "a red star", UNREADABLE]  # the same one twice
+    [score_pictures, structure], weights = reward_functions.functions()
+    scores = score_pictures(completions=completions, asked=asked, judge_prompt=judge_prompt, prompts=None)
+    assert painter.drawn == ["a red star", "a red star", UNREADABLE_PROMPT]  # the same one twice
     assert judge.asked == [(1, "a star")] * 3 and timed == {"render": 3, "score": 3}
     assert scores == pytest.approx([20 / 255, 20 / 255, 14 / 255])
     assert structure(completions=completions, asked=asked) == [1.0, 1.0, -1.0] and weights == [1.0, 0.25]
-    assert (reviewer.drawn, reviewer.unreadable) == (3, 1)
-    assert reviewer.scores["structure"] == [1.0, 1.0, -1.0] and len(reviewer.scores["brightness"]) == 3
+    assert (reward_functions.drawn, reward_functions.unreadable) == (3, 1)
+    assert (
+        reward_functions.scores["structure"] == [1.0, 1.0, -1.0]
+        and len(reward_functions.scores["brightness"]) == 3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +176,7 @@ def rewriter():
 
 
 def test_it_asks_the_rewriter_as_we_do(rewriter, tmp_path):
-    reviewer = RewardFunctions(
+    reward_functions = RewardFunctions(
         Painter(),
         {"brightness": Brightness()},
         {"brightness": 1.0},  # pyright: ignore
@@ -188,7 +196,7 @@ def test_it_asks_the_rewriter_as_we_do(rewriter, tmp_path):
         tokenizer=rewriter.tokenizer,
         system=rewriter.system,
         asked=asked,
-        reviewer=reviewer,
+        reward_functions=reward_functions,
         settings=settings,
     )
     batches = [[row["asked"] for row in batch] for batch in trainer.get_train_dataloader()]
@@ -230,7 +238,7 @@ def settings(*words):
 
 def test_a_whole_bench():
     told = []
-    result = bench(settings(), pairs=1, tell=lambda *words: told.append(words))
+    result = bench(settings(), pairs=1, progress=lambda *words: told.append(words))
     assert told[-1] == ("steps", 1, 1) and json.dumps(result, allow_nan=False)
     names = [row["name"] for row in result["rows"]]
     assert names[0] == "seconds per optimiser step, each at its own steps (1 and 16)"

@@ -51,7 +51,7 @@ def rows_of(result):
 
 def test_a_judge_that_foresees_spends_what_halving_spends(flat):
     found = compare(
-        renderer=flat, reward=Brightness(), judge=Looking(), aside=ASIDE, per_task=2, n=4, pool=16
+        renderer=flat, reward=Brightness(), judge=Looking(), fitting_prompts=ASIDE, per_task=2, n=4, pool=16
     )
     rows = rows_of(found)
     (likely,) = (name for name in rows if name.startswith("looking below"))
@@ -69,7 +69,13 @@ def test_a_judge_that_foresees_spends_what_halving_spends(flat):
 
 def test_a_judge_that_never_sees_clearly_stops_nobody(flat):
     found = compare(
-        renderer=flat, reward=Brightness(), judge=Looking(False), aside=ASIDE[:6], per_task=1, n=4, pool=8
+        renderer=flat,
+        reward=Brightness(),
+        judge=Looking(False),
+        fitting_prompts=ASIDE[:6],
+        per_task=1,
+        n=4,
+        pool=8,
     )
     rows = rows_of(found)
     (likely,) = (name for name in rows if name.startswith("looking below"))
@@ -81,11 +87,11 @@ def test_a_judge_that_never_sees_clearly_stops_nobody(flat):
 
 def test_who_knows_no_potential_is_refused(flat, capsys):
     with pytest.raises(Unsupported, match="'brightness' gives no probability"):
-        compare(renderer=flat, reward=Brightness(), judge=Brightness(), aside=ASIDE)
-    for words, said in (
+        compare(renderer=flat, reward=Brightness(), judge=Brightness(), fitting_prompts=ASIDE)
+    for words, judged_previews in (
         (["--previews", "shapeword"], "did you mean 'shapeworld'?"),
         (["--previews", "shapeworld", "--sweep"], "without --sweep"),
         (["--previews", "shapeworld", "--best-of", "3"], "a multiple of --best-of"),
     ):
         assert run(["lab", "bench", "parm", *words]) == 2
-        assert said in capsys.readouterr().err
+        assert judged_previews in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_a_whole_bench(refiner):
     )
     told = []
     settings = load_config(PpoConfig, SHIPPED, words).model_dump(mode="json")
-    result = bench(settings, pairs=1, refined=4, tell=lambda *words: told.append(words))
+    result = bench(settings, pairs=1, refined=4, progress=lambda *words: told.append(words))
     assert told == [(what, turn, 1) for what in ("refinements", "steps") for turn in (0, 1)]
     assert json.dumps(result, allow_nan=False) and all(row["overall"][0] > 0 for row in result["rows"])
     timer, did, tokens = result["tables"]

@@ -99,7 +99,7 @@ def test_both_sides_take_turns_and_the_first_call_is_not_counted(monkeypatch):
         def __exit__(self, *_):
             asked.append(f"end {self.kind}")
 
-        def hear(self):
+        def read_answer(self):
             return {"device": "cpu", "threads": 1}
 
         def score(self, pictures):
@@ -128,7 +128,7 @@ def test_a_side_that_breaks_says_why(tmp_path):
     (tmp_path / "ImageReward.pt").write_bytes(b"rubbish")
     with rewards.JudgeProcess(sys.executable, "ours", "image-reward", tmp_path) as side:
         with pytest.raises(RepriseError, match="measuring ours failed: .*vocab.txt"):
-            side.hear()
+            side.read_answer()
 
 
 def test_an_environment_without_the_packages_is_refused(tmp_path):
