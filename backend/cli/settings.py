@@ -48,8 +48,7 @@ class Setting:
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:
-    """All settings of `model`: required ones, its own, those of its bases; nested ones follow the setting that
-    holds them."""
+    """The settings of `model`: required ones, its own, those of its bases. Nested ones follow what holds them."""
     return list(_settings_of(model, "", None))
 
 
