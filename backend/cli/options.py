@@ -218,7 +218,7 @@ ResultOut = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        show_default="out/COMMAND-NAME",
+        show_default="out/evaluate-NAME",
         help="Where to write; a stopped command goes on from there.",
     ),
 ]

@@ -32,16 +32,16 @@ Margin = Annotated[
     float,
     typer.Option(
         metavar="M",
-        help="Least distance of a pair's scores, in parts of the reward's range (of a "
-        "mix or an unknown reward: as they are); closer ones are ties.",
+        help="Least difference of a pair's scores, as a share of the reward's range (of a mix or an unknown "
+        "reward: as it is); closer pictures are ties.",
     ),
 ]
 By = Annotated[
     str,
     typer.Option(
         metavar="|".join(PAIR_BY),
-        help="What a pair shares: the words that drew both pictures, or the "
-        "user's prompt alone, as the judge read it, however it was rewritten.",
+        help="What the pictures of a pair share: drawn, the very prompt that was drawn; prompt, the user's "
+        "prompt, as the judge read it, however it was rewritten.",
     ),
 ]
 Most = Annotated[
@@ -63,10 +63,9 @@ def mine(
         typer.Argument(
             metavar="RUN…",
             show_default=False,
-            help="Folders, searched for runs of `reprise "
-            "render` and `reprise train` (with rounds, too); a FILE.rollouts.jsonl of `reprise "
-            "data judge`; another store; or comfyui:URL, the history of a server, which "
-            "is gone when that stops.",
+            help="Folders that are searched for runs of `reprise render` and `reprise train` (with rounds, "
+            "too); a FILE.rollouts.jsonl of `reprise data judge`; another store; or comfyui:URL, the history of a "
+            "server, which is lost when the server stops.",
         ),
     ],
     store: Where = STORE,
@@ -76,7 +75,7 @@ def mine(
             metavar="NAME",
             show_default="what the run selected by; of a training the mean of its "
             "rewards of pictures, by their weights",
-            help="Compare by it.",
+            help="The reward to compare by.",
         ),
     ] = None,
     by: By = "drawn",
@@ -126,7 +125,7 @@ def import_(
     ],
     store: Where = STORE,
     reward: Annotated[str, typer.Option(metavar="NAME", help="What the scores are called.")] = "score",
-    lower: Annotated[bool, typer.Option("--lower-is-better", help="The scores count downwards.")] = False,
+    lower: Annotated[bool, typer.Option("--lower-is-better", help="Lower scores are better.")] = False,
     by: By = "drawn",
     margin: Margin = 0.05,
     most: Most = 1,

@@ -19,7 +19,7 @@ RESULT = "result.json"
 
 @contextmanager
 def progress_bars(as_json: bool, out: Path) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress on stderr, library output too under --json; a stop says where to go on."""
+    """An evaluation's progress on stderr, library output too under --json; a stop says where to go on."""
     with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
         try:
             yield start("")

@@ -48,7 +48,7 @@ class Setting:
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:
-    """All settings of `model`, nested ones after the setting that holds them."""
+    """The settings of `model`: required ones, its own, those of its bases. Nested ones follow what holds them."""
     return list(_settings_of(model, "", None))
 
 
@@ -67,7 +67,9 @@ def show(model: type[BaseModel], what: str, as_json: bool) -> None:
 def _settings_of(model: type[BaseModel], prefix: str, values: BaseModel | None) -> Iterator[Setting]:
     """`values`: an instance whose values are the defaults in place of the model's own."""
     model.model_rebuild()  # names that its module imports for its annotations alone
-    for name, field in model.model_fields.items():
+    own, fields = model.__annotations__, model.model_fields
+    for name in sorted(fields, key=lambda name: (not fields[name].is_required(), name not in own)):
+        field = fields[name]
         value = getattr(values, name) if values is not None else field.get_default(call_default_factory=True)
         required = values is None and field.is_required()
         nested = next((one for one in _parts(field.annotation) if _is_model(one)), None)

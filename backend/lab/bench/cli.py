@@ -26,6 +26,9 @@ Config = Annotated[
     Path | None,
     typer.Option(metavar="FILE", show_default="shapeworld's", help="The config of the training."),
 ]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", show_default="out/bench-NAME", help="Where to write.")
+]
 
 
 @app.command()
@@ -57,7 +60,7 @@ def parm(
     renderer: options.Renderer = "shapeworld",
     steps: options.Steps = None,
     seed: options.Seed = 0,
-    out: options.ResultOut = None,
+    out: Out = None,
     as_json: options.Json = False,
 ) -> None:
     """What pruning saves and what it keeps: full and pruned searches from the same seeds."""
@@ -105,7 +108,7 @@ def parm(
 def nodes(
     pairs: Pairs = 12,
     steps: options.Steps = 16,
-    out: options.ResultOut = None,
+    out: Out = None,
     as_json: options.Json = False,
 ) -> None:
     """What the nodes cost inside ComfyUI, beside its own (COMFYUI_PATH, COMFYUI_PYTHON)."""
@@ -136,7 +139,7 @@ def rewards(
     ] = None,
     pairs: Pairs = 5,
     seed: options.Seed = 0,
-    out: options.ResultOut = None,
+    out: Out = None,
     as_json: options.Json = False,
 ) -> None:
     """Pictures per second and memory of the judges, with --reference beside the published packages.
@@ -163,7 +166,7 @@ def grpo(
     pairs: Pairs = 5,
     steps: options.Steps = None,
     seed: options.Seed = 0,
-    out: options.ResultOut = None,
+    out: Out = None,
     as_json: options.Json = False,
 ) -> None:
     """A step of `train grpo`, beside a loop built the way RePrompt's script is; where its time goes."""
@@ -185,7 +188,7 @@ def prip(
     pairs: Pairs = 5,
     steps: options.Steps = None,
     seed: options.Seed = 0,
-    out: options.ResultOut = None,
+    out: Out = None,
     as_json: options.Json = False,
 ) -> None:
     """Refinements beside the decoder's own `generate`; where a step of `train ppo` spends its time."""
@@ -199,12 +202,13 @@ Progress = Callable[[str, int, int], None]  # progress: stage, done, total
 
 
 def _run(name: str, measure: Callable[[Progress], dict[str, Any]], out: Path | None, as_json: bool) -> None:
-    from ...cli import results
+    """Unlike an evaluation, a stopped benchmark keeps nothing: its two sides are measured in one run."""
+    from ...cli import results, terminal
     from ...storage.files import prepare_folder
 
     out = prepare_folder(out or Path("out") / f"bench-{name}")
-    with results.progress_bars(as_json, out) as progress:
-        result = measure(progress)
+    with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
+        result = measure(start(""))
     results.finish(result, out, as_json)
 
 
