@@ -1,9 +1,8 @@
-"""The key of a chat endpoint or reward server: from the environment alone, and only to addresses that the
-user named.
+"""Where the key of a chat endpoint or reward server may be sent: only to addresses that the user named.
 
-An address may come out of somebody else's workflow file, so being asked for the key is no reason to send it.
-It goes to this machine, over https to the hosts in REPRISE_ENDPOINT_HOSTS (REPRISE_SERVE_HOSTS), and over
-plain http only to an address that stands there with its http.
+The key comes from the environment alone. An address may come from somebody else's workflow file, so a server
+that demands the key does not get it for that. The key goes to this machine, over https to the hosts in
+REPRISE_ENDPOINT_HOSTS (REPRISE_SERVE_HOSTS), and over plain http only to an address listed there with http.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ DEFAULT_HOSTS = "api.openai.com"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Of a server: the variables for its key and for the hosts that may have it, and a usual address."""
+class ServerKind:
+    """The environment's variables for the key and for the hosts that may get it, and a usual address."""
 
     keys: tuple[str, ...]
     hosts: str
@@ -29,23 +28,23 @@ class Kind:
     example: str
 
 
-CHAT = Kind(KEYS, HOSTS, DEFAULT_HOSTS, "http://127.0.0.1:11434/v1")
-REWARDS = Kind(("REPRISE_SERVE_KEY",), "REPRISE_SERVE_HOSTS", "", "http://127.0.0.1:8009")
+CHAT = ServerKind(KEYS, HOSTS, DEFAULT_HOSTS, "http://127.0.0.1:11434/v1")
+REWARDS = ServerKind(("REPRISE_SERVE_KEY",), "REPRISE_SERVE_HOSTS", "", "http://127.0.0.1:8009")
 
 
-def check_url(url: str, kind: Kind = CHAT) -> str:
-    """The address without what people paste after it. Raises BadInput where it is none."""
+def check_url(url: str, kind: ServerKind = CHAT) -> str:
+    """The address without a path that people paste with it. Raises BadInput for an invalid one."""
     text = url.strip().rstrip("/").removesuffix("/chat/completions")
     return check_address(text, kind.example, f"; put a key into the environment as {kind.keys[0]}")
 
 
 def check_address(text: str, example: str, advice: str = "") -> str:
-    """An http address without a slash at its end. Raises BadInput where it is none; `advice` is for one that
-    holds more than an address."""
+    """An http address without a slash at its end. Raises BadInput for an invalid one; `advice` ends the
+    message about one with a user, a password, a query or a fragment."""
     import httpx
 
     form, text = f"expected an address such as {example}", text.strip().rstrip("/")
-    # A text that may hold a password or a key is not repeated.
+    # A text that may hold a password or a key is not quoted.
     got = "" if "@" in text or "?" in text else f", got {text[:100]!r}"
     try:
         parsed = httpx.URL(text)
@@ -69,7 +68,7 @@ def is_local(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def find_key(url: str, kind: Kind = CHAT) -> tuple[str | None, str]:
+def find_key(url: str, kind: ServerKind = CHAT) -> tuple[str | None, str]:
     """(the key for `url`, the variable it is in), or (None, what to do where the server wants one).
 
     Raises EndpointError for a key that no header can carry, without showing it.

@@ -1,12 +1,12 @@
-"""What a reward server and its clients say to each other: JSON over HTTP.
+"""The messages of a reward server and its clients: JSON over HTTP.
 
-    GET  /rewards     -> Catalogue
-    POST /score       Asked -> Scored
-    POST /criticize   Asked -> Criticized
+    GET  /rewards                    -> Catalogue
+    POST /score       ScoreRequest   -> ScoreResponse
+    POST /criticize   ScoreRequest   -> CritiqueResponse
 
-Pictures travel as base64 of a PNG (8 bits a channel, lossless) or a JPEG. One alone may also be the body
-as it is: POST /score?prompt=WORDS&reward=NAME with Content-Type: image/png or image/jpeg. Nothing that
-runs code when it is read ever does. An error of one reward stands beside the answers of the others.
+Pictures travel as base64 of a PNG (8 bits a channel, lossless) or a JPEG. A single picture may also be the
+body itself: POST /score?prompt=WORDS&reward=NAME with Content-Type: image/png or image/jpeg. No format that
+runs code when it is read is accepted. An error of one reward comes beside the results of the others.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..core.types import RewardSpec, Verdict
 
 LONGEST_PROMPT = 8_000  # characters, as on the command line
 LONGEST_NAME = 200
-LONGEST_FAULT = 600
-MOST = 4096  # entries of a list, whatever a server's own limits are
+LONGEST_ERROR = 600
+MAX_ENTRIES = 4096  # entries of a list, whatever a server's own limits are
 
 
 class _Message(BaseModel):
-    """No guessing: "0.5" and true are no numbers. What a newer server adds to an answer is passed over."""
+    """Strict: "0.5" and true are no numbers. Fields that a newer server adds to an answer are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -40,14 +40,14 @@ class Limits(_Message):
 
 
 class ScoreRequest(_Message):
-    """Pictures, the users' prompts (one each) and the rewards that shall look at them."""
+    """Pictures, the users' prompts (one each) and the names of the rewards."""
 
     model_config = ConfigDict(extra="forbid")
 
-    images: Annotated[list[str], Field(min_length=1, max_length=MOST)]
-    prompts: Annotated[list[Annotated[str, Field(max_length=LONGEST_PROMPT)]], Field(max_length=MOST)]
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_ENTRIES)]
+    prompts: Annotated[list[Annotated[str, Field(max_length=LONGEST_PROMPT)]], Field(max_length=MAX_ENTRIES)]
     rewards: Annotated[
-        list[Annotated[str, Field(max_length=LONGEST_NAME)]], Field(min_length=1, max_length=MOST)
+        list[Annotated[str, Field(max_length=LONGEST_NAME)]], Field(min_length=1, max_length=MAX_ENTRIES)
     ]
 
     @model_validator(mode="after")
@@ -81,7 +81,7 @@ class RewardInfo(_Message):
 
 
 class Catalogue(_Message):
-    """What a server has and takes."""
+    """A server's rewards and limits."""
 
     rewards: list[RewardInfo]
     limits: Limits
@@ -97,7 +97,7 @@ class RewardError(_Message):
     def of(cls, error: RepriseError) -> RewardError:
         wrong = isinstance(error, (BadInput, Unsupported))
         words = str(error.cause if isinstance(error, RewardFailed) else error)  # the client names the reward
-        return cls(blame="input" if wrong else "reward", message=" ".join(words.split())[:LONGEST_FAULT])
+        return cls(blame="input" if wrong else "reward", message=" ".join(words.split())[:LONGEST_ERROR])
 
 
 class ScoreResponse(_Message):

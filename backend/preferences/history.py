@@ -21,16 +21,8 @@ from ..core.scoring import rank
 from ..core.types import RewardSpec
 from ..net.credentials import check_address
 from ..net.http import HttpFault, fetch, quote
-from ..renderers.comfyui.workflow import (
-    REWRITERS,
-    Graph,
-    Socket,
-    is_link,
-    is_sampler,
-    text_at,
-    texts_of,
-    upstream,
-)
+from ..renderers.comfyui.graph import Graph, Socket, is_link, is_sampler, upstream
+from ..renderers.comfyui.texts import REWRITER_NODES, text_at, texts_of
 from ..storage.images import from_pil
 from .pairing import PictureGroup, ScoredPicture, reward_spec, score_range
 from .store import canonical_reward_name
@@ -282,7 +274,7 @@ def _drawn_text(
         if not is_link(value):
             if value.strip():
                 found.setdefault((prompt if value == typed else value).strip(), None)
-        elif graph[value[0]]["class_type"] in REWRITERS:
+        elif graph[value[0]]["class_type"] in REWRITER_NODES:
             reports = outputs.get(value[0], {}).get("reprise_rewrite") or []
             rewrites = [pair for one in reports for pair in zip_longest(one["prompts"], one["reasons"])]
             found |= dict(rewrites[number : number + 1])

@@ -56,11 +56,6 @@ class RunningNorm:
             self.mean += deviation / self.count
             self.squares += deviation * (score - self.mean)
 
-    def normalise(self, scores: Iterable[float]) -> list[float]:
-        """(x - mean) / std with the mean and std so far; zeros if that std is not above `floor`."""
-        std = self.std
-        return [(x - self.mean) / std if std > self.floor else 0.0 for x in scores]
-
     def state(self) -> dict[str, float]:
         """The complete state, for a checkpoint."""
         return asdict(self)

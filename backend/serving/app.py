@@ -62,18 +62,18 @@ def make_app(queue: BatchingQueue, limits: Limits, key: str | None = None) -> Fa
 
     @app.get("/rewards", dependencies=guarded)
     async def rewards() -> Catalogue:
-        return Catalogue(rewards=queue.cards(), limits=limits)
+        return Catalogue(rewards=queue.infos(), limits=limits)
 
     @app.post("/score", dependencies=guarded)
     async def score(request: Request) -> Response:
         answer = await ask(request, "score")
-        return _json(ScoreResponse(scores=answer.found, errors=_faults(answer)))
+        return _json(ScoreResponse(scores=answer.values, errors=_errors(answer)))
 
     @app.post("/criticize", dependencies=guarded)
     async def criticize(request: Request) -> Response:
         answer = await ask(request, "criticize")
-        verdicts = {name: [VerdictMessage.of(v) for v in found] for name, found in answer.found.items()}
-        return _json(CritiqueResponse(verdicts=verdicts, errors=_faults(answer)))
+        verdicts = {name: [VerdictMessage.of(v) for v in values] for name, values in answer.values.items()}
+        return _json(CritiqueResponse(verdicts=verdicts, errors=_errors(answer)))
 
     @app.exception_handler(BadInput)
     async def refused(_: Request, error: BadInput) -> Response:
@@ -197,14 +197,14 @@ def _job(request: ScoreRequest, queue: BatchingQueue, limits: Limits, action: Ac
         if name not in queue.rewards:
             raise UnknownName("reward", name, queue.rewards)
     if action == "criticize":
-        score_only = [card.name for card in queue.cards() if card.name in names and not card.critic]
+        score_only = [one.name for one in queue.infos() if one.name in names and not one.critic]
         if score_only:
             raise BadInput(f"reward {score_only[0]!r} only scores; it cannot say what is wrong")
     pictures = opened(request.images, limits.pixels)
     return QueuedRequest(pictures, request.prompts, names, criticize=action == "criticize")
 
 
-def _faults(answer: RewardResults) -> dict[str, RewardError]:
+def _errors(answer: RewardResults) -> dict[str, RewardError]:
     return {name: RewardError.of(error) for name, error in answer.errors.items()}
 
 

@@ -1,4 +1,4 @@
-"""Pictures from strangers: what they claim to be is checked before anything is unpacked."""
+"""Pictures of requests: format and size are checked from their headers, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-FORMATS = ("PNG", "JPEG")  # of the many readers in Pillow, only these see what came in
+FORMATS = ("PNG", "JPEG")  # no other of Pillow's readers sees a request
 
 
 def opened(texts: list[str], most_pixels: int) -> list[Image]:
-    """Base64 texts -> pictures of which the headers alone are read. Raises BadInput for a text that holds
-    none, and where the pictures have more than `most_pixels` together (a small file can claim any size)."""
+    """Base64 texts -> pictures of which only the headers are read. Raises BadInput for a text that is no
+    picture, and where they have more than `most_pixels` together (a small file can claim any size)."""
     from PIL import Image, UnidentifiedImageError
 
     pictures, pixels = [], 0

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import RenderFailed, Unsupported, first_line
 from ...net.credentials import check_address
 from ...net.http import HttpAnswer, HttpClient, HttpFault, quote, websocket_options
-from .workflow import SINK, Graph, Workflow
+from .graph import Graph
+from .workflow import SINK, Workflow
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection

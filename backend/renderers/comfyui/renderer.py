@@ -25,7 +25,8 @@ from ...net.background import run_in_thread
 from ...storage.cache import Cache, picture_key
 from ..diffusers.renderer import check_jobs
 from .client import ComfyUIClient, NoPicture, ServerLost, check_server, wait_for_event
-from .workflow import NamedSockets, Workflow
+from .sockets import NamedSockets
+from .workflow import Workflow
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,7 @@
 """A VLM behind an OpenAI-compatible chat endpoint that answers questions about pictures.
 
-P(yes) comes from `top_logprobs` of the token that answers, where the server sends them (vLLM, llama.cpp,
-OpenAI); else the answer's word counts, and a score is 0 or 1. An answer that says neither is an error.
+P(yes) comes from the `top_logprobs` of the answering token, where the server sends them (vLLM, llama.cpp,
+OpenAI); else the answer's word counts, and a score is 0 or 1. An answer without yes or no is an error.
 """
 
 from __future__ import annotations
@@ -23,48 +23,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOP = 20  # alternatives asked for: what OpenAI and vLLM give at most
-LIMIT = 512  # tokens of an answer of yes or no: most models stop after one, some talk or think first
+TOP_LOGPROBS = 20  # what OpenAI and vLLM give at most
+MAX_TOKENS = 512  # of an answer of yes or no: most models stop after one, some explain or think first
 
 
 class EndpointVLM:
-    """MODEL at URL. Temperature 0: whether equal requests get equal answers is the server's affair."""
+    """MODEL at URL, at temperature 0. Whether equal requests get equal answers depends on the server."""
 
     model = None  # no weights on this machine
 
     def __init__(self, url: str, model: str, *, timeout: float = 120.0):
         """Nothing is sent yet. Raises BadInput for an address or a name that cannot be one."""
         self.endpoint = Endpoint(url, model, timeout=timeout)
-        self.name, self._told = self.endpoint.model, False
+        self.name, self._warned = self.endpoint.model, False
         self.fingerprint = f"{self.name}@{self.endpoint.url}"
 
     def yes_probabilities(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[float]:
         """P(yes) to each question about its picture, 0..1. Raises EndpointError."""
-        more = {"logprobs": True, "top_logprobs": TOP}
-        asks = [_ask(q, p, LIMIT, **more) for p, q in zip(pictures, questions, strict=True)]
-        return [self._probability(reply) for reply in self.endpoint.complete(asks)]
+        logprobs = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        requests = [_request(q, p, MAX_TOKENS, **logprobs) for p, q in zip(pictures, questions, strict=True)]
+        return [self._probability(reply) for reply in self.endpoint.complete(requests)]
 
     def generate(
         self, questions: Sequence[str], pictures: Sequence[Image] | None, limit: int
     ) -> list[VlmAnswer]:
         """An answer in words of `limit` tokens at most to each question. Raises EndpointError."""
-        seen = pictures or [None] * len(questions)
-        asks = [_ask(question, picture, limit) for question, picture in zip(questions, seen, strict=True)]
-        return [VlmAnswer(reply.text, reply.cut) for reply in self.endpoint.complete(asks)]
+        requests = [
+            _request(question, picture, limit)
+            for question, picture in zip(questions, pictures or [None] * len(questions), strict=True)
+        ]
+        return [VlmAnswer(reply.text, reply.cut) for reply in self.endpoint.complete(requests)]
 
     def _probability(self, reply: ChatReply) -> float:
-        says = read_yes_no(reply.text)
-        if says is None:
-            cut = f", cut off after {LIMIT} tokens" if reply.cut else ""
+        answer = read_yes_no(reply.text)
+        if answer is None:
+            cut = f", cut off after {MAX_TOKENS} tokens" if reply.cut else ""
             raise EndpointError(
                 f"expected yes or no from {self.name!r} at {self.endpoint.url}, got "
                 f"{_short(reply.text)}{cut}; take another model"
             )
         try:
-            top = _top(reply.choice, "yes" if says else "no")
+            top = _top_logprobs(reply.choice, "yes" if answer else "no")
             if top is None:
-                self._tell()
-                return float(says)
+                self._warn_once()
+                return float(answer)
             yes, no = (sum(p for text, p in top if _word(text) == word) for word in ("yes", "no"))
             return yes / (yes + no)
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
@@ -73,49 +75,49 @@ class EndpointVLM:
                 f"{self.endpoint.url} sent logprobs that cannot be read ({why}); take another server"
             ) from error
 
-    def _tell(self) -> None:
-        if not self._told:
+    def _warn_once(self) -> None:
+        if not self._warned:
             log.warning(
                 "%s sends no logprobs for the answers of %r: scores are 0 or 1, nothing between",
                 self.endpoint.url,
                 self.name,
             )
-            self._told = True
+            self._warned = True
 
 
-def _ask(question: str, picture: Image | None, limit: int, **options: Any) -> ChatRequest:
-    content: list[dict[str, Any]] = [] if picture is None else [_part(picture)]
+def _request(question: str, picture: Image | None, limit: int, **options: Any) -> ChatRequest:
+    content: list[dict[str, Any]] = [] if picture is None else [_image_part(picture)]
     content.append({"type": "text", "text": question})
     settings = {"temperature": 0, "seed": 0, "max_tokens": limit, **options}
     return ChatRequest([{"role": "user", "content": content}], settings)
 
 
-def _part(picture: Image) -> dict[str, Any]:
+def _image_part(picture: Image) -> dict[str, Any]:
     """A picture as a part of a message: PNG in a data URL."""
-    held = io.BytesIO()
-    picture.save(held, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _top(choice: Mapping[str, Any], said: str) -> list[tuple[str, float]] | None:
-    """(token, probability) of the likeliest tokens where the answer `said` stands; None where the server sent
-    no such list, or the answer is no token by itself."""
+def _top_logprobs(choice: Mapping[str, Any], answer: str) -> list[tuple[str, float]] | None:
+    """(token, probability) of the likeliest tokens at the place of `answer`; None where the server sent no
+    such list, or where the answer is not one token."""
     tokens = (choice.get("logprobs") or {}).get("content") or []
     texts = [str(token["token"]) for token in tokens]
-    thought = max((i + 1 for i, text in enumerate(texts) if "</think>" in text), default=0)
+    after_thinking = max((i + 1 for i, text in enumerate(texts) if "</think>" in text), default=0)
     # Marks and blanks may come before it: "**Yes**".
-    first = next((i for i in range(thought, len(texts)) if _word(texts[i])), None)
-    if first is None or _word(texts[first]) != said or not tokens[first].get("top_logprobs"):
+    first = next((i for i in range(after_thinking, len(texts)) if _word(texts[i])), None)
+    if first is None or _word(texts[first]) != answer or not tokens[first].get("top_logprobs"):
         return None
-    return [(str(one["token"]), _likely(one["logprob"])) for one in tokens[first]["top_logprobs"]]
+    return [(str(one["token"]), _to_probability(one["logprob"])) for one in tokens[first]["top_logprobs"]]
 
 
-def _likely(logprob: float) -> float:
-    likely = math.exp(logprob)
-    if not 0 <= likely <= 1.001:  # roundings aside
+def _to_probability(logprob: float) -> float:
+    probability = math.exp(logprob)
+    if not 0 <= probability <= 1.001:  # roundings aside
         raise ValueError(f"a logprob of {logprob}")
-    return likely
+    return probability
 
 
 def _word(token: str) -> str:
@@ -123,5 +125,5 @@ def _word(token: str) -> str:
 
 
 def _short(text: str, most: int = 80) -> str:
-    said = " ".join(text.split())
-    return repr(said if len(said) <= most else said[: most - 1] + "…")
+    line = " ".join(text.split())
+    return repr(line if len(line) <= most else line[: most - 1] + "…")

@@ -16,6 +16,7 @@ from reprise.backend.preferences.history import read_history
 from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
 
+from ...fake_endpoint import closed_url
 from ...servers import QuietServer
 
 GRAPH = {
@@ -80,7 +81,7 @@ def server():
             if url.path == "/history":
                 body = json.dumps(Handler.history).encode()
             else:
-                name = parse_qs(url.query)["filename"][0]
+                name = parse_qs(url.query).get("filename", [""])[0]
                 if name not in Handler.pictures:
                     return self.send_error(404)
                 file = io.BytesIO()
@@ -369,3 +370,7 @@ def test_an_address_without_comfyui_is_refused(server):
         list(read_history(server.url, print))
     with pytest.raises(BadInput, match="expected an address"):
         list(read_history("ftp://x", print))
+    with pytest.raises(BadInput, match=r"cannot reach the ComfyUI server http.*; start it, or correct"):
+        list(read_history(closed_url().removesuffix("/v1"), print))
+    with pytest.raises(BadInput, match=r"does not show its history \(404: "):
+        list(read_history(f"{server.url}/elsewhere", print))

@@ -424,7 +424,7 @@ def test_who_hangs_up_leaves_the_line():
             sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             while not len(made.queue):
                 threading.Event().wait(0.01)
-            waiting = made.queue._line[0].done
+            waiting = made.queue._waiting[0].done
         for _ in range(3000):
             if waiting.cancelled():
                 break

@@ -32,7 +32,7 @@ def test_who_is_in_work_gets_the_answer_and_who_waits_is_turned_away():
         queue.submit(job())
     assert not in_work.done()
     gate.open.set()
-    assert in_work.result(10).found == {"gate": [1.0]}
+    assert in_work.result(10).values == {"gate": [1.0]}
     closing.join(10)
     assert queue.answered == 1 and gate.batches == [(1, 4, 8, 3)]
 

@@ -22,7 +22,8 @@ from reprise.backend.core.types import Job
 from reprise.backend.renderers.comfyui import client as client_module
 from reprise.backend.renderers.comfyui import renderer as comfyui
 from reprise.backend.renderers.comfyui.renderer import ComfyUIRenderer, parse_name
-from reprise.backend.renderers.comfyui.workflow import NamedSockets, prepare
+from reprise.backend.renderers.comfyui.sockets import NamedSockets
+from reprise.backend.renderers.comfyui.workflow import prepare
 from reprise.backend.storage.cache import Cache
 
 from ....fake_comfyui import GRAPH, STEPS, FakeComfyUI, picture

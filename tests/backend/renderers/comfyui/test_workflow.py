@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from reprise.backend.core.errors import BadInput, UnknownName, Unsupported
-from reprise.backend.renderers.comfyui.workflow import NamedSockets, load_workflow, prepare
+from reprise.backend.renderers.comfyui.sockets import NamedSockets
+from reprise.backend.renderers.comfyui.workflow import load_workflow, prepare
 
 from ....fake_comfyui import GRAPH
 

@@ -1,0 +1,117 @@
+"""A saved ComfyUI workflow (API format) as a graph: reading its file, links, and what a node is.
+
+Nodes are told apart by their inputs' names, which custom nodes share with ComfyUI's own, not by a list of
+classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import BadInput
+
+Node = dict[str, Any]  # {"class_type", "inputs", "_meta": {"title"}}; a link is [node's id, output's index]
+Graph = dict[str, Node]
+
+SEEDS = ("seed", "noise_seed")
+AGAIN = "export it again in API format"
+
+
+@dataclass(frozen=True, order=True)
+class Socket:
+    """One input of one node, written "6.text"."""
+
+    node: str
+    input: str
+
+    def __str__(self) -> str:
+        return f"{self.node}.{self.input}"
+
+
+def read_workflow(path: Path) -> Graph:
+    """The graph in a file. Raises BadInput for a file that is no workflow in API format."""
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise BadInput(f"cannot read the workflow {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not JSON; give a workflow that ComfyUI saved in API format") from error
+    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
+        raise BadInput(
+            f"{path} is a workflow for the editor, which no server can run; open it in ComfyUI, choose "
+            "File > Export (API), and give that file"
+        )
+    if isinstance(graph, dict) and isinstance(graph.get("prompt"), dict):  # as it is posted to a server
+        graph = graph["prompt"]
+    if not isinstance(graph, dict) or not graph:
+        raise BadInput(f"{path} holds no nodes; give a workflow that ComfyUI saved in API format")
+    for name, node in graph.items():
+        if not (
+            isinstance(node, dict)
+            and isinstance(node.get("class_type"), str)
+            and isinstance(node.get("inputs"), dict)
+        ):
+            raise BadInput(f"{path}: node {name!r} has no class_type and inputs; {AGAIN}")
+        for key, value in node["inputs"].items():
+            if is_link(value) and value[0] not in graph:
+                missing = f"{path}: {name}.{key} comes from node {value[0]!r}, which is not there"
+                raise BadInput(f"{missing}; {AGAIN}")
+    return graph
+
+
+def is_link(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )
+
+
+def upstream(graph: Graph, link: Sequence[Any]) -> Graph:
+    """The nodes that make what `link` brings, in the graph's order."""
+    kept, todo = set(), [link[0]]
+    while todo:
+        name = todo.pop()
+        if name not in kept:
+            kept.add(name)
+            todo += [value[0] for value in graph[name]["inputs"].values() if is_link(value)]
+    return {name: node for name, node in graph.items() if name in kept}
+
+
+def is_sampler(node: Node) -> bool:
+    """Whether the node draws from noise: a seed or a noise, with a model or a guider."""
+    inputs = node["inputs"]
+    return any(key in inputs for key in (*SEEDS, "noise")) and any(
+        is_link(inputs.get(key)) for key in ("model", "guider")
+    )
+
+
+def value_at(graph: Graph, socket: Socket) -> Any:
+    """What an input holds: a value, or a link."""
+    return graph[socket.node]["inputs"][socket.input]
+
+
+def may_hold(value: Any, kind: type) -> bool:
+    """Whether an input with this value holds a `kind`, or is a link that may bring one."""
+    return is_link(value) or (isinstance(value, kind) and not isinstance(value, bool))
+
+
+def shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…'"
+
+
+def describe(node: Node) -> str:
+    title = node.get("_meta", {}).get("title") if isinstance(node.get("_meta"), dict) else None
+    kind = node["class_type"]
+    return f"{title}, {kind}" if isinstance(title, str) and title and title != kind else kind
+
+
+def title(name: str, node: Node) -> str:
+    return f"node {name} ({describe(node)})"
