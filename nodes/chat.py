@@ -13,7 +13,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..backend.core.errors import BadInput, Interrupted, Unsupported
-from ..backend.core.types import Rewrite
+from ..backend.core.types import Rewrite, RewriterCapabilities
 from ..backend.rewriters.prompting import SYSTEM, build_messages
 from ..backend.rewriters.rows import check_request, read_answer, row_seed
 from . import sockets
@@ -162,6 +162,8 @@ class ClipRewriter:
     """
 
     name = "clip"
+    capabilities = RewriterCapabilities()
+    fingerprint = None
 
     def __init__(
         self,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
-from ..backend.core.errors import BadInput, CheckpointError
+from ..backend.core.errors import BadInput, CheckpointError, RepriseError, Unsupported
 from ..backend.core.model_files import embedded_models
+from ..backend.factory import RewardName, RewriterName, picture_rewards
+from ..backend.factory.names import split_name
 from . import sockets
 from .sockets import CATEGORY, EMBEDDED
 
 LOADERS = f"{CATEGORY}/loaders"
 KINDS = ("rewriters", "refiners", "judges")
+REFINERS = ("prip", "promptist")
 LOOKS = {"plain": "renderer", "styled": "renderer-styled"}  # of the embedded renderer -> its folder
-VLM = "vlm: "  # begins the name of a judge that is any vision-language model
+VLM = "vlm: "  # begins the label of a judge that is any vision-language model
 
 
 def _root(kind: str) -> str:
@@ -38,6 +42,8 @@ def installed(kind: str) -> dict[str, Path]:
 
 
 def _folder(kind: str, name: str) -> Path:
+    """Of an installed model. A workflow may be a stranger's, so it names no other folder and nothing that
+    would be downloaded. Raises CheckpointError."""
     known = installed(kind)
     if name not in known:
         raise CheckpointError(
@@ -45,6 +51,60 @@ def _folder(kind: str, name: str) -> Path:
             "another in the drop-down"
         )
     return known[name]
+
+
+def rewriter_of(label: str) -> RewriterName:
+    """What Load Rewriter is to load: a line of its drop-down, or, from a workflow that was written by hand, a
+    name that works on the command line. Raises BadInput, UnknownName and CheckpointError."""
+    from ..backend.factory import REWRITERS, parse_rewriter
+
+    kind, name, url = split_name(label)
+    if label == EMBEDDED:
+        return parse_rewriter("reprompt")
+    known = installed("rewriters")
+    if url or (label in REWRITERS and label not in known):
+        return parse_rewriter(label)
+    if kind and label not in known:
+        return parse_rewriter(f"{kind}:{_folder('rewriters', name)}")
+    return parse_rewriter(str(_folder("rewriters", label)))
+
+
+def refiner_of(label: str) -> RewriterName:
+    """What Load Refiner is to load, likewise. Raises Unsupported for a rewriter that is no refiner, too."""
+    from ..backend.factory import parse_rewriter
+    from ..backend.rewriters.prip.rewriter import is_refiner
+
+    if label in (EMBEDDED, "prip"):
+        return parse_rewriter("prip")
+    kind, name, url = split_name(label)
+    if url or (kind and kind not in REFINERS):
+        raise Unsupported(f"{label!r} is no refiner; name it in Load Rewriter")
+    folder = _folder("refiners", name)
+    return parse_rewriter(f"{kind or ('prip' if is_refiner(folder) else 'promptist')}:{folder}")
+
+
+def judge_of(label: str) -> RewardName:
+    """What Load Judge is to load, likewise. Raises Unsupported for a reward that reads no pictures, too."""
+    from ..backend.factory import parse_reward
+    from ..backend.rewards.vlm.judge import embedded_judges
+
+    kind, name, url = split_name(label)
+    if kind != "vlm" or url:
+        return parse_reward(label)
+    name, hashed, mode = name.rpartition("#") if "#" in name else (name, "", "")
+    where = name if name in embedded_judges() else _folder("judges", name)
+    return parse_reward(f"vlm:{where}{hashed}{mode}")
+
+
+def _checked(parse: Callable[[str], object], label: str | None) -> bool | str:
+    """What a node answers ComfyUI when it asks whether an input can be one."""
+    if label is None:  # it comes from another node
+        return True
+    try:
+        parse(label)
+    except RepriseError as error:
+        return str(error)
+    return True
 
 
 def _dtype(name: str) -> str:
@@ -78,12 +138,17 @@ class LoadRewriter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, rewriter=None) -> bool | str:
+        """In the place of ComfyUI's own check, which knows the drop-down alone."""
+        return _checked(rewriter_of, rewriter)
+
+    @classmethod
     def execute(cls, rewriter: str) -> io.NodeOutput:
-        from ..backend.rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter
+        from ..backend.factory import open_rewriter
         from .memory import managed
 
-        folder = EMBEDDED_REWRITER if rewriter == EMBEDDED else _folder("rewriters", rewriter)
-        return io.NodeOutput(managed(RePromptRewriter(folder, device="cpu", dtype=_dtype(rewriter))))
+        found = open_rewriter(rewriter_of(rewriter), device="cpu", dtype=_dtype(rewriter))
+        return io.NodeOutput(managed(found))
 
 
 class LoadRefiner(io.ComfyNode):
@@ -111,14 +176,17 @@ class LoadRefiner(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, refiner=None) -> bool | str:
+        """As Load Rewriter's."""
+        return _checked(refiner_of, refiner)
+
+    @classmethod
     def execute(cls, refiner: str) -> io.NodeOutput:
-        from ..backend.core.registry import REWRITERS, resolve
-        from ..backend.rewriters.prip.rewriter import EMBEDDED_REFINER, is_refiner
+        from ..backend.factory import open_rewriter
         from .memory import managed
 
-        folder = EMBEDDED_REFINER if refiner == EMBEDDED else _folder("refiners", refiner)
-        make = resolve("refiner", REWRITERS, "prip" if is_refiner(folder) else "promptist")
-        return io.NodeOutput(managed(make(folder, device="cpu", dtype=_dtype(refiner))))
+        found = open_rewriter(refiner_of(refiner), device="cpu", dtype=_dtype(refiner))
+        return io.NodeOutput(managed(found))
 
 
 class LoadJudge(io.ComfyNode):
@@ -135,7 +203,7 @@ class LoadJudge(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "judge",
-                    options=[*image_rewards(), *vlm_judges()],
+                    options=[*picture_rewards(), *vlm_judges()],
                     default="shapeworld",
                     tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right. "
                     "vlm: is a vision-language model in models/reprise/judges and what it is asked; "
@@ -147,33 +215,23 @@ class LoadJudge(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, judge=None) -> bool | str:
+        """As Load Rewriter's."""
+        return _checked(judge_of, judge)
+
+    @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
-        from ..backend.core.registry import REWARDS, resolve
+        from ..backend.factory import open_reward
         from ..backend.rewards.published.files import JUDGES
-        from ..backend.rewards.vlm.judge import embedded_judges
         from .memory import managed, precision
 
-        if judge.startswith(VLM):
-            name, hashed, mode = judge.removeprefix(VLM).rpartition("#")
-            where = name if name in embedded_judges() else _folder("judges", name)
-            make, source = resolve("judge", REWARDS, "vlm"), f"{where}{hashed}{mode}"
-            return io.NodeOutput(managed(make(source, device="cpu", dtype=precision())))
-        make = resolve("judge", REWARDS, judge)
-        if judge not in JUDGES:
-            return io.NodeOutput(make())
-        own = JUDGES[judge].files[0].folder
-        folders = (Path(root) / own for root in folder_paths.get_folder_paths(_root("judges")))
-        folder = next((f for f in folders if f.is_dir()), None)
-        return io.NodeOutput(managed(make(folder, device="cpu", dtype=precision())))
-
-
-def image_rewards() -> tuple[str, ...]:
-    """Names of the rewards that look at pictures; the text rewards score rewrites. `vlm` is a kind, see
-    `vlm_judges`."""
-    from ..backend.core.registry import REWARDS
-
-    names = (name for name, where in REWARDS.items() if not where.startswith(".rewards.text:"))
-    return tuple(name for name in names if name != "vlm")
+        folder = None
+        if judge in JUDGES:
+            own = JUDGES[judge].files[0].folder
+            folders = (Path(root) / own for root in folder_paths.get_folder_paths(_root("judges")))
+            folder = next((f for f in folders if f.is_dir()), None)
+        found = open_reward(judge_of(judge), device="cpu", dtype=precision(), folder=folder)
+        return io.NodeOutput(managed(found))
 
 
 def vlm_judges() -> list[str]:

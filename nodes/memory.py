@@ -8,6 +8,8 @@ import comfy.model_management as management
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..backend.core.interfaces import Managed
+
 
 class ManagedModule(nn.Module):
     """Around a Hugging Face model, whose `device` has no setter: comfy writes one on what it manages."""
@@ -18,10 +20,11 @@ class ManagedModule(nn.Module):
 
 
 def managed(holder: Any) -> Any:
-    """`holder` (a rewriter, refiner or judge) with its `model` under the manager, on the text encoders'
-    devices, through a `patcher` that `ready` finds."""
-    devices = management.text_encoder_device(), management.text_encoder_offload_device()
-    holder.patcher = ModelPatcher(ManagedModule(holder.model), *devices)
+    """`holder` (a rewriter, refiner or judge) with its `model`, where it has one, under the manager, on the
+    text encoders' devices, through a `patcher` that `ready` finds."""
+    if isinstance(holder, Managed) and holder.model is not None:
+        devices = management.text_encoder_device(), management.text_encoder_offload_device()
+        holder.patcher = ModelPatcher(ManagedModule(holder.model), *devices)
     return holder
 
 
@@ -40,7 +43,7 @@ def writing() -> str:
 
 def ready(*holders: Any) -> None:
     """Bring the models of what loader nodes made onto their device, where they have one under the manager."""
-    patchers = [holder.patcher for holder in holders if getattr(holder, "patcher", None) is not None]
+    patchers = [one.patcher for one in holders if isinstance(one, Managed) and one.patcher is not None]
     if patchers:
         # In part would not do: only ComfyUI's own classes bring a layer's weights when it is its turn.
         management.load_models_gpu(patchers, force_full_load=True)

@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from ..backend.core.errors import BadInput
-from ..backend.core.interfaces import PreviewReward
+from ..backend.core.interfaces import PreviewReward, Reward
 from ..backend.core.scoring import judge_for_previews, rank
 from ..backend.core.types import Candidate, Cost
 from ..backend.search.best_of_n import best_index, check_search, score_candidates
@@ -214,7 +214,8 @@ def search_in_graph(
         )
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
     found = [Candidate(i, seed + i, asked) for i in range(candidates)]
-    preview_scorer, cost = judge_for_previews(preview_judge or judge), Cost()
+    preview_scorer: Reward = judge_for_previews(preview_judge or judge)
+    cost = Cost()
     if prune == "potential" and isinstance(preview_scorer, PreviewReward):
         prune = f"potential:{potential}"
     schedule = schedule_from(prune, candidates, steps, preview_scorer)

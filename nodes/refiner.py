@@ -81,10 +81,10 @@ class PripDescribe(io.ComfyNode):
 
         from .memory import managed, ready
 
-        if not hasattr(refiner, "describe"):
+        if not refiner.capabilities.describes:
             raise Unsupported("this refiner writes from words alone; choose a PRIP folder in Load Refiner")
         eye = refiner.vision_tower
-        if not hasattr(eye, "patcher"):  # it was just loaded
+        if eye.patcher is None:  # it was just loaded
             managed(eye)
         ready(eye, refiner)
         found = refiner.describe(

@@ -118,7 +118,7 @@ def rewrite_prompt(
 
     from .memory import ready
 
-    fingerprint = getattr(rewriter, "fingerprint", None)
+    fingerprint = rewriter.fingerprint
     key = (fingerprint, prompt, variants, seed, critique)
     with _LOCK:
         if fingerprint is not None and key in _REMEMBERED:
@@ -144,7 +144,7 @@ async def rewrite_prompt_async(rewriter: Any, *arguments: Any) -> list[Rewrite]:
     """`rewrite_prompt`, but other nodes run while a server answers."""
     from .waiting import run_in_thread
 
-    if not getattr(rewriter, "remote", False):
+    if not rewriter.capabilities.elsewhere:
         return rewrite_prompt(rewriter, *arguments)
     return await run_in_thread(lambda stop: rewrite_prompt(rewriter, *arguments, should_stop=stop))
 

@@ -15,6 +15,7 @@ from PIL import Image
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.net import http
 from reprise.backend.net.reward_protocol import Limits
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.serving.app import make_app
 from reprise.backend.serving.batching import BatchingQueue
 from reprise.backend.serving.server import RewardServer, address, listen
@@ -74,7 +75,7 @@ def encoded(image, kind="PNG", **options):
     return base64.b64encode(image).decode()
 
 
-class Brightness:
+class Brightness(BaseReward):
     """The mean of a picture's pixels; fails where the prompt says so. `batches` are what it was given."""
 
     def __init__(self, name="brightness"):

@@ -28,9 +28,11 @@ def choose_prune(prune: str | None, renderer: str) -> str:
 
     Raises UnknownName for an unknown pruning, Unsupported for pruning without previews.
     """
-    previews = not renderer.startswith("comfyui:")
-    prune = prune or ("halving" if previews else "none")
+    from ..factory import parse_renderer
     from ..search.pruning import read_pruning
+
+    previews = parse_renderer(renderer).capabilities.previews
+    prune = prune or ("halving" if previews else "none")
 
     read_pruning(prune)
     if prune != "none" and not previews:

@@ -13,7 +13,7 @@ import typer
 
 from ..core.errors import CheckpointError
 from ..core.model_files import EMBEDDED_WEIGHTS, model_folders
-from ..core.registry import RENDERERS, REWARDS, REWRITERS
+from ..factory import RENDERERS, REWARDS, REWRITERS, TEXT_REWARDS
 from ..rewards.published import files
 from .device import find_device
 
@@ -145,7 +145,8 @@ def models(
         for judge in judges:
             weights = judge.bytes if device.gpu else judge.parameters * 4
             judge.fits = weights * HEADROOM <= free
-    names = {"rewriters": sorted(REWRITERS), "renderers": sorted(RENDERERS), "rewards": sorted(REWARDS)}
+    rewards = sorted({*REWARDS, *TEXT_REWARDS})
+    names = {"rewriters": sorted(REWRITERS), "renderers": sorted(RENDERERS), "rewards": rewards}
     if as_json:
         terminal.print_json(
             {

@@ -91,12 +91,15 @@ def render(
     """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
     from ..factory import (
         DEFAULT_REWRITER,
-        check_judge,
-        find_renderer,
-        find_rewriter,
-        make_judge,
-        make_reward,
+        open_judge,
+        open_renderer,
+        open_reward,
+        open_rewriter,
+        parse_judge,
+        parse_reward,
+        parse_rewriter,
         parse_weights,
+        renderer_settings,
     )
     from . import checks, terminal
     from .prompts import gather
@@ -106,16 +109,17 @@ def render(
     # Every candidate of every round needs a seed.
     checks.check_seeds(seed, best_of * (2 if reflect is None else 1 + reflect))
     mending = checks.correction_named(correction)
+    drawing = renderer_settings(renderer, steps, lora)
     prune = checks.choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
-    if previews is not None:
-        check_judge(previews)
-        if prune == "none":
-            raise BadInput("--previews has no use where nothing is pruned; leave it out, or give --prune")
-    finding, writing = find_renderer(renderer, steps, lora=lora), find_rewriter(rewriter, renderer)
+    judges = parse_judge(judge, weights, renderer)
+    looks = parse_reward(previews) if previews is not None else None
+    if looks and prune == "none":
+        raise BadInput("--previews has no use where nothing is pruned; leave it out, or give --prune")
+    writes = parse_rewriter(rewriter, renderer)
     if corrector is not None and reflect == 0:
         raise BadInput("--corrector has no use without rounds of reflection; leave it out, or give --reflect")
-    mending_words = find_rewriter(corrector, renderer) if corrector not in (None, rewriter) else None
+    mends = parse_rewriter(corrector, renderer) if corrector not in (None, rewriter) else None
     from ..storage.files import prepare_folder, slug
     from ..storage.records import versions
 
@@ -139,20 +143,20 @@ def render(
     # Named by prompts and options: another try of the same prompt never replaces an earlier one.
     out = prepare_folder(out or Path("out") / slug("\n".join(texts), salt=repr(asked)))
     with terminal.quiet_stdout(as_json):
-        judging = make_judge(judge, weights, renderer)
+        judging = open_judge(judges)
         if reflect is None:
             reflect = 1 if isinstance(judging, Critic) or corrector else 0
-        looking = make_reward(previews) if previews not in (None, judge) else None
-        drawing, rewriting = finding(), writing()
+        looking = open_reward(looks) if looks and previews != judge else None
+        drawer, rewriting = open_renderer(drawing), open_rewriter(writes)
         from ..search.chain import Chain
         from ..search.reflection import critique_warning
 
-        correcting = mending_words() if mending_words else None
+        correcting = open_rewriter(mends) if mends else None
         if reflect and (told := critique_warning(correcting or rewriting)):
             terminal.note(f"{told}; name one that does with --corrector, or give --reflect 0")
         chain = Chain(
             rewriting,
-            drawing,
+            drawer,
             judging,
             best_of=best_of,
             prune=prune,
@@ -168,8 +172,8 @@ def render(
             **asked,
             "rewriter": rewriter or DEFAULT_REWRITER,
             "reflect": reflect,
-            "renderer_fingerprint": drawing.fingerprint,
-            "steps": drawing.steps,
+            "renderer_fingerprint": drawer.fingerprint,
+            "steps": drawer.steps,
         }
         roles = (
             ("judge", judging),
@@ -178,8 +182,8 @@ def render(
             ("corrector", correcting),
         )
         for role, one in roles:
-            if mark := getattr(one, "fingerprint", None):
-                settings[f"{role}_fingerprint"] = mark
+            if one is not None and one.fingerprint:
+                settings[f"{role}_fingerprint"] = one.fingerprint
         folders = {text: out / slug(text) if several else out for text in texts}
         entries = _run_all(chain, folders, settings, versions(), out, redo)
     if as_json:

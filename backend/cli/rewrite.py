@@ -20,14 +20,14 @@ def rewrite(
     as_json: options.Json = False,
 ) -> None:
     """Rewrite prompts and show the reasons. --json prints an array with an object for each prompt."""
-    from ..factory import find_rewriter
+    from ..factory import open_rewriter, parse_rewriter
     from . import terminal
     from .prompts import gather
 
     texts = gather(prompts or [], file, terminal.note)
-    find = find_rewriter(rewriter)
+    writer = parse_rewriter(rewriter)
     with terminal.quiet_stdout(as_json):
-        found = find().rewrite(texts, variants, seed)
+        found = open_rewriter(writer).rewrite(texts, variants, seed)
     if as_json:
         terminal.print_json(
             [

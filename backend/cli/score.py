@@ -27,7 +27,7 @@ def score(
 ) -> None:
     """Score pictures against a prompt, each by itself. --json prints an array with an object for each."""
     from ..core.scoring import image_scores
-    from ..factory import DEFAULT_JUDGE, make_reward
+    from ..factory import DEFAULT_JUDGE, open_rewards, parse_reward
     from . import terminal
 
     text = check_prompt(prompt, "--prompt")
@@ -35,8 +35,10 @@ def score(
     both = set(names) & set(apart)
     if both:
         raise BadInput(f"{min(both)} is given as --reward and as --held-out; it can be one of them")
+    for name in (*names, *apart):
+        parse_reward(name)
     with terminal.quiet_stdout(as_json):
-        rewards = {name: make_reward(name) for name in [*names, *apart]}
+        rewards = open_rewards([*names, *apart])
         rows = []
         for path in images:
             picture = read_picture(path)[None]

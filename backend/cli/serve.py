@@ -61,7 +61,7 @@ def rewards(
     ] = 64,
 ) -> None:
     """Serve rewards as JSON over HTTP until Ctrl-C. Others use them as --judge remote:NAME@URL."""
-    from ..factory import DEFAULT_JUDGE, make_reward
+    from ..factory import DEFAULT_JUDGE, open_rewards, parse_reward
     from ..net.reward_protocol import Limits
     from ..serving.app import make_app
     from ..serving.batching import BatchingQueue
@@ -74,9 +74,12 @@ def rewards(
             f"--host {host} lets other machines in, so a key is needed: set {KEY} to a long random word here "
             "and where the clients run, or leave --host away and come through a tunnel (ssh -L)"
         )
+    names = names or [DEFAULT_JUDGE]
+    for name in names:
+        parse_reward(name)
     limits = Limits(images=max_images, pixels=max_pixels, body=max_mib * MIB)
     with listen(host, port) as sock:  # before the judges are loaded, which takes a while
-        served = [make_reward(name) for name in dict.fromkeys(names or [DEFAULT_JUDGE])]
+        served = list(open_rewards(names).values())
         kinds = [reward.spec.name for reward in served]
         if len(set(kinds)) < len(kinds):
             raise BadInput(f"two rewards have the same name: {', '.join(kinds)}; serve one of them")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ..core.registry import TRAINERS
 from ..evaluation.tables import TableRow
+from ..factory import TRAINERS, find_trainer
 from ..storage.files import write_whole
 from ..training import shipped_configs
 from .settings import settings_of
-from .train import SUMMARIES, config_of
+from .train import SUMMARIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -35,7 +35,7 @@ def page() -> str:
         parts.append(
             f"## reprise train {name}\n\n{SUMMARIES[name]} Configs that come with Reprise: {configs}.\n"
         )
-        parts.append(table(config_of(name)))
+        parts.append(table(find_trainer(name).config))
     parts.append("## reprise evaluate search\n\nThe settings of a row of its file.\n")
     parts.append(table(TableRow))
     return "\n".join(parts)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..core.errors import BadInput, Interrupted, TrainingFailed
-from ..core.registry import TRAINERS, resolve
+from ..factory import TRAINERS, find_trainer
 from ..training import shipped_config, shipped_configs
 from ..training.common import distributed
 from . import options
 
 if TYPE_CHECKING:
-    from ..core.config import Config
+    pass
 
 SUMMARIES = {
     "sft": "Teach a rewriter by examples (supervised fine-tuning).",
@@ -65,7 +64,7 @@ def _add(name: str) -> None:
         if show_settings:
             from . import settings
 
-            return settings.show(config_of(name), f"train {name}", as_json)
+            return settings.show(find_trainer(name).config, f"train {name}", as_json)
         if as_json:
             raise BadInput("--json is for --settings; leave it out")
         with _one_voice():
@@ -81,15 +80,6 @@ def _add(name: str) -> None:
 
 for _name in TRAINERS:
     _add(_name)
-
-
-def config_of(name: str) -> type[Config]:
-    """The settings of a trainer."""
-    return import_module(_function(name).__module__).CONFIG
-
-
-def _function(name: str) -> Callable[..., Path]:
-    return resolve("trainer", TRAINERS, name)
 
 
 def find_config(trainer: str, word: str) -> Path:
@@ -119,11 +109,10 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
             raise BadInput(f"{resume} is no run folder: it has no config.yaml")
     else:
         config_file = find_config(name, named) if named is not None else None
-    function = _function(name)
-    module = import_module(function.__module__)
-    if not getattr(module, "SEVERAL", False):
+    trainer = find_trainer(name)
+    if not trainer.several:
         distributed.require_one_process(f"trainer {name!r}", "torchrun and accelerate launch")
-    config = load_config(module.CONFIG, config_file, words)
+    config = load_config(trainer.config, config_file, words)
     text = save_config(config)
     run = resume or out or Path("runs") / slug(f"{name} {config_file.stem if config_file else ''}", salt=text)
 
@@ -148,7 +137,7 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     )
     again = f"go on with: reprise train {name} --resume {run}"
     try:
-        made = function(config, run, resume=resume is not None, log=note)
+        made = trainer.train(config, run, resume=resume is not None, log=note)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"{str(stop) or 'stopped'}; {again}") from stop
     except RuntimeError as error:

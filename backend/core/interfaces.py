@@ -1,20 +1,40 @@
-"""The four roles as Protocols. `search/` and the trainers know these and nothing else."""
+"""The roles as Protocols. `search/` and the trainers know these and nothing else.
+
+What an implementation can do is declared: facts in its `capabilities`, methods that not all have in a
+Protocol of their own (`Critic`, `PreviewReward`, …), which `isinstance` asks for. A class of the registry
+declares its capabilities on the class, so that they are known before anything is loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from .types import Job, RenderResult, RewardSpec, Rewrite, Verdict
+from .types import (
+    Job,
+    RendererCapabilities,
+    RenderResult,
+    RewardCapabilities,
+    RewardSpec,
+    Rewrite,
+    RewriterCapabilities,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Rewriter(Protocol):
-    """User prompts -> rewrites. Where `reads_critiques` is there and False, critiques change no words."""
+    """User prompts -> rewrites."""
 
     name: str
+    capabilities: RewriterCapabilities
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Changes when the same call would give other words; None where the name says it all."""
+        ...
 
     def rewrite(
         self,
@@ -48,6 +68,13 @@ class Renderer(Protocol):
     name: str
     steps: int
     fingerprint: str  # changes when the same job would give other pixels
+    capabilities: RendererCapabilities
+
+    @property
+    def model(self) -> Any:
+        """What a training may move between devices with `.to`; None where nothing lies here, or what lies
+        here moves by itself."""
+        ...
 
     def render(
         self,
@@ -58,7 +85,8 @@ class Renderer(Protocol):
         """Draw all jobs as one search: a watcher sees all rows alive at once, also where they are
         evaluated in chunks. `progress(step, steps)` is called after each step and may raise
         `Interrupted`. Jobs start from noise, or all from pictures with one strength: their first steps are
-        then left out, and the others keep their numbers. Who cannot do so has `img2img` False, or none."""
+        then left out, and the others keep their numbers. Raises Unsupported for what its `capabilities`
+        exclude."""
         ...
 
 
@@ -66,6 +94,17 @@ class Reward(Protocol):
     """Images and the users' ORIGINAL prompts -> one score per image, independent of the batch."""
 
     spec: RewardSpec
+    capabilities: RewardCapabilities
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What decides its scores, such as its weights; None where the name of its spec says it all."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """The nn.Module that a host or a training may move between devices; None where there is none here."""
+        ...
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """`images` (B, H, W, 3) in 0..1, `prompts` of length B -> B finite scores. Raises, never 0."""
@@ -100,3 +139,34 @@ class PreviewReward(Protocol):
     def clarity(self, images: Tensor, prompts: Sequence[str]) -> list[float] | None:
         """P(clear enough to judge), 0..1 each; None where it cannot tell."""
         ...
+
+
+@runtime_checkable
+class HasPreviewJudge(Protocol):
+    """A reward in whose place another one looks at previews: a vision-language model asks about a preview in
+    other words than about a finished picture."""
+
+    def preview_judge(self) -> Reward: ...
+
+
+@runtime_checkable
+class CompositeReward(Protocol):
+    """A reward whose scores follow from those of its parts."""
+
+    spec: RewardSpec
+
+    def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, list[float]]:
+        """The parts' own scores by their names, B each."""
+        ...
+
+    def combine(self, parts: Mapping[str, Sequence[float]]) -> list[float]:
+        """Its scores, from what `parts` gave."""
+        ...
+
+
+@runtime_checkable
+class Managed(Protocol):
+    """Holds a model that a host's memory manager may move, such as ComfyUI's."""
+
+    model: Any  # an nn.Module; None where it has none on this machine
+    patcher: Any  # the manager's own handle on `model`, which the host sets; None: no one else moves it

@@ -1,7 +1,8 @@
-"""Names of the four roles' implementations, resolved lazily.
+"""Names of the four roles' implementations, resolved lazily, by `factory` alone.
 
 To add one, write its file in the role's folder and one line here, name -> "module:Class". The command line,
 the nodes' drop-downs and the contract tests then include it. A module is imported when its name is resolved.
+Some lines need a model behind the name: diffusers, comfyui, chat, promptist, vlm, remote.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ REWARDS: dict[str, str] = {
     "vlm": ".rewards.vlm.judge:vlm_judge",
     "geneval": ".rewards.geneval.judge:GenEval",
     "geneval-strict": ".rewards.geneval.judge:GenEvalStrict",
+    "remote": ".rewards.remote:connect",
+}
+TEXT_REWARDS: dict[str, str] = {  # these read rewrites, not pictures
     "structure": ".rewards.text:Structure",
     "length": ".rewards.text:Length",
 }

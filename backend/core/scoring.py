@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import RepriseError, RewardFailed
-from .interfaces import Critic, PreviewReward, Reward, TextReward
+from .interfaces import Critic, HasPreviewJudge, PreviewReward, Reward, TextReward
 from .types import RewardSpec, Rewrite, Verdict
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def image_scores(reward: Reward, images: Tensor, prompts: Sequence[str]) -> list[float]:
+def image_scores(reward: Reward | PreviewReward, images: Tensor, prompts: Sequence[str]) -> list[float]:
     """Scores of `images` (B, H, W, 3) in 0..1, one finite number each, against `prompts` (B).
 
     Raises RewardFailed if the reward raises, or returns another number of scores, NaN or infinity. Errors of
@@ -44,14 +44,13 @@ def clarities(reward: PreviewReward, images: Tensor, prompts: Sequence[str]) -> 
 
 
 def judge_for_previews(judge: Reward) -> Reward:
-    """Who looks at previews in a judge's place: a vision-language model asks about them in other words."""
-    make = getattr(judge, "preview_judge", None)
-    return judge if make is None else make()
+    """Who looks at previews in a judge's place: by default itself."""
+    return judge.preview_judge() if isinstance(judge, HasPreviewJudge) else judge
 
 
 def reward_fingerprint(reward: Reward) -> str:
     """What decides its scores, for keys of what is kept: the fingerprint of its weights, or its name."""
-    return getattr(reward, "fingerprint", None) or reward.spec.name
+    return reward.fingerprint or reward.spec.name
 
 
 def rank(spec: RewardSpec, scores: Mapping[int, float]) -> list[int]:

@@ -5,8 +5,11 @@ Images are float tensors (B, H, W, 3) in 0..1 everywhere, as in ComfyUI.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from .errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +39,12 @@ class InitImage:
     strength: float
 
 
+def check_strength(strength: float, steps: int) -> None:
+    """Raises BadInput for a strength that is outside 0 to 1, or so low that none of `steps` is drawn."""
+    if not 0 < strength <= 1 or int(steps * strength) < 1:
+        raise BadInput(f"strength is {1 / steps:.2g} (one of {steps} steps) to 1, got {strength}")
+
+
 @dataclass(frozen=True)
 class Job:
     """One picture to draw: its prompt, its own seed, and optionally a picture to start from."""
@@ -59,6 +68,40 @@ class RenderResult:
     pruned_at: list[int | None]
     denoiser_rows: int
     denoiser_rows_full: int
+
+
+@dataclass(frozen=True)
+class RendererCapabilities:
+    """What a renderer can do, and which settings its constructor takes."""
+
+    previews: bool = True  # shows x0 previews to a watcher, so that candidates can be pruned
+    image_to_image: bool = False  # jobs may start from pictures
+    elsewhere: bool = False  # another process draws: this machine's GPU is free meanwhile
+    weights: bool = False  # has weights on this machine: takes `device`
+    keeps_pictures: bool = False  # takes a `cache` and stores its pictures there
+    shapeworld: bool = False  # draws ShapeWorld, which the embedded rewriter and the embedded judge know
+    settings: frozenset[str] = frozenset()  # fields of `RendererSettings` that it takes
+    fixed: Mapping[str, int] = field(default_factory=dict)  # fields that have one value only
+
+
+@dataclass(frozen=True)
+class RewriterCapabilities:
+    """What a rewriter can do."""
+
+    reads_critiques: bool = True  # a critique changes the words; False: it is ignored
+    reasons: bool = True  # a rewrite comes with the reasoning behind it
+    describes: bool = False  # `describe` writes the prompt of a picture
+    elsewhere: bool = False  # another process writes: a call waits for a server
+    weights: bool = False  # has weights on this machine: takes `device` and `dtype`
+
+
+@dataclass(frozen=True)
+class RewardCapabilities:
+    """What a reward can do. That it criticises or looks at previews is said by its class: `Critic`,
+    `PreviewReward`."""
+
+    gradient: bool = False  # `prepare` and `rate` give scores with a gradient through the pixels
+    weights: bool = False  # has weights on this machine: takes `device` and `dtype`
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def _use_and_free(make: Callable[[], Rewriter], use: Callable[[Rewriter], T]) ->
 
 def rewriter_fingerprint(rewriter: Rewriter) -> str:
     """What determines its rewrites, for keys of stored results: its fingerprint, or its name."""
-    return getattr(rewriter, "fingerprint", None) or rewriter.name
+    return rewriter.fingerprint or rewriter.name
 
 
 def _check_different(name: str, given: Sequence[str], fingerprints: Mapping[str, str]) -> None:

@@ -290,7 +290,7 @@ def evaluate_chain(
         "steps": renderer.steps,
         "renderer": renderer.fingerprint,
         "rewriter": rewriter.name,
-        "rewriter_fingerprint": getattr(rewriter, "fingerprint", None),
+        "rewriter_fingerprint": rewriter.fingerprint,
         "judge": judge.spec.name,
         **(
             {"judge_fingerprint": reward_fingerprint(judge)}

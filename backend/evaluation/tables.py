@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ class Training:
 class RoleLoaders:
     """Functions that load the roles by their names."""
 
-    renderer: Callable[[str | None], Renderer]  # by its LoRA file; None: without
+    renderer: Callable[[str | None, Cache], Renderer]  # by its LoRA file, None: without; pictures go there
     rewriter: Callable[[str], Rewriter]
     judge: Callable[[str], Reward]
     judge_fingerprint: Callable[[str], str]  # changes when its scores do; found without loading it
@@ -176,10 +176,9 @@ class ResultTable:
         total = len(dict.fromkeys(trainings)) * len(self.cases) * len(self.bases)
         done = 0
         for lora, of in by_lora.items():
-            renderer = self.loaders.renderer(lora)
+            # With a cache: rows that search among the same candidates draw them once.
+            renderer = self.loaders.renderer(lora, self.pictures)
             self.steps = renderer.steps
-            if hasattr(renderer, "cache"):  # rows that search among the same candidates draw them once
-                vars(renderer)["cache"] = self.pictures
             for training in of:
                 rewriter = self.loaders.rewriter(training.rewriter)
                 corrector = self.loaders.rewriter(training.corrector) if training.corrector else None
@@ -304,6 +303,8 @@ class UncritiquedRewriter:
 
     def __init__(self, rewriter: Rewriter):
         self.rewriter, self.name = rewriter, rewriter.name
+        self.fingerprint = rewriter.fingerprint
+        self.capabilities = replace(rewriter.capabilities, reads_critiques=False)
 
     def rewrite(
         self,

@@ -19,12 +19,13 @@ from ..core.config import validation_message
 from ..core.errors import BadInput, first_line
 from ..core.scoring import rank
 from ..core.types import RewardSpec
+from ..factory import reward_spec
 from ..net.credentials import check_address
 from ..net.http import HttpFault, fetch, quote
 from ..renderers.comfyui.graph import Graph, Socket, is_link, is_sampler, upstream
 from ..renderers.comfyui.texts import REWRITER_NODES, text_at, texts_of
 from ..storage.images import from_pil
-from .pairing import PictureGroup, ScoredPicture, reward_spec, score_range
+from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import canonical_reward_name
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class _Report(_ReportModel):
     @property
     def spec(self) -> RewardSpec:
         """The judge's range and direction. One without a finite range gets 0 to 1."""
-        known = reward_spec(self.judge)
+        known = reward_spec(canonical_reward_name(self.judge))
         if known is not None:
             return known
         low, high = self.low, self.high

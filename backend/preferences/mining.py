@@ -19,12 +19,13 @@ import yaml
 
 from ..core.errors import BadInput, first_line
 from ..core.types import RewardSpec
+from ..factory import reward_spec
 from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
 from ..storage.files import read_lines
 from ..storage.images import read_picture
 from ..storage.records import RECORD, Record, load_record
-from .pairing import PictureGroup, ScoredPicture, reward_spec, score_range
+from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import Store, canonical_reward_name
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput, plain
-from ..core.registry import REWARDS, resolve
 from ..core.types import RewardSpec
 from .store import P, Pair, PairPicture, PairText, RewritePair, Store, canonical_reward_name, picture_name
 
@@ -82,20 +81,6 @@ class PictureGroup:
     def rank(self, pictures: Iterable[ScoredPicture]) -> list[ScoredPicture]:
         """Sorted from best to worst; equal scores keep their order."""
         return sorted(pictures, key=lambda one: -one.score if self.higher_is_better else one.score)
-
-
-def reward_spec(reward: str) -> RewardSpec | None:
-    """Range and direction of a reward, if its name alone tells them, else None (as for a mix).
-
-    A reward on a server (remote:NAME@URL) has those of NAME here.
-    """
-    reward = canonical_reward_name(reward)
-    if reward.startswith("remote:"):
-        reward = canonical_reward_name(reward.removeprefix("remote:").rpartition("@http")[0])
-    if reward.startswith("vlm:") and "+" not in reward:
-        return RewardSpec(reward, 0.0, 1.0)  # the same in all modes
-    found = getattr(resolve("reward", REWARDS, reward), "spec", None) if reward in REWARDS else None
-    return found if isinstance(found, RewardSpec) else None
 
 
 def score_range(spec: RewardSpec | None) -> float:

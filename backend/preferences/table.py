@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..core.config import validation_message
 from ..core.errors import BadInput
+from ..factory import reward_spec
 from ..storage.files import read_text
 from ..storage.images import read_picture
-from .pairing import PictureGroup, ScoredPicture, reward_spec, score_range
+from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import picture_name
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput, RenderFailed
-from ..core.types import Job, RenderResult
+from ..core.types import Job, RendererCapabilities, RenderResult
 from .diffusers.renderer import check_jobs
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ class FakeRenderer:
     """
 
     name = "fake"
-    img2img = True
+    capabilities = RendererCapabilities(
+        image_to_image=True, shapeworld=True, settings=frozenset({"steps", "size"})
+    )
+    model = None
 
     def __init__(
         self,

@@ -35,8 +35,3 @@ class RendererSettings(Config):
     """Rows that the denoiser evaluates at once."""
     batch: PositiveInt = 64
     """Pictures asked for in one call."""
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether another process draws, so that this one is free meanwhile."""
-        return self.name.startswith("comfyui:")

@@ -3,6 +3,7 @@ classes; and the first two again, taught the styles of `shapeworld/styles.py`.""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ class ShapeWorldRenderer(DiffusersRenderer):
     CFG = 3.0
     TEXT_LENGTH = 48  # tokens that its text encoders were trained on
     CHUNK = 64  # rows at once; a row's activations are a few megabytes
+    capabilities = replace(
+        DiffusersRenderer.capabilities,
+        shapeworld=True,
+        fixed={"size": SIZE, "max_sequence_length": TEXT_LENGTH},
+    )
+    folder: Path = WEIGHTS
 
     def __init__(
         self,
-        folder: str | Path = WEIGHTS,
+        folder: str | Path | None = None,
         *,
         steps: int = STEPS,
         true_cfg: float = CFG,
@@ -41,7 +48,7 @@ class ShapeWorldRenderer(DiffusersRenderer):
         **settings: Any,
     ):
         super().__init__(
-            Path(folder),
+            Path(folder or self.folder),
             steps=steps,
             true_cfg=true_cfg,
             size=self.SIZE,
@@ -62,10 +69,12 @@ class ShapeWorldSDRenderer(DiffusersRenderer):
     STEPS = 16
     GUIDANCE = 3.0  # against an empty prompt: two denoiser rows a step
     CHUNK = 64
+    capabilities = replace(DiffusersRenderer.capabilities, shapeworld=True, fixed={"size": SIZE})
+    folder: Path = SD_WEIGHTS
 
     def __init__(
         self,
-        folder: str | Path = SD_WEIGHTS,
+        folder: str | Path | None = None,
         *,
         steps: int = STEPS,
         guidance: float = GUIDANCE,
@@ -76,7 +85,7 @@ class ShapeWorldSDRenderer(DiffusersRenderer):
         **settings: Any,
     ):
         super().__init__(
-            Path(folder),
+            Path(folder or self.folder),
             steps=steps,
             guidance=guidance,
             size=self.SIZE,
@@ -96,10 +105,12 @@ class ShapeWorldMaskedRenderer(DiffusersRenderer):
     STEPS = 16
     GUIDANCE = 1.25  # against an empty prompt: two rows of the transformer a step; more bends outlines
     CHUNK = 64
+    capabilities = replace(DiffusersRenderer.capabilities, shapeworld=True, fixed={"size": SIZE})
+    folder: Path = MASKED_WEIGHTS
 
     def __init__(
         self,
-        folder: str | Path = MASKED_WEIGHTS,
+        folder: str | Path | None = None,
         *,
         steps: int = STEPS,
         guidance: float = GUIDANCE,
@@ -110,7 +121,7 @@ class ShapeWorldMaskedRenderer(DiffusersRenderer):
         **settings: Any,
     ):
         super().__init__(
-            Path(folder),
+            Path(folder or self.folder),
             steps=steps,
             guidance=guidance,
             size=self.SIZE,
@@ -126,15 +137,11 @@ class StyledRenderer(ShapeWorldRenderer):
     """The tiny FLUX that knows the words of styles."""
 
     name = "shapeworld-styled"
-
-    def __init__(self, folder: str | Path = WEIGHTS.with_name("renderer-styled"), **settings: Any):
-        super().__init__(folder, **settings)
+    folder = WEIGHTS.with_name("renderer-styled")
 
 
 class StyledSDRenderer(ShapeWorldSDRenderer):
     """The tiny Stable Diffusion that knows the words of styles."""
 
     name = "shapeworld-sd-styled"
-
-    def __init__(self, folder: str | Path = WEIGHTS.with_name("renderer-sd-styled"), **settings: Any):
-        super().__init__(folder, **settings)
+    folder = WEIGHTS.with_name("renderer-sd-styled")

@@ -172,9 +172,9 @@ def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, An
 
 def _names(keys: list[str]) -> list[str]:
     """What tells the lines of a frame apart: the part of "set/reward" that they do not share."""
-    parts = [key.rpartition("/") for key in keys]
-    alike = len({last for _, _, last in parts}) == 1 and all(first for first, _, _ in parts)
-    return [first if alike else last for first, _, last in parts]
+    parts = [key.split("/", 1) if "/" in key else ["", key] for key in keys]  # a reward's name may hold some
+    alike = len({last for _, last in parts}) == 1 and all(first for first, _ in parts)
+    return [first if alike else last for first, last in parts]
 
 
 def _through_time(run: Path, evaluations: Sequence[Row]) -> list[dict[str, Any]]:

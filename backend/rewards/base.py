@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
-from ..core.types import RewardSpec
+from ..core.types import RewardCapabilities, RewardSpec
 from ..storage.images import to_pil
 
 if TYPE_CHECKING:
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class LearnedJudge(ABC):
+class BaseReward:
+    """What most rewards are: a name that says it all, and no weights to move."""
+
+    capabilities = RewardCapabilities()
+    fingerprint: str | None = None
+    model: Any = None
+    patcher: Any = None  # see `interfaces.Managed`
+
+
+class LearnedJudge(BaseReward, ABC):
     """A frozen model that scores each picture independently of the others.
 
     It computes on its weights' device, in their precision, `batch_size` pictures at a time. A host may move
@@ -24,6 +33,7 @@ class LearnedJudge(ABC):
     """
 
     spec: RewardSpec
+    capabilities = RewardCapabilities(gradient=True, weights=True)
     model: Any  # an nn.Module
     batch_size: int = 16
     reads_prompt = True  # False: the prompt is ignored and may be empty

@@ -19,6 +19,7 @@ from ..core.errors import BadInput
 from ..core.interfaces import Critic, Reward
 from ..core.scoring import image_scores
 from ..core.types import RewardSpec, Verdict
+from .base import BaseReward
 from .scales import to_unit_range
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class MixPart:
         return self.reward.spec.name
 
 
-class Mix:
+class Mix(BaseReward):
     """0..1 if all parts stay within their usual ranges; higher is better."""
 
     def __init__(self, rewards: Sequence[tuple[Reward, float] | MixPart]):

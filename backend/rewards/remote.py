@@ -36,6 +36,7 @@ from ..net.reward_protocol import (
     ScoreResponse,
 )
 from ..storage.images import to_pil
+from .base import BaseReward
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,7 +66,7 @@ def connect(url: str, name: str, *, timeout: float = 300.0, retries: int = 4) ->
     return (RemoteCritic if info.critic else RemoteReward)(client, info)
 
 
-class RemoteReward:
+class RemoteReward(BaseReward):
     """Its range and direction are those in the server's catalogue. Made by `connect`."""
 
     def __init__(self, client: RewardClient, info: RewardInfo):

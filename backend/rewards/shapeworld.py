@@ -18,6 +18,7 @@ from ..core.types import RewardSpec, Verdict
 from ..shapeworld.captions import plural
 from ..shapeworld.detector import Detection, Reading, read
 from ..shapeworld.prompts import RELATIONS, PromptCase, Requirement, parse_prompt
+from .base import BaseReward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ COMPONENT = 0.5  # minimum component of the offset's unit vector in the requeste
 WRONG_COLOR = 0.35  # credit for the right shape in the wrong colour
 
 
-class ShapeWorldSoft:
+class ShapeWorldSoft(BaseReward):
     """0..1, higher is better. Right pictures score .5 to 1, wrong ones 0 to .5 by how much of them is
     right."""
 

@@ -12,13 +12,14 @@ from ..shapeworld.prompts import parse_prompt
 from ..shapeworld.style_detector import read_styled
 from ..shapeworld.styles import preferred
 from ..storage.images import to_pil
+from .base import BaseReward
 from .shapeworld import soft_score
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ShapeWorldPreference:
+class ShapeWorldPreference(BaseReward):
     """0..1, higher is better. Half the detector's soft score, half the share of the four style facets that
     are as preferred (`styles.preferred`)."""
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from ..core.errors import AnswerRefused, BadInput
-from ..core.types import Rewrite
+from ..core.types import Rewrite, RewriterCapabilities
 from ..net.chat_client import ChatReply, ChatRequest, Endpoint
 from .prompting import SYSTEM, build_messages
 from .rows import RewriteRow, all_rows, group_by_prompt, read_answer, row_seed
@@ -26,7 +26,7 @@ class ChatRewriter:
     """
 
     name = "chat"
-    remote = True  # `rewrite` waits for a server; it needs neither this machine's GPU nor local weights
+    capabilities = RewriterCapabilities(elsewhere=True)
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import AnswerRefused, BadInput, Interrupted
-from ..core.types import Rewrite
+from ..core.types import Rewrite, RewriterCapabilities
 from .rows import RewriteRow, all_rows, group_by_prompt, keep_prompt, row_seed
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class LocalRewriter:
     """Base of rewriters that run a model in this process. Subclasses implement `_rewrite_batches`."""
 
     name: str
-    model: Any  # an nn.Module; ComfyUI's memory manager may move it
+    capabilities = RewriterCapabilities(weights=True)
+    model: Any  # an nn.Module
+    patcher: Any = None  # see `interfaces.Managed`
     max_new_tokens: int
     temperature: float
     top_p: float

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput
-from ..core.types import Rewrite
+from ..core.types import Rewrite, RewriterCapabilities
 from .decoding import CausalLMRewriter, Completion
 from .prompting import control_tokens
 from .reprompt import load_checkpoint
@@ -28,7 +28,7 @@ class PromptistRewriter(CausalLMRewriter):
     """Gives no reason. A critique changes only the noise of the sampled variants."""
 
     name = "promptist"
-    reads_critiques = False
+    capabilities = RewriterCapabilities(reads_critiques=False, reasons=False, weights=True)
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.errors import BadInput
-from ..core.types import Rewrite
+from ..core.types import Rewrite, RewriterCapabilities
 
 QUALITY_WORDS = "highly detailed, sharp focus, clean simple background"
 
@@ -18,7 +18,8 @@ class KeepPrompt:
     """The user's prompt, unchanged."""
 
     name = "none"
-    reads_critiques = False
+    fingerprint = None
+    capabilities = RewriterCapabilities(reads_critiques=False, reasons=False)
 
     def rewrite(
         self,
@@ -36,7 +37,8 @@ class TemplateRewriter:
     """The prompt, a comma, and the quality words `words`."""
 
     name = "template"
-    reads_critiques = False
+    fingerprint = None
+    capabilities = RewriterCapabilities(reads_critiques=False, reasons=False)
 
     def __init__(self, words: str = QUALITY_WORDS):
         self.words = words

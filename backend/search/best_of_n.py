@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import BadInput
-from ..core.interfaces import Renderer, Reward
+from ..core.interfaces import CompositeReward, Renderer, Reward
 from ..core.scoring import image_scores, judge_for_previews, rank
 from ..core.types import SEED_RANGE, Candidate, Cost, InitImage, Job
 from .pruning import FullSchedule, PruningSchedule, PruningWatcher
@@ -82,10 +82,11 @@ def score_candidates(judge: Reward, prompt: str, finished: list[Candidate], cost
 
     images = torch.stack([c.image for c in finished if c.image is not None])
     prompts = [prompt] * len(finished)
-    parts, combine = getattr(judge, "parts", None), getattr(judge, "combine", None)
-    if parts and combine:  # a mix's score is computed from its parts, so that each part is called once
-        named = parts(images, prompts)
-        scores = combine(named)
+    if isinstance(
+        judge, CompositeReward
+    ):  # a mix's score is computed from its parts, so that each part is called once
+        named = judge.parts(images, prompts)
+        scores = judge.combine(named)
     else:
         scores = image_scores(judge, images, prompts)
         named = {judge.spec.name: scores}

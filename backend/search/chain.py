@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from ..core.errors import BadInput, UnknownName, Unsupported
 from ..core.interfaces import Renderer, Reward, Rewriter
 from ..core.scoring import judge_for_previews
-from ..core.types import Outcome
-from ..renderers.diffusers.img2img import check_strength
+from ..core.types import Outcome, check_strength
 from .best_of_n import check_search, search
 from .pruning import PruningSchedule, ShiftedSchedule, schedule_from
 from .reflection import Correction, check_critic, reflect
@@ -50,7 +49,7 @@ class Chain:
         check_search(self.best_of * (1 + max(0, self.reflect)), self.seed)
         self.preview_reward = judge_for_previews(self.preview_reward or self.judge)
         self.schedule(self.best_of)
-        if self.prune != "none" and not getattr(self.renderer, "previews", True):
+        if self.prune != "none" and not self.renderer.capabilities.previews:
             raise Unsupported(
                 f"pruning by {self.prune!r} needs previews, which renderer "
                 f"{self.renderer.name!r} does not give; prune by 'none'"
@@ -64,12 +63,12 @@ class Chain:
         if self.reflect:
             check_critic(self.judge)
             if self.correction is Correction.IMAGE_TO_IMAGE:
-                self._check_img2img()
+                self._check_image_to_image()
         if self.variants < 1:
             raise BadInput(f"variants must be at least 1, got {self.variants}")
 
-    def _check_img2img(self) -> None:
-        if not getattr(self.renderer, "img2img", False):
+    def _check_image_to_image(self) -> None:
+        if not self.renderer.capabilities.image_to_image:
             raise Unsupported(
                 f"renderer {self.renderer.name!r} cannot draw over a picture; "
                 f"correct by {Correction.DRAW_AGAIN.value!r}"

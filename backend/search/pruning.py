@@ -224,7 +224,7 @@ def schedule_from(pruning: str, n: int, steps: int, preview_reward: Reward | Non
 class PruningWatcher:
     """Scores previews with `reward`, applies a schedule, and notes scores and clarity in `candidates`.
 
-    `reward` is the judge's `core.scoring.preview_judge`.
+    `reward` is the judge's `core.scoring.judge_for_previews`.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ def reflect(
 
 def critique_warning(corrector: Rewriter) -> str | None:
     """A warning for the user if the corrector ignores critiques, else None."""
-    if getattr(corrector, "reads_critiques", True):
+    if corrector.capabilities.reads_critiques:
         return None
     return (
         f"the rewriter {corrector.name!r} does not read what the judge finds wrong: rounds of reflection "

@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BadInput, TrainingFailed, Unsupported
+from ..core.errors import BadInput, TrainingFailed
 from ..core.interfaces import Renderer, Reward
 from ..core.seeds import shuffled_indices
 from ..core.types import Job
-from ..factory import open_reward
+from ..factory import open_rewards
 from ..reports.training import write_report
 from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
@@ -73,12 +73,10 @@ class Rounds(ABC):
             )
         self.prompts = read_prompts(settings.prompts, "train", seed)
         self.sets = evaluation_prompts(self.prompts, settings.eval_prompts)
-        self.rewards = {name: open_reward(name, device) for name in (*settings.rewards, *settings.held_out)}
+        self.rewards = open_rewards((*settings.rewards, *settings.held_out), device)
         self.looking: dict[str, Reward] = {
             name: reward for name, reward in self.rewards.items() if reward.spec.reads == "images"
         }
-        if not self.looking.keys() & settings.rewards.keys():
-            raise BadInput("no reward of rounds looks at pictures; add one, such as image-reward: 1.0")
         self.watched, self.higher = selection_metric(settings.held_out, settings.rewards, self.looking)
         self.cache = Cache(run / PICTURES, int(settings.keep_gb * 2**30))
 
@@ -155,11 +153,9 @@ class Rounds(ABC):
         timer = StageTimer(device, turns if device != "cpu" and self.settings.offload else None)
         if device != "cpu" and not timer.movers:
             judges(device)
-        settings = self.settings.renderer
+        batch, overlap = self.settings.renderer.batch, renderer.capabilities.elsewhere
         try:
-            yield UncachedScorer(
-                renderer, self.looking, self.cache, timer, settings.batch, settings.elsewhere
-            )
+            yield UncachedScorer(renderer, self.looking, self.cache, timer, batch, overlap)
         finally:
             if device != "cpu":
                 judges("cpu")
@@ -276,13 +272,6 @@ class Rounds(ABC):
         with write_folder(folder) as part:
             self.export(newest, part)
         return folder
-
-
-def refuse_text(rewards: Mapping[str, Any]) -> None:
-    """Raises Unsupported for rewards that read rewrites, where there are none."""
-    for name, reward in rewards.items():
-        if reward.spec.reads != "images":
-            raise Unsupported(f"reward {name!r} reads rewrites, and a renderer writes none; leave it out")
 
 
 def free_memory() -> None:

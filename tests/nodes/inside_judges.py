@@ -18,7 +18,7 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 
 folder_paths.models_dir = MODELS
-pack("backend.rewards.pick_score").PickScore.vision = (160, 2)
+pack("backend.rewards.published.pick_score").PickScore.vision = (160, 2)
 loaders, scorer = pack("nodes.loaders"), pack("nodes.scorer")
 found = {"choices": loaders.LoadJudge.define_schema().inputs[0].options}
 
@@ -49,7 +49,7 @@ with torch.inference_mode():
     images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
     found["pick-score"] = used("pick-score")
     found["vlm"] = used("vlm: tiny/qwen#match")
-    alone = pack("backend.rewards.vlm").vlm_judge(f"{MODELS}/reprise/judges/tiny/qwen", device="cpu")
+    alone = pack("backend.rewards.vlm.judge").vlm_judge(f"{MODELS}/reprise/judges/tiny/qwen", device="cpu")
     found["alone"] = [alone.score(image[None], ["a red circle"])[0] for image in images]
     (critic,) = loaders.LoadJudge.execute("vlm: tiny/qwen#checklist").args
     found["critique"] = critic.criticize(images[:1], ["a red circle"])[0].critique

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +92,15 @@ def judge(
     training answers half are yes and half are no. Called again, the command goes
     on where it stopped; other thresholds and shares draw nothing again.
     """
-    from ...factory import DEFAULT_JUDGE, DEFAULT_RENDERER, EMBEDDED_WORLD, find_renderer, make_reward
+    from ...factory import (
+        DEFAULT_JUDGE,
+        DEFAULT_RENDERER,
+        check_renderer,
+        open_renderer,
+        open_reward,
+        parse_reward,
+        renderer_settings,
+    )
     from ...training.judge.make_data import Labels, make_data, read_sources
     from .. import terminal
 
@@ -102,20 +111,20 @@ def judge(
         if not source.startswith("shapeworld:"):
             raise BadInput(f"--held-out needs shapeworld:N, got {source}; give --test-share 1 instead")
         test_share, calibration_share = 1.0, 0.0
-    find = find_renderer(name, steps, lora=lora)
-    previews = not name.startswith("comfyui:")
-    if look and not previews:
+    drawing = renderer_settings(name, steps, lora)
+    able = check_renderer(drawing).capabilities
+    if look and not able.previews:
         raise BadInput("a ComfyUI server gives no previews; leave out --look")
     sources = read_sources(source, renders, seed, "held-out" if held_out else "train")
     drawn = all(one.load is not None for one in sources)
     if drawn and (renderer is not None or steps is not None or look or lora):
         raise BadInput(f"all of {source} is drawn already; leave out --renderer, --lora, --steps and --look")
-    if reward is None and name not in EMBEDDED_WORLD:
+    if reward is None and not able.shapeworld:
         raise BadInput(
             "name what labels these pictures with --reward; the embedded detector reads ShapeWorld "
             "pictures only"
         )
-    judging = make_reward(reward or DEFAULT_JUDGE)
+    judging = open_reward(parse_reward(reward or DEFAULT_JUDGE))
     spec = judging.spec
     if threshold is None and (spec.low, spec.high) != (0.0, 1.0):
         raise BadInput(
@@ -132,10 +141,10 @@ def judge(
             made = make_data(
                 out,
                 sources,
-                find,
+                partial(open_renderer, drawing),
                 judging,
                 labels,
-                looks=look if previews else [],
+                looks=look if able.previews else [],
                 at_once=AT_ONCE,
                 made_by={
                     "renderer": None if drawn else name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,21 +38,23 @@ def pictures(
     from ...factory import (
         DEFAULT_JUDGE,
         DEFAULT_RENDERER,
-        EMBEDDED_WORLD,
-        find_renderer,
-        make_reward,
+        check_renderer,
+        open_renderer,
+        open_rewards,
         parse_weights,
+        renderer_settings,
     )
     from ...training.prip.make_log import make_log, read_source
     from .. import terminal
 
     name = renderer or DEFAULT_RENDERER
-    find = find_renderer(name, steps)
+    drawing = renderer_settings(name, steps)
+    able = check_renderer(drawing).capabilities
     records, judge_prompts = read_source(source)
     drawn = all(record.image is not None for record in records)
     if drawn and (renderer is not None or steps is not None):
         raise BadInput(f"all of {source} is drawn already; leave out --renderer and --steps")
-    if not reward and (drawn or name not in EMBEDDED_WORLD):
+    if not reward and (drawn or not able.shapeworld):
         raise BadInput(
             "say what scores these pictures with --reward; the embedded judge reads ShapeWorld pictures only"
         )
@@ -65,12 +68,12 @@ def pictures(
             made = make_log(
                 out,
                 records,
-                find,
-                {name: make_reward(name) for name in weights},
+                partial(open_renderer, drawing),
+                open_rewards(weights),
                 renders=renders,
                 seed=seed,
                 at_once=AT_ONCE,
-                overlap=name.startswith("comfyui:"),
+                overlap=able.elsewhere,
                 judge_prompts=judge_prompts,
                 progress=lambda done, of: tell("draw", done, of),
             )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...core.errors import FEW, BadInput, Interrupted, RepriseError, Unsupported
-from ...core.registry import REWARDS, resolve
 from .. import checks, options
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def rewrites(
     nothing twice; with more prompts or variants, it asks for those.
     --renderer, --reward, --images and --steps are for --keep-best.
     """
-    from ...factory import find_rewriter
+    from ...factory import open_rewriter, parse_rewriter
     from ...storage.files import prepare_folder
     from ...training.sft.make_data import AnswerFolder, ExampleMaker, held_out
     from .. import terminal
@@ -111,7 +110,12 @@ def rewrites(
     _check(eval_share, out, eval_out, pictures, seed)
     if not keep_best and any(option is not None for option in (renderer, reward, images, steps)):
         raise BadInput("--renderer, --reward, --images and --steps are for pictures; add --keep-best")
-    find, passing = find_rewriter(rewriter), _filters(filters or [])
+    writer, passing = parse_rewriter(rewriter), _filters(filters or [])
+    if not writer.capabilities.reasons:
+        raise Unsupported(
+            f"--rewriter {rewriter} gives no reasons to learn; take chat:MODEL@URL, or the weights of a "
+            "chat model"
+        )
     folder = out.with_name(f"{out.name}.answers")
     choose = _chooser(folder, renderer, reward, pictures, steps, seed) if keep_best else None
     answers = AnswerFolder(folder, rewriter, seed)
@@ -123,7 +127,7 @@ def rewrites(
         tell = start(prompts)
         try:
             if maker.missing():
-                maker.write(_reasoning(find()), partial(tell, "write"))
+                maker.write(_by_rows(open_rewriter(writer)), partial(tell, "write"))
             found, result = maker.examples(), maker.counts()
             if choose is not None and any(found.values()):
                 found, choice = choose(asked, found, partial(tell, "draw"))
@@ -160,15 +164,10 @@ def rewrites(
             )
 
 
-def _reasoning(rewriter: Rewriter) -> RowRewriter:
-    """Raises Unsupported for a rewriter that asks no model, and so gives no reasons."""
+def _by_rows(rewriter: Rewriter) -> RowRewriter:
     from ...rewriters.rows import RowRewriter
 
-    if not isinstance(rewriter, RowRewriter):
-        raise Unsupported(
-            f"--rewriter {rewriter.name} gives no reasons to learn; take chat:MODEL@URL, or "
-            "the weights of a chat model"
-        )
+    assert isinstance(rewriter, RowRewriter), "all that give reasons ask a model, row by row"
     return rewriter
 
 
@@ -199,13 +198,9 @@ def _check(share: float, out: Path, eval_out: Path | None, images: int, seed: in
 
 def _filters(names: list[str]) -> dict[str, TextReward]:
     """Rewards that read rewrites. Raises UnknownName, and Unsupported for one that reads pictures."""
-    found = {}
-    for name in names:
-        made = resolve("reward", REWARDS, name)
-        if getattr(getattr(made, "spec", None), "reads", None) != "rewrites":
-            raise Unsupported(f"--filter {name} reads pictures; choose by --keep-best --reward {name}")
-        found[name] = made()
-    return found
+    from ...factory import open_reward, parse_reward
+
+    return {name: open_reward(parse_reward(name, reads="rewrites")) for name in names}
 
 
 def _chooser(
@@ -216,17 +211,20 @@ def _chooser(
     from ...factory import (
         DEFAULT_JUDGE,
         DEFAULT_RENDERER,
-        EMBEDDED_WORLD,
-        find_renderer,
-        make_reward,
+        check_renderer,
+        open_renderer,
+        open_rewards,
         parse_weights,
+        renderer_settings,
     )
     from ...storage.cache import Cache
 
     name = renderer or DEFAULT_RENDERER
     cache = Cache(folder / "pictures", PICTURES_GB * 2**30)
-    find, elsewhere = find_renderer(name, steps, cache), name.startswith("comfyui:")
-    if not reward and name not in EMBEDDED_WORLD:
+    drawing = renderer_settings(name, steps)
+    able = check_renderer(drawing).capabilities
+    elsewhere = able.elsewhere
+    if not reward and not able.shapeworld:
         raise BadInput(f"--renderer {name} needs a --reward: the embedded one reads ShapeWorld pictures only")
     weights = parse_weights(reward or [DEFAULT_JUDGE])
 
@@ -240,8 +238,10 @@ def _chooser(
         from ...training.rollouts.scoring import PictureScorer
         from ...training.sft.make_data import keep_best
 
-        rewards = {name: make_reward(name) for name in weights}
-        scorer = PictureScorer(find(), rewards, cache, StageTimer(), AT_ONCE, overlap=elsewhere)
+        rewards = open_rewards(weights)
+        # A server's pictures are kept one by one, as they come; the scorer keeps what is drawn here.
+        drawer = open_renderer(drawing, cache=cache if elsewhere else None)
+        scorer = PictureScorer(drawer, rewards, cache, StageTimer(), AT_ONCE, overlap=elsewhere)
         best, rows = keep_best(
             asked,
             examples,

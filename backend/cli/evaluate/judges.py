@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...core.errors import BadInput
-from ...factory import VLM, make_reward, parse_weights, reward_mark
+from ...factory import open_reward, parse_reward, reward_mark
 from .. import options
 
 if TYPE_CHECKING:
@@ -93,10 +93,9 @@ def _check(names: Sequence[str]) -> None:
 
     if len(set(names)) < len(names):
         raise BadInput("a judge is named twice; name each once")
-    parse_weights(list(names))
     for name in names:
         question = name.rpartition("#")[2]
-        if name.startswith(VLM) and question in MODES:
+        if parse_reward(name).kind == "vlm" and question in MODES:
             raise BadInput(
                 f"{name} names one question, and a judge is asked all of them; leave off #{question}"
             )
@@ -105,12 +104,13 @@ def _check(names: Sequence[str]) -> None:
 def _make(name: str) -> Answerer:
     from ...evaluation.judges import make_answerer
 
-    return make_answerer(make_reward(name))
+    return make_answerer(open_reward(name))
 
 
 def _taught(name: str) -> frozenset[str]:
     """Marks of the prompts that a judge was trained on, as far as its folder says."""
-    from ...rewards.vlm.judge import find_folder, parse_source, read_tuned
+    from ...rewards.vlm.judge import find_folder, read_tuned
 
-    where, _ = parse_source(name.removeprefix(VLM)) if name.startswith(VLM) else ("@http", None)
-    return frozenset() if "@http" in where else read_tuned(find_folder(where)).prompts
+    judge = parse_reward(name)
+    of_folder = judge.kind == "vlm" and not judge.url
+    return read_tuned(find_folder(judge.model)).prompts if of_folder else frozenset()

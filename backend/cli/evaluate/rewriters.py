@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,20 +45,28 @@ def rewriters(
     """
     from ...evaluation.rewriters import check_rows, compare_rewriters
     from ...evaluation.shapeworld import select_tasks
-    from ...factory import find_renderer, find_rewriter, make_reward
+    from ...factory import (
+        open_renderer,
+        open_reward,
+        open_rewriter,
+        parse_reward,
+        parse_rewriter,
+        renderer_settings,
+    )
     from ...storage.files import prepare_folder
     from .. import results
 
     tasks, methods = select_tasks(task or []), parse_rows(rows)
     check_rows(methods, baseline)
-    measuring, drawing = make_reward(judge), find_renderer(renderer, steps)
-    makers = {one: find_rewriter(one) for row in methods.values() for one in row}
+    drawing = renderer_settings(renderer, steps)
+    makers = {one: partial(open_rewriter, parse_rewriter(one)) for row in methods.values() for one in row}
+    measuring = open_reward(parse_reward(judge))
     out = prepare_folder(out or Path("out") / "evaluate-rewriters")
     with results.progress_bars(as_json, out) as progress:
         result = compare_rewriters(
             methods=methods,
             rewriters=makers,
-            renderer=drawing(),
+            renderer=open_renderer(drawing),
             judge=measuring,
             folder=out,
             per_task=per_task,

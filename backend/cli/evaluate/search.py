@@ -13,7 +13,9 @@ from .. import checks, options, settings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ...core.interfaces import Renderer
     from ...evaluation.tables import TableRow
+    from ...storage.cache import Cache
 
 
 def search(
@@ -44,7 +46,14 @@ def search(
     """Compare the rows of a file: each a rewriter, a LoRA of the renderer, a judge and a search."""
     from ...evaluation.shapeworld import select_tasks
     from ...evaluation.tables import RoleLoaders, TableRow, evaluate_rows, read_rows
-    from ...factory import find_renderer, find_rewriter, make_reward, reward_mark
+    from ...factory import (
+        open_renderer,
+        open_reward,
+        open_rewriter,
+        parse_reward,
+        renderer_settings,
+        reward_mark,
+    )
     from ...storage.files import prepare_folder
     from .. import results
 
@@ -54,13 +63,12 @@ def search(
         raise BadInput("expected reprise evaluate search FILE.yaml; --settings lists what a row may say")
     tasks, rows = select_tasks(task or []), read_rows(file)
     _check(rows.values(), renderer, steps)
-    measuring = make_reward(judge)
-    loaders = RoleLoaders(
-        lambda lora: find_renderer(renderer, steps, lora=Path(lora) if lora else None)(),
-        lambda name: find_rewriter(name)(),
-        make_reward,
-        reward_mark,
-    )
+    measuring = open_reward(parse_reward(judge))
+
+    def load_renderer(lora: str | None, cache: Cache) -> Renderer:
+        return open_renderer(renderer_settings(renderer, steps, Path(lora) if lora else None), cache=cache)
+
+    loaders = RoleLoaders(load_renderer, open_rewriter, open_reward, reward_mark)
     out = prepare_folder(out or Path("out") / "evaluate-search")
     with results.progress_bars(as_json, out) as progress:
         result = evaluate_rows(
@@ -80,13 +88,13 @@ def search(
 
 def _check(rows: Iterable[TableRow], renderer: str, steps: int | None) -> None:
     """Raises BadInput and its kin for a name that does not exist, before the first picture is drawn."""
-    from ...factory import check_judge, find_renderer, find_rewriter
+    from ...factory import parse_reward, parse_rewriter, renderer_settings
 
     for row in rows:
         checks.choose_prune(row.prune, renderer)
         for one in row.trainings():
-            find_renderer(renderer, steps, lora=Path(one.lora) if one.lora else None)
+            renderer_settings(renderer, steps, Path(one.lora) if one.lora else None)
             for rewriter in filter(None, (one.rewriter, one.corrector)):
-                find_rewriter(rewriter)
+                parse_rewriter(rewriter)
             for name in filter(None, (one.judge, one.previews)):
-                check_judge(name)
+                parse_reward(name)

@@ -35,21 +35,20 @@ def shapeworld(
     is the share of right pictures by the embedded detector.
     """
     from ...evaluation.shapeworld import evaluate_chain, select_tasks
-    from ...factory import find_renderer, find_rewriter, make_reward
+    from ...factory import open_renderer, open_reward, open_rewriter, parse_rewriter, renderer_settings
     from ...storage.files import prepare_folder
     from .. import results
 
     tasks = select_tasks(task or [])
     prune = checks.choose_prune(prune, renderer)
-    judge = make_reward("shapeworld")
-    drawing, rewriting = find_renderer(renderer, steps), find_rewriter(rewriter)
+    drawing, writes = renderer_settings(renderer, steps), parse_rewriter(rewriter)
     out = prepare_folder(out or Path("out") / "evaluate-shapeworld")
     with results.progress_bars(as_json, out) as progress:
         result = evaluate_chain(
-            rewriter=rewriting(),
-            template=find_rewriter("template")(),
-            renderer=drawing(),
-            judge=judge,
+            rewriter=open_rewriter(writes),
+            template=open_rewriter("template"),
+            renderer=open_renderer(drawing),
+            judge=open_reward("shapeworld"),
             per_task=per_task,
             seeds=seeds,
             best_of=best_of,

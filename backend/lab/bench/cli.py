@@ -64,22 +64,22 @@ def parm(
     as_json: options.Json = False,
 ) -> None:
     """What pruning saves and what it keeps: full and pruned searches from the same seeds."""
-    from ...factory import check_judge, find_renderer, make_reward
+    from ...factory import open_renderer, open_reward, parse_reward, renderer_settings
     from ...training.rollouts.prompts import read_prompts
     from . import parm, potential
 
     if previews is not None:
-        check_judge(previews)
+        parse_reward(previews)
         if sweep:
             raise BadInput("--previews makes another table, without --sweep; leave one of them out")
     if pool % best_of:
         raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {best_of}")
-    drawing, scoring = find_renderer(renderer, steps), make_reward("shapeworld")
+    drawing, scoring = renderer_settings(renderer, steps), open_reward("shapeworld")
 
     def measure(progress: Progress) -> dict[str, Any]:
         if previews is None:
             return parm.bench(
-                renderer=drawing(),
+                renderer=open_renderer(drawing),
                 judge=scoring,
                 per_task=per_task,
                 n=best_of,
@@ -90,9 +90,9 @@ def parm(
                 progress=progress,
             )
         return potential.compare(
-            renderer=drawing(),
+            renderer=open_renderer(drawing),
             reward=scoring,
-            judge=make_reward(previews),
+            judge=open_reward(previews),
             per_task=per_task,
             fitting_prompts=[one.prompt for one in read_prompts(f"shapeworld:{per_task}", "evaluate")],
             n=best_of,
@@ -218,6 +218,7 @@ def _grpo_settings(
     """A GrpoConfig's, as JSON: of the file, with what was asked for on top, in batches as large as the file's
     at most."""
     from ...core.config import load_config
+    from ...factory import parse_renderer
     from ...training import shipped_config
     from ...training.grpo.config import GrpoConfig
 
@@ -228,7 +229,7 @@ def _grpo_settings(
     rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
     batch = max(size for size in range(1, plain.batch_size + 1) if rows % size == 0)
     config = load_config(GrpoConfig, path, [*words, f"batch_size={batch}"])
-    if config.renderer.elsewhere:
+    if parse_renderer(config.renderer.name).url:
         raise BadInput(
             "the loop to compare with calls a diffusers pipeline, and a ComfyUI server is none; "
             "give a config that draws with one"
@@ -246,6 +247,7 @@ def _ppo_settings(
 ) -> dict[str, Any]:
     """A PpoConfig's, likewise, in as many minibatches as the file's at most."""
     from ...core.config import load_config
+    from ...factory import parse_renderer
     from ...training import shipped_config
     from ...training.ppo.config import PpoConfig
 
@@ -265,7 +267,7 @@ def _ppo_settings(
     rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
     parts = max(number for number in range(1, plain.minibatches + 1) if rows % number == 0)
     config = load_config(PpoConfig, path, [*words, f"minibatches={parts}"])
-    if config.renderer.elsewhere:
+    if parse_renderer(config.renderer.name).url:
         raise BadInput(
             "a step's floor is measured on a diffusers pipeline, and a ComfyUI server is none; "
             "give a config that draws with one"

@@ -20,6 +20,7 @@ from ...core.interfaces import PreviewReward, Renderer, Reward
 from ...core.scoring import clarities, image_scores, judge_for_previews, reward_fingerprint
 from ...core.types import Candidate
 from ...evaluation.statistics import mean_interval
+from ...rewards.base import BaseReward
 from ...search.pruning import (
     CLARITY_THRESHOLD,
     POTENTIAL_STEP_SHARES,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 THRESHOLDS = [n / 100 for n in range(100)]
 
 
-class RewardWithPotential:
+class RewardWithPotential(BaseReward):
     """A reward, with what another judge says of the same previews kept beside its scores."""
 
     def __init__(self, reward: Reward, other: PreviewReward):

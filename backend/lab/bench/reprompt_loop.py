@@ -21,7 +21,7 @@ from ...rewriters.prompting import build_messages
 from ...rewriters.rows import read_answer
 
 if TYPE_CHECKING:
-    from ...renderers.diffusers.renderer import DiffusersRenderer
+    from ...core.interfaces import Renderer
 
 UNREADABLE_PROMPT = "a photo"  # what the script draws where it finds no answer
 
@@ -29,8 +29,10 @@ UNREADABLE_PROMPT = "a photo"  # what the script draws where it finds no answer
 class PlainPipeline:
     """Draws one picture a call with a pipeline as its users call it. `steps` may be set between pictures."""
 
-    def __init__(self, renderer: DiffusersRenderer):
-        if getattr(renderer, "pipeline", None) is None:
+    def __init__(self, renderer: Renderer):
+        from ...renderers.diffusers.renderer import DiffusersRenderer
+
+        if not isinstance(renderer, DiffusersRenderer):
             raise BadInput(
                 f"the loop to compare with calls a diffusers pipeline, and {renderer.name} has none; give a "
                 "config whose renderer is one"

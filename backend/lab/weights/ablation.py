@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ...core.config import load_config, parse_config
-from ...core.registry import TRAINERS, resolve
+from ...factory import find_trainer
 from ...rewriters.reprompt import EMBEDDED_REWRITER
 from ...shapeworld.rewrites import Triple, generic, triples
 from ...storage.files import prepare_folder, write_whole
@@ -91,8 +90,7 @@ def _tune(
 def run_of(name: str, settings: dict[str, Any], run: Path, log: Callable[[str], None]) -> Path:
     """The run of the trainer `name` with its config for ShapeWorld and `settings` on top, gone on with where
     it stopped."""
-    train = resolve("trainer", TRAINERS, name)
-    model = import_module(train.__module__).CONFIG
-    shipped = load_config(model, shipped_config(name, "shapeworld"))
-    whole = parse_config(model, {**shipped.model_dump(mode="json"), **settings}, name)
-    return train(whole, run, resume=(run / "checkpoints" / "config.yaml").exists(), log=log)
+    trainer = find_trainer(name)
+    shipped = load_config(trainer.config, shipped_config(name, "shapeworld"))
+    whole = parse_config(trainer.config, {**shipped.model_dump(mode="json"), **settings}, name)
+    return trainer.train(whole, run, resume=(run / "checkpoints" / "config.yaml").exists(), log=log)

@@ -366,7 +366,9 @@ def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
     them. Each prompt is drawn as it is typed, which mostly fails, and as the rewriter has it, which mostly
     does not; of one kind alone a judge learns which prompts fail. `seed` is that of pictures and training.
     The run's `final`, float16."""
-    from ...core.registry import RENDERERS, REWARDS, REWRITERS, resolve
+    from functools import partial
+
+    from ...factory import open_renderer, open_reward, open_rewriter, renderer_settings
     from ...storage.files import write_whole
     from ...training.judge.make_data import Labels, make_data, read_sources
     from ...training.rollouts.prompts import read_prompts
@@ -376,7 +378,7 @@ def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
     data, run = work / f"judge{named}.jsonl", work / f"tuned{named}"
     if not asked.exists():
         texts = [one.prompt for one in read_prompts(PROMPTS)]
-        rewrites = resolve("rewriter", REWRITERS, REWRITER)().rewrite(texts)
+        rewrites = open_rewriter(REWRITER).rewrite(texts)
         lines = [
             {"prompt": text, **more}
             for text, (rewrite,) in zip(texts, rewrites, strict=True)
@@ -384,12 +386,11 @@ def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
         ]
         write_whole(asked, "".join(json.dumps(line) + "\n" for line in lines))
     if not data.exists():
-        drawer, reads = resolve("renderer", RENDERERS, RENDERER), resolve("reward", REWARDS, RENDERER)
         make_data(
             data,
             read_sources(str(asked), RENDERS, seed),
-            drawer,
-            reads(),
+            partial(open_renderer, renderer_settings(RENDERER)),
+            open_reward(RENDERER),
             Labels(0.5),
             made_by={"renderer": RENDERER, "steps": None},
         )

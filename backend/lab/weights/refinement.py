@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ...core.interfaces import Renderer
-from ...core.registry import RENDERERS, REWARDS, resolve
 from ...evaluation.rewriters import compare_rewriters
 from ...evaluation.statistics import training_intervals
+from ...factory import open_renderer, open_reward, renderer_settings
 from ...rewriters.prip.rewriter import PripRewriter
 from ...shapeworld.drawing import draw
 from ...shapeworld.prompts import sample_prompts
@@ -87,13 +87,13 @@ def _log(work: Path, log: Callable[[str], None]) -> Path:
         if not path.exists():
             Image.fromarray(draw(one.scene, one.style)).save(path)
         records.append(LoggedPicture(one.prompt, one.system, path, {}))
-    judge = resolve("reward", REWARDS, REWARD)()
+    judge = open_reward(REWARD)
     make_log(out, records, _renderer, {REWARD: judge})
     return out
 
 
 def _renderer() -> Renderer:
-    return resolve("renderer", RENDERERS, RENDERER)(steps=STEPS)
+    return open_renderer(renderer_settings(RENDERER, STEPS))
 
 
 # Swapped pivots
@@ -144,7 +144,7 @@ def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[fl
         rewriters=rewriters,
         renderer=_renderer(),
         baseline="own",
-        judge=resolve("reward", REWARDS, REWARD)(),
+        judge=open_reward(REWARD),
         folder=work / "swap",
         per_task=per_task,
         seeds=2,

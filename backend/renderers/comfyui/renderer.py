@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import BadInput, RenderFailed, RepriseError, UnknownName, Unsupported, first_line
-from ...core.types import Job, RenderResult
+from ...core.types import Job, RendererCapabilities, RenderResult
 from ...net.background import run_in_thread
 from ...storage.cache import Cache, picture_key
 from ..diffusers.renderer import check_jobs
@@ -79,8 +79,10 @@ class ComfyUIRenderer:
     """
 
     name = "comfyui"
-    previews = False
-    img2img = False
+    capabilities = RendererCapabilities(
+        previews=False, elsewhere=True, keeps_pictures=True, settings=frozenset({"steps"})
+    )
+    model = None
 
     def __init__(
         self,

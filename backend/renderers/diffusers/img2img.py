@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...core.errors import BadInput, Unsupported
-from ...core.types import Job
+from ...core.types import Job, check_strength
 from .families import FAMILIES, Family
 
 
@@ -40,12 +40,6 @@ def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size:
                 f"the picture to start from has {width} x {height} pixels, and what is drawn "
                 f"{size[0]} x {size[1]}; give it in that size"
             )
-
-
-def check_strength(strength: float, steps: int) -> None:
-    """Raises BadInput for a strength that leaves no step, or is none."""
-    if not 0 < strength <= 1 or int(steps * strength) < 1:
-        raise BadInput(f"strength is {1 / steps:.2g} (one of {steps} steps) to 1, got {strength}")
 
 
 def img2img_of(pipe: Any, family: Family) -> Any:

@@ -23,12 +23,13 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, RenderFailed, RepriseError, Unsupported
 from ...core.model_files import folder_fingerprint
-from ...core.types import SEED_RANGE, Job, RenderResult
+from ...core.types import SEED_RANGE, Job, RendererCapabilities, RenderResult
 from ...storage.cache import Cache, picture_key
 from .checkpoints import find_pipeline, load_pipeline, pipeline_fingerprint, read_index
 from .devices import choose_device, choose_dtype, models_of, place
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
     from ...core.interfaces import Watcher
 
+# All of `RendererSettings` but the name and how many pictures are asked for at once.
+SETTINGS = frozenset("steps size guidance true_cfg max_sequence_length lora dtype offload chunk".split())
 _PROMPTS_KEPT = 64  # embeddings of this many prompts stay in memory
 
 
@@ -69,6 +72,13 @@ class DiffusersRenderer:
     """
 
     name = "diffusers"
+    capabilities = RendererCapabilities(
+        image_to_image=True,  # of most families; an object's own says it of its pipeline
+        weights=True,
+        keeps_pictures=True,
+        settings=SETTINGS,
+    )
+    folder: Path | None = None  # of weights that come with the package
 
     def __init__(
         self,
@@ -91,6 +101,7 @@ class DiffusersRenderer:
         self.pipeline, weights = _open(model, dtype, device, offload, lora)
         pipe, family = self.pipeline, family_of_pipeline(self.pipeline)
         self.family: Family = family
+        self.capabilities = replace(self.capabilities, image_to_image=family.img2img is not None)
         defaults = inspect.signature(pipe.__call__).parameters
         self.steps = defaults["num_inference_steps"].default if steps is None else steps
         _check_count("steps", self.steps)
@@ -124,9 +135,9 @@ class DiffusersRenderer:
         self._embeddings: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     @property
-    def img2img(self) -> bool:
-        """Whether jobs may start from pictures."""
-        return self.family.img2img is not None
+    def model(self) -> Any:
+        """The pipeline; None where it moves its parts by itself."""
+        return None if getattr(self.pipeline, "_all_hooks", None) else self.pipeline
 
     @property
     def guided(self) -> bool:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError, first_line
 from ...core.model_files import quiet_loading
-from ...core.types import RewardSpec, Verdict
+from ...core.types import RewardCapabilities, RewardSpec, Verdict
 from ...storage.images import to_pil
-from ..base import check_prompts, inference
+from ..base import BaseReward, check_prompts, inference
 from ..published.checkpoint import fill, placement, read_settings, read_weights, refuse_keys
 from ..published.clip import image_embeddings, is_position_ids, read_config, same_name, text_embeddings
 from ..published.files import locate
@@ -50,7 +50,7 @@ TEMPLATES = (
 SCALE = 100.0  # CLIP's factor on cosines
 
 
-class GenEval:
+class GenEval(BaseReward):
     """0..1, higher is better. Right pictures score .5 to 1, wrong ones 0 to .5 by how much of them is right.
 
     The detector gets one picture at a time: its scores are compared with thresholds, so the rest of the batch
@@ -58,6 +58,7 @@ class GenEval:
     """
 
     spec = RewardSpec("geneval", 0.0, 1.0)
+    capabilities = RewardCapabilities(weights=True)
     model: Any  # an nn.ModuleDict: the detector and CLIP
 
     def __init__(

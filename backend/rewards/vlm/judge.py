@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, UnknownName, first_line
 from ...core.model_files import EMBEDDED_WEIGHTS, embedded_models, folder_fingerprint, model_folders
-from ...core.types import RewardSpec, Verdict
+from ...core.types import RewardCapabilities, RewardSpec, Verdict
 from ...storage.images import to_pil
-from ..base import check_prompts
+from ..base import BaseReward, check_prompts
 from ..published.files import PublishedFile, find
 from .calibration import IDENTITY, Calibration
 from .endpoint import EndpointVLM
@@ -93,13 +93,14 @@ class TunedSettings:
         return self.questions is None or question in self.questions
 
 
-class VLMJudge:
+class VLMJudge(BaseReward):
     """P(yes) of one question about each picture and its prompt: 0..1, higher is better.
 
     `tuned` may hold calibrations, which turn P(yes) into the frequency of yes and keep the ranking.
     """
 
     def __init__(self, vlm: VLM, mode: str = "match", tuned: TunedSettings | None = None):
+        self.capabilities = RewardCapabilities(weights=vlm.model is not None)
         self.vlm, self.mode, self.model, self.tuned = vlm, mode, vlm.model, tuned or TunedSettings()
         suffix = "" if mode in ("match", "critique") else f"#{mode}"
         self.spec = RewardSpec(f"vlm:{vlm.name}{suffix}", 0.0, 1.0)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from ...core.errors import BadInput, CheckpointError, Unsupported
 from ...core.model_files import EMBEDDED_WEIGHTS
-from ...core.types import Rewrite
+from ...core.types import Rewrite, RewriterCapabilities
 from ..decoding import Completion, LocalRewriter, check_stop, context_length, first_not_none, generate
 from ..reprompt import SETTINGS, read_settings
 from ..rows import RewriteRow, all_rows, group_by_prompt, keep_prompt
@@ -54,6 +54,8 @@ class VisionTower:
     """A refiner's vision tower. An object of its own, so that a host can load and move its `model`
     separately."""
 
+    patcher: Any = None  # see `interfaces.Managed`
+
     def __init__(self, model: ImagePivot):
         self.model = model
 
@@ -66,7 +68,7 @@ class PripRewriter(LocalRewriter):
     """
 
     name = "prip"
-    reads_critiques = False
+    capabilities = RewriterCapabilities(reads_critiques=False, reasons=False, describes=True, weights=True)
 
     def __init__(
         self,
@@ -202,7 +204,7 @@ class PripRewriter(LocalRewriter):
                 "a refiner that was not loaded from a folder has no vision tower; load a folder"
             )
         dtype = self.model.projector.weight.dtype
-        device = "cpu" if hasattr(self, "patcher") else self.model.device
+        device = self.model.device if self.patcher is None else "cpu"
         tower = ImagePivot.from_pretrained(self.folder / "image", device=device, dtype=dtype)
         check_tower(tower, self.model)
         return VisionTower(tower)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ...core.interfaces import Renderer, Reward
+
 NAMES = ("write", "render", "score", "update")
 
 
@@ -65,16 +67,11 @@ def modules_mover(modules: Callable[[], Iterable[Any]], optimizer: Callable[[], 
     return move
 
 
-def renderer_modules(renderer: Any) -> list[Any]:
+def renderer_modules(renderer: Renderer) -> list[Any]:
     """A renderer's pipeline as something to move; none where it lies elsewhere or moves itself."""
-    pipeline = getattr(renderer, "pipeline", None)
-    moves_itself = pipeline is None or bool(getattr(pipeline, "_all_hooks", None))
-    return [] if moves_itself else [pipeline]
+    return [] if renderer.model is None else [renderer.model]
 
 
-def judge_modules(rewards: Iterable[Any]) -> list[Any]:
+def judge_modules(rewards: Iterable[Reward]) -> list[Any]:
     """The networks of learned judges."""
-    import torch
-
-    models = [getattr(reward, "model", None) for reward in rewards]
-    return [model for model in models if isinstance(model, torch.nn.Module)]
+    return [reward.model for reward in rewards if reward.model is not None]

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ...core.config import Config
+from ...factory import check_differentiable, check_roles
 from ...renderers.settings import RendererSettings
 from ..common.settings import Batches, Checkpointing, HeldOutShare, Optimisation, Pairs, Run, Scheduler, Steps
 from ..rollouts.settings import RoundSettings, check_offload
@@ -36,6 +37,11 @@ class JudgeGradient(Config):
     until: float = Field(0.5, gt=0, le=1)
     """The judge looks only at pictures in which noise is less than this share; others are too unclear."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> JudgeGradient:
+        check_differentiable(self.reward)
+        return self
+
 
 class RendererRounds(RoundSettings):
     """Rounds of `reprise train diffusion-dpo`. What draws is the renderer that is trained."""
@@ -48,7 +54,9 @@ class RendererRounds(RoundSettings):
     """Pictures of each prompt of an evaluation. Their seeds are the same in all evaluations."""
 
     def check(self, model: str, reward: str | None, weigh_by: str | None) -> None:
-        """Raises ValueError for another renderer than the trained one, and for a judge that no round uses."""
+        """Raises ValueError for another renderer than the trained one, a reward that reads rewrites, of which
+        there are none, and a judge that no round uses."""
+        check_roles(self.renderer, self.rewards, self.held_out, reads="images")
         if self.renderer.name not in (model, RendererSettings().name):
             raise ValueError(f"rounds draw with what is trained, {model}; leave rounds.renderer.name out")
         if self.renderer.lora is not None:

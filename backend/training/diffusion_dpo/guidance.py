@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, Unsupported
-from ...core.registry import REWARDS, resolve
+from ...factory import reward_spec
 from ...preferences.store import Pair, canonical_reward_name
 from ...renderers.diffusers.renderer import unscaled
-from ...rewards.base import LearnedJudge
 from ...rewards.published.preprocess import MEAN, STD
 from ...storage.images import to_pil
 from ..common.pairs import TeachesNothing
@@ -32,6 +31,8 @@ from .config import MARGIN, JudgeGradient
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...core.interfaces import Reward
 
 
 NEAR = 0.05  # mean distance of normalised pixels: roundings to 8 bits, PIL's bicubic and torch's
@@ -63,7 +64,7 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
                 f"weigh_by={judge!r}: {lacking} of the pairs' {2 * len(pairs)} pictures have no "
                 f"such score; expected {', '.join([MARGIN, *known])}"
             )
-        spec = getattr(resolve("reward", REWARDS, judge), "spec", None) if judge in REWARDS else None
+        spec = reward_spec(judge)
         sign = -1.0 if spec is not None and not spec.higher_is_better else 1.0
         found = [max(0.0, sign * (pair.chosen.scores[judge] - pair.rejected.scores[judge])) for pair in pairs]
     mean = sum(found) / len(found)
@@ -74,8 +75,8 @@ def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
     return {pair.id: value / mean for pair, value in zip(pairs, found)}
 
 
-def check_gradient(name: str, judge: Any) -> None:
-    if not isinstance(judge, LearnedJudge):
+def check_gradient(name: str, judge: Reward) -> None:
+    if not judge.capabilities.gradient:
         raise Unsupported(
             f"judge.reward={name!r} gives no gradient through pixels; weigh_by takes every reward"
         )

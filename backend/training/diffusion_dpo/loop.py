@@ -20,7 +20,6 @@ from ...preferences.store import Pair, Store
 from ...renderers.diffusers import lora as files
 from ...renderers.diffusers.checkpoints import load_pipeline
 from ...renderers.diffusers.devices import choose_device, choose_training_dtype
-from ...rewards.base import LearnedJudge
 from ..common.data import batches_of_step
 from ..common.losses import denoising_error, denoising_target, diffusion_dpo, noised, predicted_clean
 from ..common.pairs import keep_pairs_of_run, pairs_of_run, usable_pairs
@@ -147,7 +146,7 @@ class DiffusionDpoLoop(StepLoop):
 
     def _guide(self, settings: JudgeGradient, pairs: Sequence[Pair]) -> Guide:
         judge = open_reward(settings.reward, self.config.device)
-        if isinstance(judge, LearnedJudge):
+        if judge.model is not None:
             judge.model.to(self.device)
         vae = self.pipeline.vae.requires_grad_(False).to(self.device)
         return Guide(settings, vae, judge, self.encoded.picture(pairs[0].chosen.image))

@@ -24,7 +24,7 @@ from ...storage.files import write_whole
 from ..rollouts.evaluation import SHOWN
 from ..rollouts.prompts import TrainingPrompt
 from ..rollouts.scoring import PictureScorer, PictureScores
-from ..rounds import Rounds, free_memory, refuse_text
+from ..rounds import Rounds, free_memory
 from .config import RendererRounds
 from .guidance import check_gradient
 
@@ -40,7 +40,6 @@ class DiffusionDpoRounds(Rounds):
     ):
         super().__init__(rounds, run, config.seed, config.device, log)
         self.config, self.rounds = config, rounds
-        refuse_text(self.rewards)
         self.opened: tuple[Path | None, Renderer] | None = None
         if not self.of(1).exists():
             self._check()

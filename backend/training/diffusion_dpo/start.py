@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput, Unsupported
-from ...core.registry import RENDERERS, resolve
+from ...factory import pipeline_of
 from ...renderers.diffusers import lora as files
-from ...renderers.diffusers.checkpoints import find_pipeline, read_index
+from ...renderers.diffusers.checkpoints import read_index
 from ...renderers.diffusers.families import Family, family_of
 from .config import DiffusionDpoConfig
 from .denoisers import Denoiser, noising_of
@@ -56,17 +55,7 @@ def start_of(config: DiffusionDpoConfig, denoiser: Any) -> files.Adapter | None:
 def trainable(model: str) -> tuple[Path, int | None, Family]:
     """The folder of a renderer, the length of text that an embedded one was trained with, and its family.
     Raises Unsupported for a family that no adapter is known for."""
-    folder, length = _where(model)
+    folder, length = pipeline_of(model)
     family = family_of(read_index(folder)["_class_name"])
     files.check_layout(family)
     return folder, length, family
-
-
-def _where(model: str) -> tuple[Path, int | None]:
-    if model in RENDERERS:
-        made = resolve("renderer", RENDERERS, model)
-        folder = signature(made).parameters.get("folder")
-        if folder is None:
-            raise BadInput(f"the renderer {model!r} has no weights of its own; give a diffusers folder")
-        return Path(folder.default), getattr(made, "TEXT_LENGTH", None)
-    return find_pipeline(model), None

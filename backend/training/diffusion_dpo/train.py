@@ -22,6 +22,7 @@ from ..common.run_folder import run_training
 from .config import DiffusionDpoConfig
 
 CONFIG = DiffusionDpoConfig
+SEVERAL = False  # processes may share the work
 
 
 def train(

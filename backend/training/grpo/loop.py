@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
-from ...factory import open_renderer, open_reward
+from ...factory import open_renderer, open_rewards
 from ...reports.training import write_report
 from ...rewards.text import Structure
 from ...rewriters.prompting import prompt_ids
@@ -62,6 +62,8 @@ class GrpoLoop:
         self.config, self.folder, self.resume, self.log = config, run, resume, log
         self.checkpoint = distributed.run_on_main(lambda: resume_point(run, resume))
         self.gpu = distributed.use_gpu(config.device)
+        rewards = open_rewards((*config.rewards, *config.held_out))
+        rewards["structure"] = Structure(config.reasoning)
         set_seed(config.seed)
         model, tokenizer, settings, system = load_rewriter(str(self._start()), config, self.gpu)
         self.exported = {
@@ -80,7 +82,6 @@ class GrpoLoop:
             batch_size=config.write_batch,
         )
         prompts, self.sets = self._prompts()
-        rewards = {name: self._reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
         device = "cuda" if self.gpu else "cpu"
@@ -89,7 +90,12 @@ class GrpoLoop:
         )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
         self.scorer = PictureScorer(
-            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.elsewhere
+            renderer,
+            looking,
+            cache,
+            self.timer,
+            config.renderer.batch,
+            overlap=renderer.capabilities.elsewhere,
         )
         self.rollouts = Rollouts(
             self.rewriter,
@@ -144,11 +150,6 @@ class GrpoLoop:
         distributed.run_on_main(make)
         return start
 
-    def _reward(self, name: str) -> Any:
-        if name == "structure":
-            return Structure(self.config.reasoning)
-        return open_reward(name)
-
     def _prompts(self) -> tuple[list[TrainingPrompt], dict[str, list[TrainingPrompt]]]:
         config = self.config
         prompts = read_prompts(config.prompts, "train", config.seed)
@@ -170,7 +171,7 @@ class GrpoLoop:
         )
         judging = modules_mover(lambda: judge_modules(rewards.values()))
         # While someone else draws, the judges are at work.
-        elsewhere = self.config.renderer.elsewhere
+        elsewhere = renderer.capabilities.elsewhere
         drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
         return {"write": rewriter, "update": rewriter, "render": drawing, "score": judging}
 

@@ -23,6 +23,7 @@ from ..common.run_folder import run_training
 from .config import JudgeConfig
 
 CONFIG = JudgeConfig
+SEVERAL = False  # processes may share the work
 
 
 def train(config: JudgeConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:

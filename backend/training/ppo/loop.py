@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...factory import open_renderer, open_reward
+from ...factory import open_renderer, open_rewards
 from ...rewards.scales import RunningNorm
 from ...rewriters.prip.model import Prip
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings
@@ -73,12 +73,12 @@ class PpoLoop(StepLoop):
 
     def load(self) -> None:
         config, run = self.config, self.folder
+        rewards = open_rewards((*config.rewards, *config.held_out))
         self._load_policy()
         self.prompts = read_prompts(config.prompts, "train", config.seed)
         self.sets = evaluation_prompts(self.prompts, config.eval_prompts)
         for some in (self.prompts, *self.sets.values()):
             self.rewriter.encode_prompts([one.prompt for one in some])  # raises for those it has no room for
-        rewards = {name: open_reward(name) for name in (*config.rewards, *config.held_out)}
         looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
         renderer = open_renderer(config.renderer)
         gpu = self.device.type == "cuda"
@@ -87,7 +87,12 @@ class PpoLoop(StepLoop):
         )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
         self.scorer = PictureScorer(
-            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.elsewhere
+            renderer,
+            looking,
+            cache,
+            self.timer,
+            config.renderer.batch,
+            overlap=renderer.capabilities.elsewhere,
         )
         self.rollouts = PpoRollouts(
             self.rewriter,
@@ -151,7 +156,7 @@ class PpoLoop(StepLoop):
         refiner = modules_mover(lambda: [self.model, self.critic], lambda: self.optimizer)
         judging = modules_mover(lambda: judge_modules(rewards.values()))
         # While someone else draws, the judges are at work.
-        elsewhere = self.config.renderer.elsewhere
+        elsewhere = renderer.capabilities.elsewhere
         drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
         return {"write": refiner, "update": refiner, "render": drawing, "score": judging}
 

@@ -30,6 +30,7 @@ from ..common.run_folder import run_training
 from .config import PpoConfig
 
 CONFIG = PpoConfig
+SEVERAL = False  # processes may share the work
 
 
 def train(config: PpoConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:

@@ -48,6 +48,7 @@ SMALLEST = 1e-4  # standard deviation that is divided by, while a tower is train
 
 
 CONFIG = DecoderConfig
+SEVERAL = False  # processes may share the work
 
 
 def train(config: DecoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:

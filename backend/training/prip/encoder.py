@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 CONFIG = EncoderConfig
+SEVERAL = False  # processes may share the work
 
 
 def train(config: EncoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from ...core.config import parse_line
 from ...core.errors import BadInput
 from ...core.seeds import seed_of
-from ...preferences.pairing import reward_spec
+from ...factory import reward_spec
 from ...rewards.scales import to_unit_range
 from ...storage.files import read_text
 from ..common.data import check_lost

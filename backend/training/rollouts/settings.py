@@ -5,11 +5,9 @@ from __future__ import annotations
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ...core.config import Config
-from ...factory import check_rewards
+from ...factory import check_roles
 from ...renderers.settings import RendererSettings
 from ..common.settings import Evaluations, Export, Optimisation, Run, Scheduler, Steps
-
-TEXT_REWARDS = ("structure", "length")  # they read rewrites; all others look at pictures
 
 
 class DrawingSettings(Config):
@@ -33,10 +31,8 @@ class DrawingSettings(Config):
     """Gigabytes of pictures kept on disk. Beyond it those that were used longest ago are deleted."""
 
     @model_validator(mode="after")
-    def _rewards_look_at_pictures(self) -> DrawingSettings:
-        check_rewards(self.rewards, self.held_out)
-        if not set(self.rewards) - set(TEXT_REWARDS):
-            raise ValueError("no reward looks at the pictures; add one, such as image-reward: 1.0")
+    def _roles_exist(self) -> DrawingSettings:
+        check_roles(self.renderer, self.rewards, self.held_out)
         return self
 
 

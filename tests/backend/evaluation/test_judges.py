@@ -11,6 +11,7 @@ from reprise.backend.core.errors import BadInput
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.evaluation.critiques import BLIND
 from reprise.backend.evaluation.judges import MAJORITY, JudgeCase, evaluate_judges, make_answerer
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.rewards.vlm.calibration import Calibration
 from reprise.backend.rewards.vlm.judge import TunedSettings, VLMJudge
 from reprise.backend.rewards.vlm.local import VlmAnswer
@@ -20,7 +21,7 @@ from reprise.backend.training.judge.data import prompt_mark
 from ..rewards.vlm import tiny_vlm
 
 
-class Brightness:
+class Brightness(BaseReward):
     spec = RewardSpec("brightness", 0.0, 1.0)
 
     def score(self, images, prompts):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput, UnknownName
-from reprise.backend.core.types import Rewrite
+from reprise.backend.core.types import Rewrite, RewriterCapabilities
 from reprise.backend.evaluation import rewriters as ablation
 from reprise.backend.evaluation.rewriters import ORACLE, TYPED, check_rows, compare_rewriters
 from reprise.backend.renderers.fake import FakeRenderer
@@ -31,6 +31,7 @@ class Adds:
     """Appends words, and gives no readable answer for two things. Counts its instances and prompts."""
 
     name, alive, asked = "adds", 0, 0
+    capabilities = RewriterCapabilities()
 
     def __init__(self, words, fingerprint=None):
         self.words, self.fingerprint = words, fingerprint or words

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput, UnknownName
-from reprise.backend.core.types import Rewrite
+from reprise.backend.core.types import Rewrite, RewriterCapabilities
 from reprise.backend.evaluation.shapeworld import evaluate_chain, replay, replayed_rows
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft
@@ -28,6 +28,8 @@ def drawn(prompt, seed):
 
 class Better:
     name = "better"
+    capabilities = RewriterCapabilities()
+    fingerprint = None
 
     def rewrite(self, prompts, variants=1, seed=0, critiques=None):
         return [[Rewrite("", f"{p} better", self.name) for _ in range(variants)] for p in prompts]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput, UnknownName
-from reprise.backend.core.types import Rewrite
+from reprise.backend.core.types import Rewrite, RewriterCapabilities
 from reprise.backend.evaluation import tables as chains
 from reprise.backend.evaluation.tables import RoleLoaders, TableRow, evaluate_rows, read_rows
 from reprise.backend.renderers.fake import FakeRenderer
@@ -25,7 +25,7 @@ class Drawn(FakeRenderer):
 
     made, jobs = [], 0
 
-    def __init__(self, lora):
+    def __init__(self, lora, cache=None):
         def one(prompt, seed):
             rng = random.Random(f"{prompt} {seed}")
             right = rng.random() < CHANCE[lora]
@@ -47,6 +47,8 @@ class Drawn(FakeRenderer):
 
 class Same:
     name = "same"
+    capabilities = RewriterCapabilities()
+    fingerprint = None
 
     def rewrite(self, prompts, variants=1, seed=0, critiques=None):
         return [[Rewrite("", prompt, self.name)] * variants for prompt in prompts]

@@ -7,10 +7,11 @@ from reprise.backend.core.errors import BadInput, RewardFailed
 from reprise.backend.core.interfaces import Critic
 from reprise.backend.core.scoring import image_scores
 from reprise.backend.core.types import RewardSpec, Verdict
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.rewards.mix import MixPart, mix_rewards
 
 
-class Fixed:
+class Fixed(BaseReward):
     def __init__(self, name, scores, low=0.0, high=1.0, higher=True):
         self.spec, self.scores = RewardSpec(name, low, high, higher), scores
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from reprise.backend.core.types import RewardSpec, Rewrite, Verdict
+from reprise.backend.core.types import RewardSpec, Rewrite, RewriterCapabilities, Verdict
+from reprise.backend.rewards.base import BaseReward
 
 
-class Brightness:
+class Brightness(BaseReward):
     """The mean of a picture, 0..1; satisfied from `enough` on."""
 
     def __init__(self, enough=0.6, higher=True):
@@ -27,6 +28,8 @@ class Echo:
     """Numbers its variants and remembers the critiques."""
 
     name = "echo"
+    capabilities = RewriterCapabilities()
+    fingerprint = None
 
     def __init__(self):
         self.critiques = []

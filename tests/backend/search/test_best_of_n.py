@@ -6,6 +6,7 @@ import torch
 from reprise.backend.core.errors import BadInput, RewardFailed
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.rewards.mix import Mix
 from reprise.backend.search.best_of_n import search
 from reprise.backend.search.pruning import HalvingSchedule
@@ -49,7 +50,7 @@ def test_the_largest_seed_can_be_used(brightness):
 
 @pytest.mark.parametrize("schedule", [None, HalvingSchedule({2: 1})])
 def test_a_judge_that_returns_nan_stops_the_search(schedule):
-    class Broken:
+    class Broken(BaseReward):
         spec = RewardSpec("broken", 0, 1)
 
         def score(self, images, prompts):

@@ -5,6 +5,7 @@ import pytest
 from reprise.backend.core.errors import BadInput, Unsupported
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.search.best_of_n import search
 from reprise.backend.search.chain import Chain
 from reprise.backend.search.pruning import (
@@ -85,7 +86,7 @@ def test_a_threshold_needs_a_judge_that_gives_probabilities(brightness):
         schedule_from("potential:0.3", 8, 16, brightness)
 
 
-class Hopeful:
+class Hopeful(BaseReward):
     """Gives prepared answers, one list per preview step. All finished pictures score .5."""
 
     spec = RewardSpec("hopeful", 0.0, 1.0)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput, Interrupted, RewardFailed, UnknownName, Unsupported
-from reprise.backend.core.types import RewardSpec
+from reprise.backend.core.types import RendererCapabilities, RewardSpec
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.rewards.vlm.judge import VLMCritic
 from reprise.backend.rewards.vlm.local import VlmAnswer
 from reprise.backend.rewriters.template import KeepPrompt
@@ -70,7 +71,7 @@ def test_indices_seeds_and_costs_continue_across_rounds(brightness, echo):
 
 def test_pruning_without_previews_is_refused(brightness, echo):
     blind = grey({"": 0.9})
-    blind.previews = False
+    blind.capabilities = RendererCapabilities(previews=False)
     assert chain(blind, brightness, echo).run("p").best == 0
     with pytest.raises(Unsupported, match="'halving' needs previews, which renderer 'fake' does not give"):
         chain(blind, brightness, echo, prune="halving")
@@ -100,7 +101,7 @@ def test_image_to_image_rounds_are_pruned_over_the_steps_they_draw(brightness, e
 
 def test_image_to_image_is_refused_for_unsuitable_renderers_and_settings(brightness, echo):
     blind = grey({"": 0.1})
-    blind.img2img = False
+    blind.capabilities = RendererCapabilities(image_to_image=False)
     with pytest.raises(Unsupported, match="'fake' cannot draw over a picture; correct by 'draw again'"):
         chain(blind, brightness, echo, correction="image to image")
     assert chain(blind, brightness, echo, correction="image to image", reflect=0).run("p").best == 0
@@ -120,7 +121,7 @@ def test_equal_calls_give_equal_outcomes(brightness, echo):
 
 
 def test_a_judge_that_cannot_say_what_is_wrong_is_refused(brightness, echo):
-    class Mute:
+    class Mute(BaseReward):
         spec = RewardSpec("mute", 0, 1)
 
         def score(self, images, prompts):

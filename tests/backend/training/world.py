@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from reprise.backend.core.registry import RENDERERS, REWARDS
-from reprise.backend.core.types import RenderResult, RewardSpec
+from reprise.backend.core.types import RendererCapabilities, RenderResult, RewardSpec
+from reprise.backend.rewards.base import BaseReward
 
 COLORS = ("red", "green", "blue")
 
@@ -22,6 +23,8 @@ class WordRenderer:
     """8 x 8 pictures, red, green or blue as the prompt's first such word, a little noise by the seed."""
 
     name = "words"
+    capabilities = RendererCapabilities(settings=frozenset({"steps"}))
+    model = None
 
     def __init__(self, steps=1):
         self.steps, self.fingerprint, self.calls = steps, f"words-{steps}", []
@@ -41,7 +44,7 @@ class WordRenderer:
         return RenderResult(images, [None] * len(jobs), len(jobs), len(jobs))
 
 
-class Redness:
+class Redness(BaseReward):
     """Mean of the red channel, 0..1."""
 
     spec = RewardSpec("redness", 0.0, 1.0)

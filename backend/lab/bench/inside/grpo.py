@@ -146,8 +146,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     import torch
     from transformers import set_seed
 
-    from reprise.backend.core.registry import REWARDS, resolve
-    from reprise.backend.factory import open_renderer
+    from reprise.backend.factory import open_renderer, open_reward
     from reprise.backend.lab.bench.reprompt_loop import PlainPipeline, RewardFunctions, make_trainer
     from reprise.backend.rewards.scales import to_unit_range
     from reprise.backend.rewards.text import Structure
@@ -171,7 +170,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     # As it is by itself: its own steps, its whole text.
     plain = config.renderer.model_copy(update={"steps": None, "max_sequence_length": None})
     renderer: Any = open_renderer(plain)
-    rewards = {name: resolve("reward", REWARDS, name)() for name in config.rewards if name != "structure"}
+    rewards = {name: open_reward(name) for name in config.rewards if name != "structure"}
     rewards["structure"] = Structure(config.reasoning)
     timer, pipeline = StageTimer(), PlainPipeline(renderer)
     reward_functions = RewardFunctions(pipeline, rewards, config.rewards, timer)

@@ -57,11 +57,11 @@ def ours(name: str, folder: Path) -> Score:
     import torch
     from PIL import Image
 
-    from reprise.backend.core.registry import REWARDS, resolve
     from reprise.backend.core.scoring import image_scores
+    from reprise.backend.factory import open_reward
     from reprise.backend.storage.images import from_pil
 
-    judge = resolve("reward", REWARDS, name)(folder)
+    judge = open_reward(name, folder=folder)
 
     def score(pictures: list[str], prompt: str) -> list[float]:
         images = torch.stack([from_pil(Image.open(picture)) for picture in pictures])

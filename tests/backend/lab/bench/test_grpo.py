@@ -23,6 +23,7 @@ from reprise.backend.lab.bench.reprompt_loop import (
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.renderers.shapeworld import ShapeWorldRenderer
 from reprise.backend.reports.figures import render_figures
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.rewards.text import Structure
 from reprise.backend.rewriters.prompting import prompt_ids
 from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter
@@ -117,7 +118,7 @@ def test_it_draws_what_ours_draws(renderer):
         PlainPipeline(FakeRenderer())
 
 
-class Brightness:
+class Brightness(BaseReward):
     spec = RewardSpec("brightness", 0.0, 1.0)
 
     def __init__(self):

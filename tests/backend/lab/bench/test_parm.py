@@ -14,11 +14,12 @@ from reprise.backend.lab.bench.parm import (
     schedule_within_budget,
 )
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.search.pruning import FullSchedule, HalvingSchedule
 from reprise.backend.shapeworld.prompts import sample_prompts
 
 
-class Brightness:
+class Brightness(BaseReward):
     spec = RewardSpec("brightness", 0.0, 1.0)
 
     def score(self, images, prompts):

@@ -10,19 +10,20 @@ from reprise.backend.core.errors import Unsupported
 from reprise.backend.core.types import RewardSpec
 from reprise.backend.lab.bench.potential import compare
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.shapeworld.prompts import sample_prompts
 
 ASIDE = [case.prompt for case in sample_prompts("train", 2)]
 
 
-class Brightness:
+class Brightness(BaseReward):
     spec = RewardSpec("brightness", 0.0, 1.0)
 
     def score(self, images, prompts):
         return images.mean((1, 2, 3)).tolist()
 
 
-class Looking:
+class Looking(BaseReward):
     """P(yes) from the noise or the picture in a preview; clear from half of the drawing on."""
 
     spec = RewardSpec("looking", 0.0, 1.0)

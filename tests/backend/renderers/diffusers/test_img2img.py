@@ -155,7 +155,7 @@ def test_bad_starts(renderer, given, says):
 
 
 def test_families_without_an_image_to_image_class_say_so(renderer):
-    assert not renderer("pixart").img2img
+    assert not renderer("pixart").capabilities.image_to_image
     able = "FLUX, SD3, SD1.x, SDXL, aMUSEd"
     with pytest.raises(Unsupported, match=f"is not drawn over a picture here, as {able} are"):
         renderer("pixart").render([Job("x", 1, start())])

@@ -9,7 +9,7 @@ import pytest
 from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, UnknownName
 from reprise.backend.core.interfaces import Critic, PreviewReward
 from reprise.backend.core.scoring import judge_for_previews
-from reprise.backend.factory import make_judge, make_reward, parse_weights
+from reprise.backend.factory import open_judge, open_reward, parse_judge, parse_reward, parse_weights
 from reprise.backend.rewards.vlm import judge as vlm_module
 from reprise.backend.rewards.vlm.calibration import Calibration
 from reprise.backend.rewards.vlm.judge import (
@@ -155,23 +155,23 @@ def test_grades_become_scores():
 
 
 def test_sources_are_found_by_name(vlm_folders, monkeypatch):
-    judge = make_reward(f"vlm:{vlm_folders / 'llava'}#checklist")
+    judge = open_reward(f"vlm:{vlm_folders / 'llava'}#checklist")
     assert judge.spec.name == "vlm:llava#checklist" and isinstance(judge, Critic)
-    far = make_reward("vlm:qwen2.5vl:7b@http://127.0.0.1:1/v1#potential")
+    far = open_reward("vlm:qwen2.5vl:7b@http://127.0.0.1:1/v1#potential")
     assert far.spec.name == "vlm:qwen2.5vl:7b#potential" and (far.spec.low, far.spec.high) == (0, 1)
     assert set(MODES) == {"match", "clarity", "potential", "critique", "checklist", "score"}
     monkeypatch.setenv("REPRISE_MODELS", str(vlm_folders.parent))
     (vlm_folders.parent / "judges").symlink_to(vlm_folders)
-    assert make_reward("vlm:llava").spec.name == "vlm:llava"
-    assert make_reward("vlm:llava#critique").spec.name == "vlm:llava", "its scores are those of match"
+    assert open_reward("vlm:llava").spec.name == "vlm:llava"
+    assert open_reward("vlm:llava#critique").spec.name == "vlm:llava", "its scores are those of match"
     snapshot = vlm_folders.parent / "hub" / "models--tiny--chat" / "snapshots" / "0123"
     shutil.copytree(vlm_folders / "llava", snapshot)
     (refs := snapshot.parents[1] / "refs").mkdir()
     (refs / "main").write_text("0123")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(vlm_folders.parent / "hub"))
-    assert make_reward("vlm:tiny/chat#score").spec.name == "vlm:chat#score"
+    assert open_reward("vlm:tiny/chat#score").spec.name == "vlm:chat#score"
     weights = parse_weights([f"vlm:{vlm_folders / 'llava'}=2", "shapeworld"])
-    assert make_judge(None, weights).spec.name == "mix"
+    assert open_judge(parse_judge(None, weights)).spec.name == "mix"
 
 
 @pytest.mark.parametrize(
@@ -189,5 +189,5 @@ def test_sources_are_found_by_name(vlm_folders, monkeypatch):
 )
 def test_invalid_sources_are_refused(name, error, says):
     with pytest.raises(error, match=says) as caught:
-        make_reward(name)
+        parse_reward(name)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)

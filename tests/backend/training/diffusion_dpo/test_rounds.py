@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from reprise.backend.core.config import parse_config
 from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed, Unsupported
-from reprise.backend.core.types import RewardSpec
+from reprise.backend.core.types import RewardCapabilities, RewardSpec
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
@@ -466,8 +466,9 @@ def test_what_a_renderer_has_of_its_own_may_be_said(values, tmp_path):
 
 class OnItsDevice(Redness):
     spec = RewardSpec("redness", 0.0, 1.0)
+    capabilities = RewardCapabilities(weights=True)
 
-    def __init__(self, device=None):
+    def __init__(self, device=None, dtype=None):
         self.device = device
 
 
@@ -494,6 +495,6 @@ def test_the_renderer_draws_as_it_is_trained(values, tmp_path, monkeypatch):
 
 
 def test_a_judge_of_words_is_refused_and_leaves_nothing(values, tmp_path):
-    with pytest.raises(Unsupported, match="reads rewrites"):
+    with pytest.raises(ValueError, match="reads rewrites"):
         train(changed(values, {"rewards": {"redness": 1.0, "length": 1.0}}), tmp_path / "run", log=quiet)
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from reprise.backend.core.errors import BadInput, Interrupted, RepriseError
 from reprise.backend.core.types import RewardSpec, Verdict
 from reprise.backend.preferences.store import Store
 from reprise.backend.renderers.fake import FakeRenderer
+from reprise.backend.rewards.base import BaseReward
 from reprise.backend.rewards.vlm.questions import CRITIQUE, QUESTIONS
 from reprise.backend.shapeworld.prompts import prompts as shapeworld_prompts
 from reprise.backend.training.judge import data as judge_data
@@ -30,7 +31,7 @@ PROMPTS = [f"a picture of number {n}" for n in range(20)]
 LABELS = Labels(0.5, test_share=0.25, calibration_share=0.25)
 
 
-class FirstSquare:
+class FirstSquare(BaseReward):
     """Red of the top left corner; has a word for what is not red."""
 
     spec = RewardSpec("first-square", 0.0, 1.0)

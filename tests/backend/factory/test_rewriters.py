@@ -1,14 +1,14 @@
-"""Names on the command line -> rewriters with weights of their own."""
+"""Names of rewriters with weights of their own."""
 
 import json
 
 import pytest
 
 from reprise.backend.core.errors import BadInput, UnknownName
-from reprise.backend.factory import find_rewriter
+from reprise.backend.factory import open_rewriter, parse_rewriter
 from reprise.backend.rewriters.prip.rewriter import PripRewriter
 
-from .rewriters.prip.tiny_prip import save
+from ..rewriters.prip.tiny_prip import save
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def looked_for(reprise, models, monkeypatch):
 
 @pytest.mark.parametrize("name", ["prip:mine", "mine", "prip:{}", "{}"])
 def test_a_refiner_is_found_by_its_name_and_by_its_folder(models, name):
-    made = find_rewriter(name.format(models / "refiners" / "mine"))()
+    made = open_rewriter(name.format(models / "refiners" / "mine"))
     assert isinstance(made, PripRewriter) and made.max_new_tokens == 8
 
 
@@ -66,7 +66,7 @@ def test_the_embedded_refiner_needs_no_name(reprise):
 def test_names_are_checked_before_anything_is_loaded():
     for name, kind in (("prip:mime", UnknownName), ("promptist", BadInput)):
         with pytest.raises(kind):
-            find_rewriter(name)
+            parse_rewriter(name)
 
 
 def test_where_none_is_installed(reprise, monkeypatch):

@@ -1,0 +1,118 @@
+"""A name, with settings -> a renderer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.config import parse_config
+from ..core.errors import BadInput, UnknownName, Unsupported
+from ..core.registry import RENDERERS, resolve
+from ..renderers.settings import RendererSettings
+from .names import RendererName, split_name
+
+if TYPE_CHECKING:
+    from ..core.interfaces import Renderer
+    from ..storage.cache import Cache
+
+DEFAULT_RENDERER = "shapeworld"
+OF_A_MODEL = {"diffusers", "comfyui"}  # not to be named alone
+
+
+def parse_renderer(name: str) -> RendererName:
+    """What a name means: a line of the registry, a folder in diffusers' layout, a Hugging Face name
+    "owner/model", or comfyui:WORKFLOW.json@URL.
+
+    Nothing is loaded and nobody is asked. Raises UnknownName with the near match, BadInput.
+    """
+    kind, model, url = split_name(name)
+    if kind == "comfyui" or name == "comfyui":
+        from ..renderers.comfyui.renderer import parse_name
+
+        file, urls, _ = parse_name(name.partition(":")[2])
+        return RendererName(name, "comfyui", str(file), ",".join(urls))
+    if url:
+        raise UnknownName("kind of renderer", kind, ["comfyui"])
+    if name in RENDERERS and name not in OF_A_MODEL:
+        return RendererName(name, name)
+    if "/" in name or (name and Path(name).is_dir()):
+        return RendererName(name, "diffusers", name)
+    if name == "diffusers":
+        raise BadInput("--renderer diffusers names no model; give its folder or Hugging Face name instead")
+    raise UnknownName("renderer", name, RENDERERS.keys() - OF_A_MODEL)
+
+
+def renderer_settings(name: str, steps: int | None = None, lora: Path | None = None) -> RendererSettings:
+    """What the options of a command say of a renderer, checked. Raises as `check_renderer` does."""
+    settings = parse_config(RendererSettings, {"name": name, "steps": steps, "lora": lora}, "the renderer")
+    check_renderer(settings)
+    return settings
+
+
+def check_renderer(settings: RendererSettings) -> RendererName:
+    """Read the name, and see that there is such a renderer with such settings; nothing is loaded and nobody
+    is asked. Raises UnknownName, and BadInput for a workflow that cannot be one, a file that is not there
+    and a setting that this renderer does not have."""
+    name = parse_renderer(settings.name)
+    _options(name, settings)
+    if name.kind == "comfyui":
+        _workflow(settings)
+    if settings.lora is not None and not settings.lora.is_file():
+        raise BadInput(f"there is no LoRA {settings.lora}; name a .safetensors file")
+    return name
+
+
+def open_renderer(settings: RendererSettings, device: str = "auto", cache: Cache | None = None) -> Renderer:
+    """The renderer of some settings. One with weights computes on `device`; one that keeps its pictures puts
+    them into `cache` as soon as they are there.
+
+    Raises what `check_renderer` does, CheckpointError, Unsupported, and RenderFailed where no server answers.
+    """
+    name = check_renderer(settings)
+    made, able = resolve("renderer", RENDERERS, name.kind), name.capabilities
+    options = _options(name, settings)
+    if cache is not None and able.keeps_pictures:
+        options["cache"] = cache
+    if device != "auto" and able.weights:
+        options["device"] = device
+    if name.kind == "comfyui":
+        options.pop("steps", None)  # the workflow has them
+        return made(_workflow(settings), name.url.split(","), **options)
+    return made(*filter(None, [name.model]), **options)
+
+
+def pipeline_of(name: str) -> tuple[Path, int | None]:
+    """(folder of a renderer's pipeline, tokens of text that an embedded one was trained with). Raises
+    Unsupported for a renderer without weights of its own on this machine, CheckpointError."""
+    found = parse_renderer(name)
+    made = resolve("renderer", RENDERERS, found.kind)
+    if not made.capabilities.weights:
+        raise Unsupported(f"the renderer {name!r} has no weights of its own here; give a diffusers folder")
+    if found.kind == "diffusers":
+        from ..renderers.diffusers.checkpoints import find_pipeline
+
+        return find_pipeline(name), None
+    return made.folder, made.capabilities.fixed.get("max_sequence_length")
+
+
+def _options(name: RendererName, settings: RendererSettings) -> dict[str, Any]:
+    """What the constructor is given of the settings. Raises BadInput for what it does not take."""
+    given = settings.model_dump(exclude={"name", "batch"}, exclude_defaults=True)
+    able = name.capabilities
+    for key, only in able.fixed.items():  # not to be passed on where it is the same
+        if given.pop(key, only) != only:
+            raise BadInput(
+                f"renderer {name.text!r} draws with {key}={only} alone, got {getattr(settings, key)}; "
+                "leave it out"
+            )
+    for key in given.keys() - able.settings:
+        raise BadInput(f"renderer {name.text!r} does not take {key}; leave it out")
+    return given
+
+
+def _workflow(settings: RendererSettings) -> Any:
+    from ..renderers.comfyui.renderer import parse_name
+    from ..renderers.comfyui.workflow import load_workflow
+
+    file, _, sockets = parse_name(settings.name.partition(":")[2])
+    return load_workflow(file, sockets, settings.steps)
