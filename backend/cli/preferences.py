@@ -64,8 +64,8 @@ def mine(
             metavar="RUN…",
             show_default=False,
             help="Folders that are searched for runs of `reprise render` and `reprise train` (with rounds, "
-            "too); a FILE.rollouts.jsonl of `reprise data judge`; another store; or comfyui:URL, the history of a "
-            "server, which is lost when the server stops.",
+            "too); a FILE.rollouts.jsonl of `reprise data judge`; another store; or comfyui:URL, the "
+            "history of a server, which is lost when the server stops.",
         ),
     ],
     store: Where = STORE,

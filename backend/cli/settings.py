@@ -48,7 +48,7 @@ class Setting:
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:
-    """The settings of `model`: required ones, its own, those of its bases. Nested ones follow what holds them."""
+    """The settings of `model`: required ones, its own, its bases'; nested ones follow their holder."""
     return list(_settings_of(model, "", None))
 
 
