@@ -1,4 +1,4 @@
-"""The renderer that a training draws with, by its name and settings."""
+"""Settings of the renderer that draws while training."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ class RendererSettings(Config):
     """Pictures asked for in one call."""
 
     @property
-    def elsewhere(self) -> bool:
+    def external(self) -> bool:
         """Whether another process draws, so that this one is free meanwhile."""
         return self.name.startswith("comfyui:")

@@ -157,9 +157,7 @@ class Rounds(ABC):
             judges(device)
         settings = self.settings.renderer
         try:
-            yield UncachedScorer(
-                renderer, self.looking, self.cache, timer, settings.batch, settings.elsewhere
-            )
+            yield UncachedScorer(renderer, self.looking, self.cache, timer, settings.batch, settings.external)
         finally:
             if device != "cpu":
                 judges("cpu")

@@ -228,7 +228,7 @@ def _grpo_settings(
     rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
     batch = max(size for size in range(1, plain.batch_size + 1) if rows % size == 0)
     config = load_config(GrpoConfig, path, [*words, f"batch_size={batch}"])
-    if config.renderer.elsewhere:
+    if config.renderer.external:
         raise BadInput(
             "the loop to compare with calls a diffusers pipeline, and a ComfyUI server is none; "
             "give a config that draws with one"
@@ -265,7 +265,7 @@ def _ppo_settings(
     rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
     parts = max(number for number in range(1, plain.minibatches + 1) if rows % number == 0)
     config = load_config(PpoConfig, path, [*words, f"minibatches={parts}"])
-    if config.renderer.elsewhere:
+    if config.renderer.external:
         raise BadInput(
             "a step's floor is measured on a diffusers pipeline, and a ComfyUI server is none; "
             "give a config that draws with one"

@@ -89,7 +89,7 @@ class GrpoLoop:
         )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
         self.scorer = PictureScorer(
-            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.elsewhere
+            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.external
         )
         self.rollouts = Rollouts(
             self.rewriter,
@@ -170,7 +170,7 @@ class GrpoLoop:
         )
         judging = modules_mover(lambda: judge_modules(rewards.values()))
         # While someone else draws, the judges are at work.
-        elsewhere = self.config.renderer.elsewhere
+        elsewhere = self.config.renderer.external
         drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
         return {"write": rewriter, "update": rewriter, "render": drawing, "score": judging}
 

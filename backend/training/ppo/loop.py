@@ -87,7 +87,7 @@ class PpoLoop(StepLoop):
         )
         cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
         self.scorer = PictureScorer(
-            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.elsewhere
+            renderer, looking, cache, self.timer, config.renderer.batch, overlap=config.renderer.external
         )
         self.rollouts = PpoRollouts(
             self.rewriter,
@@ -151,7 +151,7 @@ class PpoLoop(StepLoop):
         refiner = modules_mover(lambda: [self.model, self.critic], lambda: self.optimizer)
         judging = modules_mover(lambda: judge_modules(rewards.values()))
         # While someone else draws, the judges are at work.
-        elsewhere = self.config.renderer.elsewhere
+        elsewhere = self.config.renderer.external
         drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
         return {"write": refiner, "update": refiner, "render": drawing, "score": judging}
 

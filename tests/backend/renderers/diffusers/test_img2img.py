@@ -21,7 +21,7 @@ from diffusers import (
 
 from reprise.backend.core.errors import BadInput, Unsupported
 from reprise.backend.core.types import InitImage, Job
-from reprise.backend.renderers.diffusers.renderer import _borrowed
+from reprise.backend.renderers.diffusers.pipelines import borrowed
 from reprise.backend.renderers.shapeworld import (
     ShapeWorldMaskedRenderer,
     ShapeWorldRenderer,
@@ -141,12 +141,12 @@ def test_the_cache_knows_what_was_drawn_over(renderer, tmp_path):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ([start(0.5), None], "all from noise, or all from pictures with one strength"),
+        ([start(0.5), None], "must all start from noise, or all from pictures with one strength"),
         ([start(0.5), start(0.6)], "with one strength"),
         ([start(0.0)], r"strength is 0.25 \(one of 4 steps\) to 1, got 0.0"),
         ([start(0.2)], "strength is 0.25"),
         ([start(1.1)], "got 1.1"),
-        ([InitImage(torch.zeros(8, 16, 3), 0.5)], "has 16 x 8 pixels, and what is drawn 16 x 16"),
+        ([InitImage(torch.zeros(8, 16, 3), 0.5)], "has 16 x 8 pixels, expected 16 x 16"),
     ],
 )
 def test_bad_starts(renderer, given, says):
@@ -157,7 +157,7 @@ def test_bad_starts(renderer, given, says):
 def test_families_without_an_image_to_image_class_say_so(renderer):
     assert not renderer("pixart").img2img
     able = "FLUX, SD3, SD1.x, SDXL, aMUSEd"
-    with pytest.raises(Unsupported, match=f"is not drawn over a picture here, as {able} are"):
+    with pytest.raises(Unsupported, match=f"cannot draw over a picture here, only {able} can"):
         renderer("pixart").render([Job("x", 1, start())])
 
 
@@ -173,6 +173,6 @@ def test_of_tokens_all_are_hidden_where_no_step_is_left_out(renderer):
 def test_an_autoencoder_that_was_upcast_is_narrow_again(pipelines):
     pipe = copy.deepcopy(pipelines("amused"))
     pipe.vqvae.half()
-    with _borrowed(pipe, pipe.scheduler):
+    with borrowed(pipe, pipe.scheduler):
         pipe.vqvae.float()  # as AmusedImg2ImgPipeline leaves it
     assert pipe.vqvae.dtype == torch.float16 and pipe.transformer.dtype == torch.float32

@@ -363,7 +363,7 @@ def test_steps_to_look_at_exist(renderer, cuts):
         ("amused", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's"),
         ("amused", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
         ("amused", {"guidance": 1.0, "negative_prompt": "a dog"}, Unsupported, "needs guidance"),
-        ("amused", {"preview_decoder": "taesd"}, Unsupported, "tokens, which its own vqvae alone decodes"),
+        ("amused", {"preview_decoder": "taesd"}, Unsupported, "tokens, which only its own vqvae can decode"),
     ],
 )
 def test_bad_settings(renderer, family, settings, error, says):

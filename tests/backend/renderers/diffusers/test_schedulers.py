@@ -10,7 +10,7 @@ import torch
 
 from reprise.backend.core.errors import Unsupported
 from reprise.backend.core.types import Job
-from reprise.backend.renderers.diffusers.previews import predicted_clean
+from reprise.backend.renderers.diffusers.previews import predict_x0
 
 from ..conftest import ROWS
 
@@ -149,7 +149,7 @@ def test_the_preview_is_x0(name):
             noise = (seen - a * clean) / s
             velocity = scheduler.config.prediction_type == "v_prediction"
             output = a * noise - s * clean if velocity else noise
-        found = predicted_clean(scheduler, output, t, x)
+        found = predict_x0(scheduler, output, t, x)
         # Timesteps are rounded for some schedulers, so the oracle's noise level is a little off.
         assert (found - clean).abs().mean() < 0.02, (name, float(t))
         x = scheduler.step(output, t, x, return_dict=False)[0]

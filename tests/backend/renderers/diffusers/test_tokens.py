@@ -8,7 +8,7 @@ import torch
 from reprise.backend.core.errors import RenderFailed, Unsupported
 from reprise.backend.core.types import Job
 from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
-from reprise.backend.renderers.diffusers.tokens import decode_tokens, fills_in_tokens, step_rows
+from reprise.backend.renderers.diffusers.tokens import decode_tokens, step_rows, uses_masked_tokens
 
 JOBS = [Job("a red cat", 21), Job("two dogs", 22), Job("one egg", 23)]
 CODES, MASK, STEPS = 6, 6, 4
@@ -85,7 +85,7 @@ def test_logits_that_are_not_finite():
 def test_which_schedulers_fill_in():
     from diffusers import DDIMScheduler
 
-    assert fills_in_tokens(scheduler()) and not fills_in_tokens(DDIMScheduler())
+    assert uses_masked_tokens(scheduler()) and not uses_masked_tokens(DDIMScheduler())
 
 
 def test_survivors_are_exact_whatever_is_cut_and_when(renderer, cuts, pipelines):
@@ -185,8 +185,8 @@ def test_half_precision_is_decoded_in_single_where_the_config_says_so(folders, t
 
 
 def test_a_lora_is_refused_before_anything_is_loaded(folders, tmp_path, monkeypatch):
-    from reprise.backend.renderers.diffusers import renderer as diffusers
+    from reprise.backend.renderers.diffusers import pipelines
 
-    monkeypatch.setattr(diffusers, "load_pipeline", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: pytest.fail("loaded"))
     with pytest.raises(Unsupported, match="no layout of a LoRA file is known for aMUSEd; .* FLUX"):
         DiffusersRenderer(folders("amused"), lora=tmp_path / "any.safetensors")
