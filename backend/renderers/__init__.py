@@ -1,1 +1,1 @@
-"""(prompt, seed) jobs to images. Must not import rewriters, rewards or search."""
+"""Renderers: (prompt, seed) jobs -> images. Must not import rewriters, rewards or search."""

@@ -1,4 +1,4 @@
-"""A renderer without a model: for tests of searches, nodes and pages, here and in others' projects."""
+"""A renderer without a model, for tests of searches, nodes and pages, in this project and in others."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class FakeRenderer:
-    """Pictures made of (prompt, seed) alone: the same job always gives the same 8 x 8 coloured squares.
+    """Draws 8 x 8 coloured squares that depend on (prompt, seed) alone.
 
-    `draw(prompt, seed)` may give other pictures, (H, W, 3) in 0..1. The preview after step k mixes noise
-    and picture, k / steps of it the picture, so that later previews say more. Over a picture, `strength` of
-    the result is the new one. `rows_per_step` is 2 to count like a pipeline with classifier-free guidance.
-    Calls are kept in `calls`, for assertions.
+    `draw(prompt, seed)` may give other pictures, (H, W, 3) in 0..1. The preview after step k is a mix of
+    noise and k / steps of the picture. With an init image, the result is a mix with `strength` of the new
+    picture. `rows_per_step=2` counts like a pipeline with classifier-free guidance. `calls` holds the jobs of
+    all calls, for assertions.
     """
 
     name = "fake"
@@ -54,13 +54,13 @@ class FakeRenderer:
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> RenderResult:
-        """Draw all jobs; looks, prunes, counts and reports as a real renderer does."""
+        """Draws all jobs. Calls the watcher, prunes, counts and reports progress as a real renderer does."""
         import torch
 
         check_jobs(jobs, watcher, self.steps)
         self.calls.append(list(jobs))
         init = jobs[0].init if jobs else None
-        begin = self.steps - int(self.steps * init.strength) if init else 0
+        skipped = self.steps - int(self.steps * init.strength) if init else 0
         finals = [self._final(job).mul(255).round() / 255 for job in jobs]
         noise = [
             torch.rand(image.shape, generator=_generator("noise", job.prompt, job.seed))
@@ -69,7 +69,7 @@ class FakeRenderer:
         alive = list(range(len(jobs)))
         pruned_at: list[int | None] = [None] * len(jobs)
         rows = 0
-        for step in range(begin + 1, self.steps + 1):
+        for step in range(skipped + 1, self.steps + 1):
             if not alive:
                 break
             rows += len(alive) * self.rows_per_step
@@ -86,7 +86,7 @@ class FakeRenderer:
             if progress is not None:
                 progress(step, self.steps)
         images = [image if row in alive else None for row, image in enumerate(finals)]
-        return RenderResult(images, pruned_at, rows, len(jobs) * (self.steps - begin) * self.rows_per_step)
+        return RenderResult(images, pruned_at, rows, len(jobs) * (self.steps - skipped) * self.rows_per_step)
 
     def _final(self, job: Job) -> Tensor:
         import torch

@@ -1,4 +1,4 @@
-"""The renderer that a training draws with, by its name and settings."""
+"""Settings of the renderer that draws while training."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""The embedded renderers: ShapeWorld by a tiny FLUX, a tiny Stable Diffusion and a tiny aMUSEd, with the real
-classes; and the first two again, taught the styles of `shapeworld/styles.py`."""
+"""The embedded renderers of ShapeWorld: a tiny FLUX, a tiny Stable Diffusion and a tiny aMUSEd.
+
+They use diffusers' own pipeline classes. The first two also come in a version trained on the styles of
+`shapeworld/styles.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ MASKED_WEIGHTS = WEIGHTS.with_name("renderer-masked")
 
 
 class ShapeWorldRenderer(DiffusersRenderer):
-    """128-pixel pictures of coloured shapes, on a CPU in seconds.
+    """A tiny FLUX: 128-pixel pictures of coloured shapes, on a CPU in seconds.
 
-    Guided by true CFG against an empty prompt, so one candidate is two denoiser rows a step.
+    It is guided by true CFG against an empty prompt, so a candidate costs two denoiser rows per step.
     """
 
     name = "shapeworld"
     SIZE = 128
     STEPS = 16
     CFG = 3.0
-    TEXT_LENGTH = 48  # tokens that its text encoders were trained on
-    CHUNK = 64  # rows at once; a row's activations are a few megabytes
+    TEXT_LENGTH = 48  # tokens; its text encoders were trained with this length
+    CHUNK = 64  # rows evaluated at once; a row's activations are a few megabytes
     capabilities = replace(
         DiffusersRenderer.capabilities,
         shapeworld=True,
@@ -62,12 +65,13 @@ class ShapeWorldRenderer(DiffusersRenderer):
 
 
 class ShapeWorldSDRenderer(DiffusersRenderer):
-    """The same pictures by another architecture, a tiny Stable Diffusion: does what helps one help both?"""
+    """A tiny Stable Diffusion that draws the same pictures, to see whether what helps one architecture helps
+    the other."""
 
     name = "shapeworld-sd"
     SIZE = 128
     STEPS = 16
-    GUIDANCE = 3.0  # against an empty prompt: two denoiser rows a step
+    GUIDANCE = 3.0  # against an empty prompt: two denoiser rows per step
     CHUNK = 64
     capabilities = replace(DiffusersRenderer.capabilities, shapeworld=True, fixed={"size": SIZE})
     folder: Path = SD_WEIGHTS
@@ -98,12 +102,12 @@ class ShapeWorldSDRenderer(DiffusersRenderer):
 
 
 class ShapeWorldMaskedRenderer(DiffusersRenderer):
-    """The same pictures from masked tokens, by a tiny aMUSEd: the kind of model that PARM was made on."""
+    """A tiny aMUSEd that draws the same pictures from masked tokens, the kind of model PARM was made for."""
 
     name = "shapeworld-masked"
     SIZE = 128
     STEPS = 16
-    GUIDANCE = 1.25  # against an empty prompt: two rows of the transformer a step; more bends outlines
+    GUIDANCE = 1.25  # against an empty prompt: two rows per step; a larger scale distorts outlines
     CHUNK = 64
     capabilities = replace(DiffusersRenderer.capabilities, shapeworld=True, fixed={"size": SIZE})
     folder: Path = MASKED_WEIGHTS
@@ -134,14 +138,14 @@ class ShapeWorldMaskedRenderer(DiffusersRenderer):
 
 
 class StyledRenderer(ShapeWorldRenderer):
-    """The tiny FLUX that knows the words of styles."""
+    """The tiny FLUX that draws styles if the prompt names them."""
 
     name = "shapeworld-styled"
     folder = WEIGHTS.with_name("renderer-styled")
 
 
 class StyledSDRenderer(ShapeWorldSDRenderer):
-    """The tiny Stable Diffusion that knows the words of styles."""
+    """The tiny Stable Diffusion that draws styles if the prompt names them."""
 
     name = "shapeworld-sd-styled"
     folder = WEIGHTS.with_name("renderer-sd-styled")

@@ -1,1 +1,1 @@
-"""Renderers that are pipelines of diffusers."""
+"""Renderers that run diffusers' text-to-image pipelines."""

@@ -1,7 +1,7 @@
-"""Loading a pipeline from a folder or a Hugging Face id, safetensors only, no code from the checkpoint.
+"""Loads a pipeline from a folder or a Hugging Face id: safetensors only, no code from the checkpoint.
 
-diffusers and transformers start weights that a checkpoint lacks at random and only log it. Here each
-model is loaded with its loading report, and anything missing or of another shape is an error.
+diffusers and transformers initialise missing weights at random and only log it. Here each model's loading
+report is checked, and anything missing or of another shape is an error.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     import torch
 
 _LIBRARIES = ("diffusers", "transformers")
-# Not needed to draw; a safety checker would black out pictures that are not decoded by the pipeline.
+# Components that are not loaded: they are not needed for drawing, and pictures are not decoded by the
+# pipeline.
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-# A tokenizer without any of these would be made up, empty, without an error.
+# Without any of these files, a tokenizer would load empty and without an error.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a pipeline's folder, its class supported and its parts from known libraries."""
+    """A pipeline folder's model_index.json, checked: a supported class, parts from known libraries only.
+
+    Raises CheckpointError and Unsupported.
+    """
     path = folder / "model_index.json"
     if not folder.is_dir():
         what = "a single file" if folder.is_file() else "nothing"
@@ -72,15 +76,16 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def find_pipeline(model: str | Path) -> Path:
-    """The local folder of `model`, fetched from the Hugging Face hub if it is an id."""
+    """The local folder of `model`; a Hugging Face id is downloaded. Raises CheckpointError."""
     folder = Path(model).expanduser()
-    # A hub id is "name" or "owner/name"; everything else can only be meant as a path.
+    # A Hugging Face id is "name" or "owner/name"; anything else is a path.
     if folder.exists() or isinstance(model, Path) or not _HUB_ID.fullmatch(model):
         return folder
     from diffusers import DiffusionPipeline
 
     try:
-        index: Any = DiffusionPipeline.load_config(model)  # small, so it refuses before the download
+        # The index is small: an unsupported class fails before the download.
+        index: Any = DiffusionPipeline.load_config(model)
         family_of(str(index["_class_name"]))
         return Path(DiffusionPipeline.download(model, use_safetensors=True))
     except RepriseError:
@@ -93,8 +98,11 @@ def find_pipeline(model: str | Path) -> Path:
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> Any:
-    """The pipeline of a local folder, on the CPU, complete and finite, in eval mode, in `dtype`; the parts in
-    `others` in theirs."""
+    """The pipeline in a local folder: on the CPU, in eval mode, complete, with finite weights.
+
+    Its parts are in `dtype`, those named in `others` in the dtype given there. Raises CheckpointError and
+    Unsupported.
+    """
     import diffusers
 
     index = read_index(folder)
@@ -121,7 +129,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.d
 
 
 def _has_weights(folder: Path, source: list) -> bool:
-    """Whether this part is a model, by its class; tokenizers and schedulers are not."""
+    """Whether this part's class is a module with weights, not a tokenizer or scheduler."""
     import torch
 
     part = _class(folder, source)
@@ -145,7 +153,7 @@ def _load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
             f"{folder} holds {found}; only safetensors are read, which cannot run code; "
             "fetch or convert the safetensors version"
         )
-    # Some repositories hold half-precision files only, named so.
+    # Some repositories hold only half-precision files, marked ".fp16" in the name.
     variant = "fp16" if all(".fp16" in name for name in files) else None
     try:
         model, report = _class(folder, source).from_pretrained(
@@ -174,7 +182,8 @@ def _load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
 
 
 def _check_finite(pipeline: Any, folder: Path) -> None:
-    """Small pipelines only: a scan of many gigabytes would cost more than the error it may find."""
+    """Raises CheckpointError for weights that are not finite. Models beyond 64 MiB are skipped: scanning many
+    gigabytes would cost too much time."""
     import torch
 
     for name, model in models_of(pipeline).items():
@@ -188,7 +197,8 @@ def _check_finite(pipeline: Any, folder: Path) -> None:
 
 
 def pipeline_fingerprint(pipeline: Any) -> str:
-    """The same for a pipeline in memory: configs, and every weight (beyond 64 MiB a model: samples)."""
+    """A fingerprint of a pipeline in memory: configs, tokenizers and weights (samples of a model over 64
+    MiB)."""
     import torch
 
     digest = hashlib.sha256()
@@ -198,7 +208,7 @@ def pipeline_fingerprint(pipeline: Any) -> str:
         for key, weight in sorted(model.state_dict().items()):
             digest.update(f"{key}:{tuple(weight.shape)}:{weight.dtype}\n".encode())
             if weight.device.type == "meta":
-                continue  # offloaded layer by layer: its content is out of reach
+                continue  # offloaded layer by layer: its content is not accessible
             flat = weight.detach().flatten()
             if not whole and len(flat) > 64:
                 flat = flat[torch.linspace(0, len(flat) - 1, 64, device=flat.device).long()]
@@ -212,7 +222,7 @@ def pipeline_fingerprint(pipeline: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """An error of a library as part of one line."""
+    """A library's error message on one line, shortened."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.replace(os.path.expanduser("~"), "~")
     return text if len(text) <= 200 else text[:197] + "…"

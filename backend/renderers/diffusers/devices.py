@@ -1,6 +1,6 @@
-"""Where a pipeline computes, in which dtype, and what of it waits in main memory.
+"""Chooses a pipeline's device, dtype and offloading.
 
-The choices are plain functions of numbers, so that they can be tested without the device.
+The choices are functions of plain numbers, so they can be tested without the device.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 OFFLOADS = ("auto", "none", "model", "sequential")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# Beside the weights a step needs room for activations, and the host (ComfyUI, a desktop) for itself.
+# Bytes left free beside the weights, for a step's activations and for the host (ComfyUI, a desktop).
 _RESERVE = 2 * 2**30
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """'auto' takes CUDA, else MPS, else the CPU."""
+    """The torch device; 'auto' takes CUDA, else MPS, else the CPU. Raises BadInput."""
     import torch
 
     if isinstance(device, str) and device == "auto":
@@ -37,7 +37,11 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device, half: str = "bfloat16") -> torch.dtype:
-    """'auto': float32 on a CPU, else the family's half precision, float16 where bfloat16 is missing."""
+    """The dtype; 'auto' is float32 on a CPU, else the family's half precision (float16 if bfloat16 is
+    missing).
+
+    Raises BadInput for another name, Unsupported for float16 on a CPU.
+    """
     import torch
 
     name = str(dtype).removeprefix("torch.")
@@ -56,7 +60,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, half: str = "bf
 
 
 def choose_training_dtype(dtype: str, device: torch.device) -> str:
-    """The name of the dtype in which a renderer is trained: 'auto' is bfloat16 on a GPU that has it."""
+    """The name of the dtype to train a renderer in; 'auto' is bfloat16 on a GPU that has it, else float32."""
     import torch
 
     if dtype != "auto":
@@ -65,17 +69,17 @@ def choose_training_dtype(dtype: str, device: torch.device) -> str:
 
 
 def choose_offload(offload: str, device: torch.device, total: int, largest: int, free: int) -> str:
-    """'none', 'model' or 'sequential' for weights of `total` bytes, the `largest` model among them.
+    """'none', 'model' or 'sequential', for weights of `total` bytes and a `largest` model of so many bytes.
 
-    'auto' keeps everything on the device if it fits its `free` bytes, else moves one model there at a
-    time, else one layer.
+    'auto' keeps everything on the device if it fits into `free` bytes, else moves one model at a time there,
+    else one layer at a time. Raises BadInput, and Unsupported for offloading without CUDA.
     """
     if offload not in OFFLOADS:
         raise BadInput(f"offload is one of {', '.join(OFFLOADS)}; got {offload!r}")
     if device.type != "cuda":
         if offload in ("model", "sequential"):
             raise Unsupported(f"offload={offload!r} needs a CUDA device, this is {device.type}; use 'auto'")
-        return "none"  # main memory is the device's memory
+        return "none"  # the device's memory is the main memory
     if offload != "auto":
         return offload
     if total + _RESERVE <= free:
@@ -84,7 +88,7 @@ def choose_offload(offload: str, device: torch.device, total: int, largest: int,
 
 
 def place(pipeline: Any, device: torch.device, offload: str) -> str:
-    """Put a freshly loaded pipeline on its device; returns the offload mode taken."""
+    """Moves a newly loaded pipeline to its device; returns the chosen offload mode."""
     import torch
 
     sizes = [weight_bytes(model) for model in models_of(pipeline).values()] or [0]
@@ -100,7 +104,7 @@ def place(pipeline: Any, device: torch.device, offload: str) -> str:
 
 
 def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The pipeline's components that carry weights, by name."""
+    """{name: module} of the pipeline's components that have weights."""
     import torch
 
     return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}

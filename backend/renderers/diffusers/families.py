@@ -1,7 +1,7 @@
-"""What the text-to-image pipelines of diffusers do differently, as a small table.
+"""The differences between diffusers' text-to-image pipelines, as a table.
 
-To add a family: one entry here, and a tiny pipeline of it in `tests/backend/renderers/conftest.py`,
-which puts it through all the tests. Everything else is common to diffusers' pipelines.
+To add a family: one entry here, and a tiny pipeline of it in `tests/backend/renderers/conftest.py`, which
+runs all tests on it. Everything else is common to diffusers' pipelines.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """How one pipeline class encodes prompts, is guided, and stores its latents."""
+    """How a pipeline class encodes prompts, applies guidance, and stores its latents."""
 
     name: str
-    denoiser: str  # the component that is evaluated at each step
-    # Names of __call__'s embedding arguments -> their place in what encode_prompt returns.
+    denoiser: str  # name of the component that is evaluated at each step
+    # {embedding argument of __call__: its index in encode_prompt's result}
     embeddings: dict[str, int]
-    half: str = "bfloat16"  # what it was trained or is known to be stable in
+    half: str = "bfloat16"  # half precision that it was trained in or is known to be stable in
     single_encode: bool = False  # encode_prompt makes no negative embeddings (FLUX)
     has_text_length: bool = True  # takes max_sequence_length
     packed: bool = False  # latents are sequences of 2 x 2 patches
-    tokens: bool = False  # latents are ids of a codebook, masked and filled in (`tokens`)
-    vae: str = "vae"  # the component that decodes
-    upcasts_vae: bool = False  # the pipeline decodes in float32 when its VAE overflows in float16
-    step: int = 1  # width and height are multiples of this, whatever the VAE's scale
+    tokens: bool = False  # latents are masked codebook ids (see `tokens.py`)
+    vae: str = "vae"  # name of the component that decodes
+    upcasts_vae: bool = False  # the pipeline decodes in float32 if its VAE overflows in float16
+    step: int = 1  # width and height must be multiples of this, whatever the VAE's scale
     call: tuple[tuple[str, Any], ...] = ()  # further arguments of __call__
-    img2img: str | None = None  # the class that starts from a picture, of the same components
+    img2img: str | None = None  # diffusers' image-to-image class with the same components
 
     def encode(self, pipeline: Any, text: str, length: int | None) -> dict[str, Tensor]:
         """One prompt -> its embeddings by argument name, each (1, …)."""
@@ -44,14 +44,14 @@ class Family:
             return {name: result[place] for name, place in self.embeddings.items()}
         arguments: dict[str, Any] = {"prompt": text, "device": pipeline._execution_device}
         accepted = inspect.signature(pipeline.encode_prompt).parameters
-        # Required where a class has several text encoders; None means: the same prompt.
+        # Required if a class has several text encoders; None means the same prompt.
         arguments |= {name: None for name in ("prompt_2", "prompt_3") if name in accepted}
         if "num_images_per_prompt" in accepted:
             arguments["num_images_per_prompt"] = 1
         if not self.single_encode:
             arguments["do_classifier_free_guidance"] = False
         if "clean_caption" in accepted:
-            # Its cleaning depends on whether beautifulsoup4 and ftfy happen to be installed.
+            # The cleaning would depend on whether beautifulsoup4 and ftfy are installed.
             arguments["clean_caption"] = False
         if length is not None:
             arguments["max_sequence_length"] = length
@@ -59,7 +59,7 @@ class Family:
         return {name: result[place] for name, place in self.embeddings.items()}
 
     def zero_negative(self, pipeline: Any) -> bool:
-        """SDXL's own negative for an empty prompt is zeros, where its checkpoint says so."""
+        """Whether the embeddings of an empty negative prompt are zeros, as some SDXL checkpoints say."""
         return bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
 
     def multiple(self, pipeline: Any) -> int:
@@ -72,14 +72,14 @@ class Family:
         return math.lcm(scale * patch, self.step)
 
     def default_size(self, pipeline: Any) -> int:
-        """The side in pixels that the pipeline itself would draw."""
+        """The pipeline's default picture side in pixels."""
         side = getattr(pipeline, "default_sample_size", None)
         if side is None:
             side = getattr(pipeline, self.denoiser).config.sample_size
         return (side if isinstance(side, int) else side[0]) * pipeline.vae_scale_factor
 
     def unpack(self, pipeline: Any, latents: Tensor, width: int, height: int) -> Tensor:
-        """Latents as the sampler keeps them -> (B, C, h, w)."""
+        """Latents in the sampler's layout -> (B, C, h, w)."""
         if not self.packed:
             return latents
         return pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
@@ -125,7 +125,7 @@ FAMILIES: dict[str, Family] = {
         "transformer",
         {"prompt_embeds": 0, "prompt_attention_mask": 1},
         step=8,
-        # The size asked for is the size drawn; binning would draw another and resize.
+        # Resolution binning would draw another size and resize it.
         call=(("use_resolution_binning", False), ("negative_prompt", None)),
     ),
     "AmusedPipeline": Family(
@@ -143,7 +143,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(class_name: str) -> Family:
-    """The family of a pipeline class, or an error that names the class and those supported."""
+    """The family of a pipeline class. Raises Unsupported with the supported ones."""
     if class_name in FAMILIES:
         return FAMILIES[class_name]
     raise Unsupported(

@@ -1,11 +1,11 @@
-"""Drawing over a picture: diffusers' own image-to-image classes, on the components of the pipeline at hand.
+"""Image to image with diffusers' own classes, on the components of a loaded pipeline.
 
-Source: SDEdit (Meng et al. 2022, arXiv 2108.01073): noise is added to the picture up to some step, and taken
-away from there; of aMUSEd's pictures tokens are hidden, and filled in again. How a strength is rounded to
-steps is diffusers', a little different from family to family.
+Source: SDEdit (Meng et al. 2022, arXiv 2108.01073): noise is added to the picture up to some step, then
+removed from there; in aMUSEd's pictures tokens are masked and sampled again. diffusers rounds a strength to
+steps, slightly differently in each family.
 
-The picture is encoded, and its noise drawn, for each candidate alone, so that all that `diffusers` says of
-seeds, batches and pruning holds here too.
+The picture is encoded, and its noise drawn, for each candidate separately. So everything that `renderer.py`
+says about seeds, batches and pruning holds here too.
 """
 
 from __future__ import annotations
@@ -20,44 +20,45 @@ from .families import FAMILIES, Family
 
 
 def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size: tuple[int, int]) -> None:
-    """Refuse pictures to start from that cannot be used. Raises BadInput and Unsupported."""
+    """Checks the jobs' init images. Raises BadInput, and Unsupported for a family without image to image."""
     inits = [job.init for job in jobs if job.init is not None]
     if not inits:
         return
     if family.img2img is None:
         able = ", ".join(one.name for one in FAMILIES.values() if one.img2img)
         raise Unsupported(
-            f"{type(pipe).__name__} is not drawn over a picture here, as {able} are; draw again instead"
+            f"{type(pipe).__name__} cannot draw over a picture here, only {able} can; draw again instead"
         )
     strength = inits[0].strength
     if len(inits) < len(jobs) or any(init.strength != strength for init in inits):
-        raise BadInput("jobs drawn at once start all from noise, or all from pictures with one strength")
+        raise BadInput("jobs of one call must all start from noise, or all from pictures with one strength")
     check_strength(strength, steps)
     for init in inits:
         height, width = init.image.shape[:2]
         if (width, height) != size:
             raise BadInput(
-                f"the picture to start from has {width} x {height} pixels, and what is drawn "
-                f"{size[0]} x {size[1]}; give it in that size"
+                f"the picture to start from has {width} x {height} pixels, expected "
+                f"{size[0]} x {size[1]}; resize it"
             )
 
 
-def img2img_of(pipe: Any, family: Family) -> Any:
-    """The image-to-image pipeline of the same components, as they stand (`from_pipe` would convert them)."""
+def img2img_pipeline(pipe: Any, family: Family) -> Any:
+    """The image-to-image pipeline of the same components, unchanged (`from_pipe` would convert them)."""
     import diffusers
 
     cls = getattr(diffusers, family.img2img or "")
-    wanted = inspect.signature(cls.__init__).parameters
-    parts = {name: part for name, part in pipe.components.items() if name in wanted}
-    parts |= {name: value for name, value in pipe.config.items() if name in wanted and name not in parts}
-    made = cls(**parts)
-    made.set_progress_bar_config(disable=True)
-    made.maybe_free_model_hooks = lambda: None  # the pipeline at hand does that, afterwards
-    return made
+    parameters = inspect.signature(cls.__init__).parameters
+    parts = {name: part for name, part in pipe.components.items() if name in parameters}
+    parts |= {name: value for name, value in pipe.config.items() if name in parameters and name not in parts}
+    pipeline = cls(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.maybe_free_model_hooks = lambda: None  # the original pipeline does that afterwards
+    return pipeline
 
 
 def init_arguments(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What a call takes more than one that starts from noise."""
+    """The additional arguments of a call that starts from the jobs' pictures: images (B, 3, H, W),
+    strength."""
     import torch
 
     inits = [job.init for job in jobs if job.init is not None]
@@ -65,14 +66,14 @@ def init_arguments(jobs: Sequence[Job]) -> dict[str, Any]:
     return {"image": images, "strength": inits[0].strength}
 
 
-def left_out(pipe: Any, jobs: Sequence[Job], calls: int) -> int:
-    """How many of a scheduler's `calls` a call that starts from the jobs' pictures leaves out."""
+def skipped_calls(pipe: Any, jobs: Sequence[Job], calls: int) -> int:
+    """How many of a scheduler's `calls` image to image skips, once the pipeline has set its timesteps."""
     assert jobs[0].init is not None
-    known = getattr(pipe, "num_timesteps", None)  # AmusedImg2ImgPipeline has none, and counts so
-    return calls - (int(calls * jobs[0].init.strength) if known is None else known)
+    drawn = getattr(pipe, "num_timesteps", None)  # AmusedImg2ImgPipeline has no such attribute
+    return calls - (int(calls * jobs[0].init.strength) if drawn is None else drawn)
 
 
-def accepted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that the pipeline's call takes: some read the size off the picture."""
+def accepted_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The `arguments` that the pipeline's call accepts: some pipelines take the size from the picture."""
     known = inspect.signature(pipe.__call__).parameters
     return {name: value for name, value in arguments.items() if name in known}

@@ -1,4 +1,4 @@
-"""The predicted clean latent (x0) at a sampler's step, for diffusers' schedulers.
+"""The predicted clean latent (x0) at a step of diffusers' schedulers.
 
 With x = a x0 + s e: from noise e, x0 = (x - s e) / a; from velocity v = a e - s x0,
 x0 = a x - s v (Salimans & Ho 2022, arXiv 2202.00512); from a flow's v = e - x0 at sigma,
@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Unsupported
-from .tokens import fills_in_tokens
+from .tokens import uses_masked_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Their sample is x0 + sigma e; the model itself sees it divided by sqrt(sigma^2 + 1).
+# Variance exploding: the sample is x0 + sigma e; the model gets it divided by sqrt(sigma^2 + 1).
 _EXPLODING = frozenset(
     {
         "EulerDiscreteScheduler",
@@ -27,12 +27,13 @@ _EXPLODING = frozenset(
         "LMSDiscreteScheduler",
     }
 )
-# They draw one noise for the whole batch, so a candidate would depend on its neighbours.
+# They draw one noise tensor for the whole batch, so a candidate would depend on its neighbours.
 _BATCH_NOISE = frozenset({"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"})
 
 
 def check_scheduler(scheduler: Any, watched: bool) -> None:
-    """Refuse a scheduler that breaks per-candidate seeds, or (if watched) has no x0 known to us."""
+    """Raises Unsupported for a scheduler that breaks seeds per candidate or, if watched, whose x0 is
+    unknown."""
     name = type(scheduler).__name__
     if name in _BATCH_NOISE:
         raise Unsupported(
@@ -44,14 +45,14 @@ def check_scheduler(scheduler: Any, watched: bool) -> None:
         or name in _EXPLODING
         or hasattr(scheduler, "_sigma_to_alpha_sigma_t")
         or hasattr(scheduler, "alphas_cumprod")
-        or fills_in_tokens(scheduler)
+        or uses_masked_tokens(scheduler)
     )
     if watched and not (known and "EDM" not in name):
         raise Unsupported(f"previews, and so pruning, are not known for {name}; render without a watcher")
 
 
-def predicted_clean(scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-    """x0 (B, …) in float32, from a scheduler about to take this step; CFG is already in `output`."""
+def predict_x0(scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """x0 (B, …) in float32, just before the scheduler takes this step. `output` includes CFG."""
     name = type(scheduler).__name__
     output, sample = output.float(), sample.float()
     kind = scheduler.config.get("prediction_type", "epsilon")
@@ -74,7 +75,7 @@ def predicted_clean(scheduler: Any, output: Tensor, timestep: Any, sample: Tenso
 
 
 def _sigma(scheduler: Any, timestep: Any) -> Tensor:
-    """The noise level of the sample that the scheduler is about to step from."""
+    """The noise level of the sample before the scheduler's step."""
     if scheduler.step_index is None:
         scheduler._init_step_index(timestep)  # what `step` would do first
     index = scheduler.step_index

@@ -1,25 +1,23 @@
-"""Any text-to-image pipeline of diffusers as a renderer: per-candidate seeds, previews, row pruning.
+"""Diffusers' text-to-image pipelines as a renderer, with seeds per candidate, previews and row pruning.
 
 Source: PARM (Guo et al. 2025, arXiv 2501.13926) judges pictures while they are drawn.
-Departs from it: a pruned row is no longer evaluated (`row_mask`), the sampler itself is not changed, so
-that survivors are exactly the pictures of an unpruned run, with every scheduler (`sampling`).
+Departs from it: a pruned row is no longer evaluated (`row_mask`), and the sampler itself is unchanged. So
+survivors are exactly the pictures of an unpruned run, with every scheduler (`sampling`).
 
-A candidate's noise is drawn alone, by the pipeline itself, from a CPU generator with its seed: the plain
-`pipeline(prompt, generator=torch.Generator().manual_seed(seed))` draws the same picture. Each prompt is
-encoded alone, too. What remains of the batch is the rounding of the matrix kernels, which depends on the
-number of rows: in float32 latents differ by at most 1e-5 of their spread (measured over all families and
-chunks of 1, 5 and 64; the tests hold 1e-4), and after rounding to 8 bits one value in 20,000 by 1/255.
-With `chunk=1` all evaluations have one shape, and pictures are equal to the bit in whatever batch,
-pruned or not. Where tokens are drawn (aMUSEd), rounding turns one only if two are as good as tied, but what
-follows then differs visibly; none of 48 pictures did, in chunks of 1, 5 and 64.
+The pipeline draws each candidate's noise separately, from a CPU generator with the candidate's seed: the
+plain `pipeline(prompt, generator=torch.Generator().manual_seed(seed))` draws the same picture. Each prompt is
+encoded separately, too. The batch matters only through rounding in the matrix kernels, which depends on the
+number of rows: in float32, latents differ by at most 1e-5 of their spread (measured over all families and
+chunks of 1, 5 and 64; the tests require 1e-4), and after rounding to 8 bits one value in 20,000 differs by
+1/255. With `chunk=1` all evaluations have the same shape, and pictures are bit-identical in any batch, pruned
+or not. Where tokens are sampled (aMUSEd), rounding changes a token only if two are nearly tied, but then the
+rest of the picture differs visibly; none of 48 pictures did, in chunks of 1, 5 and 64.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
-import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -27,22 +25,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import BadInput, CheckpointError, RenderFailed, RepriseError, Unsupported
-from ...core.model_files import folder_fingerprint
+from ...core.errors import BadInput, RenderFailed, RepriseError, Unsupported
 from ...core.types import SEED_RANGE, Job, RendererCapabilities, RenderResult
 from ...storage.cache import Cache, picture_key
-from .checkpoints import find_pipeline, load_pipeline, pipeline_fingerprint, read_index
-from .devices import choose_device, choose_dtype, models_of, place
-from .families import Family, family_of
-from .img2img import accepted, check_init, img2img_of, init_arguments, left_out
-from .lora import apply_lora, check_layout
+from .families import Family
+from .img2img import accepted_arguments, check_init, img2img_pipeline, init_arguments, skipped_calls
+from .pipelines import (
+    borrowed,
+    family_of_pipeline,
+    open_decoder,
+    open_pipeline,
+    shortened_warnings,
+    unscale_latents,
+)
 from .previews import check_scheduler
 from .row_mask import RowMask
 from .sampling import AllPruned, Sampling
 from .tokens import decode_tokens
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
@@ -50,25 +51,26 @@ if TYPE_CHECKING:
 
 # All of `RendererSettings` but the name and how many pictures are asked for at once.
 SETTINGS = frozenset("steps size guidance true_cfg max_sequence_length lora dtype offload chunk".split())
-_PROMPTS_KEPT = 64  # embeddings of this many prompts stay in memory
+_CACHED_PROMPTS = 64  # prompts whose embeddings stay in memory
 
 
 class DiffusersRenderer:
     """Draws with a diffusers pipeline: `model` is its folder, its Hugging Face id, or the object itself.
 
-    `guidance` is the scale the pipeline calls guidance_scale (FLUX: the embedded one); None takes the
-    pipeline's default. `true_cfg` > 1 guides FLUX by a second evaluation against `negative_prompt`.
-    `size` is a side in pixels or (width, height). `chunk` is how many rows the denoiser evaluates at
-    once (None: by the picture's size); halved when memory runs out.
-    `preview_decoder`, such as a TAESD (an AutoencoderTiny, or its folder), replaces the VAE for previews.
-    `lora` is a file of `reprise train diffusion-dpo`, which is put on the denoiser (`lora.apply_lora`).
+    - `guidance` is the pipeline's guidance_scale (for FLUX the embedded one); None takes its default.
+    - `true_cfg` > 1 guides FLUX by a second evaluation against `negative_prompt`.
+    - `size` is a side in pixels or (width, height).
+    - `chunk` is the number of rows the denoiser evaluates at once (None: depends on the picture's size). It
+      is halved when memory runs out.
+    - `preview_decoder` decodes previews instead of the VAE; it is a TAESD (an AutoencoderTiny) or its folder.
+    - `lora` is a file of `reprise train diffusion-dpo`, which is added to the denoiser (`lora.apply_lora`).
 
-    A pipeline given as an object stays where it is, in its dtype, unless `device` or `dtype` says
-    otherwise; its scheduler and modules are left as they were after each call. It must not be changed
-    while this renderer is in use, because `fingerprint` is taken once.
+    A pipeline passed as an object keeps its device and dtype unless `device` or `dtype` is given. Its
+    scheduler and modules are restored after each call. Do not change it while this renderer is in use:
+    `fingerprint` is computed once.
 
-    The cache serves renders without a watcher. With one, every row is drawn, since what a watcher wants to
-    see are the previews, which are not kept; survivors are stored.
+    The cache is read only without a watcher. A watcher needs previews, which are not cached, so every row is
+    drawn then; the survivors are stored.
     """
 
     name = "diffusers"
@@ -98,7 +100,7 @@ class DiffusersRenderer:
         lora: str | Path | None = None,
         cache: Cache | None = None,
     ):
-        self.pipeline, weights = _open(model, dtype, device, offload, lora)
+        self.pipeline, weights = open_pipeline(model, dtype, device, offload, lora)
         pipe, family = self.pipeline, family_of_pipeline(self.pipeline)
         self.family: Family = family
         self.capabilities = replace(self.capabilities, image_to_image=family.img2img is not None)
@@ -120,16 +122,17 @@ class DiffusersRenderer:
                 raise Unsupported(f"{type(pipe).__name__} has a fixed text length; drop max_sequence_length")
         self.max_sequence_length = max_sequence_length
         check_scheduler(pipe.scheduler, watched=False)
-        # 8 pictures of 512 x 512 at once, or as many pixels of another size; a decoder takes more memory.
+        # 8 pictures of 512 x 512 at once, or the same number of pixels; decoding takes more memory per
+        # picture.
         area = 512 * 512 / (self.width * self.height)
         self.chunk = chunk or max(1, round(8 * area))
         self.decode_chunk = min(self.chunk, max(1, round(4 * area)))
         if preview_decoder is not None and family.tokens:
             raise Unsupported(
-                f"{type(pipe).__name__} draws tokens, which its own {family.vae} alone "
-                "decodes; drop preview_decoder"
+                f"{type(pipe).__name__} draws tokens, which only its own {family.vae} "
+                "can decode; drop preview_decoder"
             )
-        self.preview_decoder = _open_decoder(preview_decoder, pipe)
+        self.preview_decoder = open_decoder(preview_decoder, pipe)
         self.cache = cache
         self.fingerprint = self._fingerprint(weights)
         self._embeddings: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
@@ -153,23 +156,23 @@ class DiffusersRenderer:
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> RenderResult:
-        """Draw all jobs in one sampler batch; see `interfaces.Renderer`.
+        """Draws all jobs in one sampler batch; see `interfaces.Renderer`.
 
-        Pictures are rounded to 8 bits, so that a cached one equals a fresh one. Raises BadInput for a
-        blank prompt, a seed out of range or a watcher's step that does not exist, RenderFailed when the
-        pipeline breaks or its result is not finite.
+        Pictures are rounded to 8 bits, so that a cached one equals a new one. Raises BadInput for a blank
+        prompt, a seed out of range or a watcher's step that does not exist, RenderFailed if the pipeline
+        fails or its result is not finite.
         """
         check_jobs(jobs, watcher, self.steps)
         check_init(jobs, self.pipeline, self.family, self.steps, (self.width, self.height))
-        found: dict[int, tuple[Tensor, int]] = {}
+        cached: dict[int, tuple[Tensor, int]] = {}  # {job index: (image, denoiser rows it cost)}
         if self.cache is not None and watcher is None:
             for i, job in enumerate(jobs):
                 entry = self.cache.get_image(self._key(job))
                 if entry is not None and entry[1].get("rows", "").isdigit():
-                    found[i] = entry[0], int(entry[1]["rows"])
-        todo = [i for i in range(len(jobs)) if i not in found]
+                    cached[i] = entry[0], int(entry[1]["rows"])
+        todo = [i for i in range(len(jobs)) if i not in cached]
         result = RenderResult([None] * len(jobs), [None] * len(jobs), 0, 0)
-        for i, (image, rows) in found.items():
+        for i, (image, rows) in cached.items():
             result.images[i] = image
             result.denoiser_rows_full += rows
         if not todo:
@@ -205,18 +208,18 @@ class DiffusersRenderer:
         )
         images: list[Tensor | None] = [None] * len(jobs)
         try:
-            with torch.no_grad(), _borrowed(pipe, sampling.scheduler):
+            with torch.no_grad(), borrowed(pipe, sampling.scheduler):
                 conditions = self._conditions(jobs)
                 draw, start = pipe, {}
                 if jobs[0].init is not None:
-                    draw, start = img2img_of(pipe, self.family), init_arguments(jobs)
-                    sampling.begin = lambda: left_out(draw, jobs, sampling.total_calls)
+                    draw, start = img2img_pipeline(pipe, self.family), init_arguments(jobs)
+                    sampling.skipped_calls = lambda: skipped_calls(draw, jobs, sampling.total_calls)
                 size = {"width": self.width, "height": self.height}
                 with mask, contextlib.suppress(AllPruned):
                     latents = draw(
                         **conditions,
                         **dict(self.family.call),
-                        **accepted(draw, size),
+                        **accepted_arguments(draw, size),
                         **start,
                         num_inference_steps=self.steps,
                         generator=generators,
@@ -230,7 +233,7 @@ class DiffusersRenderer:
         except RepriseError:
             raise
         except Exception as error:
-            if error is sampling.raised:  # a host's own interrupt, or a judge's error
+            if error is sampling.callback_error:  # a host's interrupt, or a judge's error
                 raise
             names = f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}"
             if isinstance(error, torch.OutOfMemoryError):
@@ -240,12 +243,16 @@ class DiffusersRenderer:
                 ) from error
             cause = " ".join(str(error).split()) or type(error).__name__
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
-        # All calls of a run ask for the same number of rows; a run left early is extrapolated.
-        full = mask.rows_full * (sampling.total_calls - sampling.first) // (sampling.calls - sampling.first)
+        # All calls of a run request the same number of rows, so a run that ended early can be extrapolated.
+        full = (
+            mask.rows_full
+            * (sampling.total_calls - sampling.first_call)
+            // (sampling.calls - sampling.first_call)
+        )
         return RenderResult(images, sampling.pruned_at, mask.rows, full)
 
     def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The pipeline's arguments for prompts and guidance, rows gathered from distinct prompts."""
+        """The pipeline's arguments for prompts and guidance. Each distinct prompt is encoded once."""
         import torch
 
         texts = [job.prompt for job in jobs]
@@ -266,17 +273,17 @@ class DiffusersRenderer:
         return arguments
 
     def _encode(self, text: str) -> dict[str, Tensor]:
-        """A prompt's embeddings, encoded alone, so that they never depend on other prompts."""
+        """A prompt's embeddings, encoded separately so that they never depend on other prompts."""
         if text not in self._embeddings:
-            with _short_warnings(type(self.pipeline).__module__):
+            with shortened_warnings(type(self.pipeline).__module__):
                 self._embeddings[text] = self.family.encode(self.pipeline, text, self.max_sequence_length)
-            if len(self._embeddings) > _PROMPTS_KEPT:
+            if len(self._embeddings) > _CACHED_PROMPTS:
                 self._embeddings.popitem(last=False)
         self._embeddings.move_to_end(text)
         return self._embeddings[text]
 
     def _decode(self, latents: Tensor, vae: Any) -> Tensor:
-        """Latents as the sampler keeps them -> pictures (B, H, W, 3) in 0..1 on the CPU, in float32."""
+        """Latents in the sampler's layout -> pictures (B, H, W, 3) in 0..1, float32, on the CPU."""
         import torch
 
         if not torch.isfinite(latents).all():
@@ -294,7 +301,7 @@ class DiffusersRenderer:
                 if self.family.tokens:
                     pixels = decode_tokens(vae, part)
                 else:
-                    latent = unscaled(part.to(vae.dtype), vae.config)
+                    latent = unscale_latents(part.to(vae.dtype), vae.config)
                     pixels = vae.decode(latent, return_dict=False)[0] / 2 + 0.5
                 parts.append(pixels.clamp(0, 1).permute(0, 2, 3, 1).cpu().float())
         finally:
@@ -355,7 +362,7 @@ class DiffusersRenderer:
 
 
 def check_jobs(jobs: Sequence[Job], watcher: Watcher | None, steps: int) -> None:
-    """Refuse what no renderer can draw: blank prompts, seeds out of range, steps that do not exist."""
+    """Raises BadInput for blank prompts, seeds out of range, or watched steps that do not exist."""
     for job in jobs:
         if not job.prompt.strip():
             raise BadInput("a prompt is blank; say in a few words what to draw")
@@ -364,63 +371,6 @@ def check_jobs(jobs: Sequence[Job], watcher: Watcher | None, steps: int) -> None
     beyond = sorted(step for step in (watcher.steps if watcher else ()) if not 1 <= step <= steps)
     if beyond:
         raise BadInput(f"there is no step {beyond[0]} to look at: this renderer takes steps 1 to {steps}")
-
-
-def family_of_pipeline(pipeline: Any) -> Family:
-    """The family of a loaded pipeline, also of a subclass of a known class."""
-    for base in type(pipeline).__mro__:
-        with contextlib.suppress(Unsupported):
-            return family_of(base.__name__)
-    return family_of(type(pipeline).__name__)
-
-
-def _open(model: Any, dtype: str, device: str, offload: str, lora: str | Path | None) -> tuple[Any, str]:
-    """(pipeline on its device, fingerprint of its weights)."""
-    import torch
-
-    if isinstance(model, (str, Path)):
-        folder = find_pipeline(model)
-        family = family_of(read_index(folder)["_class_name"])
-        target = choose_device(device)
-        if lora is not None:
-            check_layout(family)
-        pipe = load_pipeline(folder, choose_dtype(dtype, target, family.half))
-        weights = folder_fingerprint(folder)
-        if lora is not None:
-            apply_lora(Path(lora), getattr(pipe, family.denoiser))
-            weights = Cache.key(weights, hashlib.sha256(Path(lora).read_bytes()).hexdigest())
-        place(pipe, target, offload)
-        return pipe, weights
-    if lora is not None:
-        raise BadInput("a pipeline given as an object is left as it is; give its folder with the lora")
-    if not hasattr(model, "components") or not callable(model):
-        kind = type(model).__name__
-        raise BadInput(f"a model is a folder, a Hugging Face id or a diffusers pipeline; got {kind}")
-    family = family_of_pipeline(model)
-    weights = pipeline_fingerprint(model)
-    if device != "auto":
-        place(model, choose_device(device), offload)
-    target = model._execution_device
-    narrow = getattr(model, family.denoiser).dtype == torch.float16 and target.type == "cpu"
-    if dtype != "auto" or narrow:
-        model.to(choose_dtype(dtype, target, family.half))
-    return model, weights
-
-
-def _open_decoder(decoder: Any, pipe: Any) -> Any:
-    if not isinstance(decoder, (str, Path)):
-        return decoder
-    from diffusers import AutoencoderTiny
-
-    try:
-        loaded = AutoencoderTiny.from_pretrained(decoder, use_safetensors=True, torch_dtype=pipe.vae.dtype)
-    except Exception as error:
-        cause = " ".join(str(error).split())
-        raise CheckpointError(
-            f"preview decoder {str(decoder)!r} cannot be loaded ({cause[:200]}); "
-            "give the folder or id of an AutoencoderTiny"
-        ) from error
-    return loaded.eval().to(pipe._execution_device)
 
 
 def _check_count(name: str, value: int) -> None:
@@ -439,67 +389,3 @@ def _check_size(size: int | tuple[int, int], multiple: int, pipe: Any) -> tuple[
                 f"got {side}, use {near}"
             )
     return width, height
-
-
-def unscaled(latents: Tensor, config: Any) -> Tensor:
-    """A denoiser's latents -> its VAE's, as the pipelines do it before they decode."""
-    import torch
-
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:  # some SDXL VAEs
-        mean, std = (torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, std))
-        return latents * std / config.scaling_factor + mean
-    latents = latents / config.scaling_factor
-    shift = config.get("shift_factor")
-    return latents + shift if shift else latents
-
-
-@contextlib.contextmanager
-def _short_warnings(module: str):
-    """The pipelines log the whole of what they cut off a long prompt: of 10,000 words, too much."""
-
-    def shorten(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if len(text) > 240:
-            record.msg, record.args = text[:240] + "…", ()
-        return True
-
-    logger = logging.getLogger(module)
-    logger.addFilter(shorten)
-    try:
-        yield
-    finally:
-        logger.removeFilter(shorten)
-
-
-@contextlib.contextmanager
-def _borrowed(pipe: Any, scheduler: Any):
-    """The pipeline quiet, in eval mode and with our scheduler; afterwards exactly as it was."""
-    bars, own = getattr(pipe, "_progress_bar_config", None), pipe.scheduler
-    models: list[Any] = list(models_of(pipe).values())
-    training: list[torch.nn.Module] = [
-        module for model in models for module in model.modules() if module.training
-    ]
-    dtypes = [(model, model.dtype) for model in models if hasattr(model, "dtype")]
-    free_hooks = pipe.maybe_free_model_hooks
-    try:
-        pipe.set_progress_bar_config(**{**(bars or {}), "disable": True})
-        pipe.scheduler = scheduler
-        # It re-installs offload hooks, and with them forward methods, under our row mask: so only after it.
-        pipe.maybe_free_model_hooks = lambda: None
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for model, dtype in dtypes:
-            if model.dtype != dtype:  # AmusedImg2ImgPipeline leaves a VQModel upcast if it does not decode
-                model.to(dtype)
-        del pipe.maybe_free_model_hooks
-        pipe.scheduler = own
-        if bars is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = bars
-        free_hooks()

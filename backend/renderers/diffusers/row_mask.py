@@ -1,15 +1,15 @@
-"""Evaluate only the rows of a denoiser that are alive; the sampler keeps its whole batch.
+"""Evaluates only the rows of a denoiser that are alive, while the sampler keeps its whole batch.
 
-A pruned row costs no evaluation: it is given its last value again. So every vectorised sampler,
-multistep and stochastic ones too, carries the survivors along exactly the path of the unpruned run.
-(Restarting a smaller batch would be exact for history-free samplers only.)
+A pruned row is not evaluated: it gets its last output again. So with every sampler, including multistep and
+stochastic ones, the survivors follow exactly the path of the unpruned run. (Restarting with a smaller batch
+would be exact only for samplers without history.)
 
-The same wrapper splits the rows alive into micro-batches, so that one sampler, and one look of a
-watcher, spans more rows than the device evaluates at once.
+The same wrapper splits the rows alive into micro-batches, so that one sampler and one call of a watcher can
+span more rows than the device evaluates at once.
 
-On exactness: a row's path does not depend on the others, but the matrix kernels chosen do depend on
-the number of rows, so results differ by rounding between micro-batches of different size. With
-`chunk=1` every evaluation has the same shape, and pruned, unpruned and lone runs are equal to the bit.
+Exactness: a row's path does not depend on the other rows, but the choice of matrix kernels depends on the
+number of rows. So results differ by rounding between micro-batches of different sizes. With `chunk=1` every
+evaluation has the same shape, and pruned, unpruned and single runs are bit-identical.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ...core.errors import RenderFailed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Position ids that all rows share; their length may happen to equal the batch.
+# Position ids that all rows share; their length may happen to equal the batch size.
 SHARED = frozenset({"txt_ids", "img_ids"})
 
 
 class RowMask:
-    """Context in which `module.forward` evaluates the rows of `alive` candidates only.
+    """A context in which `module.forward` evaluates only the rows of the candidates in `alive`.
 
-    A forward sees the `count` candidates once (FLUX calls twice per step for true CFG) or several
-    times over (the pipelines that concatenate [negative; positive]): row r is candidate r % count.
-    `next_step` tells it that the sampler moved on, so that a step's first, second, … call are each
-    filled from the same call of the step before. `rows` counts rows evaluated, `rows_full` rows asked.
+    A forward's batch holds the `count` candidates once (FLUX makes two calls per step for true CFG) or
+    several times (pipelines that concatenate [negative; positive]): row r is candidate r % count. Call
+    `next_step` after each step of the sampler: pruned rows are filled from the same call of the step before.
+    `rows` counts evaluated rows, `rows_full` requested rows.
     """
 
     def __init__(self, module: nn.Module, count: int, chunk: int):
@@ -40,9 +40,9 @@ class RowMask:
         self.module, self.count, self.chunk = module, count, chunk
         self.alive = list(range(count))
         self.rows = self.rows_full = 0
-        self._call = 0  # calls since the sampler's last step
-        self._last: dict[int, Tensor] = {}
-        self._bare = False
+        self._call = 0  # number of calls since the sampler's last step
+        self._last: dict[int, Tensor] = {}  # {call: output of the step before}
+        self._returns_tensor = False
 
     def __enter__(self) -> RowMask:
         # An offload hook may already have put its own forward on the instance.
@@ -67,7 +67,7 @@ class RowMask:
         self._call = 0
 
     def _masked(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor] | Tensor:
-        # UNets take `sample` first, transformers `hidden_states`; pipelines pass them either way.
+        # The first argument is `sample` for UNets and `hidden_states` for transformers; some pass it by name.
         name = "hidden_states" if "hidden_states" in kwargs else "sample"
         hidden: Tensor = args[0] if args else kwargs[name]
         batch = len(hidden)
@@ -89,10 +89,10 @@ class RowMask:
             output = whole
         assert output is not None
         self._last[call] = output
-        return output if self._bare else (output,)
+        return output if self._returns_tensor else (output,)
 
     def _evaluate(self, args: tuple, kwargs: dict, rows: list[int], batch: int) -> Tensor | None:
-        """The rows' outputs (len(rows), …), in micro-batches that halve when memory runs out."""
+        """The rows' outputs (len(rows), …), evaluated in micro-batches that halve when memory runs out."""
         import torch
 
         parts: list[Tensor] = []
@@ -112,20 +112,20 @@ class RowMask:
                     ) from error
                 self.chunk = len(part) // 2
                 continue
-            self._bare = not isinstance(result, tuple)  # aMUSEd's transformer returns a tensor
-            parts.append(result if self._bare else result[0])
+            self._returns_tensor = not isinstance(result, tuple)  # aMUSEd's transformer returns a tensor
+            parts.append(result if self._returns_tensor else result[0])
             done += len(part)
         return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None
 
 
 def _zeros(output: Tensor | None, batch: int, hidden: Tensor) -> Tensor:
-    """What a dead row gets in a call that it never took part in; nothing reads it."""
+    """Output for pruned rows in a call that has no earlier output. Its values are never used."""
     like = hidden if output is None else output
     return like.new_zeros((batch, *like.shape[1:]))
 
 
 def _take(value: Any, rows: list[int], batch: int) -> Any:
-    """`value` with every tensor in it that carries the batch reduced to `rows`."""
+    """`value`, in which every tensor with a batch dimension is reduced to `rows`."""
     if isinstance(value, dict):
         return {k: v if k in SHARED else _take(v, rows, batch) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,11 +1,11 @@
-"""A scheduler's own copy for one call, hooked at `step`: counting, previews, pruning, progress.
+"""A copy of the scheduler for one call, hooked at `step` for counting, previews, pruning and progress.
 
-`scheduler.step` is where every pipeline hands over the same three things, whatever its family: the
-model's output with guidance applied, the timestep, and the sample.
+Pipelines of all families pass the same three things to `scheduler.step`: the model's output with guidance
+applied, the timestep, and the sample.
 
-Steps are counted as the user asked for them. A second-order scheduler (Heun, KDPM2) takes two calls per
-step, the last step one; PNDM takes one call more to warm up. A step ends with its last call, and the
-preview comes from that call, the better of the estimates.
+Steps are counted as the user set them. A second-order scheduler (Heun, KDPM2) makes two calls per step and
+one in the last step; PNDM makes one more call to warm up. A step ends with its last call, and the preview
+comes from that call, which has the better estimate.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import RenderFailed
-from .previews import check_scheduler, predicted_clean
-from .tokens import fills_in_tokens, hide_rows, step_rows
+from .previews import check_scheduler, predict_x0
+from .tokens import mask_rows, step_rows, uses_masked_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class AllPruned(Exception):
-    """No row is alive: leave the pipeline early. Never seen by a caller of the renderer."""
+    """Raised when no row is alive, to leave the pipeline early. The renderer catches it."""
 
 
 class Sampling:
-    """One call's scheduler (`scheduler`) and what happens after each of its steps."""
+    """The hooked scheduler of one call (`scheduler`): previews, pruning and progress after each step."""
 
     def __init__(
         self,
@@ -49,14 +49,15 @@ class Sampling:
         self.mask, self.steps, self.generators = mask, steps, generators
         self.watcher, self.decode, self.progress = watcher, decode, progress
         self.pruned_at: list[int | None] = [None] * mask.count
-        self.begin: Callable[[], int] = lambda: 0  # how many calls are left out, once that is known
-        self.first = self.calls = 0  # `first`: those left out
-        self.raised: BaseException | None = None  # what a watcher or progress raised, to pass on as it is
-        # A copy: its history starts empty, and the pipeline's own is never touched, also on an error.
+        # Image to image skips the first calls; the number is known only once the pipeline has started.
+        self.skipped_calls: Callable[[], int] = lambda: 0
+        self.first_call = self.calls = 0
+        self.callback_error: BaseException | None = None  # raised by watcher or progress, passed on unchanged
+        # A copy: its history is empty, and the pipeline's own scheduler never changes, even on an error.
         self.scheduler = copy.deepcopy(scheduler)
         self._step = self.scheduler.step
         accepted = inspect.signature(self._step).parameters
-        # FLUX and SD3 pass no generators to stochastic schedulers; each row has its own.
+        # FLUX and SD3 do not pass generators to stochastic schedulers; here each row gets its own.
         self._extra = {"generator": generators} if "generator" in accepted else {}
 
         @functools.wraps(self._step)  # pipelines inspect the signature of `step`
@@ -64,9 +65,9 @@ class Sampling:
             return self._hooked(model_output, timestep, sample, *args, **kwargs)
 
         self.scheduler.step = hooked
-        if fills_in_tokens(scheduler):
+        if uses_masked_tokens(scheduler):
             add_noise, mask_token = self.scheduler.add_noise, scheduler.config.mask_token_id
-            self.scheduler.add_noise = lambda sample, timesteps, generator=None: hide_rows(
+            self.scheduler.add_noise = lambda sample, timesteps, generator=None: mask_rows(
                 add_noise, sample, timesteps, mask_token, generators
             )
 
@@ -75,7 +76,7 @@ class Sampling:
         return len(self.scheduler.timesteps)
 
     def _steps_done(self, calls: int) -> int:
-        """Whole steps behind us after so many calls."""
+        """Number of complete steps after `calls` calls."""
         if calls >= self.total_calls:
             return self.steps
         order = self.scheduler.order
@@ -83,28 +84,28 @@ class Sampling:
         return max(calls - warmup, 0) // order
 
     def _hooked(self, model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs):
-        if self.calls == self.first == 0:
-            self.first = self.calls = self.begin()
+        if self.calls == self.first_call == 0:
+            self.first_call = self.calls = self.skipped_calls()
         before, self.calls = self._steps_done(self.calls), self.calls + 1
         step = self._steps_done(self.calls)
         ends = step > before
-        looks = ends and self.watcher is not None and step in self.watcher.steps
+        is_watched = ends and self.watcher is not None and step in self.watcher.steps
         clean: Any = None
-        if fills_in_tokens(self.scheduler):
+        if uses_masked_tokens(self.scheduler):
             result = step_rows(self._step, model_output, timestep, sample, self.mask.alive, self.generators)
             clean = result.pred_original_sample
         else:
-            if looks:
-                clean = predicted_clean(self.scheduler, model_output, timestep, sample)
+            if is_watched:
+                clean = predict_x0(self.scheduler, model_output, timestep, sample)
             result = self._step(model_output, timestep, sample, *args, **{**self._extra, **kwargs})
         self.mask.next_step()
         try:
-            if looks:
+            if is_watched:
                 self._look(step, clean)
             if ends and self.progress is not None:
                 self.progress(step, self.steps)
         except BaseException as error:
-            self.raised = error
+            self.callback_error = error
             raise
         if not self.mask.alive:
             raise AllPruned

@@ -1,14 +1,14 @@
-"""Masked-token pipelines (aMUSEd): a scheduler's step of each row alone, and what surrounds it.
+"""Masked-token pipelines (aMUSEd): scheduler steps row by row, text encoding, decoding.
 
-Source: MaskGIT (Chang et al. 2022, arXiv 2202.04200) as diffusers has it: AmusedPipeline and its scheduler,
-which fills in all masked tokens at each step and masks the least confident of them again.
-Departs from it: AmusedScheduler draws a whole batch's tokens, and the noise of their confidence, from one
-generator, so that candidates would depend on each other. Here it steps each row by itself with that row's own
-generator: the plain pipeline asked for one picture draws the same.
+Source: MaskGIT (Chang et al. 2022, arXiv 2202.04200) as implemented in diffusers: AmusedPipeline and its
+scheduler, which samples all masked tokens at each step and masks the least confident of them again.
+Departs from it: AmusedScheduler samples the tokens of a whole batch, and the noise of their confidence, from
+one generator, so candidates would depend on each other. Here each row is stepped separately with its own
+generator, and equals the plain pipeline's single picture.
 
-The step image, what x0 is elsewhere, is the scheduler's own prediction of the whole picture: tokens that are
-settled, and for the masked ones those drawn at this step. They are what the sampler goes on from, they cost
-nothing, and after the last step they are the picture itself; the most likely tokens would be another picture.
+The preview (x0 in other families) is the scheduler's own prediction of the whole picture: the tokens that are
+fixed, and for the masked ones those sampled at this step. The sampler continues from them, they cost nothing,
+and after the last step they are the final picture; the most likely tokens would give another picture.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def fills_in_tokens(scheduler: Any) -> bool:
-    """Whether a scheduler's samples are ids of a codebook, some of them masked."""
+def uses_masked_tokens(scheduler: Any) -> bool:
+    """Whether a scheduler's samples are codebook ids, some of them masked."""
     return "mask_token_id" in scheduler.config
 
 
@@ -36,10 +36,10 @@ def step_rows(
     rows: Sequence[int],
     generators: Sequence[torch.Generator],
 ) -> Any:
-    """AmusedScheduler's `step` for `rows` of `tokens` (B, h, w), each with its generator; others stay.
+    """AmusedScheduler's `step` for `rows` of `tokens` (B, h, w), each with its own generator.
 
-    `logits` are (B, codes, h, w). The result has `prev_sample` and `pred_original_sample`, (B, h, w) both.
-    Raises RenderFailed for logits that are not finite.
+    Other rows are unchanged. `logits` are (B, codes, h, w). The result's `prev_sample` and
+    `pred_original_sample` are (B, h, w). Raises RenderFailed for logits that are not finite.
     """
     import torch
     from diffusers.schedulers.scheduling_amused import AmusedSchedulerOutput
@@ -58,17 +58,18 @@ def step_rows(
     return AmusedSchedulerOutput(following, predicted)  # type: ignore[arg-type]  # typed as a Generator
 
 
-def hide_rows(
+def mask_rows(
     add_noise: Callable[..., Tensor],
     tokens: Tensor,
     timestep: Any,
     mask_token: int,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """AmusedScheduler's `add_noise` for each row of `tokens` (B, h, w) with its own generator.
+    """AmusedScheduler's `add_noise`, which masks tokens, for each row of `tokens` (B, h, w) with its own
+    generator.
 
-    AmusedImg2ImgPipeline asks for the noise of the step before the first one that is drawn. Where none is
-    left out that is, counted from behind, the last step's, which hides nothing: all is hidden here.
+    AmusedImg2ImgPipeline passes the timestep before the first one it draws. If it skips none, that index
+    wraps around to the last timestep, which masks nothing; here everything is masked then.
     """
     import torch
 
@@ -80,17 +81,21 @@ def hide_rows(
 
 
 def encode_text(pipeline: Any, text: str) -> tuple[Tensor, Tensor]:
-    """(pooled (1, width), token states (1, T, width)), as AmusedPipeline.__call__ makes them; it has no
+    """(pooled (1, width), token states (1, T, width)), computed as in AmusedPipeline.__call__, which has no
     `encode_prompt`."""
-    words = pipeline.tokenizer
-    ids = words(
-        text, return_tensors="pt", padding="max_length", truncation=True, max_length=words.model_max_length
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer(
+        text,
+        return_tensors="pt",
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
     ).input_ids
-    said = pipeline.text_encoder(ids.to(pipeline._execution_device), output_hidden_states=True)
-    return said.text_embeds, said.hidden_states[-2]
+    output = pipeline.text_encoder(ids.to(pipeline._execution_device), output_hidden_states=True)
+    return output.text_embeds, output.hidden_states[-2]
 
 
 def decode_tokens(vqvae: Any, tokens: Tensor) -> Tensor:
-    """Ids (B, h, w) -> pictures (B, 3, H, W), about 0..1: aMUSEd's VQModel knows no -1..1."""
+    """Ids (B, h, w) -> pictures (B, 3, H, W) in about 0..1, the range of aMUSEd's VQModel."""
     shape = (*tokens.shape, vqvae.config.latent_channels)
     return vqvae.decode(tokens, force_not_quantize=True, shape=shape, return_dict=False)[0]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import BadInput, Unsupported
 from ...factory import reward_spec
 from ...preferences.store import Pair, canonical_reward_name
-from ...renderers.diffusers.renderer import unscaled
+from ...renderers.diffusers.pipelines import unscale_latents
 from ...rewards.published.preprocess import MEAN, STD
 from ...storage.images import to_pil
 from ..common.pairs import TeachesNothing
@@ -130,6 +130,6 @@ class Guide:
         return share if spec.higher_is_better else 1 - share
 
     def _score(self, latent: Tensor, prompt: str, weight: Tensor) -> Tensor:
-        decoded = self.vae.decode(unscaled(latent, self.vae.config), return_dict=False)[0] / 2 + 0.5
+        decoded = self.vae.decode(unscale_latents(latent, self.vae.config), return_dict=False)[0] / 2 + 0.5
         pixels = self.prepared(decoded.clamp(0, 1))
         return self.judge.rate(pixels.to(weight.device, weight.dtype), [prompt])[0]

@@ -30,7 +30,7 @@ def test_previews_approach_and_pruning_counts(cuts):
     assert away[0] > away[1] > away[2] == 0
 
 
-def test_all_dead_stops():
+def test_a_search_without_rows_ends():
     class Nobody:
         steps = frozenset({1})
 
@@ -50,12 +50,12 @@ def test_progress_may_interrupt():
         FakeRenderer(steps=4).render(JOBS, progress=stop)
 
 
-def test_pictures_of_ones_own():
+def test_a_draw_function_gives_other_pictures():
     fake = FakeRenderer(draw=lambda prompt, seed: torch.full((8, 8, 3), 0.2 * seed))
     assert fake.render(JOBS).images[1].mean() == pytest.approx(0.4)
 
 
-def test_bad_input(cuts):
+def test_bad_input_is_refused(cuts):
     for settings in ({"steps": 0}, {"size": 12}, {"rows_per_step": 0}):
         with pytest.raises(BadInput):
             FakeRenderer(**settings)

@@ -55,20 +55,20 @@ def test_each_family_loads_from_one_folder(family, folders, renderer, capfd):
     assert vae.dtype == torch.float32 and not vae.training
 
 
-def test_bfloat16_on_a_cpu(folders):
+def test_bfloat16_works_on_a_cpu(folders):
     loaded = load(folders("flux"), "flux", dtype="bfloat16")
     assert loaded.pipeline.transformer.dtype == torch.bfloat16
     assert loaded.render(JOBS).images[1].dtype == torch.float32
 
 
-def test_half_precision_files_only(damaged):
+def test_half_precision_files_load(damaged):
     folder = damaged()
     for weights in folder.rglob("*.safetensors"):
         weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
     assert load(folder).render(JOBS).images[0] is not None
 
 
-def test_no_folder_no_pipeline(tmp_path):
+def test_a_missing_pipeline_is_refused(tmp_path):
     assert "found nothing" in refused(tmp_path / "absent")
     assert "found nothing" in refused("./models/absent/deeper")
     (tmp_path / "one.safetensors").write_bytes(b"x")
@@ -82,7 +82,7 @@ def test_no_folder_no_pipeline(tmp_path):
         DiffusersRenderer(7)
 
 
-def test_an_id_out_of_reach(monkeypatch):
+def test_an_id_that_cannot_be_fetched_is_one_line(monkeypatch):
     import diffusers
 
     def offline(*_, **__):
@@ -150,7 +150,7 @@ def test_pickled_weights_are_not_read(damaged):
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_truncated_weights(part, damaged):
+def test_truncated_weights_are_refused(part, damaged):
     folder = damaged()
     weights = next((folder / part).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -165,7 +165,7 @@ def test_truncated_weights(part, damaged):
     "part, change",
     [(part, change) for part in ("unet", "text_encoder") for change in ("missing", "shape", "nan")],
 )
-def test_tampered_weights(part, change, damaged):
+def test_tampered_weights_are_refused(part, change, damaged):
     from safetensors.torch import load_file, save_file
 
     folder = damaged()
@@ -184,7 +184,7 @@ def test_tampered_weights(part, change, damaged):
     assert {"missing": "missing", "shape": "", "nan": "not finite"}[change] in message
 
 
-def test_damaged_configs(damaged):
+def test_damaged_configs_are_refused(damaged):
     folder = damaged()
     (folder / "scheduler" / "scheduler_config.json").write_text("{")
     assert "cannot be loaded" in refused(folder)
@@ -197,18 +197,18 @@ def test_damaged_configs(damaged):
     assert "lacks the folder of its tokenizer" in refused(folder)
 
 
-def test_parts_of_a_newer_library(damaged):
+def test_parts_of_a_newer_library_are_refused(damaged):
     folder = damaged()
     edit(folder / "model_index.json", unet=["diffusers", "NoSuchModel"])
     assert "no class 'NoSuchModel'" in refused(folder)
 
 
-def test_a_decoder_that_is_none(folders, tmp_path):
+def test_an_invalid_preview_decoder_is_refused(folders, tmp_path):
     message = refused(folders("sd1"), preview_decoder=tmp_path)
     assert "preview decoder" in message
 
 
-def test_fingerprint_of_a_folder(damaged):
+def test_the_fingerprint_depends_on_the_folders_files(damaged):
     folder = damaged()
     before = folder_fingerprint(folder)
     (folder / "README.md").write_text("not a part of the pixels")
@@ -220,7 +220,7 @@ def test_fingerprint_of_a_folder(damaged):
     assert folder_fingerprint(folder) != before
 
 
-def test_the_index_of_a_good_folder(folders):
+def test_the_index_of_a_good_folder_is_read(folders):
     assert read_index(folders("sdxl"))["_class_name"] == "StableDiffusionXLPipeline"
 
 

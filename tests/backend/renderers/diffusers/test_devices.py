@@ -26,7 +26,7 @@ def test_auto_offload_fits_the_gpu(total, largest, free, mode):
     assert devices.choose_offload("auto", CUDA, total * GIB, largest * GIB, free * GIB) == mode
 
 
-def test_offload_as_asked():
+def test_a_requested_offload_is_used():
     assert devices.choose_offload("sequential", CUDA, GIB, GIB, 80 * GIB) == "sequential"
     assert devices.choose_offload("none", CUDA, 80 * GIB, GIB, GIB) == "none"
     for device in (CPU, MPS):
@@ -37,7 +37,7 @@ def test_offload_as_asked():
         devices.choose_offload("disk", CUDA, 0, 0, 0)
 
 
-def test_dtype(monkeypatch):
+def test_auto_dtype_follows_the_device(monkeypatch):
     assert devices.choose_dtype("auto", CPU, "float16") == torch.float32
     assert devices.choose_dtype("auto", MPS, "float16") == torch.float16
     for present, expected in ((True, torch.bfloat16), (False, torch.float16)):
@@ -49,7 +49,7 @@ def test_dtype(monkeypatch):
         devices.choose_dtype("float16", CPU)
 
 
-def test_device(monkeypatch):
+def test_auto_device_takes_what_is_present(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert devices.choose_device("auto") == CPU

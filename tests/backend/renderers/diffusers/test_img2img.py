@@ -21,7 +21,7 @@ from diffusers import (
 
 from reprise.backend.core.errors import BadInput, Unsupported
 from reprise.backend.core.types import InitImage, Job
-from reprise.backend.renderers.diffusers.renderer import _borrowed
+from reprise.backend.renderers.diffusers.pipelines import borrowed
 from reprise.backend.renderers.shapeworld import (
     ShapeWorldMaskedRenderer,
     ShapeWorldRenderer,
@@ -85,7 +85,7 @@ def test_each_candidate_is_the_plain_classes_own_picture(family, renderer, pipel
 
 
 @pytest.mark.parametrize("make", [ShapeWorldRenderer, ShapeWorldSDRenderer, ShapeWorldMaskedRenderer])
-def test_the_less_it_may_change_the_nearer_it_is(make):
+def test_a_lower_strength_stays_closer_to_the_picture(make):
     draw = make(steps=8)
     image = draw.render([Job("two red circles on a white background", 3)]).images[0]
     starts = [InitImage(image, strength) for strength in (0.13, 0.5, 1.0)]
@@ -129,7 +129,7 @@ def test_steps_keep_their_numbers_with_every_kind_of_scheduler(renderer, schedul
     assert [step for step, _, _ in watcher.seen] == [4] and drawn.pruned_at == [None, 4, 4, 4]
 
 
-def test_the_cache_knows_what_was_drawn_over(renderer, tmp_path):
+def test_the_cache_distinguishes_init_images(renderer, tmp_path):
     draw = renderer("sd1", cache=Cache(tmp_path), steps=4, chunk=1)
     first = draw.render([Job("one egg", 3, start())])
     assert draw.render([Job("one egg", 3, start())]).denoiser_rows == 0
@@ -141,15 +141,15 @@ def test_the_cache_knows_what_was_drawn_over(renderer, tmp_path):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ([start(0.5), None], "all from noise, or all from pictures with one strength"),
+        ([start(0.5), None], "must all start from noise, or all from pictures with one strength"),
         ([start(0.5), start(0.6)], "with one strength"),
         ([start(0.0)], r"strength is 0.25 \(one of 4 steps\) to 1, got 0.0"),
         ([start(0.2)], "strength is 0.25"),
         ([start(1.1)], "got 1.1"),
-        ([InitImage(torch.zeros(8, 16, 3), 0.5)], "has 16 x 8 pixels, and what is drawn 16 x 16"),
+        ([InitImage(torch.zeros(8, 16, 3), 0.5)], "has 16 x 8 pixels, expected 16 x 16"),
     ],
 )
-def test_bad_starts(renderer, given, says):
+def test_bad_init_images_are_refused(renderer, given, says):
     with pytest.raises(BadInput, match=says):
         renderer("sd1", steps=4).render([Job("x", i, init) for i, init in enumerate(given)])
 
@@ -157,11 +157,11 @@ def test_bad_starts(renderer, given, says):
 def test_families_without_an_image_to_image_class_say_so(renderer):
     assert not renderer("pixart").capabilities.image_to_image
     able = "FLUX, SD3, SD1.x, SDXL, aMUSEd"
-    with pytest.raises(Unsupported, match=f"is not drawn over a picture here, as {able} are"):
+    with pytest.raises(Unsupported, match=f"cannot draw over a picture here, only {able} can"):
         renderer("pixart").render([Job("x", 1, start())])
 
 
-def test_of_tokens_all_are_hidden_where_no_step_is_left_out(renderer):
+def test_all_tokens_are_masked_if_no_step_is_skipped(renderer):
     """diffusers asks for the noise of the last step then, which hides none: the picture would stay."""
     draw = renderer("amused", chunk=1, steps=4)
     one, other = (draw.render(jobs(start(1.0, seed))).images for seed in (0, 1))
@@ -170,9 +170,9 @@ def test_of_tokens_all_are_hidden_where_no_step_is_left_out(renderer):
     assert not any(torch.equal(a, b) for a, b in zip(half, again, strict=True))
 
 
-def test_an_autoencoder_that_was_upcast_is_narrow_again(pipelines):
+def test_an_upcast_autoencoder_is_restored(pipelines):
     pipe = copy.deepcopy(pipelines("amused"))
     pipe.vqvae.half()
-    with _borrowed(pipe, pipe.scheduler):
+    with borrowed(pipe, pipe.scheduler):
         pipe.vqvae.float()  # as AmusedImg2ImgPipeline leaves it
     assert pipe.vqvae.dtype == torch.float16 and pipe.transformer.dtype == torch.float32

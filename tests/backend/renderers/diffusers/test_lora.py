@@ -17,7 +17,7 @@ from reprise.backend.renderers.diffusers.lora import (
     read_lora,
     save_lora,
 )
-from reprise.backend.renderers.diffusers.renderer import family_of_pipeline
+from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline
 
 from ..conftest import build
 

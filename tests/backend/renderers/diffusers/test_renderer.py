@@ -115,7 +115,7 @@ def test_previews_approach_the_picture(family, renderer, cuts):
 
 
 @pytest.mark.parametrize("family", ["flux_true_cfg", "sdxl"])
-def test_all_rows_dead_ends_the_run(family, renderer, cuts):
+def test_a_run_ends_when_all_rows_are_pruned(family, renderer, cuts):
     steps: list[int] = []
     drawn = renderer(family).render(JOBS, cuts({1: []}), lambda step, of: steps.append(step))
     assert drawn.images == [None] * 4 and drawn.pruned_at == [1] * 4 and steps == [1]
@@ -123,7 +123,7 @@ def test_all_rows_dead_ends_the_run(family, renderer, cuts):
     assert drawn.denoiser_rows_full == 3 * 4 * ROWS[family]
 
 
-def test_cut_after_the_last_step(renderer, cuts):
+def test_pruning_after_the_last_step_works(renderer, cuts):
     drawn = renderer("sd1").render(JOBS, cuts({3: [2]}))
     assert drawn.pruned_at == [3, 3, None, 3] and drawn.images[2] is not None and drawn.images[0] is None
 
@@ -178,7 +178,7 @@ def test_errors_of_callbacks_pass_as_they_are(renderer, cuts, pipelines):
     assert "forward" not in vars(pipelines("sd3").transformer)
 
 
-def test_a_breaking_pipeline_is_one_line(renderer):
+def test_a_failing_pipeline_is_one_line(renderer):
     draw = renderer("flux")
 
     def broken(**_):
@@ -200,7 +200,7 @@ def test_latents_that_are_not_finite_are_refused(family, renderer):
         draw.render(JOBS)
 
 
-def test_memory_runs_out_and_the_chunk_halves(renderer, monkeypatch):
+def test_the_chunk_halves_when_memory_runs_out(renderer, monkeypatch):
     draw = renderer("sd3", chunk=8)
     forward, sizes = draw.pipeline.transformer.forward, []
     whole = draw.render(JOBS)
@@ -236,14 +236,14 @@ def test_prompts_are_encoded_once(renderer, monkeypatch):
     assert sorted(asked) == ["", "a red cat", "one egg", "two blue dogs"]
 
 
-def test_negative_prompt(renderer):
+def test_a_negative_prompt_changes_the_picture(renderer):
     plain = renderer("sdxl").render(JOBS[:1]).images[0]
     assert not same(renderer("sdxl", negative_prompt="two dogs").render(JOBS[:1]).images[0], plain)
     with pytest.raises(Unsupported, match="negative prompt needs guidance.*true_cfg > 1"):
         renderer("flux", negative_prompt="two dogs")
 
 
-def test_sizes(renderer):
+def test_sizes_are_drawn_as_requested(renderer):
     drawn = renderer("sd3", size=(24, 16)).render(JOBS[:2]).images[1]
     assert drawn.shape == (16, 24, 3)  # height, width
     assert renderer("flux", size=(24, 16)).render(JOBS[:1]).images[0].shape == (16, 24, 3)
@@ -252,7 +252,7 @@ def test_sizes(renderer):
         renderer("flux", size=17)
 
 
-def test_a_tiny_decoder_for_previews(renderer, cuts, tmp_path):
+def test_a_tiny_decoder_decodes_previews(renderer, cuts, tmp_path):
     from diffusers import AutoencoderTiny
 
     torch.manual_seed(0)
@@ -271,7 +271,7 @@ def test_a_tiny_decoder_for_previews(renderer, cuts, tmp_path):
     assert small.seen[0][2].shape == (4, 16, 16, 3) and not same(small.seen[0][2], plain.seen[0][2])
 
 
-def test_the_cache_serves_and_counts(renderer, cuts, tmp_path):
+def test_the_cache_serves_pictures_and_counts_rows(renderer, cuts, tmp_path):
     cache = Cache(tmp_path)
     draw = renderer("sd1", cache=cache)
     first = draw.render(JOBS[:2])
@@ -286,7 +286,7 @@ def test_the_cache_serves_and_counts(renderer, cuts, tmp_path):
     assert other.render(JOBS[:1]).denoiser_rows == 6
 
 
-def test_fingerprint_follows_the_weights(renderer, pipelines):
+def test_the_fingerprint_depends_on_the_weights(renderer, pipelines):
     draw = renderer("pixart")
     assert renderer("pixart").fingerprint == draw.fingerprint
     weight = next(pipelines("pixart").transformer.parameters())
@@ -311,12 +311,12 @@ def test_fingerprint_follows_the_weights(renderer, pipelines):
         (Job("a cat", True), "seed"),
     ],
 )
-def test_bad_jobs(renderer, job, says):
+def test_bad_jobs_are_refused(renderer, job, says):
     with pytest.raises(BadInput, match=says):
         renderer("flux").render([JOBS[0], job])
 
 
-def test_extreme_jobs(renderer):
+def test_extreme_jobs_are_drawn(renderer):
     draw = renderer("flux")
     assert draw.render([]).images == []
     assert draw.render([Job("a cat", 0), Job("a cat", 2**63 - 1)]).images[1] is not None
@@ -336,7 +336,7 @@ def test_a_long_prompt_does_not_flood_the_log(renderer, caplog):
     assert caplog.records and all(len(record.getMessage()) < 300 for record in caplog.records)
 
 
-def test_steps_to_look_at_exist(renderer, cuts):
+def test_watched_steps_must_exist(renderer, cuts):
     with pytest.raises(BadInput, match="no step 4 .* 1 to 3"):
         renderer("flux").render(JOBS, cuts({1: [0], 4: [0]}))
     with pytest.raises(BadInput, match="no step 0"):
@@ -363,9 +363,9 @@ def test_steps_to_look_at_exist(renderer, cuts):
         ("amused", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's"),
         ("amused", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
         ("amused", {"guidance": 1.0, "negative_prompt": "a dog"}, Unsupported, "needs guidance"),
-        ("amused", {"preview_decoder": "taesd"}, Unsupported, "tokens, which its own vqvae alone decodes"),
+        ("amused", {"preview_decoder": "taesd"}, Unsupported, "tokens, which only its own vqvae can decode"),
     ],
 )
-def test_bad_settings(renderer, family, settings, error, says):
+def test_bad_settings_are_refused(renderer, family, settings, error, says):
     with pytest.raises(error, match=says):
         renderer(family, **settings)

@@ -10,7 +10,7 @@ import torch
 
 from reprise.backend.core.errors import Unsupported
 from reprise.backend.core.types import Job
-from reprise.backend.renderers.diffusers.previews import predicted_clean
+from reprise.backend.renderers.diffusers.previews import predict_x0
 
 from ..conftest import ROWS
 
@@ -106,7 +106,7 @@ EVERY = [
 
 @pytest.mark.long
 @pytest.mark.parametrize("family, name", EVERY)
-def test_survivors_are_exact_whatever_is_cut_and_when(family, name, renderer, cuts):
+def test_survivors_are_exact_whatever_is_pruned_and_when(family, name, renderer, cuts):
     """A cut after each step but the last, to one row and to the two others, and one cut after another."""
     draw = renderer(family, scheduler=new(name)[0], steps=STEPS, chunk=1)
     full = draw.render(JOBS)
@@ -123,7 +123,7 @@ def test_survivors_are_exact_whatever_is_cut_and_when(family, name, renderer, cu
 
 
 @pytest.mark.parametrize("family, name", [("sd3", "flow_heun"), ("sd1", "heun"), ("sd1", "kdpm2")])
-def test_a_second_order_step_is_looked_at_once(family, name, renderer, cuts):
+def test_a_second_order_step_is_watched_once(family, name, renderer, cuts):
     watcher = cuts({step: [0, 1, 2] for step in range(1, STEPS + 1)})
     renderer(family, scheduler=new(name)[0], steps=STEPS).render(JOBS, watcher)
     assert [step for step, _, _ in watcher.seen] == [1, 2, 3, 4, 5]
@@ -149,7 +149,7 @@ def test_the_preview_is_x0(name):
             noise = (seen - a * clean) / s
             velocity = scheduler.config.prediction_type == "v_prediction"
             output = a * noise - s * clean if velocity else noise
-        found = predicted_clean(scheduler, output, t, x)
+        found = predict_x0(scheduler, output, t, x)
         # Timesteps are rounded for some schedulers, so the oracle's noise level is a little off.
         assert (found - clean).abs().mean() < 0.02, (name, float(t))
         x = scheduler.step(output, t, x, return_dict=False)[0]
@@ -166,7 +166,7 @@ def _levels(scheduler, t: float) -> tuple[float, float]:
     return (ratio**2 + 1) ** -0.5, ratio * (ratio**2 + 1) ** -0.5
 
 
-def test_noise_of_a_whole_batch_is_refused(renderer):
+def test_schedulers_with_one_noise_for_the_batch_are_refused(renderer):
     import diffusers
 
     class DPMSolverSDEScheduler(diffusers.DDIMScheduler):  # the real one wants the package torchsde
@@ -188,7 +188,7 @@ def test_an_unknown_scheduler_draws_but_is_not_watched(renderer, cuts):
         draw.render(JOBS, cuts({1: [0]}))
 
 
-def test_flux_and_a_scheduler_without_sigmas(renderer):
+def test_flux_refuses_a_scheduler_without_sigmas(renderer):
     from reprise.backend.core.errors import RenderFailed
 
     with pytest.raises(RenderFailed, match="FluxPipeline with FlowMatchHeunDiscreteScheduler"):

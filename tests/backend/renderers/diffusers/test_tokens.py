@@ -8,7 +8,7 @@ import torch
 from reprise.backend.core.errors import RenderFailed, Unsupported
 from reprise.backend.core.types import Job
 from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
-from reprise.backend.renderers.diffusers.tokens import decode_tokens, fills_in_tokens, step_rows
+from reprise.backend.renderers.diffusers.tokens import decode_tokens, step_rows, uses_masked_tokens
 
 JOBS = [Job("a red cat", 21), Job("two dogs", 22), Job("one egg", 23)]
 CODES, MASK, STEPS = 6, 6, 4
@@ -41,7 +41,7 @@ def walk(rows: list[int], seeds=(1, 2, 3), schedule: str = "cosine"):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_a_row_is_the_schedulers_own_walk_alone(schedule):
+def test_a_row_equals_the_schedulers_own_single_run(schedule):
     made, whole = scheduler(schedule), walk([0, 1, 2], schedule=schedule)[0]
     logits = torch.randn(STEPS, 3, CODES, 4, 4, generator=torch.Generator().manual_seed(0))
     for row, dice in enumerate(generators(1, 2, 3)):
@@ -52,7 +52,7 @@ def test_a_row_is_the_schedulers_own_walk_alone(schedule):
     assert (whole[:-1] == MASK).flatten(2).any(-1).all() and not (whole[-1] == MASK).any()
 
 
-def test_rows_know_nothing_of_each_other():
+def test_rows_are_independent():
     whole, predicted = walk([0, 1, 2])
     alone, _ = walk([1])
     assert torch.equal(alone[:, 1], whole[:, 1])
@@ -62,7 +62,7 @@ def test_rows_know_nothing_of_each_other():
     assert torch.equal(predicted[-1], whole[-1])
 
 
-def test_a_prediction_is_whole_and_keeps_what_is_settled():
+def test_a_prediction_is_complete_and_keeps_fixed_tokens():
     kept, predicted = walk([0, 1, 2])
     assert not (predicted == MASK).any()
     for step in range(STEPS):
@@ -72,7 +72,7 @@ def test_a_prediction_is_whole_and_keeps_what_is_settled():
             assert torch.equal(predicted[step + 1][settled], kept[step][settled])
 
 
-def test_logits_that_are_not_finite():
+def test_logits_that_are_not_finite_are_refused():
     logits = torch.zeros(3, CODES, 4, 4)
     logits[1, 2, 3, 3] = float("nan")
     made, tokens = scheduler(), torch.full((3, 4, 4), MASK)
@@ -82,13 +82,13 @@ def test_logits_that_are_not_finite():
     step_rows(made.step, logits, timestep, tokens, [0, 2], generators(1, 2, 3))  # a dead row's are not read
 
 
-def test_which_schedulers_fill_in():
+def test_masked_token_schedulers_are_recognised():
     from diffusers import DDIMScheduler
 
-    assert fills_in_tokens(scheduler()) and not fills_in_tokens(DDIMScheduler())
+    assert uses_masked_tokens(scheduler()) and not uses_masked_tokens(DDIMScheduler())
 
 
-def test_survivors_are_exact_whatever_is_cut_and_when(renderer, cuts, pipelines):
+def test_survivors_are_exact_whatever_is_pruned_and_when(renderer, cuts, pipelines):
     """And a row that was cut is asked of the transformer no more."""
     draw = renderer("amused", steps=STEPS, chunk=1)
     full = draw.render(JOBS)
@@ -116,14 +116,14 @@ def test_survivors_are_exact_whatever_is_cut_and_when(renderer, cuts, pipelines)
         assert pruned.denoiser_rows_full == full.denoiser_rows == 2 * 3 * STEPS
 
 
-def test_one_step_and_more_steps_than_tokens(renderer):
+def test_one_step_and_more_steps_than_tokens_work(renderer):
     """At 8 x 8 pixels 16 tokens: at least one is settled at each step, the last step settles all."""
     for steps in (1, 20):
         drawn = renderer("amused", steps=steps, size=8).render(JOBS[:1])
         assert drawn.images[0].shape == (8, 8, 3) and drawn.denoiser_rows == 2 * steps
 
 
-def test_without_guidance_a_row_a_step(renderer, pipelines):
+def test_without_guidance_each_step_costs_one_row(renderer, pipelines):
     drawn = renderer("amused", guidance=1.0).render(JOBS)
     assert drawn.denoiser_rows == 3 * 3
     plain = pipelines("amused")(
@@ -138,7 +138,7 @@ def test_without_guidance_a_row_a_step(renderer, pipelines):
     assert torch.allclose(drawn.images[0], plain.permute(1, 2, 0), atol=1.1 / 255)
 
 
-def test_a_negative_prompt_as_the_pipeline_takes_it(renderer, pipelines):
+def test_a_negative_prompt_equals_the_pipelines(renderer, pipelines):
     drawn = renderer("amused", negative_prompt="two dogs").render(JOBS[:1]).images[0]
     plain = pipelines("amused")(
         JOBS[0].prompt,
@@ -153,12 +153,12 @@ def test_a_negative_prompt_as_the_pipeline_takes_it(renderer, pipelines):
     assert torch.allclose(drawn, plain.permute(1, 2, 0), atol=1.1 / 255)
 
 
-def test_the_pipelines_own_steps_guidance_and_size(pipelines):
+def test_defaults_are_the_pipelines_own(pipelines):
     own = DiffusersRenderer(pipelines("amused"))
     assert (own.steps, own.guidance, own.width, own.height) == (12, 10.0, 16, 16)
 
 
-def test_tokens_are_decoded_as_the_pipeline_decodes_them(pipelines):
+def test_decoding_equals_the_pipelines(pipelines):
     vqvae = pipelines("amused").vqvae
     tokens = torch.randint(24, (2, 8, 8), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_tokens_are_decoded_as_the_pipeline_decodes_them(pipelines):
         torch.testing.assert_close(decode_tokens(vqvae, tokens), expected)
 
 
-def test_half_precision_is_decoded_in_single_where_the_config_says_so(folders, tmp_path):
+def test_decoding_is_upcast_if_the_config_says_so(folders, tmp_path):
     import json
     import shutil
 
@@ -185,8 +185,8 @@ def test_half_precision_is_decoded_in_single_where_the_config_says_so(folders, t
 
 
 def test_a_lora_is_refused_before_anything_is_loaded(folders, tmp_path, monkeypatch):
-    from reprise.backend.renderers.diffusers import renderer as diffusers
+    from reprise.backend.renderers.diffusers import pipelines
 
-    monkeypatch.setattr(diffusers, "load_pipeline", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: pytest.fail("loaded"))
     with pytest.raises(Unsupported, match="no layout of a LoRA file is known for aMUSEd; .* FLUX"):
         DiffusersRenderer(folders("amused"), lora=tmp_path / "any.safetensors")

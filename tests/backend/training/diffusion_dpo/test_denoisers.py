@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reprise.backend.core.errors import Unsupported
-from reprise.backend.renderers.diffusers.renderer import family_of_pipeline, unscaled
+from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline, unscale_latents
 from reprise.backend.training.common.losses import denoising_target, noised
 from reprise.backend.training.diffusion_dpo.denoisers import Denoiser, noising_of, stacked, to_latents
 
@@ -74,7 +74,7 @@ def test_a_latent_decodes_to_its_picture(pipe):
     with torch.no_grad():
         pixels = picture.permute(2, 0, 1)[None] * 2 - 1
         expected = pipe.vae.encode(pixels).latent_dist.mode()
-    torch.testing.assert_close(unscaled(latent[None], pipe.vae.config), expected)
+    torch.testing.assert_close(unscale_latents(latent[None], pipe.vae.config), expected)
 
 
 def test_latents_of_a_vae_with_moments():
@@ -83,7 +83,7 @@ def test_latents_of_a_vae_with_moments():
     picture = torch.rand(16, 16, 3)
     with torch.no_grad():
         expected = pipe.vae.encode(picture.permute(2, 0, 1)[None] * 2 - 1).latent_dist.mode()
-    torch.testing.assert_close(unscaled(to_latents(pipe, picture)[None], pipe.vae.config), expected)
+    torch.testing.assert_close(unscale_latents(to_latents(pipe, picture)[None], pipe.vae.config), expected)
 
 
 def test_a_denoised_target_is_clean(pipe):

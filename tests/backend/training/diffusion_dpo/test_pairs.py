@@ -7,7 +7,7 @@ import torch
 
 from reprise.backend.core.errors import BadInput, CheckpointError, Unsupported
 from reprise.backend.preferences.store import Pair, PairPicture, Store
-from reprise.backend.renderers.diffusers.renderer import family_of_pipeline
+from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline
 from reprise.backend.training.common.pairs import keep_pairs_of_run, pairs_of_run, usable_pairs
 from reprise.backend.training.diffusion_dpo.pairs import Encoded, cropped
 

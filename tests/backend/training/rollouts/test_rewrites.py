@@ -97,10 +97,10 @@ def test_nothing_is_drawn_or_judged_twice(rewriter, prompts, tmp_path):
 
 def test_what_cannot_be_read_is_never_drawn_and_worst(rewriter, prompts, tmp_path, monkeypatch):
     rollouts = made(rewriter, prompts, tmp_path)
-    write = rewriter.write
+    generate = rewriter.generate
 
     def cut(asked, keys, *rest):
-        found = write(asked, keys, *rest)
+        found = generate(asked, keys, *rest)
         return [replace(one, text="no tags") if i % 6 == 1 else one for i, one in enumerate(found)]
 
     monkeypatch.setattr(rewriter, "generate", cut)
