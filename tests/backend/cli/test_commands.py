@@ -125,7 +125,7 @@ def test_what_practised_users_type(reprise):
         (["draw", "1", "--seed", "-1"], "--seed"),
         (["draw", "1", "--out", "file"], "is a file"),
         (["detect"], "no picture given"),
-        (["detect", "file"], "no picture that can be read"),
+        (["detect", "file"], "is not a readable picture"),
         (["drow"], "Did you mean"),
     ],
 )
