@@ -97,7 +97,7 @@ class Record(_RecordModel):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Versions of this package, of Python and of the libraries on which the pixels depend.
 
     If torch is loaded, also its number of CPU threads: another number adds in another order, which rounds

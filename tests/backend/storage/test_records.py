@@ -180,6 +180,6 @@ def test_slugs_are_folder_names_and_differ():
 
 
 def test_versions_name_what_the_pixels_depend_on():
-    found = records.versions()
+    found = records.installed_versions()
     assert found["threads"] == str(torch.get_num_threads())
     assert found["torch"].startswith(torch.__version__.split("+")[0]) and {"reprise", "python"} <= set(found)
