@@ -224,7 +224,7 @@ def _begin(store: Path, by: str, margin: float, most: int) -> PairMiner:
         raise BadInput(f"--margin must be 0 or more, got {margin}")
     there = next(path for path in (store, *store.parents) if path.exists())
     if not there.is_dir():
-        raise BadInput(f"{there} is a file; expected a folder that keeps preferences: give another --store")
+        raise BadInput(f"expected a folder of preferences, got the file {there}; give another --store")
     kept = Store(store, create=True)
     kept.check()
     return PairMiner(kept, by, margin, most)

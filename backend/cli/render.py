@@ -121,7 +121,7 @@ def render(
         raise BadInput("--corrector has no use without rounds of reflection; leave it out, or give --reflect")
     mends = parse_rewriter(corrector, renderer) if corrector not in (None, rewriter) else None
     from ..storage.files import prepare_folder, slug
-    from ..storage.records import versions
+    from ..storage.records import installed_versions
 
     several = len(texts) > 1
     asked: dict[str, Any] = {
@@ -185,7 +185,7 @@ def render(
             if one is not None and one.fingerprint:
                 settings[f"{role}_fingerprint"] = one.fingerprint
         folders = {text: out / slug(text) if several else out for text in texts}
-        entries = _run_all(chain, folders, settings, versions(), out, redo)
+        entries = _run_all(chain, folders, settings, installed_versions(), out, redo)
     if as_json:
         records = [entry.record.model_dump(mode="json") for entry in entries]
         terminal.print_json(records if several or file else records[0])

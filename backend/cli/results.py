@@ -11,7 +11,7 @@ from typing import Any
 from ..core.errors import Interrupted
 from ..reports.figures import interval_text, row_counts, text_tables, write_figures
 from ..storage.files import write_whole
-from ..storage.records import versions
+from ..storage.records import installed_versions
 from . import terminal
 
 RESULT = "result.json"
@@ -29,7 +29,7 @@ def progress_bars(as_json: bool, out: Path) -> Iterator[Callable[[str, int, int]
 
 def finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
     """Add versions, write `result.json` and the page, print the table or the object."""
-    result = {**result, "versions": versions()}
+    result = {**result, "versions": installed_versions()}
     write_whole(out / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     page = write_figures(out, result)
     if as_json:

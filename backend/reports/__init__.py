@@ -1,4 +1,4 @@
-"""Pages that people read: `index.html` of a run, and the figures of a benchmark; one file each.
+"""HTML pages of runs, trainings, evaluations and preference stores; each is one file without requests.
 
-Made from records alone. Must not import models, search or the command line.
+Made from records only. Must not import models, search or the command line.
 """

@@ -1,6 +1,6 @@
-"""`index.html`: what became of each prompt, for the eye. One file, no requests, light and dark.
+"""`index.html` of a render: each prompt with its pictures, scores and costs.
 
-The template only places what is computed here; everything is escaped by jinja.
+The template only lays out what is computed here. Jinja escapes all text.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from ..storage.files import write_whole
 from ..storage.records import CandidateRecord, Record
-from .words import mark_added_words
+from .added_words import mark_added_words
 
 WINNER_SIDE, WALL_SIDE = 768, 384  # pixels; larger pictures are shrunk for the page
 PAGE = "index.html"
 
 
 def write_page(out: Path, entries: Sequence[tuple[Path, Record]]) -> Path:
-    """Write the page of a run: `entries` are (folder, record) of its prompts, in order."""
+    """Write the page of a run to the folder `out`; returns its path. `entries`: (folder, record) each."""
     path = out / PAGE
     views = [prompt_view(folder, record, i) for i, (folder, record) in enumerate(entries)]
     write_whole(path, render_page(views))
@@ -35,7 +35,7 @@ def render_page(prompts: list[dict[str, Any]]) -> str:
 
 
 def template(name: str):
-    """A template of this folder, with escaping on and undefined names refused."""
+    """A template of this folder. Text is escaped; an undefined name is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
@@ -45,7 +45,7 @@ def template(name: str):
 
 
 def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
-    """Everything the template shows of one prompt."""
+    """The data that the template shows of one prompt."""
     winner = record.winner
     letters = {r.prompt: chr(ord("A") + i % 26) for i, r in reversed(list(enumerate(record.rewrites)))}
     drawn = next((r for r in record.rewrites if r.prompt == winner.prompt), None)
@@ -111,25 +111,25 @@ def render_command(record: Record) -> str:
             words += ["--" + name.replace("_", "-"), str(value)]
     for name, weight in (record.settings.get("rewards") or {}).items():
         words += ["--reward", f"{name}={weight:g}"]
-    # A prompt that starts with a dash is no option.
+    # After "--", a prompt that starts with a dash is not read as an option.
     if record.prompt.startswith("-"):
         words = [*words[:2], *words[3:], "--", record.prompt]
     return shlex.join(words)
 
 
 def number_text(value: float | None) -> str:
-    """A score, in as many digits as anyone reads."""
+    """A score as text, with about three digits; "–" for None."""
     if value is None:
         return "–"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 class _Scale:
-    """Scores to widths of bars: as they are where all lie in 0..1, else between the run's extremes."""
+    """Maps scores to widths of bars: from 0 to 1 if all scores are in that range, else from least to most."""
 
     def __init__(self, record: Record):
         values = [c.score for c in record.candidates if c.score is not None]
-        if not record.settings.get("previews"):  # another judge's may be of another range
+        if not record.settings.get("previews"):  # another judge of previews may have another range
             values += [v for c in record.candidates for v in c.preview_scores.values()]
         inside = all(0 <= v <= 1 for v in values)
         self.low, self.high = (0.0, 1.0) if inside or not values else (min(values), max(values))
@@ -144,7 +144,7 @@ class _Scale:
         return round(100 * min(1.0, max(0.0, share if self.higher else 1 - share)), 1)
 
     def order(self, candidate: CandidateRecord, best: int) -> tuple:
-        """Sorting key: the winner, the finished by score, the stopped by how far they came."""
+        """Sorting key: the winner, then finished candidates by score, then pruned ones, the latest first."""
         sign = -1 if self.higher else 1
         last = candidate.preview_scores[max(candidate.preview_scores)] if candidate.preview_scores else 0.0
         score = candidate.score if candidate.score is not None else last
@@ -152,7 +152,7 @@ class _Scale:
 
 
 def _walls(folder: Path, record: Record, scale: _Scale, letters: dict[str, str]) -> list[dict[str, Any]]:
-    """The candidates of each round in rank order."""
+    """The candidates of each round, sorted by `_Scale.order`."""
     walls = []
     for number in sorted({c.round for c in record.candidates}):
         of_round = [c for c in record.candidates if c.round == number]
@@ -174,7 +174,7 @@ def _walls(folder: Path, record: Record, scale: _Scale, letters: dict[str, str])
 
 
 def _alive(candidates: list[CandidateRecord], steps: Any) -> list[dict[str, Any]]:
-    """Per denoising step, how many rows were drawn on, for the staircase; empty without pruning."""
+    """How many candidates each denoising step computed; empty without pruning."""
     if not isinstance(steps, int) or all(c.pruned_at is None for c in candidates):
         return []
     stairs = []
@@ -222,7 +222,7 @@ def _cost(record: Record) -> dict[str, Any]:
 
 
 def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
-    """A picture file as a data URI, shrunk to `side` pixels where it is larger."""
+    """A picture file as a data URI, shrunk to `side` pixels if it is larger; None if it cannot be read."""
     if name is None:
         return None
     from PIL import Image
@@ -230,7 +230,7 @@ def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
     try:
         data = (folder / name).read_bytes()
         picture = Image.open(io.BytesIO(data))
-        picture.load()  # a browser would show half of a damaged one
+        picture.load()  # raises for a damaged file, of which a browser would show a part
         kind = "png"
         if max(picture.size) > side:
             picture = picture.convert("RGB")
@@ -238,6 +238,6 @@ def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
             out = io.BytesIO()
             picture.save(out, "JPEG", quality=90)
             data, kind = out.getvalue(), "jpeg"
-    except Exception:  # moved away since, or damaged, of which Pillow raises many kinds; the page says so
+    except Exception:  # missing or damaged; Pillow raises many types. The page says that it is missing.
         return None
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

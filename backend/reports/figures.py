@@ -1,4 +1,4 @@
-"""The page of a benchmark's result: intervals drawn to one scale, tasks, gains, costs."""
+"""The page of an evaluation or benchmark: intervals drawn to one scale, tasks, gains, costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .reliability import reliability_figures
 
 
 def write_figures(out: Path, result: dict[str, Any]) -> Path:
-    """Write the page of `result` (design.md 5's object with versions) to `out`."""
+    """Write the page of `result` (design.md 5, with versions) to the folder `out`; returns its path."""
     path = out / PAGE
     write_whole(path, render_figures(result))
     return path
@@ -44,7 +44,7 @@ def render_figures(result: dict[str, Any]) -> str:
 
 
 def interval_text(value: list[float] | None, digits: int = 2, sign: str = "") -> str:
-    """[mean, low, high] -> "0.62 [0.58, 0.66]"; nothing for None. `sign` "+" shows it always."""
+    """[mean, low, high] -> "0.62 [0.58, 0.66]"; "" for None. With `sign` "+" positive numbers get a sign."""
     if value is None:
         return ""
     mean, low, high = (f"{v:{sign}.{digits}f}" for v in value)
@@ -52,13 +52,13 @@ def interval_text(value: list[float] | None, digits: int = 2, sign: str = "") ->
 
 
 def row_counts(row: dict[str, Any]) -> dict[str, float]:
-    """What stands beside a row's figures by name: costs, and of rewriters what their rewrites are like."""
+    """A row's costs by name, and for rewriters the counts of their rewrites."""
     rewrites = row.get("rewrites") or {}
     return {**row["cost"], **{name: value for name, value in rewrites.items() if value is not None}}
 
 
 def text_tables(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The result's further tables, a title, columns and rows each, their numbers as text."""
+    """The result's further tables ({"title", "columns", "rows"}) with their numbers as text."""
     return [
         {**table, "rows": [[_cell(cell) for cell in row] for row in table["rows"]]}
         for table in result.get("tables") or []
@@ -95,7 +95,7 @@ def _row(row: dict[str, Any], tasks: list[str], costs: list[str], high: float) -
 
 
 def _bar(value: list[float], high: float) -> dict[str, float]:
-    """Percent of the scale: the mean's bar, and left end and width of its interval."""
+    """The mean, and the left end and width of its interval, in percent of the scale from 0 to `high`."""
     mean, low, up = (100 * min(1.0, max(0.0, v / high)) for v in value)
     return {"mean": round(mean, 2), "low": round(low, 2), "width": round(max(0.4, up - low), 2)}
 

@@ -1,7 +1,6 @@
-"""The page of a preference store: pairs to look through, and bad ones to strike.
+"""The page of a preference store, to look through pairs and strike bad ones.
 
-One file, no requests. What is struck is saved from the page as `strikes.json`, which
-`reprise preferences strike` takes into the store: a page that needs no server can be read anywhere.
+It needs no server: it saves `strikes.json`, which `reprise preferences strike` reads into the store.
 """
 
 from __future__ import annotations
@@ -13,16 +12,15 @@ from typing import Any
 
 from ..preferences.store import Pair, PairPicture, PairText, RewritePair, Store
 from ..storage.files import write_whole
+from .added_words import mark_added_words
 from .build import inline_picture, number_text, template
-from .words import mark_added_words
 
 SIDE = 320  # pixels of a picture
 AnyPair = Pair | RewritePair
 
 
 def write_pairs(path: Path, store: Store, most: int) -> int:
-    """Write the page of a store's `most` doubtful pairs, of pictures and of rewrites, to `path`; how many it
-    shows."""
+    """Write the page of the `most` closest pairs of pictures and rewrites; returns how many it shows."""
     recorded: list[AnyPair] = [*store.all_pairs(), *store.all_rewrites()]
     pairs = closest_pairs(recorded, most)
     write_whole(path, render_pairs(store, pairs, len({pair.id for pair in recorded})))
@@ -30,8 +28,10 @@ def write_pairs(path: Path, store: Store, most: int) -> int:
 
 
 def closest_pairs(pairs: Sequence[AnyPair], most: int) -> list[AnyPair]:
-    """Those of the smallest margin, which are the likeliest to be wrong, first; one that several rewards
-    found is shown once."""
+    """The `most` pairs of the smallest margin, smallest first: those most likely to be wrong.
+
+    A pair that several rewards found is returned once.
+    """
     found: dict[str, AnyPair] = {}
     for pair in sorted(pairs, key=lambda pair: pair.margin):
         found.setdefault(pair.id, pair)

@@ -1,16 +1,16 @@
-"""Reliability curves as figures: how often the answer is yes, over the P(yes) that was given."""
+"""Reliability diagrams: the share of right answers "yes" over the P(yes) that a judge gave."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SIDE, EDGE = 180, 8  # of a figure
+SIDE, EDGE = 180, 8  # width and height of a figure, and its margin
 LEAST, MOST = 1.6, 6.0  # radius of a bin's dot, by its share of the answers
 
 
 def reliability_figures(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
-    """{name: [[mean P(yes), share of yes, count], …]} -> what `reliability.html.jinja` draws."""
+    """{name: [[mean P(yes), share of yes, count], …]} -> the data of `reliability.html.jinja`."""
     figures = []
     for name, bins in curves.items():
         of = sum(count for _, _, count in bins)

@@ -1,7 +1,7 @@
-"""`report.html` of a training run, rewritten as it goes: curves, fixed prompts through time, the last group.
+"""`report.html` of a training run, rewritten while it runs: curves, fixed prompts over time, the last group.
 
-Made from the run's files alone: `metrics.jsonl`, `evaluations.jsonl`, `rollouts/`, `config.yaml`. One file
-without requests; while the run goes on the page loads itself again.
+Made from the run's files only: `metrics.jsonl`, `evaluations.jsonl`, `rollouts/`, `config.yaml`. Until the
+run is finished the page reloads itself.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from typing import Any
 import yaml
 
 from ..storage.files import read_lines, write_whole
+from .added_words import mark_added_words
 from .build import inline_picture, number_text, template
 from .reliability import reliability_figures
-from .words import mark_added_words
 
 REPORT = "report.html"
 PICTURES = Path("rollouts") / "pictures"
 ROLLOUTS = Path("rollouts") / "rollouts.jsonl"
 SIDE = 192  # pixels of a sample
-TIMES = 5  # evaluations of a fixed prompt that are shown
-TAIL = 2**18  # bytes at the end of the rollouts in which the last group is looked for
-WIDTH, HEIGHT, EDGE = 360, 120, 6  # of a curve
+TIMES = 5  # evaluations shown of a fixed prompt
+TAIL = 2**18  # bytes at the end of the rollouts that are searched for the last group
+WIDTH, HEIGHT, EDGE = 360, 120, 6  # of a curve's figure, and its margin
 Row = Mapping[str, Any]
-# Title -> keys of metrics.jsonl, drawn into one frame; None stands for all rewards.
+# Title -> keys of metrics.jsonl that are drawn in one figure; None: all rewards.
 CURVES: dict[str, Sequence[str] | None] = {
     "Reward, training": ("reward",),
-    "Over the user's own prompt, training": ("gain",),
+    "Gain over the prompt as typed, training": ("gain",),
     "Each reward, training": None,
     "Loss, training": ("loss",),
     "Groups without signal": ("zero_variance",),
-    "Answers that cannot be read": ("unparsable",),
-    "Refinements cut off; that add nothing": ("cut_off", "unchanged"),
-    "Of the returns' variance, by the critic": ("explained",),
+    "Answers that cannot be parsed": ("unparsable",),
+    "Refinements cut off, and unchanged": ("cut_off", "unchanged"),
+    "Variance of the returns explained by the value head": ("explained",),
     "Words of a rewrite": ("words",),
-    "KL from the first weights, per token": ("kl",),
+    "KL from the initial weights, per token": ("kl",),
     "Entropy, per token": ("entropy",),
     "Largest |ratio - 1|": ("ratio_off",),
     "Ratio, mean": ("ratio",),
     "Ratios clipped": ("clipped",),
-    "Error of the critic": ("value_loss",),
-    "Distance from the first pivots": ("drift",),
-    "Pairs told apart, training": ("accuracy",),
-    "Errors over the reference's": ("chosen", "rejected"),
+    "Value loss": ("value_loss",),
+    "Distance from the initial pivots": ("drift",),
+    "Pairs ordered right, training": ("accuracy",),
+    "Denoising error minus the reference's": ("chosen", "rejected"),
     "Gradient norm": ("grad_norm",),
     "Seconds a step": ("seconds/write", "seconds/render", "seconds/score", "seconds/wait", "seconds/update"),
 }
 
 
 def write_report(run: Path, finished: bool = False) -> Path:
-    """Write the page of the run in folder `run`."""
+    """Write the page of the run in the folder `run`; returns its path."""
     write_whole(run / REPORT, render_report(run, finished))
     return run / REPORT
 
@@ -86,7 +86,7 @@ def render_report(run: Path, finished: bool = False) -> str:
 
 
 def _in_all(settings: Row, rows: Sequence[Row]) -> int:
-    """The steps that a run will have had, as far as its settings say; of rounds, those of all together."""
+    """The planned number of steps, of all rounds together; from `rows` if `max_steps` is not set."""
     rounds = (settings.get("rounds") or {}).get("count", 1)
     if settings["max_steps"]:
         return settings["max_steps"] * rounds
@@ -95,7 +95,7 @@ def _in_all(settings: Row, rows: Sequence[Row]) -> int:
 
 
 def _rounds(run: Path) -> list[dict[str, Any]]:
-    """What became of each round's prompts, where a training has rounds."""
+    """The counts of each round (`mined.json`), if the training has rounds."""
     found = []
     for path in sorted(run.glob("rounds/*/mined.json"), key=lambda path: int(path.parent.name)):
         row = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def _rewards(rows: Sequence[Row]) -> list[str]:
 
 
 def _evaluated(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Reward -> its keys in evaluations, one for each set of prompts."""
+    """Reward -> its keys in evaluations, one for each prompt set."""
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for row in rows for key in row if "/" in key):
         group, name = key.split("/", 1)
@@ -119,7 +119,7 @@ def _evaluated(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _facts(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[dict[str, str]]:
-    """The few figures that stand at the head: before -> now."""
+    """The figures at the top of the page: first -> latest evaluation, seconds, pictures per second."""
     facts = []
     for name, keys in _evaluated(evaluations).items():
         for key in keys:
@@ -134,9 +134,9 @@ def _facts(steps: Sequence[Row], evaluations: Sequence[Row]) -> list[dict[str, s
 
 
 def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, Any] | None:
-    """Lines of `keys` over the steps, as points of an SVG; None where there is nothing to draw."""
+    """The values of `keys` over the steps, as points of an SVG; None without values."""
     lines = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in keys}
-    # A single point beside lines, such as the prompts as typed, would only squeeze them.
+    # A single point beside lines, such as the prompts as typed, would only compress their scale.
     longest = max(map(len, lines.values()), default=0)
     lines = {key: points for key, points in lines.items() if len(points) > min(1, longest - 1)}
     if not longest:
@@ -171,14 +171,14 @@ def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, An
 
 
 def _names(keys: list[str]) -> list[str]:
-    """What tells the lines of a frame apart: the part of "set/reward" that they do not share."""
-    parts = [key.split("/", 1) if "/" in key else ["", key] for key in keys]  # a reward's name may hold some
+    """Names of a figure's lines: the part of "set/reward" in which they differ."""
+    parts = [key.split("/", 1) if "/" in key else ["", key] for key in keys]  # a reward's name may hold "/"
     alike = len({last for _, last in parts}) == 1 and all(first for first, _ in parts)
     return [first if alike else last for first, last in parts]
 
 
 def _through_time(run: Path, evaluations: Sequence[Row]) -> list[dict[str, Any]]:
-    """The fixed prompts, each with its pictures at evaluations spread over the run."""
+    """The fixed prompts, each with its pictures of `TIMES` evaluations spread over the run."""
     if not evaluations:
         return []
     last = len(evaluations) - 1
@@ -203,7 +203,7 @@ def _through_time(run: Path, evaluations: Sequence[Row]) -> list[dict[str, Any]]
 
 
 def _by_step(evaluations: Sequence[Row]) -> dict[str, Any] | None:
-    """Of a judge, the last evaluation's accuracy at each step of drawing; None where there is none."""
+    """For a judge: the last evaluation's accuracy at each denoising step; None if there is none."""
     found = evaluations[-1].get("by_step") if evaluations else None
     if not found:
         return None
@@ -216,7 +216,7 @@ def _by_step(evaluations: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def _last_group(run: Path) -> dict[str, Any] | None:
-    """The last group that taught something, best advantage first."""
+    """The last group with a learning signal, best advantage first; None if there is none."""
     path = run / ROLLOUTS
     if not path.exists():
         return None
@@ -224,10 +224,10 @@ def _last_group(run: Path) -> dict[str, Any] | None:
         file.seek(max(0, path.stat().st_size - TAIL))
         tail = file.read().decode("utf-8", "replace").split("\n")[1 if path.stat().st_size > TAIL else 0 : -1]
     rows = [json.loads(line) for line in tail]
-    telling = [row["position"] for row in rows if abs(row.get("advantage", 0)) > 0.1]
-    if not telling:
+    with_signal = [row["position"] for row in rows if abs(row.get("advantage", 0)) > 0.1]
+    if not with_signal:
         return None
-    group = [row for row in rows if row["position"] == telling[-1]]
+    group = [row for row in rows if row["position"] == with_signal[-1]]
     group.sort(key=lambda row: -row.get("advantage", -10))
     return {
         "prompt": group[0]["prompt"],

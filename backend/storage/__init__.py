@@ -1,1 +1,1 @@
-"""What is written to disk, whole or not at all: files, records, pictures, the cache."""
+"""Files on disk, each written whole or not at all: records, pictures, the cache."""

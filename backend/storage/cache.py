@@ -1,11 +1,12 @@
-"""The one content-addressed cache: finished pictures and scores on disk, so that nothing is made twice.
+"""The content-addressed cache: finished pictures and scores on disk, so that nothing is computed twice.
 
-An entry's name is the SHA-256 of all that decides its content (`key`). Pictures are PNG (8 bits, which
-is what renderers give, so that a cached picture equals a fresh one), scores JSON. A file is written
-whole and then renamed; one that is damaged is deleted and counts as absent, one that cannot be read now (no
-permission, too many open files) only counts as absent. When the cache grows beyond its limit the entries
-used longest ago go. A disk that is full or not writable costs the cache, never the result: one warning, then
-the work goes on uncached.
+An entry's name is the SHA-256 of everything that determines its content (`Cache.key`). Pictures are 8-bit
+PNG; renderers also return 8-bit values, so a cached picture equals a fresh one. Scores are JSON.
+
+A file is written under another name and then renamed. A damaged entry is deleted and counts as missing. An
+entry that cannot be read at the moment (no permission, too many open files) only counts as missing. Above its
+limit the cache deletes the entries that were not used for the longest time. If the disk is full or not
+writable, there is one warning, and the work continues without the cache.
 """
 
 from __future__ import annotations
@@ -32,30 +33,29 @@ log = logging.getLogger(__name__)
 
 
 class Cache:
-    """A folder of entries, at most about `limit` bytes of them. Safe to share between processes.
+    """A folder of entries, of about `limit` bytes at most. Several processes may share it.
 
-    Without a limit (None) nothing is ever deleted by itself, damaged entries neither: they may be all that
-    there is.
+    With None as the limit no entry is deleted, not even a damaged one: it may be the only copy.
     """
 
     def __init__(self, folder: str | Path, limit: int | None = 4 * 2**30):
         if limit is not None and limit < 0:
-            raise BadInput(f"a cache limit is 0 bytes or more; got {limit}; 0 keeps nothing")
+            raise BadInput(f"expected a cache limit of 0 bytes or more, got {limit}; 0 stores nothing")
         self.folder = Path(folder)
         self.limit = limit
-        self.writable = True  # False after the disk refused
-        self._size: int | None = None  # bytes on disk as far as known; None: not counted yet
+        self.writable = True  # False after a failed write
+        self._size: int | None = None  # estimated bytes on disk; None: not counted yet
         self._lock = threading.Lock()
 
     @staticmethod
     def key(*parts: object) -> str:
-        """SHA-256 over the parts' JSON: the same parts, in the same order, give the same name."""
+        """SHA-256 over the parts as JSON: equal parts in the same order give the same name."""
         text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        # A lone surrogate (from an undecodable argument) has no UTF-8, but still deserves a name.
+        # "surrogatepass": a lone surrogate, from an undecodable argument, cannot be encoded otherwise.
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def get_image(self, key: str) -> tuple[Tensor, dict[str, str]] | None:
-        """The picture (H, W, 3) in 0..1 and its notes, or None where there is none or it is damaged."""
+        """The picture (H, W, 3) in 0..1 and its notes; None if it is missing or damaged."""
         import numpy as np
         import torch
         from PIL import Image
@@ -68,14 +68,14 @@ class Cache:
                     raise ValueError(f"mode {picture.mode}")
                 notes = {name: str(text) for name, text in getattr(picture, "text", {}).items()}
                 pixels = np.array(picture)
-        except Exception as error:  # Pillow raises many kinds for damaged files
+        except Exception as error:  # Pillow raises many types for damaged files
             self._missed(path, error)
             return None
         self._touch(path)
         return torch.from_numpy(pixels).float() / 255, notes
 
     def put_image(self, key: str, image: Tensor, notes: Mapping[str, object] | None = None) -> None:
-        """Keep a picture (H, W, 3) in 0..1, rounded to 8 bits, with short notes of ASCII text."""
+        """Store a picture (H, W, 3) in 0..1, rounded to 8 bits, with short notes of ASCII text."""
         from io import BytesIO
 
         from PIL import Image
@@ -90,7 +90,7 @@ class Cache:
         self._write(self._path(key, "png"), buffer.getvalue())
 
     def get_scores(self, key: str) -> dict[str, float] | None:
-        """Scores by name, all finite, or None where there are none or the entry is damaged."""
+        """Scores by name, all finite; None if the entry is missing or damaged."""
         path = self._path(key, "json")
         try:
             entry = json.loads(path.read_bytes())
@@ -104,21 +104,21 @@ class Cache:
         return scores
 
     def put_scores(self, key: str, scores: Mapping[str, float]) -> None:
-        """Keep scores by name; a score that is not finite is a bug of the caller."""
+        """Store scores by name; they must be finite."""
         assert all(map(math.isfinite, scores.values())), f"not finite: {dict(scores)}"
         self._write(self._path(key, "json"), json.dumps({"key": key, "scores": dict(scores)}).encode())
 
     def forget(self, *keys: str) -> None:
-        """Take entries out, as far as they are there."""
+        """Delete entries; missing ones are ignored."""
         for path in (self._path(key, kind) for key in keys for kind in ("png", "json")):
             try:
                 path.unlink(missing_ok=True)
             except OSError:
-                pass  # a read-only cache keeps what it has
+                pass  # a read-only cache keeps its entries
         self.recount()
 
     def recount(self) -> None:
-        """Forget how much there is, where other processes write here, too; the next entry counts anew."""
+        """Count the bytes again at the next write, because other processes also write here."""
         self._size = None
 
     def _path(self, key: str, kind: str) -> Path:
@@ -140,7 +140,7 @@ class Cache:
             try:
                 partial.unlink(missing_ok=True)
             except OSError:
-                pass  # the folder itself is gone or read-only: nothing was left there
+                pass  # the folder is gone or read-only, so no file was left there
             return
         if self.limit is None:
             return
@@ -153,7 +153,7 @@ class Cache:
                 self._evict(self.limit)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, path) of all entries; other processes may delete some meanwhile."""
+        """(time of last use, bytes, path) of all entries. Other processes may delete some meanwhile."""
         found = []
         for path in self.folder.glob("??/*"):
             try:
@@ -166,11 +166,11 @@ class Cache:
     def _evict(self, limit: int) -> None:
         entries = sorted(self._entries())
         self._size = sum(size for _, size, _ in entries)
-        # A little below the limit, so that not every later write has to list the folder.
+        # To a little below the limit, so that not every later write has to list the folder.
         while entries and self._size > limit * 0.9:
             _, size, path = entries.pop(0)
             if len(entries) == 0 and self._size <= limit:
-                break  # the newest entry alone may fill the cache
+                break  # the newest entry may fill the whole cache
             try:
                 path.unlink(missing_ok=True)
             except OSError:
@@ -181,25 +181,25 @@ class Cache:
         try:
             os.utime(path)
         except OSError:
-            pass  # a read-only cache still serves; it only forgets what was used last
+            pass  # a read-only cache can still be read, but does not record the last use
 
     def _missed(self, path: Path, error: Exception) -> None:
-        """Delete a damaged entry. An error with a number is the system's and says nothing of the file."""
+        """Delete a damaged entry. An error with an errno is the system's: the file may be sound."""
         if isinstance(error, FileNotFoundError):
             return
         refused = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
         if self.limit is None or refused:
             log.warning("%s cannot be read (%s); it is left as it is", path, error)
             return
-        log.info("cache entry %s is damaged (%s); it is made anew", path, error)
+        log.info("cache entry %s is damaged (%s); it is made again", path, error)
         try:
             path.unlink(missing_ok=True)
         except OSError:
-            pass  # it will be overwritten, or missed again
+            pass  # the next write replaces it
 
 
 def picture_key(fingerprint: str, job: Job) -> str:
-    """A drawn picture's name: what decides its pixels. `fingerprint` is the renderer's."""
+    """The cache key of a job's picture. `fingerprint` is the renderer's."""
     start: list[object] = []
     if job.init is not None:
         pixels = job.init.image.detach().float().cpu().contiguous().numpy()
@@ -208,5 +208,5 @@ def picture_key(fingerprint: str, job: Job) -> str:
 
 
 def round_to_8_bits(image: Tensor) -> Tensor:
-    """A picture in 0..1, clamped and rounded as it comes out of a PNG; float32."""
+    """A picture in 0..1 as it is read back from a PNG: clamped and rounded to 8 bits; float32."""
     return image.float().clamp(0, 1).mul(255).round() / 255

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Text files: written whole or not at all, and read with one clear line for an error."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..core.errors import BadInput, RepriseError
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file so that it is either the old one or all of the new one, never a part.
+    """Replace a file in one step: it has either the old content or all of the new one.
 
-    Raises BadInput where the path cannot be written, RepriseError where the disk is full.
+    Raises BadInput if the path cannot be written, RepriseError if the disk is full.
     """
     if isinstance(data, str):
         data = data.encode("utf-8")
@@ -39,7 +39,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, which is made where it is not there. Raises as `write_whole`."""
+    """Append a line to a file, which is created if it is missing. Raises as `write_whole`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", newline="\n") as file:
@@ -49,9 +49,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_text(path: Path, what: str, verb: str, remedy: str = "") -> str:
-    """A user's text file, with or without a byte order mark. Raises BadInput.
+    """The text of a user's file, in UTF-8 with or without a byte order mark. Raises BadInput.
 
-    `what` names it in messages, `verb` is "is" or "are", and `remedy` ends the one of a file not to be read.
+    In messages `what` names the file, `verb` is "is" or "are", and `remedy` is the end if it cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -62,30 +62,30 @@ def read_text(path: Path, what: str, verb: str, remedy: str = "") -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, but for one half written; none where there is no file."""
+    """The rows of a file of JSON lines, without an incomplete last one; none if there is no file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def prepare_folder(path: Path) -> Path:
-    """Make `path` a folder that can be written to, before any work is spent. Raises BadInput."""
+    """Make the folder `path` and check that it can be written to, before any work. Raises BadInput."""
     if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} is a file; expected a folder to write to: give another --out")
+        raise BadInput(f"expected a folder to write to, got the file {path}; give another --out")
     write_whole(path / ".probe", b"")
     (path / ".probe").unlink(missing_ok=True)
     return path
 
 
 def slug(text: str, salt: str = "", length: int = 40) -> str:
-    """A name for a folder: the text's words, and 6 hex digits of it (and of `salt`), so that two
-    prompts do not share one."""
+    """A folder name for a text: its words and 6 hex digits of a hash of it and of `salt`, so that different
+    prompts get different folders. The words are cut to `length` characters."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
     digest = hashlib.sha256((text + salt).encode("utf-8")).hexdigest()[:6]
     return f"{words}-{digest}" if words else digest
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file the mode that `open` would: mkstemp and safetensors make theirs for the owner alone."""
+    """Give a file the mode that `open` gives: mkstemp and safetensors make files only the owner can read."""
     os.chmod(path, 0o666 & ~_umask())
 
 
@@ -98,7 +98,7 @@ def _umask() -> int:
 def _cannot_write(path: Path, error: OSError) -> RepriseError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RepriseError(
-            f"the disk is full: {path} was not written; finished prompts are kept, "
-            "make room and run the same command again"
+            f"the disk is full: {path} was not written; finished prompts are kept: free some space and run "
+            "the same command again"
         )
     return BadInput(f"cannot write {path}: {error.strerror or error}; give another --out")

@@ -1,8 +1,8 @@
-"""Run folders: files written whole, and `record.json`, from which a picture can be made again.
+"""A prompt's folder with its pictures and `record.json`, from which each picture can be drawn again.
 
-A prompt's folder holds `candidates/NN-SEED.png`, `previews/NN-SEED.png` of those that were pruned (the
-last preview that the judge saw), `best.png` and `record.json`. The record is written last, so a folder
-with a record is finished; one without is done again.
+The folder holds `candidates/NN-SEED.png`, `previews/NN-SEED.png` of pruned candidates (the last preview that
+the judge saw), `best.png` and `record.json`. The record is written last: a folder with a record is finished,
+one without is computed again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 BEST = "best.png"
-FOLDERS = ("candidates", "previews")  # of pictures that a record names
-LIBRARIES = ("torch", "diffusers", "transformers", "numpy")  # what decides the pixels
+FOLDERS = ("candidates", "previews")  # with the pictures that a record names
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy")  # on whose versions the pixels depend
 
 
 class _RecordModel(BaseModel):
-    # Records of newer versions may carry more; what is there must be right.
+    # Records of newer versions may have more fields: they are ignored. The known ones must be valid.
     model_config = ConfigDict(extra="ignore")
 
 
@@ -43,8 +43,10 @@ class RewriteRecord(_RecordModel):
 
 
 class CandidateRecord(_RecordModel):
-    """`image` is relative to the record's folder, with "/"; None where the candidate was pruned.
-    `preview` is then the last x0 preview."""
+    """One candidate. `image` is a path relative to the record's folder, with "/".
+
+    Of a pruned candidate `image` is None, and `preview` is its last x0 preview, if there is one.
+    """
 
     index: int
     seed: int
@@ -76,7 +78,7 @@ class CostRecord(_RecordModel):
 
 
 class Record(_RecordModel):
-    """All of one prompt, as in design.md 5."""
+    """Everything that was made for one prompt (design.md 5)."""
 
     prompt: str
     rewrites: list[RewriteRecord]
@@ -95,11 +97,11 @@ class Record(_RecordModel):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def versions() -> dict[str, str]:
-    """Version of this package, of Python and of the libraries that decide the pixels.
+def installed_versions() -> dict[str, str]:
+    """Versions of this package, of Python and of the libraries on which the pixels depend.
 
-    With them, where torch is in use, its number of CPU threads: sums are rounded in another order with
-    another number.
+    If torch is loaded, also its number of CPU threads: another number adds in another order, which rounds
+    differently.
     """
     import platform
 
@@ -117,7 +119,7 @@ def versions() -> dict[str, str]:
 
 
 def make_record(outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]) -> Record:
-    """The record of an outcome. Raises RepriseError on a number that is none (NaN, infinite)."""
+    """The record of an outcome. Raises RepriseError if a number in it is NaN or infinite."""
     cost = outcome.cost
     try:
         return Record.model_validate(
@@ -135,13 +137,16 @@ def make_record(outcome: Outcome, settings: dict[str, Any], versions: dict[str, 
             }
         )
     except ValidationError as error:
-        raise RepriseError(f"this run's record is not sound: {validation_message(error)}") from error
+        raise RepriseError(f"this run's record is not valid: {validation_message(error)}") from error
 
 
 def save_outcome(
     folder: Path, outcome: Outcome, settings: dict[str, Any], versions: dict[str, str]
 ) -> Record:
-    """Write the pictures, then the record. Sets `path` and `preview_path` of the outcome's candidates."""
+    """Write the pictures, then the record. Sets `path` and `preview_path` of the outcome's candidates.
+
+    An earlier record in `folder` is deleted first, with its pictures.
+    """
     delete_record(folder)
     for candidate in outcome.candidates:
         candidate.path = candidate.preview_path = None
@@ -168,19 +173,19 @@ def save_outcome(
 
 
 def load_record(path: Path) -> Record:
-    """Raises BadInput where the file is no record."""
+    """Read a record. Raises BadInput if the file is not one."""
     try:
         return Record.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise BadInput(f"{path} is no record of this program: {validation_message(error)}") from error
+        raise BadInput(f"{path} is not a record of this program: {validation_message(error)}") from error
 
 
 def finished_record(folder: Path, prompt: str, settings: dict[str, Any]) -> Record | None:
-    """The record in `folder` if it is whole and of the same prompt and settings, else None.
+    """The record in `folder` if it is complete and of the same prompt and settings, else None.
 
-    Previews may be missing: nobody would have a search drawn again for those.
+    Missing previews do not count: a search is not repeated for them.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -195,7 +200,7 @@ def finished_record(folder: Path, prompt: str, settings: dict[str, Any]) -> Reco
 
 
 def delete_record(folder: Path) -> None:
-    """Remove an earlier record and the pictures that it names, and nothing else."""
+    """Delete the record in `folder` and the pictures that it names, and nothing else."""
     path = folder / RECORD
     if not path.is_file():
         return
@@ -205,14 +210,14 @@ def delete_record(folder: Path) -> None:
         named = []
     path.unlink()
     for name in named:
-        # A record is a file that anyone may have edited: stay inside the folder.
+        # Anyone may have edited the record: delete nothing outside the folder.
         parts = PurePosixPath(name).parts
         if len(parts) == 2 and parts[0] in FOLDERS and parts[1] != "..":
             (folder / name).unlink(missing_ok=True)
 
 
 def png_bytes(image: Tensor, info: dict[str, Any] | None = None) -> bytes:
-    """A picture (H, W, 3) in 0..1 as a PNG; `info` goes into its text field "reprise" as JSON."""
+    """A picture (H, W, 3) in 0..1 as a PNG file; `info` is stored in its text field "reprise" as JSON."""
     import io
 
     from PIL import Image

@@ -123,9 +123,9 @@ def test_what_practised_users_type(reprise):
         (["draw", "0"], "count must be 1 to 100000, got 0"),
         (["detect", "--measure", "-1"], "--measure"),
         (["draw", "1", "--seed", "-1"], "--seed"),
-        (["draw", "1", "--out", "file"], "is a file"),
+        (["draw", "1", "--out", "file"], "got the file"),
         (["detect"], "no picture given"),
-        (["detect", "file"], "no picture that can be read"),
+        (["detect", "file"], "is not a readable picture"),
         (["drow"], "Did you mean"),
     ],
 )

@@ -136,10 +136,10 @@ def test_where_something_cannot_be_read_nothing_is_written(reprise, drawn, tmp_p
         (("mine", "good", "nowhere"), "there is no folder nowhere"),
         (("mine", "good", "bad"), "line 1"),
         (("mine", "good", "--store", "bad"), "bad/pairs.jsonl, line 1"),
-        (("mine", "good", "--store", "file"), "file is a file; expected a folder"),
-        (("mine", "good", "--store", "file/sub"), "file is a file; expected a folder"),
+        (("mine", "good", "--store", "file"), "expected a folder of preferences, got the file file"),
+        (("mine", "good", "--store", "file/sub"), "expected a folder of preferences, got the file file"),
         (("import", "t.csv"), "t.csv, line 4: half.png is damaged"),
-        (("import", "t.csv", "--store", "file"), "file is a file; expected a folder"),
+        (("import", "t.csv", "--store", "file"), "expected a folder of preferences, got the file file"),
     ):
         done = reprise("preferences", *words)
         assert done.code == 2 and message in done.err and done.err.count("\n") == 1, (words, done.err)

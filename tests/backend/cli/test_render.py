@@ -158,7 +158,7 @@ def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, dra
         (["a", "--reward", "shapeworld=0"], ["a weight above 0"]),
         (["a", "--reward", "shapeworld=nan"], ["a weight above 0"]),
         (["a", "--reward", "shapeworld=1", "--reward", "shapeworld=2"], ["given twice"]),
-        (["a", "--out", "file"], ["is a file", "--out"]),
+        (["a", "--out", "file"], ["got the file", "--out"]),
         (["a", "--out", "file/below"], ["cannot write", "--out"]),
         (["a", "--out", "/proc/nowhere"], ["cannot write", "--out"]),
         (["a", "--seeed", "3"], ["--seeed", "--seed"]),

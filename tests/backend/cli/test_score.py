@@ -85,11 +85,11 @@ def test_unreadable_pictures_are_one_line(reprise, picture, tmp_path):
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "folder").mkdir()
     for name, part in (
-        ("text.png", "no picture that can be read"),
-        ("none.png", "no picture that can be read"),
+        ("text.png", "is not a readable picture"),
+        ("none.png", "is not a readable picture"),
         ("cut.png", "damaged"),
         ("missing.png", "there is no picture"),
-        ("folder", "is a folder"),
+        ("folder", "got the folder"),
     ):
         result = reprise("score", name, "--prompt", PROMPT)
         assert (

@@ -1,4 +1,4 @@
-"""Configs: YAML and key=value words; what does not fit is refused in one line."""
+"""Configs from YAML and key=value words; bad values are refused in one line."""
 
 import pytest
 from pydantic import Field
@@ -24,7 +24,7 @@ def write(tmp_path, text):
     return path
 
 
-def test_defaults_file_and_words_in_that_order(tmp_path):
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     path = write(tmp_path, "steps: 5\noptimizer:\n  learning_rate: 2e-3\n")
     config = load_config(Example, path, ["steps=7", "optimizer.name=sgd"])
     assert (config.steps, config.optimizer.learning_rate, config.optimizer.name) == (7, 2e-3, "sgd")
@@ -64,12 +64,12 @@ def test_bad_configs_are_refused_in_one_line(tmp_path, text, words, expected):
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_unknown_keys_carry_the_near_match():
+def test_an_unknown_key_is_refused_with_the_closest_match():
     with pytest.raises(UnknownName) as caught:
         load_config(Example, None, ["optimizer.nam=x"])
     assert caught.value.near == "name"
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(BadInput, match="nowhere.yaml"):
         load_config(Example, tmp_path / "nowhere.yaml")

@@ -1,11 +1,11 @@
-"""The error tree: exit codes, and a near match for a slip of the keyboard."""
+"""The error tree: exit codes, and the closest match for a mistyped name."""
 
 import inspect
 
 from reprise.backend.core import errors
 
 
-def test_exit_codes():
+def test_each_error_has_its_exit_code():
     codes = {
         name: cls.exit_code
         for name, cls in inspect.getmembers(errors, inspect.isclass)
@@ -26,7 +26,7 @@ def test_exit_codes():
     }
 
 
-def test_unknown_name_gives_the_near_match_and_all_where_they_are_few():
+def test_an_unknown_name_gives_the_closest_match_and_a_few_names():
     near = errors.UnknownName("reward", "shapewrld", ["shapeworld", "length"])
     assert str(near) == (
         "unknown reward 'shapewrld'; did you mean 'shapeworld'? expected one of length, shapeworld"
@@ -37,6 +37,6 @@ def test_unknown_name_gives_the_near_match_and_all_where_they_are_few():
     assert str(many) == "unknown setting 'stepz'; did you mean 'steps'?"
 
 
-def test_a_failed_reward_is_named():
+def test_a_failed_reward_is_reported_by_name():
     error = errors.RewardFailed("clip", ValueError("no picture"))
     assert "clip" in str(error) and "no picture" in str(error) and isinstance(error.cause, ValueError)

@@ -1,4 +1,4 @@
-"""The registries: every line leads to something, and nothing is imported before it is asked for."""
+"""The registries: every name resolves, and nothing is imported before."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_unknown_names_are_refused(kind):
         registry.resolve(kind, TABLES[kind], name + "x")
 
 
-def test_looking_up_imports_no_library():
+def test_importing_the_registry_loads_no_library():
     code = (
         "import sys, reprise.backend.core.registry; print('torch' in sys.modules, 'diffusers' in sys.modules)"
     )

@@ -79,7 +79,7 @@ class Tags(HTMLParser):
         self.text.append(data)
 
 
-def test_nothing_is_fetched(page):
+def test_the_page_makes_no_requests(page):
     html = page("a red circle")
     links = [v for tag in Tags(html).tags for k, v in tag.attrs.items() if k in ("src", "href", "action")]
     assert links and all(link.startswith(("data:image/", "#")) for link in links)
@@ -87,14 +87,14 @@ def test_nothing_is_fetched(page):
     assert "default-src 'none'" in html
 
 
-def test_what_the_user_and_the_model_wrote_is_escaped(page):
+def test_prompts_and_model_text_are_escaped(page):
     html = page(EVIL)
     assert "<script>alert" not in html and "<alone>" not in html and "<ring>" not in html
     assert EVIL in unescape(html)
     assert sum(tag.name == "script" for tag in Tags(html).tags) == 1
 
 
-def test_everything_is_there(page):
+def test_the_page_shows_prompts_scores_costs_and_the_command(page):
     html = page("a red circle")
     text = " ".join(" ".join(Tags(html).text).split())
     for part in (
@@ -115,7 +115,7 @@ def test_everything_is_there(page):
     ):
         assert part in text, part
     assert "<mark>large</mark>" in html
-    assert html.index("the best") < html.index("≈ 0.12"), "rank order, the stopped last"
+    assert html.index("the best") < html.index("≈ 0.12"), "pruned candidates come last"
 
 
 def test_several_prompts_get_an_index(page):
@@ -124,7 +124,7 @@ def test_several_prompts_get_an_index(page):
     assert "index" not in Tags(page("alone")).tags[0].attrs and 'href="#' not in page("alone")
 
 
-def test_the_winner_is_first_and_the_stopped_are_last(tmp_path):
+def test_the_winner_is_first_and_pruned_candidates_are_last(tmp_path):
     record = records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
     view = prompt_view(tmp_path, record, 0)
     assert [c["index"] for c in view["walls"][0]["cards"]] == [2, 0, 1]
@@ -132,13 +132,13 @@ def test_the_winner_is_first_and_the_stopped_are_last(tmp_path):
     assert view["cost"]["percent"] == round(100 * 52 / 96, 1)
 
 
-def test_a_picture_that_was_moved_away_leaves_a_gap(tmp_path):
+def test_a_missing_picture_is_reported_on_the_page(tmp_path):
     record = records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
     (tmp_path / record.winner.image).unlink()
     assert "picture moved away" in write_page(tmp_path, [(tmp_path, record)]).read_text()
 
 
-def test_a_stopped_candidate_shows_its_last_preview(tmp_path):
+def test_a_pruned_candidate_shows_its_last_preview(tmp_path):
     outcome = an_outcome()
     outcome.candidates[1].preview = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(3))
     record = records.save_outcome(tmp_path, outcome, SETTINGS, {})
@@ -150,7 +150,7 @@ def test_a_stopped_candidate_shows_its_last_preview(tmp_path):
     assert shown == f"data:image/png;base64,{base64.b64encode(data).decode()}"
     assert "≈ 0.12" in html and "<span>step 2 of 8</span>" in html
     text = html[html.index(">", html.index("last preview")) + 1 :].lstrip()
-    assert text.startswith("</div>"), "nothing lies over the preview"
+    assert text.startswith("</div>"), "nothing covers the preview"
     (tmp_path / record.candidates[1].preview).unlink()
     without = write_page(tmp_path, [(tmp_path, record)]).read_text()
     assert "of 8, stopped" in without and "picture moved away" not in without
@@ -164,7 +164,7 @@ def test_large_pictures_are_shrunk(tmp_path):
     assert path.stat().st_size < (tmp_path / "best.png").stat().st_size / 2
 
 
-def test_the_command_line_draws_the_same(tmp_path):
+def test_the_command_line_repeats_all_settings(tmp_path):
     import shlex
 
     record = records.make_record(an_outcome('it\'s -- a "test"'), SETTINGS, {})
@@ -194,7 +194,7 @@ def test_the_command_line_draws_the_same(tmp_path):
     assert shlex.split(render_command(dashed))[-2:] == ["--", "--best-of"]
 
 
-def test_numbers():
+def test_scores_as_text():
     assert [number_text(v) for v in (None, 0.123, -0.5, 12.345, 1234.5)] == [
         "–",
         "0.12",
@@ -204,7 +204,7 @@ def test_numbers():
     ]
 
 
-def test_figures_of_a_benchmark():
+def test_the_page_of_an_evaluation():
     row = {
         "name": "terse <x>",
         "overall": [0.4, 0.35, 0.45],

@@ -1,4 +1,4 @@
-"""The page of pairs: one file without requests, everything escaped, and strikes that the store takes back."""
+"""The page of pairs: one file without requests, everything escaped, and strikes that the store reads."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def store(tmp_path):
     return made
 
 
-def test_the_page(store, tmp_path):
+def test_the_page_shows_the_closest_pairs_first(store, tmp_path):
     file = tmp_path / "pairs.html"
     store.strike([store.all_pairs()[0].id])
     assert write_pairs(file, store, 10) == 3
@@ -61,7 +61,7 @@ def test_the_page(store, tmp_path):
         assert words in page, words
 
 
-def test_rewrites_are_among_them(store, tmp_path):
+def test_pairs_of_rewrites_are_shown_too(store, tmp_path):
     better, worse = (
         PairText(reason=f"Why {words}.", rewrite=words, score=score, pictures=2)
         for words, score in (("a large dog", 0.7), (EVIL, 0.5))
@@ -89,11 +89,11 @@ def test_rewrites_are_among_them(store, tmp_path):
     assert f'data-pair="{text.id}" checked' in (tmp_path / "pairs.html").read_text()
 
 
-def test_only_the_doubtful_and_pictures_that_are_gone(store, tmp_path):
+def test_only_the_closest_pairs_are_shown_and_missing_pictures_are_named(store, tmp_path):
     assert [pair.margin for pair in closest_pairs(store.all_pairs(), 2)] == [0.1, 0.3]
     first, *others = closest_pairs(store.all_pairs(), 3)
     wider = first.model_copy(update={"reward": "other", "margin": 0.9})
-    assert closest_pairs([wider, *others, first], 3) == [first, *others]  # once, where it is most in doubt
+    assert closest_pairs([wider, *others, first], 3) == [first, *others]  # once, with its smallest margin
     store.image_path(store.all_pairs()[1].chosen.image).unlink()
     write_pairs(tmp_path / "pairs.html", store, 1)
     page = (tmp_path / "pairs.html").read_text()
@@ -101,8 +101,8 @@ def test_only_the_doubtful_and_pictures_that_are_gone(store, tmp_path):
     assert "1 of 3 pairs" in page
 
 
-def test_pictures_that_are_damaged_are_gone(store, tmp_path, monkeypatch):
-    """A second part without its name, the first half of a file, more pixels than anyone wants to see."""
+def test_damaged_pictures_count_as_missing(store, tmp_path, monkeypatch):
+    """A damaged PNG chunk, half a file, and a file with more pixels than Pillow allows."""
     pair = store.all_pairs()[0]
     chosen, rejected = (store.image_path(side.image) for side in (pair.chosen, pair.rejected))
     Image.effect_noise((600, 600), 90).convert("RGB").save(chosen)
@@ -118,12 +118,12 @@ def test_pictures_that_are_damaged_are_gone(store, tmp_path, monkeypatch):
     assert page.count("picture gone") == 3 and page.count("data:image") == 3
 
 
-def test_the_command_can_be_copied(tmp_path):
+def test_the_command_on_the_page_is_quoted(tmp_path):
     page = render_pairs(Store(tmp_path / "my store; $HOME", create=True), [], 0)
     assert f"--store {shlex.quote(str(tmp_path / 'my store; $HOME'))}" in unescape(page)
 
 
-def test_what_the_page_saves_is_what_the_store_takes(store, tmp_path):
+def test_the_store_reads_what_the_page_saves(store, tmp_path):
     """The script's object, as it is written in the page."""
     write_pairs(tmp_path / "pairs.html", store, 3)
     page = (tmp_path / "pairs.html").read_text()

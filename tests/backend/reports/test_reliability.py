@@ -1,11 +1,11 @@
-"""Reliability curves as figures."""
+"""Reliability diagrams."""
 
 import pytest
 
 from reprise.backend.reports.reliability import reliability_figures
 
 
-def test_dots_lie_where_their_bins_are():
+def test_dots_are_placed_by_their_bins():
     (figure,) = reliability_figures({"match": [[0.0, 0.0, 3], [1.0, 0.5, 1]]})
     low, high = figure["dots"]
     assert (low["x"], low["y"]) == (8, 172) and (high["x"], high["y"]) == (172, 90)

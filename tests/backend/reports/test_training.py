@@ -10,7 +10,7 @@ from reprise.backend.storage.cache import Cache
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of two steps, with an evaluation before it and one after, and hostile words in a prompt."""
+    """A run of two steps, with an evaluation before and after, and HTML in a prompt."""
     cache = Cache(tmp_path / "rollouts" / "pictures")
     for key in ("aa11", "bb22"):
         cache.put_image(key, torch.rand(8, 8, 3))
@@ -75,12 +75,12 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_the_report(run):
+def test_the_report_shows_figures_samples_and_the_last_group(run):
     page = write_report(run).read_text()
     assert "2 of 4" in page and "0.25 → 0.75" in page and "12 s" in page and "<b>0.12</b>" in page
-    assert 'http-equiv="refresh"' in page and "still going on" in page
+    assert 'http-equiv="refresh"' in page and "still running" in page
     assert "a <b>cat</b>" not in page and "a &lt;b&gt;cat&lt;/b&gt;" in page
-    # Two looks at the fixed prompt, and of the last group that taught something all that was drawn.
+    # Two pictures of the fixed prompt, and the three of the last group with a signal.
     assert page.count("data:image/png;base64") == 2 + 3
     order = re.findall(r"<b>([+-]\d\.\d\d|not trained on)</b>", page)
     assert order == ["+1.50", "-0.50", "-1.00", "not trained on"]
@@ -92,14 +92,14 @@ def test_curves_are_drawn_to_scale(run):
     page = render_report(run)
     titles = re.findall(r"<h3>([^<]+)</h3>", page)
     assert titles[:3] == ["redness, evaluated", "Reward, training", "Each reward, training"]
-    assert "KL from the first weights, per token" not in titles  # nothing was logged
+    assert "KL from the initial weights, per token" not in titles  # nothing was logged
     assert re.findall(r'points="([^"]+)"', page)[0] == "6.0,114.0 354.0,6.0"  # .25 at the foot, .75 on top
 
 
-def test_a_finished_run_is_not_loaded_again(run):
+def test_the_page_of_a_finished_run_does_not_reload(run):
     assert 'http-equiv="refresh"' not in render_report(run, finished=True)
 
 
-def test_a_run_that_has_only_begun(tmp_path):
+def test_a_run_without_any_step_has_a_report(tmp_path):
     (tmp_path / "config.yaml").write_text("max_steps: 4\n")
     assert "0 of 4" in render_report(tmp_path)

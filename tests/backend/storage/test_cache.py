@@ -29,14 +29,14 @@ def keys(count: int) -> list[str]:
     return [Cache.key("picture", number) for number in range(count)]
 
 
-def test_keys():
+def test_keys_depend_on_the_parts_and_their_order():
     assert Cache.key("a", 1, None, {"x": 1, "y": 2.5}) == Cache.key("a", 1, None, {"y": 2.5, "x": 1})
     parts = [("a", "b"), ("ab",), ("a", "b", None), ("b", "a"), ("a,b",)]
     assert len({Cache.key(*each) for each in parts}) == 5
     assert len(Cache.key("\udcff")) == 64
 
 
-def test_a_picture_comes_back_to_the_bit(cache):
+def test_a_picture_is_read_back_bit_for_bit(cache):
     (key,) = keys(1)
     assert cache.get_image(key) is None
     cache.put_image(key, picture(1), {"rows": 12})
@@ -47,7 +47,7 @@ def test_a_picture_comes_back_to_the_bit(cache):
     assert [path.suffix for path in cache.folder.rglob("*") if path.is_file()] == [".png"]
 
 
-def test_scores(cache):
+def test_scores_are_read_back_exactly(cache):
     (key,) = keys(1)
     assert cache.get_scores(key) is None
     cache.put_scores(key, {"clip": 0.1 + 0.2, "hps": -1.5})
@@ -66,7 +66,7 @@ def test_scores(cache):
         lambda b: b[:60] + bytes([b[60] ^ 255]) + b[61:],
     ],
 )
-def test_a_damaged_entry_is_a_miss_and_goes(cache, damage):
+def test_a_damaged_entry_counts_as_missing_and_is_deleted(cache, damage):
     (key,) = keys(1)
     cache.put_image(key, picture(1))
     cache.put_scores(key, {"clip": 0.5})
@@ -78,8 +78,8 @@ def test_a_damaged_entry_is_a_miss_and_goes(cache, damage):
     assert cache.get_image(key) is not None
 
 
-def test_what_cannot_be_read_now_stays(cache, monkeypatch):
-    """Too many open files say nothing of the entry."""
+def test_an_entry_that_cannot_be_read_at_the_moment_stays(cache, monkeypatch):
+    """Too many open files: the entry itself may be sound."""
     key = Cache.key("image", 1)
     cache.put_image(key, torch.zeros(2, 2, 3))
     cache.put_scores(key, {"a": 1.0})
@@ -115,14 +115,14 @@ def test_without_a_limit_nothing_is_deleted(tmp_path):
         '{"key": "other", "scores": {}}',
     ],
 )
-def test_odd_scores_are_a_miss(cache, text):
+def test_invalid_scores_count_as_missing(cache, text):
     (key,) = keys(1)
     cache.put_scores(key, {})
     next(cache.folder.rglob("*.json")).write_text(text.replace("KEY", key))
     assert cache.get_scores(key) is None
 
 
-def test_the_longest_unused_go_first(tmp_path):
+def test_the_entries_unused_for_longest_are_deleted_first(tmp_path):
     cache = Cache(tmp_path)
     names = keys(6)
     for age, name in enumerate(names[:5]):
@@ -138,7 +138,7 @@ def test_the_longest_unused_go_first(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) <= small.limit
 
 
-def test_what_another_process_wrote_counts_after_a_recount(tmp_path):
+def test_a_recount_includes_what_other_processes_wrote(tmp_path):
     names = keys(8)
     mine = Cache(tmp_path, limit=10**9)
     mine.put_image(names[0], picture(0))
@@ -152,7 +152,7 @@ def test_what_another_process_wrote_counts_after_a_recount(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) <= mine.limit
 
 
-def test_a_limit_below_one_entry_keeps_nothing(tmp_path):
+def test_a_limit_below_one_entry_stores_nothing(tmp_path):
     cache = Cache(tmp_path, limit=10)
     cache.put_image(keys(1)[0], picture(1))
     assert cache.get_image(keys(1)[0]) is None
@@ -160,7 +160,7 @@ def test_a_limit_below_one_entry_keeps_nothing(tmp_path):
         Cache(tmp_path, limit=-1)
 
 
-def test_a_full_disk_warns_once_and_goes_on(cache, monkeypatch, caplog):
+def test_a_full_disk_warns_once_and_the_work_continues(cache, monkeypatch, caplog):
     names = keys(3)
     cache.put_image(names[0], picture(0))
 
@@ -177,14 +177,14 @@ def test_a_full_disk_warns_once_and_goes_on(cache, monkeypatch, caplog):
     assert len([path for path in cache.folder.rglob("*") if path.is_file()]) == 1  # no part left behind
 
 
-def test_a_folder_that_is_a_file(tmp_path, caplog):
+def test_a_cache_whose_folder_is_a_file_stores_nothing(tmp_path, caplog):
     (tmp_path / "taken").write_text("x")
     cache = Cache(tmp_path / "taken")
     cache.put_scores(keys(1)[0], {"a": 1.0})
     assert cache.get_scores(keys(1)[0]) is None and "going on without it" in caplog.text
 
 
-def test_importing_it_is_light():
+def test_importing_the_cache_loads_no_library():
     code = "import sys, reprise.backend.storage.cache; print({'torch', 'PIL', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,4 +1,4 @@
-"""Run folders: whole files, sound records, one clear line where something cannot be written."""
+"""Records and files: complete, valid, and one clear line if something cannot be written."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def an_outcome(score=0.9):
     )
 
 
-def test_the_record_has_the_promised_form(tmp_path):
+def test_the_record_has_its_documented_form(tmp_path):
     records.save_outcome(tmp_path, an_outcome(), SETTINGS, {"reprise": "0"})
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert set(record) == {
@@ -63,12 +63,12 @@ def test_the_record_has_the_promised_form(tmp_path):
     }
     pruned = record["candidates"][2]
     assert (pruned["image"], pruned["score"], pruned["pruned_at"], pruned["round"]) == (None, None, 2, 1)
-    assert pruned["preview"] is None, "nobody looked"
+    assert pruned["preview"] is None, "it has no preview picture"
     assert record["best"] == 1 and record["reflection"][0]["critique"] == "too red"
     assert record["cost"]["denoiser_rows"] == 20 and record["cost"]["seconds"]["total"] == 1.5
 
 
-def test_pictures_are_written_with_what_drew_them(tmp_path):
+def test_pictures_carry_their_prompt_and_seed(tmp_path):
     outcome = an_outcome()
     records.save_outcome(tmp_path, outcome, SETTINGS, {})
     with Image.open(tmp_path / "candidates" / "01-6.png") as picture:
@@ -79,7 +79,7 @@ def test_pictures_are_written_with_what_drew_them(tmp_path):
     assert (tmp_path / "best.png").read_bytes() == (tmp_path / "candidates" / "01-6.png").read_bytes()
 
 
-def test_the_last_preview_of_a_pruned_candidate_is_a_picture_beside_the_others(tmp_path):
+def test_the_last_preview_of_a_pruned_candidate_is_saved(tmp_path):
     outcome = an_outcome()
     outcome.candidates[2].preview = torch.rand(8, 8, 3)
     record = records.save_outcome(tmp_path, outcome, SETTINGS, {})
@@ -92,10 +92,10 @@ def test_the_last_preview_of_a_pruned_candidate_is_a_picture_beside_the_others(t
         assert list(picture.tobytes()) == wanted
     assert records.load_record(tmp_path / "record.json") == record
     records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
-    assert not list((tmp_path / "previews").iterdir()), "none is left of an earlier run"
+    assert not list((tmp_path / "previews").iterdir()), "those of the earlier run are deleted"
 
 
-def test_a_run_is_finished_without_its_previews(tmp_path):
+def test_a_run_without_its_previews_is_finished(tmp_path):
     outcome = an_outcome()
     outcome.candidates[2].preview = torch.rand(8, 8, 3)
     records.save_outcome(tmp_path, outcome, SETTINGS, {})
@@ -103,7 +103,7 @@ def test_a_run_is_finished_without_its_previews(tmp_path):
     assert records.finished_record(tmp_path, "a prompt", SETTINGS) is not None
 
 
-def test_a_finished_record_is_known_by_prompt_settings_and_pictures(tmp_path):
+def test_a_finished_record_has_the_same_prompt_settings_and_all_pictures(tmp_path):
     records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
     assert records.finished_record(tmp_path, "a prompt", dict(SETTINGS)).winner.seed == 6
     assert records.finished_record(tmp_path, "another", SETTINGS) is None
@@ -113,14 +113,14 @@ def test_a_finished_record_is_known_by_prompt_settings_and_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"prompt": "a"}', '{"prompt": NaN}'])
-def test_a_damaged_record_is_no_record(tmp_path, text):
+def test_a_damaged_record_is_not_read(tmp_path, text):
     (tmp_path / "record.json").write_text(text)
     assert records.finished_record(tmp_path, "a", {}) is None
-    with pytest.raises(BadInput, match="no record of this program"):
+    with pytest.raises(BadInput, match="not a record of this program"):
         records.load_record(tmp_path / "record.json")
 
 
-def test_drawing_again_leaves_no_stale_picture_and_touches_nothing_else(tmp_path):
+def test_deleting_a_record_deletes_its_pictures_and_nothing_else(tmp_path):
     records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
     (tmp_path / "mine.txt").write_text("keep")
     record = json.loads((tmp_path / "record.json").read_text())
@@ -136,13 +136,13 @@ def test_drawing_again_leaves_no_stale_picture_and_touches_nothing_else(tmp_path
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_a_score_that_is_none_makes_no_record(tmp_path, score):
-    with pytest.raises(RepriseError, match="not sound"):
+def test_a_score_that_is_not_finite_makes_no_record(tmp_path, score):
+    with pytest.raises(RepriseError, match="not valid"):
         records.save_outcome(tmp_path, an_outcome(score), SETTINGS, {})
     assert not (tmp_path / "record.json").exists()
 
 
-def test_a_file_is_the_old_one_or_all_of_the_new(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "a.txt"
     files.write_whole(path, "old")
 
@@ -155,7 +155,7 @@ def test_a_file_is_the_old_one_or_all_of_the_new(tmp_path, monkeypatch):
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
-def test_a_full_disk_is_one_line_and_a_failure(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_exit_code_1(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -166,20 +166,20 @@ def test_a_full_disk_is_one_line_and_a_failure(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
-def test_a_folder_that_cannot_be(tmp_path, place):
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, place):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="--out"):
         files.prepare_folder(tmp_path / place)
 
 
-def test_slugs_are_names_of_folders_and_differ():
+def test_slugs_are_folder_names_and_differ():
     assert files.slug("Three RED circles!").startswith("three-red-circles-")
     assert files.slug("a b") != files.slug("a-b") and files.slug("a", salt="1") != files.slug("a", salt="2")
     assert files.slug("赤い円").isalnum() and len(files.slug("x" * 500)) < 60
     assert "/" not in files.slug("../../etc/passwd")
 
 
-def test_versions_name_what_decides_the_pixels():
-    found = records.versions()
+def test_versions_name_what_the_pixels_depend_on():
+    found = records.installed_versions()
     assert found["threads"] == str(torch.get_num_threads())
     assert found["torch"].startswith(torch.__version__.split("+")[0]) and {"reprise", "python"} <= set(found)

@@ -277,7 +277,7 @@ def test_unusual_pictures_and_prompts_are_scored(judge, told):
     assert judge.score(grey, PROMPTS[:1]) == judge.score(grey.expand(-1, -1, -1, 3), PROMPTS[:1])
     with pytest.raises(BadInput, match=r"expected pictures \(B, H, W, 3\)"):
         judge.score(torch.rand(1, 8, 8, 4), PROMPTS[:1])
-    with pytest.raises(BadInput, match="picture 1 of 1 .* no numbers"):
+    with pytest.raises(BadInput, match="picture 1 of 1 .* NaN or infinite"):
         judge.score(torch.full((1, 4, 4, 3), math.nan), PROMPTS[:1])
     for call in (judge.score, judge.criticize):
         with pytest.raises(BadInput, match="got 2 for 1"):

@@ -107,7 +107,7 @@ def test_unusual_pictures_and_prompts_are_scored(name, installed):
     for bad in (torch.rand(1, 8, 8, 4), torch.rand(8, 8, 3), torch.rand(1, 0, 8, 3)):
         with pytest.raises(BadInput, match=r"expected pictures \(B, H, W, 3\)"):
             judge.score(bad, [WORDS] * len(bad))
-    with pytest.raises(BadInput, match="picture 2 of 2 .* no numbers"):
+    with pytest.raises(BadInput, match="picture 2 of 2 .* NaN or infinite"):
         judge.score(torch.tensor([0.0, float("nan")]).view(2, 1, 1, 1).expand(-1, 4, 4, 3), [WORDS] * 2)
     with pytest.raises(BadInput, match="got 2 for 1"):
         judge.score(torch.rand(1, 4, 4, 3), [WORDS] * 2)

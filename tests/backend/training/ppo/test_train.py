@@ -110,12 +110,12 @@ def test_the_run_folder(finished):
     assert pictures >= {key for line in lines for key in line["pictures"]}
     page = (finished / "report.html").read_text()
     for title in (
-        "Over the user&#39;s own prompt",
+        "Gain over the prompt as typed",
         "Ratio, mean",
-        "Error of the critic",
+        "Value loss",
         "Entropy",
-        "Distance from the first pivots",
-        "KL from the first",
+        "Distance from the initial pivots",
+        "KL from the initial",
         "Words of a rewrite",
     ):
         assert title in page, title

@@ -1,4 +1,4 @@
-"""Which words of a rewrite are the user's own, and which were added."""
+"""The words of a rewrite that are not the user's own."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections import Counter
 
 
 def mark_added_words(before: str, after: str) -> list[tuple[str, bool]]:
-    """`after` in runs of words, each with whether it was added: [("a red circle", False), …].
+    """`after`, split into runs of words, each with whether they were added: [("a red circle", False), …].
 
-    A word that only moved is no added one. Letter case and punctuation make no difference.
+    A word of `before` that only moved does not count as added. Case and punctuation are ignored.
     """
     old, new = before.split(), after.split()
     matcher = difflib.SequenceMatcher(None, [_bare(w) for w in old], [_bare(w) for w in new], autojunk=False)
