@@ -31,7 +31,7 @@ def _kill_at(where: str, count: int) -> None:
         "judge": (Cache, "put_scores"),
         "learn": (torch.optim.AdamW, "step"),
     }[where]
-    method, look, made, looking = getattr(owner, name), PictureScorer.look, [], []
+    method, look, made, looking = getattr(owner, name), PictureScorer.score, [], []
 
     def looked(self, *arguments):
         looking.append(1)
@@ -48,5 +48,5 @@ def _kill_at(where: str, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    PictureScorer.look = looked
+    PictureScorer.score = looked
     setattr(owner, name, counted)
