@@ -14,7 +14,7 @@ from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed,
 from reprise.backend.core.registry import TRAINERS, resolve
 from reprise.backend.rewards.vlm.judge import VLMCritic, vlm_judge, vlm_pictures
 from reprise.backend.rewards.vlm.local import LocalVLM
-from reprise.backend.training.common import steps as stepping
+from reprise.backend.training.common import step_loop
 from reprise.backend.training.common.losses import answer_loss
 from reprise.backend.training.judge import loop as judge_loop
 from reprise.backend.training.judge import train as judge_module
@@ -329,7 +329,7 @@ def test_a_loss_that_is_no_number(folders, data, tmp_path, monkeypatch):
 
 
 def test_a_full_disk(folders, data, tmp_path, monkeypatch):
-    save = stepping.save_checkpoint
+    save = step_loop.save_checkpoint
 
     def full(*given, **options):
         import safetensors.torch
@@ -342,7 +342,7 @@ def test_a_full_disk(folders, data, tmp_path, monkeypatch):
             patch.setattr(safetensors.torch, "save_file", no_room)
             save(*given, **options)
 
-    monkeypatch.setattr(judge_loop, "save_checkpoint", full)
+    monkeypatch.setattr(step_loop, "save_checkpoint", full)
     said = refused(settings(folders, data), tmp_path / "run", TrainingFailed)
     assert "checkpoint-2 cannot be written" in said and "make room, and go on with --resume" in said
     monkeypatch.undo()

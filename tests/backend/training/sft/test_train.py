@@ -252,7 +252,9 @@ def test_without_reasoning_the_reason_is_left_out(model, data, tmp_path):
 def test_words_that_ask_for_reasons_are_not_kept_without_them(kept, told, model, data):
     plain = config(model, data, reasoning=False, system=None)
     if told is None:
-        with pytest.raises(BadInput, match="keeps asks for reasons, and reasoning is false; give another"):
+        with pytest.raises(
+            BadInput, match="stored with it asks for reasons, and reasoning is false; give another"
+        ):
             system_text(plain, kept, "it")
     else:
         assert system_text(plain, kept, "it") == told
@@ -301,7 +303,7 @@ def test_long_examples_are_dropped_and_counted_or_refused(model, data, tmp_path)
     said = []
     train(config(model, long, max_steps=1), tmp_path / "run", log=said.append)
     assert any("left out 1 of 25 of the examples" in line for line in said)
-    with pytest.raises(BadInput, match="24 of 24 examples .* raise max_length"):
+    with pytest.raises(BadInput, match="24 of 24 of the examples .* raise max_length"):
         train(config(model, data, max_length=20, max_new_tokens=8), tmp_path / "other", log=said.append)
     assert not (tmp_path / "other").exists()  # the mended call may take the same folder
 
