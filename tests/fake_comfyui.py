@@ -1,4 +1,4 @@
-"""A ComfyUI server on this machine that runs graphs in no time, and fails in whatever way a test wants."""
+"""A fake ComfyUI server on this machine: it runs graphs at once, and fails as a test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on this machine that plays whatever a test wants to see handled."""
+"""A fake OpenAI-compatible endpoint on this machine, which sends the responses that a test sets."""
 
 import json
 import socket

@@ -29,7 +29,7 @@ PROMPTS = ["a red circle", "three blue stars", "a green heart left of a yellow s
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    """No key and no hosts of whoever runs the tests; a client that tries again at once."""
+    """Without the key and hosts of the environment; retries come at once."""
     for name in ("REPRISE_SERVE_KEY", "REPRISE_SERVE_HOSTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(http, "FIRST_RETRY_SECONDS", 0.01)

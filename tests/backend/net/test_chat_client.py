@@ -1,4 +1,4 @@
-"""The client of chat endpoints against a real HTTP server: what it sends, what it says when that fails."""
+"""The client of chat endpoints against a real HTTP server: its requests, and its errors."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def fails(server, **options) -> str:
     return str(caught.value)
 
 
-def test_a_request_is_what_it_should_be(endpoint):
+def test_the_body_of_a_request(endpoint):
     [reply] = complete(endpoint)
     assert (reply.text, reply.cut) == (GOOD, False) and reply.choice["finish_reason"] == "stop"
     [request] = endpoint.requests
@@ -71,13 +71,13 @@ def test_answers_come_in_order_and_together():
 
     with playing(play) as server:
         asks = [ChatRequest(ASK.messages, {"seed": i}) for i in range(6)]
-        told = []
+        counts = []
         replies = Endpoint(server.url, MODEL, concurrency=3).complete(
-            asks, progress=lambda *seen: told.append(seen)
+            asks, progress=lambda *seen: counts.append(seen)
         )
         assert [reply.text for reply in replies] == ["0", "1", "2", "3", "4", "5"]
         assert server.most_busy == 3
-        assert told == sorted(told) and all(total == 6 for _, total in told)
+        assert counts == sorted(counts) and all(total == 6 for _, total in counts)
 
 
 def test_it_works_inside_a_running_event_loop(endpoint):
@@ -130,7 +130,7 @@ def test_the_key_goes_to_named_hosts_only(monkeypatch, url, hosts, sent):
         assert find_key(url)[0] == KEY  # what the message says helps
 
 
-def test_a_wanted_and_a_refused_key(monkeypatch):
+def test_a_missing_key_and_a_refused_key(monkeypatch):
     with playing(refusal(401, f"Incorrect API key provided: {KEY}")) as server:
         assert "wants a key (401" in fails(server) and "set REPRISE_ENDPOINT_KEY" in fails(server)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -139,13 +139,13 @@ def test_a_wanted_and_a_refused_key(monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["sk a b", "sk-é", "sk-\n-x"])
-def test_an_impossible_key_is_not_shown(endpoint, monkeypatch, key):
+def test_an_invalid_key_is_not_shown(endpoint, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     assert fails(endpoint) == "OPENAI_API_KEY holds characters that no key has; set it again and start again"
     assert endpoint.requests == []
 
 
-def test_the_key_is_kept_nowhere(endpoint, monkeypatch, caplog):
+def test_the_key_is_not_stored_or_logged(endpoint, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     made = Endpoint(endpoint.url, MODEL)
     with caplog.at_level("DEBUG"):
@@ -153,13 +153,13 @@ def test_the_key_is_kept_nowhere(endpoint, monkeypatch, caplog):
     assert KEY not in repr(vars(made)) and KEY not in caplog.text
 
 
-def test_nobody_answers():
+def test_no_server_at_the_address():
     made = Endpoint(closed_url(), MODEL)
     with pytest.raises(EndpointError, match=r"cannot reach http://127.*start its server, or correct"):
         made.complete([ASK])
 
 
-def test_too_slow():
+def test_a_slow_answer():
     with playing(answer(GOOD, delay=60)) as server:
         started = time.monotonic()
         assert "did not answer within 0.3 s; raise the timeout" in fails(server, timeout=0.3)
@@ -167,7 +167,7 @@ def test_too_slow():
         _until(lambda: len(server.requests) == 1)
 
 
-def test_a_trickle_is_too_slow():
+def test_a_trickling_answer_is_too_slow():
     """The head of an answer comes in time, the rest does not."""
     with playing(Play(b"{", headers={"Content-Length": "999999"}, linger=9)) as server:
         assert "did not answer within 0.4 s" in fails(server, timeout=0.4)
@@ -200,7 +200,7 @@ def test_a_trickle_is_too_slow():
         (Play(b"{", headers={"Content-Length": "100"}), "broke off"),
     ],
 )
-def test_rubbish(play, says):
+def test_invalid_answers(play, says):
     with playing(play) as server:
         assert says in fails(server, retries=0)
 
@@ -225,7 +225,7 @@ def test_text_in_parts_and_text_cut_off():
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_passing_fault_is_tried_again(status):
+def test_a_temporary_failure_is_tried_again(status):
     with playing(refusal(status, "busy"), answer(GOOD)) as server:
         assert complete(server)[0].text == GOOD and len(server.requests) == 2
 
@@ -237,12 +237,12 @@ def test_a_passing_fault_is_tried_again(status):
         (500, "failed (500: 'busy'); its log says why"),
     ],
 )
-def test_a_lasting_fault_ends_after_the_retries(status, says):
+def test_a_lasting_failure_ends_after_the_retries(status, says):
     with playing(refusal(status, "busy")) as server:
         assert says in fails(server) and len(server.requests) == 3
 
 
-def test_retry_after_is_kept_to_but_not_for_ever():
+def test_retry_after_is_respected_up_to_a_limit():
     with playing(Play({}, 429, {"Retry-After": "0.4"}), answer(GOOD)) as server:
         started = time.monotonic()
         complete(server)
@@ -258,7 +258,7 @@ def test_a_lost_connection_is_tried_again():
         assert complete(server)[0].text == GOOD
 
 
-def test_an_unknown_model_and_an_address_that_is_none():
+def test_an_unknown_model_and_a_wrong_address():
     with playing(refusal(404, "model not found")) as server:
         with pytest.raises(EndpointError) as caught:
             Endpoint(server.url, "tiny-chatt").complete([ASK])
@@ -327,7 +327,7 @@ def test_one_failure_ends_the_others():
         _until(lambda: server.hung_up == len(server.requests) - 1)
 
 
-def told(server, play, count=6, **options):
+def collect(server, play, count=6, **options):
     """What `complete_each` hands over, and how it ended."""
     found, server.plays = {}, [play]
     asks = [ChatRequest(ASK.messages, {"seed": i}) for i in range(count)]
@@ -345,36 +345,38 @@ def test_answers_are_handed_over_as_they_come(endpoint):
         odd = {1: refusal(400, "no"), 3: answer("")}
         return odd.get(body["seed"]) or answer(str(body["seed"]))
 
-    found, error = told(endpoint, play)
+    found, error = collect(endpoint, play)
     assert error is None and sorted(found) == [0, 1, 2, 3, 4, 5]
     assert [found[i].text for i in (0, 2, 4, 5)] == ["0", "2", "4", "5"]
     assert all(isinstance(found[i], AnswerRefused) for i in (1, 3))
 
 
-def test_what_came_before_a_failure_is_handed_over(endpoint):
+def test_answers_before_a_failure_are_handed_over(endpoint):
     def play(body):
         return refusal(401, "no key") if body["seed"] == 4 else answer(str(body["seed"]))
 
-    found, error = told(endpoint, play)
+    found, error = collect(endpoint, play)
     assert isinstance(error, EndpointError) and not isinstance(error, AnswerRefused) and "401" in str(error)
     # Two at a time: when 4 is asked, three of those before it have been answered, whichever.
     assert len(found) >= 3 and 4 not in found
     assert all(reply.text == str(number) for number, reply in found.items())
 
 
-def test_what_came_before_ctrl_c_is_handed_over(endpoint, monkeypatch):
-    """Also what has come since the last look."""
+def test_answers_before_ctrl_c_are_handed_over(endpoint, monkeypatch):
+    """Also those that came after the last poll."""
     wait = background._LoopThread.wait
 
     def stopped(self, seconds):
-        if not getattr(self, "told", False):
-            self.told = True
+        if not getattr(self, "has_waited", False):
+            self.has_waited = True
             _until(lambda: len(endpoint.requests) >= 5)
             raise KeyboardInterrupt
         return wait(self, seconds)
 
     monkeypatch.setattr(background._LoopThread, "wait", stopped)
-    found, error = told(endpoint, lambda body: answer(str(body["seed"]), delay=20 if body["seed"] > 3 else 0))
+    found, error = collect(
+        endpoint, lambda body: answer(str(body["seed"]), delay=20 if body["seed"] > 3 else 0)
+    )
     assert isinstance(error, KeyboardInterrupt) and len(found) >= 3
 
 
@@ -396,7 +398,7 @@ def test_a_stop_does_not_wait_for_the_server(monkeypatch, plays):
             _until(lambda: server.hung_up == 2)  # the server knows, and may stop its model
 
 
-def test_what_should_stop_raises_comes_through():
+def test_exceptions_of_should_stop_reach_the_caller():
     class Stop(BaseException):
         pass
 
@@ -423,13 +425,13 @@ def test_what_should_stop_raises_comes_through():
         "http://host:port/v1",
     ],
 )
-def test_addresses_that_are_none(url):
+def test_invalid_addresses(url):
     with pytest.raises(BadInput, match=r"expected an address such as") as caught:
         check_url(url)
     assert "hunter2" not in str(caught.value)
 
 
-def test_what_people_paste_after_an_address_goes():
+def test_what_people_paste_after_an_address_is_removed():
     for pasted in ("http://h:1/v1", "http://h:1/v1/", " http://h:1/v1/chat/completions ", "http://h:1/v1//"):
         assert check_url(pasted) == "http://h:1/v1"
 
@@ -442,7 +444,7 @@ def test_bad_settings(options):
         Endpoint("http://127.0.0.1/v1", " ")
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(endpoint, monkeypatch):
+def test_the_environments_proxy_is_not_used_for_this_machine(endpoint, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", closed_url())
     assert httpx.URL(endpoint.url).host == "127.0.0.1"
     assert complete(endpoint)[0].text == GOOD

@@ -111,7 +111,7 @@ def test_waits_double_and_the_servers_own_wait_counts(server, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT"])
-def test_a_wait_that_is_no_number_of_seconds(server, value):
+def test_retry_after_that_is_not_a_number_of_seconds(server, value):
     server.answers = [(503, {"Retry-After": value}, b""), (200, {}, b"")]
     assert fetch(server.url, "", retries=1, **LIMITS).status == 200
 
@@ -154,7 +154,7 @@ def test_faults_say_what_happened(server):
         (b"\xff<html>", "\ufffd<html>"),
     ],
 )
-def test_where_a_server_says_what_is_wrong(server, body, message):
+def test_where_the_servers_message_is_found(server, body, message):
     server.answers = [(400, {}, body)]
     assert fetch(server.url, "", **LIMITS).message == message
 

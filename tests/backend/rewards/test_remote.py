@@ -1,4 +1,4 @@
-"""The client of the reward server: nothing lost, nothing guessed, and an end to every wait."""
+"""The client of the reward server: nothing is lost or guessed, and every wait ends."""
 
 import json
 import threading
@@ -25,8 +25,8 @@ from ...reward_server import PROMPTS, Brightness, Gate, clean, scene, serving  #
 GREY = torch.full((2, 4, 6, 3), 128 / 255)
 
 
-def test_a_line_too_short_for_its_clients_loses_nothing(monkeypatch):
-    """Sixteen clients at eight places: some are turned away, and come again."""
+def test_a_queue_shorter_than_its_clients_loses_nothing(monkeypatch):
+    """Sixteen clients, a queue of eight: some are refused, and try again."""
     monkeypatch.setattr(app, "RETRY_AFTER", "0.02")
     cases = [(scene(prompt, seed)[None], [prompt]) for prompt in PROMPTS for seed in range(6)]
     judge = ShapeWorldSoft()
@@ -57,8 +57,8 @@ def test_spec_scores_and_critique_are_those_of_the_served_judge():
         assert isinstance(mix, Critic) and len(mix.score(images, PROMPTS)) == 4
 
 
-def test_a_judge_that_criticises_answers_to_how_it_was_asked_for(monkeypatch):
-    """It is served under its plain name; one that only scores is not taken for it."""
+def test_a_criticising_judge_is_found_by_both_names(monkeypatch):
+    """Its plain name, and the one with #critique, which a judge that only scores does not have."""
     cards = [{**CARD, "name": name, "critic": name == "vlm:x"} for name in ("vlm:x", "vlm:y")]
     Play(monkeypatch, good(), catalogue={**CATALOGUE, "rewards": cards})
     for name in ("vlm:x", "vlm:x#critique"):
@@ -67,7 +67,7 @@ def test_a_judge_that_criticises_answers_to_how_it_was_asked_for(monkeypatch):
         connect("http://127.0.0.1:1", "vlm:y#critique")
 
 
-def test_a_search_reflects_with_a_judge_elsewhere():
+def test_a_search_reflects_with_a_remote_judge():
     from reprise.backend.renderers.fake import FakeRenderer
     from reprise.backend.rewriters.template import KeepPrompt
     from reprise.backend.search.chain import Chain
@@ -98,7 +98,7 @@ def test_large_batches_go_in_parts_that_the_server_takes():
             connect(server.url, "brightness").score(torch.rand(1, 30, 30, 3), ["p"])
 
 
-def test_faults_are_told_as_if_the_judge_were_here():
+def test_errors_are_those_of_a_local_judge():
     with serving(ShapeWorldSoft(), Brightness()) as server:
         with pytest.raises(BadInput, match="name one of its shapes"):
             image_scores(connect(server.url, "shapeworld"), GREY, ["a cat", "a dog"])
@@ -197,7 +197,7 @@ def good(*scores):
         ((401, {"detail": "key"}), "wants its key (401: 'key'); set REPRISE_SERVE_KEY"),
     ],
 )
-def test_an_answer_that_is_none_is_an_error_and_never_a_score(monkeypatch, answer, part):
+def test_an_invalid_answer_is_an_error_and_never_a_score(monkeypatch, answer, part):
     play = Play(monkeypatch, answer)
     with pytest.raises((EndpointError, RewardFailed)) as caught:
         image_scores(connect("http://127.0.0.1:9", "far"), GREY, ["a", "b"])
@@ -215,13 +215,13 @@ def test_an_answer_that_is_none_is_an_error_and_never_a_score(monkeypatch, answe
         {"rewards": [CARD], "limits": {"images": 0}},
     ],
 )
-def test_a_catalogue_that_is_none(monkeypatch, catalogue):
+def test_an_invalid_catalogue(monkeypatch, catalogue):
     Play(monkeypatch, good(), catalogue=catalogue)
     with pytest.raises(EndpointError, match="no answer that can be read"):
         connect("http://127.0.0.1:9", "far")
 
 
-def test_what_passes_is_asked_again_and_waits_grow(monkeypatch):
+def test_temporary_failures_are_tried_again_with_growing_waits(monkeypatch):
     busy = (503, {"detail": "full"}, ("Retry-After", "3"))
     play = Play(monkeypatch, httpx.ReadError("reset"), busy, (502, "bad gateway"), good(0.25, 0.5))
     assert connect("http://127.0.0.1:9", "far").score(GREY, ["a", "b"]) == [0.25, 0.5]
@@ -244,7 +244,7 @@ def test_what_passes_is_asked_again_and_waits_grow(monkeypatch):
         (httpx.ConnectError("refused"), "after 3 tries ('refused')"),
     ],
 )
-def test_it_gives_up_and_says_how_often_it_tried(monkeypatch, last, part):
+def test_the_error_says_how_often_it_tried(monkeypatch, last, part):
     play = Play(monkeypatch, last)
     with pytest.raises(EndpointError) as caught:
         connect("http://127.0.0.1:9", "far", retries=2).score(GREY, ["a", "b"])
@@ -261,7 +261,7 @@ def test_a_long_wait_or_a_slow_answer_is_not_tried_again(monkeypatch):
     assert len(play.requests) == 2 and play.waits == []
 
 
-def test_verdicts_are_read_as_strictly(monkeypatch):
+def test_verdicts_are_checked_as_strictly(monkeypatch):
     judged = {"satisfied": False, "critique": "no", "faults": ["no"]}
     play = Play(monkeypatch, (200, {"verdicts": {"far": [judged]}, "errors": {}}))
     critic = connect("http://127.0.0.1:9", "far")
@@ -273,7 +273,7 @@ def test_verdicts_are_read_as_strictly(monkeypatch):
         critic.criticize(GREY[:1], ["a"])
 
 
-def test_the_key_goes_where_it_may(monkeypatch):
+def test_the_key_goes_to_allowed_addresses_only(monkeypatch):
     monkeypatch.setenv("REPRISE_SERVE_KEY", "a-long-random-word")
     play = Play(monkeypatch, good(0.5, 0.5), (401, {"detail": "not a-long-random-word"}))
     reward = connect("http://127.0.0.1:9", "far")
@@ -291,7 +291,7 @@ def test_the_key_goes_where_it_may(monkeypatch):
     assert "Authorization" in play.requests[-1].headers
 
 
-def test_nobody_there():
+def test_no_server_at_the_address():
     with pytest.raises(EndpointError, match="cannot reach the reward server .* after 2 tries"):
         connect(closed_url(), "far", retries=1)
     for url in ("127.0.0.1:8009", "http://me:secret@host:8009", "ftp://host"):

@@ -55,7 +55,7 @@ def refused(response, status, part):
     assert part in detail and "\n" not in detail and len(detail) <= 300 and "Traceback" not in detail
 
 
-def test_what_is_served_and_that_it_is_up(server):
+def test_the_catalogue_and_health(server):
     assert server.http.get("/health").json() == {"status": "ok", "waiting": 0}
     found = server.http.get("/rewards").json()
     assert found["rewards"][0] == {
@@ -95,7 +95,7 @@ def test_every_kind_of_picture(server, mode, kind, mean):
     assert post(server, request([encoded(picture, kind)])).json()["scores"]["brightness"] == [mean]
 
 
-def test_a_picture_as_it_is(server):
+def test_a_picture_as_the_body(server):
     file = io.BytesIO()
     to_pil(scene("a red circle", 1)[None])[0].save(file, "PNG")
     query = {"prompt": "a red circle", "reward": ["shapeworld", "brightness"]}
@@ -128,7 +128,7 @@ def test_critiques(server):
     refused(post(server, request(), "criticize"), 422, "'brightness' only scores")
 
 
-def test_one_rewards_error_leaves_the_others_their_answers(server):
+def test_one_rewards_error_leaves_the_others_results(server):
     body = request([GREY], ["fail"], ["shapeworld", "brightness"])
     found = post(server, body).json()
     assert found["scores"] == {}
@@ -168,7 +168,7 @@ def zipped(data):
 SPACES = b" " * 10**8
 BOMB = chunk(b"zTXt", b"words\0\0" + zlib.compress(SPACES))
 whole = request()
-NO_JSON = {
+NOT_JSON = {
     "gzip": gzip.compress(json.dumps(whole).encode()),
     "gzip bomb": gzip.compress(SPACES),
     "zip bomb": zipped(SPACES),
@@ -182,7 +182,7 @@ NO_JSON = {
     "half a letter": b'{"images": ["\\ud800"]}',
     "a number without end": b"1" * 200_000,
 }
-WRONG = {
+INVALID = {
     "list": ([], "expected a JSON object"),
     "null": (None, "expected a JSON object"),
     "nothing": ({}, "images: field required"),
@@ -219,8 +219,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-def test_what_is_no_json(server, body):
+@pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
+def test_bodies_that_are_not_json(server, body):
     refused(post(server, body), 400, "the body is no JSON")
 
 
@@ -229,17 +229,17 @@ def test_pixels_beyond_those_of_the_header_are_not_unpacked(server):
     assert post(server, request([bomb])).json()["scores"] == {"brightness": [0.0]}
 
 
-def test_a_body_said_to_be_packed_is_not_unpacked(server):
+def test_a_compressed_body_is_not_unpacked(server):
     body = gzip.compress(json.dumps(whole).encode())
     refused(post(server, body, headers={"Content-Encoding": "gzip"}), 400, "the body is no JSON")
 
 
-@pytest.mark.parametrize("body,part", WRONG.values(), ids=WRONG)
-def test_what_is_no_request(server, body, part):
+@pytest.mark.parametrize("body,part", INVALID.values(), ids=INVALID)
+def test_invalid_requests(server, body, part):
     refused(post(server, body), 422, part)
 
 
-def test_other_ways_to_ask(server):
+def test_other_content_types_methods_and_paths(server):
     for kind in ("text/plain", "application/octet-stream", "application/x-pickle", "image/gif", ""):
         refused(post(server, whole, headers={"Content-Type": kind}), 415, "application/json")
     refused(server.http.post("/score", files={"image": b"x"}), 415, "application/json")
@@ -249,7 +249,7 @@ def test_other_ways_to_ask(server):
 
 
 HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-NO_HTTP = {
+NOT_HTTP = {
     "negative length": HEAD + b"Content-Length: -1\r\n\r\n",
     "length in words": HEAD + b"Content-Length: many\r\n\r\n",
     "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
@@ -269,8 +269,8 @@ def connected(server):
     return socket.create_connection((address.host, address.port), timeout=20)
 
 
-@pytest.mark.parametrize("data", NO_HTTP.values(), ids=NO_HTTP)
-def test_what_is_no_http(server, data):
+@pytest.mark.parametrize("data", NOT_HTTP.values(), ids=NOT_HTTP)
+def test_invalid_http(server, data):
     with connected(server) as sock:
         sock.sendall(data)
         assert sock.makefile("rb").readline().startswith(b"HTTP/1.1 4")
@@ -287,7 +287,7 @@ def test_other_protocols_are_not_spoken(server):
 
 
 @pytest.mark.parametrize("data", [b"", b"POST /sc", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nPOST /sc"])
-def test_who_connects_and_only_drips_is_hung_up_on(monkeypatch, data):
+def test_dripping_connections_are_closed(monkeypatch, data):
     monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.2)
     with serving(Brightness()) as made, connected(made) as sock:
         with pytest.raises(ConnectionError):
@@ -297,7 +297,7 @@ def test_who_connects_and_only_drips_is_hung_up_on(monkeypatch, data):
                 threading.Event().wait(0.01)
 
 
-def test_half_open_connections_hold_up_nobody(server):
+def test_half_open_connections_delay_no_request(server):
     held = [connected(server) for _ in range(300)]
     try:
         for sock in held:
@@ -310,7 +310,7 @@ def test_half_open_connections_hold_up_nobody(server):
             sock.close()
 
 
-def test_a_stop_refuses_what_is_not_complete():
+def test_a_stop_refuses_incomplete_requests():
     with serving(Brightness()) as made, connected(made) as sock, connected(made) as idle:
         sock.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -323,7 +323,7 @@ def test_a_stop_refuses_what_is_not_complete():
             pass
 
 
-def test_at_most_so_many_bodies_come_in_at_once(monkeypatch):
+def test_the_number_of_bodies_read_at_once_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "BODIES_AT_ONCE", 1)
     monkeypatch.setattr(module, "BODY_SECONDS", 1.0)
     with serving(Brightness()) as made, connected(made) as sock:
@@ -333,7 +333,7 @@ def test_at_most_so_many_bodies_come_in_at_once(monkeypatch):
         assert sock.recv(12) == b"HTTP/1.1 408"
 
 
-def test_a_body_without_its_length(server):
+def test_a_body_without_content_length(server):
     parts = (part.encode() for part in json.dumps(whole))
     found = server.http.post("/score", content=parts, headers={"Content-Type": "application/json"})
     assert found.status_code == 200
@@ -389,7 +389,7 @@ def test_pictures_damaged_at_random_are_scored_or_refused(server):
     assert seen == {200, 422}
 
 
-def test_a_full_line_turns_away_and_says_when_to_come_back():
+def test_a_full_queue_refuses_and_says_when_to_try_again():
     gate = Gate()
     with serving(gate, waiting=2) as made:
         answers = []
@@ -413,7 +413,7 @@ def test_a_full_line_turns_away_and_says_when_to_come_back():
         assert answers == [200] * 3 and made.queue.answered == 3
 
 
-def test_who_hangs_up_leaves_the_line():
+def test_a_client_that_hangs_up_leaves_the_queue():
     gate = Gate()
     with serving(gate) as made:
         first = threading.Thread(target=post, args=(made, request(rewards=["gate"])))
@@ -478,7 +478,7 @@ def test_with_the_key(keyed):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_fault_of_ours_is_500_without_its_traceback(server, monkeypatch, capfd):
+def test_an_internal_error_is_500_without_its_traceback(server, monkeypatch, capfd):
     def broken(*_):
         raise ZeroDivisionError("secret")
 

@@ -1,4 +1,4 @@
-"""The queue by itself: what becomes of those who wait when it closes."""
+"""The queue alone: the requests that it holds when it closes."""
 
 import threading
 
@@ -14,7 +14,7 @@ def job():
     return QueuedRequest([Image.new("L", (8, 4), 255)], ["a"], ["gate"])
 
 
-def one_in_work_and_one_in_line():
+def one_in_work_and_one_waiting():
     gate = Gate()
     queue = BatchingQueue([gate])
     in_work = queue.submit(job())
@@ -22,12 +22,12 @@ def one_in_work_and_one_in_line():
     return gate, queue, in_work, queue.submit(job())
 
 
-def test_who_is_in_work_gets_the_answer_and_who_waits_is_turned_away():
-    gate, queue, in_work, in_line = one_in_work_and_one_in_line()
+def test_on_close_requests_in_work_are_answered_and_waiting_ones_refused():
+    gate, queue, in_work, waiting = one_in_work_and_one_waiting()
     closing = threading.Thread(target=queue.close, args=(10,))
     closing.start()
     with pytest.raises(QueueFull, match="is stopping"):
-        in_line.result(10)
+        waiting.result(10)
     with pytest.raises(QueueFull, match="is stopping"):
         queue.submit(job())
     assert not in_work.done()
@@ -37,8 +37,8 @@ def test_who_is_in_work_gets_the_answer_and_who_waits_is_turned_away():
     assert queue.answered == 1 and gate.batches == [(1, 4, 8, 3)]
 
 
-def test_patience_ends():
-    gate, queue, in_work, _ = one_in_work_and_one_in_line()
+def test_close_does_not_wait_longer_than_its_patience():
+    gate, queue, in_work, _ = one_in_work_and_one_waiting()
     queue.close(0.01)
     with pytest.raises(QueueFull, match="is stopping"):
         in_work.result(0)

@@ -1,4 +1,4 @@
-"""The renderer of saved workflows: servers that are slow, die, come back, refuse and answer rubbish."""
+"""The renderer of saved workflows: servers that are slow, die, come back, refuse and send invalid answers."""
 
 import json
 import os
@@ -98,8 +98,8 @@ def test_a_job_that_is_repeated_is_drawn_once(servers, tmp_path):
     assert (again.denoiser_rows, again.denoiser_rows_full) == (2 * STEPS, 3 * 2 * STEPS)
 
 
-def test_a_picture_of_another_version_is_not_kept(servers, tmp_path, caplog):
-    """It would answer for the version that the fingerprint names."""
+def test_a_picture_of_another_version_is_not_cached(servers, tmp_path, caplog):
+    """The cache would return it for the version that the fingerprint names."""
     old, new = servers(delay=0.02), servers(delay=0.02, version="0.34.0")
     drawing = renderer(old, new, cache=Cache(tmp_path))
     assert "the ComfyUI servers differ (ComfyUI 0.33.0" in caplog.text
@@ -199,7 +199,7 @@ def test_silence_is_bounded(servers):
     assert "failed 2 times" in said and "it said nothing about a picture for 0.2 s" in said
 
 
-def test_waiting_in_the_queue_is_no_silence(servers):
+def test_waiting_in_the_queue_does_not_count_as_silence(servers):
     one = servers()
 
     def talk():  # longer than the silence, while the second run waits
@@ -280,7 +280,7 @@ def test_a_workflow_that_is_refused_says_why(servers):
     check(renderer(one, servers()).render(JOBS))  # the model is on the other one
 
 
-RUBBISH = {
+INVALID = {
     "a page instead of the queue": ("queue", (200, b"<html>hello</html>"), "does not show its queue"),
     "a page instead of a queued run": ("prompt", (200, b"<html>hello</html>"), "does not take the workflow"),
     "a failure of the server": ("prompt", (500, b"Internal Server Error"), "(500: 'Internal Server Error')"),
@@ -289,9 +289,9 @@ RUBBISH = {
 }
 
 
-@pytest.mark.parametrize("case", RUBBISH)
-def test_rubbish_is_a_lost_server(servers, case):
-    path, answer, part = RUBBISH[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_answers_are_a_lost_server(servers, case):
+    path, answer, part = INVALID[case]
     bad, good = servers(), servers(delay=0.01)
     drawing = renderer(bad, retries=1, patience=0.3)
     bad.answers[path] = answer
@@ -303,14 +303,14 @@ def test_rubbish_is_a_lost_server(servers, case):
 @pytest.mark.parametrize(
     "message", [b"not json", b'"text"', b'{"type": "status", "data": {}}', b'{"type": "progress", "data": 3}']
 )
-def test_rubbish_on_the_websocket(servers, message):
+def test_invalid_websocket_messages(servers, message):
     bad, good = servers(), servers(delay=0.01)
     bad.always = lambda: [bad.frame(client, 0x81, message) for client in list(bad.sockets)] and []
     check(renderer(bad, good, retries=50).render(JOBS))
     assert "its message is none of ComfyUI's" in fails(renderer(bad, retries=0))
 
 
-def test_what_custom_nodes_say_is_passed_over(servers):
+def test_messages_of_custom_nodes_are_ignored(servers):
     one = servers()
     theirs = (
         (0x81, b'{"type": "crystools.monitor", "data": [1]}'),
@@ -321,7 +321,7 @@ def test_what_custom_nodes_say_is_passed_over(servers):
     check(renderer(one).render(JOBS))
 
 
-def test_pictures_that_are_none(servers):
+def test_invalid_pictures(servers):
     one = servers(sink=False)
     drawing = renderer(one, retries=1)
     one.answers["view"] = 200, b"\x89PNG\r\n\x1a\n and nothing more"
@@ -346,7 +346,7 @@ def test_a_run_that_somebody_stops_on_the_server_is_tried_again(servers):
     assert "it was stopped on the server" in fails(renderer(one))
 
 
-def test_ctrl_c_takes_back_what_is_queued(servers):
+def test_ctrl_c_cancels_queued_runs(servers):
     """The signal itself, which comes while the caller waits."""
     one = servers()
 
@@ -364,7 +364,7 @@ def test_ctrl_c_takes_back_what_is_queued(servers):
 
 
 @pytest.mark.parametrize("error", [Interrupted("stop"), KeyboardInterrupt()])
-def test_an_interrupt_takes_back_what_is_queued(servers, error):
+def test_an_interrupt_cancels_queued_runs(servers, error):
     """And leaves alone what others queued."""
     one = servers(delay=30.0)
     drawing = renderer(one)
@@ -390,7 +390,7 @@ def test_an_interrupt_takes_back_what_is_queued(servers, error):
     assert not any(name in names for name, _, _ in one.pending)
 
 
-def test_a_failure_takes_back_the_rest(servers):
+def test_a_failure_cancels_the_other_runs(servers):
     one = servers(delay=0.02)
     one.at_run[1] = lambda: [("execution_error", {"node_id": "5", "exception_message": "no"})]
     fails(renderer(one), jobs=JOBS)
@@ -407,7 +407,7 @@ def test_progress_counts_the_steps_of_all(servers):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen) and len({d for d, _ in seen}) > 2
 
 
-def test_what_cannot_be_drawn_is_refused(servers):
+def test_invalid_jobs_are_refused(servers):
     drawing = renderer(servers())
 
     class Watcher:
@@ -484,7 +484,7 @@ def test_names(text, file, urls, names):
         ("flow.json,seed=1,seed=2@http://a", ["seed= is given once", "seed=2"]),
     ],
 )
-def test_names_that_are_none(text, parts):
+def test_invalid_names(text, parts):
     with pytest.raises((BadInput, UnknownName)) as caught:
         parse_name(text)
     assert isinstance(caught.value, RepriseError) and "secret" not in str(caught.value)

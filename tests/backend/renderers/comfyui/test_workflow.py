@@ -287,7 +287,7 @@ def test_one_picture_a_job():
     assert prepare(FLUX).graph["9"]["inputs"]["batch_size"] == 1
 
 
-def test_the_fingerprint_knows_all_but_prompt_and_seed():
+def test_the_fingerprint_covers_all_but_prompt_and_seed():
     whole = [
         json.dumps(prepare(graph).content)
         for graph in (
@@ -312,12 +312,12 @@ def test_the_fingerprint_knows_all_but_prompt_and_seed():
         (TABLE["two passes"][0], NamedSockets(seed="9"), ["2.text"], ["9.seed"]),
     ],
 )
-def test_what_is_named_is_taken(graph, names, prompts, seeds):
+def test_named_sockets_are_used(graph, names, prompts, seeds):
     found = prepare(graph, names)
     assert list(map(str, found.prompts)) == prompts and list(map(str, found.seeds)) == seeds
 
 
-def test_steps_are_set_where_they_stand():
+def test_steps_are_set_in_the_input_that_holds_them():
     assert prepare(GRAPH, steps=9).graph["5"]["inputs"]["steps"] == 9
     flux = prepare(FLUX, steps=3)
     assert (flux.graph["8"]["inputs"]["steps"], flux.steps) == (3, 3)
@@ -418,7 +418,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_clear_is_refused_with_the_candidates(case):
+def test_ambiguous_inputs_are_refused_with_the_candidates(case):
     graph, names, parts = REFUSED[case]
     with pytest.raises(BadInput) as caught:
         prepare(graph, names)
@@ -439,7 +439,7 @@ def test_what_is_not_clear_is_refused_with_the_candidates(case):
         (b'{"1": {"class_type": "A", "inputs": {"x": ["9", 0]}}}', ["1.x comes from node '9'"]),
     ],
 )
-def test_files_that_are_no_workflow(tmp_path, content, parts):
+def test_files_that_are_not_workflows(tmp_path, content, parts):
     path = tmp_path / "w.json"
     if content is not None:
         path.write_bytes(content)

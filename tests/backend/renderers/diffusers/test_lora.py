@@ -162,7 +162,7 @@ def test_the_renderer_takes_a_file(name, tmp_path):
         DiffusersRenderer(pipe, lora=file, **settings)
 
 
-def test_what_is_in_the_file(trained):
+def test_the_keys_and_metadata_of_a_file(trained):
     name, file, _, _ = trained
     tensors = load_file(file)
     known = {"flux": "transformer.", "sd3": "transformer.", "pixart": "base_model.model."}
@@ -221,7 +221,7 @@ def test_an_alpha_of_another_tool_counts(tmp_path):
         ({"lora_up.weight": torch.full((8, 2), 1e300, dtype=torch.float64)}, "too large"),
     ],
 )
-def test_files_that_nobody_should_trust(changes, message, tmp_path):
+def test_damaged_files_are_refused(changes, message, tmp_path):
     denoiser = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8)})
     whole = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(8, 2), "alpha": torch.ones(1)}
     tensors = {} if changes is None else {**whole, **changes}

@@ -57,7 +57,7 @@ def touch(path):
     return path
 
 
-def test_the_order_of_places(nothing, monkeypatch):
+def test_the_order_of_folders(nothing, monkeypatch):
     wanted = JUDGES["image-reward"].files[0]
     assert files.find(wanted) is None
     hub = nothing / "hub" / "models--zai-org--ImageReward"
@@ -179,7 +179,7 @@ def test_a_download_of_another_size_than_promised_is_refused(hub, monkeypatch):
     assert "\n" not in str(error.value) and not (hub / "tiny" / "weights.bin").exists()
 
 
-def test_what_cannot_be_had_is_one_line(hub, monkeypatch):
+def test_a_failed_download_is_one_line(hub, monkeypatch):
     wants(monkeypatch, PublishedFile("tiny", "gone.bin", 7000, "a/b"))
     with pytest.raises(CheckpointError, match="gone.bin cannot be had from https://hugg.*/a/b: ") as error:
         fetch.fetch("tiny", print)

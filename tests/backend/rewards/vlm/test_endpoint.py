@@ -1,4 +1,4 @@
-"""A VLM judge behind a server, which plays."""
+"""A VLM judge behind a fake endpoint."""
 
 import base64
 import io
@@ -71,7 +71,7 @@ def test_a_server_that_refuses_logprobs_by_name():
 
 
 @pytest.mark.parametrize("text", ["I see a cat", "maybe", "yesterday", "noise"])
-def test_a_servers_rubbish_is_an_error(text):
+def test_an_invalid_answer_is_an_error(text):
     with playing(answer(text)) as server, pytest.raises(EndpointError, match="expected yes or no from 'tiny"):
         at(server).score(IMAGES[:1], ["a cat"])
 
@@ -113,6 +113,6 @@ def test_grades_and_checklists_of_a_server():
         assert len(server.requests[0].body["messages"][0]["content"]) == 1  # no picture for the list
 
 
-def test_nobody_answers():
+def test_no_server_at_the_address():
     with pytest.raises(EndpointError, match="cannot reach"):
         vlm_judge(f"m@{closed_url()}").score(IMAGES[:1], ["a cat"])
