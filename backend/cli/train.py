@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,9 +16,6 @@ from ..factory import TRAINERS, find_trainer
 from ..training import shipped_config, shipped_configs
 from ..training.common import distributed
 from . import options
-
-if TYPE_CHECKING:
-    pass
 
 SUMMARIES = {
     "sft": "Teach a rewriter by examples (supervised fine-tuning).",
