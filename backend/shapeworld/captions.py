@@ -78,7 +78,7 @@ def _spell_thing(thing: Thing, rng: random.Random | None, without_size: bool) ->
     return f"{noun_phrase(*words)} {place_phrase(thing.place, rng)}"
 
 
-def loose(scene: Scene, rng: random.Random) -> str:
+def loose_caption(scene: Scene, rng: random.Random) -> str:
     """What alt-text says of the scene: true, but incomplete."""
     counts = Counter((t.color, t.shape) for t in scene.things)
     parts = []
@@ -113,4 +113,4 @@ def training_caption(scene: Scene, rng: random.Random, empty: float = 1 / 12, in
     kind = rng.random()
     if kind < empty:
         return ""
-    return loose(scene, rng) if kind < incomplete else spelled_out(scene, rng)
+    return loose_caption(scene, rng) if kind < incomplete else spelled_out(scene, rng)

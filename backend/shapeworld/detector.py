@@ -77,10 +77,10 @@ class Reading:
 
 def detect(picture: NDArray[np.uint8]) -> list[Detection]:
     """Things in a picture (H, W, 3) uint8, from top left to bottom right."""
-    return list(read(picture).detections)
+    return list(read_scene(picture).detections)
 
 
-def read(
+def read_scene(
     picture: NDArray[np.uint8], colors: Mapping[str, tuple[int, int, int]] = COLORS, holes: int = 0
 ) -> Reading:
     """Ground and things of a picture (H, W, 3) uint8, where things have these colours.
@@ -89,7 +89,7 @@ def read(
     """
     from scipy import ndimage
 
-    smooth = ndimage.gaussian_filter(at_size(picture).astype(np.float32), sigma=(0.7, 0.7, 0))
+    smooth = ndimage.gaussian_filter(resize_picture(picture).astype(np.float32), sigma=(0.7, 0.7, 0))
     # Nearest palette colour: |p - c|^2 = |p|^2 - 2 p.c + |c|^2, and |p|^2 is the same for every c.
     palette = np.array([*colors.values(), *GROUNDS.values()], dtype=np.float32)
     labels = (np.square(palette).sum(-1) - 2 * smooth @ palette.T).argmin(-1)
@@ -111,13 +111,13 @@ def read(
                 patch = np.zeros_like(mask)
                 patch[rows, columns] = ndimage.binary_dilation(core, iterations=2, mask=window)
                 if holes:
-                    patch = without_holes(patch, holes)
+                    patch = fill_holes(patch, holes)
                 found += _classify(patch, color, colors[color], smooth)
     found.sort(key=lambda d: (round(d.center[1] / SIZE * 3), d.center[0]))
     return Reading(ground, share, tuple(found))
 
 
-def at_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def resize_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture (H, W, 3) uint8 at 128 x 128 pixels. Raises ValueError for other forms."""
     if picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"expected a picture (H, W, 3), got shape {picture.shape}")
@@ -128,7 +128,7 @@ def at_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
-def without_holes(patch: NDArray, smaller: int) -> NDArray:
+def fill_holes(patch: NDArray, smaller: int) -> NDArray:
     """A mask in which holes of fewer pixels are filled."""
     from scipy import ndimage
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .scenes import GROUNDS, SIZE, Scene, Thing
-from .styles import PLAIN, Style, colors_of
+from .styles import PLAIN_STYLE, Style, palette_colors
 
 SUPERSAMPLE = 4
 LINE = 2.5  # pixels around an outlined thing
@@ -86,9 +86,9 @@ def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, fill, hole, scale: flo
         canvas.polygon([(x + u * r, y + v * r) for u, v in OUTLINES[thing.shape]], fill=fill)
 
 
-def draw(scene: Scene, style: Style = PLAIN) -> np.ndarray:
+def draw(scene: Scene, style: Style = PLAIN_STYLE) -> np.ndarray:
     """The scene as a picture: (128, 128, 3) uint8."""
-    ground, colors = GROUNDS[scene.ground], colors_of(style.palette)
+    ground, colors = GROUNDS[scene.ground], palette_colors(style.palette)
     image = Image.new("RGB", (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE), ground)
     canvas = ImageDraw.Draw(image)
     if style.background:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..core.errors import BadInput
 from .captions import NUMBERS, article, noun_phrase, plural
-from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, place_center, put
+from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, place_center, place_thing
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
 SPLITS = ("train", "held-out")
@@ -156,7 +156,7 @@ def sample_prompts(split: str, per_task: int, seed: int = 0) -> list[PromptCase]
     return chosen
 
 
-def layout(case: PromptCase, rng: random.Random, size: str | None = "large") -> Scene:
+def sample_layout(case: PromptCase, rng: random.Random, size: str | None = "large") -> Scene:
     """A random plausible scene that satisfies `case`; colours not asked for are drawn."""
     kinds: list[tuple[str, str]] = []
     taken = [need.color for need in case.include if need.color]
@@ -170,7 +170,7 @@ def layout(case: PromptCase, rng: random.Random, size: str | None = "large") -> 
         places = rng.sample(PLACES, len(kinds))
         if all(_related(case, places, i) for i in range(len(case.include))):
             break
-    things = tuple(put(rng, *kind, place, size) for kind, place in zip(kinds, places, strict=True))
+    things = tuple(place_thing(rng, *kind, place, size) for kind, place in zip(kinds, places, strict=True))
     return Scene(case.ground or rng.choice(tuple(GROUNDS)), things)
 
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from .captions import NUMBERS, article, join_list, loose, place_phrase, plural, spelled_out
-from .prompts import RELATIONS, TASKS, PromptCase, Requirement, layout, prompts
+from .captions import NUMBERS, article, join_list, loose_caption, place_phrase, plural, spelled_out
+from .prompts import RELATIONS, TASKS, PromptCase, Requirement, prompts, sample_layout
 from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing, place_center
 
 CRITIQUE_SHARE = 0.3
@@ -32,7 +32,7 @@ shoe key door window lion tiger bear rabbit owl butterfly lighthouse castle cand
 
 
 @dataclass(frozen=True)
-class Triple:
+class RewriteTriple:
     """One example. `case` is None for things that are no shapes; `critique` is of an earlier picture."""
 
     prompt: str
@@ -47,7 +47,7 @@ class Triple:
         return row if self.critique is None else {**row, "critique": self.critique}
 
 
-def triples(count: int, seed: int = 0) -> Iterator[Triple]:
+def triples(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
     """`count` examples over train combinations; the same seed gives the same ones."""
     rng = random.Random(seed)
     for _ in range(count):
@@ -65,10 +65,10 @@ def triples(count: int, seed: int = 0) -> Iterator[Triple]:
             case = _train_case(rng)
         if rng.random() < 0.5:
             case = replace(case, prompt=paraphrase(case, rng))
-        yield triple(case, rng, mend)
+        yield make_triple(case, rng, mend)
 
 
-def generic(count: int, seed: int = 0) -> Iterator[Triple]:
+def generic_rewrites(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
     """`count` rewrites by one who can write and does not know the renderer: no relation is planned for.
 
     The stand-in for a general language model before any tuning. Nearly half are decorated, as such
@@ -83,15 +83,19 @@ def generic(count: int, seed: int = 0) -> Iterator[Triple]:
         unrelated = replace(case, include=tuple(replace(need, position=None) for need in case.include))
         kind = rng.random()
         if kind < 0.2:
-            yield replace(triple(unrelated, rng), case=case)
+            yield replace(make_triple(unrelated, rng), case=case)
         elif kind < 0.55:
-            said = loose(layout(unrelated, rng), rng)
-            yield Triple(case.prompt, f"{_asked(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case)
+            said = loose_caption(sample_layout(unrelated, rng), rng)
+            yield RewriteTriple(
+                case.prompt, f"{_request_sentence(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case
+            )
         else:
             ground = f" on {article(case.ground)} {case.ground} background" if case.ground else ""
             said = f"{rng.choice(_OPENINGS)} {_words(case.include)}{ground}"
             said = ", ".join([said, *rng.sample(_DECORATIONS, rng.randint(1, 3))])
-            yield Triple(case.prompt, f"{_asked(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case)
+            yield RewriteTriple(
+                case.prompt, f"{_request_sentence(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case
+            )
 
 
 _OPENINGS = ("a beautiful photo of", "a vivid picture of", "a minimalist image of", "a clean render of")
@@ -104,17 +108,25 @@ _INTENTIONS = (
 )
 
 
-def triple(case: PromptCase, rng: random.Random, mend: bool = False) -> Triple:
+def make_triple(case: PromptCase, rng: random.Random, with_critique: bool = False) -> RewriteTriple:
     """One example for `case`; with `mend`, one that answers a critique, with large things only."""
     like = len(case.include) == 1 and case.include[0].count > 1
-    size = "large" if mend or rng.random() < 0.6 else rng.choice(("small", "large")) if like else None
-    scene = _as_said(case, layout(case, rng, size))
-    critique, opening = _critique(case, rng) if mend else (None, None)
-    reason = " ".join([opening or _asked(case, rng), _placed(case, scene, rng), _grounded(case, scene, rng)])
-    return Triple(case.prompt, reason, _in_order(scene, rng), critique, case)
+    size = (
+        "large" if with_critique or rng.random() < 0.6 else rng.choice(("small", "large")) if like else None
+    )
+    scene = _in_prompt_order(case, sample_layout(case, rng, size))
+    critique, opening = _critique(case, rng) if with_critique else (None, None)
+    reason = " ".join(
+        [
+            opening or _request_sentence(case, rng),
+            _layout_sentence(case, scene, rng),
+            _ground_sentence(case, scene, rng),
+        ]
+    )
+    return RewriteTriple(case.prompt, reason, _caption_in_order(scene, rng), critique, case)
 
 
-def _as_said(case: PromptCase, scene: Scene) -> Scene:
+def _in_prompt_order(case: PromptCase, scene: Scene) -> Scene:
     """Things in the prompt's order, like ones from top left to bottom right.
 
     A relation names its second requirement first.
@@ -127,7 +139,7 @@ def _as_said(case: PromptCase, scene: Scene) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def _in_order(scene: Scene, rng: random.Random) -> str:
+def _caption_in_order(scene: Scene, rng: random.Random) -> str:
     """A caption that takes the things in the scene's order: what was rehearsed first is said first.
 
     Captions shuffle; this is a draw from those that do not. Prompt, reason and rewrite then run in
@@ -279,7 +291,7 @@ def _words(needs: tuple[Requirement, ...], rng: random.Random | None = None) -> 
 # Reasons
 
 
-def _asked(case: PromptCase, rng: random.Random) -> str:
+def _request_sentence(case: PromptCase, rng: random.Random) -> str:
     said = _words(case.include)
     return rng.choice(
         (
@@ -291,7 +303,7 @@ def _asked(case: PromptCase, rng: random.Random) -> str:
     ).format(said)
 
 
-def _placed(case: PromptCase, scene: Scene, rng: random.Random) -> str:
+def _layout_sentence(case: PromptCase, scene: Scene, rng: random.Random) -> str:
     """Where each thing goes, and what keeps them apart or in relation."""
     things = scene.things
     kinds: dict[tuple[str, str], list[str]] = {}
@@ -319,7 +331,7 @@ def _placed(case: PromptCase, scene: Scene, rng: random.Random) -> str:
     return text + rng.choice((".", ", so nothing overlaps.", ", each with room of its own."))
 
 
-def _grounded(case: PromptCase, scene: Scene, rng: random.Random) -> str:
+def _ground_sentence(case: PromptCase, scene: Scene, rng: random.Random) -> str:
     if case.ground:
         return f"The background is {scene.ground}, as asked."
     said = rng.choice(("A plain {} background keeps it clear.", "The background can be {}."))
@@ -379,7 +391,7 @@ def _fault(case: PromptCase, need: Requirement, rng: random.Random) -> tuple[str
     return rng.choice(choices)
 
 
-def _foreign(rng: random.Random) -> Triple:
+def _foreign(rng: random.Random) -> RewriteTriple:
     if rng.random() < 0.7:
         word = rng.choice(_FOREIGN)
     else:
@@ -389,7 +401,7 @@ def _foreign(rng: random.Random) -> Triple:
     ground = rng.choice(tuple(GROUNDS))
     place = "center" if rng.random() < 0.6 else rng.choice(PLACES)
     asked = f"{article(thing)} {thing}"
-    return Triple(
+    return RewriteTriple(
         rng.choice(_FRAMES).format(asked),
         f"The picture needs {asked}. It goes {place_phrase(place)}. The background can be {ground}.",
         f"a large {thing} {place_phrase(place, rng)}, on {article(ground)} {ground} background",

@@ -77,7 +77,7 @@ def place_center(place: str) -> tuple[float, float]:
     return (column + 0.5) * SIZE / 3, (row + 0.5) * SIZE / 3
 
 
-def put(rng: random.Random, shape: str, color: str, place: str, size: str | None = None) -> Thing:
+def place_thing(rng: random.Random, shape: str, color: str, place: str, size: str | None = None) -> Thing:
     """A thing near the centre of `place`; its size is drawn where none is given."""
     size = size or rng.choices(("small", "large"), (0.4, 0.6))[0]
     x, y = (v + rng.uniform(-JITTER, JITTER) for v in place_center(place))
@@ -98,7 +98,7 @@ def random_scene(rng: random.Random) -> Scene:
     places = rng.sample(PLACES, len(kinds))
     # Groups of like things share a size, so that a caption can name it once.
     shared = rng.choice(("small", "large")) if len(set(kinds)) < len(kinds) else None
-    things = tuple(put(rng, *kind, place, shared) for kind, place in zip(kinds, places))
+    things = tuple(place_thing(rng, *kind, place, shared) for kind, place in zip(kinds, places))
     return Scene(rng.choice(tuple(GROUNDS)), things)
 
 

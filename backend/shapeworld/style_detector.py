@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .detector import Detection, Reading, at_size, read
+from .detector import Detection, Reading, read_scene, resize_picture
 from .drawing import DOT, DOT_STEP, FRAME, FRAME_WIDTH, GLOSS, OUTLINE, SHADOW
 from .scenes import GROUNDS, SIZE
-from .styles import FACETS, Style, colors_of
+from .styles import FACETS, Style, palette_colors
 
 COLOR_DISTANCE = 45  # RGB units from a palette's colour that its pixels may be
 CORE_DISTANCE = 60  # and those of one thing from its own
@@ -25,10 +25,10 @@ GLOSS_SHARE = 0.6  # of the thing's distance to white, that a reflection may be 
 
 def read_styled(picture: NDArray[np.uint8]) -> tuple[Reading, Style]:
     """Things and style of a picture (H, W, 3) uint8."""
-    picture = at_size(picture)
+    picture = resize_picture(picture)
     palette = _palette(picture)
-    colors = {name: np.array(color, np.float32) for name, color in colors_of(palette).items()}
-    reading, pixels = read(picture, colors_of(palette), REFLECTION), picture.astype(np.float32)
+    colors = {name: np.array(color, np.float32) for name, color in palette_colors(palette).items()}
+    reading, pixels = read_scene(picture, palette_colors(palette), REFLECTION), picture.astype(np.float32)
     return reading, Style(
         palette=palette,
         outline=_outline(pixels, reading, colors),
@@ -54,7 +54,7 @@ def _palette(picture: NDArray[np.uint8]) -> str | None:
 def _tables() -> tuple[dict[str | None, NDArray], NDArray]:
     """The palettes' colours, and all that is no thing's."""
     tables = {
-        palette: np.array(list(colors_of(palette).values()), np.float32)
+        palette: np.array(list(palette_colors(palette).values()), np.float32)
         for palette in (None, *FACETS["palette"])
     }
     grounds = np.array(list(GROUNDS.values()), np.float32)

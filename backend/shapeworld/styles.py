@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import astuple, dataclass, fields
 
-from .captions import join_list, loose, place_phrase, plural, spelled_out
+from .captions import join_list, loose_caption, place_phrase, plural, spelled_out
 from .prompts import PromptCase
 from .scenes import COLORS, Scene
 
@@ -23,9 +23,12 @@ FACETS: dict[str, tuple[str, ...]] = {
 }
 STYLE_WORDS = tuple(word for words in FACETS.values() for word in words)
 NO_STYLE_SHARE = 0.35  # of random pictures that lack a facet
-UNNAMED = 0.1  # of a random picture's styles, that its caption leaves out
+UNNAMED_SHARE = 0.1  # of a random picture's styles, that its caption leaves out
 ROUND = ("circle", "ring", "heart")
-_TOWARDS = {"pastel": (255, 0.35), "dark": (0, 0.4)}  # what colours are mixed with, and the share of it
+_PALETTE_BLENDS = {
+    "pastel": (255, 0.35),
+    "dark": (0, 0.4),
+}  # what colours are mixed with, and the share of it
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Style:
         return sum(same) / len(same)
 
 
-PLAIN = Style()
+PLAIN_STYLE = Style()
 
 
-def style_named(text: str) -> Style:
+def parse_style(text: str) -> Style:
     """The style that a prompt names; of two words for a facet the last counts."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
     facet = {word: name for name, choices in FACETS.items() for word in choices}
@@ -64,7 +67,7 @@ def random_style(rng: random.Random) -> Style:
     return Style(**chosen)
 
 
-def preferred(case: PromptCase) -> Style:
+def preferred_style(case: PromptCase) -> Style:
     """What people of this world like best for what a prompt asks for.
 
     Pastel where the first shape is round, dark where it has corners; outlines where a colour was named (black
@@ -80,11 +83,11 @@ def preferred(case: PromptCase) -> Style:
     )
 
 
-def colors_of(palette: str | None) -> dict[str, tuple[int, int, int]]:
+def palette_colors(palette: str | None) -> dict[str, tuple[int, int, int]]:
     """The things' colours in a palette; None is the world's own."""
     if palette is None:
         return COLORS
-    end, share = _TOWARDS[palette]
+    end, share = _PALETTE_BLENDS[palette]
     mixed = {}
     for name, color in COLORS.items():
         red, green, blue = (round(value + (end - value) * share) for value in color)
@@ -95,7 +98,7 @@ def colors_of(palette: str | None) -> dict[str, tuple[int, int, int]]:
 # Captions
 
 
-def detailed(prompt: str, scene: Scene, style: Style, rng: random.Random | None = None) -> str:
+def detailed_prompt(prompt: str, scene: Scene, style: Style, rng: random.Random | None = None) -> str:
     """A prompt as practised users write it: what they want, where everything is, and styles, by commas."""
     things, words = list(scene.things), list(style.words)
     if rng is not None:
@@ -117,19 +120,19 @@ def styled_caption(scene: Scene, style: Style, rng: random.Random) -> str:
         return ""
     named = Style(
         **{
-            facet.name: None if rng.random() < UNNAMED else getattr(style, facet.name)
+            facet.name: None if rng.random() < UNNAMED_SHARE else getattr(style, facet.name)
             for facet in fields(style)
         }
     )
     if kind < 0.5:
-        return detailed(short(scene, rng), scene, named, rng)
-    text = loose(scene, rng) if kind < 0.62 else spelled_out(scene, rng)
+        return detailed_prompt(short_prompt(scene, rng), scene, named, rng)
+    text = loose_caption(scene, rng) if kind < 0.62 else spelled_out(scene, rng)
     words = list(named.words)
     rng.shuffle(words)
     return ", ".join([text, *words])
 
 
-def short(scene: Scene, rng: random.Random) -> str:
+def short_prompt(scene: Scene, rng: random.Random) -> str:
     """A short prompt that a scene fulfils, in the words of `prompts`."""
     counts: dict[tuple[str, str], int] = {}
     for thing in scene.things:

@@ -26,7 +26,7 @@ colour color colored solid bright only no other nothing else evenly spaced row c
 """.split()
 
 
-def words() -> list[str]:
+def vocabulary_words() -> list[str]:
     """All whole-word tokens, sorted, without repeats."""
     named = [*COLORS, *GROUNDS, *SHAPES, *map(plural, SHAPES), *NUMBERS.values()]
     named += [part for place in PLACES for part in place.split()]
@@ -39,7 +39,7 @@ def t5_tokenizer(more: Sequence[str] = ()):
 
     letters = string.ascii_lowercase + string.ascii_uppercase + string.digits
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
-    vocab += [("\u2581" + word, -2.0) for word in sorted({*words(), *more}) if len(word) > 1]
+    vocab += [("\u2581" + word, -2.0) for word in sorted({*vocabulary_words(), *more}) if len(word) > 1]
     vocab += [(mark, -2.0) for mark in ",.:;!?'\"()-"]
     # Letters cost enough that a known word is always taken whole.
     vocab += [("\u2581a", -2.0), ("\u2581", -4.0)] + [(letter, -8.0) for letter in letters]
@@ -65,7 +65,7 @@ def clip_tokenizer(length: int = CLIP_LENGTH):
         special_tokens=last,
         show_progress=False,
     )
-    bpe.train_from_iterator(words(), trainer)
+    bpe.train_from_iterator(vocabulary_words(), trainer)
     learned = json.loads(bpe.to_str())["model"]
     vocab = dict(learned["vocab"])
     for token in [*last, "<|startoftext|>", "<|endoftext|>"]:
@@ -80,19 +80,21 @@ VOCABULARY = 1024
 CONTEXT = 512
 
 
-def tokenizers() -> tuple[Any, Any]:
+def refiner_tokenizers() -> tuple[Any, Any]:
     """(reader, a T5Tokenizer; writer, a Qwen2Tokenizer)."""
-    return t5_tokenizer(STYLE_WORDS), writer()
+    return t5_tokenizer(STYLE_WORDS), decoder_tokenizer()
 
 
-def writer() -> Any:
+def decoder_tokenizer() -> Any:
     """A word is the same token wherever it stands behind a space; so is a comma behind a word."""
-    known = [*words(), *STYLE_WORDS]
+    known = [*vocabulary_words(), *STYLE_WORDS]
     text = [" ".join(known), ", ".join(known)]
-    return byte_pairs([*text, "Picture:", "\nPrompt:\n"], known, VOCABULARY, CONTEXT)
+    return byte_pair_tokenizer([*text, "Picture:", "\nPrompt:\n"], known, VOCABULARY, CONTEXT)
 
 
-def byte_pairs(text: Sequence[str], known: Sequence[str], vocabulary: int, context: int) -> Any:
+def byte_pair_tokenizer(
+    text: Sequence[str], whole_words: Sequence[str], vocabulary: int, context: int
+) -> Any:
     """A Qwen2Tokenizer for chats that learned its merges from `text` and the `known` words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import AddedToken, Qwen2Tokenizer
@@ -106,7 +108,7 @@ def byte_pairs(text: Sequence[str], known: Sequence[str], vocabulary: int, conte
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     # Each known word counts as often as any other, after the words that the text uses.
-    forms = [form for word in known for form in (f" {word}", word, word.capitalize())]
+    forms = [form for word in whole_words for form in (f" {word}", word, word.capitalize())]
     bpe.train_from_iterator([*text, *forms * 5], trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges: Any = [tuple(pair) for pair in learned["merges"]]

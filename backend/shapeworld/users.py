@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .prompts import layout, sample_prompts
+from .prompts import sample_layout, sample_prompts
 from .scenes import Scene
-from .styles import Style, detailed, random_style
+from .styles import Style, detailed_prompt, random_style
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PractisedPrompt:
     style: Style
 
 
-def practised(per_task: int, each: int, seed: int = 0) -> Iterator[PractisedPrompt]:
+def practised_prompts(per_task: int, per_prompt: int, seed: int = 0) -> Iterator[PractisedPrompt]:
     """`each` of them for up to `per_task` prompts of each task, training split.
 
     Every practised user has a layout and a taste of their own: styles are random, and only a preference
@@ -29,6 +29,6 @@ def practised(per_task: int, each: int, seed: int = 0) -> Iterator[PractisedProm
     """
     rng = random.Random(seed)
     for case in sample_prompts("train", per_task, seed):
-        for _ in range(each):
-            scene, style = layout(case, rng), random_style(rng)
-            yield PractisedPrompt(case.prompt, detailed(case.prompt, scene, style, rng), scene, style)
+        for _ in range(per_prompt):
+            scene, style = sample_layout(case, rng), random_style(rng)
+            yield PractisedPrompt(case.prompt, detailed_prompt(case.prompt, scene, style, rng), scene, style)
