@@ -11,14 +11,14 @@ Only combinations of the train split are used, also in paraphrases and in the fe
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
 from .captions import NUMBERS, article, join_list, loose_caption, place_phrase, plural, spelled_out
-from .prompts import RELATIONS, TASKS, PromptCase, Requirement, prompts, sample_layout
-from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing, place_center
+from .paraphrases import FRAMES, paraphrase, requirements_phrase, richer_case, train_case
+from .prompts import PromptCase, Requirement, sample_layout
+from .read_back import read_back
+from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing
 
 CRITIQUE_SHARE = 0.3
 RICHER_SHARE = 0.15
@@ -57,12 +57,12 @@ def triples(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
             continue
         mend = rng.random() < CRITIQUE_SHARE
         if kind < FOREIGN_SHARE + RICHER_SHARE:
-            case = _richer_case(rng)
+            case = richer_case(rng)
         elif mend and rng.random() < 0.4:
             # A critique may name a third colour: to keep three apart is what is hard here.
-            case = _train_case(rng, "color_attribution")
+            case = train_case(rng, "color_attribution")
         else:
-            case = _train_case(rng)
+            case = train_case(rng)
         if rng.random() < 0.5:
             case = replace(case, prompt=paraphrase(case, rng))
         yield make_triple(case, rng, mend)
@@ -77,7 +77,7 @@ def generic_rewrites(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
     """
     rng = random.Random(seed)
     for _ in range(count):
-        case = _richer_case(rng) if rng.random() < RICHER_SHARE else _train_case(rng)
+        case = richer_case(rng) if rng.random() < RICHER_SHARE else train_case(rng)
         if rng.random() < 0.5:
             case = replace(case, prompt=paraphrase(case, rng))
         unrelated = replace(case, include=tuple(replace(need, position=None) for need in case.include))
@@ -91,7 +91,7 @@ def generic_rewrites(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
             )
         else:
             ground = f" on {article(case.ground)} {case.ground} background" if case.ground else ""
-            said = f"{rng.choice(_OPENINGS)} {_words(case.include)}{ground}"
+            said = f"{rng.choice(_OPENINGS)} {requirements_phrase(case.include)}{ground}"
             said = ", ".join([said, *rng.sample(_DECORATIONS, rng.randint(1, 3))])
             yield RewriteTriple(
                 case.prompt, f"{_request_sentence(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case
@@ -154,145 +154,8 @@ def _caption_in_order(scene: Scene, rng: random.Random) -> str:
             return text
 
 
-# Prompts
-
-
-@cache
-def _train_cases() -> dict[str, dict[str, list[PromptCase]]]:
-    """Task -> combination -> its prompts (one a ground)."""
-    found: dict[str, dict[str, list[PromptCase]]] = {task: {} for task in TASKS}
-    for case in prompts("train"):
-        found[case.task].setdefault(case.key, []).append(case)
-    return found
-
-
-@cache
-def _keys(task: str) -> tuple[str, ...]:
-    return tuple(_train_cases()[task])
-
-
-def _train_case(rng: random.Random, task: str | None = None) -> PromptCase:
-    task = task or rng.choice(TASKS)
-    cases = _train_cases()[task][rng.choice(_keys(task))]
-    plain = [case for case in cases if case.ground is None]
-    return plain[0] if plain and rng.random() < 0.4 else rng.choice(cases)
-
-
-def _known(task: str, key: str) -> bool:
-    return f"{task}: {key}" in _train_cases()[task]
-
-
-def _richer_case(rng: random.Random) -> PromptCase:
-    """Coloured counts, coloured relations, a group beside a thing, three things."""
-    while True:
-        needs = _richer_needs(rng)
-        if needs is not None and sum(need.count for need in needs) <= 4:
-            ground = rng.choice(tuple(GROUNDS)) if rng.random() < 0.4 else None
-            tail = f" on {article(ground)} {ground} background" if ground else ""
-            return PromptCase(f"a photo of {_words(needs)}{tail}", "richer", needs, ground)
-
-
-def _richer_needs(rng: random.Random) -> tuple[Requirement, ...] | None:
-    kind = rng.randrange(4)
-    a, b, c = rng.sample(SHAPES, 3)
-    red, blue = rng.sample(tuple(COLORS), 2)
-    number = rng.choice((2, 3, 4))
-    together = _known("two_object", f"{min(a, b)}+{max(a, b)}")
-    counted = _known("counting", f"{number} {a}")
-    if kind == 0 and counted and _known("colors", f"{red} {a}"):
-        return (Requirement(a, number, red),)
-    if kind == 1 and _known("color_attribution", "+".join(sorted((f"{red} {a}", f"{blue} {b}")))):
-        relation = rng.choice(tuple(RELATIONS))
-        if any(_known("position", key) for key in _position_keys(a, relation, b)):
-            return (Requirement(b, color=blue), Requirement(a, color=red, position=(relation, 0)))
-    if kind == 2 and counted and together and number < 4:
-        coloured = all(_known("colors", key) for key in (f"{red} {a}", f"{blue} {b}")) and rng.random() < 0.4
-        colors = (red, blue) if coloured else (None, None)
-        return (Requirement(a, number, colors[0]), Requirement(b, color=colors[1]))
-    if kind == 3 and together and all(_known("two_object", f"{min(s, c)}+{max(s, c)}") for s in (a, b)):
-        return (Requirement(a), Requirement(b), Requirement(c))
-    return None
-
-
-def _position_keys(a: str, relation: str, b: str) -> tuple[str, str]:
-    inverse = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    return f"{a} {relation} {b}", f"{b} {inverse[relation]} {a}"
-
-
-_FRAMES = (
-    "{}",
-    "{}",
-    "{}",
-    "{}",
-    "{}",
-    "{}",
-    "a photo of {}",
-    "a picture of {}",
-    "an image of {}",
-    "an image with {}",
-    "a drawing of {}",
-    "an illustration of {}",
-    "draw {}",
-    "please draw {}",
-    "{} please",
-    "show me {}",
-    "paint {}",
-    "make a picture of {}",
-    "I want {}",
-    "i would like {}",
-    "photo of {}",
-    "picture: {}",
-)
-_GROUND_FRAMES = (
-    "{0} on a {1} background",
-    "{0} on a {1} background",
-    "{0} on {1}",
-    "{0}, {1} background",
-    "{0} with a {1} background",
-    "{0} in front of a {1} background",
-    "{1} background, {0}",
-)
-_SAID = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "over", "on top of"),
-    "below": ("below", "under", "beneath", "underneath"),
-}
-
-
-def paraphrase(case: PromptCase, rng: random.Random) -> str:
-    """What `case` asks for as a user might type it: shorter, ruder, politer."""
-    text = _words(case.include, rng)
-    if rng.random() < 0.4:
-        text = re.sub(r"\b(a|an) ", "", text)
-    text = rng.choice(_FRAMES).format(text)
-    if case.ground:
-        text = rng.choice(_GROUND_FRAMES).format(text, case.ground)
-        text = text.replace("grey", "gray") if rng.random() < 0.2 else text
-    if rng.random() < 0.15:
-        text = text[0].upper() + text[1:]
-    return text + (rng.choice((".", "!", " ")) if rng.random() < 0.15 else "")
-
-
-def _words(needs: tuple[Requirement, ...], rng: random.Random | None = None) -> str:
-    names = [str(need) for need in needs]
-    if rng is not None and rng.random() < 0.3:
-        for word, number in ((NUMBERS[n], str(n)) for n in (2, 3, 4)):
-            names = [re.sub(rf"\b{word}\b", number, name) for name in names]
-    if len(needs) == 2 and needs[1].position:
-        relation = needs[1].position[0]
-        said = relation if rng is None else rng.choice(_SAID[relation])
-        return f"{names[1]} {said} {names[0]}"
-    if len(needs) == 2 and rng is not None and rng.random() < 0.25:
-        return rng.choice(("{} with {}", "{}, {}", "{} & {}", "{} next to {}")).format(*names)
-    return join_list(names)
-
-
-# Reasons
-
-
 def _request_sentence(case: PromptCase, rng: random.Random) -> str:
-    said = _words(case.include)
+    said = requirements_phrase(case.include)
     return rng.choice(
         (
             "The picture needs {}.",
@@ -402,79 +265,7 @@ def _foreign(rng: random.Random) -> RewriteTriple:
     place = "center" if rng.random() < 0.6 else rng.choice(PLACES)
     asked = f"{article(thing)} {thing}"
     return RewriteTriple(
-        rng.choice(_FRAMES).format(asked),
+        rng.choice(FRAMES).format(asked),
         f"The picture needs {asked}. It goes {place_phrase(place)}. The background can be {ground}.",
         f"a large {thing} {place_phrase(place, rng)}, on {article(ground)} {ground} background",
     )
-
-
-# Reading a rewrite back
-
-_PLACE = rf"(?:at|in|on) the (?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))})"
-_ATTRIBUTES = rf"(?:(?P<size>small|large) )?(?P<color>{'|'.join(COLORS)}) "
-_ONE = re.compile(rf"an? {_ATTRIBUTES}(?P<shape>{'|'.join(SHAPES)}) {_PLACE}$")
-_GROUP = re.compile(
-    rf"(?P<number>two|three|four) {_ATTRIBUTES}(?P<shape>{'|'.join(map(plural, SHAPES))}): (?P<rest>.+)$"
-)
-_ONE_OF_GROUP = re.compile(rf"one {_PLACE}$")
-_TAIL = re.compile(rf"(?P<body>.+), on an? (?P<ground>{'|'.join(GROUNDS)}) background\.?$")
-_HEAD = re.compile(rf"(?P<ground>{'|'.join(GROUNDS)}) background, (?P<body>.+?)\.?$")
-
-
-def read_back(rewrite: str) -> Scene | None:
-    """The scene that a spelled-out rewrite describes, things at their places' centres.
-
-    None where any part of the text is not understood: a rewrite is either read whole or not.
-    """
-    whole = _TAIL.match(rewrite) or _HEAD.match(rewrite)
-    if not whole:
-        return None
-    body = whole["body"].removeprefix("a photo of ")
-    group = _GROUP.match(body)
-    parts = re.split(r", | and ", group["rest"] if group else body)
-    found = [(_ONE_OF_GROUP if group else _ONE).match(part) for part in parts]
-    things = []
-    for match in found:
-        if match is None:
-            return None
-        named = group or match
-        shape = next(s for s in SHAPES if named["shape"] in (s, plural(s)))
-        radius = 10.0 if named["size"] == "small" else 14.5
-        things.append(Thing(shape, named["color"], *place_center(match["place"]), radius))
-    if group and NUMBERS[len(things)] != group["number"]:
-        return None
-    return Scene(whole["ground"], tuple(things))
-
-
-def satisfies(case: PromptCase, rewrite: str) -> bool:
-    """Does the rewrite, drawn to the letter, show what `case` asks for and nothing else?
-
-    Counts are exact, no two things share a place, and a relation holds by more than half of the
-    distance (GenEval's rule).
-    """
-    scene = read_back(rewrite)
-    if scene is None or (case.ground and scene.ground != case.ground):
-        return False
-    if len({(t.x, t.y) for t in scene.things}) < len(scene.things):
-        return False
-    left = list(scene.things)
-    chosen: list[list[Thing]] = []
-    # Coloured requirements choose first, so that a plain one does not take their things.
-    for need in sorted(case.include, key=lambda need: need.color is None):
-        fitting = [t for t in left if t.shape == need.shape and need.color in (None, t.color)][: need.count]
-        if len(fitting) < need.count:
-            return False
-        left = [t for t in left if t not in fitting]
-    if left:
-        return False
-    for need in case.include:
-        chosen.append([t for t in scene.things if t.shape == need.shape and need.color in (None, t.color)])
-        if need.position and not _holds(need.position[0], chosen[-1][0], chosen[need.position[1]][0]):
-            return False
-    return True
-
-
-def _holds(relation: str, thing: Thing, other: Thing) -> bool:
-    across, down = thing.x - other.x, thing.y - other.y
-    along = across * RELATIONS[relation][0] + down * RELATIONS[relation][1]
-    return along > 0.5 * (across**2 + down**2) ** 0.5

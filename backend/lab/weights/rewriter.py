@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ...shapeworld.prompts import sample_prompts
-from ...shapeworld.rewrites import satisfies, triples
+from ...shapeworld.read_back import satisfies
+from ...shapeworld.rewrites import triples
 from ...shapeworld.tokenizers import byte_pair_tokenizer, vocabulary_words
 
 SEED = 7

@@ -6,6 +6,7 @@ import pytest
 
 from reprise.backend.rewriters.prompting import FORM, Answer, Unparsable, parse
 from reprise.backend.shapeworld.captions import spelled_out
+from reprise.backend.shapeworld.paraphrases import paraphrase
 from reprise.backend.shapeworld.prompts import (
     RELATIONS,
     TASKS,
@@ -14,7 +15,8 @@ from reprise.backend.shapeworld.prompts import (
     sample_layout,
     sample_prompts,
 )
-from reprise.backend.shapeworld.rewrites import generic_rewrites, paraphrase, read_back, satisfies, triples
+from reprise.backend.shapeworld.read_back import read_back, satisfies
+from reprise.backend.shapeworld.rewrites import generic_rewrites, triples
 from reprise.backend.shapeworld.scenes import random_scene
 
 
