@@ -1,4 +1,4 @@
-"""Prompts for rewriting examples: cases of the train split, richer ones, and paraphrases as users type them."""
+"""Prompts for rewriting examples: cases of the train split, richer cases, and paraphrases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .scenes import COLORS, GROUNDS, SHAPES
 
 @cache
 def _train_cases() -> dict[str, dict[str, list[PromptCase]]]:
-    """Task -> combination -> its prompts (one a ground)."""
+    """{task: {combination: its prompts, one per ground}}."""
     found: dict[str, dict[str, list[PromptCase]]] = {task: {} for task in TASKS}
     for case in prompts("train"):
         found[case.task].setdefault(case.key, []).append(case)
@@ -37,7 +37,8 @@ def _known(task: str, key: str) -> bool:
 
 
 def richer_case(rng: random.Random) -> PromptCase:
-    """Coloured counts, coloured relations, a group beside a thing, three things."""
+    """A random case that the six tasks do not have: coloured counts, coloured relations, a group beside a
+    thing, or three things."""
     while True:
         needs = _richer_needs(rng)
         if needs is not None and sum(need.count for need in needs) <= 4:
@@ -115,7 +116,7 @@ _RELATION_WORDS = {
 
 
 def paraphrase(case: PromptCase, rng: random.Random) -> str:
-    """What `case` asks for as a user might type it: shorter, ruder, politer."""
+    """A paraphrase of the case's prompt as a user might type it: shorter, more casual or more polite."""
     text = requirements_phrase(case.include, rng)
     if rng.random() < 0.4:
         text = re.sub(r"\b(a|an) ", "", text)

@@ -20,9 +20,9 @@ _HEAD = re.compile(rf"(?P<ground>{'|'.join(GROUNDS)}) background, (?P<body>.+?)\
 
 
 def read_back(rewrite: str) -> Scene | None:
-    """The scene that a spelled-out rewrite describes, things at their places' centres.
+    """The scene that a spelled-out rewrite describes, with things at the centres of their places.
 
-    None where any part of the text is not understood: a rewrite is either read whole or not.
+    None if any part of the text cannot be parsed.
     """
     whole = _TAIL.match(rewrite) or _HEAD.match(rewrite)
     if not whole:
@@ -45,9 +45,9 @@ def read_back(rewrite: str) -> Scene | None:
 
 
 def satisfies(case: PromptCase, rewrite: str) -> bool:
-    """Does the rewrite, drawn to the letter, show what `case` asks for and nothing else?
+    """Whether the rewrite describes exactly what `case` asks for.
 
-    Counts are exact, no two things share a place, and a relation holds by more than half of the
+    Counts are exact, no two things share a place, and a relation's component is more than half of the
     distance (GenEval's rule).
     """
     scene = read_back(rewrite)
@@ -57,7 +57,7 @@ def satisfies(case: PromptCase, rewrite: str) -> bool:
         return False
     left = list(scene.things)
     chosen: list[list[Thing]] = []
-    # Coloured requirements choose first, so that a plain one does not take their things.
+    # Requirements with a colour are matched first, so that one without does not take their things.
     for need in sorted(case.include, key=lambda need: need.color is None):
         fitting = [t for t in left if t.shape == need.shape and need.color in (None, t.color)][: need.count]
         if len(fitting) < need.count:

@@ -1,11 +1,11 @@
-"""Template-made (prompt, reason, rewrite) triples to teach a rewriter, and the check of a rewrite.
+"""(prompt, reason, rewrite) examples made from templates, to train a rewriter.
 
-Takes the place of RePrompt's 8,000 GPT-4 examples (arXiv 2505.17540, SFT stage): the reason rehearses
-the scene in a few short sentences, the rewrite spells a plausible layout out. Layouts satisfy the
-prompt and are otherwise random; nothing here knows what the renderer draws well.
+They replace RePrompt's 8,000 GPT-4 examples (arXiv 2505.17540, SFT stage). The reason describes the scene in
+a few short sentences; the rewrite spells out a plausible layout. Layouts satisfy the prompt and are otherwise
+random; they do not depend on what the renderer draws well.
 
-Only combinations of the train split are used, also in paraphrases and in the few richer prompts
-(coloured counts, three things) that users write and the six tasks lack.
+Only combinations of the train split are used, also in paraphrases and in the few richer prompts (coloured
+counts, three things), which users write and the six tasks do not have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing
 CRITIQUE_SHARE = 0.3
 RICHER_SHARE = 0.15
 FOREIGN_SHARE = 0.05
-# Things that are no shapes: a rewriter must keep words that it has never drawn.
+# Things that are not ShapeWorld's shapes: a rewriter must keep such words.
 _FOREIGN = """
 cat dog house tree car boat bird fish flower cup book chair table lamp apple banana horse sheep bus
 train bicycle clock vase pizza cake cloud mountain river bridge tower robot dragon guitar piano hat
@@ -33,7 +33,7 @@ shoe key door window lion tiger bear rabbit owl butterfly lighthouse castle cand
 
 @dataclass(frozen=True)
 class RewriteTriple:
-    """One example. `case` is None for things that are no shapes; `critique` is of an earlier picture."""
+    """One example. `critique` is about an earlier picture; `case` is None for things that are no shapes."""
 
     prompt: str
     reason: str
@@ -42,13 +42,13 @@ class RewriteTriple:
     case: PromptCase | None = None
 
     def row(self) -> dict[str, str]:
-        """The line of an SFT file (`reprise train sft`)."""
+        """The example as a line of an SFT file (`reprise train sft`)."""
         row = {"prompt": self.prompt, "reason": self.reason, "rewrite": self.rewrite}
         return row if self.critique is None else {**row, "critique": self.critique}
 
 
 def triples(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
-    """`count` examples over train combinations; the same seed gives the same ones."""
+    """`count` examples from combinations of the train split; equal seeds give equal examples."""
     rng = random.Random(seed)
     for _ in range(count):
         kind = rng.random()
@@ -59,7 +59,7 @@ def triples(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
         if kind < FOREIGN_SHARE + RICHER_SHARE:
             case = richer_case(rng)
         elif mend and rng.random() < 0.4:
-            # A critique may name a third colour: to keep three apart is what is hard here.
+            # A critique may name a third colour, and keeping three colours apart is hard.
             case = train_case(rng, "color_attribution")
         else:
             case = train_case(rng)
@@ -69,11 +69,10 @@ def triples(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
 
 
 def generic_rewrites(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
-    """`count` rewrites by one who can write and does not know the renderer: no relation is planned for.
+    """`count` rewrites as a general language model without tuning might write them.
 
-    The stand-in for a general language model before any tuning. Nearly half are decorated, as such
-    models do; a third are loose; one in five spells a layout out, which it places without regard to
-    relations.
+    Nearly half of them add decorations, as such models do; a third are loose; one in five spells out a layout
+    that ignores relations.
     """
     rng = random.Random(seed)
     for _ in range(count):
@@ -109,7 +108,7 @@ _INTENTIONS = (
 
 
 def make_triple(case: PromptCase, rng: random.Random, with_critique: bool = False) -> RewriteTriple:
-    """One example for `case`; with `mend`, one that answers a critique, with large things only."""
+    """One example for `case`; `with_critique`: one that answers a critique, with large things only."""
     like = len(case.include) == 1 and case.include[0].count > 1
     size = (
         "large" if with_critique or rng.random() < 0.6 else rng.choice(("small", "large")) if like else None
@@ -127,7 +126,7 @@ def make_triple(case: PromptCase, rng: random.Random, with_critique: bool = Fals
 
 
 def _in_prompt_order(case: PromptCase, scene: Scene) -> Scene:
-    """Things in the prompt's order, like ones from top left to bottom right.
+    """The scene with its things in the order of the prompt, equal things from top left to bottom right.
 
     A relation names its second requirement first.
     """
@@ -140,10 +139,10 @@ def _in_prompt_order(case: PromptCase, scene: Scene) -> Scene:
 
 
 def _caption_in_order(scene: Scene, rng: random.Random) -> str:
-    """A caption that takes the things in the scene's order: what was rehearsed first is said first.
+    """A spelled-out caption that names the things in the scene's order.
 
-    Captions shuffle; this is a draw from those that do not. Prompt, reason and rewrite then run in
-    parallel, which a small model learns sooner.
+    Captions are shuffled; this one is sampled until the order fits. Prompt, reason and rewrite then have the
+    same order, which a small model learns faster.
     """
     wanted = [(t.color, t.shape, t.place) for t in scene.things]
     while True:
@@ -167,7 +166,7 @@ def _request_sentence(case: PromptCase, rng: random.Random) -> str:
 
 
 def _layout_sentence(case: PromptCase, scene: Scene, rng: random.Random) -> str:
-    """Where each thing goes, and what keeps them apart or in relation."""
+    """A sentence that says where each thing goes, and that the relation holds or nothing overlaps."""
     things = scene.things
     kinds: dict[tuple[str, str], list[str]] = {}
     for thing in things:
@@ -202,7 +201,7 @@ def _ground_sentence(case: PromptCase, scene: Scene, rng: random.Random) -> str:
 
 
 def _critique(case: PromptCase, rng: random.Random) -> tuple[str, str]:
-    """One to three faults in the judge's words, and how the reasoning takes them up."""
+    """(critique with one to three faults in the judge's wording, the reason's answer to them)."""
     faults = [_fault(case, need, rng) for need in rng.sample(case.include, rng.randint(1, len(case.include)))]
     if case.ground and rng.random() < 0.3:
         other = rng.choice([g for g in GROUNDS if g != case.ground])
@@ -218,7 +217,7 @@ def _critique(case: PromptCase, rng: random.Random) -> tuple[str, str]:
 
 
 def _fault(case: PromptCase, need: Requirement, rng: random.Random) -> tuple[str, str]:
-    """(what is wrong, what the reasoning says to it) for one thing asked for."""
+    """(fault, the reason's answer to it) about one requirement."""
     name = f"{need.color} {need.shape}" if need.color else need.shape
     names = f"{need.color} {plural(need.shape)}" if need.color else plural(need.shape)
     choices = []

@@ -1,4 +1,4 @@
-"""What users of ShapeWorld type, and what practised users type to get it: a log to learn refinement from."""
+"""Prompts of ShapeWorld's users, and how practised users write the same: data for training a refiner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .styles import Style, detailed_prompt, random_style
 
 @dataclass(frozen=True)
 class PractisedPrompt:
-    """A user's prompt, what a practised one made of it, and what that one had in mind."""
+    """A user's prompt, a practised user's version of it, and the scene and style that version is about."""
 
     prompt: str
     system: str
@@ -22,10 +22,10 @@ class PractisedPrompt:
 
 
 def practised_prompts(per_task: int, per_prompt: int, seed: int = 0) -> Iterator[PractisedPrompt]:
-    """`each` of them for up to `per_task` prompts of each task, training split.
+    """`per_prompt` practised versions of up to `per_task` prompts per task, from the train split.
 
-    Every practised user has a layout and a taste of their own: styles are random, and only a preference
-    reward can tell which suit the prompt.
+    Layouts and styles are random, as if each version came from another user. Only a preference reward can
+    tell which styles suit the prompt.
     """
     rng = random.Random(seed)
     for case in sample_prompts("train", per_task, seed):
