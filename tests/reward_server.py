@@ -20,7 +20,7 @@ from reprise.backend.serving.app import make_app
 from reprise.backend.serving.batching import BatchingQueue
 from reprise.backend.serving.server import RewardServer, address, listen
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.prompts import parse_prompt, sample_layout
 from reprise.backend.shapeworld.scenes import random_scene
 from reprise.backend.storage.images import to_pil
 
@@ -60,7 +60,7 @@ def serving(*rewards, key=None, limits=None, **queue):
 def scene(prompt, seed):
     """A picture (H, W, 3) in 0..1 of 8-bit values: what is asked for with an even seed, else anything."""
     rng = random.Random(f"{prompt} {seed}")
-    drawn = layout(parse_prompt(prompt), rng) if seed % 2 == 0 else random_scene(rng)
+    drawn = sample_layout(parse_prompt(prompt), rng) if seed % 2 == 0 else random_scene(rng)
     return torch.from_numpy(draw(drawn).copy()).float() / 255
 
 

@@ -78,15 +78,15 @@ def detect(
         return
     if not images:
         raise BadInput("no picture given; name picture files, or give --measure N")
-    from ..shapeworld.detector import read
+    from ..shapeworld.detector import read_scene
     from ..shapeworld.style_detector import read_styled
-    from ..shapeworld.styles import PLAIN
+    from ..shapeworld.styles import PLAIN_STYLE
     from ..storage.images import read_picture
 
     found = []
     for path in images:
         picture = (read_picture(path) * 255).round().byte().numpy()
-        reading, style = read_styled(picture) if styled else (read(picture), PLAIN)
+        reading, style = read_styled(picture) if styled else (read_scene(picture), PLAIN_STYLE)
         found.append((str(path), reading, style))
     if as_json:
         terminal.print_json(
@@ -122,7 +122,7 @@ def _measure(count: int, seed: int, styled: bool, as_json: bool) -> None:
 
     from ..shapeworld import detector, drawing, scenes
     from ..shapeworld.style_detector import read_styled
-    from ..shapeworld.styles import FACETS, PLAIN, random_style
+    from ..shapeworld.styles import FACETS, PLAIN_STYLE, random_style
     from . import terminal
 
     rng, dice = random.Random(seed), np.random.default_rng(seed)
@@ -131,13 +131,13 @@ def _measure(count: int, seed: int, styled: bool, as_json: bool) -> None:
     right = {kind: dict.fromkeys(columns, 0) for kind in kinds}
     for _ in range(count):
         scene = scenes.random_scene(rng)
-        style = random_style(rng) if styled else PLAIN
+        style = random_style(rng) if styled else PLAIN_STYLE
         clean = drawing.draw(scene, style)
         noisy = np.clip(clean + dice.normal(0, 12, clean.shape), 0, 255).round().astype(np.uint8)
         blurred = ndimage.gaussian_filter(clean, (1, 1, 0)).astype(np.uint8)
         for kind, picture in zip(kinds, (clean, noisy, blurred), strict=True):
             picture = np.ascontiguousarray(picture)
-            reading, seen = read_styled(picture) if styled else (detector.read(picture), PLAIN)
+            reading, seen = read_styled(picture) if styled else (detector.read_scene(picture), PLAIN_STYLE)
             found = list(reading.detections)
             same = len(found) == len(scene.things) and reading.ground == scene.ground
             here = right[kind]

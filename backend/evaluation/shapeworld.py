@@ -29,7 +29,7 @@ from ..search.best_of_n import SearchResult, best_index, search
 from ..search.pruning import HalvingSchedule, PruningSchedule, schedule_from
 from ..search.reflection import reflect
 from ..shapeworld.captions import spelled_out
-from ..shapeworld.prompts import TASKS, PromptCase, layout, sample_prompts
+from ..shapeworld.prompts import TASKS, PromptCase, sample_layout, sample_prompts
 from .journal import Journal
 from .statistics import task_intervals
 
@@ -213,7 +213,7 @@ class ChainEvaluation:
 
 def oracle_prompt(case: PromptCase, base: int) -> str:
     """The oracle's prompt: a layout, another one for each drawing seed, spelled out."""
-    return spelled_out(layout(case, random.Random(f"{case.prompt} {base}")))
+    return spelled_out(sample_layout(case, random.Random(f"{case.prompt} {base}")))
 
 
 def _result(method: str, case: PromptCase, seed: int, score: float | None, rows: float, calls: int) -> Result:

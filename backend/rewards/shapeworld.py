@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.types import RewardSpec, Verdict
 from ..shapeworld.captions import plural
-from ..shapeworld.detector import Detection, Reading, read
+from ..shapeworld.detector import Detection, Reading, read_scene
 from ..shapeworld.prompts import RELATIONS, PromptCase, Requirement, parse_prompt
 from .base import BaseReward
 
@@ -59,7 +59,7 @@ class ShapeWorldStrict(ShapeWorldSoft):
 def _readings(images: Tensor, prompts: Sequence[str]) -> list[tuple[PromptCase, Reading]]:
     pictures = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     pairs = zip(pictures, prompts, strict=True)
-    return [(parse_prompt(prompt), read(np.ascontiguousarray(picture))) for picture, prompt in pairs]
+    return [(parse_prompt(prompt), read_scene(np.ascontiguousarray(picture))) for picture, prompt in pairs]
 
 
 def is_right(case: PromptCase, reading: Reading) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from ..core.types import RewardSpec
 from ..shapeworld.prompts import parse_prompt
 from ..shapeworld.style_detector import read_styled
-from ..shapeworld.styles import preferred
+from ..shapeworld.styles import preferred_style
 from ..storage.images import to_pil
 from .base import BaseReward
 from .shapeworld import soft_score
@@ -31,5 +31,5 @@ class ShapeWorldPreference(BaseReward):
         for picture, prompt in zip(to_pil(images), prompts, strict=True):
             case = parse_prompt(prompt)
             reading, style = read_styled(np.asarray(picture))
-            scores.append(0.5 * soft_score(case, reading) + 0.5 * preferred(case).agreement(style))
+            scores.append(0.5 * soft_score(case, reading) + 0.5 * preferred_style(case).agreement(style))
         return scores

@@ -1,1 +1,1 @@
-"""The embedded world: scenes, drawing, captions, prompts, detector, build recipe, weights."""
+"""ShapeWorld, the embedded world: scenes, drawing, captions, prompts, detector, weights."""

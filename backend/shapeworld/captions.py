@@ -1,9 +1,9 @@
-"""Captions of scenes: spelled out as a careful describer would, or loose as alt-text is.
+"""Captions of scenes: spelled out like a careful description, or loose like alt text.
 
-The renderer is trained on these. Most spell the scene out: size, colour, shape and place of every
-thing, and the ground. A small share is loose: things and attributes are left out, numbers become
-"several", relations are seldom named. That is where the renderer's weakness on terse prompts
-comes from, as in real backbones; nothing is mislabelled on purpose.
+The renderer is trained on these captions. Most spell the scene out: size, colour, shape and place of every
+thing, and the ground. A small share is loose: things and attributes are left out, numbers become "several",
+relations are rarely named. This is why the renderer is weak on terse prompts, as real backbones are; no
+caption is wrong on purpose.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def place_phrase(place: str, rng: random.Random | None = None) -> str:
         return "in the center"
     if place in ("left", "right"):
         return f"on the {place}"
-    # "at the top left", "in the top left": both are common, both are seen.
+    # "at the top left" and "in the top left" are both common.
     if " " in place and rng is not None and rng.random() < 0.3:
         return f"in the {place}"
     return f"at the {place}"
@@ -49,7 +49,7 @@ def join_list(parts: list[str], rng: random.Random | None = None) -> str:
 
 
 def spelled_out(scene: Scene, rng: random.Random | None = None) -> str:
-    """The scene in words that leave nothing open. Without `rng`, the canonical wording."""
+    """A complete description of the scene. Without `rng`, the canonical wording."""
 
     def chance(p: float) -> bool:
         return rng is not None and rng.random() < p
@@ -78,7 +78,7 @@ def _spell_thing(thing: Thing, rng: random.Random | None, without_size: bool) ->
     return f"{noun_phrase(*words)} {place_phrase(thing.place, rng)}"
 
 
-def loose(scene: Scene, rng: random.Random) -> str:
+def loose_caption(scene: Scene, rng: random.Random) -> str:
     """What alt-text says of the scene: true, but incomplete."""
     counts = Counter((t.color, t.shape) for t in scene.things)
     parts = []
@@ -108,9 +108,12 @@ def _relation(a: Thing, b: Thing) -> str:
 
 
 def training_caption(scene: Scene, rng: random.Random, empty: float = 1 / 12, incomplete: float = 0.2) -> str:
-    """A caption from a renderer's training distribution: empty for a share of them (guidance), empty or loose
-    for a share, and else spelled out."""
+    """A caption from a renderer's training distribution.
+
+    It is empty with probability `empty` (for guidance), empty or loose with probability `incomplete`, and
+    else spelled out.
+    """
     kind = rng.random()
     if kind < empty:
         return ""
-    return loose(scene, rng) if kind < incomplete else spelled_out(scene, rng)
+    return loose_caption(scene, rng) if kind < incomplete else spelled_out(scene, rng)

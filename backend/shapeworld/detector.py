@@ -1,9 +1,9 @@
 """The exact detector: reads a picture back into things, by colour segmentation and outline matching.
 
-Every pixel goes to the nearest colour of the world; connected patches of one colour become things;
-a patch's outline is compared (intersection over union) with each shape's own. The picture is
-smoothed a little first, so noise and blur do not break patches up. Accuracy is measured by
-`reprise shapeworld detect --measure` and in the tests.
+Every pixel gets the nearest colour of the world; connected patches of one colour become things; a patch's
+outline is compared with each shape's by intersection over union (IoU). The picture is smoothed slightly
+first, so that noise and blur do not split patches. `reprise shapeworld detect --measure` and the tests
+measure the accuracy.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, SIZE_BOUNDARY, Thing
 
 GRID = 24  # side of the normalised outlines
 MIN_AREA = 70  # pixels; the smallest thing of the world has about 110
-MAX_SIDE = 60  # pixels; the largest thing is 32 wide, so anything bigger is a flood of colour
-MIN_MATCH = 0.72  # outline IoU below which a patch is no shape of the world
-MIN_MARGIN = 0.05  # over the IoU with the next shape; a square with round corners is neither of two
+MAX_SIDE = 60  # pixels; the largest thing is 32 wide, so anything larger is no thing
+MIN_MATCH = 0.72  # minimum IoU of a patch's outline with a shape's
+MIN_MARGIN = 0.05  # minimum lead over the next shape's IoU: a square with round corners is neither shape
 _NAMES = (*COLORS, *GROUNDS)
-# What half of a shape's box is of its radius; a star's tips are too thin to be seen whole.
+# Half of a shape's detected box, as a share of its radius. A star's tips are too thin to be detected fully.
 _EXTENT = {"square": 0.9, "star": 0.86} | dict.fromkeys(set(SHAPES) - {"square", "star"}, 1.0)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One thing seen. Box edges and `area` in pixels; `confidence` in 0..1.
+    """One detected thing. Box edges and `area` in pixels; `confidence` in 0..1.
 
-    `confidence` is the outline's IoU with the shape's own, times how pure the colour is.
+    `confidence` is the IoU of the outline with the shape's, times the purity of the colour.
     """
 
     shape: str
@@ -50,7 +50,7 @@ class Detection:
 
     @property
     def radius(self) -> float:
-        """As a `Thing` has it, pixels."""
+        """The radius of a `Thing` with this box, in pixels."""
         return max(self.right - self.left, self.bottom - self.top) / 2 / _EXTENT[self.shape]
 
     @property
@@ -68,7 +68,8 @@ class Detection:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows. `ground_confidence` is the share of the border that is `ground`."""
+    """Ground and things of a picture. `ground_confidence` is the share of `ground` among ground-coloured
+    pixels."""
 
     ground: str
     ground_confidence: float
@@ -77,20 +78,20 @@ class Reading:
 
 def detect(picture: NDArray[np.uint8]) -> list[Detection]:
     """Things in a picture (H, W, 3) uint8, from top left to bottom right."""
-    return list(read(picture).detections)
+    return list(read_scene(picture).detections)
 
 
-def read(
+def read_scene(
     picture: NDArray[np.uint8], colors: Mapping[str, tuple[int, int, int]] = COLORS, holes: int = 0
 ) -> Reading:
-    """Ground and things of a picture (H, W, 3) uint8, where things have these colours.
+    """Ground and things of a picture (H, W, 3) uint8; `colors` are the things' possible colours.
 
-    Holes of less than `holes` pixels are filled: reflections are no part of an outline.
+    Holes of fewer than `holes` pixels are filled: reflections are not part of an outline.
     """
     from scipy import ndimage
 
-    smooth = ndimage.gaussian_filter(at_size(picture).astype(np.float32), sigma=(0.7, 0.7, 0))
-    # Nearest palette colour: |p - c|^2 = |p|^2 - 2 p.c + |c|^2, and |p|^2 is the same for every c.
+    smooth = ndimage.gaussian_filter(resize_picture(picture).astype(np.float32), sigma=(0.7, 0.7, 0))
+    # Nearest colour: |p - c|^2 = |p|^2 - 2 p.c + |c|^2, and |p|^2 does not depend on c.
     palette = np.array([*colors.values(), *GROUNDS.values()], dtype=np.float32)
     labels = (np.square(palette).sum(-1) - 2 * smooth @ palette.T).argmin(-1)
     ground, share = _ground(labels)
@@ -99,8 +100,8 @@ def read(
         mask = labels == index
         if mask.sum() < MIN_AREA:
             continue
-        # Edges are mixtures, and a rim between two colours may be nearest to a third. Opening cuts
-        # such one-pixel rims off; the patches that remain then get their own corners and tips back.
+        # Edge pixels are mixtures and may be nearest to a third colour. Opening removes such one-pixel rims;
+        # the dilation then gives the remaining patches their corners and tips back.
         rows, columns = _extent(mask)
         window = mask[rows, columns]
         labelled: Any = ndimage.label(ndimage.binary_opening(np.pad(window, 2)))
@@ -111,13 +112,13 @@ def read(
                 patch = np.zeros_like(mask)
                 patch[rows, columns] = ndimage.binary_dilation(core, iterations=2, mask=window)
                 if holes:
-                    patch = without_holes(patch, holes)
+                    patch = fill_holes(patch, holes)
                 found += _classify(patch, color, colors[color], smooth)
     found.sort(key=lambda d: (round(d.center[1] / SIZE * 3), d.center[0]))
     return Reading(ground, share, tuple(found))
 
 
-def at_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def resize_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture (H, W, 3) uint8 at 128 x 128 pixels. Raises ValueError for other forms."""
     if picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"expected a picture (H, W, 3), got shape {picture.shape}")
@@ -128,8 +129,8 @@ def at_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
-def without_holes(patch: NDArray, smaller: int) -> NDArray:
-    """A mask in which holes of fewer pixels are filled."""
+def fill_holes(patch: NDArray, smaller: int) -> NDArray:
+    """The mask with all holes of fewer than `smaller` pixels filled."""
     from scipy import ndimage
 
     labelled: Any = ndimage.label(ndimage.binary_fill_holes(patch) & ~patch)
@@ -140,7 +141,7 @@ def without_holes(patch: NDArray, smaller: int) -> NDArray:
 
 
 def _ground(labels: NDArray) -> tuple[str, float]:
-    """The commonest ground colour, and the share of all ground-coloured pixels that it holds."""
+    """The most frequent ground colour, and its share of all ground-coloured pixels."""
     counts = np.bincount(labels.ravel(), minlength=len(_NAMES))[len(COLORS) :]
     if not counts.sum():
         return "white", 0.0
@@ -149,13 +150,13 @@ def _ground(labels: NDArray) -> tuple[str, float]:
 
 
 def _extent(mask: NDArray) -> tuple[slice, slice]:
-    """The rows and columns that a mask (with at least one pixel set) spans."""
+    """The (rows, columns) of the bounding box of a mask with at least one pixel set."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _classify(patch: NDArray, color: str, pure: tuple[int, int, int], smooth: NDArray) -> list[Detection]:
-    """The patch as a detection, or nothing where its outline is no shape of the world."""
+    """The patch as a list with one detection, or an empty list if its outline matches no shape."""
     area = int(patch.sum())
     if area < MIN_AREA:
         return []
@@ -165,7 +166,7 @@ def _classify(patch: NDArray, color: str, pure: tuple[int, int, int], smooth: ND
     outline = _normalise(patch[rows, columns])
     shapes, outlines, aspects = _templates()
     fit = np.minimum(outline, outlines).sum((1, 2)) / np.maximum(outline, outlines).sum((1, 2))
-    # Outlines are stretched to a square; a shape of another proportion is another shape.
+    # Outlines are stretched to a square, so the aspect ratio is compared separately.
     aspect = (columns.stop - columns.start) / (rows.stop - rows.start)
     fit *= np.minimum(1, 1.12 * np.minimum(aspect / aspects, aspects / aspect))
     best = int(fit.argmax())
@@ -180,7 +181,7 @@ def _classify(patch: NDArray, color: str, pure: tuple[int, int, int], smooth: ND
 
 
 def _normalise(mask: NDArray) -> NDArray:
-    """A cut-out mask as a GRID x GRID coverage map in 0..1."""
+    """A mask, resized to a GRID x GRID coverage map in 0..1."""
     from PIL import Image
 
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
@@ -189,7 +190,7 @@ def _normalise(mask: NDArray) -> NDArray:
 
 @cache
 def _templates() -> tuple[list[str], NDArray, NDArray]:
-    """(shapes, outlines (T, GRID, GRID), widths over heights (T,)), each shape small and large."""
+    """(shapes, outlines (T, GRID, GRID), aspect ratios (T,)): each shape in two sizes."""
     from PIL import Image, ImageDraw
     from scipy import ndimage
 
@@ -211,7 +212,7 @@ def _templates() -> tuple[list[str], NDArray, NDArray]:
 
 
 def matches(thing: Thing, detection: Detection) -> bool:
-    """Whether a detection is this true thing: same shape and colour, centre within 4 pixels."""
+    """Whether a detection equals a true thing: same shape and colour, centre within 4 pixels."""
     x, y = detection.center
     near = abs(x - thing.x) < 4 and abs(y - thing.y) < 4
     return near and (detection.shape, detection.color) == (thing.shape, thing.color)

@@ -1,4 +1,4 @@
-"""Drawing scenes: four-fold supersampled polygons, the same pixels on every machine."""
+"""Draws scenes as polygons with four-fold supersampling: the same pixels on every machine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .scenes import GROUNDS, SIZE, Scene, Thing
-from .styles import PLAIN, Style, colors_of
+from .styles import PLAIN_STYLE, Style, palette_colors
 
 SUPERSAMPLE = 4
-LINE = 2.5  # pixels around an outlined thing
-OUTLINE = (34, 26, 40)
-SHADOW, SHADOW_OFFSET = 0.7, 3.5  # share of the ground's colour that is left, and pixels right and down
-FRAME, FRAME_WIDTH = (120, 72, 40), 4  # colour, pixels
-DOT, DOT_RADIUS, DOT_STEP = 0.75, 2.5, 16  # share of the ground's colour, pixels, pixels
-# Where light is reflected, from the middle, and how wide, as shares of the radius.
+LINE = 2.5  # pixels; width of the outline around a thing
+OUTLINE = (34, 26, 40)  # colour
+SHADOW, SHADOW_OFFSET = 0.7, 3.5  # factor on the ground's colour; pixels to the right and down
+FRAME, FRAME_WIDTH = (120, 72, 40), 4  # colour; pixels
+DOT, DOT_RADIUS, DOT_STEP = 0.75, 2.5, 16  # factor on the ground's colour; pixels; pixels
+# Offset (x, y) of a thing's reflection from its centre, and the reflection's radius, as shares of its radius.
 GLOSS = {
     "circle": (-0.35, -0.35, 0.24),
     "square": (-0.4, -0.4, 0.24),
@@ -86,9 +86,9 @@ def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, fill, hole, scale: flo
         canvas.polygon([(x + u * r, y + v * r) for u, v in OUTLINES[thing.shape]], fill=fill)
 
 
-def draw(scene: Scene, style: Style = PLAIN) -> np.ndarray:
+def draw(scene: Scene, style: Style = PLAIN_STYLE) -> np.ndarray:
     """The scene as a picture: (128, 128, 3) uint8."""
-    ground, colors = GROUNDS[scene.ground], colors_of(style.palette)
+    ground, colors = GROUNDS[scene.ground], palette_colors(style.palette)
     image = Image.new("RGB", (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE), ground)
     canvas = ImageDraw.Draw(image)
     if style.background:
@@ -124,7 +124,7 @@ def _draw_background(canvas: ImageDraw.ImageDraw, name: str, ground: tuple[int, 
 
 
 def _draw_outline(canvas: ImageDraw.ImageDraw, thing: Thing, scale: float) -> None:
-    """A dark line around a thing; the thing is drawn over its inner half."""
+    """Draws a dark line around a thing; the thing itself will cover the line's inner half."""
     x, y, r = thing.x * scale, thing.y * scale, thing.radius * scale
     if thing.shape in ("circle", "ring"):
         r += LINE * scale

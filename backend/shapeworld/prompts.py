@@ -1,12 +1,12 @@
 """GenEval-style prompts about ShapeWorld: six tasks, metadata, disjoint train and held-out splits.
 
-Source: GenEval (Ghosh et al. 2023, arXiv 2310.11513): tasks, metadata form and the wording "a photo
-of …". Departs from it: shapes take the place of COCO classes, and a ground may be asked for
-(" on a grey background"), which the detector verifies too.
+Source: GenEval (Ghosh et al. 2023, arXiv 2310.11513): tasks, form of the metadata, and the wording "a photo
+of …". Departs from it: shapes instead of COCO classes; a prompt may ask for a ground (" on a grey
+background"), which the detector checks too.
 
-The split is by combination, whatever the ground and the order of words: a pair of shapes, a (number,
-shape), a (colour, shape), a relation between two shapes, or a pair of (colour, shape) is either in
-train or held out.
+The split is by combination, whatever the ground and the order of words. A combination is a pair of shapes, a
+(number, shape), a (colour, shape), a relation between two shapes, or a pair of (colour, shape). Each one is
+either in train or held out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from ..core.errors import BadInput
 from .captions import NUMBERS, article, noun_phrase, plural
-from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, place_center, put
+from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, place_center, place_thing
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
 SPLITS = ("train", "held-out")
@@ -32,7 +32,7 @@ HELD_OUT_SHARE = 0.34
 
 @dataclass(frozen=True)
 class Requirement:
-    """One `include` of GenEval's metadata: `count` things of `shape`, perhaps coloured.
+    """One `include` entry of GenEval's metadata: `count` things of `shape`, optionally with a colour.
 
     `position` is (relation, index of the requirement it is relative to).
     """
@@ -43,7 +43,7 @@ class Requirement:
     position: tuple[str, int] | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """As in GenEval's JSON lines."""
+        """The entry in GenEval's JSON lines."""
         out: dict[str, Any] = {"class": self.shape, "count": self.count}
         if self.color:
             out["color"] = self.color
@@ -60,23 +60,23 @@ class Requirement:
 
 @dataclass(frozen=True)
 class PromptCase:
-    """A prompt with what must be true of its picture."""
+    """A prompt and the requirements on its picture."""
 
     prompt: str
     task: str
     include: tuple[Requirement, ...]
     ground: str | None = None
-    key: str = field(default="", compare=False)  # the combination that the split goes by
+    key: str = field(default="", compare=False)  # the combination, by which the splits are made
 
     @property
     def exact(self) -> bool:
-        """Whether one thing more than asked for is a fault: a single requirement with a number."""
+        """Whether a surplus thing is a fault: true for a single requirement with a number."""
         return len(self.include) == 1 and self.include[0].count > 1
 
     def metadata(self) -> dict[str, Any]:
-        """A GenEval metadata line, with `ground` added where one is asked for."""
+        """A line of GenEval's metadata, plus `ground` if the prompt asks for one."""
         out: dict[str, Any] = {"tag": self.task, "include": [r.metadata() for r in self.include]}
-        if self.exact:  # GenEval's exact counting: one more is too many
+        if self.exact:  # GenEval counts exactly: one more is too many
             first = self.include[0]
             out["exclude"] = [{"class": first.shape, "count": first.count + 1}]
         if self.ground:
@@ -91,7 +91,7 @@ def _held_out(keys: set[str]) -> set[str]:
 
 
 def _combinations(task: str):
-    """(key, text, requirements) of every combination of a task; both word orders share a key."""
+    """Yields (key, text, requirements) of every combination of a task; both word orders share a key."""
     if task == "single_object":
         for shape in SHAPES:
             yield shape, noun_phrase(shape), (Requirement(shape),)
@@ -122,10 +122,10 @@ def _combinations(task: str):
 
 @cache
 def prompts(split: str) -> tuple[PromptCase, ...]:
-    """Every prompt of a split ("train" or "held-out"), task by task.
+    """All prompts of a split ("train" or "held-out"), task by task. Raises BadInput for another split.
 
-    Single objects are split by (shape, ground), for there are only eight shapes: the renderer and
-    the rewriter must know each of them.
+    Single objects are split by (shape, ground): there are only eight shapes, and renderer and rewriter must
+    learn all of them.
     """
     if split not in SPLITS:
         raise BadInput(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
@@ -143,7 +143,7 @@ def prompts(split: str) -> tuple[PromptCase, ...]:
 
 
 def sample_prompts(split: str, per_task: int, seed: int = 0) -> list[PromptCase]:
-    """Up to `per_task` different prompts of each task, spread over its combinations."""
+    """Up to `per_task` different prompts per task, spread over the task's combinations."""
     rng, chosen = random.Random(seed), []
     for task in TASKS:
         cases = [case for case in prompts(split) if case.task == task]
@@ -156,12 +156,12 @@ def sample_prompts(split: str, per_task: int, seed: int = 0) -> list[PromptCase]
     return chosen
 
 
-def layout(case: PromptCase, rng: random.Random, size: str | None = "large") -> Scene:
-    """A random plausible scene that satisfies `case`; colours not asked for are drawn."""
+def sample_layout(case: PromptCase, rng: random.Random, size: str | None = "large") -> Scene:
+    """A random scene that satisfies `case`; colours that it does not name are random."""
     kinds: list[tuple[str, str]] = []
     taken = [need.color for need in case.include if need.color]
     for need in case.include:
-        # Things of one picture get different colours where nothing was said: easier to tell apart.
+        # Requirements without a colour get different colours, which are easier to tell apart.
         free = [color for color in COLORS if color not in taken]
         color = need.color or rng.choice(free)
         taken.append(color)
@@ -170,7 +170,7 @@ def layout(case: PromptCase, rng: random.Random, size: str | None = "large") -> 
         places = rng.sample(PLACES, len(kinds))
         if all(_related(case, places, i) for i in range(len(case.include))):
             break
-    things = tuple(put(rng, *kind, place, size) for kind, place in zip(kinds, places, strict=True))
+    things = tuple(place_thing(rng, *kind, place, size) for kind, place in zip(kinds, places, strict=True))
     return Scene(case.ground or rng.choice(tuple(GROUNDS)), things)
 
 
@@ -182,7 +182,7 @@ def _related(case: PromptCase, places: list[str], index: int) -> bool:
     (x, y), (u, v) = place_center(places[index]), place_center(places[other])
     right, down = RELATIONS[relation]
     along, across = ((x - u) * right, y - v) if right else ((y - v) * down, x - u)
-    return along > 0 and abs(across) < along * 0.6  # clearly so, not diagonally
+    return along > 0 and abs(across) < along * 0.6  # clearly in that direction, not diagonal
 
 
 _NUMBER_WORDS = {word: n for n, word in NUMBERS.items()} | {str(n): n for n in NUMBERS} | {"a": 1, "an": 1}
@@ -196,9 +196,9 @@ _SYNONYMS = {"over": "above", "under": "below", "beneath": "below"}
 
 
 def parse_prompt(prompt: str) -> PromptCase:
-    """What a prompt in ShapeWorld's words asks for, GenEval's own wording or a short form of it.
+    """Parses a prompt about ShapeWorld, in GenEval's wording or a short form of it.
 
-    Raises BadInput where no shape is named: the embedded judge cannot check such a prompt.
+    Raises BadInput if it names no shape: the embedded judge cannot check such a prompt.
     """
     text = re.sub(r"\s+", " ", prompt.lower().replace("gray", "grey"))
     found = list(_THING.finditer(text))

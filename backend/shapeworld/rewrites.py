@@ -1,29 +1,29 @@
-"""Template-made (prompt, reason, rewrite) triples to teach a rewriter, and the check of a rewrite.
+"""(prompt, reason, rewrite) examples made from templates, to train a rewriter.
 
-Takes the place of RePrompt's 8,000 GPT-4 examples (arXiv 2505.17540, SFT stage): the reason rehearses
-the scene in a few short sentences, the rewrite spells a plausible layout out. Layouts satisfy the
-prompt and are otherwise random; nothing here knows what the renderer draws well.
+They replace RePrompt's 8,000 GPT-4 examples (arXiv 2505.17540, SFT stage). The reason describes the scene in
+a few short sentences; the rewrite spells out a plausible layout. Layouts satisfy the prompt and are otherwise
+random; they do not depend on what the renderer draws well.
 
-Only combinations of the train split are used, also in paraphrases and in the few richer prompts
-(coloured counts, three things) that users write and the six tasks lack.
+Only combinations of the train split are used, also in paraphrases and in the few richer prompts (coloured
+counts, three things), which users write and the six tasks do not have.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
-from .captions import NUMBERS, article, join_list, loose, place_phrase, plural, spelled_out
-from .prompts import RELATIONS, TASKS, PromptCase, Requirement, layout, prompts
-from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing, place_center
+from .captions import NUMBERS, article, join_list, loose_caption, place_phrase, plural, spelled_out
+from .paraphrases import FRAMES, paraphrase, requirements_phrase, richer_case, train_case
+from .prompts import PromptCase, Requirement, sample_layout
+from .read_back import read_back
+from .scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, Thing
 
 CRITIQUE_SHARE = 0.3
 RICHER_SHARE = 0.15
 FOREIGN_SHARE = 0.05
-# Things that are no shapes: a rewriter must keep words that it has never drawn.
+# Things that are not ShapeWorld's shapes: a rewriter must keep such words.
 _FOREIGN = """
 cat dog house tree car boat bird fish flower cup book chair table lamp apple banana horse sheep bus
 train bicycle clock vase pizza cake cloud mountain river bridge tower robot dragon guitar piano hat
@@ -32,8 +32,8 @@ shoe key door window lion tiger bear rabbit owl butterfly lighthouse castle cand
 
 
 @dataclass(frozen=True)
-class Triple:
-    """One example. `case` is None for things that are no shapes; `critique` is of an earlier picture."""
+class RewriteTriple:
+    """One example. `critique` is about an earlier picture; `case` is None for things that are no shapes."""
 
     prompt: str
     reason: str
@@ -42,13 +42,13 @@ class Triple:
     case: PromptCase | None = None
 
     def row(self) -> dict[str, str]:
-        """The line of an SFT file (`reprise train sft`)."""
+        """The example as a line of an SFT file (`reprise train sft`)."""
         row = {"prompt": self.prompt, "reason": self.reason, "rewrite": self.rewrite}
         return row if self.critique is None else {**row, "critique": self.critique}
 
 
-def triples(count: int, seed: int = 0) -> Iterator[Triple]:
-    """`count` examples over train combinations; the same seed gives the same ones."""
+def triples(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
+    """`count` examples from combinations of the train split; equal seeds give equal examples."""
     rng = random.Random(seed)
     for _ in range(count):
         kind = rng.random()
@@ -57,41 +57,44 @@ def triples(count: int, seed: int = 0) -> Iterator[Triple]:
             continue
         mend = rng.random() < CRITIQUE_SHARE
         if kind < FOREIGN_SHARE + RICHER_SHARE:
-            case = _richer_case(rng)
+            case = richer_case(rng)
         elif mend and rng.random() < 0.4:
-            # A critique may name a third colour: to keep three apart is what is hard here.
-            case = _train_case(rng, "color_attribution")
+            # A critique may name a third colour, and keeping three colours apart is hard.
+            case = train_case(rng, "color_attribution")
         else:
-            case = _train_case(rng)
+            case = train_case(rng)
         if rng.random() < 0.5:
             case = replace(case, prompt=paraphrase(case, rng))
-        yield triple(case, rng, mend)
+        yield make_triple(case, rng, mend)
 
 
-def generic(count: int, seed: int = 0) -> Iterator[Triple]:
-    """`count` rewrites by one who can write and does not know the renderer: no relation is planned for.
+def generic_rewrites(count: int, seed: int = 0) -> Iterator[RewriteTriple]:
+    """`count` rewrites as a general language model without tuning might write them.
 
-    The stand-in for a general language model before any tuning. Nearly half are decorated, as such
-    models do; a third are loose; one in five spells a layout out, which it places without regard to
-    relations.
+    Nearly half of them add decorations, as such models do; a third are loose; one in five spells out a layout
+    that ignores relations.
     """
     rng = random.Random(seed)
     for _ in range(count):
-        case = _richer_case(rng) if rng.random() < RICHER_SHARE else _train_case(rng)
+        case = richer_case(rng) if rng.random() < RICHER_SHARE else train_case(rng)
         if rng.random() < 0.5:
             case = replace(case, prompt=paraphrase(case, rng))
         unrelated = replace(case, include=tuple(replace(need, position=None) for need in case.include))
         kind = rng.random()
         if kind < 0.2:
-            yield replace(triple(unrelated, rng), case=case)
+            yield replace(make_triple(unrelated, rng), case=case)
         elif kind < 0.55:
-            said = loose(layout(unrelated, rng), rng)
-            yield Triple(case.prompt, f"{_asked(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case)
+            said = loose_caption(sample_layout(unrelated, rng), rng)
+            yield RewriteTriple(
+                case.prompt, f"{_request_sentence(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case
+            )
         else:
             ground = f" on {article(case.ground)} {case.ground} background" if case.ground else ""
-            said = f"{rng.choice(_OPENINGS)} {_words(case.include)}{ground}"
+            said = f"{rng.choice(_OPENINGS)} {requirements_phrase(case.include)}{ground}"
             said = ", ".join([said, *rng.sample(_DECORATIONS, rng.randint(1, 3))])
-            yield Triple(case.prompt, f"{_asked(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case)
+            yield RewriteTriple(
+                case.prompt, f"{_request_sentence(case, rng)} {rng.choice(_INTENTIONS)}", said, case=case
+            )
 
 
 _OPENINGS = ("a beautiful photo of", "a vivid picture of", "a minimalist image of", "a clean render of")
@@ -104,18 +107,26 @@ _INTENTIONS = (
 )
 
 
-def triple(case: PromptCase, rng: random.Random, mend: bool = False) -> Triple:
-    """One example for `case`; with `mend`, one that answers a critique, with large things only."""
+def make_triple(case: PromptCase, rng: random.Random, with_critique: bool = False) -> RewriteTriple:
+    """One example for `case`; `with_critique`: one that answers a critique, with large things only."""
     like = len(case.include) == 1 and case.include[0].count > 1
-    size = "large" if mend or rng.random() < 0.6 else rng.choice(("small", "large")) if like else None
-    scene = _as_said(case, layout(case, rng, size))
-    critique, opening = _critique(case, rng) if mend else (None, None)
-    reason = " ".join([opening or _asked(case, rng), _placed(case, scene, rng), _grounded(case, scene, rng)])
-    return Triple(case.prompt, reason, _in_order(scene, rng), critique, case)
+    size = (
+        "large" if with_critique or rng.random() < 0.6 else rng.choice(("small", "large")) if like else None
+    )
+    scene = _in_prompt_order(case, sample_layout(case, rng, size))
+    critique, opening = _critique(case, rng) if with_critique else (None, None)
+    reason = " ".join(
+        [
+            opening or _request_sentence(case, rng),
+            _layout_sentence(case, scene, rng),
+            _ground_sentence(case, scene, rng),
+        ]
+    )
+    return RewriteTriple(case.prompt, reason, _caption_in_order(scene, rng), critique, case)
 
 
-def _as_said(case: PromptCase, scene: Scene) -> Scene:
-    """Things in the prompt's order, like ones from top left to bottom right.
+def _in_prompt_order(case: PromptCase, scene: Scene) -> Scene:
+    """The scene with its things in the order of the prompt, equal things from top left to bottom right.
 
     A relation names its second requirement first.
     """
@@ -127,11 +138,11 @@ def _as_said(case: PromptCase, scene: Scene) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def _in_order(scene: Scene, rng: random.Random) -> str:
-    """A caption that takes the things in the scene's order: what was rehearsed first is said first.
+def _caption_in_order(scene: Scene, rng: random.Random) -> str:
+    """A spelled-out caption that names the things in the scene's order.
 
-    Captions shuffle; this is a draw from those that do not. Prompt, reason and rewrite then run in
-    parallel, which a small model learns sooner.
+    Captions are shuffled; this one is sampled until the order fits. Prompt, reason and rewrite then have the
+    same order, which a small model learns faster.
     """
     wanted = [(t.color, t.shape, t.place) for t in scene.things]
     while True:
@@ -142,145 +153,8 @@ def _in_order(scene: Scene, rng: random.Random) -> str:
             return text
 
 
-# Prompts
-
-
-@cache
-def _train_cases() -> dict[str, dict[str, list[PromptCase]]]:
-    """Task -> combination -> its prompts (one a ground)."""
-    found: dict[str, dict[str, list[PromptCase]]] = {task: {} for task in TASKS}
-    for case in prompts("train"):
-        found[case.task].setdefault(case.key, []).append(case)
-    return found
-
-
-@cache
-def _keys(task: str) -> tuple[str, ...]:
-    return tuple(_train_cases()[task])
-
-
-def _train_case(rng: random.Random, task: str | None = None) -> PromptCase:
-    task = task or rng.choice(TASKS)
-    cases = _train_cases()[task][rng.choice(_keys(task))]
-    plain = [case for case in cases if case.ground is None]
-    return plain[0] if plain and rng.random() < 0.4 else rng.choice(cases)
-
-
-def _known(task: str, key: str) -> bool:
-    return f"{task}: {key}" in _train_cases()[task]
-
-
-def _richer_case(rng: random.Random) -> PromptCase:
-    """Coloured counts, coloured relations, a group beside a thing, three things."""
-    while True:
-        needs = _richer_needs(rng)
-        if needs is not None and sum(need.count for need in needs) <= 4:
-            ground = rng.choice(tuple(GROUNDS)) if rng.random() < 0.4 else None
-            tail = f" on {article(ground)} {ground} background" if ground else ""
-            return PromptCase(f"a photo of {_words(needs)}{tail}", "richer", needs, ground)
-
-
-def _richer_needs(rng: random.Random) -> tuple[Requirement, ...] | None:
-    kind = rng.randrange(4)
-    a, b, c = rng.sample(SHAPES, 3)
-    red, blue = rng.sample(tuple(COLORS), 2)
-    number = rng.choice((2, 3, 4))
-    together = _known("two_object", f"{min(a, b)}+{max(a, b)}")
-    counted = _known("counting", f"{number} {a}")
-    if kind == 0 and counted and _known("colors", f"{red} {a}"):
-        return (Requirement(a, number, red),)
-    if kind == 1 and _known("color_attribution", "+".join(sorted((f"{red} {a}", f"{blue} {b}")))):
-        relation = rng.choice(tuple(RELATIONS))
-        if any(_known("position", key) for key in _position_keys(a, relation, b)):
-            return (Requirement(b, color=blue), Requirement(a, color=red, position=(relation, 0)))
-    if kind == 2 and counted and together and number < 4:
-        coloured = all(_known("colors", key) for key in (f"{red} {a}", f"{blue} {b}")) and rng.random() < 0.4
-        colors = (red, blue) if coloured else (None, None)
-        return (Requirement(a, number, colors[0]), Requirement(b, color=colors[1]))
-    if kind == 3 and together and all(_known("two_object", f"{min(s, c)}+{max(s, c)}") for s in (a, b)):
-        return (Requirement(a), Requirement(b), Requirement(c))
-    return None
-
-
-def _position_keys(a: str, relation: str, b: str) -> tuple[str, str]:
-    inverse = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    return f"{a} {relation} {b}", f"{b} {inverse[relation]} {a}"
-
-
-_FRAMES = (
-    "{}",
-    "{}",
-    "{}",
-    "{}",
-    "{}",
-    "{}",
-    "a photo of {}",
-    "a picture of {}",
-    "an image of {}",
-    "an image with {}",
-    "a drawing of {}",
-    "an illustration of {}",
-    "draw {}",
-    "please draw {}",
-    "{} please",
-    "show me {}",
-    "paint {}",
-    "make a picture of {}",
-    "I want {}",
-    "i would like {}",
-    "photo of {}",
-    "picture: {}",
-)
-_GROUND_FRAMES = (
-    "{0} on a {1} background",
-    "{0} on a {1} background",
-    "{0} on {1}",
-    "{0}, {1} background",
-    "{0} with a {1} background",
-    "{0} in front of a {1} background",
-    "{1} background, {0}",
-)
-_SAID = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "over", "on top of"),
-    "below": ("below", "under", "beneath", "underneath"),
-}
-
-
-def paraphrase(case: PromptCase, rng: random.Random) -> str:
-    """What `case` asks for as a user might type it: shorter, ruder, politer."""
-    text = _words(case.include, rng)
-    if rng.random() < 0.4:
-        text = re.sub(r"\b(a|an) ", "", text)
-    text = rng.choice(_FRAMES).format(text)
-    if case.ground:
-        text = rng.choice(_GROUND_FRAMES).format(text, case.ground)
-        text = text.replace("grey", "gray") if rng.random() < 0.2 else text
-    if rng.random() < 0.15:
-        text = text[0].upper() + text[1:]
-    return text + (rng.choice((".", "!", " ")) if rng.random() < 0.15 else "")
-
-
-def _words(needs: tuple[Requirement, ...], rng: random.Random | None = None) -> str:
-    names = [str(need) for need in needs]
-    if rng is not None and rng.random() < 0.3:
-        for word, number in ((NUMBERS[n], str(n)) for n in (2, 3, 4)):
-            names = [re.sub(rf"\b{word}\b", number, name) for name in names]
-    if len(needs) == 2 and needs[1].position:
-        relation = needs[1].position[0]
-        said = relation if rng is None else rng.choice(_SAID[relation])
-        return f"{names[1]} {said} {names[0]}"
-    if len(needs) == 2 and rng is not None and rng.random() < 0.25:
-        return rng.choice(("{} with {}", "{}, {}", "{} & {}", "{} next to {}")).format(*names)
-    return join_list(names)
-
-
-# Reasons
-
-
-def _asked(case: PromptCase, rng: random.Random) -> str:
-    said = _words(case.include)
+def _request_sentence(case: PromptCase, rng: random.Random) -> str:
+    said = requirements_phrase(case.include)
     return rng.choice(
         (
             "The picture needs {}.",
@@ -291,8 +165,8 @@ def _asked(case: PromptCase, rng: random.Random) -> str:
     ).format(said)
 
 
-def _placed(case: PromptCase, scene: Scene, rng: random.Random) -> str:
-    """Where each thing goes, and what keeps them apart or in relation."""
+def _layout_sentence(case: PromptCase, scene: Scene, rng: random.Random) -> str:
+    """A sentence that says where each thing goes, and that the relation holds or nothing overlaps."""
     things = scene.things
     kinds: dict[tuple[str, str], list[str]] = {}
     for thing in things:
@@ -319,7 +193,7 @@ def _placed(case: PromptCase, scene: Scene, rng: random.Random) -> str:
     return text + rng.choice((".", ", so nothing overlaps.", ", each with room of its own."))
 
 
-def _grounded(case: PromptCase, scene: Scene, rng: random.Random) -> str:
+def _ground_sentence(case: PromptCase, scene: Scene, rng: random.Random) -> str:
     if case.ground:
         return f"The background is {scene.ground}, as asked."
     said = rng.choice(("A plain {} background keeps it clear.", "The background can be {}."))
@@ -327,7 +201,7 @@ def _grounded(case: PromptCase, scene: Scene, rng: random.Random) -> str:
 
 
 def _critique(case: PromptCase, rng: random.Random) -> tuple[str, str]:
-    """One to three faults in the judge's words, and how the reasoning takes them up."""
+    """(critique with one to three faults in the judge's wording, the reason's answer to them)."""
     faults = [_fault(case, need, rng) for need in rng.sample(case.include, rng.randint(1, len(case.include)))]
     if case.ground and rng.random() < 0.3:
         other = rng.choice([g for g in GROUNDS if g != case.ground])
@@ -343,7 +217,7 @@ def _critique(case: PromptCase, rng: random.Random) -> tuple[str, str]:
 
 
 def _fault(case: PromptCase, need: Requirement, rng: random.Random) -> tuple[str, str]:
-    """(what is wrong, what the reasoning says to it) for one thing asked for."""
+    """(fault, the reason's answer to it) about one requirement."""
     name = f"{need.color} {need.shape}" if need.color else need.shape
     names = f"{need.color} {plural(need.shape)}" if need.color else plural(need.shape)
     choices = []
@@ -379,7 +253,7 @@ def _fault(case: PromptCase, need: Requirement, rng: random.Random) -> tuple[str
     return rng.choice(choices)
 
 
-def _foreign(rng: random.Random) -> Triple:
+def _foreign(rng: random.Random) -> RewriteTriple:
     if rng.random() < 0.7:
         word = rng.choice(_FOREIGN)
     else:
@@ -389,80 +263,8 @@ def _foreign(rng: random.Random) -> Triple:
     ground = rng.choice(tuple(GROUNDS))
     place = "center" if rng.random() < 0.6 else rng.choice(PLACES)
     asked = f"{article(thing)} {thing}"
-    return Triple(
-        rng.choice(_FRAMES).format(asked),
+    return RewriteTriple(
+        rng.choice(FRAMES).format(asked),
         f"The picture needs {asked}. It goes {place_phrase(place)}. The background can be {ground}.",
         f"a large {thing} {place_phrase(place, rng)}, on {article(ground)} {ground} background",
     )
-
-
-# Reading a rewrite back
-
-_PLACE = rf"(?:at|in|on) the (?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))})"
-_ATTRIBUTES = rf"(?:(?P<size>small|large) )?(?P<color>{'|'.join(COLORS)}) "
-_ONE = re.compile(rf"an? {_ATTRIBUTES}(?P<shape>{'|'.join(SHAPES)}) {_PLACE}$")
-_GROUP = re.compile(
-    rf"(?P<number>two|three|four) {_ATTRIBUTES}(?P<shape>{'|'.join(map(plural, SHAPES))}): (?P<rest>.+)$"
-)
-_ONE_OF_GROUP = re.compile(rf"one {_PLACE}$")
-_TAIL = re.compile(rf"(?P<body>.+), on an? (?P<ground>{'|'.join(GROUNDS)}) background\.?$")
-_HEAD = re.compile(rf"(?P<ground>{'|'.join(GROUNDS)}) background, (?P<body>.+?)\.?$")
-
-
-def read_back(rewrite: str) -> Scene | None:
-    """The scene that a spelled-out rewrite describes, things at their places' centres.
-
-    None where any part of the text is not understood: a rewrite is either read whole or not.
-    """
-    whole = _TAIL.match(rewrite) or _HEAD.match(rewrite)
-    if not whole:
-        return None
-    body = whole["body"].removeprefix("a photo of ")
-    group = _GROUP.match(body)
-    parts = re.split(r", | and ", group["rest"] if group else body)
-    found = [(_ONE_OF_GROUP if group else _ONE).match(part) for part in parts]
-    things = []
-    for match in found:
-        if match is None:
-            return None
-        named = group or match
-        shape = next(s for s in SHAPES if named["shape"] in (s, plural(s)))
-        radius = 10.0 if named["size"] == "small" else 14.5
-        things.append(Thing(shape, named["color"], *place_center(match["place"]), radius))
-    if group and NUMBERS[len(things)] != group["number"]:
-        return None
-    return Scene(whole["ground"], tuple(things))
-
-
-def satisfies(case: PromptCase, rewrite: str) -> bool:
-    """Does the rewrite, drawn to the letter, show what `case` asks for and nothing else?
-
-    Counts are exact, no two things share a place, and a relation holds by more than half of the
-    distance (GenEval's rule).
-    """
-    scene = read_back(rewrite)
-    if scene is None or (case.ground and scene.ground != case.ground):
-        return False
-    if len({(t.x, t.y) for t in scene.things}) < len(scene.things):
-        return False
-    left = list(scene.things)
-    chosen: list[list[Thing]] = []
-    # Coloured requirements choose first, so that a plain one does not take their things.
-    for need in sorted(case.include, key=lambda need: need.color is None):
-        fitting = [t for t in left if t.shape == need.shape and need.color in (None, t.color)][: need.count]
-        if len(fitting) < need.count:
-            return False
-        left = [t for t in left if t not in fitting]
-    if left:
-        return False
-    for need in case.include:
-        chosen.append([t for t in scene.things if t.shape == need.shape and need.color in (None, t.color)])
-        if need.position and not _holds(need.position[0], chosen[-1][0], chosen[need.position[1]][0]):
-            return False
-    return True
-
-
-def _holds(relation: str, thing: Thing, other: Thing) -> bool:
-    across, down = thing.x - other.x, thing.y - other.y
-    along = across * RELATIONS[relation][0] + down * RELATIONS[relation][1]
-    return along > 0.5 * (across**2 + down**2) ** 0.5

@@ -1,7 +1,7 @@
 """Scenes of ShapeWorld: coloured shapes on a plain ground.
 
-A scene is ground truth. Pictures are 128 x 128 pixels; x grows to the right, y downwards; an
-object's `radius` is half the side of the box it fits in.
+A scene is the ground truth of a picture of 128 x 128 pixels. x grows to the right, y downwards. A thing's
+`radius` is half the side of its bounding box.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ PLACES: tuple[str, ...] = (
     "bottom",
     "bottom right",
 )
-RADII = {"small": (9.5, 11.0), "large": (13.0, 16.0)}  # pixels
-SIZE_BOUNDARY = 12.0  # pixels; a radius below it is "small"
-JITTER = 3.0  # pixels around a place's centre; keeps >= 4 pixels between neighbours
+RADII = {"small": (9.5, 11.0), "large": (13.0, 16.0)}  # pixels, minimum and maximum
+SIZE_BOUNDARY = 12.0  # pixels; a smaller radius is "small"
+JITTER = 3.0  # pixels; maximum offset from a place's centre, which leaves >= 4 pixels between neighbours
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `x`, `y`, `radius` in pixels."""
+    """One shape. `x`, `y` (its centre) and `radius` in pixels."""
 
     shape: str
     color: str
@@ -77,15 +77,15 @@ def place_center(place: str) -> tuple[float, float]:
     return (column + 0.5) * SIZE / 3, (row + 0.5) * SIZE / 3
 
 
-def put(rng: random.Random, shape: str, color: str, place: str, size: str | None = None) -> Thing:
-    """A thing near the centre of `place`; its size is drawn where none is given."""
+def place_thing(rng: random.Random, shape: str, color: str, place: str, size: str | None = None) -> Thing:
+    """A thing near the centre of `place`; its size is random if None."""
     size = size or rng.choices(("small", "large"), (0.4, 0.6))[0]
     x, y = (v + rng.uniform(-JITTER, JITTER) for v in place_center(place))
     return Thing(shape, color, x, y, rng.uniform(*RADII[size]))
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene from the training distribution: 1-4 things, alike or mixed."""
+    """A random scene from the training distribution: 1 to 4 things, alike or mixed."""
     kind = rng.random()
     if kind < 0.25:
         kinds = [_random_kind(rng)]
@@ -96,9 +96,9 @@ def random_scene(rng: random.Random) -> Scene:
     else:
         kinds = [_random_kind(rng) for _ in range(rng.choice((3, 4)))]
     places = rng.sample(PLACES, len(kinds))
-    # Groups of like things share a size, so that a caption can name it once.
+    # Equal things share a size, so that a caption can name it once.
     shared = rng.choice(("small", "large")) if len(set(kinds)) < len(kinds) else None
-    things = tuple(put(rng, *kind, place, shared) for kind, place in zip(kinds, places))
+    things = tuple(place_thing(rng, *kind, place, shared) for kind, place in zip(kinds, places))
     return Scene(rng.choice(tuple(GROUNDS)), things)
 
 

@@ -1,4 +1,7 @@
-"""Reads a picture's style beside its things. Accuracy: `reprise shapeworld detect --measure N --styled`."""
+"""Detects a picture's style as well as its things.
+
+`reprise shapeworld detect --measure N --styled` measures the accuracy.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .detector import Detection, Reading, at_size, read
+from .detector import Detection, Reading, read_scene, resize_picture
 from .drawing import DOT, DOT_STEP, FRAME, FRAME_WIDTH, GLOSS, OUTLINE, SHADOW
 from .scenes import GROUNDS, SIZE
-from .styles import FACETS, Style, colors_of
+from .styles import FACETS, Style, palette_colors
 
-COLOR_DISTANCE = 45  # RGB units from a palette's colour that its pixels may be
-CORE_DISTANCE = 60  # and those of one thing from its own
-FRAME_DISTANCE = 70  # RGB units from the frame's colour that the border may be
-DOT_CONTRAST = 10  # RGB units between a dot and the ground around it
-LINE_CONTRAST, SHADOW_CONTRAST = 45, 18  # RGB units darker than the ground
-REFLECTION = 50  # pixels; the widest reflection has 46, the narrowest ring's hole 76
-GLOSS_SHARE = 0.6  # of the thing's distance to white, that a reflection may be from it
+COLOR_DISTANCE = 45  # RGB units; maximum distance of a pixel from its palette's colour
+CORE_DISTANCE = 60  # RGB units; maximum distance of a thing's pixel from the thing's colour
+FRAME_DISTANCE = 70  # RGB units; maximum distance of the border from the frame's colour
+DOT_CONTRAST = 10  # RGB units; minimum contrast between a dot and the ground around it
+LINE_CONTRAST, SHADOW_CONTRAST = 45, 18  # RGB units; how much darker than the ground, at least
+REFLECTION = 50  # pixels; the largest reflection has 46, the smallest ring's hole 76
+GLOSS_SHARE = 0.6  # a reflection's maximum distance from white, as a share of the thing's own
 
 
 def read_styled(picture: NDArray[np.uint8]) -> tuple[Reading, Style]:
-    """Things and style of a picture (H, W, 3) uint8."""
-    picture = at_size(picture)
+    """(things and ground, style) of a picture (H, W, 3) uint8."""
+    picture = resize_picture(picture)
     palette = _palette(picture)
-    colors = {name: np.array(color, np.float32) for name, color in colors_of(palette).items()}
-    reading, pixels = read(picture, colors_of(palette), REFLECTION), picture.astype(np.float32)
+    colors = {name: np.array(color, np.float32) for name, color in palette_colors(palette).items()}
+    reading, pixels = read_scene(picture, palette_colors(palette), REFLECTION), picture.astype(np.float32)
     return reading, Style(
         palette=palette,
         outline=_outline(pixels, reading, colors),
@@ -38,12 +41,12 @@ def read_styled(picture: NDArray[np.uint8]) -> tuple[Reading, Style]:
 
 
 def _palette(picture: NDArray[np.uint8]) -> str | None:
-    """The palette that most pixels are from, of those that are not from ground, line or shadow."""
+    """The palette of most pixels, among those that are not ground, line or shadow."""
     from scipy import ndimage
 
     smooth = ndimage.gaussian_filter(picture.astype(np.float32), (0.5, 0.5, 0))
     tables, others = _tables()
-    pixels = smooth[::2, ::2].reshape(-1, 1, 3)  # a quarter of them is enough for a vote
+    pixels = smooth[::2, ::2].reshape(-1, 1, 3)  # a quarter of the pixels is enough for a vote
     away = [np.square(pixels - table).sum(-1).min(-1) for table in (*tables.values(), others)]
     nearest, near = np.argmin(away, axis=0), np.min(away, axis=0) < COLOR_DISTANCE**2
     votes = np.bincount(nearest[near], minlength=len(away))[:-1]
@@ -52,9 +55,9 @@ def _palette(picture: NDArray[np.uint8]) -> str | None:
 
 @cache
 def _tables() -> tuple[dict[str | None, NDArray], NDArray]:
-    """The palettes' colours, and all that is no thing's."""
+    """({palette: its colours}, the colours that belong to no thing)."""
     tables = {
-        palette: np.array(list(colors_of(palette).values()), np.float32)
+        palette: np.array(list(palette_colors(palette).values()), np.float32)
         for palette in (None, *FACETS["palette"])
     }
     grounds = np.array(list(GROUNDS.values()), np.float32)
@@ -68,7 +71,7 @@ def _background(pixels: NDArray) -> str | None:
     border[inner:-inner, inner:-inner] = False
     if np.median(np.linalg.norm(pixels[border] - np.array(FRAME), axis=-1)) < FRAME_DISTANCE:
         return "framed"
-    # Every cell of the dots' grid laid over the others: things and shadows are outvoted.
+    # The median over all cells of the dots' grid: things and shadows are outvoted.
     cells = SIZE // DOT_STEP
     folded = np.median(pixels.mean(-1).reshape(cells, DOT_STEP, cells, DOT_STEP), axis=(0, 2))
     middle = slice(DOT_STEP // 2 - 1, DOT_STEP // 2 + 1)
@@ -77,7 +80,8 @@ def _background(pixels: NDArray) -> str | None:
 
 
 def _outline(pixels: NDArray, reading: Reading, colors: dict[str, NDArray]) -> str | None:
-    """By how much darker than the ground things' surroundings are, up left and down right of them."""
+    """The outline style, from how much darker than the ground the surroundings of things are: on both sides
+    for outlines, below and to the right for shadows."""
     from scipy import ndimage
 
     ground, found = float(np.mean(GROUNDS[reading.ground])), []
@@ -104,15 +108,15 @@ def _outline(pixels: NDArray, reading: Reading, colors: dict[str, NDArray]) -> s
 
 
 def _others(detections: Sequence[Detection]) -> Sequence[Detection]:
-    """Things that are not black, where there are any: around those a dark line shows."""
+    """The things that are not black, if there are any: around black a dark line does not show."""
     return [one for one in detections if one.color != "black"] or detections
 
 
 def _gloss(one: Detection) -> tuple[float, float, float]:
-    """Row and column (pixels) where a thing would reflect light, and the thing's radius."""
+    """(row, column, radius) in pixels: where a thing would reflect light, and the thing's radius."""
     (x, y), r = one.center, one.radius
     if one.shape == "star":
-        y += 0.095 * r  # its box reaches further up than down
+        y += 0.095 * r  # a star's box extends further up than down
     u, v, _ = GLOSS[one.shape]
     return y + v * r - 0.5, x + u * r - 0.5, r
 

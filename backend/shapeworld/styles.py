@@ -1,8 +1,8 @@
-"""Styles of ShapeWorld's pictures: palettes, outlines, backgrounds and textures, the words for them, and
-which of them people here prefer for what.
+"""Styles of ShapeWorld's pictures: palettes, outlines, backgrounds and textures, their words in prompts, and
+which of them this world's people prefer.
 
-Plain pictures have none of it. The embedded renderers know nothing of styles; those whose names end in
-"-styled" draw them where a prompt names them.
+Plain pictures have no style. Of the embedded renderers, only those whose names end in "-styled" draw styles,
+if the prompt names them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from dataclasses import astuple, dataclass, fields
 
-from .captions import join_list, loose, place_phrase, plural, spelled_out
+from .captions import join_list, loose_caption, place_phrase, plural, spelled_out
 from .prompts import PromptCase
 from .scenes import COLORS, Scene
 
-# Every style by its facet; at most one of each is in a picture.
+# The styles of each facet; a picture has at most one per facet.
 FACETS: dict[str, tuple[str, ...]] = {
     "palette": ("pastel", "dark"),
     "outline": ("outlined", "shadowed"),
@@ -22,15 +22,16 @@ FACETS: dict[str, tuple[str, ...]] = {
     "texture": ("glossy",),
 }
 STYLE_WORDS = tuple(word for words in FACETS.values() for word in words)
-NO_STYLE_SHARE = 0.35  # of random pictures that lack a facet
-UNNAMED = 0.1  # of a random picture's styles, that its caption leaves out
+NO_STYLE_SHARE = 0.35  # share of random pictures without a style of a given facet
+UNNAMED_SHARE = 0.1  # share of a random picture's styles that its caption leaves out
 ROUND = ("circle", "ring", "heart")
-_TOWARDS = {"pastel": (255, 0.35), "dark": (0, 0.4)}  # what colours are mixed with, and the share of it
+# The value that a palette's colours are blended with, and its share.
+_PALETTE_BLENDS = {"pastel": (255, 0.35), "dark": (0, 0.4)}
 
 
 @dataclass(frozen=True)
 class Style:
-    """One word of each facet of `FACETS`, or None."""
+    """A style: one word per facet of `FACETS`, or None."""
 
     palette: str | None = None
     outline: str | None = None
@@ -42,16 +43,16 @@ class Style:
         return tuple(word for word in astuple(self) if word)
 
     def agreement(self, other: Style) -> float:
-        """Share of the facets in which two styles are the same, 0..1."""
+        """Share of the facets in which two styles are equal, 0..1."""
         same = [a == b for a, b in zip(astuple(self), astuple(other), strict=True)]
         return sum(same) / len(same)
 
 
-PLAIN = Style()
+PLAIN_STYLE = Style()
 
 
-def style_named(text: str) -> Style:
-    """The style that a prompt names; of two words for a facet the last counts."""
+def parse_style(text: str) -> Style:
+    """The style that a prompt names. Of several words of one facet the last one counts."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
     facet = {word: name for name, choices in FACETS.items() for word in choices}
     return Style(**{facet[word]: word for word in words if word in facet})
@@ -64,12 +65,12 @@ def random_style(rng: random.Random) -> Style:
     return Style(**chosen)
 
 
-def preferred(case: PromptCase) -> Style:
-    """What people of this world like best for what a prompt asks for.
+def preferred_style(case: PromptCase) -> Style:
+    """The style that this world's people prefer for a prompt.
 
-    Pastel where the first shape is round, dark where it has corners; outlines where a colour was named (black
-    excepted, around which dark lines do not show), shadows else; a frame around a single thing, dots behind
-    several; and gloss, always.
+    Pastel if the first shape is round, dark if it has corners. Outlines if a colour other than black is named
+    (dark lines do not show around black), else shadows. A frame around a single thing, dots behind several.
+    Gloss always.
     """
     first = case.include[0]
     return Style(
@@ -80,11 +81,11 @@ def preferred(case: PromptCase) -> Style:
     )
 
 
-def colors_of(palette: str | None) -> dict[str, tuple[int, int, int]]:
-    """The things' colours in a palette; None is the world's own."""
+def palette_colors(palette: str | None) -> dict[str, tuple[int, int, int]]:
+    """{name: RGB} of the things' colours in a palette; None is the plain palette."""
     if palette is None:
         return COLORS
-    end, share = _TOWARDS[palette]
+    end, share = _PALETTE_BLENDS[palette]
     mixed = {}
     for name, color in COLORS.items():
         red, green, blue = (round(value + (end - value) * share) for value in color)
@@ -95,8 +96,8 @@ def colors_of(palette: str | None) -> dict[str, tuple[int, int, int]]:
 # Captions
 
 
-def detailed(prompt: str, scene: Scene, style: Style, rng: random.Random | None = None) -> str:
-    """A prompt as practised users write it: what they want, where everything is, and styles, by commas."""
+def detailed_prompt(prompt: str, scene: Scene, style: Style, rng: random.Random | None = None) -> str:
+    """A prompt as practised users write it: the prompt, the place of each thing, and styles, with commas."""
     things, words = list(scene.things), list(style.words)
     if rng is not None:
         rng.shuffle(things)
@@ -111,26 +112,26 @@ def detailed(prompt: str, scene: Scene, style: Style, rng: random.Random | None 
 
 
 def styled_caption(scene: Scene, style: Style, rng: random.Random) -> str:
-    """A caption from the styled renderers' training distribution; empty for one in twelve (guidance)."""
+    """A caption from the styled renderers' training distribution. One in twelve is empty, for guidance."""
     kind = rng.random()
     if kind < 1 / 12:
         return ""
     named = Style(
         **{
-            facet.name: None if rng.random() < UNNAMED else getattr(style, facet.name)
+            facet.name: None if rng.random() < UNNAMED_SHARE else getattr(style, facet.name)
             for facet in fields(style)
         }
     )
     if kind < 0.5:
-        return detailed(short(scene, rng), scene, named, rng)
-    text = loose(scene, rng) if kind < 0.62 else spelled_out(scene, rng)
+        return detailed_prompt(short_prompt(scene, rng), scene, named, rng)
+    text = loose_caption(scene, rng) if kind < 0.62 else spelled_out(scene, rng)
     words = list(named.words)
     rng.shuffle(words)
     return ", ".join([text, *words])
 
 
-def short(scene: Scene, rng: random.Random) -> str:
-    """A short prompt that a scene fulfils, in the words of `prompts`."""
+def short_prompt(scene: Scene, rng: random.Random) -> str:
+    """A short prompt that a scene satisfies, in the wording of `prompts`."""
     counts: dict[tuple[str, str], int] = {}
     for thing in scene.things:
         counts[thing.color, thing.shape] = counts.get((thing.color, thing.shape), 0) + 1

@@ -1,7 +1,7 @@
-"""Word-level tokenizers for the tiny text encoders, in the real classes and file formats.
+"""Tokenizers with small vocabularies for the embedded models, in transformers' own classes and file formats.
 
-Every word that a caption or prompt of ShapeWorld can hold is one token; other words fall apart into
-letters. A small vocabulary keeps the embeddings few; the tokenizer classes are FLUX's own.
+Every word of ShapeWorld's captions and prompts is one token; other words are split into letters. The small
+vocabulary keeps the embedding tables small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .scenes import COLORS, GROUNDS, PLACES, SHAPES
 from .styles import STYLE_WORDS
 
 CLIP_LENGTH = 77
-# Words of prompts and rewrites beyond scenes' own names.
+# Words of prompts and rewrites besides the names of colours, shapes, grounds and places.
 _WORDS = """
 a an the of and on in at to with one is are two photo picture image several some few background
 above below left right small large side by next between over under beneath top bottom center
@@ -26,28 +26,28 @@ colour color colored solid bright only no other nothing else evenly spaced row c
 """.split()
 
 
-def words() -> list[str]:
-    """All whole-word tokens, sorted, without repeats."""
+def vocabulary_words() -> list[str]:
+    """All words that are one token, sorted, without duplicates."""
     named = [*COLORS, *GROUNDS, *SHAPES, *map(plural, SHAPES), *NUMBERS.values()]
     named += [part for place in PLACES for part in place.split()]
     return sorted({*_WORDS, *named})
 
 
 def t5_tokenizer(more: Sequence[str] = ()):
-    """T5Tokenizer (Unigram). Ids: <pad> 0, </s> 1, <unk> 2, then words, those of `more` too, then letters."""
+    """T5Tokenizer (Unigram). Ids: <pad> 0, </s> 1, <unk> 2, then words (including `more`), then letters."""
     from transformers import T5Tokenizer
 
     letters = string.ascii_lowercase + string.ascii_uppercase + string.digits
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
-    vocab += [("\u2581" + word, -2.0) for word in sorted({*words(), *more}) if len(word) > 1]
+    vocab += [("\u2581" + word, -2.0) for word in sorted({*vocabulary_words(), *more}) if len(word) > 1]
     vocab += [(mark, -2.0) for mark in ",.:;!?'\"()-"]
-    # Letters cost enough that a known word is always taken whole.
+    # Letters cost enough that a known word is always one token.
     vocab += [("\u2581a", -2.0), ("\u2581", -4.0)] + [(letter, -8.0) for letter in letters]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
 
 
 def clip_tokenizer(length: int = CLIP_LENGTH):
-    """CLIPTokenizer (byte-level BPE), its merges learned until every word is one token; pads to `length`."""
+    """CLIPTokenizer (byte-level BPE) with merges that make every word one token; pads to `length`."""
     from tokenizers import Tokenizer, models, trainers
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
@@ -61,11 +61,11 @@ def clip_tokenizer(length: int = CLIP_LENGTH):
         min_frequency=1,
         initial_alphabet=letters,
         end_of_word_suffix="</w>",
-        # Named here, or last letters get their ids, and ties their order, from a randomly seeded hash map.
+        # Named explicitly: otherwise their ids, and the order of ties, depend on a randomly seeded hash map.
         special_tokens=last,
         show_progress=False,
     )
-    bpe.train_from_iterator(words(), trainer)
+    bpe.train_from_iterator(vocabulary_words(), trainer)
     learned = json.loads(bpe.to_str())["model"]
     vocab = dict(learned["vocab"])
     for token in [*last, "<|startoftext|>", "<|endoftext|>"]:
@@ -80,20 +80,23 @@ VOCABULARY = 1024
 CONTEXT = 512
 
 
-def tokenizers() -> tuple[Any, Any]:
-    """(reader, a T5Tokenizer; writer, a Qwen2Tokenizer)."""
-    return t5_tokenizer(STYLE_WORDS), writer()
+def refiner_tokenizers() -> tuple[Any, Any]:
+    """The refiner's tokenizers: (encoder's T5Tokenizer, decoder's Qwen2Tokenizer)."""
+    return t5_tokenizer(STYLE_WORDS), decoder_tokenizer()
 
 
-def writer() -> Any:
-    """A word is the same token wherever it stands behind a space; so is a comma behind a word."""
-    known = [*words(), *STYLE_WORDS]
+def decoder_tokenizer() -> Any:
+    """The refiner's Qwen2Tokenizer. A word after a space is always the same token, and so is a comma after a
+    word."""
+    known = [*vocabulary_words(), *STYLE_WORDS]
     text = [" ".join(known), ", ".join(known)]
-    return byte_pairs([*text, "Picture:", "\nPrompt:\n"], known, VOCABULARY, CONTEXT)
+    return byte_pair_tokenizer([*text, "Picture:", "\nPrompt:\n"], known, VOCABULARY, CONTEXT)
 
 
-def byte_pairs(text: Sequence[str], known: Sequence[str], vocabulary: int, context: int) -> Any:
-    """A Qwen2Tokenizer for chats that learned its merges from `text` and the `known` words."""
+def byte_pair_tokenizer(
+    text: Sequence[str], whole_words: Sequence[str], vocabulary: int, context: int
+) -> Any:
+    """A Qwen2Tokenizer for chats, with merges learned from `text` and the words in `whole_words`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import AddedToken, Qwen2Tokenizer
 
@@ -105,8 +108,8 @@ def byte_pairs(text: Sequence[str], known: Sequence[str], vocabulary: int, conte
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    # Each known word counts as often as any other, after the words that the text uses.
-    forms = [form for word in known for form in (f" {word}", word, word.capitalize())]
+    # Each whole word counts equally often, in addition to its frequency in the text.
+    forms = [form for word in whole_words for form in (f" {word}", word, word.capitalize())]
     bpe.train_from_iterator([*text, *forms * 5], trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges: Any = [tuple(pair) for pair in learned["merges"]]

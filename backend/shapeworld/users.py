@@ -1,4 +1,4 @@
-"""What users of ShapeWorld type, and what practised users type to get it: a log to learn refinement from."""
+"""Prompts of ShapeWorld's users, and how practised users write the same: data for training a refiner."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .prompts import layout, sample_prompts
+from .prompts import sample_layout, sample_prompts
 from .scenes import Scene
-from .styles import Style, detailed, random_style
+from .styles import Style, detailed_prompt, random_style
 
 
 @dataclass(frozen=True)
 class PractisedPrompt:
-    """A user's prompt, what a practised one made of it, and what that one had in mind."""
+    """A user's prompt, a practised user's version of it, and the scene and style that version is about."""
 
     prompt: str
     system: str
@@ -21,14 +21,14 @@ class PractisedPrompt:
     style: Style
 
 
-def practised(per_task: int, each: int, seed: int = 0) -> Iterator[PractisedPrompt]:
-    """`each` of them for up to `per_task` prompts of each task, training split.
+def practised_prompts(per_task: int, per_prompt: int, seed: int = 0) -> Iterator[PractisedPrompt]:
+    """`per_prompt` practised versions of up to `per_task` prompts per task, from the train split.
 
-    Every practised user has a layout and a taste of their own: styles are random, and only a preference
-    reward can tell which suit the prompt.
+    Layouts and styles are random, as if each version came from another user. Only a preference reward can
+    tell which styles suit the prompt.
     """
     rng = random.Random(seed)
     for case in sample_prompts("train", per_task, seed):
-        for _ in range(each):
-            scene, style = layout(case, rng), random_style(rng)
-            yield PractisedPrompt(case.prompt, detailed(case.prompt, scene, style, rng), scene, style)
+        for _ in range(per_prompt):
+            scene, style = sample_layout(case, rng), random_style(rng)
+            yield PractisedPrompt(case.prompt, detailed_prompt(case.prompt, scene, style, rng), scene, style)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reprise.backend.rewards.shapeworld import is_right
-from reprise.backend.shapeworld.detector import read
+from reprise.backend.shapeworld.detector import read_scene
 from reprise.backend.shapeworld.prompts import parse_prompt
 
 from .conftest import ROOT, error_of
@@ -106,7 +106,7 @@ def test_the_quick_start_draws_scores_and_reports(server, graph):
     assert entry["status"]["status_str"] == "success", entry["status"]
     (picture,) = server.images(entry, "9")
     assert picture.shape == (128, 128, 3)
-    reading = read(picture)
+    reading = read_scene(picture)
     assert reading.detections and all(d.color == "red" for d in reading.detections)
     (report,) = entry["outputs"]["8"]["reprise_parm"]
     assert len(report["candidates"]) == 8
@@ -134,7 +134,7 @@ def test_most_pictures_of_the_shipped_graphs_are_right(server, graph, name, node
     for seed in (1, 101, 201, 301):
         entry = server.run(_with(nodes, node, seed=seed))
         assert entry["status"]["status_str"] == "success", entry["status"]
-        seen += [is_right(case, read(picture)) for picture in server.images(entry, pictures)]
+        seen += [is_right(case, read_scene(picture)) for picture in server.images(entry, pictures)]
     assert sum(seen) > len(seen) / 2, seen
 
 

@@ -31,7 +31,7 @@ def users(
     the training split.
     """
     from ...shapeworld.drawing import draw
-    from ...shapeworld.users import practised
+    from ...shapeworld.users import practised_prompts
     from ...storage.files import prepare_folder, write_whole
     from .. import terminal
 
@@ -39,7 +39,7 @@ def users(
     if drawn:
         prepare_folder(pictures)
     lines = []
-    for number, one in enumerate(practised(per_task, each, seed)):
+    for number, one in enumerate(practised_prompts(per_task, each, seed)):
         line = {"prompt": one.prompt, "system": one.system}
         if drawn:
             from PIL import Image

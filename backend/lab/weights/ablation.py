@@ -27,7 +27,7 @@ from typing import Any
 from ...core.config import load_config, parse_config
 from ...factory import find_trainer
 from ...rewriters.reprompt import EMBEDDED_REWRITER
-from ...shapeworld.rewrites import Triple, generic, triples
+from ...shapeworld.rewrites import RewriteTriple, generic_rewrites, triples
 from ...storage.files import prepare_folder, write_whole
 from ...training import shipped_config
 from .rewriter import SEED, untrained
@@ -60,13 +60,13 @@ def build(work: Path, name: str, log: Callable[[str], None] = print) -> Path:
         model = work / "untrained"
         if not (model / "config.json").exists():
             untrained(model)
-        return _tune(work, name, model, generic(40_000, SEED), {"max_steps": 2500}, log)
+        return _tune(work, name, model, generic_rewrites(40_000, SEED), {"max_steps": 2500}, log)
     if name == "sft-plain":
         settings = {"reasoning": False, "learning_rate": 1e-3}
         return _tune(work, name, EMBEDDED_REWRITER, triples(8000, SEED), settings, log)
     if name == "base-plain":
         settings = {"reasoning": False, "learning_rate": 1e-3}
-        return _tune(work, name, build(work, "base", log), generic(8000, SEED), settings, log)
+        return _tune(work, name, build(work, "base", log), generic_rewrites(8000, SEED), settings, log)
     start = build(work, STARTS[name], log)
     settings = {"model": str(start), "reasoning": "plain" not in name, "seed": int(name[-1])}
     return run_of("grpo", {**GRPO, **settings}, work / name, log)
@@ -76,7 +76,7 @@ def _tune(
     work: Path,
     name: str,
     model: Path,
-    examples: Iterable[Triple],
+    examples: Iterable[RewriteTriple],
     settings: dict[str, Any],
     log: Callable[[str], None],
 ) -> Path:

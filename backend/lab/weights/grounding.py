@@ -34,7 +34,7 @@ THING_WEIGHT = 10.0  # of a token with a thing against one without
 PLACED = 0.1  # weight of columns and rows
 
 
-class Seeing(nn.Module):
+class PatchNaming(nn.Module):
     """A judge's model and the scale of its pictures' names."""
 
     def __init__(self, model: Any, ids: Sequence[Sequence[int]]):
@@ -56,7 +56,7 @@ class Seeing(nn.Module):
     def loss(self, scenes: Sequence[Scene]) -> torch.Tensor:
         """Cross-entropy of the names of each token of the pictures that were looked at last."""
         logits = self._logits()
-        answers = torch.tensor([names(scene) for scene in scenes])  # (B, TOKENS², len(NAMES))
+        answers = torch.tensor([patch_names(scene) for scene in scenes])  # (B, TOKENS², len(NAMES))
         weights = torch.where(answers[..., 1] < len(SHAPES), THING_WEIGHT, 1.0).flatten()
         parts = [
             F.cross_entropy(one.flatten(0, 1), answer.flatten(), reduction="none")
@@ -67,9 +67,9 @@ class Seeing(nn.Module):
         return color + shape + PLACED * (column + row)
 
     @torch.no_grad()
-    def right(self, scenes: Sequence[Scene]) -> float:
+    def accuracy(self, scenes: Sequence[Scene]) -> float:
         """Share of the things whose colour and shape are named where their middle lies."""
-        answers = torch.tensor([names(scene) for scene in scenes])
+        answers = torch.tensor([patch_names(scene) for scene in scenes])
         color, shape = (one.argmax(-1) == answers[..., i] for i, one in enumerate(self._logits()[:2]))
         return float((color & shape)[answers[..., 1] < len(SHAPES)].float().mean())
 
@@ -79,7 +79,7 @@ class Seeing(nn.Module):
         return [(self.seen @ known[ids].T) * scale for ids, scale in zip(self.ids, self.scale)]
 
 
-def names(scene: Scene) -> list[list[int]]:
+def patch_names(scene: Scene) -> list[list[int]]:
     """Of each token, row by row, the numbers of its names."""
     at: dict[tuple[int, int], Thing] = {
         (int(t.y * TOKENS // SIZE), int(t.x * TOKENS // SIZE)): t for t in scene.things
@@ -94,19 +94,19 @@ def names(scene: Scene) -> list[list[int]]:
     return found
 
 
-def pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+def to_pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
     """(B, 1, 3, SIZE, SIZE), as the processor makes them."""
     made = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     return made[:, None]
 
 
-def seeing(model: Any, tokens: Any) -> Seeing:
+def patch_naming(model: Any, tokens: Any) -> PatchNaming:
     ids = [[tokens(f" {word}", add_special_tokens=False)["input_ids"] for word in row] for row in NAMES]
     assert all(len(one) == 1 for row in ids for one in row), "a name is more than a token"
-    return Seeing(model, [[one[0] for one in row] for row in ids])
+    return PatchNaming(model, [[one[0] for one in row] for row in ids])
 
 
-class Finding(nn.Module):
+class NounGrounding(nn.Module):
     """What the nouns of a question point at, read from the language model in training alone: how many such
     things the picture shows, and where the only one lies; of a background, whether it is the picture's.
 
@@ -129,7 +129,7 @@ class Finding(nn.Module):
         rows, columns, counts, places = [], [], [], []
         for row, (scene, end) in enumerate(zip(scenes, starts, strict=True)):
             said = [self.words[number] for number in ids[row, :end].tolist()]
-            for column, things in pointed_at(said, scene):
+            for column, things in noun_referents(said, scene):
                 rows.append(row)
                 columns.append(column)
                 counts.append(min(MOST, len(things)))
@@ -146,11 +146,11 @@ class Finding(nn.Module):
         return loss
 
 
-def pointed_at(said: Sequence[str], scene: Scene) -> list[tuple[int, list[Thing | str]]]:
+def noun_referents(words: Sequence[str], scene: Scene) -> list[tuple[int, list[Thing | str]]]:
     """(index, what of the scene is meant) of each noun in the words of a question: things, or the ground."""
     found: list[tuple[int, list[Thing | str]]] = []
-    for i, word in enumerate(said):
-        before = said[i - 1] if i else ""
+    for i, word in enumerate(words):
+        before = words[i - 1] if i else ""
         if word == "background" and before in GROUNDS:
             found.append((i, [scene.ground] if before == scene.ground else []))
         elif shape := SINGULAR.get(word):

@@ -31,11 +31,11 @@ from ...rewards.vlm.local import load
 from ...shapeworld.captions import noun_phrase, spelled_out
 from ...shapeworld.detector import Detection, Reading
 from ...shapeworld.drawing import draw
-from ...shapeworld.prompts import PromptCase, layout, prompts
-from ...shapeworld.scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, put, random_scene
-from ...shapeworld.tokenizers import words
+from ...shapeworld.prompts import PromptCase, prompts, sample_layout
+from ...shapeworld.scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, place_thing, random_scene
+from ...shapeworld.tokenizers import vocabulary_words
 from .assemble import replace_folder
-from .grounding import MERGED, PATCH, TOKENS, Finding, pixels, seeing
+from .grounding import MERGED, PATCH, TOKENS, NounGrounding, patch_naming, to_pixels
 from .muon import Muon
 from .training import StepLoop
 
@@ -62,12 +62,14 @@ def tokenizer() -> Any:
     from transformers import AddedToken
 
     from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
-    from ...shapeworld.tokenizers import byte_pairs
+    from ...shapeworld.tokenizers import byte_pair_tokenizer
 
     asked = [*QUESTIONS.values(), CRITIQUE, DESCRIBE]
     more = {word.strip('".,?{}') for text in asked for word in text.split()}
     said = "yes no there is no not were asked for I see none system user assistant".split()
-    made = byte_pairs(asked * 20, sorted({*words(), *more, *said} - {""}), VOCABULARY, CONTEXT)
+    made = byte_pair_tokenizer(
+        asked * 20, sorted({*vocabulary_words(), *more, *said} - {""}), VOCABULARY, CONTEXT
+    )
     marks: Any = [AddedToken(mark, special=True, normalized=False) for mark in (IMAGE, AROUND, WHOLE, ENDED)]
     made.add_tokens(marks, special_tokens=True)
     made.chat_template = CHAT_TEMPLATE
@@ -138,7 +140,7 @@ def untrained(folder: Path) -> None:
 # What drawings teach
 
 
-def truth(scene: Scene) -> Reading:
+def perfect_reading(scene: Scene) -> Reading:
     """A scene as a faultless detector would read it."""
     found = [
         Detection(
@@ -156,7 +158,7 @@ def truth(scene: Scene) -> Reading:
     return Reading(scene.ground, 1.0, tuple(found))
 
 
-def mistaken(scene: Scene, rng: random.Random) -> Scene:
+def corrupt_scene(scene: Scene, rng: random.Random) -> Scene:
     """A scene with one thing of another shape or colour, one too few, one too many, moved, or another ground;
     of a scene without things the ground alone can be wrong."""
     things, ground = list(scene.things), scene.ground
@@ -173,32 +175,32 @@ def mistaken(scene: Scene, rng: random.Random) -> Scene:
         del things[which]
     elif how == "added" and free:
         like = rng.choice(things)
-        things.append(put(rng, like.shape, rng.choice((like.color, *COLORS)), rng.choice(free)))
+        things.append(place_thing(rng, like.shape, rng.choice((like.color, *COLORS)), rng.choice(free)))
     elif how == "moved" and len(things) == 2 and rng.random() < 0.6:
         (a, b) = things
         things = [replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y)]
     elif how == "moved" and free:
-        things[which] = put(rng, things[which].shape, things[which].color, rng.choice(free))
+        things[which] = place_thing(rng, things[which].shape, things[which].color, rng.choice(free))
     else:
         ground = rng.choice(tuple(GROUNDS))
     return Scene(ground, tuple(things))
 
 
-def example(rng: random.Random, cases: dict[str, list[PromptCase]]) -> tuple[PromptCase, Scene]:
+def sample_example(rng: random.Random, cases: dict[str, list[PromptCase]]) -> tuple[PromptCase, Scene]:
     """A prompt, and a drawing that in half of all cases is what it asks for, or else nearly."""
     from ...rewards.shapeworld import is_right
 
     case = rng.choice(cases[rng.choice(tuple(cases))])
-    scene, wanted = layout(case, rng, None), rng.random() < 0.5
+    scene, wanted = sample_layout(case, rng, None), rng.random() < 0.5
     if wanted:  # what was not asked for may be anything
-        other = mistaken(scene, rng)
-        return case, other if rng.random() < 0.4 and is_right(case, truth(other)) else scene
-    while is_right(case, truth(scene)):
-        scene = mistaken(scene, rng)
+        other = corrupt_scene(scene, rng)
+        return case, other if rng.random() < 0.4 and is_right(case, perfect_reading(other)) else scene
+    while is_right(case, perfect_reading(scene)):
+        scene = corrupt_scene(scene, rng)
     return case, scene
 
 
-def part(scene: Scene, rng: random.Random) -> tuple[str, bool]:
+def sample_part(scene: Scene, rng: random.Random) -> tuple[str, bool]:
     """One thing in words, as a checklist has it, and whether the scene shows it; often it has the colour of
     one thing and the shape of another."""
     first, second, kind = rng.choice(scene.things), rng.choice(scene.things), rng.random()
@@ -213,9 +215,9 @@ def part(scene: Scene, rng: random.Random) -> tuple[str, bool]:
     return noun_phrase(color, shape), any((t.color, t.shape) == (color, shape) for t in scene.things)
 
 
-def degraded(picture: np.ndarray, rng: random.Random, least: float, most: float) -> np.ndarray:
+def degrade(picture: np.ndarray, rng: random.Random, min_strength: float, max_strength: float) -> np.ndarray:
     """A picture of which less is seen: blurred, noisy and pale, by a strength of 0 to 1."""
-    strength = rng.uniform(least, most)
+    strength = rng.uniform(min_strength, max_strength)
     image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(12 * strength))
     pixels = np.asarray(image, dtype=np.float32)
     noise = np.random.default_rng(rng.getrandbits(63)).normal(size=(16, 16, 3)).astype(np.float32)
@@ -224,7 +226,9 @@ def degraded(picture: np.ndarray, rng: random.Random, least: float, most: float)
     return (pale + 40 * strength * coarse).clip(0, 255).astype(np.uint8)
 
 
-def taught(rng: random.Random, cases: dict[str, list[PromptCase]], count: int) -> tuple[list, list[Scene]]:
+def sample_batch(
+    rng: random.Random, cases: dict[str, list[PromptCase]], count: int
+) -> tuple[list, list[Scene]]:
     """(questions with drawings and answers, the drawings' scenes) of one batch."""
     from ...rewards.shapeworld import faults
     from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
@@ -233,26 +237,26 @@ def taught(rng: random.Random, cases: dict[str, list[PromptCase]], count: int) -
     asks, scenes = [], []
     while len(asks) < count:
         kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
-        case, scene = example(rng, cases)
+        case, scene = sample_example(rng, cases)
         if kind in ("describe", "part"):
             scene = random_scene(rng)
-        wrong = faults(case, truth(scene))
+        wrong = faults(case, perfect_reading(scene))
         if kind == "critique" and not wrong:
             continue
         picture = draw(scene)
         if kind == "describe":
             question, answer = DESCRIBE, spelled_out(_in_order(scene))
         elif kind == "part":
-            phrase, answer = part(scene, rng)
+            phrase, answer = sample_part(scene, rng)
             question = QUESTIONS["match"].format(phrase)
         elif kind == "critique":
             question, answer = CRITIQUE.format(case.prompt), "; ".join(wrong)
         elif kind == "clarity":
             answer = rng.random() < 0.5
-            picture = degraded(picture, rng, *((0.0, 0.25) if answer else (0.5, 1.0)))
+            picture = degrade(picture, rng, *((0.0, 0.25) if answer else (0.5, 1.0)))
             question = QUESTIONS[kind].format(case.prompt)
         else:
-            picture = degraded(picture, rng, 0.0, 0.4) if kind == "potential" else picture
+            picture = degrade(picture, rng, 0.0, 0.4) if kind == "potential" else picture
             question, answer = QUESTIONS[kind].format(case.prompt), not wrong
         asks.append(JudgeQuestion(question, Image.fromarray(picture), answer))
         scenes.append(scene)
@@ -272,7 +276,7 @@ def optimizers_for(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]
     return [Muon(matrices, lr=rate), torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def train_seeing(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Callable = print) -> Path:
+def train_vision(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Callable = print) -> Path:
     """First stage; saves `work/see`."""
     done = work / "see"
     if done.exists():
@@ -284,7 +288,7 @@ def train_seeing(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Call
         (start / "reprise-done").touch()
     made, model = load(start, torch.float32)
     model.requires_grad_(True).train()
-    eyes = seeing(model, made.tokenizer)
+    eyes = patch_naming(model, made.tokenizer)
     eyes.requires_grad_(False)
     for part in (model.model.vision_model, model.model.connector, model.get_input_embeddings()):
         part.requires_grad_(True)
@@ -296,10 +300,10 @@ def train_seeing(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Call
 
     def take_step(rng: random.Random, step: int) -> float:
         scenes = [random_scene(rng) for _ in range(SEE_BATCH)]
-        pictures = pixels([draw(scene) for scene in scenes])
+        pictures = to_pixels([draw(scene) for scene in scenes])
         eyes(pictures)
         if step % 100 == 0:
-            log(f"things named: {eyes.right(scenes):.3f}")
+            log(f"things named: {eyes.accuracy(scenes):.3f}")
         loss = eyes.loss(scenes)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -319,14 +323,14 @@ def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Calla
         return done
     vlm = LocalVLM(work / "see", device="cpu", dtype="float32")
     vlm.model.requires_grad_(True).train()
-    eyes = seeing(vlm.model, vlm.tokenizer)
+    eyes = patch_naming(vlm.model, vlm.tokenizer)
     cases, recent = by_task(), defaultdict[str, list[float]](list)
-    finding = Finding(vlm.model, vlm.tokenizer)
+    finding = NounGrounding(vlm.model, vlm.tokenizer)
     both = nn.ModuleDict({"eyes": eyes, "finding": finding})
     loop = StepLoop(both, optimizers_for(both, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
-        asks, scenes = taught(rng, cases, BASE_BATCH)
+        asks, scenes = sample_batch(rng, cases, BASE_BATCH)
         batch = encode(vlm, asks)
         found = losses(vlm, batch)
         named = eyes.loss(scenes)
@@ -416,7 +420,7 @@ def build(work: Path, log: Callable[[str], None] = print) -> Path:
     """All three stages; one that is done is not done again. The tuned judge's folder; the base lies in
     `work/base`."""
     work.mkdir(parents=True, exist_ok=True)
-    for name, stage in (("see", train_seeing), ("base", train_base), ("tuned", tune)):
+    for name, stage in (("see", train_vision), ("base", train_base), ("tuned", tune)):
         log(f"stage: {name}")
         made = stage(work, log=log)
     return made

@@ -39,7 +39,7 @@ from .autoencoder import SCENES, reconstruction_error, to_tensor
 from .muon import Muon
 from .renderer import LayoutHead, layout
 from .second import TEXT_LENGTH, TEXT_STEPS, TEXT_WIDTH, ground_text_encoder, read_text, tokenize
-from .training import StepLoop, follow
+from .training import StepLoop, update_average
 
 CODE_STEPS, CODE_BATCH, CODE_RATE, CROP = 3000, 16, 1.5e-3, 64
 ENCODER_STEPS, ENCODER_BATCH = 1200, 6
@@ -315,7 +315,7 @@ class Filler(nn.Module):
         return self.layout.loss(self.features, layouts)
 
 
-def hide(tokens: torch.Tensor) -> torch.Tensor:
+def random_mask(tokens: torch.Tensor) -> torch.Tensor:
     """Which of (B, SIDE, SIDE) tokens to mask: of each picture a share cos(u pi / 2), at least one."""
     count = len(tokens)
     share = torch.cos(torch.rand(count, 1) * math.pi / 2)
@@ -353,12 +353,12 @@ def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int
         captions = [training_caption(known[i], rng, EMPTY, INCOMPLETE) for i in chosen]
         with torch.no_grad():
             text = read_text(clip, tokenize(captions, words))
-        hidden = hide(tokens[chosen])
+        hidden = random_mask(tokens[chosen])
         logits = model(tokens[chosen].masked_fill(hidden, MASK), *text).permute(0, 2, 3, 1)
         loss = F.cross_entropy(logits[hidden], tokens[chosen][hidden])
         (loss + LAYOUT_WEIGHT * model.layout_loss(layouts[chosen])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        follow(average, model, EMA, step)
+        update_average(average, model, EMA, step)
         return loss.item()
 
     loop.run(take_step)
@@ -367,7 +367,7 @@ def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int
 
 
 @torch.no_grad()
-def sharpened(transformer: Any, temperature: float = TEMPERATURE) -> Any:
+def sharpen(transformer: Any, temperature: float = TEMPERATURE) -> Any:
     """The same transformer with its logits divided by `temperature`; guidance, being linear, is too."""
     head = transformer.mlm_layer.conv2
     for p in head.parameters():
@@ -385,7 +385,7 @@ def assemble_masked(work: Path, out: Path) -> Path:
         "vqvae": VQModel.from_pretrained(folder / "vqvae"),
         "tokenizer": clip_tokenizer(TEXT_LENGTH),
         "text_encoder": CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder"),
-        "transformer": sharpened(UVit2DModel.from_pretrained(folder / "transformer")),
+        "transformer": sharpen(UVit2DModel.from_pretrained(folder / "transformer")),
         "scheduler": AmusedScheduler(mask_token_id=MASK),
     }
     return write_pipeline(AmusedPipeline(**parts), folder / "pipeline", out)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """(N, rows, columns), rows <= columns -> about the nearest semi-orthogonal matrices."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -47,6 +47,6 @@ class Muon(torch.optim.Optimizer):
                 tall = shape[0] > shape[1]
                 stacked = torch.stack([u.mT if tall else u for _, u in pairs])
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
-                for (p, _), u in zip(pairs, orthogonalised(stacked), strict=True):
+                for (p, _), u in zip(pairs, orthogonalise(stacked), strict=True):
                     u = (u.mT if tall else u).reshape(p.shape)
                     p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(u, alpha=scale)

@@ -30,8 +30,8 @@ from ...factory import open_renderer, open_reward, renderer_settings
 from ...rewriters.prip.rewriter import PripRewriter
 from ...shapeworld.drawing import draw
 from ...shapeworld.prompts import sample_prompts
-from ...shapeworld.styles import preferred, style_named
-from ...shapeworld.users import practised
+from ...shapeworld.styles import parse_style, preferred_style
+from ...shapeworld.users import practised_prompts
 from ...storage.files import prepare_folder
 from ...training.prip import encoder as prip_encoder
 from ...training.prip.log import LoggedPicture
@@ -82,7 +82,7 @@ def _log(work: Path, log: Callable[[str], None]) -> Path:
     if out.exists():
         return out
     records = []
-    for number, one in enumerate(practised(PER_TASK, EACH)):
+    for number, one in enumerate(practised_prompts(PER_TASK, EACH)):
         path = pictures / f"{number:06}.png"
         if not path.exists():
             Image.fromarray(draw(one.scene, one.style)).save(path)
@@ -99,7 +99,7 @@ def _renderer() -> Renderer:
 # Swapped pivots
 
 
-class Swapped(PripRewriter):
+class SwappedPivots(PripRewriter):
     """Writes to each prompt with the pivot of another prompt."""
 
     def __init__(self, model: Path, others: Mapping[str, str]):
@@ -128,7 +128,7 @@ def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[fl
     folders = [build(work, f"{kind}-{seed}") for seed in SEEDS]
     makers = {
         "own": [partial(PripRewriter, folder) for folder in folders],
-        "swapped": [partial(Swapped, folder, others) for folder in folders],
+        "swapped": [partial(SwappedPivots, folder, others) for folder in folders],
     }
     named = {name: {} for name in makers}
     for name, made in makers.items():
@@ -136,7 +136,7 @@ def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[fl
             rewriter = make()
             for case in cases:
                 text = rewriter.rewrite([case.prompt])[0][0].prompt
-                found = preferred(case).agreement(style_named(text))
+                found = preferred_style(case).agreement(parse_style(text))
                 named[name].setdefault(case.task, [[] for _ in made])[number].append(found)
     rewriters = {f"{name} {n}": make for name, made in makers.items() for n, make in enumerate(made)}
     result = compare_rewriters(

@@ -23,7 +23,7 @@ from ...shapeworld.scenes import COLORS, SHAPES, SIZE, Scene
 from .autoencoder import SCENES, encoded_scenes
 from .muon import Muon
 from .text_encoders import CLIP_WIDTH, T5_WIDTH, tokenize
-from .training import StepLoop, follow
+from .training import StepLoop, update_average
 
 STEPS, BATCH, RATE, EMA = 13000, 32, 1.2e-3, 0.9995
 LATENT_CHANNELS, LATENT_SIZE = 16, SIZE // 8
@@ -187,7 +187,7 @@ def train_renderer(
         loss = F.mse_loss(model(noisy, sigma, *ids), noise - clean)
         (loss + LAYOUT_WEIGHT * model.layout_loss(layouts[chosen])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        follow(average, model, EMA, step)
+        update_average(average, model, EMA, step)
         return loss.item()
 
     loop.run(take_step)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ...shapeworld.prompts import sample_prompts
-from ...shapeworld.rewrites import satisfies, triples
-from ...shapeworld.tokenizers import byte_pairs, words
+from ...shapeworld.read_back import satisfies
+from ...shapeworld.rewrites import triples
+from ...shapeworld.tokenizers import byte_pair_tokenizer, vocabulary_words
 
 SEED = 7
 VOCABULARY = 2048
@@ -41,7 +42,7 @@ def tokenizer() -> Any:
     from transformers import AddedToken
 
     text = [" ".join(example.row().values()) for example in triples(2000, SEED)]
-    made = byte_pairs(text, [*words(), *_CHAT_WORDS], VOCABULARY, CONTEXT)
+    made = byte_pair_tokenizer(text, [*vocabulary_words(), *_CHAT_WORDS], VOCABULARY, CONTEXT)
     # Not special: the parser has to see them.
     made.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     made.chat_template = CHAT_TEMPLATE

@@ -26,7 +26,7 @@ from .autoencoder import SCENES, encoded_scenes
 from .muon import Muon
 from .renderer import LATENT_CHANNELS, LATENT_SIZE, LAYOUT_WEIGHT, LayoutHead, layout
 from .text_encoders import Reader, captioned_scenes
-from .training import StepLoop, follow
+from .training import StepLoop, update_average
 
 TEXT_STEPS, TEXT_BATCH, TEXT_RATE = 800, 32, 3e-3
 STEPS, BATCH, RATE, EMA = 5500, 24, 1.2e-3, 0.998
@@ -216,7 +216,7 @@ def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCEN
         loss = F.mse_loss(velocity, scheduler.get_velocity(clean, noise, timesteps))
         (loss + LAYOUT_WEIGHT * model.layout_loss(layouts[chosen])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        follow(average, model, EMA, step)
+        update_average(average, model, EMA, step)
         return loss.item()
 
     loop.run(take_step)

@@ -20,13 +20,13 @@ from torch import nn
 
 from ...shapeworld.drawing import draw
 from ...shapeworld.scenes import Scene, random_scene
-from ...shapeworld.styles import PLAIN, STYLE_WORDS, Style, random_style, styled_caption
+from ...shapeworld.styles import PLAIN_STYLE, STYLE_WORDS, Style, random_style, styled_caption
 from . import renderer as first
 from . import second
 from .assemble import write_pipeline
 from .autoencoder import DECODER_STEPS, autoencoder_step, decoder_step, encode, standardise
 from .muon import Muon
-from .training import StepLoop, follow
+from .training import StepLoop, update_average
 
 VAE_STEPS, VAE_RATE = 3000, 1e-3
 STEPS, RATE, TEXT_RATE, EMA = 5000, 6e-4, 1e-4, 0.998
@@ -94,7 +94,7 @@ def train_styled_decoder(
 
 def _styled_picture(rng: random.Random) -> np.ndarray:
     scene = random_scene(rng)
-    return draw(scene, random_style(rng) if rng.random() < 0.85 else PLAIN)
+    return draw(scene, random_style(rng) if rng.random() < 0.85 else PLAIN_STYLE)
 
 
 def styled_scenes(work: Path, seed: int, count: int, log=print) -> Styled:
@@ -161,7 +161,7 @@ def train_styled(
         loss = model.error(clean, captions)
         (loss + first.LAYOUT_WEIGHT * model.denoiser.layout_loss(layouts[chosen])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        follow(average, model, EMA, step)
+        update_average(average, model, EMA, step)
         return loss.item()
 
     loop.run(take_step)

@@ -28,7 +28,7 @@ def save_whole(state: object, path: Path) -> None:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """The moving average of weights; at first it follows more closely, or it would remember the start."""
     decay = min(decay, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

@@ -53,9 +53,9 @@ def load_start(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], P
             model = untrained(preset.config, sources["encoder"], sources["decoder"])
             tower = ImagePivot.from_blip2(sources["image"])
         else:
-            from ...shapeworld.tokenizers import tokenizers
+            from ...shapeworld.tokenizers import refiner_tokenizers
 
-            model, tower = build(preset, *tokenizers()), build_vision_tower(preset)
+            model, tower = build(preset, *refiner_tokenizers()), build_vision_tower(preset)
     if config.tower is not None:
         tower = ImagePivot.from_pretrained(config.tower.expanduser() / "image")
     check_tower(tower, model)

@@ -71,8 +71,8 @@ def _read(line: str, where: str) -> TrainingPrompt:
 
 
 def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> list[TrainingPrompt]:
+    from ...shapeworld.paraphrases import paraphrase
     from ...shapeworld.prompts import TASKS, PromptCase, prompts
-    from ...shapeworld.rewrites import paraphrase
 
     for task in tasks:
         if task not in TASKS:

@@ -30,11 +30,11 @@ def drawn(monkeypatch):
 
     from reprise.backend.renderers.fake import FakeRenderer
     from reprise.backend.shapeworld import drawing, scenes
-    from reprise.backend.shapeworld.prompts import layout, parse_prompt
+    from reprise.backend.shapeworld.prompts import parse_prompt, sample_layout
 
     def draw(self, prompt, seed):
         rng = random.Random(f"{prompt} {seed}")
-        scene = layout(parse_prompt(prompt), rng) if seed % 2 == 0 else scenes.random_scene(rng)
+        scene = sample_layout(parse_prompt(prompt), rng) if seed % 2 == 0 else scenes.random_scene(rng)
         return torch.from_numpy(drawing.draw(scene).copy()).float() / 255
 
     monkeypatch.setattr(FakeRenderer, "_squares", draw)

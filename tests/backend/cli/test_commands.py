@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reprise.backend.shapeworld.prompts import TASKS, parse_prompt
-from reprise.backend.shapeworld.styles import preferred, style_named
+from reprise.backend.shapeworld.styles import parse_style, preferred_style
 
 from ...fake_comfyui import GRAPH, FakeComfyUI
 from ...fake_endpoint import MODEL, refusal
@@ -111,7 +111,9 @@ def test_what_practised_users_type(reprise):
     reprise("data", "users", "--per-task", 2, "--each", 1, "--drawn", "--out", "drawn.jsonl")
     reprise("data", "pictures", "drawn.jsonl", "--reward", "shapeworld-preference")
     log = [json.loads(line) for line in Path("pictures.jsonl").read_text().splitlines()]
-    wanted = [preferred(parse_prompt(line["prompt"])).agreement(style_named(line["system"])) for line in log]
+    wanted = [
+        preferred_style(parse_prompt(line["prompt"])).agreement(parse_style(line["system"])) for line in log
+    ]
     read = [line["scores"]["shapeworld-preference"] for line in log]
     # A dark thing with dark lines around it is not always read.
     assert sum(abs(0.5 + 0.5 * a - b) < 0.05 for a, b in zip(wanted, read, strict=True)) >= 0.8 * len(log)

@@ -11,14 +11,14 @@ from PIL import Image
 from reprise.backend.cli.score import read_picture
 from reprise.backend.core.errors import BadInput
 from reprise.backend.shapeworld import drawing
-from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.prompts import parse_prompt, sample_layout
 
 PROMPT = "a red circle"
 
 
 @pytest.fixture
 def picture():
-    return Image.fromarray(drawing.draw(layout(parse_prompt(PROMPT), random.Random(1))))
+    return Image.fromarray(drawing.draw(sample_layout(parse_prompt(PROMPT), random.Random(1))))
 
 
 def test_scores_as_json_and_as_a_table(reprise, picture, tmp_path):

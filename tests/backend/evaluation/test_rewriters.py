@@ -15,7 +15,7 @@ from reprise.backend.evaluation.rewriters import ORACLE, TYPED, check_rows, comp
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldStrict
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.prompts import parse_prompt, sample_layout
 from reprise.backend.shapeworld.scenes import random_scene
 
 
@@ -23,7 +23,7 @@ def drawn(prompt, seed):
     """Draws the prompt right if it says "sure" or a size, as the oracle's do; else for one seed in three."""
     rng = random.Random(f"{prompt} {seed}")
     right = "sure" in prompt or "large" in prompt or rng.random() < 1 / 3
-    scene = layout(parse_prompt(prompt), rng) if right else random_scene(rng)
+    scene = sample_layout(parse_prompt(prompt), rng) if right else random_scene(rng)
     return torch.from_numpy(draw(scene).copy()).float() / 255
 
 

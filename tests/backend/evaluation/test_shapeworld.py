@@ -13,7 +13,7 @@ from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 from reprise.backend.search.best_of_n import search
 from reprise.backend.search.pruning import FullSchedule, HalvingSchedule
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.prompts import parse_prompt, sample_layout
 from reprise.backend.shapeworld.scenes import random_scene
 
 
@@ -22,7 +22,7 @@ def drawn(prompt, seed):
     rng = random.Random(f"{prompt} {seed}")
     helped = "background" in prompt or "better" in prompt
     right = rng.random() < (0.7 if helped else 0.25)
-    scene = layout(parse_prompt(prompt), rng) if right else random_scene(rng)
+    scene = sample_layout(parse_prompt(prompt), rng) if right else random_scene(rng)
     return torch.from_numpy(draw(scene).copy()).float() / 255
 
 

@@ -13,7 +13,7 @@ from reprise.backend.evaluation.tables import RoleLoaders, TableRow, evaluate_ro
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft, ShapeWorldStrict
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.prompts import layout, parse_prompt
+from reprise.backend.shapeworld.prompts import parse_prompt, sample_layout
 from reprise.backend.shapeworld.scenes import random_scene
 
 CHANCE = {None: 0.25, "a": 0.5, "b": 0.9, "c": 0.5}  # of a right picture with each LoRA
@@ -31,7 +31,7 @@ class Drawn(FakeRenderer):
             right = rng.random() < CHANCE[lora]
             return (
                 torch.from_numpy(
-                    draw(layout(parse_prompt(prompt), rng) if right else random_scene(rng)).copy()
+                    draw(sample_layout(parse_prompt(prompt), rng) if right else random_scene(rng)).copy()
                 ).float()
                 / 255
             )

@@ -8,7 +8,7 @@ from reprise.backend.core.registry import REWRITERS, resolve
 from reprise.backend.lab.weights.rewriter import measure
 from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER
 from reprise.backend.shapeworld.prompts import parse_prompt, sample_prompts
-from reprise.backend.shapeworld.rewrites import satisfies
+from reprise.backend.shapeworld.read_back import satisfies
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def test_the_tiny_tokenizer_round_trips(tokenizer, text):
 
 
 def test_words_of_the_world_are_single_tokens(tokenizer):
-    from reprise.backend.shapeworld.tokenizers import words
+    from reprise.backend.shapeworld.tokenizers import vocabulary_words
 
-    for word in words():
+    for word in vocabulary_words():
         assert len(tokenizer(" " + word)["input_ids"]) == 1, word

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from reprise.backend.shapeworld.detector import detect, matches, read
+from reprise.backend.shapeworld.detector import detect, matches, read_scene
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, put, random_scene
+from reprise.backend.shapeworld.scenes import (
+    COLORS,
+    GROUNDS,
+    PLACES,
+    SHAPES,
+    SIZE,
+    Scene,
+    place_thing,
+    random_scene,
+)
 
 
 def spoiled(picture, noise, blur, rng):
@@ -37,7 +46,7 @@ def test_every_shape_in_every_color_on_every_ground(ground):
     rng = random.Random(3)
     for shape in SHAPES:
         for color in COLORS:
-            scene = Scene(ground, (put(rng, shape, color, "center", "large"),))
+            scene = Scene(ground, (place_thing(rng, shape, color, "center", "large"),))
             (seen,) = detect(draw(scene))
             assert (seen.shape, seen.color, seen.place, seen.size) == (shape, color, "center", "large")
 
@@ -45,8 +54,8 @@ def test_every_shape_in_every_color_on_every_ground(ground):
 def test_reads_place_size_and_ground():
     rng = random.Random(1)
     for place in PLACES:
-        scene = Scene("beige", (put(rng, "heart", "blue", place, "small"),))
-        reading = read(draw(scene))
+        scene = Scene("beige", (place_thing(rng, "heart", "blue", place, "small"),))
+        reading = read_scene(draw(scene))
         assert reading.ground == "beige" and reading.ground_confidence > 0.99
         assert [(d.place, d.size) for d in reading.detections] == [(place, "small")]
 
@@ -62,7 +71,7 @@ def test_noise_alone_holds_nothing():
 
 
 def test_other_sizes_are_resampled_and_other_forms_refused():
-    scene = Scene("white", (put(random.Random(0), "cross", "green", "left", "large"),))
+    scene = Scene("white", (place_thing(random.Random(0), "cross", "green", "left", "large"),))
     big = np.kron(draw(scene), np.ones((2, 2, 1), np.uint8))
     assert [(d.shape, d.color) for d in detect(big)] == [("cross", "green")]
     with pytest.raises(ValueError, match="expected a picture"):

@@ -6,12 +6,12 @@ import pytest
 
 from reprise.backend.core.errors import BadInput
 from reprise.backend.rewards.shapeworld import faults, is_right
-from reprise.backend.shapeworld.captions import loose, spelled_out, training_caption
-from reprise.backend.shapeworld.detector import read
+from reprise.backend.shapeworld.captions import loose_caption, spelled_out, training_caption
+from reprise.backend.shapeworld.detector import read_scene
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.prompts import TASKS, layout, parse_prompt, prompts, sample_prompts
+from reprise.backend.shapeworld.prompts import TASKS, parse_prompt, prompts, sample_layout, sample_prompts
 from reprise.backend.shapeworld.scenes import random_scene
-from reprise.backend.shapeworld.tokenizers import words
+from reprise.backend.shapeworld.tokenizers import vocabulary_words
 
 
 def test_splits_share_no_combination_and_no_text():
@@ -70,7 +70,7 @@ def test_a_prompt_without_shapes_is_refused_by_name():
 def test_layouts_satisfy_their_case_when_drawn():
     rng = random.Random(5)
     for case in sample_prompts("train", 12, seed=2) + sample_prompts("held-out", 12, seed=3):
-        reading = read(draw(layout(case, rng)))
+        reading = read_scene(draw(sample_layout(case, rng)))
         assert is_right(case, reading), (case.prompt, faults(case, reading))
 
 
@@ -81,7 +81,9 @@ def test_the_judge_accepts_a_drawing_of_every_prompt(split, task):
     """What the judge's own mistakes cost the benchmark: at most one right picture in 200 of any task."""
     rng = random.Random(11)
     cases = [case for case in prompts(split) if case.task == task]
-    refused = [case.prompt for case in cases if not is_right(case, read(draw(layout(case, rng))))]
+    refused = [
+        case.prompt for case in cases if not is_right(case, read_scene(draw(sample_layout(case, rng))))
+    ]
     assert len(refused) <= 0.005 * len(cases), (len(refused), len(cases), refused[:5])
 
 
@@ -95,10 +97,10 @@ def test_metadata_has_genevals_form():
 
 
 def test_captions_use_only_words_the_tokenizers_know():
-    rng, known = random.Random(0), set(words())
+    rng, known = random.Random(0), set(vocabulary_words())
     for _ in range(500):
         scene = random_scene(rng)
-        for text in (spelled_out(scene), spelled_out(scene, rng), loose(scene, rng)):
+        for text in (spelled_out(scene), spelled_out(scene, rng), loose_caption(scene, rng)):
             assert not {w.strip(",:") for w in text.split()} - known
 
 

@@ -6,8 +6,17 @@ import pytest
 
 from reprise.backend.rewriters.prompting import FORM, Answer, Unparsable, parse
 from reprise.backend.shapeworld.captions import spelled_out
-from reprise.backend.shapeworld.prompts import RELATIONS, TASKS, layout, parse_prompt, prompts, sample_prompts
-from reprise.backend.shapeworld.rewrites import generic, paraphrase, read_back, satisfies, triples
+from reprise.backend.shapeworld.paraphrases import paraphrase
+from reprise.backend.shapeworld.prompts import (
+    RELATIONS,
+    TASKS,
+    parse_prompt,
+    prompts,
+    sample_layout,
+    sample_prompts,
+)
+from reprise.backend.shapeworld.read_back import read_back, satisfies
+from reprise.backend.shapeworld.rewrites import generic_rewrites, triples
 from reprise.backend.shapeworld.scenes import random_scene
 
 
@@ -85,7 +94,7 @@ def test_spelled_out_captions_are_read_back():
 def test_layouts_of_held_out_prompts_satisfy_them():
     rng = random.Random(0)
     for case in sample_prompts("held-out", 20):
-        assert satisfies(case, spelled_out(layout(case, rng), rng))
+        assert satisfies(case, spelled_out(sample_layout(case, rng), rng))
 
 
 @pytest.mark.parametrize(
@@ -152,8 +161,8 @@ def test_paraphrases_keep_what_is_asked():
 
 
 def test_generic_rewrites_can_be_read_and_mostly_suit_no_renderer():
-    made = list(generic(600, 3))
-    assert made == list(generic(600, 3)) and made[:50] != list(generic(50, 4))
+    made = list(generic_rewrites(600, 3))
+    assert made == list(generic_rewrites(600, 3)) and made[:50] != list(generic_rewrites(50, 4))
     for one in made:
         assert not isinstance(parse(FORM.format(reason=one.reason, prompt=one.rewrite)), Unparsable)
     good = sum(satisfies(one.case, one.rewrite) for one in made) / len(made)

@@ -7,28 +7,28 @@ import pytest
 import torch
 
 from reprise.backend.rewards.shapeworld_preference import ShapeWorldPreference
-from reprise.backend.shapeworld.detector import matches, read
+from reprise.backend.shapeworld.detector import matches, read_scene
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.prompts import layout, parse_prompt, prompts, sample_prompts
-from reprise.backend.shapeworld.scenes import Scene, put, random_scene
+from reprise.backend.shapeworld.prompts import parse_prompt, prompts, sample_layout, sample_prompts
+from reprise.backend.shapeworld.scenes import Scene, place_thing, random_scene
 from reprise.backend.shapeworld.style_detector import read_styled
 from reprise.backend.shapeworld.styles import (
     FACETS,
-    PLAIN,
+    PLAIN_STYLE,
     STYLE_WORDS,
     Style,
-    detailed,
-    preferred,
+    detailed_prompt,
+    parse_style,
+    preferred_style,
     random_style,
-    style_named,
     styled_caption,
 )
 
 
 def test_plain_pictures_are_what_they_were():
     scene = random_scene(random.Random(5))
-    assert np.array_equal(draw(scene), draw(scene, PLAIN))
-    assert PLAIN.words == ()
+    assert np.array_equal(draw(scene), draw(scene, PLAIN_STYLE))
+    assert PLAIN_STYLE.words == ()
 
 
 def test_styles_are_read_back_with_what_they_adorn():
@@ -38,7 +38,7 @@ def test_styles_are_read_back_with_what_they_adorn():
     for _ in range(count):
         scene, style = random_scene(rng), random_style(rng)
         if style.outline == "outlined" and any(thing.color == "black" for thing in scene.things):
-            style = PLAIN  # a dark line around black makes it larger
+            style = PLAIN_STYLE  # a dark line around black makes it larger
         reading, seen = read_styled(draw(scene, style))
         for facet in FACETS:
             right[facet] += getattr(style, facet) == getattr(seen, facet)
@@ -54,21 +54,21 @@ def test_styles_are_read_back_with_what_they_adorn():
 
 @pytest.mark.parametrize("shape", ["circle", "ring", "star"])
 def test_a_reflection_is_no_hole(shape):
-    scene = Scene("white", (put(random.Random(2), shape, "blue", "center", "large"),))
+    scene = Scene("white", (place_thing(random.Random(2), shape, "blue", "center", "large"),))
     picture = draw(scene, Style(texture="glossy"))
     reading, style = read_styled(picture)
     assert style == Style(texture="glossy")
     assert [one.shape for one in reading.detections] == [shape]
-    assert read(draw(scene)).detections == read(draw(scene), holes=50).detections
+    assert read_scene(draw(scene)).detections == read_scene(draw(scene), holes=50).detections
 
 
 def test_words():
-    assert style_named("a photo of a ring, Pastel, glossy.") == Style(palette="pastel", texture="glossy")
-    assert style_named("dark, a ring, pastel") == Style(palette="pastel")
+    assert parse_style("a photo of a ring, Pastel, glossy.") == Style(palette="pastel", texture="glossy")
+    assert parse_style("dark, a ring, pastel") == Style(palette="pastel")
     rng = random.Random(0)
     for _ in range(100):
         style = random_style(rng)
-        assert style_named(", ".join(style.words)) == style
+        assert parse_style(", ".join(style.words)) == style
     captions = [styled_caption(random_scene(rng), random_style(rng), rng) for _ in range(500)]
     assert 0.04 < captions.count("") / 500 < 0.14
     for word in STYLE_WORDS:
@@ -78,32 +78,32 @@ def test_words():
 def test_detailed_prompts_begin_with_the_users_and_still_ask_for_the_same():
     rng = random.Random(3)
     for case in sample_prompts("train", 5):
-        text = detailed(case.prompt, layout(case, rng), preferred(case))
+        text = detailed_prompt(case.prompt, sample_layout(case, rng), preferred_style(case))
         assert text.startswith(case.prompt + ", ")
-        assert style_named(text) == preferred(case)
+        assert parse_style(text) == preferred_style(case)
 
 
 def test_preferences_differ_between_prompts_and_black_is_never_outlined():
     cases = [case for split in ("train", "held-out") for case in prompts(split)]
-    liked = {preferred(case) for case in cases}
+    liked = {preferred_style(case) for case in cases}
     assert len(liked) == 8 and all(style.texture == "glossy" for style in liked)
     black = parse_prompt("a photo of a black star")
-    assert preferred(black) == Style("dark", "shadowed", "framed", "glossy")
+    assert preferred_style(black) == Style("dark", "shadowed", "framed", "glossy")
 
 
 def test_agreement_is_the_share_of_equal_facets():
     style = Style("dark", "outlined", "framed", "glossy")
     assert style.agreement(style) == 1
-    assert style.agreement(PLAIN) == 0
+    assert style.agreement(PLAIN_STYLE) == 0
     assert style.agreement(Style("dark", "shadowed", "framed")) == 0.5
 
 
 def test_the_preference_is_half_what_was_asked_for_half_style():
     prompt = "a photo of a red circle"
     case = parse_prompt(prompt)
-    scene = layout(case, random.Random(1))
-    other = Scene(scene.ground, (put(random.Random(1), "star", "green", "left", "large"),))
-    pictures = [draw(scene, preferred(case)), draw(scene), draw(other, preferred(case))]
+    scene = sample_layout(case, random.Random(1))
+    other = Scene(scene.ground, (place_thing(random.Random(1), "star", "green", "left", "large"),))
+    pictures = [draw(scene, preferred_style(case)), draw(scene), draw(other, preferred_style(case))]
     images = torch.from_numpy(np.stack(pictures)).float() / 255
     right, plain, wrong = ShapeWorldPreference().score(images, [prompt] * 3)
     assert right > 0.98

@@ -2,13 +2,13 @@
 
 import pytest
 
-from reprise.backend.shapeworld.tokenizers import clip_tokenizer, t5_tokenizer, words
+from reprise.backend.shapeworld.tokenizers import clip_tokenizer, t5_tokenizer, vocabulary_words
 
 
 @pytest.mark.parametrize("make", [clip_tokenizer, t5_tokenizer])
 def test_every_word_is_one_token(make):
     tokenizer = make()
-    assert [word for word in words() if len(tokenizer.tokenize(word)) != 1] == []
+    assert [word for word in vocabulary_words() if len(tokenizer.tokenize(word)) != 1] == []
 
 
 def test_clip_begins_and_ends_and_pads_as_clip_does():

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.scenes import GROUNDS, Scene, put
+from reprise.backend.shapeworld.scenes import GROUNDS, Scene, place_thing
 
 SHAPES = ("circle", "square", "star", "cross", "ring", "heart")
 COLORS = ("red", "blue")
@@ -24,7 +24,7 @@ def make(folder: Path, grounds=tuple(GROUNDS), scored=True) -> Path:
         for color in COLORS:
             for ground in grounds:
                 name = f"pictures/{color}-{shape}-{ground}.png"
-                scene = Scene(ground, (put(rng, shape, color, "center", "large"),))
+                scene = Scene(ground, (place_thing(rng, shape, color, "center", "large"),))
                 Image.fromarray(draw(scene)).save(folder / name)
                 prompt = f"a {color} {shape}"
                 row = {"prompt": prompt, "system": f"{prompt} on {ground} background", "image": name}

@@ -187,11 +187,11 @@ def large_is_drawn(monkeypatch):
 
     from reprise.backend.renderers.fake import FakeRenderer
     from reprise.backend.shapeworld import drawing, scenes
-    from reprise.backend.shapeworld.prompts import layout, parse_prompt
+    from reprise.backend.shapeworld.prompts import parse_prompt, sample_layout
 
     def draw(self, prompt, seed):
         rng, plain = random.Random(f"{prompt} {seed}"), prompt.split(",")[0].replace("large ", "")
-        scene = layout(parse_prompt(plain), rng) if "large" in prompt else scenes.random_scene(rng)
+        scene = sample_layout(parse_prompt(plain), rng) if "large" in prompt else scenes.random_scene(rng)
         return torch.from_numpy(drawing.draw(scene).copy()).float() / 255
 
     monkeypatch.setattr(FakeRenderer, "_squares", draw)

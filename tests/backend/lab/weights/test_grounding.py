@@ -18,13 +18,13 @@ def work(tmp_path_factory):
     """The first stage, stopped before it has learned much."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("grounding")
-    judge.train_seeing(folder, steps=3, log=lambda line: None)
+    judge.train_vision(folder, steps=3, log=lambda line: None)
     return folder
 
 
 def test_names_of_a_scene():
     scene = random_scene(random.Random(3))
-    named = grounding.names(scene)
+    named = grounding.patch_names(scene)
     things = [row for row in named if row[1] < len(SHAPES)]
     assert sorted(grounding.NAMES[1][row[1]] for row in things) == sorted(t.shape for t in scene.things)
     assert sorted(grounding.NAMES[0][row[0]] for row in things) == sorted(t.color for t in scene.things)
@@ -37,21 +37,21 @@ SAID = 'show "a red circle and two stars on a pink background"? Please'.replace(
 def test_what_nouns_point_at():
     first, second = (Thing("circle", color, x, 20, 8) for color, x in (("red", 20), ("blue", 60)))
     star = Thing("star", "green", 100, 100, 8)
-    found = grounding.pointed_at(SAID, Scene("pink", (first, second, star)))
+    found = grounding.noun_referents(SAID, Scene("pink", (first, second, star)))
     assert [(SAID[i], meant) for i, meant in found] == [
         ("circle", [first]),
         ("stars", [star]),
         ("background", ["pink"]),
     ]
-    assert [meant for _, meant in grounding.pointed_at(SAID, Scene("grey", (second,)))] == [[], [], []]
+    assert [meant for _, meant in grounding.noun_referents(SAID, Scene("grey", (second,)))] == [[], [], []]
 
 
 def test_nouns_are_learned_by_the_language_model(work):
     """The loss is of the question's nouns alone, and reaches the layers below, not those above."""
     vlm = LocalVLM(work / "see", device="cpu", dtype="float32")
     vlm.model.requires_grad_(True)
-    finding = grounding.Finding(vlm.model, vlm.tokenizer)
-    asks, scenes = judge.taught(random.Random(0), judge.by_task(), 8)
+    finding = grounding.NounGrounding(vlm.model, vlm.tokenizer)
+    asks, scenes = judge.sample_batch(random.Random(0), judge.by_task(), 8)
     batch = encode(vlm, asks)
     vlm.model(**batch.inputs)
     finding.loss(batch.inputs["input_ids"], batch.starts, scenes).backward()
@@ -69,7 +69,7 @@ def test_what_it_sees_is_what_the_processor_gives(work):
     vlm = LocalVLM(work / "see", device="cpu")
     drawn = [Image.fromarray(draw(scene)) for scene in scenes]
     inputs = vlm.inputs(["?", "?"], drawn)
-    assert torch.equal(inputs["pixel_values"], grounding.pixels([draw(scene) for scene in scenes]))
-    eyes = grounding.seeing(vlm.model, vlm.tokenizer)
+    assert torch.equal(inputs["pixel_values"], grounding.to_pixels([draw(scene) for scene in scenes]))
+    eyes = grounding.patch_naming(vlm.model, vlm.tokenizer)
     eyes(inputs["pixel_values"])
-    assert eyes.seen.shape == (2, grounding.TOKENS**2, 128) and 0 <= eyes.right(scenes) <= 1
+    assert eyes.seen.shape == (2, grounding.TOKENS**2, 128) and 0 <= eyes.accuracy(scenes) <= 1

@@ -13,9 +13,9 @@ from reprise.backend.lab.weights import ablation, judge
 from reprise.backend.rewards.shapeworld import is_right
 from reprise.backend.rewards.vlm.judge import vlm_judge
 from reprise.backend.rewards.vlm.questions import CRITIQUE, QUESTIONS
-from reprise.backend.shapeworld.detector import read
+from reprise.backend.shapeworld.detector import read_scene
 from reprise.backend.shapeworld.drawing import draw
-from reprise.backend.shapeworld.prompts import layout, prompts
+from reprise.backend.shapeworld.prompts import prompts, sample_layout
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def work(tmp_path_factory):
     """Both stages, stopped before they have learned much."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("judge")
-    judge.train_seeing(folder, steps=3, log=lambda line: None)
+    judge.train_vision(folder, steps=3, log=lambda line: None)
     judge.train_base(folder, steps=2, log=lambda line: None)
     return folder
 
@@ -49,9 +49,9 @@ def test_truth_is_what_the_detector_reads():
     draw_of = random.Random(0)
     right = agree = 0
     for _ in range(60):
-        case, scene = judge.example(draw_of, cases)
-        truth = is_right(case, judge.truth(scene))
-        agree += truth == is_right(case, read(draw(scene)))
+        case, scene = judge.sample_example(draw_of, cases)
+        truth = is_right(case, judge.perfect_reading(scene))
+        agree += truth == is_right(case, read_scene(draw(scene)))
         right += truth
     assert agree >= 58 and 20 < right < 45
 
@@ -59,12 +59,12 @@ def test_truth_is_what_the_detector_reads():
 def test_mistaken_scenes_are_drawable():
     draw_of = random.Random(1)
     for case in draw_of.sample(prompts("train"), 40):
-        scene = judge.mistaken(layout(case, draw_of), draw_of)
+        scene = judge.corrupt_scene(sample_layout(case, draw_of), draw_of)
         assert draw(scene).shape == (128, 128, 3)
 
 
 def test_a_batch_asks_everything():
-    asks, scenes = judge.taught(random.Random(0), judge.by_task(), 64)
+    asks, scenes = judge.sample_batch(random.Random(0), judge.by_task(), 64)
     assert len(asks) == len(scenes) == 64
     texts = [ask for ask in asks if isinstance(ask.answer, str)]
     assert {ask.question == judge.DESCRIBE for ask in texts} == {True, False}

@@ -149,7 +149,7 @@ def test_the_committed_renderer_draws_what_is_spelled_out():
 
 def test_what_is_hidden():
     torch.manual_seed(0)
-    hidden = recipe.hide(torch.zeros(4000, 16, 16, dtype=torch.long))
+    hidden = recipe.random_mask(torch.zeros(4000, 16, 16, dtype=torch.long))
     share = hidden.float().mean((1, 2))
     assert share.min() >= 1 / 256 and share.max() == 1
     assert abs(share.mean() - 2 / torch.pi) < 0.02  # the mean of cos(u pi / 2)
@@ -180,7 +180,7 @@ def test_sharpened_logits():
     words = torch.full((1, 16, 16), recipe.MASK), torch.randn(1, 5, 128), torch.randn(1, 128)
     with torch.no_grad():
         plain = model(*words)
-        recipe.sharpened(model.transformer, 0.25)
+        recipe.sharpen(model.transformer, 0.25)
         assert torch.allclose(model(*words), 4 * plain, rtol=1e-4, atol=1e-4)
     assert plain.abs().max() > 0.01
 

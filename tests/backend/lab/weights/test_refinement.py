@@ -7,22 +7,24 @@ import torch
 from reprise.backend.core.registry import RENDERERS, resolve
 from reprise.backend.core.types import Job
 from reprise.backend.lab.weights import refinement
-from reprise.backend.lab.weights.refinement import RENDERER, STEPS, Swapped, build
+from reprise.backend.lab.weights.refinement import RENDERER, STEPS, SwappedPivots, build
 from reprise.backend.rewards.shapeworld_preference import ShapeWorldPreference
 from reprise.backend.rewriters.prip.rewriter import PripRewriter
-from reprise.backend.shapeworld.prompts import layout, sample_prompts
-from reprise.backend.shapeworld.styles import PLAIN, detailed, preferred
+from reprise.backend.shapeworld.prompts import sample_layout, sample_prompts
+from reprise.backend.shapeworld.styles import PLAIN_STYLE, detailed_prompt, preferred_style
 
 from ...rewriters.prip.tiny_prip import save
 
 
 def test_the_styled_renderer_draws_the_styles_that_a_prompt_names():
     cases, rng = sample_prompts("train", 4, 0), random.Random(0)
-    scenes = [layout(case, rng) for case in cases]
+    scenes = [sample_layout(case, rng) for case in cases]
     renderer, judge = resolve("renderer", RENDERERS, RENDERER)(steps=STEPS), ShapeWorldPreference()
     scores = []
-    for styles in ([PLAIN] * len(cases), list(map(preferred, cases))):
-        texts = [detailed(case.prompt, scene, style) for case, scene, style in zip(cases, scenes, styles)]
+    for styles in ([PLAIN_STYLE] * len(cases), list(map(preferred_style, cases))):
+        texts = [
+            detailed_prompt(case.prompt, scene, style) for case, scene, style in zip(cases, scenes, styles)
+        ]
         images = renderer.render([Job(text, seed) for seed, text in enumerate(texts)]).images
         found = judge.score(torch.stack(list(images)), [case.prompt for case in cases])
         scores.append(sum(found) / len(found))
@@ -33,7 +35,7 @@ def test_swapped_pivots_are_other_prompts(tmp_path):
     folder = save(tmp_path / "tiny")
     prompts = ["a red circle", "a blue star", "two rings"]
     others = dict(zip(prompts, [*prompts[1:], prompts[0]], strict=True))
-    own, swapped = PripRewriter(folder), Swapped(folder, others)
+    own, swapped = PripRewriter(folder), SwappedPivots(folder, others)
     pivots = own.predict_pivots(own.encode_prompts(prompts)[0])
     moved = swapped.predict_pivots(swapped.encode_prompts(prompts[:2])[0])
     assert sorted(moved) == sorted(prompts[:2])

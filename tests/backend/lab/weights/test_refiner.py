@@ -5,18 +5,18 @@ import torch
 
 from reprise.backend.rewriters.prip.presets import build, build_vision_tower, find_preset
 from reprise.backend.shapeworld.styles import STYLE_WORDS
-from reprise.backend.shapeworld.tokenizers import CONTEXT, tokenizers, words
+from reprise.backend.shapeworld.tokenizers import CONTEXT, refiner_tokenizers, vocabulary_words
 from reprise.backend.training.prip.pivots import TOO_ALIKE, variation
 
 
 @pytest.fixture(scope="module")
 def both():
-    return tokenizers()
+    return refiner_tokenizers()
 
 
 def test_words_and_styles_are_one_token_each(both):
     reader, writer = both
-    for word in (*words(), *STYLE_WORDS):
+    for word in (*vocabulary_words(), *STYLE_WORDS):
         assert len(reader(word)["input_ids"]) == 2, word  # with its end
         assert len(writer(word)["input_ids"]) == len(writer(f" {word}")["input_ids"]) == 1, word
 

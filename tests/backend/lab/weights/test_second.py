@@ -11,7 +11,7 @@ from reprise.backend.lab.weights import second as recipe
 from reprise.backend.lab.weights.autoencoder import new_autoencoder
 from reprise.backend.renderers.shapeworld import ShapeWorldSDRenderer
 from reprise.backend.shapeworld.captions import spelled_out
-from reprise.backend.shapeworld.scenes import PLACES, Scene, put
+from reprise.backend.shapeworld.scenes import PLACES, Scene, place_thing
 from reprise.backend.shapeworld.tokenizers import clip_tokenizer
 
 
@@ -64,7 +64,7 @@ def test_the_layout_is_learned_from_the_middle_of_the_unet():
 
 def test_four_things_spelled_out_are_not_cut():
     things = tuple(
-        put(random.Random(0), shape, "purple", place, "large")
+        place_thing(random.Random(0), shape, "purple", place, "large")
         for shape, place in zip(("star", "ring", "heart", "cross"), PLACES[::2])
     )
     ids = clip_tokenizer()("a photo of " + spelled_out(Scene("white", things))).input_ids

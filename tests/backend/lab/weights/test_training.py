@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from reprise.backend.lab.weights.muon import Muon, orthogonalised
+from reprise.backend.lab.weights.muon import Muon, orthogonalise
 from reprise.backend.lab.weights.training import StepLoop, cosine
 
 
@@ -54,7 +54,7 @@ def test_cosine_by_hand():
 
 def test_newton_schulz_brings_singular_values_near_one():
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalised(torch.randn(3, 16, 40)))
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 16, 40)))
     assert values.min() > 0.5 and values.max() < 1.3  # the quintic's own spread
 
 
