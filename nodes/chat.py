@@ -195,24 +195,24 @@ class ClipRewriter:
         critiques = check_request(prompts, variants, seed, critiques)
         found, rows = [], len(prompts) * variants
         for prompt, critique in zip(prompts, critiques, strict=True):
-            asked = self._asked(prompt, critique)
+            asked = self._request_text(prompt, critique)
             answers = []
             for variant in range(variants):
                 if should_stop is not None and should_stop():
                     raise Interrupted("rewriting was stopped; no prompt of this call was rewritten")
                 key = row_seed(seed, prompt, critique, variant) if variant else None
-                answers.append(read_answer(*self._write(asked, key, prompt)))
+                answers.append(read_answer(*self._generate(asked, key, prompt)))
                 if progress is not None:
                     progress(len(found) * variants + len(answers), rows)
             found.append(answers)
         return found
 
-    def _asked(self, prompt: str, critique: str | None) -> str:
+    def _request_text(self, prompt: str, critique: str | None) -> str:
         plain = _CONTROL.sub(" ", critique) if critique else None
         messages = build_messages(_CONTROL.sub(" ", prompt), plain, self.system)
         return "\n\n".join(message["content"] for message in messages if message["content"])
 
-    def _write(self, asked: str, seed: int | None, prompt: str) -> tuple[str, str, str, str]:
+    def _generate(self, asked: str, seed: int | None, prompt: str) -> tuple[str, str, str, str]:
         """What `read_answer` reads: the text, the user's prompt, who wrote, the limit that cut it off."""
         tokens = self.clip.tokenize(asked, skip_template=False, min_length=1, thinking=False)
         # As Generate Text asks, but without its penalties and cuts, which would bias the draw.

@@ -22,18 +22,18 @@ LOOKS = {"plain": "renderer", "styled": "renderer-styled"}  # of the embedded re
 VLM = "vlm: "  # begins the label of a judge that is any vision-language model
 
 
-def _root(kind: str) -> str:
+def _folder_key(kind: str) -> str:
     """ComfyUI's name of a kind's folders: models/reprise/KIND, and those that extra_model_paths.yaml adds."""
     name = f"reprise_{kind}"
     folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / "reprise" / kind))
     return name
 
 
-def installed(kind: str) -> dict[str, Path]:
+def installed_folders(kind: str) -> dict[str, Path]:
     """Name, with "/", -> folder of each model of a kind: those that come with the pack, then each folder with
     a config.json in it that is no part of another model."""
     found = embedded_models(kind)
-    for root in map(Path, folder_paths.get_folder_paths(_root(kind))):
+    for root in map(Path, folder_paths.get_folder_paths(_folder_key(kind))):
         folders = {config.parent for config in root.rglob("config.json")} - {root}
         for folder in sorted(folders):
             if folders.isdisjoint(folder.parents):
@@ -41,10 +41,10 @@ def installed(kind: str) -> dict[str, Path]:
     return found
 
 
-def _folder(kind: str, name: str) -> Path:
+def _installed_folder(kind: str, name: str) -> Path:
     """Of an installed model. A workflow may be a stranger's, so it names no other folder and nothing that
     would be downloaded. Raises CheckpointError."""
-    known = installed(kind)
+    known = installed_folders(kind)
     if name not in known:
         raise CheckpointError(
             f"no {kind[:-1]} {name!r} in models/reprise/{kind}; put its folder back or choose "
@@ -53,7 +53,7 @@ def _folder(kind: str, name: str) -> Path:
     return known[name]
 
 
-def rewriter_of(label: str) -> RewriterName:
+def parse_rewriter_label(label: str) -> RewriterName:
     """What Load Rewriter is to load: a line of its drop-down, or, from a workflow that was written by hand, a
     name that works on the command line. Raises BadInput, UnknownName and CheckpointError."""
     from ..backend.factory import REWRITERS, parse_rewriter
@@ -61,15 +61,15 @@ def rewriter_of(label: str) -> RewriterName:
     kind, name, url = split_name(label)
     if label == EMBEDDED:
         return parse_rewriter("reprompt")
-    known = installed("rewriters")
+    known = installed_folders("rewriters")
     if url or (label in REWRITERS and label not in known):
         return parse_rewriter(label)
     if kind and label not in known:
-        return parse_rewriter(f"{kind}:{_folder('rewriters', name)}")
-    return parse_rewriter(str(_folder("rewriters", label)))
+        return parse_rewriter(f"{kind}:{_installed_folder('rewriters', name)}")
+    return parse_rewriter(str(_installed_folder("rewriters", label)))
 
 
-def refiner_of(label: str) -> RewriterName:
+def parse_refiner_label(label: str) -> RewriterName:
     """What Load Refiner is to load, likewise. Raises Unsupported for a rewriter that is no refiner, too."""
     from ..backend.factory import parse_rewriter
     from ..backend.rewriters.prip.rewriter import is_refiner
@@ -79,11 +79,11 @@ def refiner_of(label: str) -> RewriterName:
     kind, name, url = split_name(label)
     if url or (kind and kind not in REFINERS):
         raise Unsupported(f"{label!r} is no refiner; name it in Load Rewriter")
-    folder = _folder("refiners", name)
+    folder = _installed_folder("refiners", name)
     return parse_rewriter(f"{kind or ('prip' if is_refiner(folder) else 'promptist')}:{folder}")
 
 
-def judge_of(label: str) -> RewardName:
+def parse_judge_label(label: str) -> RewardName:
     """What Load Judge is to load, likewise. Raises Unsupported for a reward that reads no pictures, too."""
     from ..backend.factory import parse_reward
     from ..backend.rewards.vlm.judge import embedded_judges
@@ -92,11 +92,11 @@ def judge_of(label: str) -> RewardName:
     if kind != "vlm" or url:
         return parse_reward(label)
     name, hashed, mode = name.rpartition("#") if "#" in name else (name, "", "")
-    where = name if name in embedded_judges() else _folder("judges", name)
+    where = name if name in embedded_judges() else _installed_folder("judges", name)
     return parse_reward(f"vlm:{where}{hashed}{mode}")
 
 
-def _checked(parse: Callable[[str], object], label: str | None) -> bool | str:
+def _validate(parse: Callable[[str], object], label: str | None) -> bool | str:
     """What a node answers ComfyUI when it asks whether an input can be one."""
     if label is None:  # it comes from another node
         return True
@@ -109,9 +109,9 @@ def _checked(parse: Callable[[str], object], label: str | None) -> bool | str:
 
 def _dtype(name: str) -> str:
     """Half where ComfyUI computes on a GPU, but for the embedded models, which are a few megabytes."""
-    from .memory import writing
+    from .memory import language_model_dtype
 
-    return "float32" if name == EMBEDDED or name.startswith("embedded-") else writing()
+    return "float32" if name == EMBEDDED or name.startswith("embedded-") else language_model_dtype()
 
 
 class LoadRewriter(io.ComfyNode):
@@ -128,7 +128,7 @@ class LoadRewriter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "rewriter",
-                    options=[EMBEDDED, *installed("rewriters")],
+                    options=[EMBEDDED, *installed_folders("rewriters")],
                     default=EMBEDDED,
                     tooltip="Folders in models/reprise/rewriters: any chat model in the Hugging Face layout, "
                     "or one trained by `reprise train`. The embedded one knows coloured shapes only.",
@@ -140,15 +140,15 @@ class LoadRewriter(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, rewriter=None) -> bool | str:
         """In the place of ComfyUI's own check, which knows the drop-down alone."""
-        return _checked(rewriter_of, rewriter)
+        return _validate(parse_rewriter_label, rewriter)
 
     @classmethod
     def execute(cls, rewriter: str) -> io.NodeOutput:
         from ..backend.factory import open_rewriter
-        from .memory import managed
+        from .memory import manage
 
-        found = open_rewriter(rewriter_of(rewriter), device="cpu", dtype=_dtype(rewriter))
-        return io.NodeOutput(managed(found))
+        found = open_rewriter(parse_rewriter_label(rewriter), device="cpu", dtype=_dtype(rewriter))
+        return io.NodeOutput(manage(found))
 
 
 class LoadRefiner(io.ComfyNode):
@@ -166,7 +166,7 @@ class LoadRefiner(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "refiner",
-                    options=[EMBEDDED, *installed("refiners")],
+                    options=[EMBEDDED, *installed_folders("refiners")],
                     default=EMBEDDED,
                     tooltip="Folders in models/reprise/refiners: PRIP models, or language models in "
                     "Promptist's format. The embedded one knows coloured shapes and their styles.",
@@ -178,15 +178,15 @@ class LoadRefiner(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, refiner=None) -> bool | str:
         """As Load Rewriter's."""
-        return _checked(refiner_of, refiner)
+        return _validate(parse_refiner_label, refiner)
 
     @classmethod
     def execute(cls, refiner: str) -> io.NodeOutput:
         from ..backend.factory import open_rewriter
-        from .memory import managed
+        from .memory import manage
 
-        found = open_rewriter(refiner_of(refiner), device="cpu", dtype=_dtype(refiner))
-        return io.NodeOutput(managed(found))
+        found = open_rewriter(parse_refiner_label(refiner), device="cpu", dtype=_dtype(refiner))
+        return io.NodeOutput(manage(found))
 
 
 class LoadJudge(io.ComfyNode):
@@ -217,21 +217,21 @@ class LoadJudge(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, judge=None) -> bool | str:
         """As Load Rewriter's."""
-        return _checked(judge_of, judge)
+        return _validate(parse_judge_label, judge)
 
     @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
         from ..backend.factory import open_reward
         from ..backend.rewards.published.files import JUDGES
-        from .memory import managed, precision
+        from .memory import judge_dtype, manage
 
         folder = None
         if judge in JUDGES:
             own = JUDGES[judge].files[0].folder
-            folders = (Path(root) / own for root in folder_paths.get_folder_paths(_root("judges")))
+            folders = (Path(root) / own for root in folder_paths.get_folder_paths(_folder_key("judges")))
             folder = next((f for f in folders if f.is_dir()), None)
-        found = open_reward(judge_of(judge), device="cpu", dtype=precision(), folder=folder)
-        return io.NodeOutput(managed(found))
+        found = open_reward(parse_judge_label(judge), device="cpu", dtype=judge_dtype(), folder=folder)
+        return io.NodeOutput(manage(found))
 
 
 def vlm_judges() -> list[str]:
@@ -241,7 +241,7 @@ def vlm_judges() -> list[str]:
     from ..backend.rewards.vlm.judge import MODES, embedded_judges
 
     published = {wanted.folder for needs in JUDGES.values() for wanted in needs.files}
-    names = [name for name in installed("judges") if name.split("/")[0] not in published]
+    names = [name for name in installed_folders("judges") if name.split("/")[0] not in published]
     names = list(dict.fromkeys([*embedded_judges(), *names]))
     return [f"{VLM}{name}#{mode}" for name in names for mode in MODES]
 

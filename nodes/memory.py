@@ -19,21 +19,21 @@ class ManagedModule(nn.Module):
         self.model = model
 
 
-def managed(holder: Any) -> Any:
+def manage(holder: Any) -> Any:
     """`holder` (a rewriter, refiner or judge) with its `model`, where it has one, under the manager, on the
-    text encoders' devices, through a `patcher` that `ready` finds."""
+    text encoders' devices, through a `patcher` that `load_to_device` finds."""
     if isinstance(holder, Managed) and holder.model is not None:
         devices = management.text_encoder_device(), management.text_encoder_offload_device()
         holder.patcher = ModelPatcher(ManagedModule(holder.model), *devices)
     return holder
 
 
-def precision() -> str:
+def judge_dtype() -> str:
     """The dtype to load a judge in: as published, but float32 where it will compute on a CPU."""
     return "float32" if management.is_device_cpu(management.text_encoder_device()) else "auto"
 
 
-def writing() -> str:
+def language_model_dtype() -> str:
     """The dtype to load a language model in: float32 where it will compute on a CPU, else half."""
     device = management.text_encoder_device()
     if management.is_device_cpu(device):
@@ -41,7 +41,7 @@ def writing() -> str:
     return "bfloat16" if management.should_use_bf16(device) else "float16"
 
 
-def ready(*holders: Any) -> None:
+def load_to_device(*holders: Any) -> None:
     """Bring the models of what loader nodes made onto their device, where they have one under the manager."""
     patchers = [one.patcher for one in holders if isinstance(one, Managed) and one.patcher is not None]
     if patchers:

@@ -20,7 +20,7 @@ from ..backend.search.best_of_n import best_index, check_search, score_candidate
 from ..backend.search.pruning import POTENTIAL_THRESHOLD, SCHEDULES, PruningWatcher, schedule_from
 from . import sockets
 from .loaders import check_prompt
-from .memory import ready
+from .memory import load_to_device
 from .previews import METHODS, Previewer, PreviewGrid, check_vae, decode_latents
 from .reports import score_scale
 from .row_mask import ComfyRowMask, check_independent_rows
@@ -220,21 +220,21 @@ def search_in_graph(
         prune = f"potential:{potential}"
     schedule = schedule_from(prune, candidates, steps, preview_scorer)
     row_mask = ComfyRowMask(candidates, chunk or None)
-    wall, decode = PreviewGrid(candidates, steps), Previewer(guider.model_patcher, vae, preview)
+    grid, decode = PreviewGrid(candidates, steps), Previewer(guider.model_patcher, vae, preview)
     watcher = PruningWatcher(preview_scorer, asked, found, schedule, cost)
-    ready(judge, *([preview_judge] if preview_judge and schedule.preview_steps else []))
+    load_to_device(judge, *([preview_judge] if preview_judge and schedule.preview_steps else []))
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         alive, done = row_mask.alive, step + 1
         if done not in schedule.preview_steps or done >= steps:
-            wall.show(done)
+            grid.show(done)
             return
         pictures = decode(x0[alive])
         kept = watcher.look(done, alive, pictures)
         for row in set(alive) - set(kept):
             found[row].pruned_at = done
-        wall.dead |= set(alive) - set(kept)
-        wall.show(done, alive, pictures)
+        grid.pruned |= set(alive) - set(kept)
+        grid.show(done, alive, pictures)
         row_mask.alive = kept
 
     masked = copy.copy(guider)  # the user's guider stays as it is

@@ -86,7 +86,7 @@ class PreviewGrid:
         self.bar = comfy.utils.ProgressBar(steps)
         self.count, self.steps = count, steps
         self.pictures: list[torch.Tensor | None] = [None] * count
-        self.dead: set[int] = set()
+        self.pruned: set[int] = set()
 
     def show(self, step: int, rows: list[int] = (), pictures: torch.Tensor | None = None) -> None:  # type: ignore[assignment]
         """After `step` (1-based) of the sampler; `pictures` (len(rows), H, W, 3) where there are new ones."""
@@ -109,10 +109,10 @@ class PreviewGrid:
         lines = math.ceil(self.count / columns)
         scale = min(1.0, GRID_SIDE / max(columns * width, lines * height))
         w, h = max(1, round(width * scale)), max(1, round(height * scale))
-        wall = Image.new("RGB", (columns * w, lines * h), (24, 24, 24))
+        canvas = Image.new("RGB", (columns * w, lines * h), (24, 24, 24))
         for i, picture in enumerate(self.pictures):
             if picture is not None:
-                light = picture * 0.25 if i in self.dead else picture
+                light = picture * 0.25 if i in self.pruned else picture
                 tile = Image.fromarray((light * 255).round().byte().numpy()).resize((w, h))
-                wall.paste(tile, (i % columns * w, i // columns * h))
-        return wall
+                canvas.paste(tile, (i % columns * w, i // columns * h))
+        return canvas

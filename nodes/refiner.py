@@ -79,14 +79,14 @@ class PripDescribe(io.ComfyNode):
     def execute(cls, image, refiner, variants: int, seed: int) -> io.NodeOutput:
         import comfy.model_management as management
 
-        from .memory import managed, ready
+        from .memory import load_to_device, manage
 
         if not refiner.capabilities.describes:
             raise Unsupported("this refiner writes from words alone; choose a PRIP folder in Load Refiner")
         eye = refiner.vision_tower
         if eye.patcher is None:  # it was just loaded
-            managed(eye)
-        ready(eye, refiner)
+            manage(eye)
+        load_to_device(eye, refiner)
         found = refiner.describe(
             image[..., :3],
             variants,

@@ -20,7 +20,7 @@ from ..backend.core.scoring import image_scores, rank, verdicts
 from ..backend.search.reflection import Correction, critique_warning
 from . import sockets
 from .loaders import check_prompt
-from .memory import ready
+from .memory import load_to_device
 from .reports import LiveReport, save_thumbnail, score_scale
 from .rewriter import rewrite_prompt_async
 
@@ -216,7 +216,7 @@ class ReflectionStep(io.ComfyNode):
         graph = GraphBuilder()
         past = json.loads(history)
         picture = image[:1, ..., :3].float().cpu()
-        ready(judge)
+        load_to_device(judge)
         score = image_scores(judge, picture, [prompt])[0]
         (verdict,) = verdicts(judge, picture, [prompt])
         past[-1] |= {

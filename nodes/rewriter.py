@@ -116,7 +116,7 @@ def rewrite_prompt(
     """
     import comfy.model_management as management
 
-    from .memory import ready
+    from .memory import load_to_device
 
     fingerprint = rewriter.fingerprint
     key = (fingerprint, prompt, variants, seed, critique)
@@ -124,7 +124,7 @@ def rewrite_prompt(
         if fingerprint is not None and key in _REMEMBERED:
             _REMEMBERED.move_to_end(key)
             return _REMEMBERED[key]
-    ready(rewriter)
+    load_to_device(rewriter)
     answers = rewriter.rewrite(
         [prompt],
         variants,

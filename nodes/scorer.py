@@ -45,11 +45,11 @@ class RewardScorer(io.ComfyNode):
     def execute(cls, images, prompt: str, judge) -> io.NodeOutput:
         from ..backend.core.interfaces import Critic
         from ..backend.core.scoring import image_scores, rank
-        from .memory import ready
+        from .memory import load_to_device
         from .reports import score_scale
 
         asked = [check_prompt(prompt)] * len(images)
-        ready(judge)
+        load_to_device(judge)
         pictures = images[..., :3].float().cpu()
         scores = image_scores(judge, pictures, asked)
         order = rank(judge.spec, dict(enumerate(scores)))
