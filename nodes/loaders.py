@@ -1,4 +1,5 @@
-"""Loader nodes: rewriter, judge and the embedded renderer. Drop-downs list `models/reprise/…`."""
+"""Nodes that load rewriters, refiners, judges and the embedded renderer. Drop-downs list
+`models/reprise/…`."""
 
 from __future__ import annotations
 
@@ -18,22 +19,22 @@ from .sockets import CATEGORY, EMBEDDED
 LOADERS = f"{CATEGORY}/loaders"
 KINDS = ("rewriters", "refiners", "judges")
 REFINERS = ("prip", "promptist")
-LOOKS = {"plain": "renderer", "styled": "renderer-styled"}  # of the embedded renderer -> its folder
-VLM = "vlm: "  # begins the label of a judge that is any vision-language model
+LOOKS = {"plain": "renderer", "styled": "renderer-styled"}  # look of the embedded renderer -> its folder
+VLM = "vlm: "  # start of the label of a vision-language model
 
 
-def _root(kind: str) -> str:
-    """ComfyUI's name of a kind's folders: models/reprise/KIND, and those that extra_model_paths.yaml adds."""
+def _folder_key(kind: str) -> str:
+    """ComfyUI's key of a kind's folders: models/reprise/KIND, and those from extra_model_paths.yaml."""
     name = f"reprise_{kind}"
     folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / "reprise" / kind))
     return name
 
 
-def installed(kind: str) -> dict[str, Path]:
-    """Name, with "/", -> folder of each model of a kind: those that come with the pack, then each folder with
-    a config.json in it that is no part of another model."""
+def installed_folders(kind: str) -> dict[str, Path]:
+    """Name -> folder of each model of a kind: the embedded ones, then every folder with a config.json that is
+    not inside another model's. Names are relative paths with "/"."""
     found = embedded_models(kind)
-    for root in map(Path, folder_paths.get_folder_paths(_root(kind))):
+    for root in map(Path, folder_paths.get_folder_paths(_folder_key(kind))):
         folders = {config.parent for config in root.rglob("config.json")} - {root}
         for folder in sorted(folders):
             if folders.isdisjoint(folder.parents):
@@ -41,36 +42,44 @@ def installed(kind: str) -> dict[str, Path]:
     return found
 
 
-def _folder(kind: str, name: str) -> Path:
-    """Of an installed model. A workflow may be a stranger's, so it names no other folder and nothing that
-    would be downloaded. Raises CheckpointError."""
-    known = installed(kind)
+def _installed_folder(kind: str, name: str) -> Path:
+    """The folder of an installed model. Raises CheckpointError.
+
+    A workflow may come from a stranger, so it can name no other folder, and nothing that is downloaded.
+    """
+    known = installed_folders(kind)
     if name not in known:
         raise CheckpointError(
-            f"no {kind[:-1]} {name!r} in models/reprise/{kind}; put its folder back or choose "
-            "another in the drop-down"
+            f"there is no {kind[:-1]} {name!r} in models/reprise/{kind}; put its folder there, or choose "
+            "another one in the drop-down"
         )
     return known[name]
 
 
-def rewriter_of(label: str) -> RewriterName:
-    """What Load Rewriter is to load: a line of its drop-down, or, from a workflow that was written by hand, a
-    name that works on the command line. Raises BadInput, UnknownName and CheckpointError."""
+def parse_rewriter_label(label: str) -> RewriterName:
+    """The rewriter that a label of Load Rewriter names.
+
+    A label is a line of the drop-down or, in a workflow written by hand, a name as on the command line.
+    Raises BadInput, UnknownName and CheckpointError.
+    """
     from ..backend.factory import REWRITERS, parse_rewriter
 
     kind, name, url = split_name(label)
     if label == EMBEDDED:
         return parse_rewriter("reprompt")
-    known = installed("rewriters")
+    known = installed_folders("rewriters")
     if url or (label in REWRITERS and label not in known):
         return parse_rewriter(label)
     if kind and label not in known:
-        return parse_rewriter(f"{kind}:{_folder('rewriters', name)}")
-    return parse_rewriter(str(_folder("rewriters", label)))
+        return parse_rewriter(f"{kind}:{_installed_folder('rewriters', name)}")
+    return parse_rewriter(str(_installed_folder("rewriters", label)))
 
 
-def refiner_of(label: str) -> RewriterName:
-    """What Load Refiner is to load, likewise. Raises Unsupported for a rewriter that is no refiner, too."""
+def parse_refiner_label(label: str) -> RewriterName:
+    """The refiner that a label of Load Refiner names; see `parse_rewriter_label`.
+
+    Raises also Unsupported, for a rewriter that is no refiner.
+    """
     from ..backend.factory import parse_rewriter
     from ..backend.rewriters.prip.rewriter import is_refiner
 
@@ -79,12 +88,15 @@ def refiner_of(label: str) -> RewriterName:
     kind, name, url = split_name(label)
     if url or (kind and kind not in REFINERS):
         raise Unsupported(f"{label!r} is no refiner; name it in Load Rewriter")
-    folder = _folder("refiners", name)
+    folder = _installed_folder("refiners", name)
     return parse_rewriter(f"{kind or ('prip' if is_refiner(folder) else 'promptist')}:{folder}")
 
 
-def judge_of(label: str) -> RewardName:
-    """What Load Judge is to load, likewise. Raises Unsupported for a reward that reads no pictures, too."""
+def parse_judge_label(label: str) -> RewardName:
+    """The judge that a label of Load Judge names; see `parse_rewriter_label`.
+
+    Raises also Unsupported, for a reward that does not score pictures.
+    """
     from ..backend.factory import parse_reward
     from ..backend.rewards.vlm.judge import embedded_judges
 
@@ -92,13 +104,13 @@ def judge_of(label: str) -> RewardName:
     if kind != "vlm" or url:
         return parse_reward(label)
     name, hashed, mode = name.rpartition("#") if "#" in name else (name, "", "")
-    where = name if name in embedded_judges() else _folder("judges", name)
+    where = name if name in embedded_judges() else _installed_folder("judges", name)
     return parse_reward(f"vlm:{where}{hashed}{mode}")
 
 
-def _checked(parse: Callable[[str], object], label: str | None) -> bool | str:
-    """What a node answers ComfyUI when it asks whether an input can be one."""
-    if label is None:  # it comes from another node
+def _validate(parse: Callable[[str], object], label: str | None) -> bool | str:
+    """The answer of `validate_inputs`: True, or why `parse` refuses the label."""
+    if label is None:  # linked from another node, not known yet
         return True
     try:
         parse(label)
@@ -108,10 +120,10 @@ def _checked(parse: Callable[[str], object], label: str | None) -> bool | str:
 
 
 def _dtype(name: str) -> str:
-    """Half where ComfyUI computes on a GPU, but for the embedded models, which are a few megabytes."""
-    from .memory import writing
+    """The dtype for a model: half precision on a GPU, but float32 for the small embedded models."""
+    from .memory import language_model_dtype
 
-    return "float32" if name == EMBEDDED or name.startswith("embedded-") else writing()
+    return "float32" if name == EMBEDDED or name.startswith("embedded-") else language_model_dtype()
 
 
 class LoadRewriter(io.ComfyNode):
@@ -128,7 +140,7 @@ class LoadRewriter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "rewriter",
-                    options=[EMBEDDED, *installed("rewriters")],
+                    options=[EMBEDDED, *installed_folders("rewriters")],
                     default=EMBEDDED,
                     tooltip="Folders in models/reprise/rewriters: any chat model in the Hugging Face layout, "
                     "or one trained by `reprise train`. The embedded one knows coloured shapes only.",
@@ -139,20 +151,20 @@ class LoadRewriter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, rewriter=None) -> bool | str:
-        """In the place of ComfyUI's own check, which knows the drop-down alone."""
-        return _checked(rewriter_of, rewriter)
+        """Replaces ComfyUI's own check, which only accepts lines of the drop-down."""
+        return _validate(parse_rewriter_label, rewriter)
 
     @classmethod
     def execute(cls, rewriter: str) -> io.NodeOutput:
         from ..backend.factory import open_rewriter
-        from .memory import managed
+        from .memory import manage
 
-        found = open_rewriter(rewriter_of(rewriter), device="cpu", dtype=_dtype(rewriter))
-        return io.NodeOutput(managed(found))
+        found = open_rewriter(parse_rewriter_label(rewriter), device="cpu", dtype=_dtype(rewriter))
+        return io.NodeOutput(manage(found))
 
 
 class LoadRefiner(io.ComfyNode):
-    """A PRIP model, prompt to imagined picture to prompt, or what PRIP is compared with."""
+    """A PRIP model, or a Promptist model, with which PRIP is compared."""
 
     @classmethod
     def define_schema(cls):
@@ -166,7 +178,7 @@ class LoadRefiner(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "refiner",
-                    options=[EMBEDDED, *installed("refiners")],
+                    options=[EMBEDDED, *installed_folders("refiners")],
                     default=EMBEDDED,
                     tooltip="Folders in models/reprise/refiners: PRIP models, or language models in "
                     "Promptist's format. The embedded one knows coloured shapes and their styles.",
@@ -177,16 +189,16 @@ class LoadRefiner(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, refiner=None) -> bool | str:
-        """As Load Rewriter's."""
-        return _checked(refiner_of, refiner)
+        """As in Load Rewriter."""
+        return _validate(parse_refiner_label, refiner)
 
     @classmethod
     def execute(cls, refiner: str) -> io.NodeOutput:
         from ..backend.factory import open_rewriter
-        from .memory import managed
+        from .memory import manage
 
-        found = open_rewriter(refiner_of(refiner), device="cpu", dtype=_dtype(refiner))
-        return io.NodeOutput(managed(found))
+        found = open_rewriter(parse_refiner_label(refiner), device="cpu", dtype=_dtype(refiner))
+        return io.NodeOutput(manage(found))
 
 
 class LoadJudge(io.ComfyNode):
@@ -198,17 +210,17 @@ class LoadJudge(io.ComfyNode):
             node_id="RepriseLoadJudge",
             display_name="Load Judge",
             category=LOADERS,
-            description="Loads what scores pictures against a prompt.",
+            description="Loads a judge, which scores pictures against a prompt.",
             search_aliases=["reward", "scorer", "ImageReward", "HPSv2", "PickScore", "aesthetic", "VLM"],
             inputs=[
                 io.Combo.Input(
                     "judge",
                     options=[*picture_rewards(), *vlm_judges()],
                     default="shapeworld",
-                    tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right. "
-                    "vlm: is a vision-language model in models/reprise/judges and what it is asked; "
-                    "with #checklist it also says what is missing, and with #critique what is wrong, "
-                    "once `reprise train judge` has tuned it.",
+                    tooltip="shapeworld scores pictures of the embedded renderer: 0 to 1, above .5 is "
+                    "right. vlm: is a vision-language model in models/reprise/judges and the "
+                    "question it is asked. With #checklist it also says what is missing; with "
+                    "#critique it says what is wrong, if `reprise train judge` has trained it.",
                 ),
             ],
             outputs=[sockets.Judge.Output("judge", tooltip="For Reward Scorer, PARM and Reflection Loop.")],
@@ -216,38 +228,38 @@ class LoadJudge(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, judge=None) -> bool | str:
-        """As Load Rewriter's."""
-        return _checked(judge_of, judge)
+        """As in Load Rewriter."""
+        return _validate(parse_judge_label, judge)
 
     @classmethod
     def execute(cls, judge: str) -> io.NodeOutput:
         from ..backend.factory import open_reward
         from ..backend.rewards.published.files import JUDGES
-        from .memory import managed, precision
+        from .memory import judge_dtype, manage
 
         folder = None
         if judge in JUDGES:
             own = JUDGES[judge].files[0].folder
-            folders = (Path(root) / own for root in folder_paths.get_folder_paths(_root("judges")))
+            folders = (Path(root) / own for root in folder_paths.get_folder_paths(_folder_key("judges")))
             folder = next((f for f in folders if f.is_dir()), None)
-        found = open_reward(judge_of(judge), device="cpu", dtype=precision(), folder=folder)
-        return io.NodeOutput(managed(found))
+        found = open_reward(parse_judge_label(judge), device="cpu", dtype=judge_dtype(), folder=folder)
+        return io.NodeOutput(manage(found))
 
 
 def vlm_judges() -> list[str]:
-    """The embedded judges, and what folders in models/reprise/judges are no judge of their own:
-    vision-language models, each once for every question that it can be asked."""
+    """Labels of vision-language judges: the embedded ones and those in models/reprise/judges, each once for
+    every question that it can be asked. Folders of published judges are left out."""
     from ..backend.rewards.published.files import JUDGES
     from ..backend.rewards.vlm.judge import MODES, embedded_judges
 
     published = {wanted.folder for needs in JUDGES.values() for wanted in needs.files}
-    names = [name for name in installed("judges") if name.split("/")[0] not in published]
+    names = [name for name in installed_folders("judges") if name.split("/")[0] not in published]
     names = list(dict.fromkeys([*embedded_judges(), *names]))
     return [f"{VLM}{name}#{mode}" for name in names for mode in MODES]
 
 
 class LoadShapeWorld(io.ComfyNode):
-    """The embedded tiny FLUX: nothing to download, draws in seconds on a CPU."""
+    """The embedded tiny FLUX: it needs no download and draws in seconds on a CPU."""
 
     @classmethod
     def define_schema(cls):
@@ -279,7 +291,7 @@ class LoadShapeWorld(io.ComfyNode):
 
 
 def check_prompt(prompt: str) -> str:
-    """The user's prompt without blanks around it. Raises BadInput where nothing is left."""
+    """The prompt without white space around it. Raises BadInput if it is empty."""
     if not prompt.strip():
         raise BadInput("the prompt is empty; write a few words that say what the picture shows")
     return prompt.strip()

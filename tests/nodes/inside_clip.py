@@ -149,7 +149,7 @@ def embedded() -> dict:
         "again": plain(rewriter.rewrite(PROMPTS[:1], variants=3, seed=5)),
         "fewer": plain(rewriter.rewrite(PROMPTS[:1], variants=2, seed=5)),
         "other": plain(rewriter.rewrite(PROMPTS[:1], variants=3, seed=6)),
-        "strange": rewriter._asked(strange, "embedding:x"),
+        "strange": rewriter._request_text(strange, "embedding:x"),
         "kept": plain(rewriter.rewrite([strange])),
     }
 
@@ -161,15 +161,15 @@ def core() -> dict:
     chat = pack("nodes.chat")
     clip = z_image_clip()
     rewriter = chat.RewriterFromClip.execute(clip, 0.9, 12, 0.95).args[0]
-    asked = rewriter._asked("a red circle", None)
+    asked = rewriter._request_text("a red circle", None)
     told = []
     found = rewriter.rewrite(["a red circle"], 2, 3, progress=lambda *seen: told.append(seen))
     return {
         "rewrites": plain(found),
         "progress": told,
-        "ours": rewriter._write(asked, None, "")[0],
+        "ours": rewriter._generate(asked, None, "")[0],
         "core": TextGenerate.execute(clip, asked, 12, {"sampling_mode": "off"}).args[0],
-        "memory": pack("nodes.memory").ready(rewriter),
+        "memory": pack("nodes.memory").load_to_device(rewriter),
         "interrupt": interrupt(rewriter),
     }
 

@@ -20,9 +20,9 @@ import torch  # noqa: E402
 folder_paths.models_dir = MODELS
 loaders = pack("nodes.loaders")
 NODES = {
-    "rewriter": (loaders.LoadRewriter, loaders.rewriter_of),
-    "refiner": (loaders.LoadRefiner, loaders.refiner_of),
-    "judge": (loaders.LoadJudge, loaders.judge_of),
+    "rewriter": (loaders.LoadRewriter, loaders.parse_rewriter_label),
+    "refiner": (loaders.LoadRefiner, loaders.parse_refiner_label),
+    "judge": (loaders.LoadJudge, loaders.parse_judge_label),
 }
 asked = json.loads(Path(NAMES).read_text())
 found: dict = {"names": {}}
@@ -36,6 +36,6 @@ for role, names in asked["names"].items():
 (rewriter,) = loaders.LoadRewriter.execute(asked["chat"]).args
 found["scores"] = judge.score(torch.zeros(1, 8, 8, 3), ["a red circle"])
 found["patchers"] = [judge.patcher, hasattr(rewriter, "patcher")]
-pack("nodes.memory").ready(judge, rewriter)
+pack("nodes.memory").load_to_device(judge, rewriter)
 found["rewrite"] = pack("nodes.rewriter").ask(rewriter, "a cat")[0].prompt
 print(json.dumps(found))

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios measured in one run."""
+"""Benchmarks: each measures ratios within one run."""

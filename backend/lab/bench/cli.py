@@ -215,24 +215,26 @@ def _run(name: str, measure: Callable[[Progress], dict[str, Any]], out: Path | N
 def _grpo_settings(
     path: Path | None, prompts: int | None, rewrites: int | None, steps: int | None, seed: int
 ) -> dict[str, Any]:
-    """A GrpoConfig's, as JSON: of the file, with what was asked for on top, in batches as large as the file's
-    at most."""
+    """A GrpoConfig as JSON: the file's, with the options on top.
+
+    The batch size is the largest one, up to the file's, that divides the rows of a step.
+    """
     from ...core.config import load_config
     from ...factory import parse_renderer
     from ...training import shipped_config
     from ...training.grpo.config import GrpoConfig
 
     path = path or shipped_config("grpo", "shapeworld")
-    asked = {"prompts_per_step": prompts, "rewrites": rewrites, "renderer.steps": steps, "seed": seed}
-    words = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    given = {"prompts_per_step": prompts, "rewrites": rewrites, "renderer.steps": steps, "seed": seed}
+    words = [f"{key}={value}" for key, value in given.items() if value is not None]
     plain = load_config(GrpoConfig, path)
     rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
     batch = max(size for size in range(1, plain.batch_size + 1) if rows % size == 0)
     config = load_config(GrpoConfig, path, [*words, f"batch_size={batch}"])
     if parse_renderer(config.renderer.name).url:
         raise BadInput(
-            "the loop to compare with calls a diffusers pipeline, and a ComfyUI server is none; "
-            "give a config that draws with one"
+            "the loop to compare with calls a diffusers pipeline, and a ComfyUI server has none; give a "
+            "config whose renderer has one"
         )
     return config.model_dump(mode="json")
 
@@ -245,7 +247,10 @@ def _ppo_settings(
     seed: int,
     refiner: str | None,
 ) -> dict[str, Any]:
-    """A PpoConfig's, likewise, in as many minibatches as the file's at most."""
+    """A PpoConfig as JSON: the file's, with the options on top.
+
+    The number of minibatches is the largest one, up to the file's, that divides the rows of a step.
+    """
     from ...core.config import load_config
     from ...factory import parse_renderer
     from ...training import shipped_config
@@ -253,23 +258,23 @@ def _ppo_settings(
 
     init = refiner or ("shapeworld" if path is None else None)
     path = path or shipped_config("ppo", "shapeworld")
-    asked = {
+    given = {
         "prompts_per_step": prompts,
         "rewrites": rewrites,
         "renderer.steps": steps,
         "seed": seed,
         "init": init,
     }
-    words = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    words = [f"{key}={value}" for key, value in given.items() if value is not None]
     plain = load_config(PpoConfig, path)
-    if rewrites == 1:  # with nothing to be compared with
+    if rewrites == 1:  # a group of one has no baseline
         words.append("group_baseline=false")
     rows = (prompts or plain.prompts_per_step) * (rewrites or plain.rewrites)
     parts = max(number for number in range(1, plain.minibatches + 1) if rows % number == 0)
     config = load_config(PpoConfig, path, [*words, f"minibatches={parts}"])
     if parse_renderer(config.renderer.name).url:
         raise BadInput(
-            "a step's floor is measured on a diffusers pipeline, and a ComfyUI server is none; "
-            "give a config that draws with one"
+            "a step's floor is measured on a diffusers pipeline, and a ComfyUI server has none; give a "
+            "config whose renderer has one"
         )
     return config.model_dump(mode="json")

@@ -1,9 +1,9 @@
-"""The floor of a GRPO step: what its networks alone take, with nothing around them, on the same shapes.
+"""The floor of a GRPO step: the time of its networks alone, on tensors of the same shapes.
 
-Of the renderer: the denoiser's rows at the cost of one batched evaluation, and the decoder's pictures. Of
-the rewriter: one forward pass a token of the longest answer of each batch, with the keys and values kept;
-the reference's forward pass, and forward and backward of the policy. Everything else is overhead, the text
-encoders and the judges too.
+Renderer: the denoiser's rows at the cost of one batched evaluation, and the VAE decoder's pictures. Rewriter:
+one forward pass for each token of the longest answer of each batch, with a key-value cache; the reference's
+forward pass; and the policy's forward and backward pass. Everything else counts as overhead, also the text
+encoders and the judges.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ...rewriters.reprompt import Completion, RePromptRewriter
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
-EVALUATIONS = 3  # of the denoiser and of the decoder, whose mean is taken
+EVALUATIONS = 3  # of the denoiser and of the decoder, of which the mean is used
 
 
 class NetworkProbe:
-    """Sees what a renderer's and a rewriter's networks are asked for, and asks them for the same, alone.
+    """Records the inputs of a renderer's and a rewriter's networks, and times the networks alone on them.
 
-    `rows` of the denoiser and `pictures` of the decoder count since `reset`.
+    `rows` of the denoiser and `pictures` of the decoder are counted since `reset`.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class NetworkProbe:
         self._batches: list[list[Row]] = []
 
     def _evaluating(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        # UNets take `sample` first, transformers `hidden_states`; pipelines pass them either way.
+        # The first argument is `sample` in UNets and `hidden_states` in transformers, with or without its
+        # name.
         hidden = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "sample"]
         self.rows += len(hidden)
         if len(hidden) >= self._most:
@@ -70,7 +71,7 @@ class NetworkProbe:
         return written
 
     def render_seconds(self) -> float:
-        """The rows and pictures so far, at the cost of the largest batches among them."""
+        """Seconds for the rows and pictures since `reset`, at the cost of the largest batches among them."""
         import torch
 
         if self._latents is None:
@@ -81,11 +82,11 @@ class NetworkProbe:
             with RowMask(self.denoiser, most, self.renderer.chunk):
                 row = seconds_of(lambda: self.denoiser(*args, **kwargs), EVALUATIONS) / most
             picture = seconds_of(lambda: self._decode(latents), EVALUATIONS) / len(latents)
-        self.rows = rows  # without those just evaluated
+        self.rows = rows  # without the rows of this measurement
         return rows * row + pictures * picture
 
     def write_seconds(self) -> float:
-        """All batches that were written, token by token."""
+        """Seconds to generate all recorded batches again, token by token."""
         import torch
 
         model = self.rewriter.model
@@ -98,7 +99,7 @@ class NetworkProbe:
             model.train(training)
 
     def update_seconds(self, reference: Any, rows: Sequence[Row], batch: int) -> float:
-        """One pass over `rows`, `batch` at a time; `reference` is None where there is no second model."""
+        """Seconds of one update on `rows`, `batch` at a time. `reference` is None without a second model."""
         model = self.rewriter.model
 
         def update() -> None:
@@ -128,7 +129,7 @@ def _generate(model: Any, prompts: Tensor, answers: Tensor, mask: Tensor) -> Non
     import torch
 
     width, length = prompts.shape[1], answers.shape[1]
-    mask = torch.cat([mask[:, :width], torch.ones_like(answers)], 1)  # as generating, ended rows go on
+    mask = torch.cat([mask[:, :width], torch.ones_like(answers)], 1)  # as in generation, ended rows continue
     out = model(input_ids=prompts, attention_mask=mask[:, :width], use_cache=True, logits_to_keep=1)
     for i in range(length - 1):
         out = model(

@@ -1,17 +1,17 @@
-"""What a GRPO step costs, ours beside a loop built the way RePrompt's script is, and where the time goes.
+"""The time of a GRPO step, ours beside a loop built like RePrompt's script, and how it is spent.
 
-Both are processes of their own (`inside/grpo.py`) that take turns, an optimiser step each, with the same
-rewriter, renderer, judges and prompts. The other loop (`reprompt_loop`) draws each picture at the renderer's
-own number of steps, as its script does; ours at the few that are enough to compare a group with itself.
-Since that is a choice and not speed, the other loop takes every step at our number, too.
+Each loop is its own process (`inside/grpo.py`); they take turns, one optimiser step each, with the same
+rewriter, renderer, judges and prompts. The other loop (`reprompt_loop`) draws with the renderer's default
+number of steps, as its script does; ours with fewer, which is enough to compare a group with itself. That is
+a choice of settings, not speed, so the other loop also takes every step with our number.
 
-Ours replaces groups without signal by other prompts and so draws more in a step. So there are three
-measures, each of whole steps by the clock, everything counted:
-- seconds per optimiser step, whatever was learnt in it;
-- pictures per second: those drawn; one that the cache has, or that two answers share, counts once;
-- seconds per group with signal: one prompt's rewrites whose scores differ by more than `std_floor`, so that
-  one is preferred to another. In ours the words make the difference, as all share their seeds; in the
-  other loop each picture has noise of its own, and luck counts as signal.
+Our loop replaces groups without signal by other prompts, and so draws more in a step. So there are three
+measures, all of the wall time of whole steps:
+- seconds per optimiser step, whatever was learned in it;
+- pictures per second: pictures drawn; one from the cache, or shared by two answers, counts once;
+- seconds per group with signal: groups of one prompt's rewrites whose scores differ by more than `std_floor`.
+  In our loop the rewrites make the difference, as all share their seeds. In the other loop each picture has
+  its own noise, and luck counts as signal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .parm import ratio_interval
 from .process import Process
 
 SCRIPT = Path(__file__).parent / "inside" / "grpo.py"
-GOAL = 4.0  # times the other loop's speed
+GOAL = 4.0  # our speed over the other loop's
 PHASES = {
     "write": "writing",
     "render": "drawing",
@@ -53,12 +53,12 @@ Step = dict[str, Any]
 def bench(
     settings: Mapping[str, Any], *, pairs: int = 5, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, Any]:
-    """`pairs` optimiser steps of ours and of the other loop at each number of the renderer's steps, after a
-    first one that is not counted; `settings` are a GrpoConfig's, as JSON.
+    """The result (design.md 5) of `pairs` optimiser steps of our loop, and of the other loop at each number
+    of renderer steps, after a first step that is not counted. `settings` are a GrpoConfig as JSON.
 
-    A ratio is how many times as fast ours is, with its 95 % interval over the steps. Evaluations are left
-    out, which the other loop has not; our records and the held-out judges count, which it has not either.
-    Raises RepriseError where a loop breaks.
+    A ratio says how many times as fast our loop is, with its 95 % interval over the steps. Our evaluations
+    are left out; our records and held-out judges count, although the other loop has none. Raises
+    RepriseError if a loop fails.
     """
     settings = {
         **settings,
@@ -112,8 +112,9 @@ def bench(
 
 
 def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[str, int]) -> dict[str, Any]:
-    """The bench's object (design.md 5). `found` has "ours", "floor" and the other loop by the names of
-    `steps`, whose values are the renderer's steps; `ours` are our own.
+    """The result (design.md 5). `found` has the steps of "ours", of our "floor" and of the other loop.
+
+    The other loop's keys are those of `steps`, whose values are its renderer steps; `ours` is our number.
     """
     rows = []
     mine = found["ours"]
@@ -127,7 +128,7 @@ def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[
         ):
             times = speedup(mine, theirs, unit)
             if times is None:
-                continue  # nothing of the kind came about
+                continue  # there was no such unit
             rates = {"ours": _rate(mine, unit), "other": _rate(theirs, unit)}
             cost = {key: round(1 / rate if turned else rate, 4) for key, rate in rates.items()}
             rows.append({"name": f"{name}, {title}", "overall": times, "tasks": {}, "cost": cost})
@@ -144,8 +145,10 @@ def result_of(found: Mapping[str, Sequence[Step]], *, ours: int, steps: Mapping[
 
 
 def speedup(ours: Sequence[Step], theirs: Sequence[Step], unit: str | None) -> list[float] | None:
-    """Their seconds over ours, per step or per `unit` of what the steps did: [value, low, high], bootstrapped
-    over pairs of steps. None where one of the two has nothing of it."""
+    """Their seconds over ours, per step or per `unit` (a count of the steps): [value, low, high].
+
+    Bootstrapped over pairs of steps. None if one side has no such unit.
+    """
     import numpy as np
 
     a, b = (
@@ -163,7 +166,7 @@ def speedup(ours: Sequence[Step], theirs: Sequence[Step], unit: str | None) -> l
 
 
 def _rate(side: Sequence[Step], unit: str | None) -> float:
-    """Seconds a step, or a `unit`; infinite where there is none."""
+    """Seconds per step, or per `unit`; infinite without any."""
     units = sum(step[unit] if unit else 1 for step in side)
     return sum(step["seconds"] for step in side) / units if units else float("inf")
 

@@ -1,4 +1,4 @@
-"""What the nodes cost inside a real ComfyUI on the CPU, as ratios measured in one run of its Python.
+"""The cost of the nodes in a real ComfyUI on the CPU, as ratios measured in one run of its Python.
 
 `inside/measure.py` runs there, in a process of its own, and measures; here its figures become rows.
 """
@@ -23,7 +23,7 @@ IMPORT_GOAL = 0.15  # seconds
 def find_comfyui() -> tuple[Path, Path]:
     """(ComfyUI's folder, its Python): COMFYUI_PATH and COMFYUI_PYTHON, else ~/ComfyUI and its `.venv`.
 
-    Raises BadInput where one of them is not there.
+    Raises BadInput if one of them is missing.
     """
     folder = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
     python = Path(os.environ.get("COMFYUI_PYTHON", folder / ".venv" / "bin" / "python")).expanduser()
@@ -37,10 +37,10 @@ def find_comfyui() -> tuple[Path, Path]:
 def bench(
     *, pairs: int = 12, steps: int = 16, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, Any]:
-    """`pairs` alternating runs of stock nodes and of PARM with one candidate, at each size.
+    """The result (design.md 5) of `pairs` alternating runs of stock nodes and of PARM with one candidate.
 
-    A row's `overall` is a ratio with its 95 % interval: of wall times, of an interrupt's delay to one
-    denoiser step, of the import time to its goal. Raises BadInput without a ComfyUI.
+    A row's `overall` is a ratio with its 95 % interval: of wall times, of the delay of an interrupt to one
+    denoiser step, and of the import time to its goal. Raises BadInput without a ComfyUI.
     """
     folder, python = find_comfyui()
     if progress:
@@ -53,15 +53,15 @@ def bench(
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        said = done.stderr.strip().splitlines()
-        raise RepriseError(f"measuring inside ComfyUI failed: {said[-1] if said else 'it said nothing'}")
+        errors = done.stderr.strip().splitlines()
+        raise RepriseError(f"measuring inside ComfyUI failed: {errors[-1] if errors else 'no output'}")
     if progress:
         progress("nodes", 1, 1)
     return result_of(json.loads(lines[-1]), pairs, steps)
 
 
 def result_of(found: dict[str, Any], pairs: int, steps: int) -> dict[str, Any]:
-    """The bench's object (design.md 5) from what the script printed."""
+    """The result (design.md 5) from the script's output."""
     rows = []
     for width, seconds in found["pairs"].items():
         stock, parm = zip(*seconds)

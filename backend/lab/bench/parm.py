@@ -1,11 +1,11 @@
-"""What pruning costs and keeps: best of N full and pruned, from the same seeds, in one run.
+"""Cost and gain of pruning: best of N in full and pruned, from the same seeds, in one run.
 
-Two parts. The *sweep* draws a pool of candidates per prompt once, to the end, with previews judged at
-every look; every schedule's choice then follows from the recorded scores. The *timing* draws some
-prompts for real, full and pruned, compares the survivors' pictures, and gives the ratio of wall times.
+There are two parts. The *sweep* draws a pool of candidates of each prompt once, to the end, and judges all
+their previews; the choice of every schedule follows from these recorded scores. The *timing* runs full and
+pruned searches of some prompts, compares the survivors' pictures, and gives the ratio of wall times.
 
-The gain of a search is its mean final score less the mean score of a single candidate. "Share kept" is
-the pruned search's gain over the full one's at the same candidates.
+The gain of a search is its mean final score minus the mean score of a single candidate. "Share kept" is the
+gain of the pruned search over that of the full search with the same candidates.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOOKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 
 
 def sweep_schedules(n: int, steps: int) -> dict[str, HalvingSchedule]:
-    """The schedules that `--sweep` compares for `n` candidates: cuts as shares of steps and candidates."""
+    """The schedules that `--sweep` compares for `n` candidates, by their cuts as "step:candidates" text."""
     found = {}
     first_cuts = ((1, 0.5), (1, 0.75), (2, 0.5), (2, 0.375))
     seconds = ((2, 0.3125), (3, 0.25), (3, 0.3125), (4, 0.25), (4, 0.3125))
@@ -49,19 +49,19 @@ def sweep_schedules(n: int, steps: int) -> dict[str, HalvingSchedule]:
 
 
 class Pool:
-    """Candidates of one prompt, all drawn to the end, with every preview's score."""
+    """Candidates of one prompt, all finished, with the scores of all previews."""
 
     def __init__(self, case: PromptCase, candidates: list[Candidate], steps: int, rows_each: float):
         self.case, self.candidates, self.steps, self.rows_each = case, candidates, steps, rows_each
 
     def final(self, group: Sequence[Candidate], schedule: PruningSchedule) -> tuple[float, float]:
-        """(final score of the one chosen, denoiser rows) of a search over `group`."""
+        """(final score of the chosen candidate, denoiser rows) of a search over `group`."""
         pruned = replay(group, schedule)
         score = max(c.score or 0.0 for c, at in zip(group, pruned, strict=True) if at is None)
         return score, replayed_rows(pruned, self.steps, self.rows_each)
 
     def finals(self, n: int, schedule: PruningSchedule) -> list[tuple[float, float]]:
-        """The same of each of its disjoint groups of `n`."""
+        """`final` of each disjoint group of `n` candidates."""
         return [self.final(group, schedule) for group in self.groups(n)]
 
     def groups(self, n: int) -> list[list[Candidate]]:
@@ -79,7 +79,7 @@ def draw_pools(
     looks: Iterable[int] = LOOKS,
     previews: Reward | None = None,
 ) -> list[Pool]:
-    """One pool of `size` candidates per case; the prompt is drawn as it is, unrewritten. `previews` (default:
+    """One pool of `size` candidates for each case; prompts are drawn as typed. `previews` (default:
     the judge) scores the previews after the steps `looks`."""
     seen = RecordingSchedule(HalvingSchedule({step: 1 for step in sorted(looks) if step < renderer.steps}))
     pools = []
@@ -104,7 +104,7 @@ def draw_pools(
 
 
 def measure(pools: Sequence[Pool], n: int, schedule: PruningSchedule) -> dict[str, Any]:
-    """A schedule over all disjoint groups of `n` in the pools: score, rows and share of the gain kept."""
+    """A schedule's score, rows and share of the gain kept, over all disjoint groups of `n` in the pools."""
     scores, fulls, singles, rows = [], [], [], []
     for pool in pools:
         picked = pool.finals(n, schedule)
@@ -126,7 +126,7 @@ def measure(pools: Sequence[Pool], n: int, schedule: PruningSchedule) -> dict[st
 
 
 def ratio_interval(tops: Sequence[float], bottoms: Sequence[float], seed: int = 0) -> list[float]:
-    """Sum of tops over sum of bottoms, [value, low, high], bootstrapped over prompts."""
+    """The sum of `tops` over the sum of `bottoms`, [value, low, high], bootstrapped over their items."""
     import numpy as np
 
     top, bottom = np.asarray(tops), np.asarray(bottoms)
@@ -137,9 +137,9 @@ def ratio_interval(tops: Sequence[float], bottoms: Sequence[float], seed: int = 
 
 
 def rank_correlations(pools: Sequence[Pool]) -> dict[str, list[float]]:
-    """Spearman's rank correlation of preview and final scores, per step, over prompts with a spread.
+    """Step -> Spearman's rank correlation of preview and final scores, [mean, low, high] over prompts.
 
-    A step at which no prompt has one is left out.
+    Prompts with equal scores are left out, and so are steps at which no prompt remains.
     """
     import numpy as np
     from scipy.stats import spearmanr
@@ -165,7 +165,7 @@ def timing(
     schedule: PruningSchedule,
     seed: int,
 ) -> dict[str, Any]:
-    """Full and pruned searches for real, alternating: wall times, rows, and whether survivors agree."""
+    """Full and pruned searches in turn: wall times, rows, and the largest difference of survivors' pixels."""
     spent = {"full": 0.0, "pruned": 0.0}
     rows = {"full": 0, "pruned": 0}
     largest = 0.0
@@ -205,10 +205,12 @@ def bench(
     timed: int = 6,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Best of `n`, full and pruned, and, of a larger `pool`, the best pruned to best-of-`n`'s row budget.
+    """The result (design.md 5) of best of `n`, full and pruned. With a larger `pool` there is also best of
+    `pool`, full, and pruned to the row budget of best of `n`.
 
-    With `sweep`, schedules are first compared on train prompts and the best one within a quarter of the
-    rows is taken; it is always reported on held-out prompts.
+    With `sweep`, schedules are first compared on training prompts, and the best one that needs at most a
+    quarter of the rows is used. The figures are of held-out prompts in any case. Raises BadInput if `pool` is
+    not a multiple of `n`.
     """
     if pool % n or pool < n:
         raise BadInput(f"--pool must be a multiple of --best-of, got {pool} and {n}")
@@ -272,12 +274,12 @@ def bench(
 
 
 def schedule_within_budget(n: int, steps: int, budget: int) -> HalvingSchedule:
-    """Default-shaped cuts for `n` candidates, the gentlest whose rows stay within `budget`."""
+    """The default halving for `n` candidates, as gentle as the row `budget` allows. Raises BadInput."""
     for gentleness in (2.0, 1.75, 1.5, 1.25, 1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3):
         schedule = default_halving(n, steps, gentleness)
         if schedule.rows(n, steps) <= budget:
             return schedule
-    raise BadInput(f"no schedule for {n} candidates fits {budget} rows; ask for fewer candidates")
+    raise BadInput(f"no schedule for {n} candidates fits into {budget} rows; give fewer candidates")
 
 
 def _row(

@@ -1,11 +1,13 @@
-"""Pruning by a judge's potential against halving by a reward, at equal rows of the denoiser.
+"""Pruning by a judge's potential compared with halving by a reward, at equal denoiser rows.
 
-PARM (arXiv 2501.13926) stops what its judge gives no hope; halving stops the lower part of each look. Both
-choose among the same finished candidates by the same reward, so that what differs is who was stopped. The
-threshold of potential is fitted on prompts that neither a judge nor a figure has seen, to spend what halving
-spends; what it spends on the held-out prompts stands beside it. A judge that waits for clear previews may
-spend more whatever the threshold, so halving is measured at its rows too: with those cuts of that cost that
-do best on the prompts put aside.
+PARM (arXiv 2501.13926) stops candidates whose potential, by its judge, is low; halving stops the lower part
+at each look. Both then choose among the finished candidates by the same reward, so they differ only in which
+candidates are stopped.
+
+The threshold on the potential is fitted to cost as many rows as halving, on prompts that are used neither to
+train judges nor for the figures. Its cost on the held-out prompts is reported. A judge that waits for clear
+previews may cost more at any threshold. So halving is also measured at that cost, with the cuts of that cost
+that score best on the fitting prompts.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ THRESHOLDS = [n / 100 for n in range(100)]
 
 
 class RewardWithPotential(BaseReward):
-    """A reward, with what another judge says of the same previews kept beside its scores."""
+    """A reward of previews that also records the potential and clarity which another judge gives them."""
 
     def __init__(self, reward: Reward, other: PreviewReward):
         self.spec, self.reward, self.other = reward.spec, reward, other
@@ -92,7 +94,7 @@ def compare(
     )
     budget = _rows(fitting, "reward", n, cuts)
     plans = [ThresholdSchedule(looks, threshold) for threshold in THRESHOLDS]
-    # Rows fall as the threshold rises.
+    # The higher the threshold, the fewer rows.
     likely = min(plans, key=lambda plan: abs(_rows(fitting, "clear", n, plan) - budget))
     cases = sample_prompts("held-out", per_task, seed)
     pools = _draw_pools(renderer, reward, other, cases, pool, seed, looks | cuts.preview_steps, progress)
@@ -119,7 +121,7 @@ def compare(
         for row, values in scores.items()
     ]
     for row in rows[1:]:
-        # The judge's own stopping is beside what costs as much.
+        # Pruning by potential is compared with halving at the same cost.
         over = rows[3]["name"] if row is rows[2] else first
         gains = [a - b for a, b in zip(scores[row["name"]], scores[over], strict=True)]
         row["gain"] = {"over": over, "interval": mean_interval(gains), "tasks": {}}
@@ -147,8 +149,11 @@ def compare(
 def _cuts_for(
     pools: Sequence[dict[str, Pool]], n: int, looks: frozenset[int], rows: float
 ) -> HalvingSchedule:
-    """Of the cuts at none, one or two of `looks` that spend `rows` denoiser rows, within 2 %, those that do
-    best on `pools`; where none does, the nearest."""
+    """Cuts at none, one or two of `looks` that cost `rows` denoiser rows within 2 %, and score best on
+    `pools`.
+
+    If no cuts cost that, the nearest in cost.
+    """
     steps, each = pools[0]["reward"].steps, pools[0]["reward"].rows_each
     single = [{step: kept} for step in sorted(looks) for kept in range(1, n)]
     double = [{**a, **b} for a, b in combinations(single, 2) if max(a) < max(b) and a[max(a)] > b[max(b)]]
@@ -170,8 +175,8 @@ def _draw_pools(
     looks: frozenset[int],
     progress: Callable[[str, int, int], None] | None,
 ) -> list[dict[str, Pool]]:
-    """Of each case the same candidates three times: with the reward's scores of their previews, with the
-    judge's potential, and with that where the judge finds the preview clear."""
+    """For each case the same candidates with three kinds of preview scores: "reward", the reward's; "judge",
+    the judge's potential; "clear", the potential of previews that the judge finds clear."""
     beside = RewardWithPotential(reward, other)
     pools = draw_pools(renderer, reward, cases, size, seed, progress, looks=looks, previews=beside)
     judged_previews = iter(beside.judged_previews)
@@ -193,7 +198,7 @@ def _draw_pools(
 
 
 def _scores(pools: Sequence[dict[str, Pool]], kind: str, n: int, plan: PruningSchedule) -> list[float]:
-    """Of each prompt, the mean over its groups of `n`."""
+    """The mean final score of each prompt over its groups of `n`."""
     finals = [one[kind].finals(n, plan) for one in pools]
     return [sum(score for score, _ in row) / len(row) for row in finals]
 

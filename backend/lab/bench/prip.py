@@ -1,13 +1,14 @@
-"""What PRIP's refinements and a PPO step cost, measured in one run by one process (`inside/prip.py`).
+"""The time of PRIP's refinements and of a PPO step, measured in one run of one process (`inside/prip.py`).
 
-Refinements: those of `PripRewriter`, as in use, beside the decoder's own `generate`, which is given what ours
-work out: the embeddings of template, pivots and prompts, in the same batches. "From prompts" counts all that
-ours do, the encoder too; "from pivots" what is left once pivots and prompts are there. Drawn texts differ in
-length, so there tokens are counted.
+Refinements: `PripRewriter` as it is used, beside the decoder's own `generate`, which gets the computed
+embeddings of template, pivots and prompts in the same batches. "From prompts" counts all our work, the
+encoder included; "from pivots" the work after pivots and prompts are embedded. Sampled texts differ in
+length, so for them tokens are counted.
 
-A step: where its time goes, and its floor, what the networks alone take on the same shapes: the encoder and
-one pass of the decoder a token to write; the denoiser's rows and the decoder's pictures; a pass of policy and
-reference without gradients and one forward and backward for each epoch.
+A step: how its time is spent, and its floor, the time of the networks alone on tensors of the same shapes.
+Writing: the encoder, and one decoder pass for each token. Drawing: the denoiser's rows and the VAE decoder's
+pictures. Update: a pass of policy and reference without gradients, and a forward and backward pass for each
+epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .parm import ratio_interval
 from .process import Process
 
 SCRIPT = Path(__file__).parent / "inside" / "prip.py"
-GOAL = 0.95  # of the decoder's own speed
+GOAL = 0.95  # our speed over that of the decoder's own `generate`
 PHASES = {
     "write": "writing",
     "render": "drawing",
@@ -45,10 +46,10 @@ def bench(
     refined: int = 64,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """`pairs` rounds of `refined` prompts by ours and by `generate`, in turns, and as many PPO steps, after a
-    first one of each that is not counted; `settings` are a PpoConfig's, as JSON. Evaluations are left out.
+    """The result (design.md 5) of `pairs` rounds of refining `refined` prompts, ours and `generate` in turns,
+    and of as many PPO steps; a first one of each is not counted.
 
-    Raises RepriseError where it breaks.
+    `settings` are a PpoConfig as JSON. Evaluations are left out. Raises RepriseError if the process fails.
     """
     settings = {**settings, "max_steps": pairs + 1, "eval_prompts": None}
     with tempfile.TemporaryDirectory(prefix="reprise-bench-") as folder:
@@ -76,7 +77,10 @@ def result_of(
     steps: Sequence[Mapping[str, float]],
     floors: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
-    """The bench's object (design.md 5). `speeds` has rounds of the five ways, `steps` rows of metrics."""
+    """The result (design.md 5). `speeds` has the rounds of five ways to refine, `steps` rows of metrics.
+
+    `floors` are the networks' seconds in each step, by "write", "render" and "update".
+    """
     rows = []
     for name, ours, theirs, unit in (
         ("refinements per second, from prompts", "ours", "generate", "rows"),

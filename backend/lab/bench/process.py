@@ -1,4 +1,4 @@
-"""A script of `inside/` at work in a process of its own; it is asked and answers in lines of JSON."""
+"""A script of `inside/` in its own process; questions and answers are lines of JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ P = TypeVar("P", bound="Process")
 
 
 class Process:
-    """`kind` names it in errors; what the script prints to stderr goes to a file in `folder`."""
+    """`kind` names the process in errors; its stderr is written to a file in `folder`."""
 
     def __init__(self, kind: str, command: Sequence[str | Path], folder: Path):
         self.kind, self.log = kind, (folder / f"{kind}.log").open("w+", errors="replace")
@@ -30,13 +30,14 @@ class Process:
         )
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Raises RepriseError with the last that it said where the script broke."""
+        """Send a question; returns the answer. Raises RepriseError, with the last line of stderr, if it
+        ended."""
         assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
         except OSError:
-            pass  # hear() says why it ended
+            pass  # read_answer() raises with the reason
         return self.read_answer()
 
     def read_answer(self) -> dict[str, Any]:
@@ -44,8 +45,8 @@ class Process:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            said = self.log.read().strip().splitlines()
-            raise RepriseError(f"measuring {self.kind} failed: {said[-1] if said else 'it said nothing'}")
+            lines = self.log.read().strip().splitlines()
+            raise RepriseError(f"measuring {self.kind} failed: {lines[-1] if lines else 'no output'}")
         return json.loads(line)
 
     def __enter__(self: P) -> P:

@@ -1,11 +1,12 @@
 """A GRPO loop built the way RePrompt's training script is; `reprise lab bench grpo` measures ours against it.
 
-Source: microsoft/DKI_LLM, RePrompt/train_reprompt.py (commit ba38e65): TRL's own trainer writes, and its
-reward function calls the plain pipeline once for every answer, an unreadable one as "a photo", with new
-noise each time and the text at its full length; then it judges the pictures one by one. Nothing is kept.
-Departs from it in what is not the loop's: models, prompts, rewards and the optimiser's settings are those
-of our run; TRL is the installed one, which writes all answers of a step at once, where the script's TRL
-0.16 wrote a micro-batch of 8 at a time, and is faster for it.
+Source: microsoft/DKI_LLM, RePrompt/train_reprompt.py (commit ba38e65). TRL's own trainer writes. Its reward
+function calls the plain pipeline once for each answer, with new noise and the full text length; for an answer
+that cannot be parsed it draws "a photo". Then it judges the pictures one by one. There is no cache.
+
+Departs from it in models, prompts, rewards and optimiser settings, which are those of our run. TRL is the
+installed one: it writes all answers of a step at once and so is faster than the script's TRL 0.16, which
+wrote a micro-batch of 8 at a time.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from ...rewriters.rows import read_answer
 if TYPE_CHECKING:
     from ...core.interfaces import Renderer
 
-UNREADABLE_PROMPT = "a photo"  # what the script draws where it finds no answer
+UNREADABLE_PROMPT = "a photo"  # what the script draws if it cannot parse an answer
 
 
 class PlainPipeline:
-    """Draws one picture a call with a pipeline as its users call it. `steps` may be set between pictures."""
+    """Draws one picture per call with a diffusers pipeline. `steps` may be changed between pictures.
+
+    Raises BadInput for a renderer without a pipeline.
+    """
 
     def __init__(self, renderer: Renderer):
         from ...renderers.diffusers.renderer import DiffusersRenderer
@@ -38,31 +42,32 @@ class PlainPipeline:
                 "config whose renderer is one"
             )
         self.pipeline, self.steps = renderer.pipeline, renderer.steps
-        self.rows_each = 1 + renderer.guided  # of the denoiser, for a picture and a step
+        self.rows_each = 1 + renderer.guided  # denoiser rows of a picture at one step
         self.pipeline.set_progress_bar_config(disable=True)
-        asked: dict[str, Any] = {"width": renderer.width, "height": renderer.height}
+        arguments: dict[str, Any] = {"width": renderer.width, "height": renderer.height}
         if renderer.guidance is not None:
-            asked["guidance_scale"] = renderer.guidance
+            arguments["guidance_scale"] = renderer.guidance
         if renderer.guided:
-            asked["negative_prompt"] = ""
+            arguments["negative_prompt"] = ""
             if renderer.family.single_encode:
-                asked["true_cfg_scale"] = renderer.true_cfg
+                arguments["true_cfg_scale"] = renderer.true_cfg
         if renderer.max_sequence_length is not None:
-            asked["max_sequence_length"] = renderer.max_sequence_length
+            arguments["max_sequence_length"] = renderer.max_sequence_length
         further = {name: value for name, value in renderer.family.call if value is not None}
-        self.asked = {**asked, **further}
+        self.arguments = {**arguments, **further}
 
     def draw(self, prompt: str) -> Any:
         """A PIL picture; its noise comes from torch's global generator."""
-        return self.pipeline(prompt, num_inference_steps=self.steps, **self.asked).images[0]
+        return self.pipeline(prompt, num_inference_steps=self.steps, **self.arguments).images[0]
 
 
 class RewardFunctions:
-    """The script's reward functions, with our rewards: one that draws and judges, one for each other reward.
+    """The script's reward functions, with our rewards: one that draws and judges, and one for each text
+    reward.
 
-    `rewards` are by name, pictures' and texts', `weights` as well; `timer` times "render" and "score".
-    `scores` are those of the answers that were judged last, by reward; `drawn` and `unreadable` count, the
-    caller's to reset.
+    `rewards` and `weights` are by name. `timer` times "render" and "score". `scores` are those of the last
+    call, by reward. `drawn` and `unreadable` count pictures and unparsable answers until the caller sets them
+    to 0.
     """
 
     def __init__(
@@ -80,18 +85,18 @@ class RewardFunctions:
         self.drawn = self.unreadable = 0
 
     def functions(self) -> tuple[list[Any], list[float]]:
-        """For TRL, and their weights."""
+        """(the functions for TRL, their weights)."""
         names = list(self.text_rewards)
         return [self.score_pictures, *map(self._texts, names)], [1.0, *(self.weights[name] for name in names)]
 
     def score_pictures(
-        self, completions: Sequence[Any], asked: Sequence[str], judge_prompt: Sequence[str], **_: Any
+        self, completions: Sequence[Any], user_prompt: Sequence[str], judge_prompt: Sequence[str], **_: Any
     ) -> list[float]:
-        """The weighted sum of each answer's picture's scores, as the rewards give them."""
+        """For each answer, the weighted sum of its picture's scores, unscaled."""
         from ...storage.images import from_pil
 
         pictures = []
-        for rewrite in _rewrites(completions, asked):
+        for rewrite in _rewrites(completions, user_prompt):
             self.unreadable += rewrite.fallback is not None
             with self.timer("render"):
                 prompt = rewrite.prompt if rewrite.fallback is None else UNREADABLE_PROMPT
@@ -109,18 +114,22 @@ class RewardFunctions:
         ]
 
     def _texts(self, name: str) -> Callable[..., list[float]]:
-        def score(completions: Sequence[Any], asked: Sequence[str], **_: Any) -> list[float]:
+        def score(completions: Sequence[Any], user_prompt: Sequence[str], **_: Any) -> list[float]:
             with self.timer("score"):
-                found = text_scores(self.text_rewards[name], _rewrites(completions, asked), list(asked))
+                found = text_scores(
+                    self.text_rewards[name], _rewrites(completions, user_prompt), list(user_prompt)
+                )
             self.scores[name] = found
             return found
 
-        score.__name__ = name  # TRL logs it
+        score.__name__ = name  # the name in TRL's logs
         return score
 
 
-def _rewrites(completions: Sequence[Any], asked: Sequence[str]) -> list[Rewrite]:
-    return [read_answer(turn[0]["content"], prompt, "reprompt") for turn, prompt in zip(completions, asked)]
+def _rewrites(completions: Sequence[Any], user_prompt: Sequence[str]) -> list[Rewrite]:
+    return [
+        read_answer(turn[0]["content"], prompt, "reprompt") for turn, prompt in zip(completions, user_prompt)
+    ]
 
 
 def make_trainer(
@@ -128,14 +137,14 @@ def make_trainer(
     model: Any,
     tokenizer: Any,
     system: str,
-    asked: Sequence[tuple[str, str]],
+    prompts: Sequence[tuple[str, str]],
     reward_functions: RewardFunctions,
     settings: Mapping[str, Any],
     adapter: Any = None,
 ) -> Any:
-    """TRL's GRPOTrainer over `asked`, (prompt, words that the judge reads) in the order of the steps.
+    """TRL's GRPOTrainer over `prompts`, (user's prompt, prompt for the judge), in the order of the steps.
 
-    `settings` are GRPOConfig's; everything else stays as TRL has it.
+    `settings` are arguments of GRPOConfig; all others keep TRL's defaults.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -146,8 +155,8 @@ def make_trainer(
                 return super()._generate(*arguments, **options)
 
     rows = [
-        {"prompt": build_messages(prompt, system=system), "asked": prompt, "judge_prompt": judge_prompt}
-        for prompt, judge_prompt in asked
+        {"prompt": build_messages(prompt, system=system), "user_prompt": prompt, "judge_prompt": judge_prompt}
+        for prompt, judge_prompt in prompts
     ]
     functions, weights = reward_functions.functions()
     return TimedGrpoTrainer(

@@ -1,11 +1,11 @@
-"""Images per second and memory of our judges, and as ratios to the published packages' scoring functions.
+"""Images per second and memory of our judges, alone or compared with the published packages.
 
-Both sides load the same random weights at full size, in files as they are published, and score the same
-picture files; each is a process of its own (`inside/judge.py`), and they take turns. Scores that differ
-by more than TOLERANCE end the measurement: it would compare different functions.
+Both sides load the same random weights of full size, in files of the published format, and score the same
+picture files. Each is its own process (`inside/judge.py`), and they take turns. If their scores differ by
+more than TOLERANCE, the measurement ends: it would compare different functions.
 
-PickScore and CLIPScore are not here: the one has a model card in place of a package, the other's loads
-nothing but openai's own file.
+PickScore and CLIPScore are not measured: PickScore has only a model card, no package; CLIPScore's package
+loads only OpenAI's own file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCRIPT = Path(__file__).parent / "inside" / "judge.py"
-PACKAGES = {"image-reward": "image-reward", "hps-v2.1": "hpsv2"}  # judge -> its reference
+PACKAGES = {"image-reward": "image-reward", "hps-v2.1": "hpsv2"}  # judge -> the published package
 TOLERANCE = 1e-3
 PROMPT = "a large red circle at the top left and a small blue star in the center, on a grey background"
 
@@ -43,11 +43,11 @@ def bench(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """`pairs` calls of each side with 1 picture and with `images` of them, `size` pixels wide and high.
+    """The result (design.md 5) of `pairs` calls of each side with 1 picture and with `images` pictures.
 
-    `reference` is the Python that has the packages (tests/data/rewards/README.md). With it a row's
-    `overall` is how many times as many images per second we score, else our images per second, with its
-    95 % interval. Raises as `check` does.
+    Pictures are `size` pixels wide and high. `reference` is a Python with the packages
+    (tests/data/rewards/README.md). With it a row's `overall` is our images per second over theirs, without it
+    our images per second, with its 95 % interval. Raises as `check`.
     """
     judges, packages = check(judges, reference)
     pythons = {"ours": sys.executable, **({"reference": str(reference)} if reference else {})}
@@ -81,7 +81,10 @@ def bench(
 
 
 def check(judges: Sequence[str], reference: Path | None) -> tuple[list[str], dict[str, str]]:
-    """The judges to measure, all for none, and `packages_of` the reference. Raises UnknownName, BadInput."""
+    """(judges to measure: all if `judges` is empty, `packages_of` the reference).
+
+    Raises UnknownName and BadInput.
+    """
     for name in judges:
         if name not in PACKAGES:
             raise UnknownName("judge to measure", name, PACKAGES)
@@ -90,9 +93,9 @@ def check(judges: Sequence[str], reference: Path | None) -> tuple[list[str], dic
 
 
 def packages_of(python: Path, judges: Sequence[str]) -> dict[str, str]:
-    """Versions of the packages behind `judges`, and of their libraries, in the environment of `python`.
+    """Versions of the packages of `judges`, and of torch and transformers, in the environment of `python`.
 
-    Raises BadInput where it is no Python, or lacks one of them.
+    Raises BadInput if `python` is no Python interpreter, or lacks one of the packages.
     """
     code = (
         "import json, sys; from importlib.metadata import distributions; "
@@ -123,13 +126,13 @@ def packages_of(python: Path, judges: Sequence[str]) -> dict[str, str]:
 
 
 class JudgeProcess(Process):
-    """A judge at work in a process of its own."""
+    """A judge in its own process."""
 
     def __init__(self, python: str | Path, kind: str, name: str, folder: Path):
         super().__init__(kind, [python, SCRIPT, kind, name, folder], folder)
 
     def score(self, pictures: Sequence[Path]) -> dict[str, Any]:
-        """The call's seconds, scores and peaks. Raises RepriseError where it broke."""
+        """Seconds, scores and memory peaks of a call. Raises RepriseError if the process failed."""
         return self.ask({"pictures": [*map(str, pictures)], "prompt": PROMPT})
 
 
@@ -140,7 +143,7 @@ def take_turns(
     stage: str,
     progress: Callable[[str, int, int], None] | None,
 ) -> list[list[dict[str, Any]]]:
-    """`pairs` answers of each side, taking turns; before them one call each that is not counted."""
+    """`pairs` answers of each side, in turns, after a first call of each that is not counted."""
     found: list[list[dict[str, Any]]] = [[] for _ in sides]
     for turn in range(pairs + 1):
         order = range(len(sides)) if turn % 2 else reversed(range(len(sides)))
@@ -161,9 +164,10 @@ def rows_of(
     *,
     packages: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """One row of our calls alone; or one of theirs over ours, and one without their reading of the file.
+    """A row of our calls alone; or a row of our speed over theirs, and one without their reading of the file.
 
-    Raises RepriseError where the scores differ."""
+    Raises RepriseError if the scores differ.
+    """
     seconds = [call["seconds"] for call in ours]
     title = f"{name}, {count} a call"
     cost = {"images_per_second": _per_second(count, seconds), **_peaks(ours)}
@@ -174,8 +178,8 @@ def rows_of(
     difference = max((abs(a - b) for a, b in pairs), key=lambda apart: (apart != apart, apart))  # NaN first
     if not difference <= TOLERANCE:
         raise RepriseError(
-            f"scores of {name} and its reference differ by {difference:.2g}, expected at most "
-            f"{TOLERANCE}; they do not compute the same, so speed says nothing"
+            f"scores of {name} and its reference differ by {difference:.2g}, expected at most {TOLERANCE}; "
+            "they compute different functions, so their speeds cannot be compared"
         )
     spread = max(theirs[0]["scores"]) - min(theirs[0]["scores"])
     package = f"{PACKAGES[name]} {packages[PACKAGES[name]]}"
@@ -212,7 +216,7 @@ def _peaks(calls: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def draw_pictures(folder: Path, count: int, size: int, seed: int) -> list[Path]:
-    """Soft random pictures with some noise, as PNG files."""
+    """Smooth random pictures with some noise, as PNG files in `folder`."""
     import torch
     from PIL import Image
 
@@ -228,7 +232,7 @@ def draw_pictures(folder: Path, count: int, size: int, seed: int) -> list[Path]:
 
 
 def write_published(judge: str, folder: Path, seed: int) -> None:
-    """The judge's files in `folder`, as published but random, at the size of our class."""
+    """Write the judge's files to `folder`: in the published format and size, with random weights."""
     import torch
 
     from ...rewards.published.files import needs
@@ -243,8 +247,10 @@ def write_published(judge: str, folder: Path, seed: int) -> None:
 
 
 def published_shapes(judge: str) -> dict[str, list[int]]:
-    """Names and shapes in the judge's file, from our class: several weights of ours that come from one key
-    are equal parts of it, and some lie there the other way round."""
+    """Names and shapes of the weights in the judge's published file, derived from our class.
+
+    Several of our weights may be equal parts of one of the file's, and some are stored transposed.
+    """
     import torch
     from transformers import CLIPConfig, CLIPModel
 
@@ -270,7 +276,7 @@ def published_shapes(judge: str) -> dict[str, list[int]]:
 
 
 def random_weights(shapes: dict[str, list[int]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors of these names and shapes that keep numbers at about their size through many layers."""
+    """Tensors of these names and shapes, scaled so that activations keep their size through many layers."""
     import torch
 
     random, made = torch.Generator().manual_seed(seed), {}
@@ -285,7 +291,7 @@ def random_weights(shapes: dict[str, list[int]], seed: int, dtype: torch.dtype) 
 
 
 def write_vocabulary(path: Path, size: int) -> None:
-    """`size` lines in the layout of bert-base-uncased's vocab.txt, which know letters and PROMPT's words."""
+    """Write `size` lines in the format of bert-base-uncased's vocab.txt, with letters and PROMPT's words."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     words = [
         "[PAD]",

@@ -1,4 +1,4 @@
-"""For scripts that ComfyUI's Python runs as processes of their own: ComfyUI, and the pack as it is there."""
+"""Loads ComfyUI and the pack, for scripts that ComfyUI's Python runs in their own processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def start(comfyui: str) -> None:
-    """Makes ComfyUI's modules importable, on the CPU. They shadow this folder's and the script's own."""
+    """Make ComfyUI's modules importable, on the CPU. They take precedence over this folder's modules."""
     sys.argv = ["main.py", "--cpu"]
     sys.path[0] = comfyui
 
@@ -19,8 +19,7 @@ def start(comfyui: str) -> None:
 
 
 def module(pack: str, name: str = "") -> Any:
-    """The pack in the folder `pack`, or a module of it, imported by path as ComfyUI does: its name is its
-    path."""
+    """The pack in the folder `pack`, or its module `name`, imported by path as ComfyUI imports it."""
     root = pack.replace(".", "_x_")
     if root not in sys.modules:
         where = importlib.util.spec_from_file_location(

@@ -1,12 +1,12 @@
-"""One GRPO loop as a process of its own, ours or one like RePrompt's; `reprise lab bench grpo` runs both.
+"""One GRPO loop in its own process, ours or one like RePrompt's; `reprise lab bench grpo` runs both.
 
-Usage: grpo.py ours|peer FOLDER SETTINGS; SETTINGS is JSON, a GrpoConfig, whose `max_steps` counts the first
-step, which warms up. When that is done, the first line printed is {"device", "threads", "steps": the
-renderer's}. Then each line read is answered by one:
-{"do": "step"}, for the peer with "steps", takes an optimiser step: {"seconds", "phases", and what it did};
-{"do": "floor"} says what the networks alone take for ours' last step: {"write", "render", "update"}.
+Usage: grpo.py ours|peer FOLDER SETTINGS. SETTINGS is a GrpoConfig as JSON; its `max_steps` includes the first
+step, which is a warm-up. After that step the line {"device", "threads", "steps": renderer steps} is printed.
+Then each line read is answered by one line:
+{"do": "step"}, for the peer with "steps", takes an optimiser step: {"seconds", "phases", counts};
+{"do": "floor"}, ours only, measures the networks alone on the last step: {"write", "render", "update"}.
 
-The peer's prompts come twice, so that it can take each step at two numbers of the renderer's steps.
+The peer gets each prompt twice, so that it can take each step with two numbers of renderer steps.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any
 
 
 class BenchProcess:
-    """Reads what is asked, and answers. `asked` is the question under way, empty while warming up."""
+    """Reads requests and sends answers. `request` is the current one, empty during the warm-up."""
 
     def __init__(
         self, answers: Any, ready_message: dict[str, Any], floor: Callable[[], dict[str, float]] | None
     ):
         self.answers, self.ready, self.floor = answers, ready_message, floor
-        self.asked: dict[str, Any] = {}
+        self.request: dict[str, Any] = {}
         self.started, self.processor = time.perf_counter(), time.process_time()
 
-    def done(self, answer: dict[str, Any]) -> None:
-        """A step is over; returns when the next one is asked for, ends the process where none will be."""
-        self._say(answer if self.asked else self.ready)
+    def step_done(self, answer: dict[str, Any]) -> None:
+        """Answer after a step. Returns when the next step is requested; ends the process if there is none."""
+        self._send(answer if self.request else self.ready)
         for line in sys.stdin:
-            self.asked = json.loads(line)
-            if self.asked["do"] == "step":
+            self.request = json.loads(line)
+            if self.request["do"] == "step":
                 self.started, self.processor = time.perf_counter(), time.process_time()
                 return
             assert self.floor is not None, "the floor is ours"
-            self._say(self.floor())
+            self._send(self.floor())
         raise SystemExit
 
-    def _say(self, answer: dict[str, Any]) -> None:
+    def _send(self, answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=self.answers, flush=True)
 
 
@@ -53,17 +53,17 @@ def step_callback(
     begin: Callable[[dict[str, Any]], None],
     count: Callable[[], dict[str, Any]],
 ) -> Any:
-    """A callback that takes one step for each that is asked for, and splits its time into phases.
+    """A trainer callback that takes one step for each request, and splits its time into phases.
 
-    `count` says what the step did; `collected` in it are the seconds of the rollout as a whole.
-    Time in the rollout outside its phases, and after the update, is spent on records.
+    `count` returns the step's counts, and in "collected" the seconds of the whole rollout. Time in the
+    rollout outside its phases, and after the update, counts as "record".
     """
     from transformers import TrainerCallback
 
     class Turns(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             timer.seconds.update(dict.fromkeys(timer.seconds, 0.0))
-            begin(process.asked)
+            begin(process.request)
             self.begun = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -80,7 +80,7 @@ def step_callback(
             spent = {name: timer.seconds[name] for name in ("write", "render", "score")}
             spent["update"] = self.ended - self.begun - did.pop("collected", sum(spent.values()))
             spent["record"] = seconds - sum(spent.values())
-            process.done({"seconds": seconds, "processor": processor, "phases": spent, **did})
+            process.step_done({"seconds": seconds, "processor": processor, "phases": spent, **did})
 
     return Turns()
 
@@ -104,7 +104,7 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
         last["collected"] = time.perf_counter() - started
         return last["batch"]
 
-    def begin(asked: dict[str, Any]) -> None:
+    def begin(request: dict[str, Any]) -> None:
         probe.reset()
 
     def count() -> dict[str, Any]:
@@ -167,23 +167,23 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     system = system_text(config, kept.system, str(config.model))
-    # As it is by itself: its own steps, its whole text.
+    # The renderer's defaults: its own number of steps, its full text length.
     plain = config.renderer.model_copy(update={"steps": None, "max_sequence_length": None})
     renderer: Any = open_renderer(plain)
     rewards = {name: open_reward(name) for name in config.rewards if name != "structure"}
     rewards["structure"] = Structure(config.reasoning)
     timer, pipeline = StageTimer(), PlainPipeline(renderer)
     reward_functions = RewardFunctions(pipeline, rewards, config.rewards, timer)
-    stream, asked = PromptStream(read_prompts(config.prompts, "train", config.seed), config.seed), []
+    stream, prompts = PromptStream(read_prompts(config.prompts, "train", config.seed), config.seed), []
     for step in range(config.max_steps):
         taken = [(one.prompt, one.judge_prompt) for _, one in stream.take(config.prompts_per_step)]
-        asked += taken * (2 if step else 1)
+        prompts += taken * (2 if step else 1)
     accumulation = config.prompts_per_step * config.rewrites // config.batch_size
     trainer = make_trainer(
         model=model,
         tokenizer=tokenizer,
         system=system,
-        asked=asked,
+        prompts=prompts,
         reward_functions=reward_functions,
         adapter=config.lora.adapter() if config.lora else None,
         settings={
@@ -205,8 +205,8 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
         },
     )
 
-    def begin(asked: dict[str, Any]) -> None:
-        pipeline.steps = asked.get("steps", renderer.steps)
+    def begin(request: dict[str, Any]) -> None:
+        pipeline.steps = request.get("steps", renderer.steps)
         reward_functions.drawn = reward_functions.unreadable = 0
 
     def count() -> dict[str, Any]:

@@ -1,12 +1,11 @@
-"""One judge as a process of its own: ours, or the published package's; `reprise lab bench rewards` runs both.
+"""One judge in its own process: ours, or the published package's; `reprise lab bench rewards` runs both.
 
-Usage: judge.py ours|reference NAME FOLDER; the published files are in FOLDER, and `ours` wants the pack's
-root in REPRISE_ROOT. The first line printed is {"device", "threads"} of the loaded judge. Then each line
-read, {"pictures": [path, …], "prompt"}, is answered by {"seconds", "reading" of them spent on reading the
-checkpoint, "scores", "peak" bytes of memory so far, "gpu_peak"}.
+Usage: judge.py ours|reference NAME FOLDER. The published files are in FOLDER; `ours` needs the pack's root in
+REPRISE_ROOT. The first line printed is {"device", "threads"}, after the judge is loaded. Then each line read,
+{"pictures": [path, …], "prompt"}, is answered by {"seconds", "reading": seconds of these for reading the
+checkpoint, "scores", "peak": bytes of memory so far, "gpu_peak"}.
 
-The references run as published: nothing of theirs is changed, and what they would download lies where
-their caches look.
+The references run unchanged. The files that they would download are in their caches.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 Score = Callable[[list[str], str], list[float]]
 
 HPS_REPO, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
-# hpsv2 reads this one too, once, before its own; both have the same names and shapes.
+# hpsv2 first reads this file, too; both have the same names and shapes.
 CLIP_REPO, CLIP_FILE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "open_clip_pytorch_model.bin"
 # med_config.json of THUDM/ImageReward.
 MED_CONFIG = {
@@ -47,11 +46,11 @@ MED_CONFIG = {
     "add_cross_attention": True,
 }
 
-reading = 0.0  # seconds that the call under way has spent on reading a checkpoint
+reading = 0.0  # seconds that the current call has spent on reading a checkpoint
 
 
 def ours(name: str, folder: Path) -> Score:
-    """From picture files, as `reprise score` does, but all in one call."""
+    """Our judge on picture files, as in `reprise score`, but all in one call."""
     if "reprise" not in sys.modules:  # an installation's, or the pack's by its path
         runpy.run_path(str(Path(os.environ["REPRISE_ROOT"]) / "__main__.py"))["_as_package"]()
     import torch
@@ -72,11 +71,11 @@ def ours(name: str, folder: Path) -> Score:
 
 def image_reward(folder: Path) -> Score:
     (folder / "med_config.json").write_text(json.dumps(MED_CONFIG))
-    bert = folder / "bert-base-uncased"  # a folder of that name goes before the repository
+    bert = folder / "bert-base-uncased"  # a folder of that name is used instead of the repository
     bert.mkdir(exist_ok=True)
     (bert / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes())
     os.chdir(folder)
-    sys.modules["ImageReward.ReFL"] = types.ModuleType("ReFL")  # its trainer, which wants more packages
+    sys.modules["ImageReward.ReFL"] = types.ModuleType("ReFL")  # its trainer, which needs more packages
     import ImageReward
 
     model = ImageReward.load(str(folder / "ImageReward.pt"), med_config=str(folder / "med_config.json"))
@@ -131,8 +130,8 @@ def answer(score: Score, pictures: list[str], prompt: str) -> dict[str, Any]:
 
 
 def peak() -> int:
-    """Bytes of memory at most resident so far, the mapped parts of files among them."""
-    try:  # getrusage also counts what the process that started this one had
+    """The most bytes of resident memory so far, mapped parts of files included."""
+    try:  # getrusage would also count the memory of the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):

@@ -1,8 +1,9 @@
-"""What the nodes cost inside ComfyUI, measured; `reprise lab bench nodes` runs this file in ComfyUI's Python.
+"""Measures the nodes inside ComfyUI; `reprise lab bench nodes` runs this file in ComfyUI's Python.
 
-Usage: measure.py COMFYUI_FOLDER PACK_FOLDER PAIRS STEPS; prints one line of JSON:
-`pairs` {width in pixels: [[seconds of stock nodes, seconds of PARM with N = 1], …]}, `import` seconds of
-the pack and of its node list, `interrupts` [[seconds from interrupt to stop, seconds of one step], …].
+Usage: measure.py COMFYUI_FOLDER PACK_FOLDER PAIRS STEPS. It prints one line of JSON with
+`pairs`: {width in pixels: [[seconds of stock nodes, seconds of PARM with N = 1], …]};
+`import`: seconds to import the pack and build its node list;
+`interrupts`: [[seconds from interrupt to stop, seconds of one step], …].
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 from boot import module, start
 
 PROMPT = "a large red circle at the top left and a small blue star in the center, on a grey background"
-SIZES = (128, 256)  # pixels: the embedded model's own, and four times the work a step
-CANDIDATES, DELAYS = 8, (0.35, 0.5, 0.65, 0.8, 0.95)  # of the interrupted runs; seconds before it
+SIZES = (128, 256)  # pixels: the embedded model's own size, and one of four times the work
+CANDIDATES, DELAYS = 8, (0.35, 0.5, 0.65, 0.8, 0.95)  # of interrupted runs; seconds before the interrupt
 
 
 def _import_seconds(pack: Callable[..., Any]) -> float:
-    """Seconds that ComfyUI spends on the pack at start: import, entry point, every schema."""
+    """Seconds that the pack needs when ComfyUI starts: import, entry point and all schemas."""
     started = time.perf_counter()
     extension = asyncio.run(pack().comfy_entrypoint())
     for node in asyncio.run(extension.get_node_list()):
@@ -63,7 +64,7 @@ class _Bench:
         }
 
     def of_stock_nodes(self, width: int) -> float:
-        """KSampler, VAE Decode and our scorer, as a graph without PARM has them."""
+        """Seconds of KSampler, VAE Decode and our scorer, as in a graph without PARM."""
         started = time.perf_counter()
         latent = self.stock.KSampler().sample(**self._sampling(width, self.steps))[0]
         image = self.stock.VAEDecode().decode(self.vae, latent)[0]
@@ -85,7 +86,7 @@ class _Bench:
         return time.perf_counter() - started
 
     def pairs(self, width: int, count: int) -> list[list[float]]:
-        """Alternating runs; the first two warm up and are not counted."""
+        """[seconds of stock nodes, seconds of PARM] of alternating runs, after a warm-up run of each."""
         self.of_stock_nodes(width), self.of_parm(width)
         found = []
         for i in range(count):
@@ -97,17 +98,17 @@ class _Bench:
         return found
 
     def interrupts(self) -> list[list[float]]:
-        """Each time: seconds from ComfyUI's interrupt to the node's end, and of one step of that search."""
+        """[seconds from ComfyUI's interrupt to the node's end, seconds of one step of that search] each."""
         import comfy.model_management as management
 
         whole = 16
         step = min(self.of_parm(128, CANDIDATES, whole) for _ in range(3)) / whole
         found = []
         for delay in DELAYS:
-            asked = [0.0]
+            started = [0.0]
 
-            def interrupt(asked: list[float] = asked) -> None:
-                asked[0] = time.perf_counter()
+            def interrupt(started: list[float] = started) -> None:
+                started[0] = time.perf_counter()
                 management.interrupt_current_processing()
 
             timer = threading.Timer(delay, interrupt)
@@ -115,7 +116,7 @@ class _Bench:
             try:
                 self.of_parm(128, CANDIDATES, 10_000)
             except management.InterruptProcessingException:
-                found.append([time.perf_counter() - asked[0], step])
+                found.append([time.perf_counter() - started[0], step])
             timer.join()
         return found
 

@@ -1,9 +1,10 @@
-"""PRIP and its PPO at work in a process of its own; `reprise lab bench prip` runs it.
+"""PRIP and its PPO in their own process; `reprise lab bench prip` runs it.
 
-Usage: prip.py FOLDER SETTINGS REFINED; SETTINGS is JSON, a PpoConfig, and REFINED a number of prompts. The
-first line printed is {"device", "threads", "batch"}. Then each line read is answered by one: {"do": "refine"}
-refines the prompts in every way: {way: {"seconds", "rows", "tokens"}}; {"do": "step"} takes a PPO step:
-{"step": what it logs, "floor": what the networks alone take for it, {"write", "render", "update"}}.
+Usage: prip.py FOLDER SETTINGS REFINED. SETTINGS is a PpoConfig as JSON, REFINED a number of prompts. The
+first line printed is {"device", "threads", "batch"}. Then each line read is answered by one line:
+{"do": "refine"} refines the prompts in each way: {way: {"seconds", "rows", "tokens"}};
+{"do": "step"} takes a PPO step: {"step": its metrics, "floor": {"write", "render", "update"}}, where the
+floor is the seconds of the networks alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 
 def refining_methods(refiner: Any, prompts: Sequence[str]) -> dict[str, Callable[[], list[int]]]:
-    """Way of refining the prompts -> what does it, and says how many tokens each got."""
+    """Way of refining the prompts -> a function that refines them and returns the tokens of each."""
     greedy = []
     generate = refiner.generate
 
@@ -51,12 +52,12 @@ def _stack(seen: Sequence[Any], refiner: Any) -> Any:
 
 
 def _our_token_counts(refiner: Any, batches: Sequence[Any]) -> list[int]:
-    """Tokens of what ours write."""
-    return [len(one.ids) for given in batches for one in refiner.generate(*given)]
+    """Generate with our rewriter; returns the number of tokens of each text."""
+    return [len(one.ids) for batch in batches for one in refiner.generate(*batch)]
 
 
 def _generate_token_counts(refiner: Any, embedded: Sequence[Any], drawn: bool) -> list[int]:
-    """Tokens of what the decoder writes by itself, decoded to text as ours are."""
+    """Generate with the decoder's own `generate`, decoded to text like ours; returns the number of tokens."""
     import torch
     from transformers import GenerationConfig
 
@@ -76,7 +77,7 @@ def _generate_token_counts(refiner: Any, embedded: Sequence[Any], drawn: bool) -
         **choosing,
     )
     lengths = []
-    # What the checkpoint's own settings say beside ours would be work that ours has not.
+    # The checkpoint's own settings could add work that our side does not do.
     own, model.decoder.generation_config = model.decoder.generation_config, plain
     try:
         for inputs in embedded:
@@ -91,13 +92,13 @@ def _generate_token_counts(refiner: Any, embedded: Sequence[Any], drawn: bool) -
 
 
 def make_probe(loop: Any) -> Any:
-    """Sees what a loop's networks are asked for; `loop.batch` is what it learned from last."""
+    """A NetworkProbe of a PPO loop; `loop.batch` is the last batch that it learned from."""
     import torch
 
     from reprise.backend.lab.bench.floor import NetworkProbe, seconds_of
     from reprise.backend.training.ppo.policy import pivots_of
 
-    class Watching(NetworkProbe):
+    class PpoProbe(NetworkProbe):
         def _generating(self, pivots: Any, begun: Any, *args: Any, **kwargs: Any) -> Any:
             written = self._generate(pivots, begun, *args, **kwargs)
             self._batches.append((pivots, begun, [one.ids for one in written]))  # pyright: ignore
@@ -118,7 +119,7 @@ def make_probe(loop: Any) -> Any:
                 return seconds_of(write)
 
         def learn_seconds(self) -> float:
-            """All passes of the update, forward and backward."""
+            """Seconds of all forward and backward passes of the update."""
             samples = loop.batch.valid
 
             def answer(part: Sequence[Any], pivots: Any) -> Any:
@@ -141,7 +142,7 @@ def make_probe(loop: Any) -> Any:
             finally:
                 loop.model.zero_grad(set_to_none=True)
 
-    return Watching(loop.scorer.renderer, loop.rewriter, nullcontext)
+    return PpoProbe(loop.scorer.renderer, loop.rewriter, nullcontext)
 
 
 def _token_by_token(model: Any, inputs: dict[str, Any], answers: Sequence[Sequence[int]]) -> None:
@@ -151,7 +152,7 @@ def _token_by_token(model: Any, inputs: dict[str, Any], answers: Sequence[Sequen
     ids = torch.tensor([[*row, *[0] * (most - len(row))] for row in answers], device=mask.device)
     out = model.decoder(**inputs, use_cache=True, logits_to_keep=1)
     for i in range(most - 1):
-        mask = torch.cat([mask, torch.ones_like(ids[:, :1])], 1)  # as generating, ended rows go on
+        mask = torch.cat([mask, torch.ones_like(ids[:, :1])], 1)  # as in generation, ended rows continue
         out = model.decoder(
             input_ids=ids[:, i : i + 1],
             attention_mask=mask,
@@ -161,9 +162,9 @@ def _token_by_token(model: Any, inputs: dict[str, Any], answers: Sequence[Sequen
 
 
 def answer(
-    asked: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop: Any, probe: Any, turn: int
+    request: dict[str, Any], ways: dict[str, Callable[[], list[int]]], loop: Any, probe: Any, turn: int
 ) -> dict[str, Any]:
-    if asked["do"] == "refine":
+    if request["do"] == "refine":
         found = {}
         for name in reversed(ways) if turn % 2 else ways:
             begun = time.perf_counter()
@@ -220,9 +221,9 @@ def main() -> None:
         }
         print(json.dumps(found), file=answers, flush=True)
         for line in sys.stdin:
-            asked = json.loads(line)
-            found = answer(asked, ways, loop, probe, turns[asked["do"]])
-            turns[asked["do"]] += 1
+            request = json.loads(line)
+            found = answer(request, ways, loop, probe, turns[request["do"]])
+            turns[request["do"]] += 1
             print(json.dumps(found), file=answers, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The training bench: its arithmetic by hand, the loop it compares with, the floor, one small run whole."""
+"""The training benchmark: its arithmetic by hand, the loop it compares with, the floor, one small run."""
 
 import json
 from collections import Counter
@@ -54,7 +54,7 @@ def step(seconds, **did):
 # Arithmetic
 
 
-def test_times_as_fast_by_hand():
+def test_the_speedup_equals_that_computed_by_hand():
     ours, theirs = [step(1.0), step(3.0, pictures=12)], [step(8.0), step(8.0)]
     assert speedup(ours, theirs, None)[0] == 4.0
     # 16 pictures in 4 seconds, against 8 in 16.
@@ -64,7 +64,7 @@ def test_times_as_fast_by_hand():
     assert speedup([step(1.0, signal=0)], [step(1.0)], "signal") is None
 
 
-def test_a_result_by_hand():
+def test_the_result_equals_that_computed_by_hand():
     floor = {"write": 0.1, "render": 1.0, "update": 0.4}
     found = {
         "ours": [step(2.0, pictures=8), step(2.0, signal=3)],
@@ -91,7 +91,7 @@ def test_a_result_by_hand():
     assert "Seconds of a step, mean" in page and "<td>drawing</td><td>0.4</td><td>1</td><td>2.5</td>" in page
 
 
-def test_without_a_choice_of_steps_there_is_one_comparison():
+def test_equal_step_numbers_give_one_comparison():
     result = result_of(
         {"ours": [step(1.0)], "floor": [{"write": 0.5}], EQUAL: [step(2.0)]}, ours=16, steps={EQUAL: 16}
     )
@@ -107,13 +107,13 @@ def renderer():
     return ShapeWorldRenderer(steps=2, device="cpu")
 
 
-def test_it_draws_what_ours_draws(renderer):
+def test_the_plain_pipeline_draws_the_renderers_picture(renderer):
     pipeline = PlainPipeline(renderer)
     torch.manual_seed(5)
     theirs = from_pil(pipeline.draw("a photo of a red circle"))
     ours = renderer.render([Job("a photo of a red circle", 5)]).images[0]
     assert (theirs - ours).abs().max() < 2 / 255
-    assert pipeline.rows_each == 2 and pipeline.asked["max_sequence_length"] == 48
+    assert pipeline.rows_each == 2 and pipeline.arguments["max_sequence_length"] == 48
     with pytest.raises(BadInput, match="and fake has none"):
         PlainPipeline(FakeRenderer())
 
@@ -130,7 +130,7 @@ class Brightness(BaseReward):
 
 
 class Painter:
-    """Draws the prompt's length as a grey."""
+    """Draws a grey picture whose brightness is the prompt's length."""
 
     def __init__(self):
         self.drawn = []
@@ -142,7 +142,7 @@ class Painter:
         return Image.new("RGB", (4, 4), (len(prompt),) * 3)
 
 
-def test_every_answer_is_drawn_and_judged_alone():
+def test_each_answer_is_drawn_and_judged_by_itself():
     painter, judge, timed = Painter(), Brightness(), Counter()
 
     def timer(name):
@@ -157,13 +157,18 @@ def test_every_answer_is_drawn_and_judged_alone():
     )
     good = "<reason>r</reason><prompt>a red star</prompt>"
     completions = [[{"role": "assistant", "content": text}] for text in (good, good, "no answer")]
-    asked, judge_prompt = ["star"] * 3, ["a star"] * 3
+    user_prompt, judge_prompt = ["star"] * 3, ["a star"] * 3
     [score_pictures, structure], weights = reward_functions.functions()
-    scores = score_pictures(completions=completions, asked=asked, judge_prompt=judge_prompt, prompts=None)
+    scores = score_pictures(
+        completions=completions, user_prompt=user_prompt, judge_prompt=judge_prompt, prompts=None
+    )
     assert painter.drawn == ["a red star", "a red star", UNREADABLE_PROMPT]  # the same one twice
     assert judge.asked == [(1, "a star")] * 3 and timed == {"render": 3, "score": 3}
     assert scores == pytest.approx([20 / 255, 20 / 255, 14 / 255])
-    assert structure(completions=completions, asked=asked) == [1.0, 1.0, -1.0] and weights == [1.0, 0.25]
+    assert structure(completions=completions, user_prompt=user_prompt) == [1.0, 1.0, -1.0] and weights == [
+        1.0,
+        0.25,
+    ]
     assert (reward_functions.drawn, reward_functions.unreadable) == (3, 1)
     assert (
         reward_functions.scores["structure"] == [1.0, 1.0, -1.0]
@@ -176,14 +181,14 @@ def rewriter():
     return RePromptRewriter(EMBEDDED_REWRITER, device="cpu", max_new_tokens=8)
 
 
-def test_it_asks_the_rewriter_as_we_do(rewriter, tmp_path):
+def test_the_peers_prompts_equal_ours(rewriter, tmp_path):
     reward_functions = RewardFunctions(
         Painter(),
         {"brightness": Brightness()},
         {"brightness": 1.0},  # pyright: ignore
         lambda name: nullcontext(),
     )
-    asked = [(f"a photo of a {color} star", "") for color in ("red", "blue", "red", "green")]
+    prompts = [(f"a photo of a {color} star", "") for color in ("red", "blue", "red", "green")]
     settings = {
         "output_dir": str(tmp_path),
         "num_generations": 2,
@@ -196,21 +201,21 @@ def test_it_asks_the_rewriter_as_we_do(rewriter, tmp_path):
         model=rewriter.model,
         tokenizer=rewriter.tokenizer,
         system=rewriter.system,
-        asked=asked,
+        prompts=prompts,
         reward_functions=reward_functions,
         settings=settings,
     )
-    batches = [[row["asked"] for row in batch] for batch in trainer.get_train_dataloader()]
-    assert batches == [[asked[i][0] for i in (0, 0, 1, 1)], [asked[i][0] for i in (2, 2, 3, 3)]]
+    batches = [[row["user_prompt"] for row in batch] for batch in trainer.get_train_dataloader()]
+    assert batches == [[prompts[i][0] for i in (0, 0, 1, 1)], [prompts[i][0] for i in (2, 2, 3, 3)]]
     ids = trainer._tokenize_prompts([row["prompt"] for row in trainer.train_dataset])[0]
-    expected = [prompt_ids(rewriter.tokenizer, one, system=rewriter.system) for one, _ in asked]
+    expected = [prompt_ids(rewriter.tokenizer, one, system=rewriter.system) for one, _ in prompts]
     assert [list(row) for row in ids] == expected
 
 
 # The floor
 
 
-def test_the_floor_counts_and_leaves_everything_as_it_was(renderer, rewriter):
+def test_the_probe_counts_and_changes_nothing(renderer, rewriter):
     before = {key: value.clone() for key, value in rewriter.model.state_dict().items()}
     witness = NetworkProbe(renderer, rewriter, nullcontext)
     assert witness.render_seconds() == 0
@@ -237,7 +242,7 @@ def settings(*words):
     return load_config(GrpoConfig, SHIPPED, [*small, *words]).model_dump(mode="json")
 
 
-def test_a_whole_bench():
+def test_a_small_benchmark_runs_to_the_end():
     told = []
     result = bench(settings(), pairs=1, progress=lambda *words: told.append(words))
     assert told[-1] == ("steps", 1, 1) and json.dumps(result, allow_nan=False)
@@ -270,7 +275,7 @@ for line in sys.stdin:
 """
 
 
-def test_both_take_turns(monkeypatch, tmp_path):
+def test_the_two_loops_take_turns(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grpo, "SCRIPT", tmp_path / "speaks.py")
     grpo.SCRIPT.write_text(SPEAKS)
@@ -280,7 +285,7 @@ def test_both_take_turns(monkeypatch, tmp_path):
     assert Path("asked").read_text().splitlines() == [*forth, *back, *forth]
 
 
-def test_a_loop_that_breaks_says_why(monkeypatch, tmp_path):
+def test_a_failed_loop_is_reported_with_its_error(monkeypatch, tmp_path):
     monkeypatch.setattr(grpo, "SCRIPT", tmp_path / "breaks.py")
     grpo.SCRIPT.write_text("raise ValueError('no such prompts')")
     with pytest.raises(RepriseError, match="measuring ours failed: ValueError: no such prompts"):
@@ -290,7 +295,7 @@ def test_a_loop_that_breaks_says_why(monkeypatch, tmp_path):
 # The command
 
 
-def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # noqa: F811
+def test_the_command_passes_its_settings_on(reprise, monkeypatch, tmp_path):  # noqa: F811
     asked = []
 
     def fake(settings, **options):
@@ -320,10 +325,10 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
         (["--rewrites", "1"], "rewrites: input should be greater than or equal to 2"),
         (["--prompts-per-step", "0"], "prompts_per_step: input should be greater than 0"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
-        (["--config", "servers.yaml"], "a ComfyUI server is none; give a config that draws with one"),
+        (["--config", "servers.yaml"], "a ComfyUI server has none; give a config whose renderer has one"),
     ],
 )
-def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
+def test_bad_options_are_refused_and_nothing_is_written(reprise, tmp_path, words, part):  # noqa: F811
     drawn = "{name: 'comfyui:a.json@http://localhost:1'}"
     (tmp_path / "servers.yaml").write_text(f"model: shapeworld\nprompts: shapeworld\nrenderer: {drawn}\n")
     done = reprise("lab", "bench", "grpo", *words, "--out", "r")

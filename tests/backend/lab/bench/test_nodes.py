@@ -1,4 +1,4 @@
-"""The nodes' bench: its arithmetic by hand, one run in a real ComfyUI, and what it says without one."""
+"""The nodes' benchmark: its arithmetic by hand, one run in a real ComfyUI, and its error without one."""
 
 import json
 
@@ -9,7 +9,7 @@ from reprise.backend.core.errors import BadInput
 from reprise.backend.lab.bench.nodes import bench, find_comfyui, result_of
 
 
-def test_ratios_by_hand():
+def test_ratios_equal_those_computed_by_hand():
     found = {
         "import": 0.3,
         "pairs": {"128": [[1.0, 1.5], [1.0, 1.5], [2.0, 3.0]]},
@@ -22,7 +22,7 @@ def test_ratios_by_hand():
     assert start["overall"] == [2.0, 2.0, 2.0] and "0.15 s" in start["name"]
 
 
-def test_without_a_comfyui_it_says_where_it_looked(monkeypatch, tmp_path):
+def test_a_missing_comfyui_is_reported_with_its_path(monkeypatch, tmp_path):
     from reprise.backend.cli.main import app
 
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
@@ -33,7 +33,7 @@ def test_without_a_comfyui_it_says_where_it_looked(monkeypatch, tmp_path):
 
 
 @pytest.mark.comfyui
-def test_one_run_in_a_real_comfyui():
+def test_the_benchmark_runs_in_a_real_comfyui():
     try:
         find_comfyui()
     except BadInput as error:

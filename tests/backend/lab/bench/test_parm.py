@@ -1,4 +1,4 @@
-"""The bench's arithmetic by hand, and one small run whole."""
+"""PARM's benchmark: its arithmetic by hand, and one small run."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def pool(finals, previews):
     return Pool(sample_prompts("train", 1)[0], candidates, steps=4, rows_each=2.0)
 
 
-def test_gain_kept_and_rows_by_hand():
+def test_gain_kept_and_rows_equal_those_computed_by_hand():
     # Finals .2 .4 .6 .8; the previews would keep candidates 3 and 1, then the best of them is .8.
     right = measure([pool([0.2, 0.4, 0.6, 0.8], [0.1, 0.5, 0.2, 0.9])], 4, HalvingSchedule({2: 2}))
     assert right["kept"][0] == 1.0 and right["rows"] == 2 * (2 * 4 + 2 * 2) and right["rows_share"] == 0.75
@@ -48,7 +48,7 @@ def test_ratio_is_of_sums_not_a_mean_of_ratios():
     assert ratio_interval([1.0, 0.0], [1.0, 1.0])[0] == 0.5
 
 
-def test_a_step_without_a_spread_has_no_correlation():
+def test_a_step_with_equal_scores_has_no_correlation():
     ranked, flat = pool([0.2, 0.4, 0.6], [0.1, 0.5, 0.9]), pool([0.2, 0.4, 0.6], [0.5, 0.5, 0.5])
     for candidates in (ranked.candidates, flat.candidates):
         for candidate in candidates:
@@ -65,7 +65,7 @@ def test_a_pool_of_one_search_has_each_row_once():
 
 def test_a_pool_beyond_the_budget_is_refused_before_anything_is_drawn():
     renderer = FakeRenderer(steps=8)
-    with pytest.raises(BadInput, match="no schedule for 64 candidates fits 8 rows"):
+    with pytest.raises(BadInput, match="no schedule for 64 candidates fits into 8 rows"):
         bench(renderer=renderer, judge=Brightness(), n=1, pool=64)
     assert renderer.calls == []
 
@@ -76,7 +76,7 @@ def test_wide_search_stays_within_the_budget(n):
     assert schedule.rows(n, 16) <= 256
 
 
-def test_a_whole_bench_times_and_compares_the_real_thing():
+def test_a_small_benchmark_times_real_searches():
     result = bench(renderer=FakeRenderer(steps=16), judge=Brightness(), per_task=1, n=4, pool=8, timed=2)
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["best of 4, full"]["rows_share"] == 1.0
@@ -86,6 +86,6 @@ def test_a_whole_bench_times_and_compares_the_real_thing():
     assert set(result["rank_correlation"]) == {"1", "2", "3", "4", "5", "6", "7", "8", "10", "12", "14"}
 
 
-def test_a_pool_that_does_not_divide_is_refused():
+def test_a_pool_that_is_no_multiple_is_refused():
     with pytest.raises(BadInput, match="--pool must be a multiple"):
         bench(renderer=FakeRenderer(), judge=Brightness(), n=16, pool=40)

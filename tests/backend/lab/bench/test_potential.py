@@ -1,4 +1,4 @@
-"""Who is stopped: a judge that foresees, one that is blind, and one that waits; at halving's rows."""
+"""Pruning by potential at the cost of halving: with a perfect judge, a blind one, and one that waits."""
 
 import json
 
@@ -24,7 +24,7 @@ class Brightness(BaseReward):
 
 
 class Looking(BaseReward):
-    """P(yes) from the noise or the picture in a preview; clear from half of the drawing on."""
+    """P(yes) from the noise or from the picture in a preview; clear from half of the steps on."""
 
     spec = RewardSpec("looking", 0.0, 1.0)
 
@@ -42,7 +42,7 @@ class Looking(BaseReward):
 
 @pytest.fixture
 def flat():
-    """A renderer of plain greys: a preview is half noise, and its mean says much."""
+    """A renderer of plain greys; a preview is half noise, and its mean is informative."""
     return FakeRenderer(steps=8, draw=lambda prompt, seed: torch.full((8, 8, 3), (seed * 37 % 64) / 64))
 
 
@@ -50,7 +50,7 @@ def rows_of(result):
     return {row["name"]: row for row in result["rows"]}
 
 
-def test_a_judge_that_foresees_spends_what_halving_spends(flat):
+def test_pruning_by_a_perfect_potential_costs_what_halving_costs(flat):
     found = compare(
         renderer=flat, reward=Brightness(), judge=Looking(), fitting_prompts=ASIDE, per_task=2, n=4, pool=16
     )
@@ -68,7 +68,7 @@ def test_a_judge_that_foresees_spends_what_halving_spends(flat):
     json.dumps(found, allow_nan=False)
 
 
-def test_a_judge_that_never_sees_clearly_stops_nobody(flat):
+def test_a_judge_that_finds_no_preview_clear_stops_no_candidate(flat):
     found = compare(
         renderer=flat,
         reward=Brightness(),
@@ -86,7 +86,7 @@ def test_a_judge_that_never_sees_clearly_stops_nobody(flat):
     assert rows["halving by looking"]["gain"]["interval"][0] < 0, "it prefers the dark"
 
 
-def test_who_knows_no_potential_is_refused(flat, capsys):
+def test_a_judge_without_potential_is_refused(flat, capsys):
     with pytest.raises(Unsupported, match="'brightness' gives no probability"):
         compare(renderer=flat, reward=Brightness(), judge=Brightness(), fitting_prompts=ASIDE)
     for words, judged_previews in (

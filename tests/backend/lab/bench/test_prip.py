@@ -1,4 +1,4 @@
-"""PRIP's bench: its arithmetic by hand, and one small run whole."""
+"""PRIP's benchmark: its arithmetic by hand, and one small run."""
 
 import json
 
@@ -40,7 +40,7 @@ def step(seconds):
     }
 
 
-def test_a_result_by_hand():
+def test_the_result_equals_that_computed_by_hand():
     speeds = {
         "ours": rounds(2.0),
         "ours, pivots": rounds(1.25),
@@ -63,7 +63,7 @@ def test_a_result_by_hand():
     assert ["pictures drawn", 12.0] in did["rows"] and tokens["rows"][1] == ["drawn", 2.0, 1.0]
 
 
-def test_a_whole_bench(refiner):
+def test_a_small_benchmark_runs_to_the_end(refiner):
     words = (
         f"init={refiner}",
         "prompts_per_step=2",
@@ -88,14 +88,14 @@ def test_a_whole_bench(refiner):
     assert result["settings"]["refined"] == 4 and result["settings"]["max_steps"] == 2
 
 
-def test_what_breaks_says_why(tmp_path):
+def test_a_failed_process_is_reported_with_its_error(tmp_path):
     words = (f"init={tmp_path}", "prompts=shapeworld:1")
     settings = load_config(PpoConfig, SHIPPED, words).model_dump(mode="json")
     with pytest.raises(RepriseError, match="measuring prip failed: .*no refiner at"):
         bench(settings, pairs=1)
 
 
-def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # noqa: F811
+def test_the_command_passes_its_settings_on(reprise, monkeypatch, tmp_path):  # noqa: F811
     asked, floor = [], {"write": 0.25, "render": 0.75, "update": 0.5}
 
     def fake(settings, **options):
@@ -134,10 +134,10 @@ def test_the_command_hands_on_its_settings(reprise, monkeypatch, tmp_path):  # n
     [
         (["--prompts-per-step", "0"], "prompts_per_step: input should be greater than 0"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
-        (["--config", "servers.yaml"], "a ComfyUI server is none; give a config that draws with one"),
+        (["--config", "servers.yaml"], "a ComfyUI server has none; give a config whose renderer has one"),
     ],
 )
-def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
+def test_bad_options_are_refused_and_nothing_is_written(reprise, tmp_path, words, part):  # noqa: F811
     drawn = "{name: 'comfyui:a.json@http://localhost:1'}"
     (tmp_path / "servers.yaml").write_text(f"init: x\nprompts: shapeworld\nrenderer: {drawn}\n")
     done = reprise("lab", "bench", "prip", *words, "--out", "r")

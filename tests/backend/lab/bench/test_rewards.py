@@ -1,4 +1,4 @@
-"""The judges' bench: its arithmetic by hand, the random files it makes, our side at tiny size, refusals."""
+"""The judges' benchmark: its arithmetic by hand, its random files, our side at tiny size, bad options."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ VERSIONS = {"image-reward": "1.5", "hpsv2": "1.2.0"}
 
 @pytest.fixture(scope="module")
 def script():
-    """The file that measures, as a module."""
+    """The measuring script, as a module."""
     spec = spec_from_file_location("bench_judge", rewards.SCRIPT)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,7 +37,7 @@ def calls(*seconds, reading=0.0, scores=(0.5, 0.25)):
     ]
 
 
-def test_ratios_by_hand():
+def test_ratios_equal_those_computed_by_hand():
     ours, theirs = calls(1.0, 1.0), calls(3.0, 3.0, reading=1.0, scores=(0.5, 0.2502))
     whole, steady = rows_of("hps-v2.1", 2, ours, theirs, packages=VERSIONS)
     assert whole["overall"] == [3.0, 3.0, 3.0] and steady["overall"] == [2.0, 2.0, 2.0]
@@ -56,12 +56,12 @@ def test_ratios_by_hand():
 
 
 @pytest.mark.parametrize("scores", [(0.5, 0.3), (0.5, float("nan"))])
-def test_other_scores_are_not_compared(scores):
-    with pytest.raises(RepriseError, match="they do not compute the same"):
+def test_sides_with_different_scores_are_not_compared(scores):
+    with pytest.raises(RepriseError, match="they compute different functions"):
         rows_of("hps-v2.1", 2, calls(1.0), calls(3.0, scores=scores), packages=VERSIONS)
 
 
-def test_names_and_shapes_are_the_published_ones(keys):  # noqa: F811
+def test_random_files_have_the_published_names_and_shapes(keys):  # noqa: F811
     assert published_shapes("hps-v2.1") == keys["hps"]
     shapes, all_of_it = published_shapes("image-reward"), keys["image-reward"]
     assert {key: all_of_it[key] for key in shapes} == shapes
@@ -69,7 +69,7 @@ def test_names_and_shapes_are_the_published_ones(keys):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_our_side_at_tiny_size(installed, script, tmp_path, name):  # noqa: F811
+def test_our_side_scores_at_tiny_size(installed, script, tmp_path, name):  # noqa: F811
     rewards.write_published(name, tmp_path, seed=1)
     pictures = [str(path) for path in rewards.draw_pictures(tmp_path, 3, 64, seed=1)]
     answer = script.answer(script.ours(name, tmp_path), pictures, rewards.PROMPT)
@@ -79,7 +79,7 @@ def test_our_side_at_tiny_size(installed, script, tmp_path, name):  # noqa: F811
     assert answer["seconds"] > 0 and answer["reading"] == 0 and answer["peak"] > 10**7
 
 
-def test_the_same_seed_makes_the_same_weights():
+def test_the_same_seed_gives_the_same_weights():
     shapes = {"a.weight": [4, 3], "b.bias": [2], "scale": []}
     one, two, other = (rewards.random_weights(shapes, seed, torch.float16) for seed in (1, 1, 2))
     assert all(torch.equal(one[key], two[key]) for key in shapes) and list(one["a.weight"].shape) == [4, 3]
@@ -123,7 +123,7 @@ def test_both_sides_take_turns_and_the_first_call_is_not_counted(monkeypatch):
     ]
 
 
-def test_a_side_that_breaks_says_why(tmp_path):
+def test_a_failed_side_is_reported_with_its_error(tmp_path):
     (tmp_path / "vocab.txt").write_text("")
     (tmp_path / "ImageReward.pt").write_bytes(b"rubbish")
     with rewards.JudgeProcess(sys.executable, "ours", "image-reward", tmp_path) as side:
@@ -152,7 +152,7 @@ def test_an_environment_without_the_packages_is_refused(tmp_path):
         (["--pairs", "0"], "--pairs must be at least 1"),
     ],
 )
-def test_the_command_refuses_and_writes_nothing(reprise, tmp_path, words, part):  # noqa: F811
+def test_bad_options_are_refused_and_nothing_is_written(reprise, tmp_path, words, part):  # noqa: F811
     done = reprise("lab", "bench", "rewards", *words, "--out", "r")
     assert done.code == 2 and done.out == "" and part in " ".join(done.err.split())
     assert not (tmp_path / "r").exists()
