@@ -10,9 +10,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from reprise.backend.cli import settings_page
 from reprise.backend.cli.settings import settings_of, type_in_words
-from reprise.backend.cli.train import SUMMARIES, config_of
+from reprise.backend.cli.train import SUMMARIES
 from reprise.backend.core.config import Config, load_config
-from reprise.backend.core.registry import TRAINERS
+from reprise.backend.factory import TRAINERS, find_trainer
 from reprise.backend.training import shipped_config, shipped_configs
 
 
@@ -75,7 +75,7 @@ def test_types_in_words(annotation, words):
 
 def test_every_trainer_has_a_summary_and_settings():
     assert list(SUMMARIES) == list(TRAINERS)
-    assert all(len(settings_of(config_of(name))) > 15 for name in TRAINERS)
+    assert all(len(settings_of(find_trainer(name).config)) > 15 for name in TRAINERS)
 
 
 def test_required_settings_come_first_and_then_a_trainers_own():
@@ -97,7 +97,7 @@ def test_shipped_configs_are_found_by_their_names(name):
     names = shipped_configs(name)
     assert "shapeworld" in names
     for one in names:
-        load_config(config_of(name), shipped_config(name, one))
+        load_config(find_trainer(name).config, shipped_config(name, one))
 
 
 def test_the_page_is_up_to_date():
