@@ -170,6 +170,6 @@ def test_bad_calls(reprise, tmp_path):
 def test_render_with_a_lora(reprise, drawn, tmp_path):
     """What cannot take one says so before anything is drawn."""
     done = reprise("render", "a red circle", *FAKE, "--lora", "x.safetensors")
-    assert done.code == 2 and "--lora is for pipelines of diffusers" in done.err
+    assert done.code == 2 and "renderer 'fake' does not take lora" in done.err
     done = reprise("render", "a photo of a red circle", "--lora", "x.safetensors")
     assert done.code == 2 and "there is no LoRA x.safetensors" in done.err

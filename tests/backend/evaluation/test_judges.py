@@ -265,7 +265,7 @@ def test_bad_input_is_refused_in_one_line(cases, tmp_path, capsys):
         ([*known, "--best-of", "4"], "No such option: --best-of"),
         (["evaluate", "judges", "shapeword", "--data", str(data)], "did you mean 'shapeworld'?"),
         (["evaluate", "judges", "shapeworld", "shapeworld", "--data", str(data)], "named twice"),
-        (["evaluate", "judges", "vlm:x#clarity", "--data", str(data)], "leave off #clarity"),
+        (["evaluate", "judges", "vlm:embedded#clarity", "--data", str(data)], "leave off #clarity"),
     ):
         assert run(words) == 2, words
         caught = capsys.readouterr()
