@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import judge, masked, refinement
+from . import amused, judge, refiner
 from .assemble import assemble_pipeline, replace_folder
 from .autoencoder import train_autoencoder, train_decoder
-from .renderer import train_renderer
+from .flux import train_renderer
 from .rewriter import build as build_rewriter
-from .second import assemble_second, train_text_encoder, train_unet
+from .stable_diffusion import assemble_second, train_text_encoder, train_unet
 from .styled import FLUX_STEPS, train_styled, train_styled_autoencoder, train_styled_decoder
 from .text_encoders import train_text_encoders
 
@@ -36,11 +36,11 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
     assemble_pipeline(work, out / "renderer")
     assemble_second(work, out / "renderer-sd")
     log("stage: masked renderer")
-    masked.train_codes(work, seed, log=log)
-    masked.train_encoder(work, seed, log=log)
-    masked.train_text_encoder(work, seed, log=log)
-    masked.train_transformer(work, seed, log=log)
-    masked.assemble_masked(work, out / "renderer-masked")
+    amused.train_codes(work, seed, log=log)
+    amused.train_encoder(work, seed, log=log)
+    amused.train_text_encoder(work, seed, log=log)
+    amused.train_transformer(work, seed, log=log)
+    amused.assemble_masked(work, out / "renderer-masked")
     log("stage: styled renderers")
     train_styled_autoencoder(work, out / "renderer", seed, log=log)
     train_styled_decoder(work, seed, log=log)
@@ -53,4 +53,4 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
     log("stage: rewriter")
     replace_folder(build_rewriter(work / "rewriter", log), out / "rewriter")
     log("stage: refiner")
-    replace_folder(refinement.build(work / "refiner", "ppo-0", log), out / "refiner")
+    replace_folder(refiner.build(work / "refiner", "ppo-0", log), out / "refiner")

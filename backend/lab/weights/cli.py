@@ -63,7 +63,7 @@ def refiner(
     ] = None,
 ) -> None:
     """PRIP's ablation at small size; ppo-0 is the embedded refiner."""
-    from .refinement import KINDS, SEEDS, build, swap
+    from .refiner import KINDS, SEEDS, build, swap
 
     trained = [f"{kind}-{seed}" for kind in KINDS for seed in SEEDS]
     for name in _known("refiner", names or [*trained, "swap"], ["log", "decoder", "blind", *trained, "swap"]):

@@ -1,9 +1,160 @@
-"""The tokenizers of the embedded refiner: what its encoder reads with, and what its decoder writes with.
+"""PRIP's ablation at small size: what the pivot of a preferred picture, its decoding and PPO are each worth.
 
-Every word of the world, styles too, is one token of either; any other text falls apart into letters or bytes.
-The networks are "shapeworld" of `rewriters/prip/presets.py`, with random weights; `reprise train` with
-prip-decoder, prip-encoder and ppo trains them (`training/*/configs`), on what `reprise data users` writes
-and `reprise data pictures` draws.
+Source: PRIP (arXiv 2407.00247), section 5.4 and table 4; its check by swapped pivots is ours.
+
+`log`: what practised users of ShapeWorld typed, drawn as they had it in mind and scored by this world's
+preference: a log of other renderers than the one that PPO draws with. From it `decoder`, the second stage,
+with a vision tower of its own, and `blind`, a decoder that learns the same prompts without their pictures.
+Then, with three seeds each: `encoder-N`, the first stage; `random-N`, the same on pivots of random pictures;
+`blind-N`, for the blind decoder; and PPO from each: `ppo-N`, `ppo-random-N`, `ppo-blind-N`.
+
+Run: `reprise lab weights refiner WORK [NAME…]`; what is done is not done
+again, and what was stopped goes on. NAME may be `swap`, too: of held-out prompts, what is left when every
+prompt is written to with the pivot of another.
 """
 
 from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ...core.interfaces import Renderer
+from ...evaluation.rewriters import compare_rewriters
+from ...evaluation.statistics import training_intervals
+from ...factory import open_renderer, open_reward, renderer_settings
+from ...rewriters.prip.rewriter import PripRewriter
+from ...shapeworld.drawing import draw
+from ...shapeworld.prompts import sample_prompts
+from ...shapeworld.styles import parse_style, preferred_style
+from ...shapeworld.users import practised_prompts
+from ...storage.files import prepare_folder
+from ...training.prip import encoder as prip_encoder
+from ...training.prip.log import LoggedPicture
+from ...training.prip.make_log import make_log
+from .ablation import run_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEEDS = (0, 1, 2)
+RENDERER, STEPS, REWARD = (
+    "shapeworld-sd-styled",
+    4,
+    "shapeworld-preference",
+)  # as in ppo's shapeworld.yaml
+PER_TASK, EACH = 200, 6  # users' prompts, and how many users wrote each out
+KINDS = ("encoder", "random", "blind", "ppo", "ppo-random", "ppo-blind")
+
+
+def build(work: Path, name: str, log: Callable[[str], None] = print) -> Path:
+    """The log, or the folder of the refiner `name`, made with what it starts from."""
+    if name == "log":
+        return _log(work, log)
+    if name in ("decoder", "blind"):
+        settings: dict[str, Any] = {"log": str(build(work, "log", log)), "pivots": str(work / "pivots")}
+        if name == "blind":
+            tower = str(build(work, "decoder", log))
+            settings |= {"blind": True, "tower": tower, "train_image": False}
+        return run_of("prip-decoder", settings, work / name, log)
+    kind, _, seed = name.rpartition("-")
+    settings = {"seed": int(seed)}
+    if kind.startswith("ppo"):
+        start = {"ppo": "encoder"}.get(kind, kind.removeprefix("ppo-"))
+        settings |= {"init": str(build(work, f"{start}-{seed}", log))}
+        return run_of("ppo", settings, work / name, log)
+    decoder = build(work, "blind" if kind == "blind" else "decoder", log)
+    settings |= {"model": str(decoder), "log": str(build(work, "log", log)), "pivots": str(work / "pivots")}
+    if kind == "random":
+        asked_of_nobody = prip_encoder.CONFIG.model_fields["rewards"].default
+        settings |= {"preferred": "random", "rewards": asked_of_nobody}
+    else:
+        settings["rewards"] = {REWARD: 1.0}
+    return run_of("prip-encoder", settings, work / name, log)
+
+
+def _log(work: Path, log: Callable[[str], None]) -> Path:
+    out, pictures = work / "pictures.jsonl", prepare_folder(work / "pictures")
+    if out.exists():
+        return out
+    records = []
+    for number, one in enumerate(practised_prompts(PER_TASK, EACH)):
+        path = pictures / f"{number:06}.png"
+        if not path.exists():
+            Image.fromarray(draw(one.scene, one.style)).save(path)
+        records.append(LoggedPicture(one.prompt, one.system, path, {}))
+    judge = open_reward(REWARD)
+    make_log(out, records, _renderer, {REWARD: judge})
+    return out
+
+
+def _renderer() -> Renderer:
+    return open_renderer(renderer_settings(RENDERER, STEPS))
+
+
+# Swapped pivots
+
+
+class SwappedPivots(PripRewriter):
+    """Writes to each prompt with the pivot of another prompt."""
+
+    def __init__(self, model: Path, others: Mapping[str, str]):
+        super().__init__(model)
+        self.others = others
+
+    def predict_pivots(
+        self, ids: dict[str, list[int]], should_stop: Callable[[], bool] | None = None
+    ) -> dict[str, Tensor]:
+        read, _ = self.encode_prompts([self.others[prompt] for prompt in ids])
+        pivots = super().predict_pivots(read, should_stop)
+        return {prompt: pivots[self.others[prompt]] for prompt in ids}
+
+    def _settings(self) -> list[Any]:
+        return [*super()._settings(), sorted(self.others.items())]
+
+
+def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[float]]:
+    """Of held-out prompts, with [mean, low, high] over them and `kind`'s seeds: the share of facets of style
+    in which refinements name what is preferred for their prompts, and what their pictures score; with `own`
+    pivots, with `swapped` ones, and the difference."""
+    cases = sample_prompts("held-out", per_task, 0)
+    order = sorted(case.prompt for case in cases)
+    random.Random("swap").shuffle(order)
+    others = dict(zip(order, [*order[1:], order[0]], strict=True))
+    folders = [build(work, f"{kind}-{seed}") for seed in SEEDS]
+    makers = {
+        "own": [partial(PripRewriter, folder) for folder in folders],
+        "swapped": [partial(SwappedPivots, folder, others) for folder in folders],
+    }
+    named = {name: {} for name in makers}
+    for name, made in makers.items():
+        for number, make in enumerate(made):
+            rewriter = make()
+            for case in cases:
+                text = rewriter.rewrite([case.prompt])[0][0].prompt
+                found = preferred_style(case).agreement(parse_style(text))
+                named[name].setdefault(case.task, [[] for _ in made])[number].append(found)
+    rewriters = {f"{name} {n}": make for name, made in makers.items() for n, make in enumerate(made)}
+    result = compare_rewriters(
+        methods={name: [f"{name} {n}" for n in range(len(made))] for name, made in makers.items()},
+        rewriters=rewriters,
+        renderer=_renderer(),
+        baseline="own",
+        judge=open_reward(REWARD),
+        folder=work / "swap",
+        per_task=per_task,
+        seeds=2,
+    )
+    rows = {row["name"]: row for row in result["rows"]}
+    return {
+        "named, own": training_intervals(named["own"])[0],
+        "named, swapped": training_intervals(named["swapped"])[0],
+        "named, lost": training_intervals(named["swapped"], over=named["own"])[0],
+        "score, own": rows["own"]["overall"],
+        "score, swapped": rows["swapped"]["overall"],
+        "score, lost": rows["swapped"]["gain"]["interval"],
+    }

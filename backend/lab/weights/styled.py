@@ -21,8 +21,7 @@ from torch import nn
 from ...shapeworld.drawing import draw
 from ...shapeworld.scenes import Scene, random_scene
 from ...shapeworld.styles import PLAIN_STYLE, STYLE_WORDS, Style, random_style, styled_caption
-from . import renderer as first
-from . import second
+from . import flux, stable_diffusion
 from .assemble import write_pipeline
 from .autoencoder import DECODER_STEPS, autoencoder_step, decoder_step, encode, standardise
 from .muon import Muon
@@ -146,7 +145,7 @@ def train_styled(
     vae: Any = AutoencoderTiny.from_pretrained(work / "styled-vae-sharp")
     torch.manual_seed(seed)
     known = styled_scenes(work, seed, scenes, log)
-    layouts = torch.tensor([first.layout(scene) for scene in known.scenes])
+    layouts = torch.tensor([flux.layout(scene) for scene in known.scenes])
     model = (_Flux if hasattr(pipeline, "transformer") else _StableDiffusion)(pipeline)
     average = copy.deepcopy(model).requires_grad_(False)
     if compiled:
@@ -159,7 +158,7 @@ def train_styled(
         captions = [styled_caption(known.scenes[i], known.styles[i], rng) for i in chosen]
         clean = known.latents[chosen].float() + model.shift(vae)
         loss = model.error(clean, captions)
-        (loss + first.LAYOUT_WEIGHT * model.denoiser.layout_loss(layouts[chosen])).backward()
+        (loss + flux.LAYOUT_WEIGHT * model.denoiser.layout_loss(layouts[chosen])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         update_average(average, model, EMA, step)
         return loss.item()
@@ -191,7 +190,7 @@ def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
 class _Flux(nn.Module):
     """A FluxPipeline's text encoders and transformer, with rectified flow's loss."""
 
-    batch = first.BATCH
+    batch = flux.BATCH
 
     def __init__(self, pipeline: Any):
         super().__init__()
@@ -199,14 +198,14 @@ class _Flux(nn.Module):
         self.text, self.text_2 = pipeline.text_encoder, pipeline.text_encoder_2
         for pair in zip(self.words, (self.text, self.text_2), strict=True):
             add_words(*pair)
-        self.denoiser = first.FluxWithLayout(self.text, self.text_2, pipeline.transformer)
+        self.denoiser = flux.FluxWithLayout(self.text, self.text_2, pipeline.transformer)
 
     def compile(self) -> None:
         self.denoiser.compile_transformer()
 
     def error(self, clean: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        ids = first.tokenize(captions, *self.words)
-        clean = first.pack(clean)
+        ids = flux.tokenize(captions, *self.words)
+        clean = flux.pack(clean)
         noise, sigma = torch.randn_like(clean), torch.sigmoid(torch.randn(len(clean)) * 1.2)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         return F.mse_loss(self.denoiser(noisy, sigma, *ids), noise - clean)
@@ -224,20 +223,20 @@ class _Flux(nn.Module):
 class _StableDiffusion(nn.Module):
     """A StableDiffusionPipeline's text encoder and U-Net, with velocity prediction's loss."""
 
-    batch = second.BATCH
+    batch = stable_diffusion.BATCH
 
     def __init__(self, pipeline: Any):
         super().__init__()
         self.words, self.text, self.scheduler = pipeline.tokenizer, pipeline.text_encoder, pipeline.scheduler
         add_words(self.words, self.text)
-        self.denoiser = second.UNetWithLayout()
+        self.denoiser = stable_diffusion.UNetWithLayout()
         self.denoiser.unet.load_state_dict(pipeline.unet.state_dict())
 
     def compile(self) -> None:
         """The U-Net gains nothing from it."""
 
     def error(self, clean: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        text = self.text(input_ids=second.tokenize(captions, self.words)).last_hidden_state
+        text = self.text(input_ids=stable_diffusion.tokenize(captions, self.words)).last_hidden_state
         noise = torch.randn_like(clean)
         timesteps: Any = torch.randint(len(self.scheduler.alphas_cumprod), (len(clean),))
         velocity = self.denoiser(self.scheduler.add_noise(clean, noise, timesteps), timesteps, text)

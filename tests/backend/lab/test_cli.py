@@ -8,12 +8,12 @@ from ..cli.conftest import reprise  # noqa: F401
 @pytest.fixture
 def calls(monkeypatch):
     """What the recipes are asked for; nothing is trained."""
-    from reprise.backend.lab.weights import ablation, build, judge, refinement, rewriter
+    from reprise.backend.lab.weights import ablation, build, judge, refiner, rewriter
 
     asked = []
-    for module in (ablation, refinement):
+    for module in (ablation, refiner):
         monkeypatch.setattr(module, "build", lambda work, name, log: asked.append((str(work), name)) or work)
-    monkeypatch.setattr(refinement, "swap", lambda work: asked.append((str(work), "swap")) or {"lost": 1})
+    monkeypatch.setattr(refiner, "swap", lambda work: asked.append((str(work), "swap")) or {"lost": 1})
     monkeypatch.setattr(rewriter, "build", lambda work, log: asked.append((str(work),)) or work)
     monkeypatch.setattr(judge, "build", lambda work, log: asked.append((str(work),)) or work)
     monkeypatch.setattr(judge, "tune", lambda work, log, seed: asked.append((str(work), seed)) or work)

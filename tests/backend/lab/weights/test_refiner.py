@@ -1,51 +1,55 @@
-"""The embedded refiner's tokenizers: whole words, styles too, and any other text."""
+"""What PRIP's ablation draws with, and its swapped pivots."""
 
-import pytest
+import random
+
 import torch
 
-from reprise.backend.rewriters.prip.presets import build, build_vision_tower, find_preset
-from reprise.backend.shapeworld.styles import STYLE_WORDS
-from reprise.backend.shapeworld.tokenizers import CONTEXT, refiner_tokenizers, vocabulary_words
-from reprise.backend.training.prip.pivots import TOO_ALIKE, variation
+from reprise.backend.core.registry import RENDERERS, resolve
+from reprise.backend.core.types import Job
+from reprise.backend.lab.weights import refiner as recipe
+from reprise.backend.lab.weights.refiner import RENDERER, STEPS, SwappedPivots, build
+from reprise.backend.rewards.shapeworld_preference import ShapeWorldPreference
+from reprise.backend.rewriters.prip.rewriter import PripRewriter
+from reprise.backend.shapeworld.prompts import sample_layout, sample_prompts
+from reprise.backend.shapeworld.styles import PLAIN_STYLE, detailed_prompt, preferred_style
+
+from ...rewriters.prip.tiny_prip import save
 
 
-@pytest.fixture(scope="module")
-def both():
-    return refiner_tokenizers()
+def test_the_styled_renderer_draws_the_styles_that_a_prompt_names():
+    cases, rng = sample_prompts("train", 4, 0), random.Random(0)
+    scenes = [sample_layout(case, rng) for case in cases]
+    renderer, judge = resolve("renderer", RENDERERS, RENDERER)(steps=STEPS), ShapeWorldPreference()
+    scores = []
+    for styles in ([PLAIN_STYLE] * len(cases), list(map(preferred_style, cases))):
+        texts = [
+            detailed_prompt(case.prompt, scene, style) for case, scene, style in zip(cases, scenes, styles)
+        ]
+        images = renderer.render([Job(text, seed) for seed, text in enumerate(texts)]).images
+        found = judge.score(torch.stack(list(images)), [case.prompt for case in cases])
+        scores.append(sum(found) / len(found))
+    assert scores[1] > scores[0] + 0.04
 
 
-def test_words_and_styles_are_one_token_each(both):
-    reader, writer = both
-    for word in (*vocabulary_words(), *STYLE_WORDS):
-        assert len(reader(word)["input_ids"]) == 2, word  # with its end
-        assert len(writer(word)["input_ids"]) == len(writer(f" {word}")["input_ids"]) == 1, word
+def test_swapped_pivots_are_other_prompts(tmp_path):
+    folder = save(tmp_path / "tiny")
+    prompts = ["a red circle", "a blue star", "two rings"]
+    others = dict(zip(prompts, [*prompts[1:], prompts[0]], strict=True))
+    own, swapped = PripRewriter(folder), SwappedPivots(folder, others)
+    pivots = own.predict_pivots(own.encode_prompts(prompts)[0])
+    moved = swapped.predict_pivots(swapped.encode_prompts(prompts[:2])[0])
+    assert sorted(moved) == sorted(prompts[:2])
+    assert all(torch.allclose(moved[prompt], pivots[others[prompt]], atol=1e-5) for prompt in moved)
+    assert swapped.fingerprint != own.fingerprint
+    rewrites = swapped.rewrite(prompts)
+    assert all(row[0].prompt.startswith(prompt) for row, prompt in zip(rewrites, prompts, strict=True))
 
 
-@pytest.mark.parametrize(
-    "text", ["a photo of a red circle, in the center, pastel, glossy", "Qué? 12 zebras\n猫"]
-)
-def test_what_is_written_reads_back(text, both):
-    reader, writer = both
-    assert writer.decode(writer(text)["input_ids"]) == text
-    assert reader.unk_token_id not in reader("12 zebras, glossy")["input_ids"]
-    assert writer.eos_token_id is not None and writer.eos_token_id not in writer(text)["input_ids"]
+def test_a_log_is_drawn_and_scored_once(tmp_path, monkeypatch):
 
-
-def test_the_preset_takes_them(both):
-    """A prompt's beginning is what it is in a whole prompt, token by token."""
-    model = build(find_preset("shapeworld"), *both)
-    assert model.decoder.config.max_position_embeddings == CONTEXT
-    start, whole = (model.decoder_ids(text) for text in ("a red circle", "a red circle, pastel"))
-    assert whole[: len(start)] == start
-    before, after = model.template
-    assert len(before) + len(after) < 10 and model.continuation_tokens.sum() > len(STYLE_WORDS)
-
-
-def test_the_presets_tower_tells_pictures_apart_before_it_learns(both):
-    """Or it would never learn: transformers' own initial weights of this tower are all but 0."""
-    torch.manual_seed(0)
-    tower = build_vision_tower(find_preset("shapeworld")).eval()
-    images = torch.rand(4, 1, 1, 3).expand(-1, 128, 128, -1)
-    with torch.no_grad():
-        seen = tower(images)
-    assert variation(seen.mean(0), seen.std(0)) > 2 * TOO_ALIKE
+    monkeypatch.setattr(recipe, "PER_TASK", 1)
+    monkeypatch.setattr(recipe, "EACH", 2)
+    log = build(tmp_path, "log")
+    text = log.read_text()
+    assert text.count("\n") == 12 and text.count("shapeworld-preference") == 12
+    assert build(tmp_path, "log") == log and log.read_text() == text

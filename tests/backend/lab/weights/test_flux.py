@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5EncoderModel
 
-from reprise.backend.lab.weights import renderer as recipe
+from reprise.backend.lab.weights import flux as recipe
 from reprise.backend.lab.weights.autoencoder import new_autoencoder
 from reprise.backend.lab.weights.text_encoders import new_text_encoders, tokenize
 from reprise.backend.shapeworld.scenes import COLORS, SHAPES, Scene, Thing

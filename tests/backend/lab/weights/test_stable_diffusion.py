@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from reprise.backend.core.types import Job
-from reprise.backend.lab.weights import second as recipe
+from reprise.backend.lab.weights import stable_diffusion as recipe
 from reprise.backend.lab.weights.autoencoder import new_autoencoder
 from reprise.backend.renderers.shapeworld import ShapeWorldSDRenderer
 from reprise.backend.shapeworld.captions import spelled_out

@@ -23,8 +23,8 @@ from ...shapeworld.scenes import Scene
 from ...shapeworld.tokenizers import clip_tokenizer
 from .assemble import write_pipeline
 from .autoencoder import SCENES, encoded_scenes
+from .flux import LATENT_CHANNELS, LATENT_SIZE, LAYOUT_WEIGHT, LayoutHead, layout
 from .muon import Muon
-from .renderer import LATENT_CHANNELS, LATENT_SIZE, LAYOUT_WEIGHT, LayoutHead, layout
 from .text_encoders import Reader, captioned_scenes
 from .training import StepLoop, update_average
 

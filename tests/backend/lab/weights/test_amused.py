@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from reprise.backend.core.types import Job
-from reprise.backend.lab.weights import masked as recipe
+from reprise.backend.lab.weights import amused as recipe
 from reprise.backend.renderers.diffusers.tokens import decode_tokens
 from reprise.backend.renderers.shapeworld import MASKED_WEIGHTS, ShapeWorldMaskedRenderer
 from reprise.backend.shapeworld.captions import spelled_out

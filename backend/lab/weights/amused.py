@@ -36,9 +36,9 @@ from ...shapeworld.scenes import SIZE, Scene, random_scene
 from ...shapeworld.tokenizers import clip_tokenizer
 from .assemble import write_pipeline
 from .autoencoder import SCENES, reconstruction_error, to_tensor
+from .flux import LayoutHead, layout
 from .muon import Muon
-from .renderer import LayoutHead, layout
-from .second import TEXT_LENGTH, TEXT_STEPS, TEXT_WIDTH, ground_text_encoder, read_text, tokenize
+from .stable_diffusion import TEXT_LENGTH, TEXT_STEPS, TEXT_WIDTH, ground_text_encoder, read_text, tokenize
 from .training import StepLoop, update_average
 
 CODE_STEPS, CODE_BATCH, CODE_RATE, CROP = 3000, 16, 1.5e-3, 64
