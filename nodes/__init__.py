@@ -1,4 +1,4 @@
-"""The ComfyUI nodes: schema, a short `execute`, a call into `backend/`. All of ComfyUI is met here."""
+"""The ComfyUI nodes: a schema and a short `execute` that calls `backend/`. Only this room imports ComfyUI."""
 
 from __future__ import annotations
 

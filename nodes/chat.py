@@ -1,6 +1,7 @@
-"""Rewriters that were never trained for it: a chat model behind an endpoint, or one that ComfyUI has loaded.
+"""Rewriters that were not trained to rewrite: a chat model behind an endpoint, or one that ComfyUI has
+loaded.
 
-`ClipRewriter` asks a CLIP object as the core's own Generate Text does (`comfy_extras/nodes_textgen.py`):
+`ClipRewriter` uses a CLIP object as the core's Generate Text does (`comfy_extras/nodes_textgen.py`):
 tokenize, generate, decode, with the tokenizer's own chat template.
 """
 
@@ -19,12 +20,12 @@ from ..backend.rewriters.rows import check_request, read_answer, row_seed
 from . import sockets
 from .loaders import LOADERS
 
-# What opens or closes a turn in some tokenizer, and the core's way to put learned vectors into a text.
+# Tokens that open or close a turn in some tokenizer, and the core's syntax for textual-inversion embeddings.
 _CONTROL = re.compile(r"<\|[^<>]*>|<[^<>|]*\|>|<(?:start|end)_of_turn>|\bembedding:", re.IGNORECASE)
 
 
 class EndpointRewriter(io.ComfyNode):
-    """A chat model of an OpenAI-compatible server."""
+    """A chat model on an OpenAI-compatible server."""
 
     @classmethod
     def define_schema(cls):
@@ -55,7 +56,7 @@ class EndpointRewriter(io.ComfyNode):
                     min=0.05,
                     max=2.0,
                     step=0.05,
-                    tooltip="How far several variants differ. The first is asked for at 0.",
+                    tooltip="How much several variants differ. The first is written at temperature 0.",
                 ),
                 io.Int.Input(
                     "max_tokens",
@@ -63,7 +64,7 @@ class EndpointRewriter(io.ComfyNode):
                     min=16,
                     max=32768,
                     advanced=True,
-                    tooltip="The longest answer. Models that think first need more.",
+                    tooltip="The longest answer in tokens. Models that reason first need more.",
                 ),
                 io.Int.Input(
                     "timeout",
@@ -81,10 +82,10 @@ class EndpointRewriter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, url=None, model=None) -> bool | str:
-        """Refuses impossible words before the run; what does not need them is run all the same."""
+        """True, or the error for a wrong address or model. Other branches of the graph still run."""
         from ..backend.net.chat_client import Endpoint
 
-        if url is None or model is None:  # they come from other nodes
+        if url is None or model is None:  # linked from other nodes, not known yet
             return True
         try:
             Endpoint(url, model)
@@ -104,7 +105,7 @@ class EndpointRewriter(io.ComfyNode):
 
 
 class RewriterFromClip(io.ComfyNode):
-    """The language model that a graph has loaded already, as its text encoder."""
+    """A language model that the graph has already loaded as its text encoder."""
 
     @classmethod
     def define_schema(cls):
@@ -113,25 +114,25 @@ class RewriterFromClip(io.ComfyNode):
             display_name="Rewriter from CLIP",
             category=LOADERS,
             description="Rewrites prompts with a text encoder that is a whole language model, such as "
-            "Z-Image's or FLUX.2 klein's Qwen3 or LTX-2's Gemma: nothing more to download or to "
-            "keep in memory.",
+            "Z-Image's or FLUX.2 klein's Qwen3 or LTX-2's Gemma: no further model to "
+            "download or to hold in memory.",
             search_aliases=["LLM", "text encoder", "Generate Text", "qwen", "gemma", "prompt model"],
             inputs=[
-                io.Clip.Input("clip", tooltip="A CLIP that can write: one that works in Generate Text."),
+                io.Clip.Input("clip", tooltip="A CLIP that can write text, as in Generate Text."),
                 io.Float.Input(
                     "temperature",
                     default=0.9,
                     min=0.05,
                     max=2.0,
                     step=0.05,
-                    tooltip="How far several variants differ. The first is the likeliest.",
+                    tooltip="How much several variants differ. The first is the most likely answer.",
                 ),
                 io.Int.Input(
                     "max_length",
                     default=1024,
                     min=16,
                     max=32768,
-                    tooltip="The longest answer in tokens. Models that think first need more.",
+                    tooltip="The longest answer in tokens. Models that reason first need more.",
                 ),
                 io.Float.Input(
                     "top_p",
@@ -140,7 +141,8 @@ class RewriterFromClip(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Several variants: the likeliest words that make up this share.",
+                    tooltip="For several variants: only the most likely words are used, up to this share "
+                    "of the probability.",
                 ),
             ],
             outputs=[
@@ -155,10 +157,10 @@ class RewriterFromClip(io.ComfyNode):
 
 
 class ClipRewriter:
-    """A rewriter over a CLIP object, whose weights the core manages.
+    """A rewriter that uses a CLIP object, whose weights the core manages.
 
     The core's tokenizers take one text and put it into the user's turn of their own template, so the system
-    text goes before the prompt. Rows are written one after the other: the core knows no batches here.
+    text is put before the prompt. Rows are generated one after the other: the core does not batch them.
     """
 
     name = "clip"
@@ -189,19 +191,19 @@ class ClipRewriter:
     ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; see `interfaces.Rewriter`.
 
-        `should_stop` is asked before each row; within a row the core's progress raises its interrupt after
-        every token.
+        `should_stop` is called before each row. Within a row the core raises its own interrupt after each
+        token. `progress(done, rows)` is called after each row.
         """
         critiques = check_request(prompts, variants, seed, critiques)
         found, rows = [], len(prompts) * variants
         for prompt, critique in zip(prompts, critiques, strict=True):
-            asked = self._request_text(prompt, critique)
+            text = self._request_text(prompt, critique)
             answers = []
             for variant in range(variants):
                 if should_stop is not None and should_stop():
                     raise Interrupted("rewriting was stopped; no prompt of this call was rewritten")
                 key = row_seed(seed, prompt, critique, variant) if variant else None
-                answers.append(read_answer(*self._generate(asked, key, prompt)))
+                answers.append(read_answer(*self._generate(text, key, prompt)))
                 if progress is not None:
                     progress(len(found) * variants + len(answers), rows)
             found.append(answers)
@@ -212,10 +214,11 @@ class ClipRewriter:
         messages = build_messages(_CONTROL.sub(" ", prompt), plain, self.system)
         return "\n\n".join(message["content"] for message in messages if message["content"])
 
-    def _generate(self, asked: str, seed: int | None, prompt: str) -> tuple[str, str, str, str]:
-        """What `read_answer` reads: the text, the user's prompt, who wrote, the limit that cut it off."""
-        tokens = self.clip.tokenize(asked, skip_template=False, min_length=1, thinking=False)
-        # As Generate Text asks, but without its penalties and cuts, which would bias the draw.
+    def _generate(self, text: str, seed: int | None, prompt: str) -> tuple[str, str, str, str]:
+        """The arguments of `read_answer`: answer, user's prompt, rewriter's name, the limit that cut it
+        off."""
+        tokens = self.clip.tokenize(text, skip_template=False, min_length=1, thinking=False)
+        # As in Generate Text, but without its penalties and cut-offs, which would bias the samples.
         ids = self.clip.generate(
             tokens,
             do_sample=seed is not None,
@@ -232,7 +235,7 @@ class ClipRewriter:
 
 
 def check_clip(clip: Any) -> None:
-    """Raises Unsupported where a CLIP object, or this ComfyUI, writes no text."""
+    """Raises BadInput without a CLIP object, and Unsupported if it, or this ComfyUI, cannot write text."""
     if clip is None:
         raise BadInput(
             "the CLIP input is empty: this checkpoint holds no text encoder; load one with Load CLIP"

@@ -1,4 +1,5 @@
-"""Loader nodes: rewriter, judge and the embedded renderer. Drop-downs list `models/reprise/…`."""
+"""Nodes that load rewriters, refiners, judges and the embedded renderer. Drop-downs list
+`models/reprise/…`."""
 
 from __future__ import annotations
 
@@ -18,20 +19,20 @@ from .sockets import CATEGORY, EMBEDDED
 LOADERS = f"{CATEGORY}/loaders"
 KINDS = ("rewriters", "refiners", "judges")
 REFINERS = ("prip", "promptist")
-LOOKS = {"plain": "renderer", "styled": "renderer-styled"}  # of the embedded renderer -> its folder
-VLM = "vlm: "  # begins the label of a judge that is any vision-language model
+LOOKS = {"plain": "renderer", "styled": "renderer-styled"}  # look of the embedded renderer -> its folder
+VLM = "vlm: "  # start of the label of a vision-language model
 
 
 def _folder_key(kind: str) -> str:
-    """ComfyUI's name of a kind's folders: models/reprise/KIND, and those that extra_model_paths.yaml adds."""
+    """ComfyUI's key of a kind's folders: models/reprise/KIND, and those from extra_model_paths.yaml."""
     name = f"reprise_{kind}"
     folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / "reprise" / kind))
     return name
 
 
 def installed_folders(kind: str) -> dict[str, Path]:
-    """Name, with "/", -> folder of each model of a kind: those that come with the pack, then each folder with
-    a config.json in it that is no part of another model."""
+    """Name -> folder of each model of a kind: the embedded ones, then every folder with a config.json that is
+    not inside another model's. Names are relative paths with "/"."""
     found = embedded_models(kind)
     for root in map(Path, folder_paths.get_folder_paths(_folder_key(kind))):
         folders = {config.parent for config in root.rglob("config.json")} - {root}
@@ -42,20 +43,25 @@ def installed_folders(kind: str) -> dict[str, Path]:
 
 
 def _installed_folder(kind: str, name: str) -> Path:
-    """Of an installed model. A workflow may be a stranger's, so it names no other folder and nothing that
-    would be downloaded. Raises CheckpointError."""
+    """The folder of an installed model. Raises CheckpointError.
+
+    A workflow may come from a stranger, so it can name no other folder, and nothing that is downloaded.
+    """
     known = installed_folders(kind)
     if name not in known:
         raise CheckpointError(
-            f"no {kind[:-1]} {name!r} in models/reprise/{kind}; put its folder back or choose "
-            "another in the drop-down"
+            f"there is no {kind[:-1]} {name!r} in models/reprise/{kind}; put its folder there, or choose "
+            "another one in the drop-down"
         )
     return known[name]
 
 
 def parse_rewriter_label(label: str) -> RewriterName:
-    """What Load Rewriter is to load: a line of its drop-down, or, from a workflow that was written by hand, a
-    name that works on the command line. Raises BadInput, UnknownName and CheckpointError."""
+    """The rewriter that a label of Load Rewriter names.
+
+    A label is a line of the drop-down or, in a workflow written by hand, a name as on the command line.
+    Raises BadInput, UnknownName and CheckpointError.
+    """
     from ..backend.factory import REWRITERS, parse_rewriter
 
     kind, name, url = split_name(label)
@@ -70,7 +76,10 @@ def parse_rewriter_label(label: str) -> RewriterName:
 
 
 def parse_refiner_label(label: str) -> RewriterName:
-    """What Load Refiner is to load, likewise. Raises Unsupported for a rewriter that is no refiner, too."""
+    """The refiner that a label of Load Refiner names; see `parse_rewriter_label`.
+
+    Raises also Unsupported, for a rewriter that is no refiner.
+    """
     from ..backend.factory import parse_rewriter
     from ..backend.rewriters.prip.rewriter import is_refiner
 
@@ -84,7 +93,10 @@ def parse_refiner_label(label: str) -> RewriterName:
 
 
 def parse_judge_label(label: str) -> RewardName:
-    """What Load Judge is to load, likewise. Raises Unsupported for a reward that reads no pictures, too."""
+    """The judge that a label of Load Judge names; see `parse_rewriter_label`.
+
+    Raises also Unsupported, for a reward that does not score pictures.
+    """
     from ..backend.factory import parse_reward
     from ..backend.rewards.vlm.judge import embedded_judges
 
@@ -97,8 +109,8 @@ def parse_judge_label(label: str) -> RewardName:
 
 
 def _validate(parse: Callable[[str], object], label: str | None) -> bool | str:
-    """What a node answers ComfyUI when it asks whether an input can be one."""
-    if label is None:  # it comes from another node
+    """The answer of `validate_inputs`: True, or why `parse` refuses the label."""
+    if label is None:  # linked from another node, not known yet
         return True
     try:
         parse(label)
@@ -108,7 +120,7 @@ def _validate(parse: Callable[[str], object], label: str | None) -> bool | str:
 
 
 def _dtype(name: str) -> str:
-    """Half where ComfyUI computes on a GPU, but for the embedded models, which are a few megabytes."""
+    """The dtype for a model: half precision on a GPU, but float32 for the small embedded models."""
     from .memory import language_model_dtype
 
     return "float32" if name == EMBEDDED or name.startswith("embedded-") else language_model_dtype()
@@ -139,7 +151,7 @@ class LoadRewriter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, rewriter=None) -> bool | str:
-        """In the place of ComfyUI's own check, which knows the drop-down alone."""
+        """Replaces ComfyUI's own check, which only accepts lines of the drop-down."""
         return _validate(parse_rewriter_label, rewriter)
 
     @classmethod
@@ -152,7 +164,7 @@ class LoadRewriter(io.ComfyNode):
 
 
 class LoadRefiner(io.ComfyNode):
-    """A PRIP model, prompt to imagined picture to prompt, or what PRIP is compared with."""
+    """A PRIP model, or a Promptist model, with which PRIP is compared."""
 
     @classmethod
     def define_schema(cls):
@@ -177,7 +189,7 @@ class LoadRefiner(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, refiner=None) -> bool | str:
-        """As Load Rewriter's."""
+        """As in Load Rewriter."""
         return _validate(parse_refiner_label, refiner)
 
     @classmethod
@@ -198,17 +210,17 @@ class LoadJudge(io.ComfyNode):
             node_id="RepriseLoadJudge",
             display_name="Load Judge",
             category=LOADERS,
-            description="Loads what scores pictures against a prompt.",
+            description="Loads a judge, which scores pictures against a prompt.",
             search_aliases=["reward", "scorer", "ImageReward", "HPSv2", "PickScore", "aesthetic", "VLM"],
             inputs=[
                 io.Combo.Input(
                     "judge",
                     options=[*picture_rewards(), *vlm_judges()],
                     default="shapeworld",
-                    tooltip="shapeworld reads pictures of the embedded renderer: 0 to 1, above .5 is right. "
-                    "vlm: is a vision-language model in models/reprise/judges and what it is asked; "
-                    "with #checklist it also says what is missing, and with #critique what is wrong, "
-                    "once `reprise train judge` has tuned it.",
+                    tooltip="shapeworld scores pictures of the embedded renderer: 0 to 1, above .5 is "
+                    "right. vlm: is a vision-language model in models/reprise/judges and the "
+                    "question it is asked. With #checklist it also says what is missing; with "
+                    "#critique it says what is wrong, if `reprise train judge` has trained it.",
                 ),
             ],
             outputs=[sockets.Judge.Output("judge", tooltip="For Reward Scorer, PARM and Reflection Loop.")],
@@ -216,7 +228,7 @@ class LoadJudge(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, judge=None) -> bool | str:
-        """As Load Rewriter's."""
+        """As in Load Rewriter."""
         return _validate(parse_judge_label, judge)
 
     @classmethod
@@ -235,8 +247,8 @@ class LoadJudge(io.ComfyNode):
 
 
 def vlm_judges() -> list[str]:
-    """The embedded judges, and what folders in models/reprise/judges are no judge of their own:
-    vision-language models, each once for every question that it can be asked."""
+    """Labels of vision-language judges: the embedded ones and those in models/reprise/judges, each once for
+    every question that it can be asked. Folders of published judges are left out."""
     from ..backend.rewards.published.files import JUDGES
     from ..backend.rewards.vlm.judge import MODES, embedded_judges
 
@@ -247,7 +259,7 @@ def vlm_judges() -> list[str]:
 
 
 class LoadShapeWorld(io.ComfyNode):
-    """The embedded tiny FLUX: nothing to download, draws in seconds on a CPU."""
+    """The embedded tiny FLUX: it needs no download and draws in seconds on a CPU."""
 
     @classmethod
     def define_schema(cls):
@@ -279,7 +291,7 @@ class LoadShapeWorld(io.ComfyNode):
 
 
 def check_prompt(prompt: str) -> str:
-    """The user's prompt without blanks around it. Raises BadInput where nothing is left."""
+    """The prompt without white space around it. Raises BadInput if it is empty."""
     if not prompt.strip():
         raise BadInput("the prompt is empty; write a few words that say what the picture shows")
     return prompt.strip()

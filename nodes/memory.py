@@ -1,4 +1,5 @@
-"""Models of ours under ComfyUI's memory manager: loaded when used, off the GPU when it wants the room."""
+"""The pack's models under ComfyUI's memory manager, which loads them when used and frees the GPU if
+needed."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from ..backend.core.interfaces import Managed
 
 
 class ManagedModule(nn.Module):
-    """Around a Hugging Face model, whose `device` has no setter: comfy writes one on what it manages."""
+    """Wraps a Hugging Face model: ComfyUI sets `device` on managed models, and theirs has no setter."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -20,8 +21,10 @@ class ManagedModule(nn.Module):
 
 
 def manage(holder: Any) -> Any:
-    """`holder` (a rewriter, refiner or judge) with its `model`, where it has one, under the manager, on the
-    text encoders' devices, through a `patcher` that `load_to_device` finds."""
+    """Put the model of `holder` (a rewriter, refiner or judge), if it has one, under the memory manager.
+
+    It uses the text encoders' devices. Sets `holder.patcher` for `load_to_device`; returns `holder`.
+    """
     if isinstance(holder, Managed) and holder.model is not None:
         devices = management.text_encoder_device(), management.text_encoder_offload_device()
         holder.patcher = ModelPatcher(ManagedModule(holder.model), *devices)
@@ -29,12 +32,12 @@ def manage(holder: Any) -> Any:
 
 
 def judge_dtype() -> str:
-    """The dtype to load a judge in: as published, but float32 where it will compute on a CPU."""
+    """The dtype to load a judge in: float32 on a CPU, else as published ("auto")."""
     return "float32" if management.is_device_cpu(management.text_encoder_device()) else "auto"
 
 
 def language_model_dtype() -> str:
-    """The dtype to load a language model in: float32 where it will compute on a CPU, else half."""
+    """The dtype to load a language model in: float32 on a CPU, else half precision."""
     device = management.text_encoder_device()
     if management.is_device_cpu(device):
         return "float32"
@@ -42,8 +45,8 @@ def language_model_dtype() -> str:
 
 
 def load_to_device(*holders: Any) -> None:
-    """Bring the models of what loader nodes made onto their device, where they have one under the manager."""
+    """Load the managed models of `holders`, objects that loader nodes made, onto their device."""
     patchers = [one.patcher for one in holders if isinstance(one, Managed) and one.patcher is not None]
     if patchers:
-        # In part would not do: only ComfyUI's own classes bring a layer's weights when it is its turn.
+        # Whole models: only ComfyUI's own layer classes can load their weights one layer at a time.
         management.load_models_gpu(patchers, force_full_load=True)

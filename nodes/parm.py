@@ -1,4 +1,4 @@
-"""PARM Best-of-N: many seeds in one sampler, hopeless ones pruned while denoising, the best kept."""
+"""PARM Best-of-N: many seeds in one run of the sampler; unpromising ones are pruned, the best is returned."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_CANDIDATES = 256
 def _search_inputs() -> list:
     return [
         io.Vae.Input("vae", tooltip="Decodes the finished candidates; must belong to the model."),
-        sockets.Judge.Input("judge", tooltip="From Load Judge: looks at previews and at finished pictures."),
+        sockets.Judge.Input("judge", tooltip="From Load Judge. It scores previews and finished pictures."),
         io.String.Input(
             "prompt",
             multiline=True,
@@ -50,17 +50,17 @@ def _search_inputs() -> list:
             "prune",
             options=list(SCHEDULES),
             default="halving",
-            tooltip="halving: the better part goes on at each look. potential: those that a "
-            "vision-language judge gives no hope stop, or with another judge those far "
-            "below the best. none: all are finished.",
+            tooltip="Which candidates stop early. halving: the worse part at each look. potential: "
+            "those that a vision-language judge finds unlikely to come out right, or with "
+            "another judge those far below the best. none: all are finished.",
         ),
         io.Combo.Input(
             "preview",
             options=list(METHODS),
             default="auto",
             advanced=True,
-            tooltip="How x0 previews are decoded for the judge. auto: TAESD where its file is, "
-            "else latent to RGB, else the VAE.",
+            tooltip="How x0 previews are decoded for the judge. auto: TAESD if its file is "
+            "installed, else latent to RGB, else the VAE.",
         ),
         io.Int.Input(
             "chunk",
@@ -68,7 +68,7 @@ def _search_inputs() -> list:
             min=0,
             max=MAX_CANDIDATES,
             advanced=True,
-            tooltip="Most candidates evaluated at once; 0: all. Falls if memory runs out.",
+            tooltip="How many candidates are computed at once; 0: all. It is lowered if memory runs out.",
         ),
         io.Float.Input(
             "potential",
@@ -78,14 +78,14 @@ def _search_inputs() -> list:
             step=0.01,
             optional=True,
             advanced=True,
-            tooltip="With prune potential and a vision-language judge: candidates that come out "
-            "right with a lower probability than this stop.",
+            tooltip="For prune potential with a vision-language judge: candidates stop if their "
+            "probability to come out right is below this.",
         ),
         sockets.Judge.Input(
             "preview_judge",
             optional=True,
-            tooltip="Looks at previews in the judge's place. A vision-language judge needs "
-            "none: it is asked what will become of a preview.",
+            tooltip="Scores previews instead of the judge. Not needed with a vision-language "
+            "judge, which is asked how a preview will turn out.",
         ),
     ]
 
@@ -102,7 +102,7 @@ def _outputs() -> list:
 
 
 class ParmBestOfN(io.ComfyNode):
-    """The KSampler's inputs and a judge."""
+    """PARM Best-of-N with the inputs of KSampler."""
 
     @classmethod
     def define_schema(cls):
@@ -110,7 +110,8 @@ class ParmBestOfN(io.ComfyNode):
             node_id="RepriseParmBestOfN",
             display_name="PARM Best-of-N",
             category=sockets.CATEGORY,
-            description="Starts many seeds, stops hopeless ones early, keeps the best (PARM, 2501.13926).",
+            description="Starts many seeds, stops unpromising ones early and keeps the best (PARM, "
+            "arXiv 2501.13926).",
             search_aliases=["best of n", "seed search", "cherry pick", "inference time scaling", "KSampler"],
             inputs=[
                 io.Model.Input("model"),
@@ -119,7 +120,7 @@ class ParmBestOfN(io.ComfyNode):
                 io.Conditioning.Input("negative"),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="Batch of 1: each candidate starts from it. Its noise mask is kept.",
+                    tooltip="A batch of 1; each candidate starts from it. Its noise mask is kept.",
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
                 *_search_inputs(),
@@ -146,14 +147,14 @@ class ParmBestOfN(io.ComfyNode):
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        # KSampler knows which samplers leave out the last but one sigma.
+        # KSampler's class computes the sigmas, because some samplers leave out the last but one.
         plan = comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise)
         sampler = comfy.samplers.sampler_object(sampler_name)
         return search_in_graph(guider, sampler, plan.sigmas, latent_image, seed, **search)
 
 
 class ParmBestOfNAdvanced(io.ComfyNode):
-    """NOISE, GUIDER, SAMPLER, SIGMAS: plugs into every graph that SamplerCustomAdvanced does."""
+    """PARM Best-of-N with the inputs of SamplerCustomAdvanced: NOISE, GUIDER, SAMPLER, SIGMAS."""
 
     @classmethod
     def define_schema(cls):
@@ -161,7 +162,7 @@ class ParmBestOfNAdvanced(io.ComfyNode):
             node_id="RepriseParmBestOfNAdvanced",
             display_name="PARM Best-of-N (Advanced)",
             category=sockets.CATEGORY,
-            description="PARM Best-of-N in the place of SamplerCustomAdvanced.",
+            description="PARM Best-of-N in place of SamplerCustomAdvanced.",
             search_aliases=["best of n", "SamplerCustomAdvanced", "seed search"],
             inputs=[
                 io.Noise.Input("noise", tooltip="RandomNoise: its seed is the first candidate's."),
@@ -179,7 +180,7 @@ class ParmBestOfNAdvanced(io.ComfyNode):
     def execute(cls, noise, guider, sampler, sigmas, latent_image, **search) -> io.NodeOutput:
         seed = getattr(noise, "seed", None)
         if seed is None or type(noise).__name__ == "Noise_EmptyNoise":
-            raise BadInput("the noise has no seed, so all candidates would be alike; connect RandomNoise")
+            raise BadInput("the noise has no seed, so all candidates would be equal; connect RandomNoise")
         return search_in_graph(guider, sampler, sigmas, latent_image, seed, **search)
 
 
@@ -200,12 +201,17 @@ def search_in_graph(
     potential: float = POTENTIAL_THRESHOLD,
     preview_judge: Any = None,
 ) -> io.NodeOutput:
-    """Best of `candidates` seeds in one run of the sampler; see `backend/search` for what is chosen."""
-    asked = check_prompt(prompt)
+    """The best of `candidates` seeds in one run of the sampler, chosen as in `backend/search`.
+
+    `sigmas` (steps + 1,); the other arguments are the node's inputs. Raises BadInput.
+    """
+    user_prompt = check_prompt(prompt)
     check_search(candidates, seed)
     steps = len(sigmas) - 1
     if steps < 1:
-        raise BadInput("there is no step to sample; use at least 1 step and denoise above 0")
+        raise BadInput(
+            "expected at least 1 step to sample, got 0; set steps to 1 or more and denoise above 0"
+        )
     check_vae(guider.model_patcher, vae)
     if candidates > 1:
         conds = getattr(guider, "original_conds", {})
@@ -213,7 +219,7 @@ def search_in_graph(
             guider.model_patcher.model_options, [one for group in conds.values() for one in group]
         )
     latents, mask = _latents(guider.model_patcher, latent_image, candidates)
-    found = [Candidate(i, seed + i, asked) for i in range(candidates)]
+    found = [Candidate(i, seed + i, user_prompt) for i in range(candidates)]
     preview_scorer: Reward = judge_for_previews(preview_judge or judge)
     cost = Cost()
     if prune == "potential" and isinstance(preview_scorer, PreviewReward):
@@ -221,7 +227,7 @@ def search_in_graph(
     schedule = schedule_from(prune, candidates, steps, preview_scorer)
     row_mask = ComfyRowMask(candidates, chunk or None)
     grid, decode = PreviewGrid(candidates, steps), Previewer(guider.model_patcher, vae, preview)
-    watcher = PruningWatcher(preview_scorer, asked, found, schedule, cost)
+    watcher = PruningWatcher(preview_scorer, user_prompt, found, schedule, cost)
     load_to_device(judge, *([preview_judge] if preview_judge and schedule.preview_steps else []))
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
@@ -237,7 +243,7 @@ def search_in_graph(
         grid.show(done, alive, pictures)
         row_mask.alive = kept
 
-    masked = copy.copy(guider)  # the user's guider stays as it is
+    masked = copy.copy(guider)  # the user's guider is not changed
     masked.model_options = copy.copy(guider.model_options)
     masked.model_patcher = guider.model_patcher.clone()
     masked.model_options = masked.model_patcher.model_options
@@ -258,12 +264,12 @@ def search_in_graph(
     images = decode_latents(vae, samples[[c.index for c in finished]])
     for candidate, image in zip(finished, images, strict=True):
         candidate.image = image
-    score_candidates(judge, asked, finished, cost)
-    return _result(found, best_index(found, judge), samples, judge, asked, latent_image, cost)
+    score_candidates(judge, user_prompt, finished, cost)
+    return _result(found, best_index(found, judge), samples, judge, user_prompt, latent_image, cost)
 
 
 def _latents(model: Any, latent_image: dict, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(count, …) latents to start from, and the noise mask where the latent has one."""
+    """Latents (count, …) to start from, and the latent's noise mask or None. Raises BadInput."""
     samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
     if len(samples) not in (1, count):
         raise BadInput(
@@ -279,7 +285,7 @@ def _result(
     best: int,
     samples: torch.Tensor,
     judge: Any,
-    asked: str,
+    user_prompt: str,
     latent_image: dict,
     cost: Cost,
 ) -> io.NodeOutput:
@@ -289,7 +295,7 @@ def _result(
     report = {
         "judge": judge.spec.name,
         **score_scale(judge.spec),
-        "prompt": asked,
+        "prompt": user_prompt,
         "best": best,
         "seed": found[best].seed,
         "candidates": [

@@ -1,4 +1,4 @@
-"""x0 previews of many candidates as pictures: by TAESD, else latent-to-RGB, else the VAE."""
+"""x0 previews of many candidates, decoded by TAESD, by latent-to-RGB factors or by the VAE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ GRID_SIDE = 768  # pixels on the longer side of the live preview
 
 
 class Previewer:
-    """Decodes x0 latents (B, C, h, w) in the model's own space to pictures (B, H, W, 3) in 0..1."""
+    """Decodes x0 latents (B, C, h, w), in the model's own space, to pictures (B, H, W, 3) in 0..1.
+
+    Raises BadInput for the method TAESD if its decoder is not installed.
+    """
 
     def __init__(self, model: Any, vae: Any, method: str = "auto"):
         self.latent_format, self.vae, self.device = model.model.latent_format, vae, model.load_device
@@ -26,8 +29,8 @@ class Previewer:
             found = _taesd_file(self.latent_format)
             if found is None:
                 raise BadInput(
-                    f"no TAESD decoder for this model in models/vae_approx; expected "
-                    f"{self.latent_format.taesd_decoder_name}.safetensors; put it there or take another"
+                    "no TAESD decoder for this model in models/vae_approx; put "
+                    f"{self.latent_format.taesd_decoder_name}.safetensors there, or choose another preview"
                 )
             channels = self.latent_format.latent_channels
             self.taesd = TAESD(None, found, latent_channels=channels).to(self.device).eval()
@@ -51,23 +54,25 @@ class Previewer:
 
 
 def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, H, W, 3) in 0..1 of latents in the VAE's own space, one for each."""
+    """Latents in the VAE's own space -> pictures (B, H, W, 3) in 0..1, one for each. Raises BadInput."""
     pictures = vae.decode(latents)
-    if pictures.ndim == 5:  # the VAEs of image models that came from video ones: one frame
+    if pictures.ndim == 5:  # VAEs made from video VAEs return frames, of an image one
         pictures = pictures.flatten(0, 1)
     if len(pictures) != len(latents):
         raise BadInput(
-            f"expected one picture for each latent, got {len(pictures)} for {len(latents)}: no videos"
+            f"expected one picture for each latent, got {len(pictures)} for {len(latents)}; use an image "
+            "model, videos are not supported"
         )
     return pictures[..., :3].float().cpu().clamp(0, 1)
 
 
 def check_vae(model: Any, vae: Any) -> None:
-    """Raises BadInput where the VAE is plainly another model's."""
-    made, taken = model.model.latent_format.latent_channels, getattr(vae, "latent_channels", None)
-    if taken is not None and made != taken:
+    """Raises BadInput if the VAE has another number of latent channels than the model."""
+    expected, channels = model.model.latent_format.latent_channels, getattr(vae, "latent_channels", None)
+    if channels is not None and expected != channels:
         raise BadInput(
-            f"the model makes latents of {made} channels, this VAE takes {taken}; connect the model's own VAE"
+            f"the model has latents of {expected} channels, this VAE takes {channels}; connect the model's "
+            "own VAE"
         )
 
 
@@ -80,7 +85,7 @@ def _taesd_file(latent_format: Any) -> str | None:
 
 
 class PreviewGrid:
-    """The live preview: all candidates in a grid, those pruned dimmed. Sends it with the progress."""
+    """The live preview: all candidates in a grid, pruned ones dimmed. It is sent with the progress."""
 
     def __init__(self, count: int, steps: int):
         self.bar = comfy.utils.ProgressBar(steps)
@@ -89,7 +94,10 @@ class PreviewGrid:
         self.pruned: set[int] = set()
 
     def show(self, step: int, rows: list[int] = (), pictures: torch.Tensor | None = None) -> None:  # type: ignore[assignment]
-        """After `step` (1-based) of the sampler; `pictures` (len(rows), H, W, 3) where there are new ones."""
+        """Send the grid after `step` (1-based) of the sampler.
+
+        `pictures` (len(rows), H, W, 3) are new previews of `rows`, if there are any.
+        """
         management.throw_exception_if_processing_interrupted()
         if pictures is not None:
             for row, picture in zip(rows, pictures, strict=True):
@@ -98,7 +106,7 @@ class PreviewGrid:
         self.bar.update_absolute(step, self.steps, preview)
 
     def image(self):
-        """The grid as a PIL image, near square."""
+        """The grid as a PIL image, about square."""
         import math
 
         from PIL import Image

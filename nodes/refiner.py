@@ -1,4 +1,4 @@
-"""PRIP: a prompt, refined through the embedding of an imagined preferred picture; a picture, as a prompt."""
+"""PRIP: refines a prompt through the predicted embedding of a preferred picture; describes a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .rewriter import rewrite_prompt, rewrite_view
 
 
 class PripRefiner(io.ComfyNode):
-    """A refiner is a rewriter that has no words between prompt and prompt: it gives no reason."""
+    """A refiner is a rewriter that gives no reason."""
 
     @classmethod
     def define_schema(cls):
@@ -47,7 +47,7 @@ class PripRefiner(io.ComfyNode):
 
 
 class PripDescribe(io.ComfyNode):
-    """PRIP's second half by itself: the embedding is a real picture's."""
+    """PRIP's second half alone, with the embedding of a real picture."""
 
     @classmethod
     def define_schema(cls):
@@ -55,13 +55,13 @@ class PripDescribe(io.ComfyNode):
             node_id="RepriseDescribe",
             display_name="PRIP Describe",
             category=sockets.CATEGORY,
-            description="Writes the prompt that would draw a picture like this one, with a refiner that has "
+            description="Writes a prompt that draws a picture like this one, with a refiner that has "
             "its vision tower (PRIP).",
             search_aliases=["image to prompt", "interrogate", "caption", "CLIP interrogator", "PRIP"],
             inputs=[
                 io.Image.Input("image", tooltip="One picture or a batch."),
                 sockets.Refiner.Input(
-                    "refiner", tooltip="From Load Refiner: a PRIP folder with its vision tower in it."
+                    "refiner", tooltip="From Load Refiner: a PRIP model with its vision tower."
                 ),
                 *sockets.variant_inputs("description"),
             ],
@@ -82,7 +82,7 @@ class PripDescribe(io.ComfyNode):
         from .memory import load_to_device, manage
 
         if not refiner.capabilities.describes:
-            raise Unsupported("this refiner writes from words alone; choose a PRIP folder in Load Refiner")
+            raise Unsupported("this refiner cannot read pictures; choose a PRIP model in Load Refiner")
         eye = refiner.vision_tower
         if eye.patcher is None:  # it was just loaded
             manage(eye)

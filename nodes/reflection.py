@@ -1,8 +1,9 @@
-"""Reflection Loop: draw, judge, say what is wrong, rewrite, draw again, over the user's own sampler.
+"""Reflection Loop: draw a picture, judge it, rewrite the prompt by the critique, and draw again.
 
 Source: PARM++ (arXiv 2501.13926, section 3.4), as in `backend/search/reflection.py`. The rounds are node
-expansion: each round is stock nodes (CLIPTextEncode, KSampler, VAEDecode) and one judging node, which ends
-the loop or expands into the next round. So LoRAs, progress, interrupts and memory are ComfyUI's own.
+expansion: each round consists of stock nodes (CLIPTextEncode, KSampler, VAEDecode) and one judging node,
+which ends the loop or expands into the next round. So LoRAs, progress, interrupts and memory work as in
+ComfyUI.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STEP = "RepriseReflectionStep"
 
 
 def _inputs() -> list:
-    """What every round needs; the judging node has them too and hands their links on."""
+    """The inputs of every round. The judging node has them too, and passes their links on."""
     return [
         io.Model.Input("model"),
         io.Clip.Input("clip"),
@@ -38,15 +39,15 @@ def _inputs() -> list:
         io.Conditioning.Input("negative"),
         io.Latent.Input(
             "latent_image",
-            tooltip="Batch of 1: size of the picture, or with less denoise what "
-            "to start from. Its noise mask is kept.",
+            tooltip="A batch of 1: the size of the picture or, with denoise below 1, what to start "
+            "from. Its noise mask is kept.",
         ),
         sockets.Rewriter.Input(
             "rewriter",
-            tooltip="From Load Rewriter: mends the prompt by what is wrong. A "
-            "PRIP or Promptist model does not read that.",
+            tooltip="From Load Rewriter. It corrects the prompt by what the judge finds wrong. "
+            "PRIP and Promptist models ignore that.",
         ),
-        sockets.Judge.Input("judge", tooltip="From Load Judge: must be able to say what is wrong."),
+        sockets.Judge.Input("judge", tooltip="From Load Judge. It must be able to say what is wrong."),
         io.String.Input(
             "prompt",
             multiline=True,
@@ -58,14 +59,14 @@ def _inputs() -> list:
             default=3,
             min=0,
             max=16,
-            tooltip="Most corrections; the loop stops as soon as the judge is satisfied.",
+            tooltip="The most corrections; the loop stops as soon as the judge is satisfied.",
         ),
         *sockets.sampler_inputs("Round r draws with seed + r."),
         io.Combo.Input(
             "correction",
             options=[correction.value for correction in Correction],
             default=Correction.DRAW_AGAIN.value,
-            tooltip="draw again: a new picture from the mended prompt. image to image: the best "
+            tooltip="draw again: a new picture from the corrected prompt. image to image: the best "
             "picture so far is drawn over.",
         ),
         io.Float.Input(
@@ -75,13 +76,13 @@ def _inputs() -> list:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Denoise of image to image; 1 keeps nothing.",
+            tooltip="Denoise of image to image; 1 keeps nothing of the picture.",
         ),
     ]
 
 
 def _denoise() -> io.Input:
-    """Last and optional: workflows that were saved without it run as they did."""
+    """The last input, and optional: workflows that were saved without it still run."""
     return io.Float.Input(
         "denoise",
         default=1.0,
@@ -90,8 +91,8 @@ def _denoise() -> io.Input:
         step=0.01,
         optional=True,
         advanced=True,
-        tooltip="Of the first picture and of those that are drawn again; 1 draws all anew, "
-        "less starts from latent_image.",
+        tooltip="Denoise of the first picture and of those that are drawn again. Below 1 they "
+        "start from latent_image.",
     )
 
 
@@ -105,7 +106,7 @@ def _outputs() -> list:
 
 
 class ReflectionLoop(io.ComfyNode):
-    """Draws once, then mends until the judge is satisfied or the rounds are spent."""
+    """Draws once, then corrects until the judge is satisfied or the rounds are used up."""
 
     @classmethod
     def define_schema(cls):
@@ -121,8 +122,8 @@ class ReflectionLoop(io.ComfyNode):
                     "first_prompt",
                     optional=True,
                     force_input=True,
-                    tooltip="Drawn first, for example from RePrompt Rewriter. Without it the "
-                    "rewriter's own first rewrite is.",
+                    tooltip="The prompt of the first picture, for example from RePrompt Rewriter. Without "
+                    "it, the rewriter's own first rewrite.",
                 ),
                 _denoise(),
             ],
@@ -136,8 +137,8 @@ class ReflectionLoop(io.ComfyNode):
     async def execute(
         cls, prompt, rewriter, judge, latent_image, rounds, seed, first_prompt=None, denoise=1.0, **settings
     ) -> io.NodeOutput:
-        graph = GraphBuilder()  # before anything is waited for: its ids are ComfyUI's of the moment
-        asked = check_prompt(prompt)
+        graph = GraphBuilder()  # before the first await: its ids depend on the node that is running
+        user_prompt = check_prompt(prompt)
         if not isinstance(judge, Critic):
             raise BadInput(
                 f"reflection needs a judge that can say what is wrong; {judge.spec.name!r} only scores: "
@@ -147,13 +148,18 @@ class ReflectionLoop(io.ComfyNode):
             raise BadInput(
                 f"expected a latent batch of 1, got {len(latent_image['samples'])}; set batch_size to 1"
             )
-        first = first_prompt or await _rewrite(rewriter, asked, "", seed, 0)
-        if told := critique_warning(rewriter):
-            log.warning("%s", told)
+        first = first_prompt or await _rewrite(rewriter, user_prompt, "", seed, 0)
+        if warning := critique_warning(rewriter):
+            log.warning("%s", warning)
         links = _links(cls.hidden)
         links.pop("first_prompt", None)
         report = LiveReport(
-            id=graph.prefix, judge=judge.spec.name, **score_scale(judge.spec), prompt=asked, best=0, rounds=[]
+            id=graph.prefix,
+            judge=judge.spec.name,
+            **score_scale(judge.spec),
+            prompt=user_prompt,
+            best=0,
+            rounds=[],
         )
         return _expand(
             links,
@@ -169,7 +175,7 @@ class ReflectionLoop(io.ComfyNode):
 
 
 class ReflectionStep(io.ComfyNode):
-    """One round's verdict; only the loop makes it."""
+    """The verdict of one round. Only the loop creates this node."""
 
     @classmethod
     def define_schema(cls):
@@ -177,7 +183,7 @@ class ReflectionStep(io.ComfyNode):
             node_id=STEP,
             display_name="Reflection Step",
             category=f"{sockets.CATEGORY}/internal",
-            description="One round of a Reflection Loop, which makes this node by itself.",
+            description="One round of a Reflection Loop, which creates this node itself.",
             inputs=[
                 *_inputs(),
                 io.Image.Input("image"),
@@ -226,8 +232,11 @@ class ReflectionStep(io.ComfyNode):
         }
         every = picture if images is None else torch.cat([images.float().cpu(), picture])
         best = rank(judge.spec, {i: drawn["score"] for i, drawn in enumerate(past)})[0]
-        told = [*report.shown["rounds"][: len(past) - 1], {**past[-1], "picture": save_thumbnail(picture)}]
-        report.shown.update(best=best, rounds=told)
+        rounds_shown = [
+            *report.shown["rounds"][: len(past) - 1],
+            {**past[-1], "picture": save_thumbnail(picture)},
+        ]
+        report.shown.update(best=best, rounds=rounds_shown)
         ui = {"reprise_reflection": [{**report.shown, "part": True}]}
         if past[best]["verdict"] == "yes" or len(past) > rounds:
             return io.NodeOutput(
@@ -236,14 +245,14 @@ class ReflectionStep(io.ComfyNode):
         number = len(past)
         mended = await _rewrite(rewriter, prompt, past[best]["critique"], seed, number)
         links = _links(cls.hidden)
-        # What is kept of the rounds so far travels as a batch of pictures.
-        kept = links["image"]
+        # The pictures of all rounds so far are passed on as a batch.
+        batch = links["image"]
         if images is not None:
-            kept = graph.node("ImageBatch", image1=links["images"], image2=kept).out(0)
-        links["images"] = kept
+            batch = graph.node("ImageBatch", image1=links["images"], image2=batch).out(0)
+        links["images"] = batch
         start = links["latent_image"]
         if correction == Correction.IMAGE_TO_IMAGE:
-            shown = graph.node("ImageFromBatch", image=kept, batch_index=best, length=1)
+            shown = graph.node("ImageFromBatch", image=batch, batch_index=best, length=1)
             start, denoise = graph.node("VAEEncode", pixels=shown.out(0), vae=links["vae"]).out(0), strength
             if (mask := latent_image.get("noise_mask")) is not None:
                 start = graph.node("SetLatentNoiseMask", samples=start, mask=mask).out(0)
@@ -261,12 +270,13 @@ class ReflectionStep(io.ComfyNode):
 
 
 def _links(hidden: Any) -> dict[str, Any]:
-    """The node's inputs as they stand in the graph: links stay links."""
+    """The node's inputs as they are in the graph: links stay links."""
     return dict(hidden.dynprompt.get_node(hidden.unique_id)["inputs"])
 
 
 async def _rewrite(rewriter: Any, prompt: str, critique: str, seed: int, number: int) -> str:
-    """The rewrite for a round: the likeliest for rounds 0 and 1, then sampled ones, so that rounds differ."""
+    """The rewrite of round `number`: the most likely one in rounds 0 and 1, then sampled, so rounds
+    differ."""
     return (await rewrite_prompt_async(rewriter, prompt, max(1, number), seed, critique))[-1].prompt
 
 

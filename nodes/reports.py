@@ -1,4 +1,4 @@
-"""What the views in the browser are told beside the numbers: the judge's range, small pictures."""
+"""Data for the views in the browser: a judge's range, thumbnails, reports that grow while a node runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ THUMBNAIL = 256  # pixels on the longer side
 
 
 def score_scale(spec: RewardSpec) -> dict[str, Any]:
-    """Which way a judge counts and its usual range; None for an open end, as JSON has no infinity."""
+    """A judge's direction and usual range; None for an infinite end, which JSON cannot hold."""
     low, high = (float(end) if math.isfinite(end) else None for end in (spec.low, spec.high))
     return {"higher_is_better": spec.higher_is_better, "low": low, "high": high}
 
 
 def save_thumbnail(picture: Tensor) -> dict[str, str]:
-    """Saves a picture (1, H, W, 3) small among ComfyUI's temporary ones; what `/view` finds it by."""
+    """Save a picture (1, H, W, 3) as a small temporary file of ComfyUI; returns the parameters of `/view`."""
     import comfy.utils
     from comfy_api.latest import ui
 
@@ -34,11 +34,12 @@ def save_thumbnail(picture: Tensor) -> dict[str, str]:
 class LiveReport:
     """A report that grows with the rounds of an expanding node.
 
-    ComfyUI keeps what a node returned as `ui` when it expanded, and sends just that when the node is next
-    found in the cache: what the nodes of the expansion return is not kept for it. So the expanding node
-    returns `shown` and hands this object to its rounds, which complete the same dictionary. It goes along as
-    a plain object: ComfyUI cannot hash it, so no round of an earlier expansion stands in for a new one and
-    leaves the report unfinished.
+    ComfyUI caches the `ui` that a node returned when it expanded, and sends only that when the node comes
+    from the cache; the `ui` of the nodes of its expansion is lost. So the expanding node returns `shown` and
+    passes this object to its rounds, which complete the same dictionary.
+
+    It is passed as a plain object, which ComfyUI cannot hash. So no cached round of an earlier expansion
+    replaces a new one, which would leave the report incomplete.
     """
 
     def __init__(self, **shown: Any):

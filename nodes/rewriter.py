@@ -19,7 +19,7 @@ _LOCK = Lock()  # answers of servers come in threads
 
 
 class RePromptRewriterNode(io.ComfyNode):
-    """Rewrites in `backend/rewriters`; here are the schema, the lock and the memory."""
+    """The rewriting is in `backend/rewriters`; here are the schema, the lock and a cache of answers."""
 
     @classmethod
     def define_schema(cls):
@@ -56,7 +56,7 @@ class RePromptRewriterNode(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="What was wrong with the last picture; the rewrite mends it.",
+                    tooltip="What was wrong with the last picture; the rewrite corrects it.",
                 ),
             ],
             outputs=[
@@ -70,7 +70,7 @@ class RePromptRewriterNode(io.ComfyNode):
                     "reason",
                     display_name="reason",
                     is_output_list=True,
-                    tooltip="What the model thought, one for each prompt.",
+                    tooltip="The model's reasoning, one text for each prompt.",
                 ),
             ],
             has_intermediate_output=True,
@@ -109,10 +109,10 @@ def rewrite_prompt(
     critique: str = "",
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Rewrite]:
-    """`variants` rewrites of one prompt. ComfyUI's interrupt is raised here, between two tokens.
+    """`variants` rewrites of one prompt. An interrupt of ComfyUI is raised here, between two tokens.
 
-    What was asked before is remembered: under memory pressure ComfyUI's own cache forgets, and the
-    rounds of a loop would run the model again.
+    Answers are cached: if memory is short, ComfyUI drops its own cache, and the rounds of a loop would run
+    the model again.
     """
     import comfy.model_management as management
 
@@ -141,7 +141,7 @@ def rewrite_prompt(
 
 
 async def rewrite_prompt_async(rewriter: Any, *arguments: Any) -> list[Rewrite]:
-    """`rewrite_prompt`, but other nodes run while a server answers."""
+    """`rewrite_prompt`, but other nodes can run while a server answers."""
     from .waiting import run_in_thread
 
     if not rewriter.capabilities.elsewhere:
@@ -156,6 +156,6 @@ def _output(
 
 
 def rewrite_view(prompt: str, prompts: list[str], reasons: list[str], fallbacks: list[str | None]) -> dict:
-    """What the node's view shows: the user's words, the rewrites, the reasons, what went wrong."""
+    """The data of the node's view: the user's prompt, the rewrites, their reasons and fallbacks."""
     shown = {"prompt": prompt, "prompts": prompts, "reasons": reasons, "fallbacks": fallbacks}
     return {"reprise_rewrite": [shown]}

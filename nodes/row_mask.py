@@ -1,8 +1,8 @@
-"""Evaluate only the candidates alive: the same idea as `backend/renderers/row_mask.py`, inside ComfyUI.
+"""Computes only the candidates that are not pruned, as `backend/renderers/diffusers/row_mask.py`, in ComfyUI.
 
-The wrapper sits at CALC_COND_BATCH: below CFG, post-CFG hooks, inpainting blends and every sampler's
-history, which keep the whole batch; above ControlNets and the model, which see the rows alive only.
-Dead rows are given their last value. So a survivor's path is that of the unpruned run.
+The wrapper is at CALC_COND_BATCH. CFG, post-CFG hooks, inpainting blends and the samplers' histories are
+above it and keep the whole batch. ControlNets and the model are below it and get only the rows that are
+alive. Pruned rows keep their last value. So the path of a surviving row is that of an unpruned run.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ KEY = "reprise.row_mask"
 
 
 class ComfyRowMask:
-    """`alive` holds the rows to evaluate; `rows` counts rows evaluated, `rows_full` rows asked for.
+    """`alive` are the rows to compute; `rows` counts computed rows, `rows_full` rows without pruning.
 
-    One row is one candidate under one conditioning, so CFG makes two of each. `chunk` is the most rows
-    evaluated at once; it halves by itself when memory runs out.
+    A row is one candidate under one conditioning, so with CFG each candidate is two rows. `chunk` is the most
+    candidates computed at once; it is halved when memory runs out.
     """
 
     def __init__(self, count: int, chunk: int | None = None):
@@ -84,25 +84,25 @@ class ComfyRowMask:
 
 
 def check_independent_rows(model_options: dict[str, Any], conds: list[dict[str, Any]]) -> None:
-    """Raises BadInput where the model or a conditioning ties the rows of a batch together.
+    """Raises BadInput if the model or a conditioning makes the rows of a batch depend on each other.
 
-    A row would then be another picture than alone, and another again once rows beside it are pruned.
+    A candidate would then differ from the same seed drawn alone, and change again once others are pruned.
     """
     transformer = model_options.get("transformer_options", {})
     if "easycache" in transformer:
         raise BadInput(
             "EasyCache and LazyCache skip steps by the mean of the batch, so candidates would change each "
-            "other; take the node out"
+            "other; remove the node"
         )
     if _made_by("TomePatchModel", transformer.get("patches", {}).get("attn1_patch", [])):
         raise BadInput(
-            "Tome Patch Model merges other tokens at random in each call, so survivors of pruning would be "
-            "other pictures; take the node out"
+            "Tome Patch Model merges random tokens in each call, so pruning would change the surviving "
+            "pictures; remove the node"
         )
     if _made_by("SelfAttentionGuidance", model_options.get("sampler_post_cfg_function", [])):
         raise BadInput(
-            "Self-Attention Guidance pairs the attention of the last call with the whole batch, so pruned "
-            "candidates would mix up the others; take the node out"
+            "Self-Attention Guidance uses the attention of the last call for the whole batch, so pruning "
+            "would mix up the candidates; remove the node"
         )
     for cond in conds:
         control = cond.get("control")
@@ -110,21 +110,21 @@ def check_independent_rows(model_options: dict[str, Any], conds: list[dict[str, 
             hint = getattr(control, "cond_hint_original", None)
             if hint is not None and len(hint) > 1:
                 raise BadInput(
-                    f"the ControlNet's picture is a batch of {len(hint)}, and all candidates share one; "
+                    f"the ControlNet's picture is a batch of {len(hint)}, but all candidates share one; "
                     "connect one picture"
                 )
             control = getattr(control, "previous_controlnet", None)
 
 
 def _made_by(node: str, functions: list[Any]) -> bool:
-    """Whether a core node of that name put one of these hooks into the model."""
+    """Whether the core node class `node` put one of these hooks into the model."""
     return any(node in getattr(function, "__qualname__", "") for function in functions)
 
 
 def take_rows(value: Any, rows: list[int], count: int) -> Any:
-    """`value` with each tensor in it that carries the batch of `count` reduced to `rows`.
+    """`value` with every tensor of batch size `count` in it reduced to `rows`.
 
-    Reaches into comfy's CONDs (`_copy_with`); ControlNets and hooks are left as they are.
+    It also changes comfy's COND objects (by `_copy_with`); ControlNets and hooks stay as they are.
     """
     if isinstance(value, torch.Tensor):
         return value[rows] if value.ndim > 1 and len(value) == count > 1 else value

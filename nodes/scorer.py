@@ -1,4 +1,4 @@
-"""Reward Scorer: one score per image, the best one, all of them ranked."""
+"""Reward Scorer: one score per image, the best image, and all images ranked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .loaders import check_prompt
 
 
 class RewardScorer(io.ComfyNode):
-    """Scores in `backend/judging.py`; an image's score does not depend on its batch."""
+    """Scores by `backend/core/scoring.py`; an image's score does not depend on its batch."""
 
     @classmethod
     def define_schema(cls):
@@ -22,12 +22,12 @@ class RewardScorer(io.ComfyNode):
             description="Scores each image against your prompt and ranks them.",
             search_aliases=["ImageReward", "HPSv2", "PickScore", "CLIP score", "aesthetic", "rank images"],
             inputs=[
-                io.Image.Input("images", tooltip="A batch of any size; each image gets a score of its own."),
+                io.Image.Input("images", tooltip="A batch of any size; each image gets its own score."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="Your ORIGINAL prompt, not the rewrite: what should be seen.",
+                    tooltip="Your ORIGINAL prompt, not the rewrite: what the images should show.",
                 ),
                 sockets.Judge.Input("judge", tooltip="From Load Judge."),
             ],
@@ -48,10 +48,10 @@ class RewardScorer(io.ComfyNode):
         from .memory import load_to_device
         from .reports import score_scale
 
-        asked = [check_prompt(prompt)] * len(images)
+        prompts = [check_prompt(prompt)] * len(images)
         load_to_device(judge)
         pictures = images[..., :3].float().cpu()
-        scores = image_scores(judge, pictures, asked)
+        scores = image_scores(judge, pictures, prompts)
         order = rank(judge.spec, dict(enumerate(scores)))
         report = {
             "judge": judge.spec.name,
@@ -61,7 +61,7 @@ class RewardScorer(io.ComfyNode):
             "ranking": order,
         }
         if isinstance(judge, Critic):
-            report["critiques"] = [verdict.critique for verdict in judge.criticize(pictures, asked)]
+            report["critiques"] = [verdict.critique for verdict in judge.criticize(pictures, prompts)]
         return io.NodeOutput(
             images[order[:1]],
             images[order],

@@ -1,7 +1,7 @@
-"""Each candidate draws its noise alone: the first, and what stochastic samplers add on the way.
+"""Noise for each candidate by itself: the initial noise, and that which stochastic samplers add.
 
-A stock sampler draws one noise for the whole batch, so a candidate would depend on its place in it. Here
-row i gets what a plain KSampler with batch 1 and seed + i would draw.
+A stock sampler draws one noise for the whole batch, so a candidate would depend on its place in it. Here row
+i gets the noise of a plain KSampler with batch 1 and seed + i.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import torch
 
 from ..backend.core.errors import BadInput
 
-# Their step size looks at the whole batch, so candidates would change each other.
+# Their step size depends on the whole batch, so candidates would change each other.
 COUPLED = frozenset({"dpm_adaptive"})
 _BROWNIAN = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 
 
 def first_noise(latent: torch.Tensor, seed: int, count: int) -> torch.Tensor:
-    """(count, …) noise; row i is a plain KSampler's for seed + i at batch 1. `latent` has `count` rows."""
+    """Initial noise (count, …); row i is that of a plain KSampler for seed + i. `latent` has `count` rows."""
     return torch.cat([comfy.sample.prepare_noise(latent[i : i + 1], seed + i) for i in range(count)])
 
 
 class SeededSampler(comfy.samplers.KSAMPLER):
-    """A KSAMPLER whose added noise is drawn per row; another kind of SAMPLER passes through unchanged."""
+    """A KSAMPLER that draws its added noise for each row by itself; other SAMPLERs are used unchanged.
+
+    Raises BadInput for a sampler whose step size depends on the whole batch.
+    """
 
     def __init__(self, sampler: Any, seeds: list[int]):
         self.inner, self.seeds = sampler, seeds
@@ -77,7 +80,7 @@ class SeededSampler(comfy.samplers.KSAMPLER):
 
 
 def sampler_name(sampler: Any) -> str:
-    """The function's name without "sample_"; the class's for samplers that are no functions."""
+    """The name of its function without "sample_", or of its class for a SAMPLER without a function."""
     function = getattr(sampler, "sampler_function", None)
     name = getattr(function, "__name__", None) or type(sampler).__name__
     return name.removeprefix("sample_").removesuffix("_function")

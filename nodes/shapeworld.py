@@ -1,7 +1,7 @@
-"""The embedded tiny FLUX as ComfyUI's own MODEL, CLIP and VAE, from the weights that diffusers loads.
+"""The embedded tiny FLUX as ComfyUI's MODEL, CLIP and VAE, from weights in the diffusers format.
 
-Stock loaders want FLUX's head size and text encoders, so the objects are built here at the sizes in the
-weights' own configs. Everything stays float32: the models are a few megabytes.
+Stock loaders expect FLUX's head size and text encoders, so the objects are built here, at the sizes in the
+weights' configs. Everything stays float32: the models are a few megabytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _weights(folder: Path, part: str, name: str) -> dict[str, torch.Tensor]:
 
 
 def load_model(folder: Path = WEIGHTS) -> ModelPatcher:
-    """The transformer as comfy's Flux, with the identity for a time shift, as it was trained."""
+    """The transformer as comfy's Flux, without a time shift, as it was trained."""
     made, vae = _config(folder, "transformer"), _config(folder, "vae")
 
     class Latents(comfy.latent_formats.Flux):
@@ -127,7 +127,7 @@ def load_clip(folder: Path = WEIGHTS) -> comfy.sd.CLIP:
             return {}
 
     class T5(comfy.text_encoders.t5.T5):
-        """comfy's T5 takes every T5 for one with 32 buckets of distance."""
+        """comfy's T5 assumes 32 buckets of relative distance; this takes the config's number."""
 
         def __init__(self, config, dtype, device, operations):
             super().__init__(config, dtype, device, operations)
@@ -140,7 +140,7 @@ def load_clip(folder: Path = WEIGHTS) -> comfy.sd.CLIP:
             )
 
     class ClipText(comfy.clip_model.CLIPTextModel):
-        """comfy's CLIP takes every CLIP for one with 49,408 words."""
+        """comfy's CLIP assumes a vocabulary of 49,408 tokens; this takes the config's size."""
 
         def __init__(self, config, dtype, device, operations):
             super().__init__(config, dtype, device, operations)
@@ -231,7 +231,7 @@ class TinyAutoencoder(nn.Module):
 
 
 def load_vae(folder: Path = WEIGHTS) -> comfy.sd.VAE:
-    """comfy's VAE, set up by it as for a TAESD of 16 channels, around the tiny autoencoder."""
+    """The tiny autoencoder as comfy's VAE, which is set up as for a TAESD of 16 channels."""
     config = _config(folder, "vae")
     weights = _weights(folder, "vae", "diffusion_pytorch_model.safetensors")
     model = TinyAutoencoder(config).eval().requires_grad_(False)

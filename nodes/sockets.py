@@ -1,4 +1,4 @@
-"""The pack's own socket types and what its nodes share in their schemas."""
+"""The pack's own socket types, and inputs that several nodes share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMBEDDED = "shapeworld (embedded)"
 
 
 def rewriter_inputs(socket: io.Input, word: str) -> list[io.Input]:
-    """Inputs of a node that writes prompts; `word` is what it calls one of them."""
+    """Inputs of a node that writes prompts; `word` is its word for one of them, such as "rewrite"."""
     return [
         io.String.Input(
             "prompt",
@@ -28,15 +28,15 @@ def rewriter_inputs(socket: io.Input, word: str) -> list[io.Input]:
 
 
 def variant_inputs(word: str) -> list[io.Input]:
-    """How many prompts a model writes, and the seed of all but the first."""
+    """Inputs for the number of prompts that a model writes, and for the seed of all but the first."""
     return [
         io.Int.Input(
             "variants",
             default=1,
             min=1,
             max=64,
-            tooltip=f"1: the model's best single {word}. More: that many different ones, as a list; "
-            "what follows in the graph runs once for each.",
+            tooltip=f"1: the model's best {word}. More: so many different ones, as a list; the "
+            "nodes after this one run once for each.",
         ),
         io.Int.Input(
             "seed",
@@ -50,7 +50,7 @@ def variant_inputs(word: str) -> list[io.Input]:
 
 
 def sampler_inputs(seed_means: str) -> list[io.Input]:
-    """The KSampler's settings, for nodes that draw."""
+    """KSampler's settings, for nodes that draw; `seed_means` is the tooltip of the seed."""
     return [
         io.Int.Input(
             "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip=seed_means

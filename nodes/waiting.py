@@ -1,8 +1,8 @@
-"""Waiting for a server from inside a node, while the rest of the graph runs.
+"""Waiting for a server inside a node, while the rest of the graph runs.
 
-ComfyUI runs its nodes one after the other in one event loop, and goes on with other nodes while an async one
-waits. At an error it stops the whole graph, also branches that have nothing to do with it, and those that
-wait for other servers. So an error is held back until the others have run.
+ComfyUI runs nodes one after the other in one event loop, and continues with other nodes while an async node
+waits. On an error it stops the whole graph, also independent branches and those that wait for other servers.
+So an error is held back until the other nodes have run.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import comfy.model_management as management
 from ..backend.core.errors import Interrupted, RepriseError
 
 T = TypeVar("T")
-CHECK_SECONDS = 0.05  # between two looks at the other nodes
-QUIET_CHECKS = 4  # looks without a change after which nothing else runs
-_waiting_calls: set[object] = set()  # calls that wait for a server
+CHECK_SECONDS = 0.05  # between two checks of the other nodes
+QUIET_CHECKS = 4  # checks without a change after which no other node is assumed to run
+_waiting_calls: set[object] = set()  # calls that are waiting for a server
 
 
 async def run_in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
-    """The result of `work(should_stop)`, called in a thread that needs neither torch nor the GPU.
+    """The result of `work(should_stop)`, which is run in a thread and must not use torch or the GPU.
 
-    ComfyUI's interrupt ends it, and so does the end of the graph for another reason.
+    `should_stop` returns True after ComfyUI's interrupt, and when the graph ends for another reason.
     """
     left = threading.Event()
     _waiting_calls.add(left)
@@ -40,13 +40,13 @@ async def run_in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
         raise
     finally:
         _waiting_calls.discard(left)
-        left.set()  # cancelled: ComfyUI would wait for the thread
+        left.set()  # if this call was cancelled, ComfyUI would wait for the thread
 
 
 async def _wait_for_other_nodes() -> None:
-    """Return when ComfyUI has nothing left to run but what waits for this node.
+    """Return when ComfyUI has no node left to run, apart from those that wait for this one.
 
-    It gives the loop away only then, or for moments: while it has nodes to run, it runs them.
+    While it has nodes to run, it keeps the event loop busy, except for moments.
     """
     seen, quiet = None, 0
     while quiet < QUIET_CHECKS:
@@ -57,7 +57,7 @@ async def _wait_for_other_nodes() -> None:
 
 
 def _node_states() -> list[tuple]:
-    """How far each node of the graph is."""
+    """(id, state, progress value) of each node of the graph."""
     from comfy_execution.progress import get_progress_state
 
     nodes = get_progress_state().nodes

@@ -33,7 +33,7 @@ def test_a_judge_loads_is_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
         for mode in ("match", "clarity", "potential", "critique", "checklist", "score")
     ]
     assert found["missing"].startswith("CheckpointError: image-reward is not installed: put ImageReward.pt")
-    assert found["gone"].startswith("CheckpointError: no judge 'gone' in models/reprise/judges")
+    assert found["gone"].startswith("CheckpointError: there is no judge 'gone' in models/reprise/judges")
     monkeypatch.setattr(PickScore, "vision", (160, 2))
     images = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
     alone = [PickScore(folder, device="cpu").score(image[None], ["a red circle"])[0] for image in images]

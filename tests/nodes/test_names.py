@@ -23,7 +23,7 @@ def test_names(in_comfyui, tmp_path, endpoint, monkeypatch):
     (models / "rewriters" / "lm" / "config.json").write_text('{"model_type": "qwen2"}')
     embedded = "shapeworld (embedded)"
     lm, mine, seer = (str(models / path) for path in ("rewriters/lm", "refiners/mine", "judges/seer"))
-    gone = "put its folder back or choose another in the drop-down"
+    gone = "put its folder there, or choose another one in the drop-down"
     expected = {
         "rewriter": {
             embedded: ["reprompt", "", ""],

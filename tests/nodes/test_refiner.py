@@ -30,5 +30,5 @@ def test_a_refiner_loads_is_managed_refines_and_describes(in_comfyui, tmp_path):
     assert found["loaded"] == [True, False, True, True, False, False]
     assert found["again"] == found["refined"]
     assert found["promptist"] == ["promptist", 2]
-    assert found["no vision"].startswith("Unsupported: this refiner writes from words alone")
+    assert found["no vision"].startswith("Unsupported: this refiner cannot read pictures")
     assert found["no tower"].startswith("CheckpointError: no vision tower at")

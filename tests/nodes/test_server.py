@@ -270,7 +270,7 @@ def _with(nodes: dict, node: str, **inputs) -> dict:
         ("8", {"sampler_name": "dpm_adaptive"}, "choose another sampler"),
         ("8", {"preview": "TAESD"}, "vae_approx"),
         ("7", {"batch_size": 3}, "expected a latent batch of 1"),
-        ("8", {"denoise": 0.0}, "there is no step to sample"),
+        ("8", {"denoise": 0.0}, "expected at least 1 step to sample"),
     ],
 )
 def test_bad_input_is_said_on_the_node_and_the_server_lives(server, graph, node, inputs, says):
