@@ -37,5 +37,5 @@ for role, names in asked["names"].items():
 found["scores"] = judge.score(torch.zeros(1, 8, 8, 3), ["a red circle"])
 found["patchers"] = [judge.patcher, hasattr(rewriter, "patcher")]
 pack("nodes.memory").load_to_device(judge, rewriter)
-found["rewrite"] = pack("nodes.rewriter").ask(rewriter, "a cat")[0].prompt
+found["rewrite"] = pack("nodes.rewriter").rewrite_prompt(rewriter, "a cat")[0].prompt
 print(json.dumps(found))
