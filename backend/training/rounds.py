@@ -1,16 +1,16 @@
-"""Rounds of preference training: draw with what was learned, judge anew, pair, learn from that, and again.
+"""Rounds of preference training: draw with the newest policy, score, pair, learn from the pairs, and again.
 
 Source: iterative DPO of PARM (arXiv 2501.13926), "regenerate with the DPO model, relabel, drop all-same
 prompts, once more". Departs from it: each round goes on from the adapter or the rewriter of the round before
-and has that policy for its reference, as pairs that a policy drew say how to change that policy (the paper
-does not name its reference); scores are graded, so that best stands against worst and ties are those within
-a margin; held-out prompts are drawn before the first round and after each.
+and has that policy for its reference, because pairs that a policy drew say how to change that policy (the
+paper does not name its reference); scores are graded, so that best stands against worst and ties are those
+within a margin; held-out prompts are drawn before the first round and after each.
 
-The run folder: `rounds/N/`, a whole run of the trainer each (`metrics.jsonl`, `checkpoints/`, `final/`,
-`report.html`) beside what was drawn for it (`rollouts.jsonl`), its pairs (`preferences/`) and what became of
-its prompts (`mined.json`); and of all rounds together `metrics.jsonl`, whose steps are counted on,
+The run folder has `rounds/N/`, each a whole run of the trainer (`metrics.jsonl`, `checkpoints/`, `final/`,
+`report.html`) with what was drawn for it (`rollouts.jsonl`), its pairs (`preferences/`) and their numbers
+(`mined.json`). Of all rounds together it has `metrics.jsonl`, whose steps are counted through,
 `evaluations.jsonl`, `rollouts/pictures`, `report.html`, `best/`, the round that did best on the held-out
-prompts, and `final/`, the last one. What is there says where a stopped run goes on.
+prompts, and `final/`, the last round. A stopped run goes on from what is there.
 """
 
 from __future__ import annotations
@@ -29,27 +29,26 @@ from ..core.interfaces import Renderer, Reward
 from ..core.seeds import shuffled_indices
 from ..core.types import Job
 from ..factory import open_rewards
-from ..reports.training import write_report
+from ..reports.training import PICTURES, write_report
 from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
 from ..storage.files import read_lines, write_whole
 from .common import distributed
 from .common.data import MAX_LOST
-from .common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
+from .common.offload import GpuOffload, OffloadRole, StageTimer, judge_modules, renderer_modules
 from .common.pairs import TeachesNothing
 from .common.run_folder import append_lines, write_folder
-from .rollouts.evaluation import evaluation_prompts, is_better, selection_metric
+from .rollouts.evaluation import evaluation_prompts, is_better, selection_metric, shown_figures
 from .rollouts.prompts import TrainingPrompt, read_prompts
 from .rollouts.scoring import PictureScorer, PictureScores
 from .rollouts.settings import RoundSettings
 
-PICTURES = Path("rollouts") / "pictures"
 ROUNDS, MINED, DRAWN = "rounds", "mined.json", "rollouts.jsonl"
 
 
 class UncachedScorer(PictureScorer):
-    """A studio that looks at everything anew. Of a call that was killed while it kept its pictures some are
-    there, and the others would be drawn in a batch of another make-up, which decides the last bits."""
+    """Draws and scores everything again. After a kill while pictures are being stored some of them are in the
+    cache, and the others would be drawn in other batches, which decide the last bits."""
 
     def score(self, jobs: Sequence[Job], judge_prompts: Sequence[str]) -> list[PictureScores]:
         for job, judge_prompt in zip(jobs, judge_prompts, strict=True):
@@ -58,140 +57,143 @@ class UncachedScorer(PictureScorer):
 
 
 class Rounds(ABC):
-    """One run; `run` goes through its rounds. What a round is made of is each trainer's own."""
+    """One run; `run` goes through its rounds. A method fills in what a round consists of."""
 
     def __init__(
         self, settings: RoundSettings, run: Path, seed: int, device: str, log: Callable[[str], None]
     ):
         self.settings, self.folder, self.seed, self.log = settings, run, seed, log
-        self.device = device  # "auto" or "cpu", of all that draws, judges and learns
+        self.device = device  # "auto" or "cpu", for all that draws, scores and learns
         done = len(list(run.glob(f"{ROUNDS}/*/final")))
         if settings.count < done:
             raise BadInput(
-                f"{run} has {done} rounds behind it, and rounds.count={settings.count} are fewer; "
+                f"{run} has done {done} rounds, and rounds.count={settings.count} are fewer; "
                 f"set {done} or more, an earlier round is in {run / ROUNDS}"
             )
         self.prompts = read_prompts(settings.prompts, "train", seed)
         self.sets = evaluation_prompts(self.prompts, settings.eval_prompts)
         self.rewards = open_rewards((*settings.rewards, *settings.held_out), device)
-        self.looking: dict[str, Reward] = {
+        self.picture_rewards: dict[str, Reward] = {
             name: reward for name, reward in self.rewards.items() if reward.spec.reads == "images"
         }
-        self.watched, self.higher = selection_metric(settings.held_out, settings.rewards, self.looking)
+        self.metric, self.higher = selection_metric(settings.held_out, settings.rewards, self.picture_rewards)
         self.cache = Cache(run / PICTURES, int(settings.keep_gb * 2**30))
 
     # What a round is made of
 
     @abstractmethod
     def gather(self, number: int, newest: Path | None) -> dict[str, float]:
-        """Draw and judge a round with the `final/` of the one before, and put its pairs into its store; how
-        many "prompts", "pairs", "ties", "alone" (with nothing to be compared with) and "gone" (pairs whose
-        pictures are gone) there were, and the mean "reward" of all that was drawn, 0..1."""
+        """Draw and score a round with `newest`, the `final/` of the round before, and store its pairs.
+
+        Returns the numbers of "prompts", "pairs", "ties", "alone" (prompts with nothing to compare) and
+        "gone" (pairs whose pictures are gone), and the mean "reward" of all that was drawn, 0..1.
+        """
 
     @abstractmethod
     def learn(self, number: int, newest: Path | None) -> Path:
-        """Train on a round's pairs, from the `final/` of the one before; the round's own. Raises
-        TeachesNothing where the settings leave none of them."""
+        """Train on a round's pairs, from the `final/` of the round before, and return the round's own. Raises
+        TeachesNothing where the settings leave no pair."""
 
     @abstractmethod
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """(figures, samples for the report) of the held-out prompts."""
 
     def export(self, newest: Path, folder: Path) -> None:
-        """Put a round's `final/` into a folder of the whole run."""
+        """Copy a round's `final/` into a folder of the whole run."""
         shutil.copytree(newest, folder, dirs_exist_ok=True)
 
     # How they follow each other
 
     def run(self) -> Path:
         newest: Path | None = None
-        stop = self._look(0, newest)
+        stop = self._evaluate_round(0, newest)
         for number in range(1, self.settings.count + 1):
-            if stop or not self._gathered(number, newest):
+            if stop or not self._gather_pairs(number, newest):
                 break
-            learned = self._learned(number, newest)
+            learned = self._learn_round(number, newest)
             if learned is None:
                 break
             newest = learned
-            stop = self._look(number, newest)
+            stop = self._evaluate_round(number, newest)
         assert newest is not None, "the first round raises where it has no pairs"
-        final = self._put(newest, self.folder / "final")
+        final = self._write(newest, self.folder / "final")
         write_report(self.folder, finished=True)
         best = self.folder / "best"  # none where no round did better than what it began with
         self.log(f"saved {final}" + (f"; the best round's is {best}" if best.is_dir() else ""))
         return final
 
-    def of(self, number: int) -> Path:
-        """A round's folder."""
+    def round_folder(self, number: int) -> Path:
         return self.folder / ROUNDS / str(number)
 
-    def asked(self, number: int) -> list[tuple[int, TrainingPrompt]]:
+    def prompts_of(self, number: int) -> list[tuple[int, TrainingPrompt]]:
         """The prompts of a round, each with its place among those of all rounds."""
         each = self.settings.per_round or len(self.prompts)
         places = range((number - 1) * each, number * each)
         chosen = shuffled_indices(len(self.prompts), self.seed, places)
         return [(place, self.prompts[i]) for place, i in zip(places, chosen, strict=True)]
 
-    def mixed(self, scores: Mapping[str, float]) -> float:
-        """The rewards that count on one scale, 0..1 as far as they keep to their ranges; higher is better."""
+    def mixed_reward(self, scores: Mapping[str, float]) -> float:
+        """Weighted mean of the rewards that count, each brought to 0..1 by its range. More is better."""
         weights = {name: weight for name, weight in self.settings.rewards.items() if name in scores}
         total = sum(to_unit_range(self.rewards[name].spec, scores[name]) * w for name, w in weights.items())
         return total / sum(weights.values())
 
     @contextmanager
-    def at_work(self, renderer: Renderer, writer: Any = None) -> Iterator[PictureScorer]:
-        """A studio; afterwards the judges wait in main memory. The renderer and `writer`, the model of the
-        rewriter, are the caller's to let go."""
+    def open_scorer(self, renderer: Renderer, writer: Any = None) -> Iterator[PictureScorer]:
+        """A scorer. Afterwards the judges wait in main memory; the caller deletes the renderer and `writer`,
+        the rewriter's model."""
         device = "cuda" if distributed.use_gpu(self.device) else "cpu"
-        judges = modules_mover(lambda: judge_modules(self.looking.values()))
-        drawing = modules_mover(lambda: renderer_modules(renderer))
-        turns = {
-            "write": modules_mover(lambda: [writer] if writer is not None else []),
-            "render": drawing,
-            "score": judges,
-        }
-        timer = StageTimer(device, turns if device != "cpu" and self.settings.offload else None)
-        if device != "cpu" and not timer.movers:
-            judges(device)
+        judges = OffloadRole(lambda: judge_modules(self.picture_rewards.values()))
+        offload = None
+        if device != "cpu" and self.settings.offload:
+            writing = OffloadRole(lambda: [writer] if writer is not None else [])
+            drawing = OffloadRole(lambda: renderer_modules(renderer))
+            offload = GpuOffload(device, {"write": writing, "render": drawing, "score": judges})
+        elif device != "cpu":
+            judges.move(device)
         batch, overlap = self.settings.renderer.batch, renderer.capabilities.elsewhere
         try:
-            yield UncachedScorer(renderer, self.looking, self.cache, timer, batch, overlap)
+            yield UncachedScorer(
+                renderer, self.picture_rewards, self.cache, StageTimer(offload), batch, overlap
+            )
         finally:
             if device != "cpu":
-                judges("cpu")
+                judges.move("cpu")
 
-    def journal(self, number: int, each: int) -> list[dict[str, Any]]:
-        """What a stopped run has on record of a round, `each` lines at a time; of what was being recorded
-        when it was killed nothing is left."""
-        path, count = self.of(number) / DRAWN, len(self.asked(number))
+    def recorded_rows(self, number: int, each: int) -> list[dict[str, Any]]:
+        """The lines that a stopped run has recorded of a round, `each` at a time; those that were being
+        written when it was killed are cut."""
+        path, count = self.round_folder(number) / DRAWN, len(self.prompts_of(number))
         rows = read_lines(path)
         if len(rows) < count:
             rows = rows[: len(rows) // each * each]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
-    def record(self, number: int, rows: Sequence[Mapping[str, Any]], anew: bool = False) -> None:
-        """Add lines to a round's record, or write them in its place."""
-        path = self.of(number) / DRAWN
-        if anew:
+    def record(self, number: int, rows: Sequence[Mapping[str, Any]], replace: bool = False) -> None:
+        """Add lines to a round's record, or replace it."""
+        path = self.round_folder(number) / DRAWN
+        if replace:
             write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         else:
             append_lines(path, [json.dumps(row) for row in rows])
 
-    def _gathered(self, number: int, newest: Path | None) -> bool:
+    def _gather_pairs(self, number: int, newest: Path | None) -> bool:
         """Whether a round has pairs. Raises BadInput where the first has none, or pictures are gone."""
-        path = self.of(number) / MINED
+        path = self.round_folder(number) / MINED
         if path.is_file():
             counts = json.loads(path.read_text(encoding="utf-8"))
         else:
             counts = self.gather(number, newest)
             free_memory()
-            said = self._without(number, counts)
+            missing = self._what_is_missing(number, counts)
             if counts["gone"] > MAX_LOST * (counts["gone"] + counts["pairs"]):
-                raise BadInput(f"{said}: what is drawn at once takes more than keep_gb; --resume with more")
+                raise BadInput(
+                    f"{missing}: what is drawn at once takes more than keep_gb; --resume with more"
+                )
             if not counts["pairs"] and newest is None:
-                raise BadInput(f"{said}; begin another run, with a lower margin or more pictures a prompt")
-            counts = {**counts, "stopped": None if counts["pairs"] else said}
+                raise BadInput(f"{missing}; begin another run, with a lower margin or more pictures a prompt")
+            counts = {**counts, "stopped": None if counts["pairs"] else missing}
             write_whole(path, json.dumps(counts) + "\n")
         if not counts["stopped"]:
             self.log(
@@ -202,7 +204,7 @@ class Rounds(ABC):
         self.log(f"stopped: {counts['stopped']}")
         return False
 
-    def _without(self, number: int, counts: Mapping[str, float]) -> str:
+    def _what_is_missing(self, number: int, counts: Mapping[str, float]) -> str:
         alone = counts.get("alone", 0)  # rounds of earlier versions counted them as ties
         return (
             f"round {number} has {counts['pairs']} pairs of {counts['prompts']} prompts: "
@@ -211,33 +213,35 @@ class Rounds(ABC):
             + f"and the pictures of {counts['gone']} are gone"
         )
 
-    def _learned(self, number: int, newest: Path | None) -> Path | None:
+    def _learn_round(self, number: int, newest: Path | None) -> Path | None:
         """A round's `final/`; None where its pairs teach nothing, which the first round raises."""
-        final = self.of(number) / "final"
+        final = self.round_folder(number) / "final"
         if not final.is_dir():
             try:
                 self.learn(number, newest)
             except TeachesNothing as error:
                 if newest is None:
                     raise
-                path, said = self.of(number) / MINED, f"round {number} teaches nothing: {error}"
+                path, why = self.round_folder(number) / MINED, f"round {number} teaches nothing: {error}"
                 counts = json.loads(path.read_text(encoding="utf-8"))
-                write_whole(path, json.dumps({**counts, "stopped": said}) + "\n")
-                self.log(f"stopped: {said}")
+                write_whole(path, json.dumps({**counts, "stopped": why}) + "\n")
+                self.log(f"stopped: {why}")
                 return None
             except TrainingFailed as error:  # what goes on is the whole run
-                raise TrainingFailed(str(error).replace(str(self.of(number)), str(self.folder))) from error
+                raise TrainingFailed(
+                    str(error).replace(str(self.round_folder(number)), str(self.folder))
+                ) from error
             free_memory()
         before, lines = 0, []
         for one in range(1, number + 1):
-            rows = read_lines(self.of(one) / "metrics.jsonl")
+            rows = read_lines(self.round_folder(one) / "metrics.jsonl")
             lines += [json.dumps({**row, "step": before + row["step"], "round": one}) for row in rows]
             before += rows[-1]["step"] if rows else 0
         write_whole(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
         return final
 
-    def _look(self, number: int, newest: Path | None) -> bool:
-        """Evaluate after a round, keep the best; whether there should be no more rounds."""
+    def _evaluate_round(self, number: int, newest: Path | None) -> bool:
+        """Evaluate after a round, and copy the best; whether there should be no more rounds."""
         if not self.sets:
             write_report(self.folder)
             return False
@@ -249,33 +253,32 @@ class Rounds(ABC):
             steps = read_lines(self.folder / "metrics.jsonl")
             row = {"step": steps[-1]["step"] if steps else 0, "round": number, **figures, "samples": samples}
             rows = [*rows, row]
-            # Written whole: a line that was being written when the run was killed is none.
+            # Written whole, so that a kill leaves no half line.
             write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-            main = {key: value for key, value in figures.items() if not key.endswith("/words")}
-            self.log(f"evaluation after round {number}: " + " ".join(f"{k} {v:.3f}" for k, v in main.items()))
+            self.log(f"evaluation after round {number}: {shown_figures(figures)}")
         rows = [row for row in rows if row["round"] <= number]
         best = rows[0]
         for row in rows[1:]:
-            best = row if is_better(row[self.watched], best[self.watched], self.higher) else best
+            best = row if is_better(row[self.metric], best[self.metric], self.higher) else best
         if best["round"] == number and newest is not None:
-            self._put(newest, self.folder / "best")
+            self._write(newest, self.folder / "best")
         write_report(self.folder)
         stop = 0 < self.settings.patience <= number - best["round"]
         if stop:
             self.log(
                 f"stopped after round {number}: {self.settings.patience} rounds brought no better "
-                f"{self.watched} than round {best['round']}"
+                f"{self.metric} than round {best['round']}"
             )
         return stop
 
-    def _put(self, newest: Path, folder: Path) -> Path:
+    def _write(self, newest: Path, folder: Path) -> Path:
         with write_folder(folder) as part:
             self.export(newest, part)
         return folder
 
 
 def free_memory() -> None:
-    """Give back the memory of models that are in use no more."""
+    """Free the memory of models that are no longer used."""
     import torch
 
     gc.collect()

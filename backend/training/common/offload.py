@@ -1,10 +1,4 @@
-"""The phases of a training step, write, render, score and update: their seconds, and who is on the GPU.
-
-Where there are several processes, `wait` is what one waits for the others' pictures and scores.
-
-With offload, one role is on the device at a time and the others wait in main memory. Each role is
-moved once a step, so that more prompts a step make it cheaper.
-"""
+"""The stages of a training step (write, render, score, update): their seconds, and who is on the GPU."""
 
 from __future__ import annotations
 
@@ -15,48 +9,22 @@ from typing import Any
 
 from ...core.interfaces import Renderer, Reward
 
-NAMES = ("write", "render", "score", "update")
+STAGES = ("write", "render", "score", "update")  # and "wait", for what other processes do
 
 
-class StageTimer:
-    """`movers` take a device's name and move what a phase needs; phases may share one.
+class OffloadRole:
+    """Networks that move together, with the state of their optimiser. Both are looked up when they move."""
 
-    Without movers nothing is moved and time is counted alone. `seconds` is the caller's to reset.
-    """
+    def __init__(self, modules: Callable[[], Iterable[Any]], optimizer: Callable[[], Any] = lambda: None):
+        self.modules, self.optimizer = modules, optimizer
 
-    def __init__(self, device: str = "cpu", movers: Mapping[str, Callable[[str], None]] | None = None):
-        self.device, self.movers = device, dict(movers or {})
-        self.seconds: dict[str, float] = dict.fromkeys(NAMES, 0.0)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Work of one phase: its role comes to the device, the others leave it first."""
-        start = time.perf_counter()
-        try:
-            self.enter(name)
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def enter(self, name: str) -> None:
-        mine = self.movers.get(name)
-        if mine is None:
-            return
-        for mover in {id(m): m for m in self.movers.values() if m is not mine}.values():
-            mover("cpu")
-        mine(self.device)
-
-
-def modules_mover(modules: Callable[[], Iterable[Any]], optimizer: Callable[[], Any] = lambda: None):
-    """A mover of torch modules and of an optimizer's state, both looked up when they are moved."""
-
-    def move(device: str) -> None:
+    def move(self, device: str) -> None:
         import torch
 
-        for module in modules():
+        for module in self.modules():
             module.to(device)
-        kept = optimizer()
-        for state in kept.state.values() if kept is not None else ():
+        optimizer = self.optimizer()
+        for state in optimizer.state.values() if optimizer is not None else ():
             for key, value in state.items():
                 # A step counter lies on the CPU, wherever the weights are.
                 if isinstance(value, torch.Tensor) and value.ndim:
@@ -64,11 +32,52 @@ def modules_mover(modules: Callable[[], Iterable[Any]], optimizer: Callable[[], 
         if device == "cpu" and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    return move
+
+class GpuOffload:
+    """One role on the GPU at a time; the others wait in main memory.
+
+    Each role is moved once a step, so that more prompts in a step make it cheaper.
+    """
+
+    def __init__(self, device: str, roles: Mapping[str, OffloadRole]):
+        """`roles` says for a stage which role it needs; stages may share one."""
+        self.device, self.roles = device, dict(roles)
+
+    def enter(self, stage: str) -> None:
+        """Bring the role of a stage, if it has one, to the GPU; the others leave it first."""
+        role = self.roles.get(stage)
+        if role is None:
+            return
+        for other in {id(one): one for one in self.roles.values() if one is not role}.values():
+            other.move("cpu")
+        role.move(self.device)
+
+
+class StageTimer:
+    """Seconds of each stage, in `seconds`, which is the caller's to reset."""
+
+    def __init__(self, offload: GpuOffload | None = None):
+        self.offload = offload
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """A context for the work of one stage."""
+        start = time.perf_counter()
+        try:
+            self.enter(stage)
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def enter(self, stage: str) -> None:
+        """Have the stage's role on the GPU, where roles take turns."""
+        if self.offload is not None:
+            self.offload.enter(stage)
 
 
 def renderer_modules(renderer: Renderer) -> list[Any]:
-    """A renderer's pipeline as something to move; none where it lies elsewhere or moves itself."""
+    """A renderer's network, which can be moved; none where it draws elsewhere or moves its parts itself."""
     return [] if renderer.model is None else [renderer.model]
 
 

@@ -78,7 +78,7 @@ class DiffusionDpoLoop(StepLoop):
         self.encoded = Encoded(store, self.pipeline, self.family, config.size, length)
         self.guide: Guide | None = None
         self.shape = self._encode(pairs)
-        self.noising = noising_of(self.pipeline, self.shape[1:], config.shift)
+        self.noising = noising_of(self.pipeline, (self.shape[1], self.shape[2]), config.shift)
         self.beta = config.beta or BETA[self.noising.prediction]
 
         set_seed(config.seed)  # again, whatever was encoded: of the adapter's first weights
@@ -118,7 +118,7 @@ class DiffusionDpoLoop(StepLoop):
 
     # What the run is made of
 
-    def _encode(self, pairs: Sequence[Pair]) -> tuple[int, int, int]:
+    def _encode(self, pairs: Sequence[Pair]) -> tuple[int, ...]:
         """Encode what no run has encoded yet, let go of the encoders; the one (C, h, w) of all latents."""
         pipe, missing = self.pipeline, self.encoded.missing(pairs)
         if missing:

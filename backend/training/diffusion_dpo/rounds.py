@@ -41,11 +41,11 @@ class DiffusionDpoRounds(Rounds):
         super().__init__(rounds, run, config.seed, config.device, log)
         self.config, self.rounds = config, rounds
         self.opened: tuple[Path | None, Renderer] | None = None
-        if not self.of(1).exists():
+        if not self.round_folder(1).exists():
             self._check()
 
     def _check(self) -> None:
-        """What would be refused of the settings once a round is drawn is refused before."""
+        """Refuse settings now that a training would refuse once a round is drawn."""
         from .start import check_possible, trainable
 
         trainable(self.config.model)
@@ -57,8 +57,8 @@ class DiffusionDpoRounds(Rounds):
         check_possible(self.config, renderer.pipeline, renderer.family, renderer.width)
 
     def renderer(self, newest: Path | None) -> Renderer:
-        """The one that is trained, with a round's LoRA or the one to start from; it evaluates a round and
-        draws the next. What it is not told it does as it is trained."""
+        """The one that is trained, with a round's LoRA or the one to start from. It evaluates a round and
+        draws the next. Settings that `rounds.renderer` leaves out are those of the training."""
         if self.opened is None or self.opened[0] != newest:
             self.opened = None
             free_memory()
@@ -76,19 +76,22 @@ class DiffusionDpoRounds(Rounds):
         return self.opened[1]
 
     def gather(self, number: int, newest: Path | None) -> dict[str, float]:
-        """The pictures of pairs go into the store before they are on record: the cache forgets. Of what is on
-        record those prompts are drawn again whose pictures neither has any more."""
-        asked, store = self.asked(number), Store(self.of(number) / "preferences", create=True)
+        """The pictures of pairs go into the store before they are on record, as the cache deletes old ones. A
+        recorded prompt whose pictures are in neither any more is drawn again."""
+        prompts, store = (
+            self.prompts_of(number),
+            Store(self.round_folder(number) / "preferences", create=True),
+        )
         # Prompts that are drawn and recorded together.
         each = max(1, self.rounds.renderer.batch // self.rounds.images)
-        rows = self.journal(number, each)
-        starts = range(0, len(asked), each)
+        rows = self.recorded_rows(number, each)
+        starts = range(0, len(prompts), each)
         found = {start: self._mined(rows[start : start + each], number, store) for start in starts}
         todo = [start for start in starts if start >= len(rows) or found[start].counts["gone"]]
         if todo:
-            with self.at_work(self.renderer(newest)) as scorer:
+            with self.open_scorer(self.renderer(newest)) as scorer:
                 for start in todo:
-                    fresh = self._drawn(scorer, asked[start : start + each])
+                    fresh = self._drawn(scorer, prompts[start : start + each])
                     found[start] = mined = self._mined(fresh, number, store)
                     stored = {
                         side.seed: side.image for pair in mined.pairs for side in (pair.chosen, pair.rejected)
@@ -100,15 +103,15 @@ class DiffusionDpoRounds(Rounds):
                             if seed in stored
                         }
                     again, rows[start : start + each] = start < len(rows), fresh
-                    self.record(number, rows if again else fresh, anew=again)
+                    self.record(number, rows if again else fresh, replace=again)
                     self.log(
-                        f"round {number}: drew {len(rows)} of {len(asked)} prompts"
+                        f"round {number}: drew {len(rows)} of {len(prompts)} prompts"
                         + (f", {len(fresh)} of them again" if again else "")
                     )
         pairs = [pair for mined in found.values() for pair in mined.pairs]
         (store.folder / PAIRS).unlink(missing_ok=True)  # of an attempt that had lost some: the order counts
         store.add(pairs)
-        scores = [self.mixed(one) for row in rows for one in row["scores"]]
+        scores = [self.mixed_reward(one) for row in rows for one in row["scores"]]
         left_out = {
             name: sum(mined.counts[name] for mined in found.values()) for name in ("ties", "alone", "gone")
         }
@@ -117,8 +120,8 @@ class DiffusionDpoRounds(Rounds):
     def _drawn(
         self, scorer: PictureScorer, part: Sequence[tuple[int, TrainingPrompt]]
     ) -> list[dict[str, Any]]:
-        """What is put on record of some prompts, drawn and judged. Raises TrainingFailed where the disk does
-        not take the pictures, which the cache does not tell."""
+        """The lines for the record of some prompts, drawn and scored. Raises TrainingFailed where the
+        pictures cannot be written, which the cache does not raise by itself."""
         count = self.rounds.images
         jobs = [
             Job(one.prompt, seed_of(self.seed, "draw", place, i)) for place, one in part for i in range(count)
@@ -139,7 +142,7 @@ class DiffusionDpoRounds(Rounds):
         ]
 
     def _mined(self, rows: Sequence[Mapping[str, Any]], number: int, store: Store) -> PairMiner:
-        """The pairs of some prompts, whose pictures are then in the store."""
+        """The pairs of some prompts; their pictures are in the store afterwards."""
         mined = PairMiner(store, "drawn", self.config.margin, self.rounds.pairs)
         for row in rows:
             try:
@@ -153,7 +156,7 @@ class DiffusionDpoRounds(Rounds):
     def learn(self, number: int, newest: Path | None) -> Path:
         from .loop import DiffusionDpoLoop
 
-        folder, self.opened = self.of(number), None
+        folder, self.opened = self.round_folder(number), None
         free_memory()
         config = self.config.model_copy(
             update={
@@ -169,22 +172,23 @@ class DiffusionDpoRounds(Rounds):
         return loop.run()
 
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        (asked,), count = self.sets.values(), self.rounds.eval_images
+        (prompts,), count = self.sets.values(), self.rounds.eval_images
         jobs = [
-            Job(one.prompt, seed_of("evaluate", i, j)) for i, one in enumerate(asked) for j in range(count)
+            Job(one.prompt, seed_of("evaluate", i, j)) for i, one in enumerate(prompts) for j in range(count)
         ]
-        judge_prompts = [one.judge_prompt for one in asked for _ in range(count)]
-        with self.at_work(self.renderer(newest)) as scorer:
+        judge_prompts = [one.judge_prompt for one in prompts for _ in range(count)]
+        with self.open_scorer(self.renderer(newest)) as scorer:
             seen = [whole(view) for view in scorer.score(jobs, judge_prompts)]
         figures = {
-            f"held-out/{name}": sum(view.scores[name] for view in seen) / len(seen) for name in self.looking
+            f"held-out/{name}": sum(view.scores[name] for view in seen) / len(seen)
+            for name in self.picture_rewards
         }
-        shown = sorted({i * len(asked) // SHOWN for i in range(SHOWN)})
+        shown = sorted({i * len(prompts) // SHOWN for i in range(SHOWN)})
         samples = [
             {
-                "prompt": asked[i].prompt,
+                "prompt": prompts[i].prompt,
                 "reason": "",
-                "rewrite": asked[i].prompt,
+                "rewrite": prompts[i].prompt,
                 "fallback": None,
                 "picture": seen[i * count].picture,
                 "scores": seen[i * count].scores,
@@ -198,14 +202,14 @@ class DiffusionDpoRounds(Rounds):
 
         def load(key: str) -> Tensor | None:
             name = row.get("stored", {}).get(key)
-            kept = store.image(name) if name else None
-            if kept is not None:
-                return kept
+            stored = store.image(name) if name else None
+            if stored is not None:
+                return stored
             found = self.cache.get_image(key)
             return found[0] if found else None
 
         pictures = [
-            ScoredPicture(lambda key=key: load(key), row["prompt"], self.mixed(scores), seed, scores)
+            ScoredPicture(lambda key=key: load(key), row["prompt"], self.mixed_reward(scores), seed, scores)
             for key, seed, scores in zip(row["pictures"], row["seeds"], row["scores"], strict=True)
         ]
         return PictureGroup(

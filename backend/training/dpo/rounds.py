@@ -1,12 +1,12 @@
-"""Rounds of DPO of a rewriter: it writes, what it wrote is drawn and judged, and it learns from that.
+"""Rounds of DPO of a rewriter: it writes, what it wrote is drawn and scored, and it learns from that.
 
-Source: see `rounds`; writing and judging are those of GRPO (`rollouts`): all rewrites of a prompt share their
-seeds, and one that cannot be read is never drawn; it is in no pair, either. A rewrite's score is the weighted
-mean of its rewards, each brought to 0..1 by its range.
+Source: see `rounds`. Rewrites are written and scored as in GRPO (`rollouts.rewrites`): all rewrites of a
+prompt share their seeds, and one that cannot be read is never drawn and is in no pair. A rewrite's score is
+the weighted mean of its rewards, each brought to 0..1 by its range.
 
-A round starts from the rewriter of the round before, and has it for its reference. With an adapter it is
-merged, and the next one is new; weights are float32 from round to round, so that no bit is lost. Quality
-falls after some rounds: `patience` stops there, and `best/` holds the round that did best.
+A round starts from the rewriter of the round before, which is its reference, too. An adapter is merged after
+each round, and the next round has a new one. Weights are float32 from round to round, so that no bit is lost.
+Quality falls after some rounds: `patience` stops there, and `best/` holds the round that did best.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.config import parse_config, save_config
+from ...core.config import save_config
 from ...factory import open_renderer
 from ...preferences.store import PairText, RewritePair, Store
 from ...rewriters.reprompt import RePromptRewriter, load_checkpoint
@@ -24,10 +24,9 @@ from ...storage.files import write_whole
 from ..common import distributed
 from ..common.lora import merged
 from ..common.start import load_rewriter
-from ..grpo.config import GrpoConfig
 from ..rollouts.evaluation import evaluate
 from ..rollouts.prompts import PromptStream
-from ..rollouts.rewrites import RolloutGroup, Rollouts
+from ..rollouts.rewrites import RewriteGroup, RewriteRollouts
 from ..rounds import Rounds
 from .config import RewriterRounds
 from .loop import DpoLoop
@@ -40,47 +39,25 @@ class DpoRounds(Rounds):
     def __init__(self, config: DpoConfig, rounds: RewriterRounds, run: Path, log: Callable[[str], None]):
         super().__init__(rounds, run, config.seed, config.device, log)
         self.config, self.rounds = config.model_copy(update={"dtype": "float32"}), rounds
-        # GRPO's settings of writing and judging; of its learning there is none here.
-        shared = (
-            "prompts",
-            "rewards",
-            "held_out",
-            "rewrites",
-            "images",
-            "temperature",
-            "max_new_tokens",
-            "write_batch",
-            "max_dropped",
-        )
-        self.rolling = parse_config(
-            GrpoConfig,
-            {
-                **rounds.model_dump(include=set(shared)),
-                "model": config.model,
-                "reasoning": config.reasoning,
-                "prompts_per_step": rounds.prompts_at_once,
-                "seed": config.seed,
-                "batch_size": 1,
-            },
-            "rounds",
-        )
-        if not self.of(1).exists():  # what it does not have is refused before anything is written
+        if not self.round_folder(
+            1
+        ).exists():  # a setting that it does not have is refused before anything is written
             open_renderer(rounds.renderer, config.device)
 
     def gather(self, number: int, newest: Path | None) -> dict[str, float]:
-        asked, each = self.asked(number), self.rounds.prompts_at_once
-        rows = self.journal(number, each)
-        if len(rows) < len(asked):
+        prompts, each = self.prompts_of(number), self.rounds.prompts_at_once
+        rows = self.recorded_rows(number, each)
+        if len(rows) < len(prompts):
             with self.rollouts(newest) as rollouts:
-                for start in range(len(rows), len(asked), each):
-                    groups = rollouts.groups(asked[start : start + each])
+                for start in range(len(rows), len(prompts), each):
+                    groups = rollouts.groups(prompts[start : start + each])
                     fresh = [_row(rollouts, group) for group in groups]
                     self.record(number, fresh)
                     rows += fresh
-                    self.log(f"round {number}: wrote and drew for {len(rows)} of {len(asked)} prompts")
+                    self.log(f"round {number}: wrote and drew for {len(rows)} of {len(prompts)} prompts")
         several = [(row, texts) for row in rows if len(texts := _texts(row)) > 1]
         pairs = [pair for row, texts in several if (pair := self._pair(row, texts, number))]
-        store = Store(self.of(number) / "preferences", create=True)
+        store = Store(self.round_folder(number) / "preferences", create=True)
         store.add_rewrites(pairs)
         scores = [text["score"] for row in rows for text in row["rewrites"]]
         return {
@@ -93,7 +70,7 @@ class DpoRounds(Rounds):
         }
 
     def learn(self, number: int, newest: Path | None) -> Path:
-        folder = self.of(number)
+        folder = self.round_folder(number)
         config = self.config.model_copy(
             update={
                 "rounds": None,
@@ -107,7 +84,7 @@ class DpoRounds(Rounds):
 
     def evaluate(self, newest: Path | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         with self.rollouts(newest) as rollouts:
-            return evaluate(rollouts, self.sets, unchanged=newest is None)
+            return evaluate(rollouts.rewriter, rollouts.scorer, self.sets, unchanged=newest is None)
 
     def export(self, newest: Path, folder: Path) -> None:
         super().export(newest, folder)
@@ -116,7 +93,7 @@ class DpoRounds(Rounds):
             merged(model, self.config.export_dtype).save_pretrained(folder)
 
     @contextmanager
-    def rollouts(self, newest: Path | None) -> Iterator[Rollouts]:
+    def rollouts(self, newest: Path | None) -> Iterator[RewriteRollouts[RewriteGroup]]:
         """The rewriter of a round, the renderer and the judges at work."""
         config, rounds = self.config, self.rounds
         where, gpu = str(newest or config.model), distributed.use_gpu(config.device)
@@ -128,18 +105,10 @@ class DpoRounds(Rounds):
             temperature=rounds.temperature,
             batch_size=rounds.write_batch,
         )
-        words = {name: reward for name, reward in self.rewards.items() if name not in self.looking}
-        specs = {name: reward.spec for name, reward in self.rewards.items()}
-        with self.at_work(open_renderer(rounds.renderer, config.device), model) as scorer:
-            yield Rollouts(
-                writer,
-                scorer,
-                words,
-                specs,
-                PromptStream(self.prompts, self.seed),
-                self.rolling,
-                scorer.timer,
-            )
+        text_rewards = {name: one for name, one in self.rewards.items() if name not in self.picture_rewards}
+        stream = PromptStream(self.prompts, self.seed)
+        with self.open_scorer(open_renderer(rounds.renderer, config.device), model) as scorer:
+            yield RewriteRollouts(writer, scorer, text_rewards, stream, rounds)
 
     def _pair(self, row: Mapping[str, Any], texts: list[PairText], number: int) -> RewritePair | None:
         """Best against worst of one prompt's rewrites; None for a tie."""
@@ -174,12 +143,12 @@ def _texts(row: Mapping[str, Any]) -> list[PairText]:
     )
 
 
-def _row(rollouts: Rollouts, group: RolloutGroup) -> dict[str, Any]:
+def _row(rollouts: RewriteRollouts[RewriteGroup], group: RewriteGroup) -> dict[str, Any]:
     """One prompt on record: the rewrites that were read and drawn, and how many were not."""
     whole = [sample for sample in group.valid if sample.drawn]
     return {
-        "prompt": group.asked.prompt,
-        "judged_as": group.asked.judged_as or None,
+        "prompt": group.source.prompt,
+        "judged_as": group.source.judged_as or None,
         "seeds": group.seeds,
         "unparsable": sum(not sample.drawn for sample in group.samples),
         "dropped": len(group.samples) - len(group.valid),

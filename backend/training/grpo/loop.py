@@ -1,8 +1,7 @@
-"""The loop of GRPO around TRL's GRPOTrainer: who is who, what is logged, when it stops.
+"""The loop of GRPO around TRL's GRPOTrainer.
 
-TRL keeps the policy, its reference, the loss and the optimiser. Rollouts and advantages are ours
-(`rollouts`, `advantages`): its rollout function hands them in, and the advantages that it would compute
-are replaced by ours.
+TRL has the policy, its reference, the loss and the optimiser. Rollouts and advantages are ours (`rollouts`,
+`advantages`): TRL's rollout function hands in the rollouts, and our advantages take the place of its own.
 """
 
 from __future__ import annotations
@@ -16,26 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
-from ...factory import open_renderer, open_rewards
+from ...factory import open_rewards
 from ...reports.training import write_report
 from ...rewards.text import Structure
 from ...rewriters.prompting import prompt_ids
 from ...rewriters.reprompt import RePromptRewriter, load_checkpoint
-from ...storage.cache import Cache
 from ..common import distributed
 from ..common.lora import merged
-from ..common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
+from ..common.offload import OffloadRole
 from ..common.run_folder import append_lines, export_rewriter, resume_point, started_from
 from ..common.start import load_rewriter, rewriter_folder
 from ..common.trl import log_through, trl_arguments
-from ..rollouts.evaluation import evaluate, evaluation_prompts, record_evaluation, selection_metric
+from ..rollouts.evaluation import Evaluator, evaluation_prompts
 from ..rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
-from ..rollouts.rewrites import RolloutBatch, Rollouts
-from ..rollouts.scoring import PictureScorer
+from ..rollouts.scoring import open_scorer
 from .config import GrpoConfig
-from .trl import trainer_class, watch
-
-PICTURES = "rollouts/pictures"
+from .rollouts import GrpoBatch, GrpoRollouts
+from .trl import hooks_callback, trainer_class
 
 
 class Policy(RePromptRewriter):
@@ -81,39 +77,25 @@ class GrpoLoop:
             temperature=config.temperature,
             batch_size=config.write_batch,
         )
-        prompts, self.sets = self._prompts()
-        looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
-        renderer = open_renderer(config.renderer)
-        device = "cuda" if self.gpu else "cpu"
-        self.timer = StageTimer(
-            device, self._movers(renderer, looking) if config.offload and self.gpu else None
+        prompts, sets = self._prompts()
+        text_rewards = {name: one for name, one in rewards.items() if one.spec.reads != "images"}
+        picture_rewards = {name: one for name, one in rewards.items() if name not in text_rewards}
+        policy = OffloadRole(
+            lambda: [m for m in (self.trainer.model, self.trainer.ref_model) if m is not None],
+            lambda: self.trainer.optimizer,
         )
-        cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
-        self.scorer = PictureScorer(
-            renderer,
-            looking,
-            cache,
-            self.timer,
-            config.renderer.batch,
-            overlap=renderer.capabilities.elsewhere,
-        )
-        self.rollouts = Rollouts(
-            self.rewriter,
-            self.scorer,
-            {n: r for n, r in rewards.items() if n not in looking},
-            {n: r.spec for n, r in rewards.items()},
-            PromptStream(prompts, config.seed),
-            config,
-            self.timer,
-        )
-        self.watched, self.higher = selection_metric(config.held_out, config.rewards, looking)
-        self.recent: list[float] = []  # training rewards since the last evaluation
-        self.batch: RolloutBatch | None = None
+        self.scorer = open_scorer(config, run, "cuda" if self.gpu else "cpu", picture_rewards, policy)
+        self.timer = self.scorer.timer
+        stream = PromptStream(prompts, config.seed)
+        self.rollouts = GrpoRollouts(self.rewriter, self.scorer, text_rewards, stream, config)
+        self.evaluator = Evaluator(self.rewriter, self.scorer, sets, config)
+        self.batch: GrpoBatch | None = None
         self.trainer = self._trainer(model, tokenizer)
         self.rewriter.autocast = self.trainer.accelerator.autocast
-        log(f"{len(prompts)} prompts; " + started_from(self.checkpoint))
+        log(f"{len(prompts)} prompts; {started_from(self.checkpoint)}")
 
     def run(self) -> Path:
+        """Train from the start or from the checkpoint, and return `final/`."""
         final = self.folder / "final"
         self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         self.timer.enter("update")
@@ -164,17 +146,6 @@ class GrpoLoop:
                 )
         return prompts, sets
 
-    def _movers(self, renderer: Any, rewards: dict[str, Any]) -> dict[str, Callable[[str], None]]:
-        rewriter = modules_mover(
-            lambda: [m for m in (self.trainer.model, self.trainer.ref_model) if m is not None],
-            lambda: self.trainer.optimizer,
-        )
-        judging = modules_mover(lambda: judge_modules(rewards.values()))
-        # While someone else draws, the judges are at work.
-        elsewhere = renderer.capabilities.elsewhere
-        drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
-        return {"write": rewriter, "update": rewriter, "render": drawing, "score": judging}
-
     def _trainer(self, model: Any, tokenizer: Any) -> Any:
         from datasets import Dataset
         from trl import GRPOConfig
@@ -204,7 +175,7 @@ class GrpoLoop:
         )
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         made = trainer_class()(
-            loop=self,
+            hooks=self,
             model=model,
             args=arguments,
             processing_class=tokenizer,
@@ -213,21 +184,17 @@ class GrpoLoop:
             rollout_func=self._roll_out,
             peft_config=config.lora.adapter() if config.lora else None,
         )
-        log_through(made, watch(self))
+        log_through(made, hooks_callback(self))
         return made
-
-    # What happens in a step
 
     def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """TRL's rollout function: a row for each rewrite, contiguous by group."""
         self.rewriter.model = self._policy()
-        step = trainer.state.global_step + 1
-        self.batch = batch = self.rollouts.collect(step)
+        self.batch = batch = self.rollouts.collect(trainer.state.global_step + 1)
         rows = distributed.local_share(batch.rows)
         assert len(rows) == len(prompts), "TRL counts rows, the stream counts prompts"
-        distributed.run_on_main(
-            lambda: append_lines(self.folder / "rollouts" / "rollouts.jsonl", batch.lines)
-        )
+        record = self.folder / "rollouts" / "rollouts.jsonl"
+        distributed.run_on_main(lambda: append_lines(record, batch.lines))
         self.timer.enter("update")
         written = [(group, sample, sample.written) for group, sample in rows if sample.written]
         return {
@@ -238,42 +205,69 @@ class GrpoLoop:
             "env_mask": [[int(sample.dropped is None)] * len(one.ids) for _, sample, one in written],
         }
 
+    # What TRL's trainer asks for (`TrainingHooks`)
+
+    def advantages(self) -> list[float]:
+        assert self.batch is not None
+        return [sample.advantage or 0.0 for _, sample in distributed.local_share(self.batch.rows)]
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self.rollouts.stream.position, "recent": self.evaluator.recent}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.rollouts.stream.position, self.evaluator.recent = state["position"], state["recent"]
+
+    def start_step(self) -> None:
+        self.started = time.perf_counter()
+        self.scorer.start_step()
+
+    def end_step(self) -> dict[str, Any]:
+        seconds = self.timer.seconds
+        took = time.perf_counter() - self.started  # by the main process's clock, as all seconds here
+        seconds["update"] = took - sum(value for name, value in seconds.items() if name != "update")
+        figures = self.batch.figures if self.batch else {}
+        row = {**figures, "seconds": round(took, 3), **self.scorer.step_figures()}
+        if distributed.is_distributed():
+            self.scorer.cache.recount()
+        if self.batch is not None:
+            self.evaluator.recent.append(self.batch.figures["reward"])
+            self.batch = None
+        return row
+
     def evaluate(self, step: int) -> bool:
-        """Evaluate, keep the best weights; whether training should stop."""
-        if not self.sets:
+        if step % self.config.eval_every and step < self.config.max_steps:
             return False
         start = time.perf_counter()
-        figures, samples = evaluate(self.rollouts, self.sets, unchanged=step == 0)
-        seconds = round(time.perf_counter() - start, 2)
-        stop = distributed.run_on_main(lambda: self._judge(step, figures, samples, seconds))
-        self.recent = []
+        found = self.evaluator.evaluate(step)
+        if found is None:
+            return False
+        figures, more = found
+        row = {"step": step, **figures, **more, "seconds": round(time.perf_counter() - start, 2)}
+        stop = distributed.run_on_main(
+            lambda: self.evaluator.record(self.folder, row, self._export_best, self.log)
+        )
         self.timer.enter("update")
         return stop
 
-    def _judge(
-        self, step: int, figures: dict[str, float], samples: list[dict[str, Any]], seconds: float
-    ) -> bool:
-        """Put an evaluation on record, keep the best weights; whether training should stop."""
-        row: dict[str, Any] = {
-            "step": step,
-            "training_reward": sum(self.recent) / len(self.recent) if self.recent else None,
-            "seconds": seconds,
-            **figures,
-            "samples": samples,
-        }
-        # Merging an adapter and rounding to another dtype would change the weights that are trained.
-        return record_evaluation(
-            self.folder,
-            row,
-            self.watched,
-            self.higher,
-            self.config.patience if self.config.held_out else 0,
-            lambda: self._export(self.folder / "best", copy.deepcopy(self._policy())),
-            self.log,
-        )
+    def log_step(self, row: dict[str, Any]) -> None:
+        words = [f"step {row['step']}/{self.config.max_steps}", f"loss {row['loss']:.4f}"]
+        if "reward" in row:
+            words += [
+                f"reward {row['reward']:.3f}",
+                f"flat {row['zero_variance']:.2f}",
+                f"unparsable {row['unparsable']:.2f}",
+            ]
+        words += [f"{name} {row[name]:.4f}" for name in ("kl", "ratio") if name in row]
+        self.log(" ".join([*words, f"{row['seconds']:.1f} s"]))
+
+    # What comes out
 
     def _policy(self) -> Any:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    def _export_best(self) -> None:
+        # Merging an adapter and rounding to another dtype would change the weights that are trained.
+        self._export(self.folder / "best", copy.deepcopy(self._policy()))
 
     def _export(self, folder: Path, model: Any) -> None:
         export_rewriter(

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with our advantages and a figure for the ratio; the callback that logs, evaluates, stops.
+"""TRL's GRPOTrainer with our advantages and a figure for the ratio; the callback that logs and stops.
 
 Classes are made inside functions: TRL takes seconds to import.
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from ...reports.training import write_report
 from ..common import distributed
 from ..common.run_folder import append_lines, save_error
-from ..common.steps import divergence_error
+from ..common.steps import check_gradient, divergence_error
 from ..common.trl import saves_together
-
-if TYPE_CHECKING:
-    from .loop import GrpoLoop
 
 # What TRL calls it -> what metrics.jsonl does.
 _LOGGED = {
@@ -32,21 +29,48 @@ _LOGGED = {
 }
 
 
+class TrainingHooks(Protocol):
+    """What TRL's trainer and its callback ask of the loop around them."""
+
+    folder: Path
+    checkpoint: Path | None
+
+    def advantages(self) -> list[float]:
+        """Of this process's rows of the batch, in TRL's order."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold beside TRL's own state, as JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def start_step(self) -> None: ...
+
+    def end_step(self) -> dict[str, Any]:
+        """The step's figures."""
+        ...
+
+    def evaluate(self, step: int) -> bool:
+        """Evaluate where it is time to; whether to stop."""
+        ...
+
+    def log_step(self, row: dict[str, Any]) -> None: ...
+
+
 def trainer_class() -> type:
-    """TRL's trainer with our advantages, a figure for the ratio, and a loss that must be a number."""
+    """TRL's trainer with our advantages, a figure for the ratio, and a loss that must be finite."""
     import torch
     from trl import GRPOTrainer
 
     class GrpoTrainer(saves_together(GRPOTrainer)):
-        def __init__(self, *, loop: GrpoLoop, **options: Any):
+        def __init__(self, *, hooks: TrainingHooks, **options: Any):
             super().__init__(**options)
-            self.loop, self._logps = loop, None
+            self.hooks, self._logps = hooks, None
 
         def _generate_and_score_completions(self, inputs):
             output = super()._generate_and_score_completions(inputs)
-            batch = self.loop.batch
-            assert batch is not None
-            values = [sample.advantage or 0.0 for _, sample in distributed.local_share(batch.rows)]
+            values = self.hooks.advantages()
             output["advantages"] = torch.tensor(values, device=output["advantages"].device)
             return output
 
@@ -63,8 +87,8 @@ def trainer_class() -> type:
                 lost = self._logps is not None and not torch.isfinite(self._logps).all()
                 raise divergence_error(
                     f"the loss of step {step} is {loss.item()}"
-                    + (", the weights are no numbers any more" if lost else ""),
-                    self.loop.folder,
+                    + (", and weights are NaN or infinite" if lost else ""),
+                    self.hooks.folder,
                     "lower learning_rate, or train in float32" if lost else "lower learning_rate or beta",
                 )
             mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
@@ -86,7 +110,8 @@ def trainer_class() -> type:
             except Exception as error:  # safetensors, torch and the file system raise their own kinds
                 if distributed.is_peer_loss(error):
                     raise
-                raise save_error(self.loop.folder / "checkpoints", self.loop.folder, error) from error
+                run = self.hooks.folder
+                raise save_error(run / "checkpoints", run, error) from error
 
         def create_model_card(self, *arguments, **options):
             pass  # a checkpoint is not for the hub
@@ -94,91 +119,57 @@ def trainer_class() -> type:
     return GrpoTrainer
 
 
-def watch(loop: GrpoLoop) -> Any:
-    """The callback that logs, evaluates, stops, and remembers what a checkpoint has to."""
+def hooks_callback(hooks: TrainingHooks) -> Any:
+    """The callback that logs, evaluates, stops, and adds the hooks' state to checkpoints."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
 
-    class Watch(TrainerCallback, ExportableState):
+    class Hooks(TrainerCallback, ExportableState):
         def __init__(self):
-            self.begun, self.row = 0.0, {}
+            self.row: dict[str, Any] = {}
             self.board: Any = None
 
         def state(self) -> dict:
-            kept = {"position": loop.rollouts.stream.position, "recent": loop.recent}
-            return {"args": {}, "attributes": kept}
+            return {"args": {}, "attributes": hooks.state()}
 
         def on_train_begin(self, args, state, control, **kwargs):
             state.compute_steps(args, state.max_steps)  # not the checkpoint's: save_every may have changed
-            if loop.checkpoint is not None:
-                kept = json.loads((loop.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-                kept = kept["stateful_callbacks"]["Watch"]["attributes"]
-                loop.rollouts.stream.position, loop.recent = kept["position"], kept["recent"]
+            if hooks.checkpoint is not None:
+                stored = json.loads((hooks.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+                hooks.restore(stored["stateful_callbacks"]["Hooks"]["attributes"])
             if distributed.is_main():
-                board = str(loop.folder / "tensorboard")
+                board = str(hooks.folder / "tensorboard")
                 self.board = SummaryWriter(board, purge_step=state.global_step + 1)
-            if state.global_step == 0 and loop.evaluate(0):
+            if state.global_step == 0 and hooks.evaluate(0):
                 control.should_training_stop = True
 
         def on_step_begin(self, args, state, control, **kwargs):
-            self.begun = time.perf_counter()
-            loop.timer.seconds.update(dict.fromkeys(loop.timer.seconds, 0.0))
-            loop.scorer.drawn = loop.scorer.reused = 0
+            hooks.start_step()
 
         def on_step_end(self, args, state, control, **kwargs):
-            seconds = loop.timer.seconds
-            took = time.perf_counter() - self.begun  # by the main process's clock, as all seconds here
-            drawn, reused = distributed.all_sum(loop.scorer.drawn, loop.scorer.reused)
-            seconds["update"] = took - sum(value for name, value in seconds.items() if name != "update")
-            self.row = {
-                **(loop.batch.figures if loop.batch else {}),
-                **{f"seconds/{name}": round(value, 3) for name, value in seconds.items()},
-                "seconds": round(took, 3),
-                "pictures": drawn,
-                "pictures_reused": reused,
-            }
-            if seconds["render"]:
-                self.row["pictures_per_second"] = round(drawn / seconds["render"], 3)
-            if distributed.is_distributed():
-                loop.scorer.cache.recount()
-            if loop.batch is not None:
-                loop.recent.append(loop.batch.figures["reward"])
-                loop.batch = None
-            last = state.global_step >= args.max_steps
-            if (last or state.global_step % loop.config.eval_every == 0) and loop.evaluate(state.global_step):
+            self.row = hooks.end_step()
+            if hooks.evaluate(state.global_step):
                 control.should_training_stop = True
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not logs or "loss" not in logs:
                 return
+            step = state.global_step
             figures = {name: logs[key] for key, name in _LOGGED.items() if logs.get(key) is not None}
-            row = {"step": state.global_step, **figures, **self.row}
-            if not math.isfinite(row.get("grad_norm", 0.0)):
-                raise divergence_error(f"the gradient of step {row['step']} is no number", loop.folder)
+            row = {"step": step, **figures, **self.row}
+            check_gradient(row.get("grad_norm", 0.0), step, hooks.folder)
             if not distributed.is_main():
                 return
-            append_lines(loop.folder / "metrics.jsonl", [json.dumps(row)])
-            for key, value in row.items():
-                if key != "step":
-                    self.board.add_scalar(key, value, row["step"])
-            write_report(loop.folder)
-            loop.log(_said(row, args.max_steps))
+            append_lines(hooks.folder / "metrics.jsonl", [json.dumps(row)])
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, step)
+            write_report(hooks.folder)
+            hooks.log_step(row)
 
         def on_train_end(self, args, state, control, **kwargs):
             if self.board is not None:
                 self.board.close()
 
-    return Watch()
-
-
-def _said(row: dict[str, Any], steps: int) -> str:
-    words = [f"step {row['step']}/{steps}", f"loss {row['loss']:.4f}"]
-    if "reward" in row:
-        words += [
-            f"reward {row['reward']:.3f}",
-            f"flat {row['zero_variance']:.2f}",
-            f"unparsable {row['unparsable']:.2f}",
-        ]
-    words += [f"{name} {row[name]:.4f}" for name in ("kl", "ratio") if name in row]
-    return " ".join([*words, f"{row['seconds']:.1f} s"])
+    return Hooks()

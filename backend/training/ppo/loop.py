@@ -1,17 +1,16 @@
 """The loop of PPO: roll out, look back, learn, a few times over.
 
-A step: the policy writes, both sides are drawn and judged (`ppo_rollouts`); one pass over what was written,
-without gradients, says what the policy, its reference and the critic thought of it; advantages follow; then
-some epochs of minibatches. All that is random in a step is a matter of (seed, step), so a stopped run knows
-where it was from what its checkpoint holds. The model stays in eval mode: dropout would train another policy
-than the one that wrote.
+A step: the policy writes, and refinements and originals are drawn and scored (`rollouts`). One pass over what
+was written, without gradients, gives the log-probabilities of the policy and its reference and the values;
+advantages follow. Then some epochs of minibatches. The model stays in eval mode: dropout would train another
+policy than the one that wrote.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...factory import open_renderer, open_rewards
+from ...factory import open_rewards
 from ...rewards.scales import RunningNorm
 from ...rewriters.prip.model import Prip
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings
 from ...rewriters.reprompt import SETTINGS, read_settings
-from ...storage.cache import Cache
 from ..common.losses import (
     clipped_surrogate,
     clipped_value_error,
@@ -34,28 +32,26 @@ from ..common.losses import (
     pivot_error,
     whiten,
 )
-from ..common.offload import StageTimer, judge_modules, modules_mover, renderer_modules
+from ..common.offload import OffloadRole
 from ..common.run_folder import append_lines
 from ..common.step_loop import Figures, StepLoop
 from ..common.steps import check_loss, clip_gradient
-from ..rollouts.evaluation import evaluate, evaluation_prompts, record_evaluation, selection_metric
+from ..rollouts.base import mean
+from ..rollouts.evaluation import Evaluator, evaluation_prompts
 from ..rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
-from ..rollouts.scoring import PictureScorer
+from ..rollouts.scoring import open_scorer
 from .config import PpoConfig
 from .policy import ValueHead, WarmPivots, pivots_of, tokens_of
-from .rollouts import PpoRollouts, PpoSample, lines_of
+from .rollouts import PpoRollouts, Row, lines_of
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
 
-PICTURES = "rollouts/pictures"
-
-
 @dataclass
 class SampleTokens:
-    """A sample's tokens as they were seen before the step's first update, (T,) each."""
+    """A row's tokens before the step's first update, (T,) each."""
 
     logps: Tensor
     reference: Tensor
@@ -72,41 +68,24 @@ class PpoLoop(StepLoop):
     report_every = 1
 
     def load(self) -> None:
-        config, run = self.config, self.folder
+        config = self.config
         rewards = open_rewards((*config.rewards, *config.held_out))
         self._load_policy()
         self.prompts = read_prompts(config.prompts, "train", config.seed)
-        self.sets = evaluation_prompts(self.prompts, config.eval_prompts)
-        for some in (self.prompts, *self.sets.values()):
+        sets = evaluation_prompts(self.prompts, config.eval_prompts)
+        for some in (self.prompts, *sets.values()):
             self.rewriter.encode_prompts([one.prompt for one in some])  # raises for those it has no room for
-        looking = {name: reward for name, reward in rewards.items() if reward.spec.reads == "images"}
-        renderer = open_renderer(config.renderer)
-        gpu = self.device.type == "cuda"
-        self.timer = StageTimer(
-            self.device.type, self._movers(renderer, looking) if config.offload and gpu else None
-        )
-        cache = Cache(run / PICTURES, int(config.keep_gb * 2**30))
-        self.scorer = PictureScorer(
-            renderer,
-            looking,
-            cache,
-            self.timer,
-            config.renderer.batch,
-            overlap=renderer.capabilities.elsewhere,
-        )
-        self.rollouts = PpoRollouts(
-            self.rewriter,
-            self.scorer,
-            {n: r for n, r in rewards.items() if n not in looking},
-            {n: r.spec for n, r in rewards.items()},
-            PromptStream(self.prompts, config.seed),
-            config,
-            self.timer,
-        )
-        self.watched = selection_metric(config.held_out, config.rewards, looking)
-        self.warm = WarmPivots(run / "warm", [one.prompt for one in self._taken(self.prompts)], self.rewriter)
+        text_rewards = {name: one for name, one in rewards.items() if one.spec.reads != "images"}
+        picture_rewards = {name: one for name, one in rewards.items() if name not in text_rewards}
+        policy = OffloadRole(lambda: [self.model, self.critic], lambda: self.optimizer)
+        self.scorer = open_scorer(config, self.folder, self.device.type, picture_rewards, policy)
+        self.timer = self.scorer.timer
+        stream = PromptStream(self.prompts, config.seed)
+        self.rollouts = PpoRollouts(self.rewriter, self.scorer, text_rewards, stream, config)
+        self.evaluator = Evaluator(self.rewriter, self.scorer, sets, config)
+        taken = [one.prompt for one in self._taken(self.prompts)]
+        self.warm = WarmPivots(self.folder / "warm", taken, self.rewriter)
         self.kl = config.kl
-        self.recent: list[float] = []  # gains since the last evaluation
 
     def summary(self) -> str:
         return f"{len(self.prompts)} prompts"
@@ -152,55 +131,36 @@ class PpoLoop(StepLoop):
         groups = [{"params": list(some.values()), "lr": rates[name]} for name, some in self.groups.items()]
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
-    def _movers(self, renderer: Any, rewards: dict[str, Any]) -> dict[str, Callable[[str], None]]:
-        refiner = modules_mover(lambda: [self.model, self.critic], lambda: self.optimizer)
-        judging = modules_mover(lambda: judge_modules(rewards.values()))
-        # While someone else draws, the judges are at work.
-        elsewhere = renderer.capabilities.elsewhere
-        drawing = judging if elsewhere else modules_mover(lambda: renderer_modules(renderer))
-        return {"write": refiner, "update": refiner, "render": drawing, "score": judging}
-
     def _taken(self, prompts: Sequence[TrainingPrompt]) -> list[TrainingPrompt]:
-        """Those of the prompts that a run of this length comes to."""
+        """Those of the prompts that a run of this length reaches."""
         count = min(len(prompts), self.config.max_steps * self.config.prompts_per_step)
-        return [asked for _, asked in PromptStream(prompts, self.config.seed).take(count)]
+        return [one for _, one in PromptStream(prompts, self.config.seed).take(count)]
 
-    # What happens in a step
+    # A step
 
     def learn(self, step: int) -> Figures:
-        config, seconds = self.config, self.timer.seconds
-        seconds.update(dict.fromkeys(seconds, 0.0))
-        self.scorer.drawn = self.scorer.reused = 0
+        self.scorer.start_step()
         batch = self.rollouts.collect()
+        rows = batch.valid
         with self.timer("update"):
-            pasts, figures = self._look_back(batch.valid)
-        for sample, past in zip(batch.valid, pasts, strict=True):
-            sample.advantage = past.advantages.mean().item()
+            before, figures = self._look_back(rows)
+        for (_, sample), tokens in zip(rows, before, strict=True):
+            sample.advantage = tokens.advantages.mean().item()
         append_lines(self.folder / "rollouts" / "rollouts.jsonl", lines_of(step, batch))
         with self.timer("update"):
-            figures |= self._learn(step, list(zip(batch.valid, pasts, strict=True)))
-        figures |= {"kl_weight": self.kl}
-        if config.kl_target is not None:
-            self.kl = adapted(self.kl, figures["kl"], config.kl_target)
-        self.recent.append(batch.figures["gain"])
-        row = {
-            **figures,
-            **batch.figures,
-            **{f"seconds/{name}": round(value, 3) for name, value in seconds.items()},
-            "pictures": self.scorer.drawn,
-            "pictures_reused": self.scorer.reused,
-        }
-        if seconds["render"]:
-            row["pictures_per_second"] = round(self.scorer.drawn / seconds["render"], 3)
-        return row
+            figures |= self._update(step, list(zip(rows, before, strict=True)))
+        figures["kl_weight"] = self.kl
+        if self.config.kl_target is not None:
+            self.kl = adapted(self.kl, figures["kl"], self.config.kl_target)
+        self.evaluator.recent.append(batch.figures["gain"])
+        return {**figures, **batch.figures, **self.scorer.step_figures()}
 
-    def _look_back(self, samples: Sequence[PpoSample]) -> tuple[list[SampleTokens], dict[str, float]]:
-        """What the policy, its reference and the critic thought of the samples' tokens, the advantages that
-        follow, and figures of it."""
+    def _look_back(self, rows: Sequence[Row]) -> tuple[list[SampleTokens], dict[str, float]]:
+        """The rows' tokens before the step's first update, the advantages that follow, and figures of it."""
         found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         entropy: list[Tensor] = []
-        for part in self._passes(range(len(samples)), samples):
-            some = [samples[i] for i in part]
+        for part in self._passes(range(len(rows)), rows):
+            some = [rows[i] for i in part]
             with torch.no_grad():
                 now = tokens_of(self.model, some, pivots_of(self.model, some), self.config.temperature)
                 first = tokens_of(self.model, some, self._warm(some), self.config.temperature)
@@ -208,33 +168,34 @@ class PpoLoop(StepLoop):
             parts = [tensor.split(now.lengths) for tensor in (now.logps, first.logps, values)]
             found |= dict(zip(part, zip(*parts, strict=True), strict=True))
             entropy.append(now.entropy)
-        logps, reference, values = (list(rows) for rows in zip(*(found[i] for i in range(len(samples)))))
+        logps, reference, values = (list(each) for each in zip(*(found[i] for i in range(len(rows)))))
         lengths = [len(row) for row in values]
         padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)  # (B, T)
         mask = torch.arange(padded.shape[1], device=padded.device) < padded.new_tensor(lengths)[:, None]
-        gains = padded.new_tensor([sample.gain for sample in samples])
+        gains = padded.new_tensor([sample.gain for _, sample in rows])
         if self.config.group_baseline:
-            prompts = torch.tensor([sample.own.position for sample in samples], device=gains.device)
+            prompts = torch.tensor([group.position for group, _ in rows], device=gains.device)
             gains = leave_one_out(gains, prompts)
         advantages, returns = gae(gains, padded, mask, self.config.gae_lambda)
         flat, earned = advantages[mask], returns[mask]
         if self.config.whiten:
             flat = whiten(flat)
-        pasts = [
+        tokens = [
             SampleTokens(*row)
             for row in zip(logps, reference, values, flat.split(lengths), earned.split(lengths), strict=True)
         ]
-        said, drawn = torch.cat(logps), padded.new_tensor([p for one in samples for p in one.written.logps])
+        current = torch.cat(logps)
+        drawn = padded.new_tensor([logp for _, sample in rows for logp in sample.written.logps])
         left = (earned - torch.cat(values)).var(correction=0) / earned.var(correction=0).clamp_min(1e-12)
-        return pasts, {
-            "kl": kl_k3(said, torch.cat(reference)).mean().item(),
+        return tokens, {
+            "kl": kl_k3(current, torch.cat(reference)).mean().item(),
             "entropy": torch.cat(entropy).mean().item(),
             # From the distribution that was drawn from: rounding alone, which half precision has more of.
-            "sampler_off": ((said - drawn).exp() - 1).abs().max().item(),
-            "explained": 1 - left.item(),  # of the variance of returns, by the critic
+            "sampler_off": ((current - drawn).exp() - 1).abs().max().item(),
+            "explained": 1 - left.item(),  # of the variance of returns, by the value head
         }
 
-    def _learn(self, step: int, rows: Sequence[tuple[PpoSample, SampleTokens]]) -> dict[str, float]:
+    def _update(self, step: int, rows: Sequence[tuple[Row, SampleTokens]]) -> dict[str, float]:
         """The step's epochs of minibatches."""
         config, off = self.config, 0.0
         totals: dict[str, float] = {}
@@ -247,7 +208,7 @@ class PpoLoop(StepLoop):
                     continue
                 chosen = order[first:end]
                 count = sum(len(rows[i][1].logps) for i in chosen)
-                for part in self._passes(chosen, [sample for sample, _ in rows]):
+                for part in self._passes(chosen, [row for row, _ in rows]):
                     loss, found = self._loss([rows[i] for i in part], count, len(chosen))
                     check_loss(loss, step, self.folder)
                     loss.backward()
@@ -255,10 +216,10 @@ class PpoLoop(StepLoop):
                         off = max(off, found["off"])
                     for name, value in found.items():
                         totals[name] = totals.get(name, 0.0) + value
-                norms.append(self._update(step))
+                norms.append(self._take_optimiser_step(step))
         tokens, drift = totals.pop("tokens"), totals.pop("drift") / totals.pop("rows")
         del totals["off"]
-        grads = zip(("grad_norm", "critic_grad_norm"), map(_mean, zip(*norms)))
+        grads = zip(("grad_norm", "critic_grad_norm"), map(mean, zip(*norms)))
         return {
             **{name: value / tokens for name, value in totals.items()},
             "ratio_off": off,
@@ -267,19 +228,20 @@ class PpoLoop(StepLoop):
         }
 
     def _loss(
-        self, rows: Sequence[tuple[PpoSample, SampleTokens]], count: int, of: int
+        self, rows: Sequence[tuple[Row, SampleTokens]], count: int, of: int
     ) -> tuple[Tensor, dict[str, float]]:
         """The share of some rows in the loss of a minibatch of `count` tokens in `of` rows, and sums."""
-        config, samples = self.config, [sample for sample, _ in rows]
+        config, some = self.config, [row for row, _ in rows]
         old, reference, values, advantages, returns = (
-            torch.cat([getattr(past, name) for _, past in rows]) for name in SampleTokens.__dataclass_fields__
+            torch.cat([getattr(tokens, name) for _, tokens in rows])
+            for name in SampleTokens.__dataclass_fields__
         )
-        pivots = pivots_of(self.model, samples)
-        now = tokens_of(self.model, samples, pivots, config.temperature)
+        pivots = pivots_of(self.model, some)
+        now = tokens_of(self.model, some, pivots, config.temperature)
         policy, ratios = clipped_surrogate(now.logps, old, advantages, config.clip)
         away = kl_k3(now.logps, reference)
         errors = clipped_value_error(self.critic(now.states), values, returns, config.value_clip)
-        drift = pivot_error(pivots, self._warm(samples))
+        drift = pivot_error(pivots, self._warm(some))
         loss = (policy + self.kl * away + errors).sum() / count
         if config.anchor:
             loss = loss + config.anchor * drift * (len(rows) / of)
@@ -295,36 +257,34 @@ class PpoLoop(StepLoop):
             "drift": drift.item() * len(rows),
         }
 
-    def _update(self, step: int) -> list[float]:
-        """One optimiser step; the gradients' norms."""
+    def _take_optimiser_step(self, step: int) -> list[float]:
+        """The norms of the groups' gradients, each clipped by itself."""
         most = self.config.max_grad_norm
         norms = [clip_gradient(some, most, step, self.folder) for some in self.groups.values()]
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norms
 
-    def _passes(self, chosen: Sequence[int], samples: Sequence[PpoSample]) -> Iterator[list[int]]:
-        """The chosen samples, `batch_size` at a time, those of like lengths together."""
-        order = sorted(chosen, key=lambda i: (len(samples[i].own.begun) + len(samples[i].written.ids), i))
+    def _passes(self, chosen: Sequence[int], rows: Sequence[Row]) -> Iterator[list[int]]:
+        """The chosen rows, `batch_size` at a time, those of similar lengths together."""
+
+        def length(i: int) -> tuple[int, int]:
+            group, sample = rows[i]
+            return len(group.prefix) + len(sample.written.ids), i
+
+        order = sorted(chosen, key=length)
         for start in range(0, len(order), self.config.batch_size):
             yield order[start : start + self.config.batch_size]
 
-    def _warm(self, samples: Sequence[PpoSample]) -> Tensor:
-        return self.warm.of([sample.own.asked.prompt for sample in samples], self.model.device)
+    def _warm(self, rows: Sequence[Row]) -> Tensor:
+        return self.warm.of([group.source.prompt for group, _ in rows], self.model.device)
 
     def evaluate(self, step: int) -> tuple[dict[str, float], Figures] | None:
-        if not self.sets:
-            return None
-        figures, samples = evaluate(self.rollouts, self.sets, unchanged=step == 0)
-        gained = sum(self.recent) / len(self.recent) if self.recent else None
-        self.recent = []
-        return figures, {"training_reward": gained, "samples": samples}
+        return self.evaluator.evaluate(step)
 
     def record_evaluation(self, row: Figures, figures: dict[str, float]) -> bool:
-        patience = self.config.patience if self.config.held_out else 0
-        return record_evaluation(
-            self.folder, row, *self.watched, patience, lambda: self.write(self.folder / "best"), self.log
-        )
+        best = self.folder / "best"
+        return self.evaluator.record(self.folder, row, lambda: self.write(best), self.log)
 
     # What is stored
 
@@ -334,14 +294,14 @@ class PpoLoop(StepLoop):
     def state(self) -> dict[str, Any]:
         return {
             "position": self.rollouts.stream.position,
-            "recent": self.recent,
+            "recent": self.evaluator.recent,
             "kl": self.kl,
             "stopped": self.stopped,
             "norms": {name: norm.state() for name, norm in self.rollouts.norms.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.rollouts.stream.position, self.recent = state["position"], state["recent"]
+        self.rollouts.stream.position, self.evaluator.recent = state["position"], state["recent"]
         self.kl, self.stopped = state["kl"], state["stopped"]
         self.rollouts.norms = {name: RunningNorm.from_state(norm) for name, norm in state["norms"].items()}
 
@@ -375,7 +335,3 @@ def adapted(weight: float, kl: float, target: float) -> float:
     Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, with K = 0.1, and the KL per token.
     """
     return weight * (1 + 0.1 * min(0.2, max(-0.2, kl / target - 1)))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

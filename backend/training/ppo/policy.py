@@ -1,4 +1,4 @@
-"""What PPO asks of a refiner: log-probabilities of what was written, a critic's values, the first pivots."""
+"""The policy of PPO: log-probabilities of what was written, values of tokens, the first pivots."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ...core.errors import CheckpointError, TrainingFailed, first_line
 if TYPE_CHECKING:
     from ...rewriters.prip.model import Prip
     from ...rewriters.prip.rewriter import PripRewriter
-    from .rollouts import PpoSample
+    from .rollouts import Row
 
 CHUNK = 4096  # prompts whose pivots lie in one file
 
 
 class ValueHead(nn.Module):
-    """What reward is to come, from the decoder's states. It says 0 at first."""
+    """Predicts the reward that is to come, from the decoder's states. At first it predicts 0."""
 
     def __init__(self, hidden: int, width: int):
         super().__init__()
@@ -32,28 +32,28 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States (N, hidden) -> values (N,). Nothing flows back into the states."""
+        """States (N, hidden) -> values (N,). No gradient flows back into the states."""
         seen = self.norm(states.detach().float())
         return self.outer(nn.functional.gelu(self.inner(seen)))[:, 0]
 
 
 @dataclass
 class Tokens:
-    """The tokens of some samples, one after the other: (N,) each, `states` (N, hidden)."""
+    """The tokens of some rows, one after the other: (N,) each, `states` (N, hidden)."""
 
     logps: Tensor
     entropy: Tensor
     states: Tensor
-    lengths: list[int]  # of the samples, N in all
+    lengths: list[int]  # of the rows, N in all
 
 
-def tokens_of(model: Prip, samples: Sequence[PpoSample], pivots: Tensor, temperature: float) -> Tokens:
-    """How likely the policy of `pivots` (B, queries, width) finds what was written to each sample, under the
+def tokens_of(model: Prip, rows: Sequence[Row], pivots: Tensor, temperature: float) -> Tokens:
+    """The log-probabilities of what was written, under the policy of `pivots` (B, queries, width) and the
     distribution that it was drawn from. Gradients go to the pivots."""
-    written = [sample.written.ids for sample in samples]
+    written = [sample.written.ids for _, sample in rows]
     lengths = [len(ids) for ids in written]
     logits, states = model.logits_and_states(
-        pivots, [sample.own.begun for sample in samples], written, continuation=True
+        pivots, [group.prefix for group, _ in rows], written, continuation=True
     )
     most, device = logits.shape[1], logits.device
     mask = torch.arange(most, device=device) < torch.tensor(lengths, device=device)[:, None]
@@ -64,20 +64,22 @@ def tokens_of(model: Prip, samples: Sequence[PpoSample], pivots: Tensor, tempera
     return Tokens(logps.gather(1, ids[:, None])[:, 0], entropy, states[mask], lengths)
 
 
-def pivots_of(model: Prip, samples: Sequence[PpoSample]) -> Tensor:
-    """What the encoder makes of each sample's prompt, (B, queries, width); each prompt goes through once."""
+def pivots_of(model: Prip, rows: Sequence[Row]) -> Tensor:
+    """The pivot of each row's prompt, (B, queries, width), in one pass over the prompts that differ."""
     places: dict[tuple[int, ...], int] = {}
-    rows = [places.setdefault(tuple(sample.own.ids), len(places)) for sample in samples]
-    return model.encode([list(ids) for ids in places])[rows]
+    chosen = [places.setdefault(tuple(group.ids), len(places)) for group, _ in rows]
+    return model.encode([list(ids) for ids in places])[chosen]
 
 
 class WarmPivots:
-    """The pivots that the encoder made of prompts at first, kept in files, in the precision that the decoder
-    reads: what the policy is kept near to, also where a stopped run goes on."""
+    """The pivots that the encoder made of prompts at first, to which the policy is held.
+
+    They are stored in files, in the precision that the decoder reads, for when a stopped run goes on.
+    """
 
     def __init__(self, folder: Path, prompts: Sequence[str], rewriter: PripRewriter):
         """Makes those that are not there; `rewriter` must have its first weights. Raises TrainingFailed where
-        the disk does not take them."""
+        they cannot be written."""
         self.folder = folder
         self.places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         order = list(self.places)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...core.errors import BadInput, RewardFailed
-from ...core.interfaces import Reward
+from ...core.interfaces import Reward, Rewriter
 from ...core.seeds import seed_of
 from ...core.types import Job, Rewrite
 from ...reports.training import write_report
@@ -21,18 +21,16 @@ from ...storage.files import read_lines
 from ..common import distributed
 from ..common.run_folder import append_lines
 from .prompts import TrainingPrompt, read_prompts
-from .rewrites import Rollouts
-from .scoring import PictureScores
-
-if TYPE_CHECKING:
-    from ..ppo.rollouts import PpoRollouts
-
+from .scoring import PictureScorer, PictureScores
+from .settings import PolicySettings
 
 SHOWN = 6  # prompts of an evaluation whose pictures the report shows
+PromptSets = Mapping[str, Sequence[TrainingPrompt]]
+Result = tuple[Rewrite, PictureScores]
 
 
 def evaluate(
-    rollouts: Rollouts | PpoRollouts, sets: Mapping[str, Sequence[TrainingPrompt]], unchanged: bool
+    rewriter: Rewriter, scorer: PictureScorer, sets: PromptSets, unchanged: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(figures "set/reward" of every set, samples of the first set for the report).
 
@@ -41,59 +39,60 @@ def evaluate(
     """
     figures: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
-    for number, (name, asked) in enumerate(sets.items()):
-        judged = _judged(rollouts, asked)
-        rewrites = [rewrite for rewrite, _ in judged]
-        figures |= _means(rollouts, name, judged)
+    for number, (name, prompts) in enumerate(sets.items()):
+        results = _results(scorer, prompts, lambda texts: _rewrites(rewriter, scorer, texts))
+        rewrites = [rewrite for rewrite, _ in results]
+        figures |= _means(scorer, name, results)
         figures[f"{name}/unparsable"] = sum(r.fallback is not None for r in rewrites) / len(rewrites)
         figures[f"{name}/words"] = sum(count_words(r.prompt) for r in rewrites) / len(rewrites)
         if number == 0:
-            seen = [_sample(one, *pair) for one, pair in zip(asked, judged, strict=True)]
+            seen = [_sample(one, *result) for one, result in zip(prompts, results, strict=True)]
             samples = [seen[i * len(seen) // SHOWN] for i in range(SHOWN)] if len(seen) > SHOWN else seen
             if unchanged:
-                figures |= _means(rollouts, "unchanged", _judged(rollouts, asked, as_typed=True))
+                typed = _results(scorer, prompts, lambda texts: [Rewrite("", text, "none") for text in texts])
+                figures |= _means(scorer, "unchanged", typed)
     return figures, samples
 
 
-def _judged(
-    rollouts: Rollouts | PpoRollouts, asked: Sequence[TrainingPrompt], as_typed: bool = False
-) -> list[tuple[Rewrite, PictureScores]]:
-    """What became of each prompt; several processes deal them out."""
-
-    def work(part: Sequence[tuple[int, TrainingPrompt]]) -> list[tuple[Rewrite, PictureScores]]:
-        if as_typed:
-            rewrites = [Rewrite("", one.prompt, "none") for _, one in part]
-        else:
-            with rollouts.timer("write"):
-                rewrites = [row[0] for row in rollouts.rewriter.rewrite([one.prompt for _, one in part])]
-        jobs = [Job(rewrite.prompt, seed_of("evaluate", i)) for (i, _), rewrite in zip(part, rewrites)]
-        return list(
-            zip(rewrites, rollouts.scorer.score(jobs, [one.judge_prompt for _, one in part]), strict=True)
-        )
-
-    return distributed.scatter(list(enumerate(asked)), work)
+def _rewrites(rewriter: Rewriter, scorer: PictureScorer, prompts: list[str]) -> list[Rewrite]:
+    with scorer.timer("write"):
+        return [row[0] for row in rewriter.rewrite(prompts)]
 
 
-def _means(
-    rollouts: Rollouts | PpoRollouts, name: str, judged: Sequence[tuple[Rewrite, PictureScores]]
-) -> dict[str, float]:
+def _results(
+    scorer: PictureScorer,
+    prompts: Sequence[TrainingPrompt],
+    rewrites: Callable[[list[str]], list[Rewrite]],
+) -> list[Result]:
+    """The rewrite of each prompt, and its picture's scores; several processes deal them out."""
+
+    def work(part: Sequence[tuple[int, TrainingPrompt]]) -> list[Result]:
+        written = rewrites([one.prompt for _, one in part])
+        jobs = [Job(rewrite.prompt, seed_of("evaluate", i)) for (i, _), rewrite in zip(part, written)]
+        return list(zip(written, scorer.score(jobs, [one.judge_prompt for _, one in part]), strict=True))
+
+    return distributed.scatter(list(enumerate(prompts)), work)
+
+
+def _means(scorer: PictureScorer, name: str, results: Sequence[Result]) -> dict[str, float]:
     figures = {}
-    for reward in rollouts.scorer.rewards:
-        scores = [view.scores[reward] for _, view in judged if reward in view.scores]
+    for reward in scorer.rewards:
+        scores = [one.scores[reward] for _, one in results if reward in one.scores]
         if not scores:
-            raise RewardFailed(reward, f"it scored nothing of an evaluation: {judged[0][1].failed[reward]}")
+            why = results[0][1].failed[reward]
+            raise RewardFailed(reward, f"it scored nothing of an evaluation: {why}")
         figures[f"{name}/{reward}"] = sum(scores) / len(scores)
     return figures
 
 
-def _sample(asked: TrainingPrompt, rewrite: Rewrite, view: PictureScores) -> dict[str, Any]:
+def _sample(prompt: TrainingPrompt, rewrite: Rewrite, result: PictureScores) -> dict[str, Any]:
     return {
-        "prompt": asked.prompt,
+        "prompt": prompt.prompt,
         "reason": rewrite.reason,
         "rewrite": rewrite.prompt,
         "fallback": rewrite.fallback,
-        "picture": view.picture,
-        "scores": view.scores,
+        "picture": result.picture,
+        "scores": result.scores,
     }
 
 
@@ -105,51 +104,64 @@ def evaluation_prompts(
     sources = {"held-out": (held_out, "evaluate"), "paraphrases": (paraphrases, "paraphrase")}
     sets = {name: read_prompts(source, use) for name, (source, use) in sources.items() if source}
     known = {one.prompt for one in trained}
-    for name, asked in sets.items():
-        shared = next((one.prompt for one in asked if one.prompt in known), None)
+    for name, prompts in sets.items():
+        shared = next((one.prompt for one in prompts if one.prompt in known), None)
         if shared is not None:
             raise BadInput(f"the {name} prompt {shared!r} is trained on, too; take it out of one of them")
     return sets
 
 
 def selection_metric(
-    held_out: Iterable[str], trained: Iterable[str], looking: Mapping[str, Reward]
+    held_out: Iterable[str], trained: Iterable[str], rewards: Mapping[str, Reward]
 ) -> tuple[str, bool]:
     """(figure, whether more of it is better): the first held-out reward that looks at pictures, or else the
-    first trained one, on the held-out prompts."""
-    name = next(name for name in (*held_out, *trained) if name in looking)
-    return f"held-out/{name}", looking[name].spec.higher_is_better
+    first trained one, on the held-out prompts. `rewards` are all that look at pictures."""
+    name = next(name for name in (*held_out, *trained) if name in rewards)
+    return f"held-out/{name}", rewards[name].spec.higher_is_better
 
 
-def record_evaluation(
-    run: Path,
-    row: Mapping[str, Any],
-    selection_metric: str,
-    higher: bool,
-    patience: int,
-    export: Callable[[], None],
-    log: Callable[[str], None],
-) -> bool:
-    """Add an evaluation to the run's, `export` the weights where they are the best so far; whether training
-    should stop."""
-    earlier = read_lines(run / "evaluations.jsonl")
-    append_lines(run / "evaluations.jsonl", [json.dumps(row)])
-    main = {key: value for key, value in row.items() if "/" in key and not key.endswith("/words")}
-    log(f"evaluation at step {row['step']}: " + " ".join(f"{k} {v:.3f}" for k, v in main.items()))
-    if selection_metric in row and all(
-        is_better(row[selection_metric], old[selection_metric], higher) for old in earlier
-    ):
-        export()
-    write_report(run)
-    stop = looks_like_reward_hacking(
-        [*earlier, row], selection_metric, higher, patience if selection_metric in row else 0
-    )
-    if stop:
-        log(
-            f"stopped at step {row['step']}: over {patience} evaluations training reward rose and "
-            f"{selection_metric} fell, which looks like reward hacking; best/ holds the best weights so far"
-        )
-    return stop
+class Evaluator:
+    """The evaluations of a policy: its best weights are kept, and it stops where rewards look hacked."""
+
+    def __init__(self, rewriter: Rewriter, scorer: PictureScorer, sets: PromptSets, settings: PolicySettings):
+        self.rewriter, self.scorer, self.sets = rewriter, scorer, sets
+        self.metric, self.higher = selection_metric(settings.held_out, settings.rewards, scorer.rewards)
+        self.patience = settings.patience if settings.held_out else 0
+        self.recent: list[float] = []  # training rewards since the last evaluation
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], dict[str, Any]] | None:
+        """(figures, what else is recorded); None without prompts for evaluations."""
+        if not self.sets:
+            return None
+        figures, samples = evaluate(self.rewriter, self.scorer, self.sets, unchanged=step == 0)
+        reward = sum(self.recent) / len(self.recent) if self.recent else None
+        self.recent = []
+        return figures, {"training_reward": reward, "samples": samples}
+
+    def record(
+        self, run: Path, row: Mapping[str, Any], export: Callable[[], object], log: Callable[[str], None]
+    ) -> bool:
+        """Put an evaluation on record; `export` the weights if they are the best so far; whether to stop."""
+        earlier = read_lines(run / "evaluations.jsonl")
+        append_lines(run / "evaluations.jsonl", [json.dumps(row)])
+        log(f"evaluation at step {row['step']}: {shown_figures(row)}")
+        metric = self.metric
+        if metric in row and all(is_better(row[metric], old[metric], self.higher) for old in earlier):
+            export()
+        write_report(run)
+        patience = self.patience if metric in row else 0
+        stop = looks_like_reward_hacking([*earlier, row], metric, self.higher, patience)
+        if stop:
+            log(
+                f"stopped at step {row['step']}: over {patience} evaluations training reward rose and "
+                f"{metric} fell, which looks like reward hacking; best/ holds the best weights so far"
+            )
+        return stop
+
+
+def shown_figures(row: Mapping[str, Any]) -> str:
+    """The figures of an evaluation that the log shows."""
+    return " ".join(f"{k} {v:.3f}" for k, v in row.items() if "/" in k and not k.endswith("/words"))
 
 
 def is_better(value: float, than: float, higher: bool) -> bool:
@@ -157,10 +169,9 @@ def is_better(value: float, than: float, higher: bool) -> bool:
 
 
 def looks_like_reward_hacking(
-    evaluations: Sequence[Mapping[str, Any]], selection_metric: str, higher: bool, patience: int
+    evaluations: Sequence[Mapping[str, Any]], metric: str, higher: bool, patience: int
 ) -> bool:
-    """Whether over the last `patience` evaluations training reward rose and the
-    `selection_metric` fell each time.
+    """Whether over the last `patience` evaluations training reward rose and the `metric` fell each time.
 
     `evaluations` carry `training_reward`, the mean since the one before (None before the first step).
     """
@@ -168,6 +179,6 @@ def looks_like_reward_hacking(
     if patience < 1 or len(recent) <= patience:
         return False
     training = [row["training_reward"] for row in recent if row["training_reward"] is not None]
-    held = [row[selection_metric] for row in recent]
-    falls = all(is_better(before, after, higher) for before, after in zip(held, held[1:]))
+    held_out = [row[metric] for row in recent]
+    falls = all(is_better(before, after, higher) for before, after in zip(held_out, held_out[1:]))
     return falls and len(training) > 1 and training[-1] > training[0]

@@ -17,9 +17,9 @@ from .world import NAMES
 
 
 def end(how: str, rank: int, step: int) -> None:
-    from reprise.backend.training.rollouts.rewrites import Rollouts
+    from reprise.backend.training.grpo.rollouts import GrpoRollouts
 
-    collect, make, steps = Rollouts.collect, Rollouts._make, []
+    collect, make, steps = GrpoRollouts.collect, GrpoRollouts.make_groups, []
 
     def collected(self, number):
         steps.append(number)
@@ -35,7 +35,7 @@ def end(how: str, rank: int, step: int) -> None:
             raise MemoryError("no room on this GPU")
         return make(self, taken)
 
-    Rollouts.collect, Rollouts._make = collected, made
+    GrpoRollouts.collect, GrpoRollouts.make_groups = collected, made
 
 
 if __name__ == "__main__":

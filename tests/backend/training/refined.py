@@ -69,7 +69,7 @@ def kill_at(where: str, step: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if where == "rollout":
-        look, rate, taken = PpoRollouts._look, PictureScorer._rate, []
+        look, rate, taken = PpoRollouts.draw, PictureScorer._rate, []
 
         def looked(self, *arguments):
             taken.append(1)
@@ -79,7 +79,7 @@ def kill_at(where: str, step: int) -> None:
             if len(taken) == step:  # all scores were there already
                 die()
 
-        PpoRollouts._look = looked
+        PpoRollouts.draw = looked
     elif where == "update":
         update, done = torch.optim.AdamW.step, []
 

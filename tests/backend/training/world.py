@@ -92,14 +92,14 @@ def kill_at(where: str, step: int) -> None:
     import torch
     from transformers import Trainer
 
-    from reprise.backend.training.rollouts.rewrites import Rollouts
+    from reprise.backend.training.grpo.rollouts import GrpoRollouts
     from reprise.backend.training.rollouts.scoring import PictureScorer
 
     def die(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
     if where == "rollout":
-        collect, rate, steps = Rollouts.collect, PictureScorer._rate, []
+        collect, rate, steps = GrpoRollouts.collect, PictureScorer._rate, []
 
         def collected(self, number):
             steps.append(number)
@@ -107,7 +107,7 @@ def kill_at(where: str, step: int) -> None:
             steps.clear()
             return found
 
-        Rollouts.collect = collected
+        GrpoRollouts.collect = collected
         # The pictures are drawn and in the cache; nothing of the step is on record.
         PictureScorer._rate = lambda self, *rest: die() if steps == [step] else rate(self, *rest)
     elif where == "update":

@@ -1,32 +1,40 @@
 import torch
 
 from reprise.backend.training.common.offload import (
-    NAMES,
+    STAGES,
+    GpuOffload,
+    OffloadRole,
     StageTimer,
     judge_modules,
-    modules_mover,
     renderer_modules,
 )
 
 
+class Recorded(OffloadRole):
+    """Notes where it was moved to."""
+
+    def __init__(self, name, moves):
+        super().__init__(list)
+        self.name, self.moves = name, moves
+
+    def move(self, device):
+        self.moves.append((self.name, device))
+
+
 def test_one_role_at_a_time_each_moved_once():
-    moved = []
-
-    def mover(name):
-        return lambda device: moved.append((name, device))
-
-    rewriter, renderer = mover("rewriter"), mover("renderer")
-    timer = StageTimer("cuda", {"write": rewriter, "update": rewriter, "render": renderer})
+    moves = []
+    rewriter, renderer = Recorded("rewriter", moves), Recorded("renderer", moves)
+    timer = StageTimer(GpuOffload("cuda", {"write": rewriter, "update": rewriter, "render": renderer}))
     with timer("render"):
-        assert moved == [("rewriter", "cpu"), ("renderer", "cuda")]
-    moved.clear()
-    with timer("update"), timer("score"):  # nobody's phase
-        assert moved == [("renderer", "cpu"), ("rewriter", "cuda")]
+        assert moves == [("rewriter", "cpu"), ("renderer", "cuda")]
+    moves.clear()
+    with timer("update"), timer("score"):  # a stage without a role
+        assert moves == [("renderer", "cpu"), ("rewriter", "cuda")]
 
 
 def test_seconds_are_counted_also_of_what_fails():
     timer = StageTimer()
-    assert timer.seconds == dict.fromkeys(NAMES, 0.0)
+    assert timer.seconds == dict.fromkeys(STAGES, 0.0)
     try:
         with timer("score"):
             raise ValueError
@@ -41,21 +49,17 @@ def test_an_optimizers_state_moves_with_its_weights():
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    modules_mover(lambda: [layer], lambda: optimizer)("meta")
+    OffloadRole(lambda: [layer], lambda: optimizer).move("meta")
     assert layer.weight.device.type == "meta"
     for state in optimizer.state.values():
         assert state["exp_avg"].device.type == "meta" and state["step"].device.type == "cpu"
 
 
-def test_what_can_be_moved():
-    class Judge:
-        model = torch.nn.Linear(1, 1)
+def test_what_has_a_model_can_be_moved():
+    class Role:
+        def __init__(self, model):
+            self.model = model
 
-    class Renderer:
-        def __init__(self, hooks):
-            self.pipeline = type("Pipeline", (), {"_all_hooks": hooks})()
-
-    assert judge_modules([Judge(), object()]) == [Judge.model]
-    mine = Renderer([])
-    assert renderer_modules(mine) == [mine.pipeline]
-    assert renderer_modules(Renderer(["moves itself"])) == renderer_modules(object()) == []
+    network = torch.nn.Linear(1, 1)
+    assert judge_modules([Role(network), Role(None)]) == [network]
+    assert renderer_modules(Role(network)) == [network] and renderer_modules(Role(None)) == []

@@ -210,7 +210,7 @@ def test_a_refused_resume_leaves_a_finished_run_as_it_was(values, finished, tmp_
             train(changed(values, {"count": 3}), run, resume=True, log=quiet)
     finally:
         gone.rename(prompts)
-    with pytest.raises(BadInput, match="has 2 rounds behind it, and rounds.count=1 are fewer; set 2 or more"):
+    with pytest.raises(BadInput, match="has done 2 rounds, and rounds.count=1 are fewer; set 2 or more"):
         train(changed(values, {"count": 1}), run, resume=True, log=quiet)
     assert files_of(run) == before
 
@@ -242,10 +242,10 @@ def test_what_is_gone_is_drawn_again(values, finished, tmp_path, monkeypatch):
     """A run is stopped in its first round; the pictures of the first two prompts' pairs are deleted."""
     record, run = rounds.Rounds.record, tmp_path / "run"
 
-    def stop(self, number, found, anew=False):
-        if (self.of(number) / rounds.DRAWN).read_text():
+    def stop(self, number, found, replace=False):
+        if (self.round_folder(number) / rounds.DRAWN).read_text():
             raise KeyboardInterrupt
-        record(self, number, found, anew)
+        record(self, number, found, replace)
 
     with monkeypatch.context() as patch:
         patch.setattr(rounds.Rounds, "record", stop)
@@ -284,12 +284,12 @@ def test_a_full_disk_says_so(full, values, finished, tmp_path, monkeypatch):
 
 
 def test_a_later_round_of_ties_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
-    said, mixed = [], rounds.Rounds.mixed
+    said, mixed = [], rounds.Rounds.mixed_reward
 
     def tied(self, scores):
-        return 0.5 if self.of(1).joinpath("final").is_dir() else mixed(self, scores)
+        return 0.5 if self.round_folder(1).joinpath("final").is_dir() else mixed(self, scores)
 
-    monkeypatch.setattr(rounds.Rounds, "mixed", tied)
+    monkeypatch.setattr(rounds.Rounds, "mixed_reward", tied)
     run = tmp_path / "run"
     final = train(DiffusionDpoConfig(**values), run, log=said.append)
     assert any("stopped: round 2 has 0 pairs of 4 prompts: 4 were ties" in line for line in said)

@@ -11,8 +11,8 @@ from reprise.backend.core.errors import BadInput
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
+from reprise.backend.training.dpo import data as dpo
 from reprise.backend.training.dpo import rounds as dpo_rounds
-from reprise.backend.training.dpo import train as dpo
 from reprise.backend.training.dpo.config import DpoConfig
 from reprise.backend.training.dpo.train import train
 

@@ -14,7 +14,7 @@ from reprise.backend.preferences.store import PairText, RewritePair, Store
 from reprise.backend.rewriters.prompting import answer_ids, prompt_ids
 from reprise.backend.rewriters.reprompt import RePromptRewriter, load_checkpoint
 from reprise.backend.training.dpo.config import DpoConfig
-from reprise.backend.training.dpo.loop import _answer, _encoded, usable_rewrites
+from reprise.backend.training.dpo.data import answer_of, encode, usable_rewrites
 from reprise.backend.training.dpo.train import train
 
 THINGS = ("star", "ring", "cross", "heart")
@@ -155,14 +155,14 @@ def test_a_finished_run_is_returned(whole, taught, store):
 def test_pairs_are_built_as_inference_builds_them(taught):
     _, tokenizer, _ = load_checkpoint(str(taught))
     config = DpoConfig(model="m", preferences=Path("p"), max_length=96)
-    [row] = _encoded([pair("star")], tokenizer, "Rewrite.", config, quiet)
+    [row] = encode([pair("star")], tokenizer, "Rewrite.", config, quiet)
     assert row["prompt_ids"] == prompt_ids(tokenizer, "a star", system="Rewrite.")
-    assert row["chosen_ids"] == answer_ids(tokenizer, _answer(text("red", "star", 1.0), True))
+    assert row["chosen_ids"] == answer_ids(tokenizer, answer_of(text("red", "star", 1.0), True))
     assert tokenizer.decode(row["rejected_ids"]) == (
         "<reason>The blue one.</reason><prompt>a large blue star</prompt><|im_end|>"
     )
     plain = config.model_copy(update={"reasoning": False})
-    [row] = _encoded([pair("star")], tokenizer, "Rewrite.", plain, quiet)
+    [row] = encode([pair("star")], tokenizer, "Rewrite.", plain, quiet)
     assert tokenizer.decode(row["chosen_ids"]) == "<prompt>a large red star</prompt><|im_end|>"
 
 
@@ -172,11 +172,11 @@ def test_pairs_that_cannot_be_written_are_left_out_and_long_ones_refused(taught)
     odd = pair("ring", chosen=text("red", "ring", 0.9, reason="Not <prompt>."))
     alike = pair("heart", rejected=text("red", "heart", 0.1, reason="Another."))
     plain = config.model_copy(update={"reasoning": False})
-    assert len(_encoded([pair("star"), odd], tokenizer, "Rewrite.", config, said.append)) == 1
+    assert len(encode([pair("star"), odd], tokenizer, "Rewrite.", config, said.append)) == 1
     assert "1 that cannot be written" in said[0]
-    assert len(_encoded([pair("star"), alike], tokenizer, "Rewrite.", plain, said.append)) == 1
+    assert len(encode([pair("star"), alike], tokenizer, "Rewrite.", plain, said.append)) == 1
     with pytest.raises(BadInput, match="1 are longer than max_length=96"):
-        _encoded([pair("star"), pair("ring", prompt="a ring " * 60)], tokenizer, "Rewrite.", config, quiet)
+        encode([pair("star"), pair("ring", prompt="a ring " * 60)], tokenizer, "Rewrite.", config, quiet)
 
 
 def test_nothing_to_learn_from(store, taught, tmp_path):

@@ -306,7 +306,7 @@ def test_a_loss_that_is_no_number_stops_the_run(values, taught, tmp_path, monkey
         return Broken
 
     monkeypatch.setattr(grpo_loop, "trainer_class", broken)
-    with pytest.raises(TrainingFailed, match=r"2 is nan, the weights are no numbers .*begin another run"):
+    with pytest.raises(TrainingFailed, match=r"2 is nan, and weights are NaN or infinite.*begin another run"):
         train(GrpoConfig(**{**values, "eval_prompts": None}), tmp_path / "run", log=quiet)
     assert [row["step"] for row in rows(tmp_path / "run")] == [1]
 
@@ -361,24 +361,25 @@ def test_signs_of_hacking(training, watched, stops):
 
 def test_it_stops_on_hacking(values, tmp_path, monkeypatch):
     """Training reward rises by the step while the held-out one falls."""
-    from reprise.backend.training.grpo import loop as grpo_loop
+    from reprise.backend.training.grpo.rollouts import GrpoRollouts
+    from reprise.backend.training.rollouts import evaluation
 
-    evaluate, fall = grpo_loop.evaluate, iter((0.9, 0.8, 0.7, 0.6, 0.5))
+    evaluate, fall = evaluation.evaluate, iter((0.9, 0.8, 0.7, 0.6, 0.5))
 
     def falling(*arguments, **options):
         figures, samples = evaluate(*arguments, **options)
         return {**figures, "held-out/blueness": next(fall)}, samples
 
-    monkeypatch.setattr(grpo_loop, "evaluate", falling)
+    monkeypatch.setattr(evaluation, "evaluate", falling)
     settings = {**values, "patience": 2, "max_steps": 5, "eval_every": 1, "rewrites": 8}
-    made, rise = grpo_loop.Rollouts.collect, iter(range(9))
+    made, rise = GrpoRollouts.collect, iter(range(9))
 
     def rising(self, step):
         batch = made(self, step)
         batch.figures["reward"] = 0.1 * next(rise)
         return batch
 
-    monkeypatch.setattr(grpo_loop.Rollouts, "collect", rising)
+    monkeypatch.setattr(GrpoRollouts, "collect", rising)
     said = []
     train(GrpoConfig(**settings), tmp_path / "run", log=said.append)
     steps = [row["step"] for row in rows(tmp_path / "run")]

@@ -46,10 +46,8 @@ def rollouts(refiner, prompts, folder, rewards=(Redness,), held_out=(), weights=
         refiner,
         scorer,
         {n: one for n, one in made.items() if n not in looking},
-        {n: one.spec for n, one in made.items()},
         PromptStream(read_prompts(str(prompts)), 0),
         config,
-        StageTimer(),
     )
 
 
@@ -71,17 +69,16 @@ def test_what_the_user_sees_is_what_is_judged(refiner, prompts, tmp_path, monkey
     says(monkeypatch, [", red", ", blue", ""] * 4)
     made = rollouts(refiner, prompts, tmp_path, held_out=(Blueness,), pictures=2)
     batch = made.collect()
-    assert [one.variant for one in batch.samples] == [0, 1, 2] * 4
+    assert [one.variant for _, one in batch.rows] == [0, 1, 2] * 4
     prompts_drawn = {job.prompt for call in made.scorer.renderer.calls for job in call}
     assert prompts_drawn == {
         text
-        for own in batch.owns
-        for text in (own.asked.prompt, own.asked.prompt + ", red", own.asked.prompt + ", blue")
+        for prompt in (group.source.prompt for group in batch.groups)
+        for text in (prompt, prompt + ", red", prompt + ", blue")
     }
-    for sample in batch.samples:
-        own = sample.own
-        assert len(own.seeds) == len(sample.pictures) == 2
-        expected = sample.scores["redness"] - own.scores["redness"]
+    for group, sample in batch.rows:
+        assert len(group.seeds) == len(sample.pictures) == 2
+        expected = sample.scores["redness"] - group.original.scores["redness"]
         assert sample.gain == sample.gains["redness"] == pytest.approx(expected)
         if sample.variant == 0:
             assert sample.gain == pytest.approx(0.8, abs=0.01)  # the same noise on both sides
@@ -100,7 +97,7 @@ def test_a_cut_text_is_scored_without_its_last_phrase(refiner, prompts, tmp_path
     cut = Completion(", red, on a", refiner.model.decoder_ids(", red, on a"), [0.0] * 6, truncated=True)
     monkeypatch.setattr(PripRewriter, "generate", lambda self, pivots, begun, keys, *rest: [cut] * len(begun))
     batch = rollouts(refiner, prompts, tmp_path, rewrites=1).collect()
-    assert {one.rewrite.prompt for one in batch.samples} == {one.asked.prompt + ", red" for one in batch.owns}
+    assert all(one.rewrite.prompt == group.source.prompt + ", red" for group, one in batch.rows)
     assert batch.figures["cut_off"] == 1
     [line] = [json.loads(line) for line in lines_of(1, batch) if '"cut"' in line][:1]
     assert line["text"] == ", red, on a" and line["rewrite"].endswith(", red")
@@ -111,20 +108,20 @@ def test_the_users_own_pictures_are_drawn_once(refiner, prompts, tmp_path):
     first = made.collect()
     made.scorer.renderer.calls.clear()
     second = made.collect()
-    own = {one.asked.prompt: one for one in first.owns}
+    own = {one.source.prompt: one for one in first.groups}
     drawn = {job.prompt for call in made.scorer.renderer.calls for job in call}
     assert not drawn & own.keys()
-    assert all(one.seeds == own[one.asked.prompt].seeds and one.position >= 4 for one in second.owns)
+    assert all(one.seeds == own[one.source.prompt].seeds and one.position >= 4 for one in second.groups)
     # What is written is another draw: its noise is the place's.
     one, other = (
-        {(s.own.asked.prompt, s.variant): s.written.ids for s in batch.samples} for batch in (first, second)
+        {(g.source.prompt, s.variant): s.written.ids for g, s in batch.rows} for batch in (first, second)
     )
     assert one != other
 
 
 def test_the_same_place_gives_the_same_rollouts_whatever_the_batches(refiner, prompts, tmp_path):
     runs = [rollouts(refiner, prompts, tmp_path / str(size), write_batch=size).collect() for size in (64, 1)]
-    one, other = ([(s.own.position, s.written.ids, s.gain) for s in run.samples] for run in runs)
+    one, other = ([(g.position, s.written.ids, s.gain) for g, s in run.rows] for run in runs)
     assert one == other
 
 
@@ -138,8 +135,8 @@ def test_rewards_are_weighted_on_one_scale(refiner, prompts, tmp_path, monkeypat
         rewrites=2,
         weights={"redness": 2.0, "length": 0.5},
     )
-    for sample in made.collect().samples:
-        red = sample.scores["redness"] - sample.own.scores["redness"]
+    for group, sample in made.collect().rows:
+        red = sample.scores["redness"] - group.original.scores["redness"]
         long = 0.5 * (sample.variant == 0)  # from 0 to 1, of a range from -1 to 1
         assert sample.gains == pytest.approx({"redness": red, "length": long})
         assert sample.gain == pytest.approx(2 * red + 0.5 * long)
@@ -149,7 +146,7 @@ def test_a_failing_judge_costs_samples_up_to_the_limit(refiner, prompts, tmp_pat
     says(monkeypatch, [", red", ", green", ", blue"] * 4)
     made = rollouts(refiner, prompts, tmp_path / "a", rewards=(FailsOnGreen,), max_dropped=0.5)
     batch = made.collect()
-    assert [one.dropped is not None for one in batch.samples] == [False, True, False] * 4
+    assert [one.dropped is not None for _, one in batch.rows] == [False, True, False] * 4
     assert batch.figures["dropped"] == 4 and len(batch.valid) == 8
     says(monkeypatch, [", red", ", green", ", blue"] * 4)
     with pytest.raises(RewardFailed, match="'fails-on-green'.*4 of 12 samples .*max_dropped=0.25"):
@@ -165,8 +162,8 @@ def test_without_the_users_own_score_its_refinements_are_dropped(refiner, tmp_pa
     says(monkeypatch, [", big"] * 8)
     made = rollouts(refiner, path, tmp_path / "a", rewards=(FailsOnGreen,), rewrites=2)
     batch = made.collect()
-    assert {one.own.asked.prompt for one in batch.samples if one.dropped} == {"a green star"}
-    assert next(one for one in batch.owns if one.failed).asked.prompt == "a green star"
+    assert {group.source.prompt for group, one in batch.rows if one.dropped} == {"a green star"}
+    assert [one.source.prompt for one in batch.groups if one.original.dropped] == ["a green star"]
 
 
 # The policy
@@ -177,14 +174,14 @@ def test_log_probabilities_are_those_that_were_drawn_from(refiner, prompts, tmp_
         hot = PripRewriter(refiner.model, max_new_tokens=5, temperature=temperature)
         batch = rollouts(hot, prompts, tmp_path / str(temperature)).collect()
         with torch.no_grad():
-            pivots = pivots_of(hot.model, batch.samples)
-            found = tokens_of(hot.model, batch.samples, pivots, temperature)
-        expected = [logp for sample in batch.samples for logp in sample.written.logps]
+            pivots = pivots_of(hot.model, batch.rows)
+            found = tokens_of(hot.model, batch.rows, pivots, temperature)
+        expected = [logp for _, sample in batch.rows for logp in sample.written.logps]
         assert found.logps.tolist() == pytest.approx(expected, abs=1e-4)
         assert sum(found.lengths) == len(expected) == len(found.states) and (found.entropy > 0).all()
-        for i, sample in enumerate(batch.samples):  # whatever the batch
+        for i, row in enumerate(batch.rows):  # whatever the batch
             with torch.no_grad():
-                alone = tokens_of(hot.model, [sample], pivots_of(hot.model, [sample]), temperature)
+                alone = tokens_of(hot.model, [row], pivots_of(hot.model, [row]), temperature)
             start = sum(found.lengths[:i])
             torch.testing.assert_close(
                 alone.logps, found.logps[start : start + found.lengths[i]], rtol=1e-5, atol=2e-5

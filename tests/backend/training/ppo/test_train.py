@@ -238,7 +238,7 @@ def test_gradients_reach_the_encoder_and_the_critic_and_nothing_else(values, tmp
         reached = weight.grad is not None and bool(weight.grad.abs().max() > 0)
         assert reached == name.startswith("encoder."), name
     assert any(weight.grad is not None for weight in loop.critic.parameters())
-    loop._update(1)
+    loop._take_optimiser_step(1)
     changed = {name for name, one in loop.model.state_dict().items() if not torch.equal(one, before[name])}
     assert changed and all(name.startswith("encoder.") for name in changed)
 
@@ -253,7 +253,7 @@ def test_nothing_flows_back_through_the_critic():
 def test_batches_and_accumulation_give_one_trajectory(values, tmp_path, monkeypatch):
     """Minibatches of 4 at once, and one row after the other: the same rollouts, and the same gradients within
     the rounding of sums. (Adam's division makes more of it in the weights whose gradient is nearly 0.)"""
-    update, seen = PpoLoop._update, {4: [], 1: []}
+    update, seen = PpoLoop._take_optimiser_step, {4: [], 1: []}
 
     def watched(self, step):
         groups = [weights.values() for weights in self.groups.values()]
@@ -262,7 +262,7 @@ def test_batches_and_accumulation_give_one_trajectory(values, tmp_path, monkeypa
         )
         return update(self, step)
 
-    monkeypatch.setattr(PpoLoop, "_update", watched)
+    monkeypatch.setattr(PpoLoop, "_take_optimiser_step", watched)
     for size in (4, 1):
         changes = {"batch_size": size, "max_steps": 2, "eval_prompts": None, "anchor": 0.1}
         train(PpoConfig(**{**values, **changes}), tmp_path / str(size), log=quiet)
@@ -490,23 +490,24 @@ def test_a_full_disk_stops_the_run(full, values, finished, tmp_path, monkeypatch
 
 def test_it_stops_on_hacking_and_stays_stopped(values, tmp_path, monkeypatch):
     """Gains rise by the step while the held-out reward falls."""
-    from reprise.backend.training.ppo import loop as ppo_loop
+    from reprise.backend.training.ppo.rollouts import PpoRollouts
+    from reprise.backend.training.rollouts import evaluation
 
-    evaluate, fall = ppo_loop.evaluate, iter((0.9, 0.8, 0.7, 0.6, 0.5))
+    evaluate, fall = evaluation.evaluate, iter((0.9, 0.8, 0.7, 0.6, 0.5))
 
     def falling(*arguments, **options):
         figures, samples = evaluate(*arguments, **options)
         return {**figures, "held-out/blueness": next(fall)}, samples
 
-    made, rise = ppo_loop.PpoRollouts.collect, iter(range(9))
+    made, rise = PpoRollouts.collect, iter(range(9))
 
     def rising(self):
         batch = made(self)
         batch.figures["gain"] = 0.1 * next(rise)
         return batch
 
-    monkeypatch.setattr(ppo_loop, "evaluate", falling)
-    monkeypatch.setattr(ppo_loop.PpoRollouts, "collect", rising)
+    monkeypatch.setattr(evaluation, "evaluate", falling)
+    monkeypatch.setattr(PpoRollouts, "collect", rising)
     settings = PpoConfig(**{**values, "patience": 2, "eval_every": 1, "save_every": 9})
     said = []
     train(settings, tmp_path / "run", log=said.append)

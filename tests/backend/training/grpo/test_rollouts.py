@@ -12,8 +12,8 @@ from reprise.backend.rewriters.reprompt import RePromptRewriter
 from reprise.backend.storage.cache import Cache
 from reprise.backend.training.common.offload import StageTimer
 from reprise.backend.training.grpo.config import GrpoConfig
+from reprise.backend.training.grpo.rollouts import GrpoRollouts
 from reprise.backend.training.rollouts.prompts import PromptStream, read_prompts
-from reprise.backend.training.rollouts.rewrites import Rollouts
 from reprise.backend.training.rollouts.scoring import PictureScorer
 
 from ..world import COLORS, Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
@@ -38,13 +38,11 @@ def made(rewriter, prompts, folder, looking=None, position=0, **changes):
             **changes,
         }
     )
-    timer = StageTimer()
     rewards = {**looking, **({"blueness": Blueness()} if config.held_out else {})}
     text = {"structure": Structure(), **({"length": Length()} if "length" in config.rewards else {})}
-    scorer = PictureScorer(WordRenderer(), rewards, Cache(folder), timer, batch=5)
-    specs = {name: reward.spec for name, reward in {**rewards, **text}.items()}
+    scorer = PictureScorer(WordRenderer(), rewards, Cache(folder), StageTimer(), batch=5)
     stream = PromptStream(read_prompts(str(prompts)), config.seed, position)
-    return Rollouts(rewriter, scorer, text, specs, stream, config, timer)
+    return GrpoRollouts(rewriter, scorer, text, stream, config)
 
 
 def rows(batch):
@@ -156,7 +154,7 @@ def test_a_replaced_group_leaves_its_place_to_one_with_signal(rewriter, prompts,
         batch_size=8,
     )
     batch = rollouts.collect(1)
-    assert [g.asked.prompt for g in batch.groups if g.replaced] == ["a star"]
+    assert [g.source.prompt for g in batch.groups if g.replaced] == ["a star"]
     assert len(batch.rows) == 24 and rollouts.stream.position == 5
     replaced = [r for r in rows(batch) if r["replaced"]]
     assert len(replaced) == 6 and all("advantage" not in r for r in replaced)
@@ -237,7 +235,7 @@ def test_several_pictures_a_rewrite_are_averaged(rewriter, prompts, tmp_path):
     scorer = made(rewriter, prompts, tmp_path).scorer
     group, sample = next((g, s) for g, s in batch.rows if s.drawn)
     views = scorer.score(
-        [Job(sample.rewrite.prompt, seed) for seed in group.seeds], [group.asked.judge_prompt] * 3
+        [Job(sample.rewrite.prompt, seed) for seed in group.seeds], [group.source.judge_prompt] * 3
     )
     assert sample.scores["redness"] == pytest.approx(sum(v.scores["redness"] for v in views) / 3)
 

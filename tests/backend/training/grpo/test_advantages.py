@@ -1,6 +1,6 @@
 import pytest
 
-from reprise.backend.training.rollouts.advantages import Member, advantages, group_sums, has_signal
+from reprise.backend.training.grpo.advantages import Member, advantages, group_sums, has_signal
 
 
 def members(*rows, **options):
