@@ -86,12 +86,14 @@ def validation_message(error: ValidationError) -> str:
     """The first problem of a pydantic error, "key: reason, got value", and the number of others."""
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]
-    key = ".".join(str(part) for part in first["loc"]) or "value"
+    key = ".".join(str(part) for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    got = "" if first["type"] == "missing" else f", got {_short(first['input'])}"
+    if key:  # else it is about several settings together, which the reason names
+        got = "" if first["type"] == "missing" else f", got {_short(first['input'])}"
+        reason = f"{key}: {reason}{got}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{key}: {reason}{got}{more}".replace("\n", " ")
+    return f"{reason}{more}".replace("\n", " ")
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ from reprise.backend.lab.bench.prip import bench, result_of
 from reprise.backend.training import shipped_config
 from reprise.backend.training.ppo.config import PpoConfig
 
+from ....fake_comfyui import GRAPH
 from ...cli.conftest import reprise  # noqa: F401
 from ...rewriters.prip.tiny_prip import save
 
@@ -139,6 +140,7 @@ def test_the_command_passes_its_settings_on(reprise, monkeypatch, tmp_path):  # 
 )
 def test_bad_options_are_refused_and_nothing_is_written(reprise, tmp_path, words, part):  # noqa: F811
     drawn = "{name: 'comfyui:a.json@http://localhost:1'}"
+    (tmp_path / "a.json").write_text(json.dumps(GRAPH))
     (tmp_path / "servers.yaml").write_text(f"init: x\nprompts: shapeworld\nrenderer: {drawn}\n")
     done = reprise("lab", "bench", "prip", *words, "--out", "r")
     assert done.code == 2 and done.out == "" and part in " ".join(done.err.split()), done.err
