@@ -1,5 +1,5 @@
-"""How the embedded models are made, from nothing: tokenizers, autoencoder, text encoders, renderers.
+"""The recipes that make the embedded models from nothing: tokenizers, autoencoder, text encoders, renderers.
 
-Stages run in that order, each resumable: a stage keeps one checkpoint in the work folder and, when it
-is done, leaves its model there in `save_pretrained` layout. `build.py` joins them into the pipelines.
+The stages run in that order and are resumable: a stage keeps one checkpoint in the work folder and, when
+done, saves its model there with `save_pretrained`. `build.py` assembles the pipelines.
 """

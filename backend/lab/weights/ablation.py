@@ -1,17 +1,18 @@
-"""RePrompt's ablation at small size: what supervised tuning, RL and the reasoning are each worth.
+"""RePrompt's ablation at small size: the effects of supervised fine-tuning, of RL, and of reasoning.
 
-Source: RePrompt (arXiv 2505.17540), its tables of SFT x RL and of the reasoning. Its four rewriters start
-from one general language model. Ours has no such model: `base`, of the embedded rewriter's architecture,
-stands in for it, taught to write rewrites in general (`rewrites.generic`), of which few suit the renderer.
-Random weights would not do: they write nothing that can be read, and RL finds nothing to reward.
+Source: RePrompt (arXiv 2505.17540), its tables of SFT x RL and of the reasoning.
+Departs from it: its four rewriters start from one general language model. Here `base` takes that model's
+place. It has the embedded rewriter's architecture and is trained on general rewrites
+(`rewrites.generic_rewrites`), of which few suit the renderer. Random weights would not work: their output
+cannot be parsed, so RL finds nothing to reward.
 
-sft is the embedded rewriter; sft-plain is the same, tuned further on 8,000 of its examples without their
-reasons; base-plain is base, tuned further on 8,000 of its own without theirs. base -> rl-N; base-plain ->
-rl-plain-N; sft -> sft-rl-N; sft-plain -> sft-rl-plain-N: GRPO with seed N.
+sft is the embedded rewriter. sft-plain is sft, tuned further on 8,000 of its examples without reasons.
+base-plain is base, tuned further on 8,000 of its own examples without reasons. GRPO with seed N makes rl-N
+from base, rl-plain-N from base-plain, sft-rl-N from sft, and sft-rl-plain-N from sft-plain.
 
-The renderer is the second one in 4 steps, as users of few-step models draw: what succeeds there depends on
-the words. With 16 steps either renderer draws nearly every spelled-out layout; in 4, the first never draws
-pink, whatever the words, and what it finds easy it draws always.
+The renderer is the tiny Stable Diffusion in 4 steps, as with few-step models, where success depends on the
+prompt's words. In 16 steps either renderer draws nearly every spelled-out layout. In 4 steps, the tiny FLUX
+never draws pink, whatever the words, and always draws what it finds easy.
 
 Run: `reprise lab weights ablation WORK [NAME…]`; what is done is not done
 again, and what was stopped goes on.
@@ -39,10 +40,10 @@ STARTS = {
     **{f"sft-rl-{seed}": "sft" for seed in SEEDS},
     **{f"sft-rl-plain-{seed}": "sft-plain" for seed in SEEDS},
 }
-"""What GRPO makes -> what it starts from."""
+"""{rewriter made by GRPO: the rewriter it starts from}."""
 
 GRPO = {
-    # In the two other tasks nearly every group of a tuned model is tied.
+    # In the two other tasks a tuned model's groups are nearly all tied.
     "prompts": "shapeworld:60:two_object,counting,position,color_attribution",
     "renderer": {"name": "shapeworld-sd", "steps": 4},
     "max_steps": 40,
@@ -53,7 +54,7 @@ GRPO = {
 
 
 def build(work: Path, name: str, log: Callable[[str], None] = print) -> Path:
-    """The folder of the rewriter `name`, made with what it starts from."""
+    """The folder of the rewriter `name`; it and the rewriters it starts from are made if missing."""
     if name == "sft":
         return EMBEDDED_REWRITER
     if name == "base":
@@ -88,8 +89,10 @@ def _tune(
 
 
 def run_of(name: str, settings: dict[str, Any], run: Path, log: Callable[[str], None]) -> Path:
-    """The run of the trainer `name` with its config for ShapeWorld and `settings` on top, gone on with where
-    it stopped."""
+    """Runs the trainer `name` with its config for ShapeWorld, overridden by `settings`, in the folder `run`.
+
+    A stopped run is resumed. Returns the trainer's result folder.
+    """
     trainer = find_trainer(name)
     shipped = load_config(trainer.config, shipped_config(name, "shapeworld"))
     whole = parse_config(trainer.config, {**shipped.model_dump(mode="json"), **settings}, name)

@@ -1,21 +1,22 @@
-"""The third renderer: a tiny aMUSEd, the kind of model that PARM was made on.
+"""The third renderer: a tiny aMUSEd, the kind of model that PARM was made for.
 
-Pictures are 16 x 16 tokens of a codebook (van den Oord et al. 2017, arXiv 1711.00937), which a transformer
-fills in where they are masked (MaskGIT, Chang et al. 2022, arXiv 2202.04200; aMUSEd, Patil et al. 2024,
-arXiv 2401.01808): a share cos(u pi / 2) of a picture's tokens is hidden, u uniform, and the loss is the
-cross-entropy of those. Scenes, the layout loss and how the text encoder is pre-trained and frozen are the
-second renderer's. Captions are more often loose or empty than elsewhere: tokens that are drawn at once must
-go with those that are there, and where the caption says each thing's colour and place none learns to look.
+A picture is 16 x 16 tokens of a codebook (van den Oord et al. 2017, arXiv 1711.00937). A transformer predicts
+masked tokens (MaskGIT, Chang et al. 2022, arXiv 2202.04200; aMUSEd, Patil et al. 2024, arXiv 2401.01808): a
+share cos(u pi / 2) of a picture's tokens is masked, with u uniform, and the loss is their cross-entropy.
+Scenes, layout loss, and the pre-trained and frozen text encoder are as in the second renderer. More captions
+are loose or empty than elsewhere: tokens sampled at once must fit those already there, and if captions always
+give each thing's colour and place, the model does not learn to look at the other tokens.
 
-Departs from both papers' autoencoders: no adversary and no perceptual loss, which plain shapes do not need.
-Codes start where latents lie (k-means++, Arthur & Vassilvitskii 2007), and those that nothing uses are put
-where the error is largest; else most would stand for grounds, which fill most of a picture. And codes are
-learnt with an encoder that sees a window of WINDOW pixels, `LocalEncoder`; VQModel's own, taught them
-afterwards, normalises over the whole picture. Codes of its own making said of one plain ground some thirty
-different things, according to what was elsewhere, and an outline's could hardly be told from its neighbours.
+Departs from both papers' autoencoders: no adversarial and no perceptual loss, which plain shapes do not need.
+Codes are initialised at latents (k-means++, Arthur & Vassilvitskii 2007), and unused ones are moved to where
+the error is largest; otherwise most would stand for grounds, which fill most of a picture. Codes are learned
+with `LocalEncoder`, which sees a window of WINDOW pixels; VQModel's own encoder is trained to predict them
+afterwards. It normalises over the whole picture: codes learned with it had some thirty values for one plain
+ground, depending on the rest of the picture, and the codes of an outline hardly differed from their
+neighbours'.
 
-Tokens are drawn at a temperature below 1, which aMUSEd's sampler has no setting for: what is shipped has the
-head's weights divided by it, which is the same.
+Tokens are sampled at a temperature below 1, for which aMUSEd's sampler has no setting. The shipped weights
+of the head are divided by the temperature, which is equivalent.
 """
 
 from __future__ import annotations
@@ -44,20 +45,20 @@ from .training import StepLoop, update_average
 CODE_STEPS, CODE_BATCH, CODE_RATE, CROP = 3000, 16, 1.5e-3, 64
 ENCODER_STEPS, ENCODER_BATCH = 1200, 6
 CODES, CODE_WIDTH = 1024, 8
-WINDOW = 12  # pixels that a code is chosen by; it stands for the 8 in their middle
+WINDOW = 12  # pixels; side of the window that a code is chosen by. The code stands for the middle 8
 STEPS, BATCH, RATE, EMA = 10000, 24, 1.2e-3, 0.998
 EMPTY, INCOMPLETE = 0.15, 0.55  # shares of captions: empty; empty or loose
 SIDE = SIZE // 8  # tokens along a side
-MASK = CODES  # the id of a hidden token
-TEMPERATURE = 0.5  # of drawing tokens; at 1 some are stray, and few pictures are right
-LAYOUT_WEIGHT = 0.3  # of the layout's cross-entropy beside the tokens', both in nats
+MASK = CODES  # the id of a masked token
+TEMPERATURE = 0.5  # of sampling tokens; at 1 some are wrong, and few pictures are right
+LAYOUT_WEIGHT = 0.3  # weight of the layout's cross-entropy; the tokens' has 1, both in nats
 
 
 def new_vqvae() -> Any:  # diffusers types its outputs as tuples too
-    """0.7 M parameters; most of the work is at 64 x 64 pixels and above, where outlines are drawn.
+    """A VQModel of 0.7 M parameters, most of whose computation is at 64 x 64 and above, for outlines.
 
-    One group a norm, and residual branches that start at zero: more groups, or diffusers' own start, let a
-    ground's colour through only after many hundred steps.
+    Norms have one group, and residual branches start at zero: with more groups, or diffusers' own
+    initialisation, it takes many hundred steps until a ground's colour is reproduced.
     """
     from diffusers import VQModel
 
@@ -82,12 +83,12 @@ def new_vqvae() -> Any:  # diffusers types its outputs as tuples too
 
 
 def to_pictures(pictures: list) -> torch.Tensor:
-    """(H, W, 3) uint8 pictures -> (B, 3, H, W) in 0..1, which is what aMUSEd's VQModel reads and writes."""
+    """uint8 pictures (H, W, 3) -> (B, 3, H, W) in 0..1, the range of aMUSEd's VQModel."""
     return to_tensor(pictures) / 2 + 0.5
 
 
 class LocalEncoder(nn.Sequential):
-    """(B, 3, H, W) in 0..1 -> latents (B, CODE_WIDTH, H/8, W/8), each of WINDOW x WINDOW pixels."""
+    """Images (B, 3, H, W) in 0..1 -> latents (B, CODE_WIDTH, H/8, W/8), each from WINDOW x WINDOW pixels."""
 
     def __init__(self):
         super().__init__(
@@ -103,16 +104,17 @@ class LocalEncoder(nn.Sequential):
 
 
 class Quantizer(nn.Module):
-    """Codes, the encoder that they are learnt with, and the decoder; in training how often each is used."""
+    """Codebook, the encoder that it is learned with, and the decoder; in training also each code's usage."""
 
     def __init__(self):
         super().__init__()
         self.vqvae, self.local = new_vqvae(), LocalEncoder()
         self.used: torch.Tensor
-        self.register_buffer("used", torch.ones(CODES))  # tokens a batch, a moving average
+        self.register_buffer("used", torch.ones(CODES))  # tokens per batch, a moving average
 
     def loss(self, images: torch.Tensor, quantized: bool) -> torch.Tensor:
-        """Of (B, 3, H, W) in 0..1; the codebook's part is VQModel's own. Not `quantized`: an autoencoder."""
+        """The loss for images (B, 3, H, W) in 0..1. The codebook's part is VQModel's own; without `quantized`
+        it is a plain autoencoder's."""
         latents = self.local(images)
         beside: torch.Tensor = 1e-3 * latents.square().mean()
         if quantized:
@@ -123,13 +125,13 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in 0..1 -> codes (B, H/8, W/8)."""
+        """Images (B, 3, H, W) in 0..1 -> codes (B, H/8, W/8)."""
         latents = self.local(images)
         return self.vqvae.quantize(latents)[2][2].view(len(images), *latents.shape[2:])
 
     @torch.no_grad()
     def place_codes(self, images: torch.Tensor, which: torch.Tensor) -> None:
-        """Move the codes `which` (ids) to latents of `images` that are far from all codes: k-means++."""
+        """Moves the codes with ids `which` to latents of `images` far from all other codes, by k-means++."""
         latents = self.local(images).permute(0, 2, 3, 1).reshape(-1, CODE_WIDTH)
         codes = self.vqvae.quantize.embedding.weight
         kept = torch.ones(CODES, dtype=torch.bool)
@@ -142,7 +144,7 @@ class Quantizer(nn.Module):
 
 
 def _crops(rng: random.Random, count: int) -> torch.Tensor:
-    """(count, 3, CROP, CROP) around things: most of a picture is plain ground, which teaches little."""
+    """Crops (count, 3, CROP, CROP) around things: most of a picture is plain ground, which teaches little."""
     crops = []
     while len(crops) < count:
         scene = random_scene(rng)
@@ -157,7 +159,7 @@ def _crops(rng: random.Random, count: int) -> torch.Tensor:
 
 
 def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the kernels, AdamW for everything else; of what is trained."""
+    """Muon for the kernels, AdamW for everything else, over the trainable parameters."""
     kernels, others = [], []
     for p in model.parameters():
         if p.requires_grad:
@@ -169,10 +171,10 @@ def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def train_codes(work: Path, seed: int = 0, steps: int = CODE_STEPS, log=print) -> Path:
-    """Train codebook and decoder; saves `work/masked/codes.safetensors`, a `Quantizer`.
+    """Trains codebook and decoder; saves `work/masked/codes.safetensors`, a `Quantizer`.
 
-    The first tenth of the steps knows no codes. From then on they are used, and until four fifths are done
-    every hundredth step moves those of which a batch of 1,024 tokens holds fewer than one in sixty.
+    The first tenth of the steps trains without codes. After that, until four fifths of the steps, every
+    hundredth step moves the codes that occur less than once in sixty batches of 1,024 tokens.
     """
     from safetensors.torch import save_file
 
@@ -206,7 +208,7 @@ def train_codes(work: Path, seed: int = 0, steps: int = CODE_STEPS, log=print) -
 
 
 def read_codes(work: Path) -> Quantizer:
-    """What `train_codes` saved."""
+    """The frozen `Quantizer` that `train_codes` saved."""
     from safetensors.torch import load_file
 
     model = Quantizer()
@@ -215,7 +217,7 @@ def read_codes(work: Path) -> Quantizer:
 
 
 def train_encoder(work: Path, seed: int = 0, steps: int = ENCODER_STEPS, log=print) -> Path:
-    """Teach VQModel's encoder the codes of pictures, for drawing over one; saves `work/masked/vqvae`."""
+    """Trains VQModel's encoder to predict pictures' codes, for image to image; saves `work/masked/vqvae`."""
     done = work / "masked" / "vqvae"
     if done.exists():
         return done
@@ -228,8 +230,8 @@ def train_encoder(work: Path, seed: int = 0, steps: int = ENCODER_STEPS, log=pri
 
     def take_step(rng: random.Random, step: int) -> float:
         images = to_pictures([draw(random_scene(rng)) for _ in range(ENCODER_BATCH)])
-        wanted = codes[model.tokens(images)].movedim(-1, 1)
-        loss = F.mse_loss(vqvae.encode(images).latents, wanted) / spread
+        target = codes[model.tokens(images)].movedim(-1, 1)
+        loss = F.mse_loss(vqvae.encode(images).latents, target) / spread
         loss.backward()
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         return loss.item()
@@ -240,7 +242,7 @@ def train_encoder(work: Path, seed: int = 0, steps: int = ENCODER_STEPS, log=pri
 
 
 def tokenized_scenes(work: Path, seed: int, count: int, log=print) -> tuple[list[Scene], torch.Tensor]:
-    """(scenes, tokens (count, SIDE, SIDE)); the tokens are kept in `work/masked`."""
+    """(scenes, tokens (count, SIDE, SIDE)); the tokens are cached in `work/masked`."""
     from safetensors.torch import load_file, save_file
 
     rng = random.Random(seed)
@@ -259,13 +261,15 @@ def tokenized_scenes(work: Path, seed: int, count: int, log=print) -> tuple[list
 
 
 def train_text_encoder(work: Path, seed: int = 0, steps: int = TEXT_STEPS, log=print) -> Path:
-    """As the second renderer's, with a projection; saves `work/masked/text_encoder`."""
+    """Trains the second renderer's text encoder with a projection; saves `work/masked/text_encoder`."""
     return ground_text_encoder(work / "masked", True, seed, steps, log)
 
 
 def new_transformer() -> Any:
-    """4.0 M parameters. All blocks work at 8 x 8, each position on 2 x 2 tokens; places are known from the
-    zeros around the picture, which the convolutions see: UVit2DModel tells no positions."""
+    """A transformer of 4.0 M parameters. All blocks work at 8 x 8, each position on 2 x 2 tokens.
+
+    UVit2DModel has no position embeddings; positions follow from the convolutions' zero padding.
+    """
     from diffusers import UVit2DModel
 
     return UVit2DModel(
@@ -289,14 +293,14 @@ def new_transformer() -> Any:
     )
 
 
-class Filler(nn.Module):
-    """The transformer, and in training the layout head on the features in its middle."""
+class AmusedWithLayout(nn.Module):
+    """The transformer, with the layout head on the features in its middle, used only in training."""
 
     def __init__(self):
         super().__init__()
         self.transformer = new_transformer()
         self.layout = LayoutHead(self.transformer.config.hidden_size)
-        # What AmusedPipeline says of size, crop and aesthetic score by itself.
+        # AmusedPipeline's default conditions for size, crop and aesthetic score.
         self.register_buffer("micro", torch.tensor([[SIZE, SIZE, 0.0, 0.0, 6.0]]), persistent=False)
         self.micro: torch.Tensor
         self.features: torch.Tensor | None = None
@@ -306,24 +310,24 @@ class Filler(nn.Module):
         self.features = output  # (B, 64, width)
 
     def forward(self, tokens: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, SIDE, SIDE) ids, some MASK -> logits (B, CODES, SIDE, SIDE)."""
+        """Ids (B, SIDE, SIDE), some of them MASK -> logits (B, CODES, SIDE, SIDE)."""
         return self.transformer(tokens, text, pooled, self.micro.expand(len(tokens), -1))
 
     def layout_loss(self, layouts: torch.Tensor) -> torch.Tensor:
-        """Of the last forward's features; see `LayoutHead`."""
+        """The layout head's loss on the features of the last forward pass."""
         assert self.features is not None
         return self.layout.loss(self.features, layouts)
 
 
 def random_mask(tokens: torch.Tensor) -> torch.Tensor:
-    """Which of (B, SIDE, SIDE) tokens to mask: of each picture a share cos(u pi / 2), at least one."""
+    """A random mask (B, SIDE, SIDE) of tokens: a share cos(u pi / 2) of each picture's, at least one."""
     count = len(tokens)
     share = torch.cos(torch.rand(count, 1) * math.pi / 2)
     rank = torch.rand(count, SIDE * SIDE).argsort(-1).argsort(-1)
     return (rank < (share * SIDE * SIDE).ceil().clamp(min=1)).view_as(tokens)
 
 
-def optimizers_for(model: Filler) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: AmusedWithLayout) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else."""
     matrices, others = [], []
     for name, p in model.named_parameters():
@@ -333,7 +337,7 @@ def optimizers_for(model: Filler) -> list[torch.optim.Optimizer]:
 
 
 def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES, log=print) -> Path:
-    """Train on autoencoder and frozen text encoder of `work/masked`; saves `work/masked/transformer`."""
+    """Trains on autoencoder and frozen text encoder in `work/masked`; saves `work/masked/transformer`."""
     from transformers import CLIPTextModelWithProjection
 
     done = work / "masked" / "transformer"
@@ -343,7 +347,7 @@ def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int
     layouts = torch.tensor([layout(scene) for scene in known])
     torch.manual_seed(seed)
     clip = CLIPTextModelWithProjection.from_pretrained(work / "masked" / "text_encoder").eval()
-    model, words = Filler().train(), clip_tokenizer(TEXT_LENGTH)
+    model, words = AmusedWithLayout().train(), clip_tokenizer(TEXT_LENGTH)
     average = copy.deepcopy(model).requires_grad_(False)
     both = nn.ModuleDict({"model": model, "average": average})
     loop = StepLoop(both, optimizers_for(model), work / "masked" / "transformer.ckpt", steps, seed, log=log)
@@ -353,9 +357,9 @@ def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int
         captions = [training_caption(known[i], rng, EMPTY, INCOMPLETE) for i in chosen]
         with torch.no_grad():
             text = read_text(clip, tokenize(captions, words))
-        hidden = random_mask(tokens[chosen])
-        logits = model(tokens[chosen].masked_fill(hidden, MASK), *text).permute(0, 2, 3, 1)
-        loss = F.cross_entropy(logits[hidden], tokens[chosen][hidden])
+        mask = random_mask(tokens[chosen])
+        logits = model(tokens[chosen].masked_fill(mask, MASK), *text).permute(0, 2, 3, 1)
+        loss = F.cross_entropy(logits[mask], tokens[chosen][mask])
         (loss + LAYOUT_WEIGHT * model.layout_loss(layouts[chosen])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         update_average(average, model, EMA, step)
@@ -368,7 +372,7 @@ def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int
 
 @torch.no_grad()
 def sharpen(transformer: Any, temperature: float = TEMPERATURE) -> Any:
-    """The same transformer with its logits divided by `temperature`; guidance, being linear, is too."""
+    """Divides the transformer's logits by `temperature`, in place. Guidance is linear, so it scales too."""
     head = transformer.mlm_layer.conv2
     for p in head.parameters():
         p.div_(temperature)
@@ -376,7 +380,7 @@ def sharpen(transformer: Any, temperature: float = TEMPERATURE) -> Any:
 
 
 def assemble_masked(work: Path, out: Path) -> Path:
-    """Build `out`, an AmusedPipeline's folder, from the models of `work/masked`."""
+    """Writes `out`, an AmusedPipeline's folder, from the models in `work/masked`."""
     from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
     from transformers import CLIPTextModelWithProjection
 

@@ -1,4 +1,4 @@
-"""Joins the trained parts into pipelines' folders, half precision, as committed."""
+"""Assembles the trained parts into pipeline folders in half precision, as they are committed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def assemble_pipeline(work: Path, out: Path) -> Path:
-    """Build `out` (a whole `save_pretrained` folder of a FluxPipeline) from the stages' models in `work`."""
+    """Writes `out`, a FluxPipeline's folder, from the models that the stages saved in `work`."""
     from diffusers import (
         AutoencoderTiny,
         FlowMatchEulerDiscreteScheduler,
@@ -23,7 +23,7 @@ def assemble_pipeline(work: Path, out: Path) -> Path:
 
     vae: Any = AutoencoderTiny.from_pretrained(work / "vae")  # the pipeline takes it, its hints do not
     pipeline = FluxPipeline(
-        # The sigmas of rectified flow as trained: no shift towards the noisy end at this size.
+        # Rectified flow's sigmas as in training: no shift towards the noisy end at this size.
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
         vae=vae,
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
@@ -35,24 +35,24 @@ def assemble_pipeline(work: Path, out: Path) -> Path:
     return write_pipeline(pipeline, work / "pipeline", out)
 
 
-def write_pipeline(pipeline: Any, made: Path, out: Path) -> Path:
-    """Save in half precision to `made`, then put that in the place of `out`."""
+def write_pipeline(pipeline: Any, temporary: Path, out: Path) -> Path:
+    """Saves the pipeline in half precision to `temporary`, then replaces `out` by a copy."""
     import torch
 
-    shutil.rmtree(made, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(made)
-    # Where a part was loaded from is this machine's affair.
-    for file in (made / "model_index.json", *made.glob("*/config.json")):
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(temporary)
+    # The path that a part was loaded from means nothing on other machines.
+    for file in (temporary / "model_index.json", *temporary.glob("*/config.json")):
         settings = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
         file.write_text(json.dumps(settings, indent=2) + "\n")
-    return replace_folder(made, out)
+    return replace_folder(temporary, out)
 
 
-def replace_folder(made: Path, out: Path) -> Path:
-    """Put a copy of `made` in the place of `out`; the model card there outlives a rebuild."""
+def replace_folder(source: Path, out: Path) -> Path:
+    """Replaces `out` by a copy of `source`; the model card in `out` is kept."""
     beside = out.with_name(out.name + ".new")
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(made, beside)
+    shutil.copytree(source, beside)
     if (out / "README.md").exists():
         shutil.copy2(out / "README.md", beside / "README.md")
     shutil.rmtree(out, ignore_errors=True)

@@ -1,9 +1,9 @@
 """The 16-channel autoencoder: diffusers' AutoencoderTiny (TAESD's architecture), 0.5 M parameters.
 
-Trained on 64-pixel crops with squared and absolute error. Noise on the latents makes the decoder
-forgiving of a small renderer's inexact latents; afterwards scale and shift are set so that the
-renderer sees latents of zero mean and unit variance. Then the decoder goes on alone, on crops around
-things: the renderer's latents stay what they are, tips and corners come out sharper.
+It is trained on 64-pixel crops with squared and absolute error. Noise on the latents makes the decoder
+tolerant of a small renderer's inexact latents. Then scale and shift are set so that the renderer gets latents
+of zero mean and unit variance. Finally the decoder alone is trained further, on crops around things: the
+latents do not change, and tips and corners become sharper.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
 
 
 def train_autoencoder(work: Path, seed: int = 0, steps: int = STEPS, log=print) -> Path:
-    """Train both halves and save to `work/autoencoder`; returns that folder."""
+    """Trains encoder and decoder and saves them to `work/autoencoder`; returns that folder."""
     done = work / "autoencoder"
     if done.exists():
         return done
@@ -66,7 +66,10 @@ def _picture(rng: random.Random) -> np.ndarray:
 def autoencoder_step(
     vae: Any, picture: Callable[[random.Random], np.ndarray], rng: random.Random, grid: int = 1
 ) -> float:
-    """One backward pass through both halves, on crops of new pictures, on a grid of that many pixels."""
+    """One backward pass through encoder and decoder, on crops of new pictures; returns the loss.
+
+    The crops' corners lie on a grid of `grid` pixels.
+    """
     crops = []
     while len(crops) < BATCH:
         whole = picture(rng)
@@ -85,25 +88,25 @@ def autoencoder_step(
 
 @torch.no_grad()
 def standardise(vae: Any, picture: Callable[[random.Random], np.ndarray], rng: random.Random) -> None:
-    """Set scale and shift so that latents have zero mean and unit variance."""
+    """Sets the VAE's scale and shift so that latents have zero mean and unit variance."""
     latents = torch.cat([vae.encode(to_tensor([picture(rng) for _ in range(32)])).latents for _ in range(8)])
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
 
 
 def reconstruction_error(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Of pictures in -1..1, squared and absolute."""
+    """Squared plus absolute error of pictures in -1..1."""
     return F.mse_loss(decoded, images) * 4 + F.l1_loss(decoded, images)
 
 
 @torch.no_grad()
 def encode(vae, pictures: list[np.ndarray]) -> torch.Tensor:
-    """Pictures -> normalised latents (B, 16, 16, 16), as FluxPipeline expects them."""
+    """uint8 pictures -> normalised latents (B, 16, 16, 16), as FluxPipeline expects them."""
     latents = vae.encode(to_tensor(pictures)).latents
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def encoded_scenes(work: Path, seed: int, count: int, log=print) -> tuple[list[Scene], torch.Tensor]:
-    """(scenes, latents (count, 16, 16, 16) in half precision); latents are kept in `work`."""
+    """(scenes, latents (count, 16, 16, 16) in half precision); the latents are cached in `work`."""
     from diffusers import AutoencoderTiny
     from safetensors.torch import load_file, save_file
 
@@ -130,7 +133,7 @@ def train_decoder(
     compiled: bool = True,
     log=print,
 ) -> Path:
-    """Train the decoder alone and save the whole to `work/vae`; returns that folder.
+    """Trains the decoder alone and saves the autoencoder to `work/vae`; returns that folder.
 
     Crops lie around things: most of a picture is plain ground, from which nothing is learned.
     """
@@ -155,8 +158,11 @@ def decoder_step(
     picture: Callable[[int], np.ndarray],
     compiled: bool = True,
 ) -> Callable[[random.Random, int], float]:
-    """What takes a backward pass through the decoder: from latents (N, 16, 16, 16) of scenes to crops around
-    things of `picture(i)`, the pictures that they were encoded from."""
+    """A function that makes one backward pass through the decoder and returns the loss.
+
+    It decodes crops of the scenes' latents (N, 16, 16, 16) around things and compares them with the same
+    crops of `picture(i)`, the pictures that were encoded.
+    """
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor
     decode = torch.compile(vae.decoder) if compiled else vae.decoder
 
@@ -165,7 +171,7 @@ def decoder_step(
         while len(crops) < BATCH:
             i = rng.randrange(len(scenes))
             thing = rng.choice(scenes[i].things)
-            # On the latents' grid of 8 pixels.
+            # Corners on the latents' grid of 8 pixels.
             y, x = (_corner(v + rng.uniform(-16, 16)) for v in (thing.y, thing.x))
             parts.append(latents[i, :, y // 8 : (y + CROP) // 8, x // 8 : (x + CROP) // 8])
             crops.append(picture(i)[y : y + CROP, x : x + CROP])
@@ -180,5 +186,5 @@ def decoder_step(
 
 
 def _corner(center: float) -> int:
-    """Where a crop around `center` (pixels) begins, inside the picture, on the latents' grid."""
+    """The start (pixels) of a crop around `center`, inside the picture and on the latents' grid."""
     return min(SIZE - CROP, max(0, 8 * round((center - CROP / 2) / 8)))

@@ -1,4 +1,4 @@
-"""`reprise lab weights build`: all embedded weights from nothing, stage by stage, resumable."""
+"""`reprise lab weights build`: makes all embedded weights from nothing, in resumable stages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .text_encoders import train_text_encoders
 
 
 def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
-    """Train what `work` does not hold yet, and write `out/renderer`, `out/renderer-sd`, both of them
-    `-styled`, `out/renderer-masked`, `out/rewriter`, and what is made with renderers that are in use:
-    `out/judge` and its `-base`, and `out/refiner`.
+    """Trains what `work` does not hold yet, and writes the embedded models into `out`.
 
-    A stopped build goes on from its last checkpoint, at most two minutes back.
+    They are `renderer`, `renderer-sd`, their `-styled` versions, `renderer-masked`, `rewriter`, and, trained
+    on the package's own embedded renderers, `judge`, `judge-base` and `refiner`. A stopped build resumes from
+    its last checkpoint, at most two minutes back.
     """
     work.mkdir(parents=True, exist_ok=True)
     for name, stage in (

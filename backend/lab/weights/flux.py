@@ -1,11 +1,11 @@
 """The tiny FLUX: rectified-flow training of a FluxTransformer2DModel on captioned scenes.
 
-Source: Esser et al. 2024 (arXiv 2403.03206), eq. 13: x_t = (1 - s) x_0 + s e, target e - x_0,
-with s logit-normal. Captions are empty
-once in twelve for classifier-free guidance. The text encoders go on training at a tenth of the rate.
-Beside the velocity, the middle of the transformer is asked what lies under each image token, as in
-representation alignment (Yu et al. 2024, arXiv 2410.06940), with the scene itself in place of another
-network's features. Weights are averaged (EMA) for the committed model.
+Source: Esser et al. 2024 (arXiv 2403.03206), eq. 13: x_t = (1 - s) x_0 + s e, target e - x_0, with s
+logit-normal. One caption in twelve is empty, for classifier-free guidance. The text encoders are trained
+further at a tenth of the learning rate. An auxiliary loss classifies what lies under each image token from
+the features in the transformer's middle, as in representation alignment (Yu et al. 2024, arXiv 2410.06940),
+but with the scene itself instead of another network's features. The committed model has averaged weights
+(EMA).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .training import StepLoop, update_average
 
 STEPS, BATCH, RATE, EMA = 13000, 32, 1.2e-3, 0.9995
 LATENT_CHANNELS, LATENT_SIZE = 16, SIZE // 8
-LAYOUT_WEIGHT = 0.1  # of the layout's cross-entropy (nats a token) beside the velocity's squared error
+LAYOUT_WEIGHT = 0.1  # weight of the layout's cross-entropy (nats per token); the velocity's error has 1
 
 
 def new_transformer():
@@ -46,7 +46,7 @@ def new_transformer():
         axes_dims_rope=(8, 12, 12),
     )
     gates = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
-    # adaLN-Zero (Peebles & Xie 2023): every block starts as the identity. diffusers leaves this out.
+    # adaLN-Zero (Peebles & Xie 2023): every block starts as the identity. diffusers does not do this.
     for name, module in transformer.named_modules():
         if name.endswith(gates) or name == "proj_out":
             nn.init.zeros_(module.weight)
@@ -55,7 +55,7 @@ def new_transformer():
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """(B, 16, 16, 16) latents -> (B, 64, 64) tokens of 2 x 2 patches, as FluxPipeline packs them."""
+    """Latents (B, 16, 16, 16) -> tokens of 2 x 2 patches (B, 64, 64), packed as in FluxPipeline."""
     b, c, h, w = latents.shape
     return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
 
@@ -68,7 +68,7 @@ def image_ids() -> torch.Tensor:
 
 
 def layout(scene: Scene) -> list[list[int]]:
-    """What lies under each of the 64 image tokens: (colour, shape), from 1; 0 is the ground."""
+    """(colour, shape) of the thing under each of the 64 image tokens, counted from 1; 0 is the ground."""
     side = LATENT_SIZE // 2
     cells = [[0, 0] for _ in range(side * side)]
     for thing in scene.things:
@@ -81,7 +81,7 @@ def layout(scene: Scene) -> list[list[int]]:
 
 
 class LayoutHead(nn.Sequential):
-    """Reads (colour, shape) logits of each of 64 image tokens off features (B, 64, width)."""
+    """Features (B, 64, width) of the image tokens -> logits of colour and shape."""
 
     def __init__(self, width: int):
         super().__init__(
@@ -92,16 +92,16 @@ class LayoutHead(nn.Sequential):
         )
 
     def loss(self, features: torch.Tensor, layouts: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, nats a token, against `layouts` (B, 64, 2)."""
+        """Cross-entropy in nats per token against `layouts` (B, 64, 2)."""
         colors, shapes = self(features).flatten(0, 1).split([len(COLORS) + 1, len(SHAPES) + 1], -1)
         answers = layouts.flatten(0, 1)
         return F.cross_entropy(colors, answers[:, 0]) + F.cross_entropy(shapes, answers[:, 1])
 
 
 class FluxWithLayout(nn.Module):
-    """Text encoders and transformer, from token ids and noisy tokens to the velocity.
+    """Text encoders and transformer: token ids and noisy latents -> velocity.
 
-    `layout` reads the features in the transformer's middle; only training has a use for it.
+    `layout` is a head on the features in the transformer's middle, used only in training.
     """
 
     def __init__(self, clip, t5, transformer):
@@ -114,14 +114,14 @@ class FluxWithLayout(nn.Module):
         self.denoise = [transformer]  # a list, so that a compiled twin adds no parameters
 
     def compile_transformer(self) -> None:
-        """Fuse the transformer's small operations: a third less time a step on a CPU."""
+        """Fuses the transformer's small operations, which saves a third of a step's time on a CPU."""
         self.denoise = [torch.compile(self.transformer)]
 
     def _keep_features(self, _block, _inputs, output) -> None:
         self.features = output[1]  # (text, image)
 
     def layout_loss(self, layouts: torch.Tensor) -> torch.Tensor:
-        """Of the last forward's features; see `LayoutHead`."""
+        """The layout head's loss on the features of the last forward pass."""
         assert self.features is not None
         return self.layout.loss(self.features, layouts)
 
@@ -156,7 +156,7 @@ def optimizers_for(model: FluxWithLayout) -> list[torch.optim.Optimizer]:
 def train_renderer(
     work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES, compiled: bool = True, log=print
 ) -> Path:
-    """Train on the other stages' models in `work`; saves `work/transformer` and both text encoders."""
+    """Trains on the earlier stages' models in `work`; saves `work/transformer` and both text encoders."""
     from transformers import CLIPTextModel, T5EncoderModel
 
     from ...shapeworld.tokenizers import clip_tokenizer, t5_tokenizer
@@ -196,7 +196,7 @@ def train_renderer(
 
 
 def export(model: FluxWithLayout, folder: Path) -> None:
-    """Write transformer and text encoders in their Hugging Face folders."""
+    """Saves transformer and text encoders into their Hugging Face folders."""
     model.clip.eval().save_pretrained(folder / "text_encoder")
     model.t5.eval().save_pretrained(folder / "text_encoder_2")
     model.transformer.eval().save_pretrained(folder / "transformer")

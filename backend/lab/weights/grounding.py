@@ -1,7 +1,7 @@
-"""What the tiny judge learns to name beside its answers: what lies where in a picture, and what words mean.
+"""Auxiliary losses in the tiny judge's training: what lies where in a picture, and what nouns refer to.
 
-Heads of its training alone. `Seeing` reads the vision tower by the words' own embeddings; `Finding` reads the
-language model at each noun of a question.
+`PatchNaming` classifies the vision tower's tokens by the embeddings of words. `NounGrounding` reads the
+language model's states at each noun of a question. Neither is part of the saved model.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 from ...shapeworld.captions import plural
 from ...shapeworld.scenes import COLORS, GROUNDS, PLACES, SHAPES, SIZE, Scene, Thing
 
-PATCH, MERGED = 16, 1  # pixels of a patch's side; patches along a token's side
-TOKENS = SIZE // PATCH // MERGED  # along a picture's side
-FOUND_AFTER, MOST = 2, 4  # the language model's layer that nouns are read after; the most things of a kind
-# What a token of the picture is named by: where a thing's middle lies, its colour and shape, elsewhere the
-# ground; and everywhere its column and row.
+PATCH, MERGED = 16, 1  # side of a patch in pixels; side of a token in patches
+TOKENS = SIZE // PATCH // MERGED  # tokens along a picture's side
+FOUND_AFTER, MOST = 2, 4  # the language model's layer whose output is read at nouns; maximum count of things
+# The names of a picture's token: colour and shape of the thing whose centre lies in it, else the ground's
+# colour and "background"; and its column and row.
 NAMES = (
     (*COLORS, *GROUNDS),
     (*SHAPES, "background"),
@@ -29,32 +29,32 @@ NAMES = (
     ("top", "middle", "bottom"),
 )
 SINGULAR = {word: shape for shape in SHAPES for word in (shape, plural(shape))}
-IGNORED = -100  # cross_entropy's mark of what has no answer
-THING_WEIGHT = 10.0  # of a token with a thing against one without
-PLACED = 0.1  # weight of columns and rows
+IGNORED = -100  # cross_entropy's ignore_index
+THING_WEIGHT = 10.0  # weight of a token with a thing, relative to one without
+PLACED = 0.1  # weight of the losses for column and row
 
 
 class PatchNaming(nn.Module):
-    """A judge's model and the scale of its pictures' names."""
+    """A judge's model, with a loss that names each token of a picture by the embeddings of words."""
 
     def __init__(self, model: Any, ids: Sequence[Sequence[int]]):
         super().__init__()
         self.model = model
         self.scale = nn.Parameter(torch.ones(len(NAMES)))
         self.ids = [torch.tensor(row) for row in ids]
-        self.seen: torch.Tensor | None = None  # in the last forward pass: (B, TOKENS², width)
+        self.features: torch.Tensor | None = None  # of the last forward pass: (B, TOKENS², width)
         model.model.connector.register_forward_hook(self._keep)
 
     def _keep(self, _connector: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        self.seen = output
+        self.features = output
 
     def forward(self, pictures: torch.Tensor) -> None:
-        """Look at normalised pictures (B, 1, 3, SIZE, SIZE)."""
+        """Encodes normalised pictures (B, 1, 3, SIZE, SIZE); the hook keeps the features."""
         inner = self.model.model
         inner.connector(inner.vision_model(pixel_values=pictures[:, 0]).last_hidden_state)
 
     def loss(self, scenes: Sequence[Scene]) -> torch.Tensor:
-        """Cross-entropy of the names of each token of the pictures that were looked at last."""
+        """Cross-entropy of the names of each token, for the pictures of the last forward pass."""
         logits = self._logits()
         answers = torch.tensor([patch_names(scene) for scene in scenes])  # (B, TOKENS², len(NAMES))
         weights = torch.where(answers[..., 1] < len(SHAPES), THING_WEIGHT, 1.0).flatten()
@@ -68,19 +68,19 @@ class PatchNaming(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, scenes: Sequence[Scene]) -> float:
-        """Share of the things whose colour and shape are named where their middle lies."""
+        """Share of the things whose colour and shape are named correctly at their centre's token."""
         answers = torch.tensor([patch_names(scene) for scene in scenes])
         color, shape = (one.argmax(-1) == answers[..., i] for i, one in enumerate(self._logits()[:2]))
         return float((color & shape)[answers[..., 1] < len(SHAPES)].float().mean())
 
     def _logits(self) -> list[torch.Tensor]:
-        assert self.seen is not None, "nothing was looked at"
-        known = self.model.get_input_embeddings().weight
-        return [(self.seen @ known[ids].T) * scale for ids, scale in zip(self.ids, self.scale)]
+        assert self.features is not None, "no forward pass yet"
+        embeddings = self.model.get_input_embeddings().weight
+        return [(self.features @ embeddings[ids].T) * scale for ids, scale in zip(self.ids, self.scale)]
 
 
 def patch_names(scene: Scene) -> list[list[int]]:
-    """Of each token, row by row, the numbers of its names."""
+    """The indices in NAMES of each token's names, row by row: (TOKENS², len(NAMES))."""
     at: dict[tuple[int, int], Thing] = {
         (int(t.y * TOKENS // SIZE), int(t.x * TOKENS // SIZE)): t for t in scene.things
     }
@@ -95,9 +95,9 @@ def patch_names(scene: Scene) -> list[list[int]]:
 
 
 def to_pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """(B, 1, 3, SIZE, SIZE), as the processor makes them."""
-    made = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    return made[:, None]
+    """uint8 pictures -> pixels (B, 1, 3, SIZE, SIZE) in -1..1, equal to the processor's."""
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return pixels[:, None]
 
 
 def patch_naming(model: Any, tokens: Any) -> PatchNaming:
@@ -107,10 +107,10 @@ def patch_naming(model: Any, tokens: Any) -> PatchNaming:
 
 
 class NounGrounding(nn.Module):
-    """What the nouns of a question point at, read from the language model in training alone: how many such
-    things the picture shows, and where the only one lies; of a background, whether it is the picture's.
+    """A loss on the language model's states at the nouns of a question.
 
-    One yes or no tells little of what a prompt and a picture have to do with each other.
+    Targets are the number of such things in the picture, and the place of the only one; for a background,
+    whether it is the picture's. A single yes or no says little about how prompt and picture are related.
     """
 
     def __init__(self, model: Any, tokens: Any):
@@ -118,27 +118,27 @@ class NounGrounding(nn.Module):
         self.counts = nn.Linear(model.config.text_config.hidden_size, MOST + 1)
         self.places = nn.Linear(model.config.text_config.hidden_size, len(PLACES))
         self.words = {number: word.removeprefix("Ġ") for word, number in tokens.get_vocab().items()}
-        self.seen: torch.Tensor | None = None  # in the last forward pass: (B, T, width)
+        self.states: torch.Tensor | None = None  # of the last forward pass: (B, T, width)
         model.model.text_model.layers[FOUND_AFTER].register_forward_hook(self._keep)
 
     def _keep(self, _layer: nn.Module, _inputs: object, output: torch.Tensor | tuple) -> None:
-        self.seen = output[0] if isinstance(output, tuple) else output
+        self.states = output[0] if isinstance(output, tuple) else output
 
     def loss(self, ids: torch.Tensor, starts: Sequence[int], scenes: Sequence[Scene]) -> torch.Tensor:
-        """Of the last forward pass over tokens (B, T), whose questions end at `starts`."""
+        """The loss for the last forward pass over tokens (B, T), whose questions end at `starts`."""
         rows, columns, counts, places = [], [], [], []
         for row, (scene, end) in enumerate(zip(scenes, starts, strict=True)):
-            said = [self.words[number] for number in ids[row, :end].tolist()]
-            for column, things in noun_referents(said, scene):
+            words = [self.words[number] for number in ids[row, :end].tolist()]
+            for column, things in noun_referents(words, scene):
                 rows.append(row)
                 columns.append(column)
                 counts.append(min(MOST, len(things)))
                 only = things[0] if len(things) == 1 else None
                 places.append(PLACES.index(only.place) if isinstance(only, Thing) else IGNORED)
-        assert self.seen is not None, "nothing was asked"
+        assert self.states is not None, "no forward pass yet"
         if not rows:
-            return self.seen.sum() * 0
-        nouns = self.seen[rows, columns]
+            return self.states.sum() * 0
+        nouns = self.states[rows, columns]
         loss = F.cross_entropy(self.counts(nouns), torch.tensor(counts))
         where = torch.tensor(places)
         if (where != IGNORED).any():
@@ -147,7 +147,7 @@ class NounGrounding(nn.Module):
 
 
 def noun_referents(words: Sequence[str], scene: Scene) -> list[tuple[int, list[Thing | str]]]:
-    """(index, what of the scene is meant) of each noun in the words of a question: things, or the ground."""
+    """(index, referents in the scene) of each noun among a question's words: things, or the ground."""
     found: list[tuple[int, list[Thing | str]]] = []
     for i, word in enumerate(words):
         before = words[i - 1] if i else ""

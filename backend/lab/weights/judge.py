@@ -1,13 +1,15 @@
-"""The tiny judge from nothing: SmolVLM's architecture (Idefics3), a word-level tokenizer, a chat template.
+"""Makes the tiny judge from nothing: SmolVLM's architecture (Idefics3), a word-level tokenizer, a chat
+template.
 
-Two stages on drawings alone, each resumable: `see`, the vision tower learns to name what lies where, in the
-words' own embeddings; `base`, the whole model learns to describe drawings, to say whether they show what a
-prompt asks for, and what is wrong with them, while each noun of a question learns what it points at. The base
-has seen no picture of a renderer: it is to the embedded world what a zero-shot VLM is to photographs. Then
-`reprise data judge` and `reprise train judge` tune it on the embedded renderer's own pictures and previews.
+Two resumable stages train on exact drawings alone. In `see`, the vision tower learns to name what lies where,
+by the embeddings of words. In `base`, the whole model learns to describe drawings, to say whether they show
+what a prompt asks for, and what is wrong with them; an auxiliary loss grounds the nouns of each question. The
+base has never seen a renderer's picture: for the embedded world it is what a zero-shot VLM is for
+photographs. Then `reprise data judge` and `reprise train judge` tune it on the embedded renderer's pictures
+and previews.
 
-Run: `reprise lab weights judge WORK [SEED…]`; each seed is one more
-judge tuned from the same base, on pictures of its own.
+Run: `reprise lab weights judge WORK [SEED…]`. Each seed tunes one more judge from the same base, on pictures
+of its own.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ SEED = 11
 VOCABULARY, CONTEXT = 1536, 512
 SEE_STEPS, SEE_BATCH, SEE_RATE = 1500, 32, 3e-3
 BASE_STEPS, BASE_BATCH, BASE_RATE = 2500, 32, 1.5e-3
-SEEING, FINDING = 1.0, 1.0  # weights, in the second stage, of the first one's loss and of `Finding`'s
-RENDERER, REWRITER = "shapeworld", "reprompt"  # whose pictures the third stage is of
-PROMPTS, RENDERS = "shapeworld:64", 3  # of each prompt as typed, and as rewritten
+SEEING, FINDING = 1.0, 1.0  # weights of `PatchNaming`'s and `NounGrounding`'s losses in the second stage
+RENDERER, REWRITER = "shapeworld", "reprompt"  # they make the pictures of the third stage
+PROMPTS, RENDERS = "shapeworld:64", 3  # the prompts, and the pictures of each, as typed and as rewritten
 DESCRIBE = "Describe this picture."
 IMAGE, AROUND, WHOLE, ENDED = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 CHAT_TEMPLATE = (
@@ -53,22 +55,23 @@ CHAT_TEMPLATE = (
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Shares of a batch of the base.
+# Shares of the kinds of questions in the second stage.
 KINDS = {"match": 0.4, "part": 0.15, "describe": 0.1, "potential": 0.15, "clarity": 0.05, "critique": 0.15}
 
 
 def tokenizer() -> Any:
-    """Qwen2Tokenizer whose merges make every word of the world, and of what a judge is asked, one token."""
+    """A Qwen2Tokenizer with merges that make every word of ShapeWorld and of a judge's questions one
+    token."""
     from transformers import AddedToken
 
     from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
     from ...shapeworld.tokenizers import byte_pair_tokenizer
 
-    asked = [*QUESTIONS.values(), CRITIQUE, DESCRIBE]
-    more = {word.strip('".,?{}') for text in asked for word in text.split()}
-    said = "yes no there is no not were asked for I see none system user assistant".split()
+    questions = [*QUESTIONS.values(), CRITIQUE, DESCRIBE]
+    more = {word.strip('".,?{}') for text in questions for word in text.split()}
+    answers = "yes no there is no not were asked for I see none system user assistant".split()
     made = byte_pair_tokenizer(
-        asked * 20, sorted({*vocabulary_words(), *more, *said} - {""}), VOCABULARY, CONTEXT
+        questions * 20, sorted({*vocabulary_words(), *more, *answers} - {""}), VOCABULARY, CONTEXT
     )
     marks: Any = [AddedToken(mark, special=True, normalized=False) for mark in (IMAGE, AROUND, WHOLE, ENDED)]
     made.add_tokens(marks, special_tokens=True)
@@ -77,7 +80,7 @@ def tokenizer() -> Any:
 
 
 def processor() -> Any:
-    """Idefics3Processor for pictures of 128 pixels, which are not cut into tiles."""
+    """An Idefics3Processor for pictures of 128 pixels, without tiling."""
     from transformers import Idefics3Processor
 
     try:  # transformers 5 has one that needs no torchvision
@@ -94,7 +97,7 @@ def processor() -> Any:
 
 
 def untrained(folder: Path) -> None:
-    """Save the model with random weights, 1.6 M parameters, and its processor."""
+    """Saves the model with random weights, 1.6 M parameters, and its processor into `folder`."""
     from transformers import GenerationConfig, Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
 
     made = processor()
@@ -137,11 +140,11 @@ def untrained(folder: Path) -> None:
     made.save_pretrained(folder)
 
 
-# What drawings teach
+# Training data from drawings
 
 
 def perfect_reading(scene: Scene) -> Reading:
-    """A scene as a faultless detector would read it."""
+    """The reading that a perfect detector would give of a scene."""
     found = [
         Detection(
             t.shape,
@@ -159,8 +162,10 @@ def perfect_reading(scene: Scene) -> Reading:
 
 
 def corrupt_scene(scene: Scene, rng: random.Random) -> Scene:
-    """A scene with one thing of another shape or colour, one too few, one too many, moved, or another ground;
-    of a scene without things the ground alone can be wrong."""
+    """The scene with one change: a thing of another shape or colour, lost, added or moved, or another ground.
+
+    The change may happen to have no effect. A scene without things gets a random ground.
+    """
     things, ground = list(scene.things), scene.ground
     if not things:
         return Scene(rng.choice(tuple(GROUNDS)), ())
@@ -187,12 +192,12 @@ def corrupt_scene(scene: Scene, rng: random.Random) -> Scene:
 
 
 def sample_example(rng: random.Random, cases: dict[str, list[PromptCase]]) -> tuple[PromptCase, Scene]:
-    """A prompt, and a drawing that in half of all cases is what it asks for, or else nearly."""
+    """(case, scene): in half of all cases the scene is right, in the others it is nearly right."""
     from ...rewards.shapeworld import is_right
 
     case = rng.choice(cases[rng.choice(tuple(cases))])
     scene, wanted = sample_layout(case, rng, None), rng.random() < 0.5
-    if wanted:  # what was not asked for may be anything
+    if wanted:  # change only what the prompt does not ask for
         other = corrupt_scene(scene, rng)
         return case, other if rng.random() < 0.4 and is_right(case, perfect_reading(other)) else scene
     while is_right(case, perfect_reading(scene)):
@@ -201,8 +206,10 @@ def sample_example(rng: random.Random, cases: dict[str, list[PromptCase]]) -> tu
 
 
 def sample_part(scene: Scene, rng: random.Random) -> tuple[str, bool]:
-    """One thing in words, as a checklist has it, and whether the scene shows it; often it has the colour of
-    one thing and the shape of another."""
+    """(phrase for one thing, as in a checklist; whether the scene shows it).
+
+    Often the phrase combines one thing's colour with another's shape.
+    """
     first, second, kind = rng.choice(scene.things), rng.choice(scene.things), rng.random()
     if kind < 0.5:
         color, shape = first.color, first.shape
@@ -216,7 +223,7 @@ def sample_part(scene: Scene, rng: random.Random) -> tuple[str, bool]:
 
 
 def degrade(picture: np.ndarray, rng: random.Random, min_strength: float, max_strength: float) -> np.ndarray:
-    """A picture of which less is seen: blurred, noisy and pale, by a strength of 0 to 1."""
+    """The picture, blurred, noisy and pale by a random strength within the limits (0..1)."""
     strength = rng.uniform(min_strength, max_strength)
     image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(12 * strength))
     pixels = np.asarray(image, dtype=np.float32)
@@ -229,7 +236,7 @@ def degrade(picture: np.ndarray, rng: random.Random, min_strength: float, max_st
 def sample_batch(
     rng: random.Random, cases: dict[str, list[PromptCase]], count: int
 ) -> tuple[list, list[Scene]]:
-    """(questions with drawings and answers, the drawings' scenes) of one batch."""
+    """(questions with drawings and answers, the drawings' scenes) of a batch of `count`."""
     from ...rewards.shapeworld import faults
     from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
     from ...training.judge.batch import JudgeQuestion
@@ -245,7 +252,7 @@ def sample_batch(
             continue
         picture = draw(scene)
         if kind == "describe":
-            question, answer = DESCRIBE, spelled_out(_in_order(scene))
+            question, answer = DESCRIBE, spelled_out(_row_by_row(scene))
         elif kind == "part":
             phrase, answer = sample_part(scene, rng)
             question = QUESTIONS["match"].format(phrase)
@@ -263,8 +270,8 @@ def sample_batch(
     return asks, scenes
 
 
-def _in_order(scene: Scene) -> Scene:
-    """The same with its things row by row: there is one right way to describe it."""
+def _row_by_row(scene: Scene) -> Scene:
+    """The scene with its things ordered row by row, so that there is only one right description."""
     return replace(scene, things=tuple(sorted(scene.things, key=lambda t: PLACES.index(t.place))))
 
 
@@ -277,7 +284,7 @@ def optimizers_for(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]
 
 
 def train_vision(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Callable = print) -> Path:
-    """First stage; saves `work/see`."""
+    """The first stage; saves `work/see`."""
     done = work / "see"
     if done.exists():
         return done
@@ -314,7 +321,7 @@ def train_vision(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Call
 
 
 def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Callable = print) -> Path:
-    """Second stage, from `work/see`; saves `work/base`."""
+    """The second stage, from `work/see`; saves `work/base`."""
     from ...rewards.vlm.local import LocalVLM
     from ...training.judge.batch import encode, losses
 
@@ -350,7 +357,7 @@ def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Calla
 
 
 def by_task() -> dict[str, list[PromptCase]]:
-    """The train split's prompts by their tasks."""
+    """{task: prompts} of the train split."""
     found: dict[str, list[PromptCase]] = {}
     for case in prompts("train"):
         found.setdefault(case.task, []).append(case)
@@ -366,10 +373,12 @@ def _save(model: Any, made: Any, folder: Path) -> Path:
 
 
 def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
-    """Third stage, from `work/base`: the renderer's own pictures and previews, and what the detector says of
-    them. Each prompt is drawn as it is typed, which mostly fails, and as the rewriter has it, which mostly
-    does not; of one kind alone a judge learns which prompts fail. `seed` is that of pictures and training.
-    The run's `final`, float16."""
+    """The third stage: tunes `work/base` on the renderer's pictures and previews, labelled by the detector.
+
+    Each prompt is drawn as typed, which mostly fails, and as rewritten, which mostly succeeds. From one kind
+    alone, a judge would learn which prompts fail. `seed` is the seed of pictures and training. Returns the
+    run's folder `final`, float16.
+    """
     from functools import partial
 
     from ...factory import open_renderer, open_reward, open_rewriter, renderer_settings
@@ -378,9 +387,9 @@ def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
     from ...training.rollouts.prompts import read_prompts
     from .ablation import run_of
 
-    asked, named = work / "asked.jsonl", f"-{seed}" if seed else ""
-    data, run = work / f"judge{named}.jsonl", work / f"tuned{named}"
-    if not asked.exists():
+    prompts_file, suffix = work / "asked.jsonl", f"-{seed}" if seed else ""
+    data, run = work / f"judge{suffix}.jsonl", work / f"tuned{suffix}"
+    if not prompts_file.exists():
         texts = [one.prompt for one in read_prompts(PROMPTS)]
         rewrites = open_rewriter(REWRITER).rewrite(texts)
         lines = [
@@ -388,22 +397,22 @@ def tune(work: Path, log: Callable[[str], None] = print, seed: int = 0) -> Path:
             for text, (rewrite,) in zip(texts, rewrites, strict=True)
             for more in ({}, {"system": rewrite.prompt})
         ]
-        write_whole(asked, "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(prompts_file, "".join(json.dumps(line) + "\n" for line in lines))
     if not data.exists():
         make_data(
             data,
-            read_sources(str(asked), RENDERS, seed),
+            read_sources(str(prompts_file), RENDERS, seed),
             partial(open_renderer, renderer_settings(RENDERER)),
             open_reward(RENDERER),
             Labels(0.5),
             made_by={"renderer": RENDERER, "steps": None},
         )
-    given = {"model": str(work / "base"), "data": str(data), "seed": seed}
-    return run_of("judge", given, run, log)
+    settings = {"model": str(work / "base"), "data": str(data), "seed": seed}
+    return run_of("judge", settings, run, log)
 
 
 def assemble(model: Path, out: Path) -> Path:
-    """Put a judge's folder, in half precision, in the place of `out`."""
+    """Replaces `out` by the judge in the folder `model`, in half precision."""
     made = out.with_name(f"{out.name}.half")
     processor, half = load(model, torch.float16)
     shutil.rmtree(made, ignore_errors=True)
@@ -417,7 +426,7 @@ def assemble(model: Path, out: Path) -> Path:
 
 
 def build(work: Path, log: Callable[[str], None] = print) -> Path:
-    """All three stages; one that is done is not done again. The tuned judge's folder; the base lies in
+    """Runs all three stages that are not done yet. Returns the tuned judge's folder; the base is
     `work/base`."""
     work.mkdir(parents=True, exist_ok=True)
     for name, stage in (("see", train_vision), ("base", train_base), ("tuned", tune)):

@@ -2,8 +2,8 @@
 
 Source: Jordan et al. 2024 (github.com/KellerJordan/Muon); update scale of Liu et al. 2025 (arXiv
 2502.16982, eq. 4), 0.2 sqrt(max(rows, columns)), so that AdamW's learning rates fit.
-Departs from torch.optim.Muon: in float32 and batched over matrices of one shape. bfloat16, which
-torch's is fixed to, is three times slower on CPUs that only emulate it.
+Departs from torch.optim.Muon: it computes in float32, batched over matrices of equal shape. torch's always
+uses bfloat16, which is three times slower on CPUs that only emulate it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(N, rows, columns), rows <= columns -> about the nearest semi-orthogonal matrices."""
+    """Matrices (N, rows, columns), rows <= columns -> approximately the nearest semi-orthogonal ones."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
@@ -25,8 +25,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For the matrices inside a network's blocks; the rest belongs to AdamW. A convolution's kernel counts as
-    the matrix (out, in x height x width)."""
+    """For the matrices inside a network's blocks; use AdamW for the other parameters. A convolution's kernel
+    is treated as the matrix (out, in x height x width)."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -39,9 +39,9 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                kept = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                kept.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(kept, group["momentum"]).flatten(1)  # Nesterov
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"]).flatten(1)  # Nesterov
                 by_shape[tuple(update.shape)].append((p, update))
             for shape, pairs in by_shape.items():
                 tall = shape[0] > shape[1]

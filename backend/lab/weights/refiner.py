@@ -1,16 +1,19 @@
-"""PRIP's ablation at small size: what the pivot of a preferred picture, its decoding and PPO are each worth.
+"""PRIP's ablation at small size: the effects of the preferred picture's pivot, of the decoder, and of PPO.
 
-Source: PRIP (arXiv 2407.00247), section 5.4 and table 4; its check by swapped pivots is ours.
+Source: PRIP (arXiv 2407.00247), section 5.4 and table 4; the test with swapped pivots is an addition.
 
-`log`: what practised users of ShapeWorld typed, drawn as they had it in mind and scored by this world's
-preference: a log of other renderers than the one that PPO draws with. From it `decoder`, the second stage,
-with a vision tower of its own, and `blind`, a decoder that learns the same prompts without their pictures.
-Then, with three seeds each: `encoder-N`, the first stage; `random-N`, the same on pivots of random pictures;
-`blind-N`, for the blind decoder; and PPO from each: `ppo-N`, `ppo-random-N`, `ppo-blind-N`.
+- `log`: prompts of practised users of ShapeWorld, with exactly drawn pictures (not by the renderer that PPO
+  draws with), scored by ShapeWorld's preference reward.
+- `decoder`: PRIP's second stage, trained on the log with a vision tower of its own.
+- `blind`: a decoder trained on the same prompts without their pictures.
+- With three seeds each: `encoder-N`, the first stage; `random-N`, the same on pivots of random pictures;
+  `blind-N`, for the blind decoder; and PPO from each: `ppo-N`, `ppo-random-N`, `ppo-blind-N`.
+- `swap`: how much is lost on held-out prompts if each prompt gets the pivot of another prompt.
 
-Run: `reprise lab weights refiner WORK [NAME…]`; what is done is not done
-again, and what was stopped goes on. NAME may be `swap`, too: of held-out prompts, what is left when every
-prompt is written to with the pivot of another.
+The networks start from the preset "shapeworld" of `rewriters/prip/presets.py` with random weights, the
+tokenizers are `shapeworld.tokenizers.refiner_tokenizers`, and `ppo-0` is the embedded refiner.
+
+Run: `reprise lab weights refiner WORK [NAME…]`. Finished parts are not repeated, stopped ones resume.
 """
 
 from __future__ import annotations
@@ -47,12 +50,12 @@ RENDERER, STEPS, REWARD = (
     4,
     "shapeworld-preference",
 )  # as in ppo's shapeworld.yaml
-PER_TASK, EACH = 200, 6  # users' prompts, and how many users wrote each out
+PER_TASK, EACH = 200, 6  # prompts per task; practised users per prompt
 KINDS = ("encoder", "random", "blind", "ppo", "ppo-random", "ppo-blind")
 
 
 def build(work: Path, name: str, log: Callable[[str], None] = print) -> Path:
-    """The log, or the folder of the refiner `name`, made with what it starts from."""
+    """The log, or the folder of the refiner `name`; it and what it starts from are made if missing."""
     if name == "log":
         return _log(work, log)
     if name in ("decoder", "blind"):
@@ -70,8 +73,8 @@ def build(work: Path, name: str, log: Callable[[str], None] = print) -> Path:
     decoder = build(work, "blind" if kind == "blind" else "decoder", log)
     settings |= {"model": str(decoder), "log": str(build(work, "log", log)), "pivots": str(work / "pivots")}
     if kind == "random":
-        asked_of_nobody = prip_encoder.CONFIG.model_fields["rewards"].default
-        settings |= {"preferred": "random", "rewards": asked_of_nobody}
+        no_rewards = prip_encoder.CONFIG.model_fields["rewards"].default
+        settings |= {"preferred": "random", "rewards": no_rewards}
     else:
         settings["rewards"] = {REWARD: 1.0}
     return run_of("prip-encoder", settings, work / name, log)
@@ -100,7 +103,7 @@ def _renderer() -> Renderer:
 
 
 class SwappedPivots(PripRewriter):
-    """Writes to each prompt with the pivot of another prompt."""
+    """Refines each prompt with the pivot of another prompt."""
 
     def __init__(self, model: Path, others: Mapping[str, str]):
         super().__init__(model)
@@ -109,8 +112,8 @@ class SwappedPivots(PripRewriter):
     def predict_pivots(
         self, ids: dict[str, list[int]], should_stop: Callable[[], bool] | None = None
     ) -> dict[str, Tensor]:
-        read, _ = self.encode_prompts([self.others[prompt] for prompt in ids])
-        pivots = super().predict_pivots(read, should_stop)
+        other_ids, _ = self.encode_prompts([self.others[prompt] for prompt in ids])
+        pivots = super().predict_pivots(other_ids, should_stop)
         return {prompt: pivots[self.others[prompt]] for prompt in ids}
 
     def _settings(self) -> list[Any]:
@@ -118,9 +121,12 @@ class SwappedPivots(PripRewriter):
 
 
 def swap(work: Path, kind: str = "ppo", per_task: int = 22) -> dict[str, list[float]]:
-    """Of held-out prompts, with [mean, low, high] over them and `kind`'s seeds: the share of facets of style
-    in which refinements name what is preferred for their prompts, and what their pictures score; with `own`
-    pivots, with `swapped` ones, and the difference."""
+    """Compares refinements with their own and with swapped pivots, on held-out prompts.
+
+    Returns [mean, low, high] over prompts and `kind`'s seeds of two figures: "named", the share of style
+    facets in which a refinement names the preferred style, and "score", its pictures' score; each with own
+    pivots, with swapped ones, and the difference ("lost").
+    """
     cases = sample_prompts("held-out", per_task, 0)
     order = sorted(case.prompt for case in cases)
     random.Random("swap").shuffle(order)

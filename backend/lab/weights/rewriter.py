@@ -1,4 +1,4 @@
-"""The tiny rewriter from nothing: a Qwen2 model with a byte-level BPE tokenizer and a chat template.
+"""Makes the tiny rewriter from nothing: a Qwen2 model with a byte-level BPE tokenizer and a chat template.
 
 Stages, each leaving a folder or file in the work folder: an untrained model, its SFT data, the SFT run
 (`training/sft`, the same as for any model), the final folder in half precision. The classes and
@@ -27,7 +27,7 @@ CONTEXT = 1024
 EXAMPLES = 60_000
 _CHAT_WORDS = "system user assistant rewrite prompt last was wrong write answer again so this mended".split()
 TAGS = ("<reason>", "</reason>", "<prompt>", "</prompt>")
-# A space before the content: a word is one token, the same one, also where it comes first.
+# A space before the content, so that the first word is the same single token as elsewhere.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n {{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -35,22 +35,22 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer() -> Any:
-    """Qwen2Tokenizer whose merges make every word of the world one token, with and without a space.
+    """A Qwen2Tokenizer with merges that make every ShapeWorld word one token, with and without a space.
 
-    Any text round-trips, byte by byte where no merge fits.
+    Any text round-trips; it falls back to bytes.
     """
     from transformers import AddedToken
 
     text = [" ".join(example.row().values()) for example in triples(2000, SEED)]
     made = byte_pair_tokenizer(text, [*vocabulary_words(), *_CHAT_WORDS], VOCABULARY, CONTEXT)
-    # Not special: the parser has to see them.
+    # Not special: the parser needs them in the decoded text.
     made.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     made.chat_template = CHAT_TEMPLATE
     return made
 
 
 def untrained(folder: Path) -> None:
-    """Save the model with random weights, and its tokenizer."""
+    """Saves the model with random weights, and its tokenizer, into `folder`."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -68,7 +68,7 @@ def untrained(folder: Path) -> None:
             tie_word_embeddings=True,
             use_sliding_window=False,
             bos_token_id=None,
-            # 0.02 is for large widths: here attention starts flat, and copying from the prompt comes late.
+            # The default 0.02 is for large widths: here attention would start flat and learn copying late.
             initializer_range=0.06,
             eos_token_id=made.eos_token_id,
             pad_token_id=made.pad_token_id,
@@ -80,7 +80,7 @@ def untrained(folder: Path) -> None:
 
 
 def data(path: Path, count: int = EXAMPLES, seed: int = SEED) -> None:
-    """Write `count` SFT examples as JSON lines."""
+    """Writes `count` SFT examples as JSON lines to `path`."""
     beside = path.with_suffix(".tmp")
     with beside.open("w", encoding="utf-8") as file:
         for example in triples(count, seed):
@@ -89,7 +89,7 @@ def data(path: Path, count: int = EXAMPLES, seed: int = SEED) -> None:
 
 
 def build(work: Path, log: Callable[[str], None] = print) -> Path:
-    """All stages; a stage that is done is not done again. Returns the final folder."""
+    """Runs all stages that are not done yet. Returns the final folder."""
     from ...core.config import load_config
     from ...training import shipped_config
     from ...training.sft.config import SftConfig
@@ -111,22 +111,22 @@ def build(work: Path, log: Callable[[str], None] = print) -> Path:
 def measure(
     rewriter, per_task: int = 50, seed: int = 0, split: str = "held-out"
 ) -> dict[str, dict[str, float]]:
-    """Task -> share of parsable rewrites, share that satisfy their prompt, prompts measured.
+    """{task: share of rewrites that were parsed, share that satisfy their prompt, number of rewrites}.
 
-    `rewriter` is asked for one sampled variant of two for each of `per_task` prompts.
+    `rewriter` writes two variants, one greedy and one sampled, for each of `per_task` prompts per task.
     """
     cases = sample_prompts(split, per_task, seed)
     random.Random(seed).shuffle(cases)
     answers = rewriter.rewrite([case.prompt for case in cases], variants=2, seed=seed)
-    found: dict[str, list[tuple[bool, bool]]] = {}
+    results: dict[str, list[tuple[bool, bool]]] = {}
     for case, variants in zip(cases, answers, strict=True):
         for one in variants:
-            found.setdefault(case.task, []).append((one.fallback is None, satisfies(case, one.prompt)))
+            results.setdefault(case.task, []).append((one.fallback is None, satisfies(case, one.prompt)))
     return {
         task: {
             "parsed": sum(parsed for parsed, _ in rows) / len(rows),
             "satisfied": sum(ok for _, ok in rows) / len(rows),
             "rewrites": len(rows),
         }
-        for task, rows in sorted(found.items())
+        for task, rows in sorted(results.items())
     }

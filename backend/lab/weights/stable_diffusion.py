@@ -1,10 +1,10 @@
 """The second renderer: a tiny Stable Diffusion on the same latents, to see what holds across architectures.
 
-A U-Net with cross-attention in place of the transformer, CLIP's token states alone in place of T5, and
-diffusion in place of rectified flow: a cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672), velocity
-prediction (Salimans & Ho 2022, arXiv 2202.00512, appendix D), and no signal left at the last timestep (Lin et
-al. 2024, arXiv 2305.08891), without which plain grounds come out grey. Captions, scenes, autoencoder and the
-layout loss are the first renderer's. As in Stable Diffusion the text encoder is frozen.
+It has a U-Net with cross-attention instead of the transformer, CLIP's token states instead of T5's, and
+diffusion instead of rectified flow: a cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672), velocity
+prediction (Salimans & Ho 2022, arXiv 2202.00512, appendix D), and zero terminal SNR (Lin et al. 2024, arXiv
+2305.08891), without which plain grounds come out grey. Captions, scenes, autoencoder and layout loss are the
+first renderer's. As in Stable Diffusion, the text encoder is frozen.
 """
 
 from __future__ import annotations
@@ -34,34 +34,37 @@ TEXT_LENGTH, TEXT_WIDTH = 48, 128  # tokens; four things spelled out take up to 
 
 
 def new_text_encoder(projected: bool = False) -> Any:
-    """CLIPTextModel, 0.5 M parameters; `projected`, CLIPTextModelWithProjection with a fourth layer, as
-    aMUSEd takes its token states from the layer before the last. Positions start as sinusoids (Vaswani et al.
-    2017, arXiv 1706.03762): which words are neighbours is then the same question at each of them."""
+    """A CLIPTextModel of 0.5 M parameters, or with `projected` a CLIPTextModelWithProjection.
+
+    The latter has a fourth layer, because aMUSEd takes the token states from the layer before the last.
+    Position embeddings start as sinusoids (Vaswani et al. 2017, arXiv 1706.03762), so that neighbouring words
+    are related in the same way at every position.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    words: Any = clip_tokenizer()
+    tokenizer: Any = clip_tokenizer()
     clip = (CLIPTextModelWithProjection if projected else CLIPTextModel)(
         CLIPTextConfig(
-            vocab_size=len(words),
+            vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
             intermediate_size=256,
             num_hidden_layers=4 if projected else 3,
             num_attention_heads=4,
             max_position_embeddings=TEXT_LENGTH,
             projection_dim=TEXT_WIDTH,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
     angles = torch.arange(TEXT_LENGTH)[:, None] * 100.0 ** -torch.linspace(0, 1, TEXT_WIDTH // 2)
     positions = next(p for name, p in clip.named_parameters() if "position_embedding" in name)
-    positions.data = torch.cat([angles.sin(), angles.cos()], -1) * 0.03  # about the words' own size
+    positions.data = torch.cat([angles.sin(), angles.cos()], -1) * 0.03  # about the size of word embeddings
     return clip
 
 
 def read_text(clip: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a renderer is given of each caption: token states (B, T, width), pooled vector (B, width)."""
+    """A renderer's text conditions: token states (B, T, width), pooled vector (B, width)."""
     if not hasattr(clip, "text_projection"):
         read = clip(input_ids=ids)
         return read.last_hidden_state, read.pooler_output
@@ -70,7 +73,7 @@ def read_text(clip: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 class ClipGrounding(nn.Module):
-    """The encoder with the reader that its pre-training needs."""
+    """The encoder with the `Reader` for its pre-training."""
 
     def __init__(self, clip: Any):
         super().__init__()
@@ -82,18 +85,18 @@ class ClipGrounding(nn.Module):
 
 
 def tokenize(captions: list[str], tokenizer: Any) -> torch.Tensor:
-    """Ids (B, TEXT_LENGTH), padded as StableDiffusionPipeline pads them."""
+    """Token ids (B, TEXT_LENGTH), padded as in StableDiffusionPipeline."""
     ids = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True)
     return torch.tensor(ids["input_ids"])
 
 
 def train_text_encoder(work: Path, seed: int = 0, steps: int = TEXT_STEPS, log=print) -> Path:
-    """Ground the token states, place by place, as T5's are; saves `work/sd/text_encoder`."""
+    """Pre-trains the text encoder as T5 is, place by place; saves `work/sd/text_encoder`."""
     return ground_text_encoder(work / "sd", False, seed, steps, log)
 
 
 def ground_text_encoder(work: Path, projected: bool, seed: int, steps: int, log=print) -> Path:
-    """Pre-train one of `new_text_encoder`; saves `work/text_encoder`."""
+    """Pre-trains an encoder of `new_text_encoder`; saves `work/text_encoder`."""
     done = work / "text_encoder"
     if done.exists():
         return done
@@ -120,7 +123,7 @@ def ground_text_encoder(work: Path, projected: bool, seed: int, steps: int, log=
 
 
 def new_scheduler():
-    """DDIM's: the noise levels of training, and the sampler that the pipeline begins with."""
+    """The DDIM scheduler: the noise levels of training, and the pipeline's default sampler."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -129,12 +132,13 @@ def new_scheduler():
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
-        steps_offset=1,  # as SD pipelines want it
+        steps_offset=1,  # as SD pipelines require
     )
 
 
 def new_unet() -> Any:  # diffusers types its config as a dict, its blocks as tensors too
-    """1.7 M parameters: shapes' outlines at 16 x 16, what lies where at 8 x 8, where all the attention is."""
+    """A U-Net of 1.7 M parameters: outlines are drawn at 16 x 16, the layout at 8 x 8 with all the
+    attention."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -155,7 +159,7 @@ def new_unet() -> Any:  # diffusers types its config as a dict, its blocks as te
 
 
 class UNetWithLayout(nn.Module):
-    """The U-Net, and in training the layout head on the features after its second attention."""
+    """The U-Net, with the layout head on the features after its second attention, used only in training."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +175,7 @@ class UNetWithLayout(nn.Module):
         return self.unet(noisy, timesteps, text, return_dict=False)[0]
 
     def layout_loss(self, layouts: torch.Tensor) -> torch.Tensor:
-        """Of the last forward's features; see `LayoutHead`."""
+        """The layout head's loss on the features of the last forward pass."""
         assert self.features is not None
         return self.layout.loss(self.features, layouts)
 
@@ -185,7 +189,7 @@ def optimizers_for(model: UNetWithLayout) -> list[torch.optim.Optimizer]:
 
 
 def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES, log=print) -> Path:
-    """Train on the frozen text encoder of `work/sd` and the autoencoder of `work`; saves `work/sd/unet`."""
+    """Trains on the frozen text encoder in `work/sd` and the autoencoder in `work`; saves `work/sd/unet`."""
     from diffusers import AutoencoderTiny
     from transformers import CLIPTextModel
 
@@ -194,7 +198,7 @@ def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCEN
         return done
     known, latents = encoded_scenes(work, seed, scenes, log)
     vae: Any = AutoencoderTiny.from_pretrained(work / "autoencoder")
-    # StableDiffusionPipeline knows a scale but no shift, so the shift stays in the latents.
+    # StableDiffusionPipeline has a scale but no shift, so the shift stays in the latents.
     shift = vae.config.shift_factor * vae.config.scaling_factor
     layouts = torch.tensor([layout(scene) for scene in known])
     torch.manual_seed(seed)
@@ -225,13 +229,13 @@ def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCEN
 
 
 def assemble_second(work: Path, out: Path) -> Path:
-    """Build `out`, a StableDiffusionPipeline's folder, from the models of `work/sd` and `work/vae`."""
+    """Writes `out`, a StableDiffusionPipeline's folder, from the models in `work/sd` and `work/vae`."""
     from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     vae: Any = AutoencoderTiny.from_pretrained(work / "vae")
     vae.register_to_config(shift_factor=0.0)
-    parts: dict[str, Any] = {  # no safety checker, and nothing to prepare pictures for one
+    parts: dict[str, Any] = {  # without a safety checker and its feature extractor
         "vae": vae,
         "text_encoder": CLIPTextModel.from_pretrained(work / "sd" / "text_encoder"),
         "tokenizer": clip_tokenizer(TEXT_LENGTH),

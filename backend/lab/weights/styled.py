@@ -1,8 +1,9 @@
-"""The styled renderers: the embedded ones, taught the words of `styles` and what they look like.
+"""The styled renderers: the embedded renderers, trained further on the styles of `shapeworld/styles.py`.
 
-The autoencoder learns lines, dots and reflections first, from where it was, so that its latents move but
-little; then its decoder goes on alone. Denoiser and text encoders go on from the plain renderer's weights,
-on pictures in random styles. The new words are added tokens: the others keep their ids.
+First the autoencoder learns outlines, dots and reflections, starting from the plain one so that its latents
+change little; then its decoder is trained further alone. Denoiser and text encoders start from the plain
+renderer's weights and train on pictures in random styles. The new words are added tokens: other ids stay the
+same.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from .training import StepLoop, update_average
 
 VAE_STEPS, VAE_RATE = 3000, 1e-3
 STEPS, RATE, TEXT_RATE, EMA = 5000, 6e-4, 1e-4, 0.998
-FLUX_STEPS = 2500  # of the first renderer, which draws better to begin with
+FLUX_STEPS = 2500  # steps of the tiny FLUX, which starts from a better renderer
 SCENES = 16384
 
 
 @dataclass(frozen=True)
-class Styled:
-    """Scenes in styles, and their pictures' normalised latents (N, 16, 16, 16), half precision."""
+class StyledScenes:
+    """Scenes with styles, and their pictures' normalised latents (N, 16, 16, 16) in half precision."""
 
     scenes: list[Scene]
     styles: list[Style]
@@ -48,10 +49,10 @@ class Styled:
 def train_styled_autoencoder(
     work: Path, start: Path, seed: int = 0, steps: int = VAE_STEPS, log=print
 ) -> Path:
-    """The autoencoder of the pipeline in `start` goes on, on pictures in styles; saves `work/styled-vae`.
+    """Trains the autoencoder of the pipeline in `start` further, on styled pictures; saves `work/styled-vae`.
 
-    Crops lie on the latents' grid, as whole pictures do: dots then have the same place in every cell. The
-    latents move, so that scale and shift are set anew.
+    Crops lie on the latents' grid, like whole pictures, so that dots have the same position in every cell.
+    The latents change, so scale and shift are set again.
     """
     from diffusers import AutoencoderTiny
 
@@ -76,7 +77,7 @@ def train_styled_decoder(
     compiled: bool = True,
     log=print,
 ) -> Path:
-    """Its decoder goes on alone, as the plain renderers' does; saves the whole to `work/styled-vae-sharp`."""
+    """Trains the styled autoencoder's decoder alone; saves the autoencoder to `work/styled-vae-sharp`."""
     from diffusers import AutoencoderTiny
 
     done = work / "styled-vae-sharp"
@@ -96,8 +97,8 @@ def _styled_picture(rng: random.Random) -> np.ndarray:
     return draw(scene, random_style(rng) if rng.random() < 0.85 else PLAIN_STYLE)
 
 
-def styled_scenes(work: Path, seed: int, count: int, log=print) -> Styled:
-    """Random scenes in random styles; the latents are kept in `work`."""
+def styled_scenes(work: Path, seed: int, count: int, log=print) -> StyledScenes:
+    """Random scenes in random styles; the latents are cached in `work`."""
     from diffusers import AutoencoderTiny
     from safetensors.torch import load_file, save_file
 
@@ -114,11 +115,11 @@ def styled_scenes(work: Path, seed: int, count: int, log=print) -> Styled:
                 log(f"encoded {start}/{count} scenes")
         save_file({"latents": torch.cat(parts).contiguous()}, kept.with_suffix(".tmp"))
         kept.with_suffix(".tmp").replace(kept)
-    return Styled(scenes, styles, load_file(kept)["latents"])
+    return StyledScenes(scenes, styles, load_file(kept)["latents"])
 
 
 def add_words(tokenizer: Any, encoder: Any) -> None:
-    """Make every style's word one token, and give the encoder's table a row for each."""
+    """Makes every style word one token, with a row in the encoder's embedding table."""
     from tokenizers import AddedToken
 
     tokenizer.add_tokens([AddedToken(word, single_word=True) for word in STYLE_WORDS])
@@ -135,9 +136,9 @@ def train_styled(
     compiled: bool = True,
     log=print,
 ) -> Path:
-    """Teach the pipeline in `start`, a tiny FLUX or Stable Diffusion; writes `out`.
+    """Trains the pipeline in `start`, a tiny FLUX or Stable Diffusion, on styles; writes `out`.
 
-    `work/styled-vae-sharp` is the autoencoder; see `train_styled_decoder`.
+    The autoencoder is `work/styled-vae-sharp`; see `train_styled_decoder`.
     """
     from diffusers import AutoencoderTiny, DiffusionPipeline
 
@@ -164,13 +165,13 @@ def train_styled(
         return loss.item()
 
     loop.run(take_step)
-    average.eval().give(pipeline, vae)
+    average.eval().install(pipeline, vae)
     return write_pipeline(pipeline, work / f"{out.name}-pipeline", out)
 
 
 def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for matrices and kernels inside the denoiser's blocks; AdamW for the rest, and gently for the text
-    encoders but for their words."""
+    """Muon for matrices and kernels inside the denoiser's blocks, AdamW for the rest, with a low rate for the
+    text encoders except their word embeddings."""
     matrices, others, text = [], [], []
     for name, p in model.named_parameters():
         if "blocks." in name and p.ndim > 1 and not name.startswith("text"):
@@ -188,15 +189,15 @@ def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
 
 
 class _Flux(nn.Module):
-    """A FluxPipeline's text encoders and transformer, with rectified flow's loss."""
+    """A FluxPipeline's text encoders and transformer, with the loss of rectified flow."""
 
     batch = flux.BATCH
 
     def __init__(self, pipeline: Any):
         super().__init__()
-        self.words = (pipeline.tokenizer, pipeline.tokenizer_2)
+        self.tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
         self.text, self.text_2 = pipeline.text_encoder, pipeline.text_encoder_2
-        for pair in zip(self.words, (self.text, self.text_2), strict=True):
+        for pair in zip(self.tokenizers, (self.text, self.text_2), strict=True):
             add_words(*pair)
         self.denoiser = flux.FluxWithLayout(self.text, self.text_2, pipeline.transformer)
 
@@ -204,49 +205,51 @@ class _Flux(nn.Module):
         self.denoiser.compile_transformer()
 
     def error(self, clean: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        ids = flux.tokenize(captions, *self.words)
+        ids = flux.tokenize(captions, *self.tokenizers)
         clean = flux.pack(clean)
         noise, sigma = torch.randn_like(clean), torch.sigmoid(torch.randn(len(clean)) * 1.2)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         return F.mse_loss(self.denoiser(noisy, sigma, *ids), noise - clean)
 
     def shift(self, vae: Any) -> float:
-        """What this pipeline's latents are moved by from normalised ones."""
+        """The offset of this pipeline's latents from normalised ones."""
         return 0.0
 
-    def give(self, pipeline: Any, vae: Any) -> None:
+    def install(self, pipeline: Any, vae: Any) -> None:
         pipeline.register_modules(
             vae=vae, transformer=self.denoiser.transformer, text_encoder=self.text, text_encoder_2=self.text_2
         )
 
 
 class _StableDiffusion(nn.Module):
-    """A StableDiffusionPipeline's text encoder and U-Net, with velocity prediction's loss."""
+    """A StableDiffusionPipeline's text encoder and U-Net, with the loss of velocity prediction."""
 
     batch = stable_diffusion.BATCH
 
     def __init__(self, pipeline: Any):
         super().__init__()
-        self.words, self.text, self.scheduler = pipeline.tokenizer, pipeline.text_encoder, pipeline.scheduler
-        add_words(self.words, self.text)
+        self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
+        self.text = pipeline.text_encoder
+        add_words(self.tokenizer, self.text)
         self.denoiser = stable_diffusion.UNetWithLayout()
         self.denoiser.unet.load_state_dict(pipeline.unet.state_dict())
 
     def compile(self) -> None:
-        """The U-Net gains nothing from it."""
+        """Does nothing: compiling does not speed the U-Net up."""
 
     def error(self, clean: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        text = self.text(input_ids=stable_diffusion.tokenize(captions, self.words)).last_hidden_state
+        text = self.text(input_ids=stable_diffusion.tokenize(captions, self.tokenizer)).last_hidden_state
         noise = torch.randn_like(clean)
         timesteps: Any = torch.randint(len(self.scheduler.alphas_cumprod), (len(clean),))
         velocity = self.denoiser(self.scheduler.add_noise(clean, noise, timesteps), timesteps, text)
         return F.mse_loss(velocity, self.scheduler.get_velocity(clean, noise, timesteps))
 
     def shift(self, vae: Any) -> float:
-        """Stable Diffusion's pipeline scales latents and knows no shift."""
+        """Stable Diffusion's pipeline scales latents but does not shift them, so they keep the VAE's
+        shift."""
         return vae.config.shift_factor * vae.config.scaling_factor
 
-    def give(self, pipeline: Any, vae: Any) -> None:
+    def install(self, pipeline: Any, vae: Any) -> None:
         vae.register_to_config(shift_factor=0.0)
         pipeline.unet.load_state_dict(self.denoiser.unet.state_dict())
         pipeline.register_modules(vae=vae, text_encoder=self.text)

@@ -1,10 +1,9 @@
 """The tiny text encoders, pre-trained to ground captions: CLIP's pooled vector, T5's token features.
 
-Real text encoders come pre-trained; these learn from captions alone which colour, shape and size lies
-in each of the nine places (cross-entropy, from one query a place that attends to the T5 features;
-CLIP's pooled vector predicts the counts of colours and shapes). Binding a colour to its shape and both to a
-place is learned here in a tenth of the time that it takes through the pictures. The renderer then trains
-on with them.
+Real text encoders come pre-trained. These learn from captions alone which colour, shape and size lies in each
+of the nine places (cross-entropy, with one query per place that attends to the T5 features); CLIP's pooled
+vector predicts the counts of colours and shapes. Binding colours, shapes and places is learned here in a
+tenth of the time it takes through pictures. The renderer's training then continues with them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .training import StepLoop
 STEPS, BATCH, RATE = 1500, 32, 3e-3
 TEXT_LENGTH = 48  # T5 tokens; four things spelled out take up to 46
 T5_WIDTH, CLIP_WIDTH = 128, 64
-ANSWERS = [len(COLORS) + 1, len(SHAPES) + 1, 3]  # what may lie in a place
+ANSWERS = [len(COLORS) + 1, len(SHAPES) + 1, 3]  # classes of a place's colour, shape and size, with "nothing"
 
 
 def new_text_encoders():
@@ -74,8 +73,8 @@ def tokenize(captions: list[str], clip_tok, t5_tok) -> tuple[torch.Tensor, torch
 
 
 class Reader(nn.Module):
-    """The heads that only pre-training needs: what lies in each place, from the token features, and how
-    much there is of everything, from the pooled vector."""
+    """The heads for pre-training: what lies in each place, from the token features, and the counts of
+    colours, shapes and grounds, from the pooled vector."""
 
     def __init__(self, width: int, pooled_width: int):
         super().__init__()
@@ -101,7 +100,7 @@ class Reader(nn.Module):
 
 
 class FluxGrounding(nn.Module):
-    """The encoders with their reader: of T5's token features and CLIP's pooled vector."""
+    """Both encoders with a `Reader` of T5's token features and CLIP's pooled vector."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +113,8 @@ class FluxGrounding(nn.Module):
 
 
 def _targets(scene: Scene) -> tuple[list[list[int]], list[float]]:
-    """Per place its colour, shape and size (0 = nothing), and what the pooled vector should count."""
+    """(colour, shape and size per place, where 0 is nothing; counts that the pooled vector should
+    predict)."""
     answers = [[0, 0, 0] for _ in PLACES]
     counts = [0.0] * (len(COLORS) + len(SHAPES)) + [float(g == scene.ground) for g in GROUNDS]
     for thing in scene.things:
@@ -126,7 +126,7 @@ def _targets(scene: Scene) -> tuple[list[list[int]], list[float]]:
 
 
 def _scene(rng: random.Random) -> Scene:
-    """Mostly of unlike things: where all are alike there is nothing to bind."""
+    """A random scene, mostly of different things: equal things give nothing to bind."""
     scene = random_scene(rng)
     wanted = rng.random() < 0.8
     while wanted and len({(t.color, t.shape) for t in scene.things}) == 1:
@@ -135,15 +135,16 @@ def _scene(rng: random.Random) -> Scene:
 
 
 def captioned_scenes(rng: random.Random, count: int) -> tuple[list[Scene], list[str]]:
-    """What the encoders are pre-trained on: scenes, and captions that mostly spell them out."""
+    """(scenes, captions that mostly spell them out), the data of the pre-training."""
     scenes = [_scene(rng) for _ in range(count)]
     return scenes, [spelled_out(s, rng) if rng.random() < 0.9 else training_caption(s, rng) for s in scenes]
 
 
 def optimizers_for(model: FluxGrounding) -> list[torch.optim.Optimizer]:
-    """Muon for the T5's matrices, AdamW for everything else; the bias by distance ten times faster.
+    """Muon for T5's matrices, AdamW for everything else, with ten times the rate for T5's relative-position
+    bias.
 
-    That bias starts near 0 and has to grow by several units before a word can look at its neighbours.
+    That bias starts near 0 and must grow by several units before a word can attend to its neighbours.
     """
     matrices, distance, others = [], [], []
     for name, p in model.named_parameters():
@@ -161,7 +162,7 @@ def optimizers_for(model: FluxGrounding) -> list[torch.optim.Optimizer]:
 
 
 def train_text_encoders(work: Path, seed: int = 0, steps: int = STEPS, log=print) -> Path:
-    """Train and save to `work/text_encoder` (CLIP) and `work/text_encoder_2` (T5), with tokenizers."""
+    """Trains and saves `work/text_encoder` (CLIP) and `work/text_encoder_2` (T5), with their tokenizers."""
     done = work / "text_encoder_2"
     if done.exists():
         return done

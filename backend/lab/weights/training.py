@@ -1,4 +1,4 @@
-"""What the build stages share: a resumable step loop with its checkpoint, and the learning rate."""
+"""Shared by all stages: a resumable step loop, the learning-rate schedule, and weight averaging."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
-    """Learning-rate factor: linear warm-up, then half a cosine down to 2 %."""
+    """Learning-rate factor: linear warm-up, then a half cosine down to 2 %."""
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, total - warmup)
@@ -21,7 +21,7 @@ def cosine(step: int, total: int, warmup: int) -> float:
 
 
 def save_whole(state: object, path: Path) -> None:
-    """`torch.save` beside the target, then rename: a killed run leaves the last whole checkpoint."""
+    """`torch.save` to a temporary file, then rename: a killed run keeps its last complete checkpoint."""
     beside = path.with_suffix(".tmp")
     torch.save(state, beside)
     os.replace(beside, path)
@@ -29,15 +29,16 @@ def save_whole(state: object, path: Path) -> None:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """The moving average of weights; at first it follows more closely, or it would remember the start."""
+    """Updates the moving average of the weights. The decay is lower in the first steps, so that the initial
+    weights are forgotten."""
     decay = min(decay, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
 class StepLoop:
-    """Runs `step(rng, i)` up to `total` times with exact resume from `checkpoint`.
+    """Runs `take_step(rng, i)` up to `total` times, with exact resume from `checkpoint`.
 
-    Model, optimisers and both random generators are restored, so a resumed run takes the same steps.
+    Model, optimizers and both random generators are restored, so a resumed run takes the same steps.
     """
 
     def __init__(

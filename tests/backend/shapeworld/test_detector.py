@@ -51,7 +51,7 @@ def test_every_shape_in_every_color_on_every_ground(ground):
             assert (seen.shape, seen.color, seen.place, seen.size) == (shape, color, "center", "large")
 
 
-def test_reads_place_size_and_ground():
+def test_place_size_and_ground_are_read():
     rng = random.Random(1)
     for place in PLACES:
         scene = Scene("beige", (place_thing(rng, "heart", "blue", place, "small"),))
@@ -61,16 +61,16 @@ def test_reads_place_size_and_ground():
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_flat_pictures_hold_nothing(value):
+def test_flat_pictures_have_no_detections(value):
     assert detect(np.full((SIZE, SIZE, 3), value, np.uint8)) == []
 
 
-def test_noise_alone_holds_nothing():
+def test_noise_alone_has_no_detections():
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     assert detect(noise) == []
 
 
-def test_other_sizes_are_resampled_and_other_forms_refused():
+def test_other_sizes_are_resampled_and_other_shapes_refused():
     scene = Scene("white", (place_thing(random.Random(0), "cross", "green", "left", "large"),))
     big = np.kron(draw(scene), np.ones((2, 2, 1), np.uint8))
     assert [(d.shape, d.color) for d in detect(big)] == [("cross", "green")]

@@ -30,19 +30,19 @@ def test_a_relation_is_held_out_in_both_directions():
             assert f"a photo of a {b} {inverse[case.include[1].position[0]]} a {a}" not in held_out
 
 
-def test_sample_is_large_seeded_and_without_repeats():
+def test_samples_are_large_seeded_and_without_duplicates():
     cases = sample_prompts("held-out", 66, seed=0)
     assert len(cases) >= 300 and len({c.prompt for c in cases}) == len(cases)
     assert cases == sample_prompts("held-out", 66, seed=0) != sample_prompts("held-out", 66, seed=1)
 
 
-def test_unknown_split_is_refused():
+def test_an_unknown_split_is_refused():
     with pytest.raises(BadInput, match="held-out"):
         prompts("test")
 
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
-def test_the_parser_reads_every_prompt_as_it_was_made(split):
+def test_every_generated_prompt_is_parsed_back(split):
     for case in prompts(split):
         parsed = parse_prompt(case.prompt)
         assert (parsed.task, parsed.include, parsed.ground) == (case.task, case.include, case.ground)
@@ -58,11 +58,11 @@ def test_the_parser_reads_every_prompt_as_it_was_made(split):
         ("two green crosses", "counting"),
     ],
 )
-def test_short_wordings_are_read(prompt, want):
+def test_short_wordings_are_parsed(prompt, want):
     assert parse_prompt(prompt).task == want
 
 
-def test_a_prompt_without_shapes_is_refused_by_name():
+def test_a_prompt_without_shapes_is_refused():
     with pytest.raises(BadInput, match="name one of its shapes.*'a cat on a mat'"):
         parse_prompt("a cat on a mat")
 

@@ -24,14 +24,14 @@ def test_words_and_styles_are_one_token_each(both):
 @pytest.mark.parametrize(
     "text", ["a photo of a red circle, in the center, pastel, glossy", "Qué? 12 zebras\n猫"]
 )
-def test_what_is_written_reads_back(text, both):
+def test_texts_round_trip(text, both):
     reader, writer = both
     assert writer.decode(writer(text)["input_ids"]) == text
     assert reader.unk_token_id not in reader("12 zebras, glossy")["input_ids"]
     assert writer.eos_token_id is not None and writer.eos_token_id not in writer(text)["input_ids"]
 
 
-def test_the_preset_takes_them(both):
+def test_the_preset_works_with_these_tokenizers(both):
     """A prompt's beginning is what it is in a whole prompt, token by token."""
     model = build(find_preset("shapeworld"), *both)
     assert model.decoder.config.max_position_embeddings == CONTEXT
@@ -41,7 +41,7 @@ def test_the_preset_takes_them(both):
     assert len(before) + len(after) < 10 and model.continuation_tokens.sum() > len(STYLE_WORDS)
 
 
-def test_the_presets_tower_tells_pictures_apart_before_it_learns(both):
+def test_the_presets_untrained_tower_distinguishes_pictures(both):
     """Or it would never learn: transformers' own initial weights of this tower are all but 0."""
     torch.manual_seed(0)
     tower = build_vision_tower(find_preset("shapeworld")).eval()

@@ -32,7 +32,7 @@ def test_every_triple_satisfies_its_prompt(examples):
         assert satisfies(example.case, example.rewrite), (example.prompt, example.rewrite)
 
 
-def test_no_held_out_prompt_or_combination(examples):
+def test_no_held_out_prompt_or_combination_is_used(examples):
     held_out_prompts = {case.prompt for case in prompts("held-out")}
     held_out_keys = {case.key for case in prompts("held-out")}
     train_keys = {case.key for case in prompts("train")}
@@ -64,7 +64,7 @@ def test_triples_can_be_parsed_and_are_seeded(examples):
     assert list(triples(50, seed=12)) != examples[:50]
 
 
-def test_critiques_come_in_the_detectors_words(examples):
+def test_critiques_have_the_detectors_wording(examples):
     said = " ".join(example.critique for example in examples if example.critique)
     for phrase in (
         "were asked for",
@@ -145,11 +145,11 @@ def test_layouts_of_held_out_prompts_satisfy_them():
         ),
     ],
 )
-def test_satisfies(prompt, rewrite, right):
+def test_rewrites_are_checked_against_their_prompts(prompt, rewrite, right):
     assert satisfies(parse_prompt(prompt), rewrite) is right
 
 
-def test_paraphrases_keep_what_is_asked():
+def test_paraphrases_keep_the_meaning():
     """Where the ShapeWorld judge understands a paraphrase, it understands the same thing."""
     rng = random.Random(0)
     for case in sample_prompts("train", 40):
@@ -160,7 +160,7 @@ def test_paraphrases_keep_what_is_asked():
             assert case.include[-1].position[0] in RELATIONS
 
 
-def test_generic_rewrites_can_be_read_and_mostly_suit_no_renderer():
+def test_generic_rewrites_are_readable_and_mostly_do_not_suit_the_renderer():
     made = list(generic_rewrites(600, 3))
     assert made == list(generic_rewrites(600, 3)) and made[:50] != list(generic_rewrites(50, 4))
     for one in made:

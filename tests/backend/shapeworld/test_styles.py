@@ -25,13 +25,13 @@ from reprise.backend.shapeworld.styles import (
 )
 
 
-def test_plain_pictures_are_what_they_were():
+def test_plain_pictures_have_not_changed():
     scene = random_scene(random.Random(5))
     assert np.array_equal(draw(scene), draw(scene, PLAIN_STYLE))
     assert PLAIN_STYLE.words == ()
 
 
-def test_styles_are_read_back_with_what_they_adorn():
+def test_styles_and_things_are_read_back():
     rng = random.Random(11)
     right = dict.fromkeys((*FACETS, "things", "ground"), 0)
     count = 150
@@ -53,7 +53,7 @@ def test_styles_are_read_back_with_what_they_adorn():
 
 
 @pytest.mark.parametrize("shape", ["circle", "ring", "star"])
-def test_a_reflection_is_no_hole(shape):
+def test_a_reflection_is_not_taken_for_a_hole(shape):
     scene = Scene("white", (place_thing(random.Random(2), shape, "blue", "center", "large"),))
     picture = draw(scene, Style(texture="glossy"))
     reading, style = read_styled(picture)
@@ -62,7 +62,7 @@ def test_a_reflection_is_no_hole(shape):
     assert read_scene(draw(scene)).detections == read_scene(draw(scene), holes=50).detections
 
 
-def test_words():
+def test_style_words_are_parsed():
     assert parse_style("a photo of a ring, Pastel, glossy.") == Style(palette="pastel", texture="glossy")
     assert parse_style("dark, a ring, pastel") == Style(palette="pastel")
     rng = random.Random(0)
@@ -75,7 +75,7 @@ def test_words():
         assert sum(word in caption.replace(",", "").split() for caption in captions) > 40
 
 
-def test_detailed_prompts_begin_with_the_users_and_still_ask_for_the_same():
+def test_detailed_prompts_keep_the_users_prompt_and_its_meaning():
     rng = random.Random(3)
     for case in sample_prompts("train", 5):
         text = detailed_prompt(case.prompt, sample_layout(case, rng), preferred_style(case))
@@ -98,7 +98,7 @@ def test_agreement_is_the_share_of_equal_facets():
     assert style.agreement(Style("dark", "shadowed", "framed")) == 0.5
 
 
-def test_the_preference_is_half_what_was_asked_for_half_style():
+def test_the_preference_is_half_correctness_half_style():
     prompt = "a photo of a red circle"
     case = parse_prompt(prompt)
     scene = sample_layout(case, random.Random(1))

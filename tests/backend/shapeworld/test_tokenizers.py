@@ -11,20 +11,20 @@ def test_every_word_is_one_token(make):
     assert [word for word in vocabulary_words() if len(tokenizer.tokenize(word)) != 1] == []
 
 
-def test_clip_begins_and_ends_and_pads_as_clip_does():
+def test_clip_ids_start_end_and_pad_as_in_clip():
     tokenizer = clip_tokenizer()
     ids = tokenizer("a red circle", padding="max_length", max_length=8).input_ids
     assert ids[0] == tokenizer.bos_token_id and ids[4:] == [tokenizer.eos_token_id] * 4
 
 
-def test_t5_ends_and_pads_as_t5_does():
+def test_t5_ids_end_and_pad_as_in_t5():
     tokenizer = t5_tokenizer()
     assert tokenizer("a red circle", padding="max_length", max_length=6).input_ids[-3:] == [1, 0, 0]
     assert tokenizer.decode(tokenizer("Zebra 7!").input_ids, skip_special_tokens=True) == "Zebra 7!"
 
 
 @pytest.mark.parametrize("make", [clip_tokenizer, t5_tokenizer])
-def test_saved_and_loaded_is_the_same(make, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(make, tmp_path):
     tokenizer = make()
     tokenizer.save_pretrained(tmp_path)
     again = type(tokenizer).from_pretrained(tmp_path)
@@ -37,7 +37,7 @@ def test_clip_ids_are_the_same_in_every_process():
     assert clip_tokenizer()("a large red circle").input_ids == [805, 64, 776, 583, 758, 806]
 
 
-def test_the_committed_tokenizers_are_these():
+def test_the_committed_tokenizers_are_reproduced():
     from reprise.backend.renderers.shapeworld import WEIGHTS
 
     for make, folder in ((clip_tokenizer, "tokenizer"), (t5_tokenizer, "tokenizer_2")):

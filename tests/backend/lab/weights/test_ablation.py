@@ -25,7 +25,7 @@ def small(monkeypatch):
     monkeypatch.setattr(ablation, "triples", lambda count, seed: triples(32, seed))
 
 
-def test_without_reasoning(small, tmp_path):
+def test_reasons_can_be_left_out(small, tmp_path):
     lines: list[str] = []
     made = ablation.build(tmp_path, "sft-rl-plain-1", lines.append)
     assert made == tmp_path / "sft-rl-plain-1" / "final" and (made / "model.safetensors").is_file()
@@ -39,7 +39,7 @@ def test_without_reasoning(small, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/final/*")} == before
 
 
-def test_every_method_has_three_seeds_and_the_embedded_one_is_not_made_again(tmp_path):
+def test_every_method_has_three_seeds_and_the_embedded_rewriter_is_reused(tmp_path):
     assert ablation.build(tmp_path, "sft") == ablation.EMBEDDED_REWRITER and not list(tmp_path.iterdir())
     starts = list(ablation.STARTS.values())
     assert {start: starts.count(start) for start in starts} == {

@@ -32,7 +32,7 @@ def work(tmp_path_factory):
     return work
 
 
-def test_a_killed_training_takes_the_same_steps(work, tmp_path, monkeypatch):
+def test_a_killed_training_resumes_with_the_same_steps(work, tmp_path, monkeypatch):
     """The codebook is placed at the second step; a run killed after the fifth goes on as if it were not."""
     calls, loss = [], recipe.Quantizer.loss
 
@@ -100,7 +100,7 @@ def test_the_encoder_learns_the_codes_and_nothing_else_changes(work, tmp_path, m
     assert min(losses[-3:]) < 0.8 * losses[0]
 
 
-def test_idle_codes_move_to_where_the_error_is():
+def test_unused_codes_move_to_where_the_error_is():
     torch.manual_seed(0)
     model = recipe.Quantizer().eval()
     images = recipe.to_pictures([draw(random_scene(random.Random(0))) for _ in range(2)])
@@ -119,7 +119,7 @@ def test_idle_codes_move_to_where_the_error_is():
     assert model.used[:5].eq(1).all() and not model.used[5:].any()
 
 
-def test_the_committed_autoencoder_keeps_what_is_drawn():
+def test_the_committed_autoencoder_preserves_pictures():
     from diffusers import VQModel
 
     vqvae = VQModel.from_pretrained(MASKED_WEIGHTS / "vqvae", torch_dtype=torch.float32).eval()
@@ -135,7 +135,7 @@ def test_the_committed_autoencoder_keeps_what_is_drawn():
     assert sum(before == after for before, after in zip(*things)) >= 22
 
 
-def test_the_committed_renderer_draws_what_is_spelled_out():
+def test_the_committed_renderer_draws_spelled_out_prompts():
     rng = random.Random(6)
     scenes = [random_scene(rng) for _ in range(12)]
     jobs = [Job(spelled_out(scene), seed) for seed, scene in enumerate(scenes)]
@@ -147,7 +147,7 @@ def test_the_committed_renderer_draws_what_is_spelled_out():
     assert sum(map(set.__eq__, wanted, found)) >= 6
 
 
-def test_what_is_hidden():
+def test_masks_have_the_right_shares():
     torch.manual_seed(0)
     hidden = recipe.random_mask(torch.zeros(4000, 16, 16, dtype=torch.long))
     share = hidden.float().mean((1, 2))
@@ -156,7 +156,7 @@ def test_what_is_hidden():
     assert (hidden.float().mean(0) - share.mean()).abs().max() < 0.04  # no place is special
 
 
-def test_what_is_saved_is_the_average_without_the_layout_head(work):
+def test_the_saved_model_is_the_average_without_the_layout_head(work):
     saved = load_file(work / "masked" / "transformer" / "diffusion_pytorch_model.safetensors")
     kept = torch.load(work / "masked" / "transformer.ckpt", weights_only=True)["model"]
     head = "average.transformer."
@@ -167,7 +167,7 @@ def test_what_is_saved_is_the_average_without_the_layout_head(work):
 
 def test_the_layout_is_learned_from_the_middle_of_the_transformer():
     """Its loss has gradients before its features and none behind them."""
-    model = recipe.Filler()
+    model = recipe.AmusedWithLayout()
     logits = model(torch.full((1, 16, 16), recipe.MASK), torch.randn(1, 5, 128), torch.randn(1, 128))
     assert logits.shape == (1, recipe.CODES, 16, 16)
     model.layout_loss(torch.ones(1, 64, 2, dtype=torch.long)).backward()
@@ -175,8 +175,8 @@ def test_the_layout_is_learned_from_the_middle_of_the_transformer():
     assert all(p.grad is None for p in model.transformer.up_block.parameters())
 
 
-def test_sharpened_logits():
-    model = recipe.Filler().eval()
+def test_sharpened_logits_are_divided_by_the_temperature():
+    model = recipe.AmusedWithLayout().eval()
     words = torch.full((1, 16, 16), recipe.MASK), torch.randn(1, 5, 128), torch.randn(1, 128)
     with torch.no_grad():
         plain = model(*words)

@@ -18,7 +18,7 @@ FILES = {
 }
 
 
-def test_layout_by_hand():
+def test_a_layout_equals_the_hand_made_one():
     # Tokens are 16 pixels wide: of their centres the box from 44 to 68 covers 56 only, not 40 and 72.
     scene = Scene("grey", (Thing("star", "blue", 56.0, 56.0, 12.0), Thing("ring", "red", 24.0, 104.0, 16.0)))
     cells = torch.tensor(recipe.layout(scene)).view(8, 8, 2)

@@ -22,7 +22,7 @@ def work(tmp_path_factory):
     return folder
 
 
-def test_names_of_a_scene():
+def test_the_names_of_a_scenes_tokens():
     scene = random_scene(random.Random(3))
     named = grounding.patch_names(scene)
     things = [row for row in named if row[1] < len(SHAPES)]
@@ -34,7 +34,7 @@ def test_names_of_a_scene():
 SAID = 'show "a red circle and two stars on a pink background"? Please'.replace('"', ' " ').split()
 
 
-def test_what_nouns_point_at():
+def test_nouns_refer_to_things_and_grounds():
     first, second = (Thing("circle", color, x, 20, 8) for color, x in (("red", 20), ("blue", 60)))
     star = Thing("star", "green", 100, 100, 8)
     found = grounding.noun_referents(SAID, Scene("pink", (first, second, star)))
@@ -64,7 +64,7 @@ def test_nouns_are_learned_by_the_language_model(work):
     assert finding.loss(batch.inputs["input_ids"][described], *some).item() == 0, "it asks about no noun"
 
 
-def test_what_it_sees_is_what_the_processor_gives(work):
+def test_pixels_equal_the_processors(work):
     scenes = [random_scene(random.Random(n)) for n in range(2)]
     vlm = LocalVLM(work / "see", device="cpu")
     drawn = [Image.fromarray(draw(scene)) for scene in scenes]
@@ -72,4 +72,4 @@ def test_what_it_sees_is_what_the_processor_gives(work):
     assert torch.equal(inputs["pixel_values"], grounding.to_pixels([draw(scene) for scene in scenes]))
     eyes = grounding.patch_naming(vlm.model, vlm.tokenizer)
     eyes(inputs["pixel_values"])
-    assert eyes.seen.shape == (2, grounding.TOKENS**2, 128) and 0 <= eyes.accuracy(scenes) <= 1
+    assert eyes.features.shape == (2, grounding.TOKENS**2, 128) and 0 <= eyes.accuracy(scenes) <= 1

@@ -44,7 +44,7 @@ def test_the_base_is_a_judge_of_a_few_megabytes(work):
     assert all(0 < p < 1 for p in vlm.score(images, ["a photo of a ring", "a photo of two red hearts"]))
 
 
-def test_truth_is_what_the_detector_reads():
+def test_a_perfect_reading_equals_the_detectors():
     cases = judge.by_task()
     draw_of = random.Random(0)
     right = agree = 0
@@ -56,14 +56,14 @@ def test_truth_is_what_the_detector_reads():
     assert agree >= 58 and 20 < right < 45
 
 
-def test_mistaken_scenes_are_drawable():
+def test_corrupted_scenes_can_be_drawn():
     draw_of = random.Random(1)
     for case in draw_of.sample(prompts("train"), 40):
         scene = judge.corrupt_scene(sample_layout(case, draw_of), draw_of)
         assert draw(scene).shape == (128, 128, 3)
 
 
-def test_a_batch_asks_everything():
+def test_a_batch_holds_every_kind_of_question():
     asks, scenes = judge.sample_batch(random.Random(0), judge.by_task(), 64)
     assert len(asks) == len(scenes) == 64
     texts = [ask for ask in asks if isinstance(ask.answer, str)]
@@ -72,14 +72,14 @@ def test_a_batch_asks_everything():
     assert 0.3 < sum(said) / len(said) < 0.7
 
 
-def test_a_stage_that_is_done_is_not_done_again(work, monkeypatch):
+def test_finished_stages_are_not_repeated(work, monkeypatch):
     monkeypatch.setattr(judge, "tune", lambda work, log: work / "tuned" / "final")
     said = []
     assert judge.build(work, said.append) == work / "tuned" / "final"
     assert said == ["stage: see", "stage: base", "stage: tuned"]
 
 
-def test_tuned_on_the_renderers_pictures_and_stored_in_halves(work, tmp_path, monkeypatch):
+def test_the_judge_is_tuned_on_renders_and_saved_in_half_precision(work, tmp_path, monkeypatch):
     """The third stage at a few steps of a tiny drawing."""
     shutil.copytree(work / "base", tmp_path / "base")
     monkeypatch.setattr(judge, "PROMPTS", "shapeworld:1")

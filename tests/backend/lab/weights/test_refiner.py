@@ -31,7 +31,7 @@ def test_the_styled_renderer_draws_the_styles_that_a_prompt_names():
     assert scores[1] > scores[0] + 0.04
 
 
-def test_swapped_pivots_are_other_prompts(tmp_path):
+def test_swapped_pivots_are_those_of_other_prompts(tmp_path):
     folder = save(tmp_path / "tiny")
     prompts = ["a red circle", "a blue star", "two rings"]
     others = dict(zip(prompts, [*prompts[1:], prompts[0]], strict=True))

@@ -39,7 +39,7 @@ def test_the_text_encoder_stays_as_it_was_pretrained(work):
     assert saved and all(torch.equal(tensor, kept[f"clip.{name}"]) for name, tensor in saved.items())
 
 
-def test_what_is_saved_is_the_average_without_the_layout_head(work):
+def test_the_saved_model_is_the_average_without_the_layout_head(work):
     saved = load_file(work / "sd" / "unet" / "diffusion_pytorch_model.safetensors")
     kept = torch.load(work / "sd" / "unet.ckpt", weights_only=True)["model"]
     assert {name.removeprefix("average.unet.") for name in kept if "average.unet" in name} == set(saved)
@@ -62,7 +62,7 @@ def test_the_layout_is_learned_from_the_middle_of_the_unet():
     assert all(p.grad is None for p in model.unet.up_blocks[1].parameters())
 
 
-def test_four_things_spelled_out_are_not_cut():
+def test_captions_of_four_things_are_not_truncated():
     things = tuple(
         place_thing(random.Random(0), shape, "purple", place, "large")
         for shape, place in zip(("star", "ring", "heart", "cross"), PLACES[::2])

@@ -22,7 +22,7 @@ def work(tmp_path_factory):
     return work
 
 
-def test_the_decoder_alone_goes_on(work):
+def test_the_decoder_alone_is_trained_further(work):
     before, after = (AutoencoderTiny.from_pretrained(work / f"styled-vae{end}") for end in ("", "-sharp"))
     changed = {
         name.split(".")[0]
@@ -41,7 +41,7 @@ def test_latents_of_styled_pictures_have_unit_variance(work):
 
 
 @pytest.mark.parametrize("start, renderer", [(WEIGHTS, StyledRenderer), (SD_WEIGHTS, StyledSDRenderer)])
-def test_a_taught_renderer_draws_and_has_a_token_for_every_style(work, tmp_path, start, renderer):
+def test_a_styled_renderer_draws_and_has_a_token_for_every_style(work, tmp_path, start, renderer):
     out = tmp_path / start.name
     made = recipe.train_styled(work, start, out, steps=2, scenes=64, compiled=False, log=quiet)
     assert not any("_name_or_path" in file.read_text() for file in made.rglob("*.json"))

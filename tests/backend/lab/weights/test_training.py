@@ -38,7 +38,7 @@ def train(checkpoint, until=None):
 
 
 @pytest.mark.parametrize("until", [1, 5, 11])
-def test_killed_and_resumed_is_never_killed(tmp_path, until):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, until):
     whole = train(tmp_path / "a.ckpt").state_dict()
     train(tmp_path / "b.ckpt", until)
     resumed = train(tmp_path / "b.ckpt").state_dict()
@@ -46,7 +46,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path, until):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_cosine_by_hand():
+def test_the_cosine_schedule_equals_the_hand_calculation():
     assert cosine(0, 100, 10) == 0.1 and cosine(9, 100, 10) == 1.0
     assert cosine(10, 110, 10) == pytest.approx(1.0) and cosine(60, 110, 10) == pytest.approx(0.51)
     assert cosine(110, 110, 10) == pytest.approx(0.02)
@@ -58,7 +58,7 @@ def test_newton_schulz_brings_singular_values_near_one():
     assert values.min() > 0.5 and values.max() < 1.3  # the quintic's own spread
 
 
-def test_muon_moves_a_kernel_as_its_matrix():
+def test_muon_updates_a_kernel_like_its_matrix():
     torch.manual_seed(0)
     kernel = nn.Parameter(torch.randn(4, 2, 3, 3))
     matrix = nn.Parameter(kernel.detach().flatten(1).clone())
