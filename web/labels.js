@@ -1,4 +1,4 @@
-// The words that the views put on a node, in the frontend's language; English where it has none of them.
+// The texts of the views, in the frontend's language; English if it is not one of these.
 
 import { app } from "../../scripts/app.js";
 
@@ -6,27 +6,27 @@ export const LABELS = {
   en: {
     earlier: "Earlier",
     later: "Later",
-    judged: "{judge}: usually {low} to {high}, {better}",
+    judgeRange: "{judge}: usually {low} to {high}, {better}",
     higher: "higher is better",
     lower: "lower is better",
     seed: "seed",
     image: "image",
     rewriteHint: "The rewrite and its reason appear here after a run.",
     lock: "Lock and edit",
-    lockTitle: "Copy this rewrite into locked_prompt, and use that text from now on",
+    lockTitle: "Copy this rewrite to locked_prompt and use that text from now on",
     unlock: "Unlock",
     unlockTitle: "Rewrite again at the next run",
     locked: "locked",
     ownText: "your own text",
-    kept: "Your own prompt was kept: {why}",
+    fallback: "Your own prompt is used: {why}",
     parmHint: "Seeds and scores appear here after a run.",
     useSeed: "Use winner's seed",
-    useSeedTitle: "Set the seed to {seed} and keep it there",
+    useSeedTitle: "Set the seed to {seed} and keep it fixed",
     stopped: "stopped after step {step}",
     preview: "preview at step {step}: {score}",
     unclear: "preview at step {step}: not clear yet",
-    saved: "{percent} % of the denoiser's rows saved",
-    savedTitle: "{rows} of {full} rows evaluated",
+    saved: "{percent} % of the denoising work saved",
+    savedTitle: "{rows} of {full} denoiser rows computed",
     scorerHint: "Scores appear here after a run.",
     reflectionHint: "The rounds appear here while they run.",
     round: "Round {round}",
@@ -36,7 +36,7 @@ export const LABELS = {
   zh: {
     earlier: "上一个",
     later: "下一个",
-    judged: "{judge}：通常为 {low} 到 {high}，{better}",
+    judgeRange: "{judge}：通常为 {low} 到 {high}，{better}",
     higher: "越高越好",
     lower: "越低越好",
     seed: "种子",
@@ -48,7 +48,7 @@ export const LABELS = {
     unlockTitle: "下次运行时重新改写",
     locked: "已锁定",
     ownText: "您自己的文本",
-    kept: "保留了您原来的提示词：{why}",
+    fallback: "保留了您原来的提示词：{why}",
     parmHint: "运行后，这里显示种子和分数。",
     useSeed: "使用获胜种子",
     useSeedTitle: "将种子设为 {seed} 并固定",
@@ -66,7 +66,7 @@ export const LABELS = {
   ja: {
     earlier: "前へ",
     later: "次へ",
-    judged: "{judge}：通常 {low}～{high}、{better}",
+    judgeRange: "{judge}：通常 {low}～{high}、{better}",
     higher: "高いほど良い",
     lower: "低いほど良い",
     seed: "シード",
@@ -78,7 +78,7 @@ export const LABELS = {
     unlockTitle: "次の実行で再び書き直します",
     locked: "ロック中",
     ownText: "自分のテキスト",
-    kept: "元のプロンプトをそのまま使いました：{why}",
+    fallback: "元のプロンプトをそのまま使いました：{why}",
     parmHint: "実行後、シードとスコアがここに表示されます。",
     useSeed: "勝者のシードを使う",
     useSeedTitle: "シードを {seed} に設定して固定します",
@@ -95,7 +95,7 @@ export const LABELS = {
   },
 };
 
-/** The label of a key; `{name}` in it becomes values.name. */
+/** The text of a key; `{name}` in it is replaced by values.name. */
 export function label(key, values = {}) {
   const language = app.extensionManager?.setting?.get("Comfy.Locale");
   const text = LABELS[language]?.[key] ?? LABELS.en[key];

@@ -1,13 +1,13 @@
-// PARM Best-of-N: seeds, scores, who was stopped when, what that saved; and the winner's seed.
+// PARM Best-of-N: seeds, scores, pruned candidates, what pruning saved, and a button for the winner's seed.
 
 import { label } from "./labels.js";
 import {
-  addView, bar, button, el, goodness, judged, number, pager, remember, setWidget,
+  addView, bar, button, describeJudge, el, number, pager, recordChange, relativeScores, setWidget,
 } from "./view.js";
 
 export const KEY = "reprise_parm";
 
-/** Finished candidates, best first, then the stopped ones, latest first. */
+/** Finished candidates, best first, then the pruned ones, latest first. */
 export function ranked({ candidates, higher_is_better: higher }) {
   const finished = candidates.filter((c) => c.score !== null);
   const sign = higher === false ? -1 : 1;
@@ -19,7 +19,7 @@ export function ranked({ candidates, higher_is_better: higher }) {
 
 function table(report) {
   const order = ranked(report);
-  const lengths = goodness(report, order.map((c) => c.score));
+  const lengths = relativeScores(report, order.map((c) => c.score));
   const rows = order.map((c, i) => {
     const winner = c.index === report.best;
     const row = el("tr", c.score === null ? "reprise-stopped" : winner ? "reprise-winner" : "", [
@@ -29,27 +29,27 @@ function table(report) {
       el("td", "reprise-wide",
          c.score === null ? label("stopped", { step: c.pruned_at }) : bar(lengths[i])),
     ]);
-    const seen = c.preview_scores ?? {};
-    const looks = new Set([...Object.keys(seen), ...Object.keys(c.preview_clarity ?? {})].map(Number));
-    row.title = [...looks].sort((a, b) => a - b).map((step) => (
-      step in seen ? label("preview", { step, score: number(seen[step]) }) : label("unclear", { step })
+    const scores = c.preview_scores ?? {};
+    const steps = new Set([...Object.keys(scores), ...Object.keys(c.preview_clarity ?? {})].map(Number));
+    row.title = [...steps].sort((a, b) => a - b).map((step) => (
+      step in scores ? label("preview", { step, score: number(scores[step]) }) : label("unclear", { step })
     )).join("\n");
     return row;
   });
   const head = el("tr", "", ["", label("seed"), report.judge, ""].map((text) => el("th", "", text)));
-  head.title = judged(report);
+  head.title = describeJudge(report);
   return el("table", "reprise-table", [el("thead", "", head), el("tbody", "", rows)]);
 }
 
-function saved({ denoiser_rows: rows, denoiser_rows_full: full }) {
+function savings({ denoiser_rows: rows, denoiser_rows_full: full }) {
   const percent = full ? Math.round(100 * (1 - rows / full)) : 0;
-  const made = el("span", "reprise-state", label("saved", { percent }));
-  made.title = label("savedTitle", { rows, full });
-  return made;
+  const text = el("span", "reprise-state", label("saved", { percent }));
+  text.title = label("savedTitle", { rows, full });
+  return text;
 }
 
-/** Who holds the seed: this node, or the noise node of the advanced form; null behind other links. */
-function seedHolder(node) {
+/** [node, widget name] of the seed: this node's or that of the linked noise node; null if it is elsewhere. */
+function seedWidget(node) {
   const linked = (name) => node.inputs?.find((input) => input.name === name && input.link != null);
   if (node.widgets?.some((widget) => widget.name === "seed")) return linked("seed") ? null : [node, "seed"];
   const noise = node.inputs?.findIndex((input) => input.name === "noise") ?? -1;
@@ -60,17 +60,17 @@ function seedHolder(node) {
   return null;
 }
 
-function keepSeed(node, seed) {
-  const found = seedHolder(node);
-  if (!found) return;
-  setWidget(...found, seed);
-  setWidget(found[0], "control_after_generate", "fixed");
-  remember();
+function fixSeed(node, seed) {
+  const target = seedWidget(node);
+  if (!target) return;
+  setWidget(...target, seed);
+  setWidget(target[0], "control_after_generate", "fixed");
+  recordChange();
 }
 
 export function extend(node) {
   addView(node, KEY, {
-    take: (_, reports) => ({ reports, shown: 0 }),
+    update: (_, reports) => ({ reports, shown: 0 }),
     height: ({ reports, shown }) => Math.min(60 + 19 * reports[shown].candidates.length, 232),
     draw(state, save) {
       const report = state?.reports?.[state.shown];
@@ -78,8 +78,8 @@ export function extend(node) {
       return [
         el("div", "reprise-bar", [
           button(label("useSeed"), label("useSeedTitle", { seed: report.seed }),
-                 () => keepSeed(node, report.seed)),
-          saved(report.cost),
+                 () => fixSeed(node, report.seed)),
+          savings(report.cost),
           pager(state.reports.length, state.shown, (shown) => save({ shown })),
         ]),
         table(report),

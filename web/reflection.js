@@ -1,12 +1,12 @@
-// Reflection Loop: the rounds with their pictures, scores, prompts and what the judge found wrong.
+// Reflection Loop: the rounds with their pictures, scores, prompts and critiques.
 
 import { api } from "../../scripts/api.js";
 import { label } from "./labels.js";
-import { addView, bar, el, goodness, judged, number, pager } from "./view.js";
+import { addView, bar, describeJudge, el, number, pager, relativeScores } from "./view.js";
 
 export const KEY = "reprise_reflection";
 
-/** The round's picture; gone where the server has cleared its temporary files. */
+/** The round's picture; removed if the server has deleted its temporary files. */
 function thumbnail({ picture }) {
   if (!picture) return null;
   const image = el("img", "reprise-thumbnail");
@@ -17,7 +17,7 @@ function thumbnail({ picture }) {
 }
 
 function rounds(report) {
-  const lengths = goodness(report, report.rounds.map((round) => round.score));
+  const lengths = relativeScores(report, report.rounds.map((round) => round.score));
   return report.rounds.map((round, i) => {
     const best = i === report.best;
     const head = el("div", "reprise-round-head", [
@@ -26,7 +26,7 @@ function rounds(report) {
       bar(lengths[i]),
       best ? el("span", "reprise-best", `★ ${label("best")}`) : null,
     ]);
-    head.title = `${judged(report)}\n${label("seed")}: ${round.seed}`;
+    head.title = `${describeJudge(report)}\n${label("seed")}: ${round.seed}`;
     return el("div", best ? "reprise-round reprise-round-best" : "reprise-round", [
       thumbnail(round),
       el("div", "reprise-wide", [
@@ -41,20 +41,20 @@ function rounds(report) {
 }
 
 /**
- * The loop tells all of its prompts, at its start still without rounds, or whole from the cache; each round
- * then tells its own prompt alone. What an earlier run left stays until the first round of this one is there.
+ * The loop reports all its prompts: without rounds when it starts, complete when it comes from the cache. Each
+ * round then reports its own prompt only (`part`). The rounds of an earlier run stay until the first new one.
  */
-function take(state, told) {
-  const old = state?.reports ?? [], [first] = told;
+function update(state, reports) {
+  const old = state?.reports ?? [], [first] = reports;
   const at = old.findIndex((one) => one.id === first.id);
   if (first.part && at >= 0) return { reports: old.with(at, first), shown: at };
   const earlier = (id) => old.find((one) => one.id === id && one.rounds.length);
-  return { reports: told.map((one) => (one.rounds.length ? one : earlier(one.id) ?? one)), shown: 0 };
+  return { reports: reports.map((one) => (one.rounds.length ? one : earlier(one.id) ?? one)), shown: 0 };
 }
 
 export function extend(node) {
   addView(node, KEY, {
-    take,
+    update,
     height: ({ reports, shown }) => Math.min(34 + 82 * reports[shown].rounds.length, 380),
     draw(state, save) {
       const report = state?.reports?.[state.shown];

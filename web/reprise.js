@@ -1,4 +1,4 @@
-// Reprise in ComfyUI's frontend: a view on each node that has something to tell.
+// Reprise in ComfyUI's frontend: adds a view to each node that has results to show.
 
 import { app } from "../../scripts/app.js";
 import * as parm from "./parm.js";

@@ -1,13 +1,13 @@
-// RePrompt Rewriter: the reason, the rewrite with its added words marked, the lock, and earlier rewrites.
-// PRIP Refiner has neither reason nor lock.
+// RePrompt Rewriter: the rewrite with its added words marked, its reason, the lock, and earlier rewrites.
+// PRIP Refiner has no reason and no lock.
 
 import { label } from "./labels.js";
-import { addView, after, button, el, pager, setWidget, widgetOf } from "./view.js";
+import { addView, button, callAfter, el, pager, setWidget, widgetOf } from "./view.js";
 
 export const KEY = "reprise_rewrite";
-const KEPT = 30; // rewrites in a workflow file
+const MAX_HISTORY = 30; // rewrites that are saved in a workflow file
 
-/** Pieces of a text, [piece, is a word]; by the browser's segmenter, so also where no spaces are written. */
+/** A text as [piece, is a word] pairs; by the browser's segmenter, so also in languages without spaces. */
 function pieces(text) {
   if (typeof Intl.Segmenter === "function") {
     const segmenter = new Intl.Segmenter(undefined, { granularity: "word" });
@@ -16,13 +16,13 @@ function pieces(text) {
   return text.split(/([\p{L}\p{N}]+)/u).map((part, i) => [part, i % 2 === 1]);
 }
 
-/** Pieces of `text` as [piece, added]: words that are not in the longest run of words kept from `asked`. */
-export function marked(asked, text) {
+/** `text` as [piece, added] pairs. Added is what is not in the longest common word sequence with `prompt`. */
+export function markAddedWords(prompt, text) {
   const all = pieces(text);
   const places = all.flatMap(([, word], i) => (word ? [i] : []));
   const now = places.map((i) => all[i][0].toLowerCase());
-  const old = pieces(asked).filter(([, word]) => word).map(([piece]) => piece.toLowerCase());
-  // length[i][j]: of the longest common subsequence of old[i:] and now[j:]
+  const old = pieces(prompt).filter(([, word]) => word).map(([piece]) => piece.toLowerCase());
+  // length[i][j]: length of the longest common subsequence of old[i:] and now[j:]
   const length = Array.from({ length: old.length + 1 }, () => new Uint16Array(now.length + 1));
   for (let i = old.length - 1; i >= 0; i--) {
     for (let j = now.length - 1; j >= 0; j--) {
@@ -43,9 +43,9 @@ export function marked(asked, text) {
   return all.map(([piece], i) => [piece, added.has(i)]);
 }
 
-/** Neighbouring added words become one mark, with the spaces between them. */
-function rewriteText(asked, text) {
-  const parts = marked(asked, text);
+/** The text as an element; adjacent added words are one <mark>, with the spaces between them. */
+function rewriteText(prompt, text) {
+  const parts = markAddedWords(prompt, text);
   const shown = el("div", "reprise-rewrite");
   let mark = null;
   parts.forEach(([piece, added], i) => {
@@ -63,46 +63,46 @@ function rewriteText(asked, text) {
 
 const same = (one, other) => one.prompt === other.prompt && one.rewrite === other.rewrite;
 
-/** The history with what a run said: each rewrite once, the newest last. */
-function take(state, outputs) {
-  const found = outputs.flatMap(({ prompt, prompts, reasons, fallbacks }) =>
+/** The history with the rewrites of a run added: each rewrite once, the newest last. */
+function update(state, outputs) {
+  const rewrites = outputs.flatMap(({ prompt, prompts, reasons, fallbacks }) =>
     prompts.map((rewrite, i) => ({
       prompt, rewrite, reason: reasons[i] ?? "", fallback: fallbacks[i] ?? null,
     })));
   const old = state?.history ?? [];
   const history = [...old];
-  for (const one of found) {
-    // A locked run only repeats a text: its reason is not the model's.
-    if (!history.some((other) => other.rewrite === one.rewrite && (same(one, other) || locks(one)))) {
+  for (const one of rewrites) {
+    // A locked run only repeats a text, and its reason is not the model's.
+    if (!history.some((other) => other.rewrite === one.rewrite && (same(one, other) || isLocked(one)))) {
       history.push(one);
     }
   }
-  const kept = history.slice(-KEPT);
-  const shown = kept.findIndex((one) => found.length && one.rewrite === found[0].rewrite);
-  return { history: kept, shown: shown < 0 ? kept.length - 1 : shown };
+  const recent = history.slice(-MAX_HISTORY);
+  const shown = recent.findIndex((one) => rewrites.length && one.rewrite === rewrites[0].rewrite);
+  return { history: recent, shown: shown < 0 ? recent.length - 1 : shown };
 }
 
-const OWN = "(locked: your own text)"; // as the node says it
-const locks = (one) => one.reason.startsWith("(locked");
+const OWN = "(locked: your own text)"; // the reason that the node returns for a locked text
+const isLocked = (one) => one.reason.startsWith("(locked");
 
 export function extend(node) {
   const toggle = widgetOf(node, "locked");
   const lock = (one, save, state) => {
     const text = widgetOf(node, "locked_prompt")?.value ?? "";
     const history = [...state.history];
-    // An edit that was never run is not lost.
+    // Keep an edit that was never run.
     if (text.trim() && !history.some((other) => other.rewrite === text)) {
       history.push({ prompt: one.prompt, rewrite: text, reason: OWN, fallback: null });
     }
     setWidget(node, "locked_prompt", one.rewrite);
     setWidget(node, "locked", true);
-    const kept = history.slice(-KEPT);
-    save({ history: kept, shown: Math.max(0, kept.findIndex((other) => same(one, other))) });
+    const recent = history.slice(-MAX_HISTORY);
+    save({ history: recent, shown: Math.max(0, recent.findIndex((other) => same(one, other))) });
     widgetOf(node, "locked_prompt")?.element?.focus?.({ preventScroll: true });
   };
 
   const view = addView(node, KEY, {
-    take,
+    update,
     height: () => 170,
     draw(state, save) {
       const one = state?.history?.[state.shown];
@@ -122,11 +122,11 @@ export function extend(node) {
           el("span", "reprise-state", locked ? label("locked") : ""),
           pager(state.history.length, state.shown, (shown) => save({ shown })),
         ]),
-        one.fallback && el("div", "reprise-warning", label("kept", { why: one.fallback })),
+        one.fallback && el("div", "reprise-warning", label("fallback", { why: one.fallback })),
         rewriteText(one.prompt, one.rewrite),
-        one.reason && el("div", "reprise-reason", locks(one) ? label("ownText") : one.reason),
+        one.reason && el("div", "reprise-reason", isLocked(one) ? label("ownText") : one.reason),
       ];
     },
   });
-  if (toggle) after(toggle, "callback", () => view.show());
+  if (toggle) callAfter(toggle, "callback", () => view.show());
 }

@@ -1,13 +1,13 @@
-// Reward Scorer: images by rank, a bar for each score, and what the judge criticises.
+// Reward Scorer: the images by rank, with a bar for each score and the judge's critiques.
 
 import { label } from "./labels.js";
-import { addView, bar, el, goodness, judged, number, pager } from "./view.js";
+import { addView, bar, describeJudge, el, number, pager, relativeScores } from "./view.js";
 
 export const KEY = "reprise_scores";
 
 function table(report) {
   const { judge, scores, ranking, critiques } = report;
-  const lengths = goodness(report, scores);
+  const lengths = relativeScores(report, scores);
   const rows = ranking.map((i, rank) =>
     el("tr", rank === 0 ? "reprise-winner" : "", [
       el("td", "", String(rank + 1)),
@@ -19,13 +19,13 @@ function table(report) {
       ]),
     ]));
   const head = el("tr", "", ["", label("image"), judge, ""].map((text) => el("th", "", text)));
-  head.title = judged(report);
+  head.title = describeJudge(report);
   return el("table", "reprise-table", [el("thead", "", head), el("tbody", "", rows)]);
 }
 
 export function extend(node) {
   addView(node, KEY, {
-    take: (_, reports) => ({ reports, shown: 0 }),
+    update: (_, reports) => ({ reports, shown: 0 }),
     height: ({ reports, shown }) =>
       Math.min(34 + (reports[shown].critiques ? 44 : 22) * reports[shown].scores.length, 260),
     draw(state, save) {

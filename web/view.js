@@ -1,5 +1,5 @@
-// A view under a node's widgets: what the last runs said, kept in node.properties so that it is saved with
-// the workflow and shown again after a reload. Text goes in as textContent only.
+// A view below a node's widgets with the results of its last runs. They are stored in node.properties, so they
+// are saved with the workflow and shown again after a reload. Text is only ever set as textContent.
 
 import { app } from "../../scripts/app.js";
 import { label } from "./labels.js";
@@ -9,24 +9,24 @@ style.rel = "stylesheet";
 style.href = new URL("./style.css", import.meta.url).href;
 document.head.append(style);
 
-/** An element; `content` is text, an element, or a list of both. */
+/** An element; `content` is text, an element, or a list of both; null and undefined are left out. */
 export function el(tag, className, content = []) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...[content].flat().filter((part) => part !== null && part !== undefined));
-  return made;
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...[content].flat().filter((part) => part !== null && part !== undefined));
+  return element;
 }
 
 export function button(text, title, onClick, enabled = true) {
-  const made = el("button", "reprise-button", text);
-  made.type = "button";
-  made.title = title;
-  made.disabled = !enabled;
-  made.addEventListener("click", onClick);
-  return made;
+  const element = el("button", "reprise-button", text);
+  element.type = "button";
+  element.title = title;
+  element.disabled = !enabled;
+  element.addEventListener("click", onClick);
+  return element;
 }
 
-/** Arrows around "2 / 5"; null where there is nothing to turn. */
+/** Arrows around "2 / 5"; `turn(index)` shows another page. Null for fewer than two pages. */
 export function pager(count, shown, turn) {
   if (count < 2) return null;
   return el("span", "reprise-pager", [
@@ -36,15 +36,15 @@ export function pager(count, shown, turn) {
   ]);
 }
 
-/** Three digits are enough to compare scores. */
+/** A score with three digits; a dash for none. */
 export const number = (value) =>
   value === null || value === undefined ? "–" : Math.abs(value) < 1 ? value.toFixed(3) : value.toPrecision(3);
 
 /**
- * How good each score is on its judge's range, 0 to 1; null stays null. The range is widened to what was
- * scored; where it has no end, the scores' own extreme is the end.
+ * Each score's place in its judge's range: 0 is worst, 1 best; null stays null. The range is widened to
+ * include all scores; an infinite end is replaced by the scores' own extreme.
  */
-export function goodness({ low, high, higher_is_better: higher }, scores) {
+export function relativeScores({ low, high, higher_is_better: higher }, scores) {
   const known = scores.filter((score) => score !== null);
   const from = Math.min(low ?? Infinity, ...known), to = Math.max(high ?? -Infinity, ...known);
   const part = (score) => (to > from ? (higher === false ? to - score : score - from) / (to - from) : 1);
@@ -58,15 +58,15 @@ export function bar(length) {
   return el("div", "reprise-track", inner);
 }
 
-/** What a judge's scores mean, in words. */
-export function judged({ judge, low, high, higher_is_better: higher }) {
+/** The judge's range and direction as text. */
+export function describeJudge({ judge, low, high, higher_is_better: higher }) {
   const better = label(higher === false ? "lower" : "higher");
-  return label("judged", { judge, low: low ?? "−∞", high: high ?? "∞", better });
+  return label("judgeRange", { judge, low: low ?? "−∞", high: high ?? "∞", better });
 }
 
 export const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
 
-/** Sets a widget as a user would; false where the node has none of that name. */
+/** Sets a widget as a user would; returns false if the node has no widget of that name. */
 export function setWidget(node, name, value) {
   const widget = widgetOf(node, name);
   if (!widget) return false;
@@ -75,8 +75,8 @@ export function setWidget(node, name, value) {
   return true;
 }
 
-/** Runs `then` after whatever the object's method did before; only this one object is touched. */
-export function after(object, method, then) {
+/** Calls `then` after each call of the object's method; changes only this one object. */
+export function callAfter(object, method, then) {
   const before = object[method];
   object[method] = function (...given) {
     const result = before?.apply(this, given);
@@ -85,18 +85,19 @@ export function after(object, method, then) {
   };
 }
 
-/** Tells the workflow's change tracker, so that the browser's draft and the undo history have it. */
-export function remember() {
+/** Reports a change to the workflow's change tracker, for the browser's draft and the undo history. */
+export function recordChange() {
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
   app.graph?.setDirtyCanvas?.(true, true);
 }
 
 /**
- * Adds the view. `key`: of the node's ui output and of node.properties. `take(state, outputs)` gives the new
- * state after a run; `draw(state, save)` the elements to show; `save(changes)` stores and draws again.
+ * Adds the view. `key` is the key of the node's ui output and of node.properties. `update(state, outputs)`
+ * returns the new state after a run; `draw(state, save)` returns the elements to show; `save(changes)` stores
+ * changes of the state and draws again; `height(state)` is the least height in pixels.
  */
-export function addView(node, key, { take, draw, height }) {
+export function addView(node, key, { update, draw, height }) {
   const body = el("div", "reprise-view");
   body.dataset.captureWheel = "true"; // the Vue renderer scrolls it instead of zooming
   let least = 30;
@@ -123,13 +124,13 @@ export function addView(node, key, { take, draw, height }) {
   const save = (changes) => {
     node.properties[key] = { ...state(), ...changes };
     show();
-    remember();
+    recordChange();
   };
 
-  after(node, "onExecuted", (output) => {
-    if (output?.[key]?.length) save(take(state(), output[key]));
+  callAfter(node, "onExecuted", (output) => {
+    if (output?.[key]?.length) save(update(state(), output[key]));
   });
-  after(node, "onConfigure", show);
+  callAfter(node, "onConfigure", show);
   show();
   return { show, save, state };
 }
