@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ...core.errors import BadInput, RewardFailed
-from ...core.interfaces import Reward, Rewriter
+from ...core.interfaces import Reward
 from ...core.seeds import seed_of
 from ...core.types import Job, Rewrite
 from ...reports.training import write_report
@@ -29,8 +29,16 @@ PromptSets = Mapping[str, Sequence[TrainingPrompt]]
 Result = tuple[Rewrite, PictureScores]
 
 
+class EvaluatedRewriter(Protocol):
+    """What an evaluation needs of a rewriter."""
+
+    def rewrite(self, prompts: Sequence[str]) -> list[list[Rewrite]]:
+        """The rewrites of each prompt; the first is the best single one, without sampling."""
+        ...
+
+
 def evaluate(
-    rewriter: Rewriter, scorer: PictureScorer, sets: PromptSets, unchanged: bool
+    rewriter: EvaluatedRewriter, scorer: PictureScorer, sets: PromptSets, unchanged: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(figures "set/reward" of every set, samples of the first set for the report).
 
@@ -54,7 +62,7 @@ def evaluate(
     return figures, samples
 
 
-def _rewrites(rewriter: Rewriter, scorer: PictureScorer, prompts: list[str]) -> list[Rewrite]:
+def _rewrites(rewriter: EvaluatedRewriter, scorer: PictureScorer, prompts: list[str]) -> list[Rewrite]:
     with scorer.timer("write"):
         return [row[0] for row in rewriter.rewrite(prompts)]
 
@@ -123,7 +131,9 @@ def selection_metric(
 class Evaluator:
     """The evaluations of a policy: its best weights are kept, and it stops where rewards look hacked."""
 
-    def __init__(self, rewriter: Rewriter, scorer: PictureScorer, sets: PromptSets, settings: PolicySettings):
+    def __init__(
+        self, rewriter: EvaluatedRewriter, scorer: PictureScorer, sets: PromptSets, settings: PolicySettings
+    ):
         self.rewriter, self.scorer, self.sets = rewriter, scorer, sets
         self.metric, self.higher = selection_metric(settings.held_out, settings.rewards, scorer.rewards)
         self.patience = settings.patience if settings.held_out else 0

@@ -89,8 +89,8 @@ def ours(config: Any, folder: Path, answers: Any) -> None:
     from reprise.backend.core.config import save_config
     from reprise.backend.lab.bench.floor import NetworkProbe
     from reprise.backend.training.common.run_folder import claim_run_folder
+    from reprise.backend.training.grpo.advantages import has_signal
     from reprise.backend.training.grpo.loop import GrpoLoop
-    from reprise.backend.training.rollouts.advantages import has_signal
 
     claim_run_folder(folder / "run", save_config(config), resume=False)
     loop = GrpoLoop(config, folder / "run", False, print)
@@ -154,7 +154,7 @@ def peer(config: Any, folder: Path, answers: Any) -> None:
     from reprise.backend.training.common.lora import training_dtype
     from reprise.backend.training.common.offload import StageTimer
     from reprise.backend.training.common.start import system_text
-    from reprise.backend.training.rollouts.advantages import Member, group_sums, has_signal
+    from reprise.backend.training.grpo.advantages import Member, group_sums, has_signal
     from reprise.backend.training.rollouts.prompts import PromptStream, read_prompts
 
     set_seed(config.seed)

@@ -106,8 +106,8 @@ def make_probe(loop: Any) -> Any:
 
         def write_seconds(self) -> float:
             batches: list[Any] = self._batches
-            model, own = loop.model, {tuple(one.own.ids) for one in loop.batch.samples}
-            ids, each = sorted(own, key=len), loop.config.write_batch
+            model, prompts = loop.model, {tuple(group.ids) for group in loop.batch.groups}
+            ids, each = sorted(prompts, key=len), loop.config.write_batch
 
             def write() -> None:
                 for start in range(0, len(ids), each):
@@ -120,16 +120,17 @@ def make_probe(loop: Any) -> Any:
 
         def learn_seconds(self) -> float:
             """Seconds of all forward and backward passes of the update."""
-            samples = loop.batch.valid
+            rows = loop.batch.valid
 
             def answer(part: Sequence[Any], pivots: Any) -> Any:
-                written = [one.written.ids for one in part]
-                logits, _ = loop.model.logits_and_states(pivots, [one.own.begun for one in part], written)
+                written = [sample.written.ids for _, sample in part]
+                prefixes = [group.prefix for group, _ in part]
+                logits, _ = loop.model.logits_and_states(pivots, prefixes, written)
                 return logits.log_softmax(-1).amax(-1).mean()
 
             def learn() -> None:
-                for rows in loop._passes(range(len(samples)), samples):
-                    part = [samples[i] for i in rows]
+                for chosen in loop._passes(range(len(rows)), rows):
+                    part = [rows[i] for i in chosen]
                     with torch.no_grad():
                         pivots = pivots_of(loop.model, part)
                         answer(part, pivots)
