@@ -1,7 +1,7 @@
-"""What holds for all tests.
+"""Settings for all tests.
 
-One thread for small models, set before torch is imported: spinning threads cost more than they bring. And
-Ctrl-C works: shells start what runs in the background with it ignored, here and in what tests start.
+One thread for small models, set before torch is imported: more threads cost more than they gain. Ctrl-C is
+enabled, because shells start background processes, and so the tests' own, with it ignored.
 """
 
 import os

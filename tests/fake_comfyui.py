@@ -19,7 +19,7 @@ from PIL import Image
 from .servers import QuietServer
 
 STEPS = 4
-# The smallest graph that anybody draws with.
+# A minimal text-to-image graph.
 GRAPH = {
     "1": {
         "class_type": "CheckpointLoaderSimple",
@@ -70,21 +70,21 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 
 class FakeComfyUI:
-    """Says what ComfyUI 0.33.0 says about a run of `GRAPH`.
+    """Answers a run of `GRAPH` as ComfyUI 0.33.0 does.
 
-    `delay`: seconds a run takes. `queued`: other people's runs in its queue. `at_run[n]` is called when the
-    n-th run (from 0) is in the middle, `always` for all others; the messages that it returns, if any, are
-    said instead of the rest. `answers[path]` (status, body) replaces a route's answer. `ran` are the
-    (prompt, seed) of runs that were begun.
+    `delay`: seconds that a run takes. `queued`: runs of others in its queue. `at_run[n]` is called in the
+    middle of the n-th run (from 0), `at_other_runs` in that of all others; if it returns messages, they are
+    sent instead of the rest. `answers[path]` (status, body) replaces a route's answer. `runs` are the
+    (prompt, seed) of started runs.
     """
 
     def __init__(self, delay: float = 0.0, sink: bool = True, version: str = "0.33.0"):
         self.delay, self.sink, self.version = delay, sink, version
         self.answers: dict[str, tuple[int, bytes]] = {}
         self.at_run: dict = {}
-        self.always = None
+        self.at_other_runs = None
         self.queued = 0
-        self.ran: list[tuple[str, int]] = []
+        self.runs: list[tuple[str, int]] = []
         self.graphs: list[dict] = []
         self.requests: list[tuple[str, object]] = []  # (path, body) of what was posted
         self.files: dict[str, bytes] = {}
@@ -99,7 +99,7 @@ class FakeComfyUI:
         return [body for at, body in self.requests if at == path]
 
     def start(self) -> None:
-        """Listen, again at the same port after a `stop`."""
+        """Listen; after a `stop`, on the same port again."""
         outer = self
 
         class Bound(Handler):
@@ -127,7 +127,7 @@ class FakeComfyUI:
         threading.Thread(target=self.work, args=(life,), daemon=True).start()
 
     def stop(self) -> None:
-        """As a killed process: no goodbye, and nobody listens."""
+        """Stop as a killed process does: without closing connections properly."""
         with self.lock:
             self.life = None
             self.lock.notify_all()
@@ -154,45 +154,45 @@ class FakeComfyUI:
                 self.status()
 
     def run(self, name: str, graph: dict, extra: dict) -> None:
-        client, number, life = extra["client_id"], len(self.ran), self.life
+        client, number, life = extra["client_id"], len(self.runs), self.life
         prompt, seed = graph["2"]["inputs"]["text"], graph["5"]["inputs"]["seed"]
-        self.ran.append((prompt, seed))
+        self.runs.append((prompt, seed))
         self.graphs.append(graph)
-        self.tell(client, "execution_start", prompt_id=name)
-        self.tell(client, "executing", node="5", prompt_id=name)
-        play = self.at_run.get(number, self.always)
+        self.send_event(client, "execution_start", prompt_id=name)
+        self.send_event(client, "executing", node="5", prompt_id=name)
+        play = self.at_run.get(number, self.at_other_runs)
         end = time.monotonic() + self.delay
         while time.monotonic() < end and self.life is life and not self.interrupted:
             time.sleep(0.005)
-        self.tell(client, "progress", node="5", prompt_id=name, value=STEPS // 2, max=STEPS)
-        said = play() if play else None
+        self.send_event(client, "progress", node="5", prompt_id=name, value=STEPS // 2, max=STEPS)
+        messages = play() if play else None
         if self.life is not life:
             return
         if self.interrupted:
-            said = [("execution_interrupted", {"node_id": "5", "node_type": "KSampler"})]
-        if said is not None:
-            for kind, data in said:
-                self.tell(client, kind, prompt_id=name, **data)
+            messages = [("execution_interrupted", {"node_id": "5", "node_type": "KSampler"})]
+        if messages is not None:
+            for kind, data in messages:
+                self.send_event(client, kind, prompt_id=name, **data)
             return
-        self.tell(client, "progress", node="5", prompt_id=name, value=STEPS, max=STEPS)
+        self.send_event(client, "progress", node="5", prompt_id=name, value=STEPS, max=STEPS)
         file = encoded(picture(prompt, seed))
         if graph["reprise"]["class_type"] == "SaveImageWebsocket":
             self.binary(client, name, "5", encoded(np.zeros((2, 2, 3), np.uint8)))  # a preview
-            self.tell(client, "executing", node="reprise", prompt_id=name)
+            self.send_event(client, "executing", node="reprise", prompt_id=name)
             self.binary(client, name, "reprise", file)
         else:
             self.files[f"{name}.png"] = file
             images = [{"filename": f"{name}.png", "subfolder": "", "type": "temp"}]
-            self.tell(client, "executed", node="reprise", prompt_id=name, output={"images": images})
-        self.tell(client, "execution_success", prompt_id=name)
-        self.tell(client, "executing", node=None, prompt_id=name)
+            self.send_event(client, "executed", node="reprise", prompt_id=name, output={"images": images})
+        self.send_event(client, "execution_success", prompt_id=name)
+        self.send_event(client, "executing", node=None, prompt_id=name)
 
     def status(self) -> None:
         remaining = len(self.pending) + (self.running is not None) + self.queued
         for client in list(self.sockets):
-            self.tell(client, "status", status={"exec_info": {"queue_remaining": remaining}})
+            self.send_event(client, "status", status={"exec_info": {"queue_remaining": remaining}})
 
-    def tell(self, client: str, kind: str, **data) -> None:
+    def send_event(self, client: str, kind: str, **data) -> None:
         self.frame(client, 0x81, json.dumps({"type": kind, "data": data}).encode())
 
     def binary(self, client: str, name: str, node: str, file: bytes) -> None:
@@ -283,7 +283,7 @@ class Handler(BaseHTTPRequestHandler):
         self.fake.sockets[client] = self.connection
         self.fake.status()
         try:
-            while head := self.rfile.read(2):  # what the client says is of no interest, only that it goes
+            while head := self.rfile.read(2):  # ignore the client's messages, wait until it closes
                 length = head[1] & 127
                 if length == 126:
                     length = int.from_bytes(self.rfile.read(2), "big")

@@ -18,8 +18,8 @@ GOOD = "<reason>one cat, in the middle</reason><prompt>a grey cat on a red sofa<
 
 @dataclass
 class Play:
-    """One response. `body` as bytes is sent as it is, else as JSON; `delay` in seconds comes first,
-    `linger` before the connection is closed."""
+    """One response. A `body` of bytes is sent as it is, another as JSON. `delay` is in seconds before the
+    response, `linger` before the connection is closed."""
 
     body: object
     status: int = 200
@@ -29,7 +29,7 @@ class Play:
 
 
 def answer(text, finish="stop", **play) -> Play:
-    """A good response that says `text`."""
+    """A good response with the answer `text`."""
     message = {"role": "assistant", "content": text}
     return Play({"choices": [{"index": 0, "message": message, "finish_reason": finish}]}, **play)
 
@@ -46,16 +46,16 @@ class Request:
 
 
 class FakeEndpoint:
-    """Plays `plays` in turn, the last one for ever; `requests` are the chat requests it got.
+    """Gives the responses `plays` in turn, then the last one for ever. `requests` are the received requests.
 
-    A play may be a function from the request's JSON to a `Play`.
+    A play may also be a function from the request's JSON to a `Play`.
     """
 
     def __init__(self, *plays):
         self.plays = list(plays) or [answer(GOOD)]
         self.models: Play = Play({"object": "list", "data": [{"id": MODEL}, {"id": "big-chat"}]})
         self.requests: list[Request] = []
-        self.busy = self.most_busy = self.hung_up = 0
+        self.busy = self.max_busy = self.hung_up = 0
         self._lock = threading.Lock()
         outer = self
 
@@ -63,7 +63,7 @@ class FakeEndpoint:
             counted = False
 
             def leave(self):
-                """Before the client has its answer, whose next request may come at once."""
+                """Count this request as done, before its client has the answer and can send the next one."""
                 with outer._lock:
                     outer.busy -= self.counted
                     self.counted = False
@@ -80,7 +80,7 @@ class FakeEndpoint:
                     outer.requests.append(Request(self.path, dict(self.headers), body))
                     outer.busy += 1
                     self.counted = True
-                    outer.most_busy = max(outer.most_busy, outer.busy)
+                    outer.max_busy = max(outer.max_busy, outer.busy)
                     play = outer.plays.pop(0) if len(outer.plays) > 1 else outer.plays[0]
                 try:
                     if self.path != "/v1/chat/completions":
@@ -107,7 +107,7 @@ class FakeEndpoint:
                     self.wait_or_hang_up(play.linger)
 
             def wait_or_hang_up(self, seconds: float) -> bool:
-                """Whether the client hung up meanwhile."""
+                """Wait; returns True if the client closed the connection meanwhile."""
                 end = time.monotonic() + seconds
                 self.connection.setblocking(False)
                 while time.monotonic() < end:
@@ -153,7 +153,7 @@ def endpoint():
 
 
 def closed_url() -> str:
-    """An address on this machine at which nobody answers."""
+    """An address on this machine at which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}/v1"

@@ -1,4 +1,4 @@
-"""A reward server on this machine, and rewards that do what a test wants to see handled."""
+"""A reward server on this machine, and rewards that behave as a test needs."""
 
 import base64
 import io
@@ -76,7 +76,7 @@ def encoded(image, kind="PNG", **options):
 
 
 class Brightness(BaseReward):
-    """The mean of a picture's pixels; fails where the prompt says so. `batches` are what it was given."""
+    """The mean of a picture's pixels; fails if a prompt says "fail". `batches` are the shapes it received."""
 
     def __init__(self, name="brightness"):
         self.spec, self.batches = RewardSpec(name, 0.0, 1.0), []

@@ -1,4 +1,4 @@
-"""The HTTP server of the tests' own fake services."""
+"""The HTTP server that the tests' fake services use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from http.server import ThreadingHTTPServer
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Says nothing when a client hangs up, as they do whenever they have read what they wanted.
+    """An HTTP server that ignores clients closing their connection.
 
-    The library's writes a traceback to the error stream, at any time later: into whatever a test looks at.
+    The library's class writes a traceback to stderr, possibly later, into the output that a test checks.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""The repository's root: a pack that costs its host nothing to import, and a program by path."""
+"""The repository's root: a pack that is cheap to import, and a program that runs by its path."""
 
 import json
 import subprocess

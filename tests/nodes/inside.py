@@ -127,7 +127,7 @@ def settings() -> dict:
 
 
 def refusals() -> dict:
-    """What the node says to a VAE of another model."""
+    """The node's error for a VAE of another model."""
     graph = Graph()
     graph.vae.latent_channels = 4
     try:

@@ -155,7 +155,7 @@ def embedded() -> dict:
 
 
 def core() -> dict:
-    """A text encoder of the core, whose random weights write rubbish, by the node and by Generate Text."""
+    """A text encoder of the core with random weights, through the node and through Generate Text."""
     from comfy_extras.nodes_textgen import TextGenerate
 
     chat = pack("nodes.chat")
@@ -175,7 +175,7 @@ def core() -> dict:
 
 
 def interrupt(rewriter) -> dict:
-    """Tokens written when ComfyUI's interrupt comes after the third, as its server raises it."""
+    """The number of tokens generated if ComfyUI's interrupt comes after the third."""
     import comfy.model_management as management
 
     seen = []
@@ -197,7 +197,7 @@ def interrupt(rewriter) -> dict:
 
 
 def refusals() -> dict:
-    """What the node says to CLIP objects that cannot write."""
+    """The node's errors for CLIP objects that cannot generate text."""
     chat = pack("nodes.chat")
 
     def said(clip):

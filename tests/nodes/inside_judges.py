@@ -24,7 +24,7 @@ found = {"choices": loaders.LoadJudge.define_schema().inputs[0].options}
 
 
 def used(name: str) -> dict:
-    """A judge's scores: as it is loaded, back after the room was needed, and in half precision."""
+    """A judge's scores: after loading, after it was unloaded and reloaded, and in half precision."""
     (judge,) = loaders.LoadJudge.execute(name).args
 
     def loaded() -> bool:
@@ -34,7 +34,7 @@ def used(name: str) -> dict:
         return scorer.RewardScorer.execute(images, "a red circle", judge).args[2]
 
     seen: dict = {"scores": scores(), "managed": [loaded()]}
-    # What a sampler does that needs the room: more than there is, so that everything else has to go.
+    # As a sampler that needs more memory than there is, so that all other models are unloaded.
     management.free_memory(1e30, management.text_encoder_device())
     seen["managed"].append(loaded())
     seen["back"] = scores()

@@ -33,7 +33,7 @@ with torch.inference_mode():
     found["loaded"] = [loaded(refiner), "vision_tower" in vars(refiner)]
     found["described"] = nodes.PripDescribe.execute(image, refiner, 2, 5).args[0]
     found["loaded"] += [loaded(refiner), loaded(refiner.vision_tower)]
-    # What a sampler does that needs the room: more than there is, so that everything else has to go.
+    # As a sampler that needs more memory than there is, so that all other models are unloaded.
     management.free_memory(1e30, management.text_encoder_device())
     found["loaded"] += [loaded(refiner), loaded(refiner.vision_tower)]
     pack("nodes.rewriter")._REMEMBERED.clear()

@@ -22,22 +22,22 @@ def prompts(found):
     return [[rewrite["prompt"] for rewrite in variants] for variants in found]
 
 
-def test_the_core_writes_what_transformers_writes_from_the_embedded_weights(inside):
+def test_the_core_generates_what_transformers_generates_from_the_embedded_weights(inside):
     found = inside("embedded")
     assert prompts(found["clip"]) == prompts(found["reprompt"])
     for ours, theirs in zip(*found["mended"], strict=True):
         assert [r["reason"] for r in ours] == [r["reason"] for r in theirs]
     written = [rewrite for variants in found["clip"] for rewrite in variants]
     assert all(r["rewriter"] == "clip" and r["fallback"] is None and r["reason"] for r in written)
-    # Each variant has its own seed, whatever it is asked for with.
+    # Each variant has its own seed, independent of the number of variants.
     assert found["again"] == found["sampled"] != found["other"]
     assert found["fewer"][0] == found["sampled"][0][:2]
-    # The user's words open no turn and load no embedding.
+    # Control tokens and embeddings in the user's prompt have no effect.
     assert found["strange"].startswith("a red (circle:1.3),  EasyNegative   {x}\n\n")
     assert "embedding:" not in found["strange"] and found["kept"][0][0]["prompt"]
 
 
-def test_a_text_encoder_of_the_core_is_asked_as_generate_text_asks(inside):
+def test_a_text_encoder_generates_as_in_generate_text(inside):
     """Z-Image's own tokenizer and Qwen3 at a fraction of the size, with random weights."""
     found = inside("core")
     assert found["ours"] == found["core"]

@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def draws(monkeypatch):
-    """[server, prompt, seed, whether it came] of every picture that a server was asked for."""
+    """[server, prompt, seed, whether it arrived] of every requested picture."""
     found, plain = [], client_module.ComfyUIClient.draw
 
     async def draw(self, workflow, graph, progress):
@@ -105,7 +105,7 @@ def alone(server, folder):
     return train(folder, "alone", server)
 
 
-def test_it_trains(alone):
+def test_training_with_a_comfyui_server_makes_steps(alone):
     steps = read_lines(alone / "metrics.jsonl")
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
     assert any(row["zero_variance"] < 1 for row in steps) and any(row["loss"] for row in steps)
@@ -116,8 +116,8 @@ def test_it_trains(alone):
     assert "data:image/png" in (alone / "report.html").read_text()
 
 
-def test_the_pictures_on_record_are_those_of_the_workflow(alone, server, folder):
-    """Every rewrite that could be read has the picture that ComfyUI saves for it."""
+def test_recorded_pictures_equal_those_of_the_workflow(alone, server, folder):
+    """Every parsed rewrite has the picture that ComfyUI saves for it."""
     lines = rollouts(alone)
     assert len(lines) == STEPS * PROMPTS * REWRITES and {line["step"] for line in lines} == {1, 2, 3, 4, 5}
     assert all(bool(line["pictures"]) == ("rewrite" in line) for line in lines)
@@ -132,7 +132,7 @@ def test_the_pictures_on_record_are_those_of_the_workflow(alone, server, folder)
             assert np.array_equal(image, np.asarray(kept))
 
 
-def test_two_servers_one_of_them_killed_on_the_way(
+def test_a_killed_server_does_not_change_the_training(
     alone, server, folder, tmp_path_factory, draws, monkeypatch, caplog
 ):
     """SIGKILL in the middle of a picture: the run ends as the one of a single server, bit for bit."""

@@ -83,8 +83,8 @@ def alone(server):
     return pixels(renderer(server).render(JOBS))
 
 
-def test_the_pictures_are_those_of_the_graph(server, alone):
-    """They are what SaveImage saves for the same prompt and seed, and nothing more is saved."""
+def test_pictures_equal_those_of_the_graph(server, alone):
+    """They equal what SaveImage saves for the same prompt and seed, and nothing else is saved."""
     saved = server.base / "output"
     assert not list(saved.rglob("comfyui_renderer*"))
     for at in (0, 4):
@@ -98,7 +98,7 @@ def test_the_pictures_are_those_of_the_graph(server, alone):
 
 
 def test_repeated_jobs_are_not_computed_again(server, second):
-    """The sampler is the server's to keep; with pictures over the websocket only the handing over is run."""
+    """The server caches the sampler's result; with pictures over the websocket only the sending node runs."""
     for one in (server, second):
         drawing = renderer(one)
         first = pixels(drawing.render(JOBS[:1]))
@@ -108,8 +108,8 @@ def test_repeated_jobs_are_not_computed_again(server, second):
         assert {"1", "2", "3", "4"} <= cached_nodes(one) and not {"5", "6"} & cached_nodes(one)
 
 
-def test_the_shipped_quick_start(server, second):
-    """PARM in the graph, its judge told the job's prompt; the rewriter before it is passed over."""
+def test_the_shipped_quick_start_can_be_a_renderer(server, second):
+    """PARM is in the graph, and its judge gets the job's prompt; the rewriter before it is bypassed."""
     graph = json.loads((ROOT / "tests" / "data" / "api" / "shapeworld_quick_start.json").read_text())
     graph["8"]["inputs"].update(candidates=2, steps=4, prune="none")
     drawing = renderer(server, second, graph=graph)
@@ -129,7 +129,7 @@ def test_the_shipped_quick_start(server, second):
     assert any(run.get("8", {}).get("inputs", {}).get("prompt") == "a photo of a green heart" for run in ran)
 
 
-def test_what_the_server_refuses_is_said_in_a_line(server):
+def test_a_graph_that_the_server_refuses_is_reported_in_one_line(server):
     graph = json.loads(json.dumps(GRAPH))
     graph["5"]["inputs"]["sampler_name"] = "eulre"
     graph["5"]["_meta"] = {"title": "Draw"}
@@ -141,8 +141,8 @@ def test_what_the_server_refuses_is_said_in_a_line(server):
         renderer(server, graph=graph).render(JOBS[:1])
 
 
-def test_a_node_that_fails_is_named(server, second):
-    """Every server is asked once; then it is the workflow's fault."""
+def test_a_node_that_fails_is_reported_by_name(server, second):
+    """After every server has failed once, the workflow is reported as the cause."""
     judged = {
         **GRAPH,
         "8": {"class_type": "RepriseLoadJudge", "inputs": {"judge": "shapeworld"}},
@@ -181,7 +181,7 @@ def test_an_interrupt_stops_the_server_within_a_step(server):
     assert 0 < max(seen) < 3 * 4000
 
 
-def test_two_servers_one_of_them_killed_on_the_way(server, second, alone, caplog):
+def test_a_killed_server_does_not_change_the_pictures(server, second, alone, caplog):
     """The last test of the module: the second server does not come back."""
     drawing = renderer(server, second)
     assert all(map(np.array_equal, pixels(drawing.render(JOBS)), alone))
@@ -196,13 +196,13 @@ def test_two_servers_one_of_them_killed_on_the_way(server, second, alone, caplog
 
     more = [Job(job.prompt, job.seed + 1000) for job in JOBS]
     out = pixels(drawing.render(more + JOBS, progress=progress))
-    assert killed, "it never had anything to do"
+    assert killed, "the second server got no work"
     assert f"{url(second)} is dropped" in caplog.text
     assert all(map(np.array_equal, out[len(more) :], alone))
     assert all(map(np.array_equal, out[: len(more)], pixels(renderer(server).render(more))))
 
 
-def test_a_file_is_read_as_saved(tmp_path, server):
+def test_a_saved_workflow_file_is_read(tmp_path, server):
     path = tmp_path / "flow.json"
     path.write_text(json.dumps(GRAPH))
     one = ComfyUIRenderer(load_workflow(path, steps=2), [url(server)])

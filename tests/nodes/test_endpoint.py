@@ -1,4 +1,4 @@
-"""Rewriters that are not ours inside a real ComfyUI: a chat endpoint, and a CLIP object that writes."""
+"""Other rewriters inside a real ComfyUI: a chat endpoint, and a CLIP object that generates text."""
 
 import threading
 import time
@@ -55,7 +55,7 @@ def test_no_widget_takes_a_key(server):
     assert "REPRISE_ENDPOINT_KEY" in info["description"] and "OPENAI_API_KEY" in info["description"]
 
 
-def test_a_rewrite_comes_through_with_its_reason(server, endpoint):
+def test_a_rewrite_is_returned_with_its_reason(server, endpoint):
     texts, shown = works(server, rewriting(endpoint.url))
     assert texts == [REWRITE]
     assert shown["reasons"] == ["one cat, in the middle"] and shown["fallbacks"] == [None]
@@ -63,7 +63,7 @@ def test_a_rewrite_comes_through_with_its_reason(server, endpoint):
     assert "a cat" in request.body["messages"][-1]["content"]
 
 
-def test_variants_are_a_list_and_asked_for_together(server):
+def test_variants_are_requested_together_and_returned_as_a_list(server):
     three = threading.Barrier(3)
 
     def play(body):
@@ -72,10 +72,10 @@ def test_variants_are_a_list_and_asked_for_together(server):
 
     with playing(play) as endpoint:
         texts, _ = works(server, rewriting(endpoint.url, variants=3))
-        assert len(set(texts)) == 3 and endpoint.most_busy == 3
+        assert len(set(texts)) == 3 and endpoint.max_busy == 3
 
 
-def test_rubbish_keeps_the_users_prompt_and_the_node_says_why(server):
+def test_an_unreadable_answer_falls_back_to_the_users_prompt_with_a_reason(server):
     with playing(answer("I am just a chatbot.")) as endpoint:
         texts, shown = works(server, rewriting(endpoint.url))
         assert texts == ["a cat"] and shown["fallbacks"] == ["the answer has no <prompt>"]
@@ -95,7 +95,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_failure_is_said_on_the_node_and_is_not_kept(server, name):
+def test_a_failure_is_reported_on_the_node_and_not_cached(server, name):
     play, says = FAILURES[name]
     with playing(play) as endpoint:
         nodes = rewriting(endpoint.url, timeout=1 if name == "slow" else 60)
@@ -107,14 +107,14 @@ def test_a_failure_is_said_on_the_node_and_is_not_kept(server, name):
         assert works(server, rewriting(endpoint.url))[0] == [REWRITE]
 
 
-def test_nobody_answers(server):
+def test_an_unreachable_endpoint_is_reported(server):
     error = error_of(server.run(rewriting(closed_url())))
     assert "cannot reach http" in error["exception_message"] and error["node_id"] == REWRITER
     assert "start its server, or correct the address" in error["exception_message"]
 
 
 def other_branch():
-    """A branch that takes a while: a model is loaded, drawn with, and the picture saved."""
+    """An independent branch that takes a while: it loads a model, draws and saves a picture."""
     sampling = {
         "model": ["31", 0],
         "positive": ["32", 0],
@@ -138,7 +138,7 @@ def other_branch():
 
 
 @pytest.mark.parametrize("play", [refusal(401, "who?"), answer(GOOD, delay=30)], ids=["at once", "late"])
-def test_other_branches_go_on(server, play):
+def test_other_branches_run_while_an_endpoint_fails(server, play):
     with playing(play) as endpoint:
         entry = server.run({**rewriting(endpoint.url, timeout=2), **other_branch()})
         assert error_of(entry)["node_id"] == REWRITER
@@ -157,21 +157,21 @@ def second(nodes):
     return found
 
 
-def test_a_failure_leaves_time_to_another_server(server):
+def test_a_failure_does_not_stop_a_call_to_another_server(server):
     with playing(refusal(401, "who?")) as broken, playing(answer(GOOD, delay=3)) as slow:
         entry = server.run({**rewriting(broken.url), **second(rewriting(slow.url))})
         assert error_of(entry)["node_id"] == REWRITER
         assert entry["outputs"]["1" + SHOWN]["text"] == [REWRITE]
 
 
-def test_two_that_fail_do_not_wait_for_each_other(server):
+def test_two_failing_calls_do_not_wait_for_each_other(server):
     nodes = {**rewriting(closed_url()), **second(rewriting(closed_url(), prompt="a dog"))}
     started = time.monotonic()
     assert "cannot reach" in error_of(server.run(nodes))["exception_message"]
     assert time.monotonic() - started < 20
 
 
-def test_impossible_words_are_refused_before_the_run_and_the_rest_is_run(server):
+def test_a_bad_address_is_refused_before_the_run_and_the_rest_runs(server):
     entry = server.queue(rewriting("ftp://nowhere"))
     assert entry.status_code == 400
     assert "expected an address such as" in str(entry.json()["node_errors"][LOADER])
@@ -181,7 +181,7 @@ def test_impossible_words_are_refused_before_the_run_and_the_rest_is_run(server)
     assert entry["status"]["status_str"] == "success" and len(server.images(entry, DRAWN)) == 1
 
 
-def test_words_may_come_from_another_node(server, endpoint):
+def test_the_address_may_come_from_another_node(server, endpoint):
     nodes = rewriting(["9", 0])
     nodes["9"] = {"class_type": "PrimitiveString", "inputs": {"value": endpoint.url}}
     assert works(server, nodes)[0] == [REWRITE]
@@ -191,7 +191,7 @@ def test_words_may_come_from_another_node(server, endpoint):
 
 
 def interrupted(server, endpoint, nodes) -> float:
-    """Seconds from an interrupt, while the endpoint keeps us waiting, to the end of the run."""
+    """Seconds from an interrupt, during a slow answer of the endpoint, to the end of the run."""
     prompt_id = server.queue(nodes).json()["prompt_id"]
     while not endpoint.busy:
         time.sleep(0.02)
@@ -215,7 +215,7 @@ def test_an_interrupt_does_not_wait_for_the_server(server):
 
 @pytest.fixture
 def loop(graph):
-    """The saved loop with an endpoint in its rewriter's place, which is asked before the first round too."""
+    """The saved loop with an endpoint as its rewriter, which is also asked before the first round."""
 
     def made(url, **inputs):
         nodes = graph("reflection_loop")
@@ -227,7 +227,7 @@ def loop(graph):
     return made
 
 
-def test_the_reflection_loop_asks_the_endpoint(server, loop):
+def test_the_reflection_loop_uses_the_endpoint(server, loop):
     def play(body):
         asked = body["messages"][-1]["content"]
         return answer(f"<prompt>{'a red circle' if 'was wrong' in asked else 'a blue star'}</prompt>")
@@ -239,14 +239,14 @@ def test_the_reflection_loop_asks_the_endpoint(server, loop):
         assert asked[0] == "a photo of a red circle" and "was wrong" in asked[-1]
 
 
-def test_the_reflection_loop_fails_and_stops_as_it_should(server, loop):
+def test_the_reflection_loop_reports_failures_and_can_be_interrupted(server, loop):
     error = error_of(server.run(loop(closed_url())))
     assert "cannot reach" in error["exception_message"] and error["node_id"] == "8"
     with playing(answer(GOOD, delay=60)) as endpoint:
         assert interrupted(server, endpoint, loop(endpoint.url)) < 20
 
 
-def test_other_branches_go_on_beside_a_loop_that_fails(server, loop):
+def test_other_branches_run_beside_a_failing_loop(server, loop):
     entry = server.run({**loop(closed_url()), **other_branch()})
     assert error_of(entry)["node_id"] == "8" and len(server.images(entry, DRAWN)) == 1
 

@@ -1,4 +1,4 @@
-"""Judges with weights of their own inside ComfyUI: found in its folders, managed by it, or refused."""
+"""Judges with weights inside ComfyUI: found in its folders, managed by it, or refused."""
 
 import json
 
@@ -12,7 +12,7 @@ from ..data.rewards import tiny
 pytestmark = pytest.mark.comfyui
 
 
-def test_a_judge_loads_is_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
+def test_a_judge_is_loaded_managed_and_scores(in_comfyui, tmp_path, monkeypatch):
     from reprise.backend.rewards.published.pick_score import PickScore
 
     folder = tmp_path / "reprise" / "judges" / "pick-score"

@@ -90,7 +90,7 @@ def family(name):
     return next(one for one in FAMILIES.values() if one.name == name)
 
 
-def test_every_family_in_the_cores_loader(in_comfyui, tmp_path):
+def test_the_core_loads_every_familys_lora(in_comfyui, tmp_path):
     counts = {}
     for name, make in (("FLUX", flux), ("SD3", sd3), ("PixArt-Sigma", pixart)):
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.comfyui
 AWAY = "http://127.0.0.1:9"
 
 
-def test_names(in_comfyui, tmp_path, endpoint, monkeypatch):
+def test_loader_nodes_take_labels_and_names(in_comfyui, tmp_path, endpoint, monkeypatch):
     monkeypatch.delenv("REPRISE_MODELS", raising=False)
     models = tmp_path / "reprise"
     save(models / "refiners" / "mine")

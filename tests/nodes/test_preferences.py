@@ -9,7 +9,7 @@ from reprise.backend.preferences.store import Store
 pytestmark = pytest.mark.comfyui
 
 
-def test_a_run_of_nodes_gives_pairs(server, graph, tmp_path):
+def test_a_search_in_a_graph_gives_pairs(server, graph, tmp_path):
     nodes = graph("shapeworld_quick_start")
     nodes["8"]["inputs"] |= {"prune": "none", "candidates": 4, "steps": 6, "seed": 41}
     nodes["20"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 2]}}
@@ -44,7 +44,9 @@ def test_a_reflection_loop_gives_pairs(server, graph, tmp_path):
     for group in read_history(f"http://127.0.0.1:{server.port}", notes.append):
         if group.prompt == nodes["4"]["inputs"]["value"]:
             mined.add_group(group)
-    assert len(rounds) > 1 and mined.counts["groups"] == 1, "the nodes that the loop made report parts of it"
+    assert len(rounds) > 1 and mined.counts["groups"] == 1, (
+        "the reports of the expansion's nodes are not counted"
+    )
     (pair,) = mined.pairs
     best, worst = max(rounds, key=lambda seed: rounds[seed]["score"]), pair.rejected.seed
     assert pair.chosen.seed == best and rounds[worst]["score"] == min(one["score"] for one in rounds.values())

@@ -10,7 +10,7 @@ from ..backend.rewriters.prip import tiny_prip
 pytestmark = pytest.mark.comfyui
 
 
-def test_a_refiner_loads_is_managed_refines_and_describes(in_comfyui, tmp_path):
+def test_a_refiner_is_loaded_managed_refines_and_describes(in_comfyui, tmp_path):
     from reprise.backend.rewriters.prip.rewriter import PripRewriter
 
     refiners = tmp_path / "reprise" / "refiners"
@@ -26,7 +26,8 @@ def test_a_refiner_loads_is_managed_refines_and_describes(in_comfyui, tmp_path):
     image = torch.linspace(0, 1, 2 * 40 * 30 * 3).reshape(2, 40, 30, 3)
     described = [one.prompt for variants in alone.describe(image, 2, 5) for one in variants]
     assert found["described"] == described and len(described) == 4
-    # Refining loads no vision tower; describing does; both go when a sampler needs the room, and come back.
+    # Only describing loads the vision tower. Both models are unloaded when a sampler needs memory, and
+    # reload.
     assert found["loaded"] == [True, False, True, True, False, False]
     assert found["again"] == found["refined"]
     assert found["promptist"] == ["promptist", 2]

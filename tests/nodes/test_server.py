@@ -41,7 +41,7 @@ def test_the_pack_loads_fast_and_without_a_warning(server):
     assert seconds <= 3  # the goal is .15 on a free machine; CI's is not
 
 
-def test_node_ids_and_help_texts(server):
+def test_every_node_has_an_id_and_help_texts(server):
     known = server.http.get("/object_info").json()
     ours = {name: info for name, info in known.items() if name.startswith("Reprise")}
     assert set(ours) == IDS  # saved workflows name them: they never change
@@ -49,7 +49,7 @@ def test_node_ids_and_help_texts(server):
         assert info["category"].startswith("Reprise") and info["display_name"] and info["description"], name
 
 
-def test_sockets_of_earlier_versions_stay(server):
+def test_sockets_of_earlier_versions_are_unchanged(server):
     """`tests/data/sockets.json` has what workflows were saved with: names in order, of required inputs, of
     optional ones and of outputs. New ones come last and are optional, so that older files still run."""
     known = server.http.get("/object_info").json()
@@ -60,7 +60,7 @@ def test_sockets_of_earlier_versions_stay(server):
             assert now.get(kind, [])[: len(kinds[kind])] == kinds[kind], (name, kind)
 
 
-def test_parm_as_its_paper_has_it(server, graph):
+def test_parm_prunes_clear_previews_by_potential(server, graph):
     """The embedded judge says which previews are clear and which of them have no hope; a low threshold keeps
     more, and another judge may look at previews in its place."""
     nodes = graph("shapeworld_quick_start")
@@ -78,7 +78,7 @@ def test_parm_as_its_paper_has_it(server, graph):
     assert looks and all(0 <= likely <= 1 for _, likely in looks)
     for c in strict["candidates"]:
         clear = {step for step, likely in c["preview_clarity"].items() if likely >= 0.5}
-        assert set(c["preview_scores"]) == clear, "what is not clear is not judged"
+        assert set(c["preview_scores"]) == clear, "unclear previews are not judged"
     gentle = report(_with(nodes, "8", potential=0.0))
     assert all(c["pruned_at"] is None for c in gentle["candidates"])
     assert strict["cost"]["denoiser_rows"] < gentle["cost"]["denoiser_rows"]
@@ -88,7 +88,7 @@ def test_parm_as_its_paper_has_it(server, graph):
     assert sum(c["pruned_at"] is not None for c in halved["candidates"]) >= 3
 
 
-def test_a_graph_of_an_older_version_runs_or_says_what_is_missing(server, graph):
+def test_a_graph_of_an_older_version_runs_or_names_what_is_missing(server, graph):
     nodes = _with(graph("shapeworld_quick_start"), "8", threshold=0.5)  # an option that is gone
     for optional in ("locked_prompt", "critique"):  # as before there were any
         del nodes["4"]["inputs"][optional]
@@ -127,7 +127,7 @@ def test_the_quick_start_draws_scores_and_reports(server, graph):
     ],
 )
 def test_most_pictures_of_the_shipped_graphs_are_right(server, graph, name, node, pictures):
-    """Read by the detector itself, not by what the graph says of itself."""
+    """By the detector itself, not by the scores that the graph reports."""
     nodes = graph(name)
     words = nodes["4"]["inputs"]
     case, seen = parse_prompt(words.get("prompt") or words["value"]), []
@@ -164,7 +164,7 @@ def test_the_embedded_refiner_adds_what_its_renderer_draws(server, graph):
     assert not np.array_equal(server.images(entry, "16")[0], server.images(entry, "17")[0])
 
 
-def test_locked_text_needs_no_model_and_is_kept(server):
+def test_a_locked_text_needs_no_model_and_is_used(server):
     nodes = {
         "1": {
             "class_type": "RepriseRewriter",
@@ -184,7 +184,7 @@ def test_locked_text_needs_no_model_and_is_kept(server):
 
 
 @pytest.mark.parametrize("correction", ["draw again", "image to image"])
-def test_the_reflection_loop_mends_and_keeps_the_best(server, graph, correction):
+def test_the_reflection_loop_corrects_and_returns_the_best(server, graph, correction):
     nodes = _with(graph("reflection_loop"), "8", correction=correction)
     entry = server.run(nodes)
     assert entry["status"]["status_str"] == "success", entry["status"]
@@ -202,7 +202,7 @@ def test_the_reflection_loop_mends_and_keeps_the_best(server, graph, correction)
 
 
 @pytest.mark.parametrize("correction", ["draw again", "image to image"])
-def test_the_reflection_loop_keeps_what_a_mask_keeps(server, graph, correction):
+def test_the_reflection_loop_leaves_masked_pixels_unchanged(server, graph, correction):
     """Inpainting: the right half of a blue picture is nobody's to change, in any round; and with denoise .5
     much of the left one stays, too."""
     nodes = _with(graph("reflection_loop"), "8", correction=correction, latent_image=["25", 0], rounds=2)
@@ -225,16 +225,16 @@ def test_the_reflection_loop_keeps_what_a_mask_keeps(server, graph, correction):
     entry = server.run(nodes)
     assert entry["status"]["status_str"] == "success", entry["status"]
     (blue,), rounds = server.images(entry, "28"), server.images(entry, "11")
-    assert len(rounds) == 3, "half a picture satisfies nobody"
+    assert len(rounds) == 3, "half a picture never satisfies the judge"
     change = [np.abs(picture.astype(float) - blue).mean((0, 2)) for picture in rounds]
     assert all(one[72:].mean() < 6 and one[:56].mean() > 12 for one in change), change
     fewer = server.images(server.run(_with(nodes, "8", denoise=0.3, rounds=0)), "11")
     less = np.abs(fewer[0].astype(float) - blue).mean((0, 2))
-    assert less[:56].mean() < change[0][:56].mean() / 2, "denoise starts from what there is"
+    assert less[:56].mean() < change[0][:56].mean() / 2, "denoise below 1 starts from the latent"
 
 
-def test_the_tuned_judge_criticises_in_the_loop(server, graph):
-    """PARM++ with a judge that was trained: what it says reaches the rewriter, and the record."""
+def test_a_trained_judge_criticises_in_the_loop(server, graph):
+    """PARM++ with a trained judge: its critiques reach the rewriter and the record."""
     nodes = graph("reflection_loop")
     (loader,) = [key for key, node in nodes.items() if node["class_type"] == "RepriseLoadJudge"]
     nodes[loader]["inputs"]["judge"] = "vlm: embedded#critique"
@@ -249,7 +249,7 @@ def test_the_tuned_judge_criticises_in_the_loop(server, graph):
     assert len(server.images(entry, "11")) == 2
 
 
-def test_reflection_refuses_a_batch_and_needs_words(server, graph):
+def test_reflection_refuses_a_batch_and_an_empty_prompt(server, graph):
     nodes = graph("reflection_loop")
     assert "batch of 1" in error_of(server.run(_with(nodes, "7", batch_size=2)))["exception_message"]
     assert "is empty" in error_of(server.run(_with(nodes, "8", prompt=" ")))["exception_message"]
@@ -273,7 +273,7 @@ def _with(nodes: dict, node: str, **inputs) -> dict:
         ("8", {"denoise": 0.0}, "expected at least 1 step to sample"),
     ],
 )
-def test_bad_input_is_said_on_the_node_and_the_server_lives(server, graph, node, inputs, says):
+def test_bad_input_is_reported_on_the_node_and_the_server_continues(server, graph, node, inputs, says):
     entry = server.run(_with(graph("shapeworld_quick_start"), node, **inputs))
     error = error_of(entry)
     assert says in error["exception_message"], error["exception_message"]

@@ -1,9 +1,9 @@
 """Makes `workflows/NAME.json` and its picture from the API-format graph of the same name.
 
 Usage: `python -m tests.web.make_workflows [NAME…]` in the repository, with a ComfyUI as the tests need it.
-The API-format graph in `tests/data/api` says what the nodes are, and in `_meta` where they stand; the
-frontend itself writes the file. Graphs that need nothing downloaded are run first, so that the picture
-shows what comes out. Files of checkpoints are named as ComfyUI's own templates name them.
+The API-format graph in `tests/data/api` has the nodes, and in `_meta` their positions; the frontend itself
+writes the file. Graphs that need no download are run first, so that the picture shows their results. Files of
+checkpoints have the names of ComfyUI's own templates.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _JUDGE = (
     "\n\nThe judge is ImageReward: put `ImageReward.pt` where `reprise models` says, or choose another one."
 )
 NOTES = {
-    "flux_best_of_n": "## Best of 8 on FLUX.1 dev\nEight seeds start; hopeless ones stop early; the best is "
+    "flux_best_of_n": "## Best of 8 on FLUX.1 dev\nEight seeds start; unpromising ones stop early; the best is "
                       "kept. **CFG stays 1**: FLUX dev has its own guidance." + _JUDGE,
-    "sdxl_best_of_n": "## Best of 8 on SDXL\nEight seeds start; hopeless ones stop early; the best is kept."
+    "sdxl_best_of_n": "## Best of 8 on SDXL\nEight seeds start; unpromising ones stop early; the best is kept."
                       + _JUDGE,
-    "rewrite_and_score": "## What the rewrite brings\nThe same four seeds, drawn from your prompt and from its "
+    "rewrite_and_score": "## What the rewrite gains\nThe same four seeds, drawn from your prompt and from its "
                          "rewrite, scored against **your** prompt. Runs at once on a CPU.",
-    "prip_refiner": "## What the refinement brings\nThe same four seeds, drawn from your prompt and from its "
-                    "refinement (PRIP), scored by what ShapeWorld's people like. Runs at once on a CPU.",
-    "reflection_loop": "## Draw, judge, mend\nEach round the judge says what is wrong and the rewriter mends "
-                       "the prompt; the best round is kept. Runs at once on a CPU.",
-    "shapeworld_quick_start": "## Press Run\nYour few words are rewritten, eight seeds start, hopeless ones "
+    "prip_refiner": "## What the refinement gains\nThe same four seeds, drawn from your prompt and from its "
+                    "refinement (PRIP), scored by ShapeWorld's preference judge. Runs at once on a CPU.",
+    "reflection_loop": "## Draw, judge, correct\nIn each round the judge says what is wrong and the rewriter "
+                       "corrects the prompt; the best picture is kept. Runs at once on a CPU.",
+    "shapeworld_quick_start": "## Press Run\nYour prompt is rewritten, eight seeds start, unpromising ones "
                               "stop early, the best is kept. Runs at once on a CPU.",
 }
 _PLACE = """(async (graph, name, note, models) => {

@@ -1,7 +1,7 @@
-"""Stands in for a ComfyUI server: serves a frontend package and the pack's scripts, says what it is told.
+"""A stub of a ComfyUI server: serves a frontend package and the pack's scripts, and sends recorded events.
 
-What a real server knows of our nodes and what a run tells their views is in `data/server.json`.
-`python -m tests.web.stub` in the repository writes it anew from a real ComfyUI, found as the tests find it.
+`data/server.json` holds a real server's description of our nodes, and the outputs of some runs.
+`python -m tests.web.stub` in the repository records it again from a real ComfyUI, found as the tests find it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def frontend() -> Path:
 
 
 class Stub(QuietServer):
-    """`prompts` are the graphs that the page queued; `tell` sends an event to every page."""
+    """`prompts` are the graphs that the page queued; `send_event` sends an event to all pages."""
 
     def __init__(self, root: Path, object_info: dict):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -61,7 +61,7 @@ class Stub(QuietServer):
                       "/history", "/internal/folder_paths")
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def tell(self, kind: str, **data) -> None:
+    def send_event(self, kind: str, **data) -> None:
         text = json.dumps({"type": kind, "data": data}).encode()
         length = struct.pack("!BH", 126, len(text)) if len(text) > 125 else bytes([len(text)])
         for socket in list(self.sockets):
@@ -71,10 +71,10 @@ class Stub(QuietServer):
                 self.sockets.remove(socket)
 
     def executed(self, outputs: dict[str, dict]) -> None:
-        """A whole run: what each node's view is told."""
+        """Send the events of a whole run with these outputs of its nodes."""
         for node, output in outputs.items():
-            self.tell("executed", node=node, display_node=node, output=output, prompt_id="1")
-        self.tell("execution_success", prompt_id="1", timestamp=0)
+            self.send_event("executed", node=node, display_node=node, output=output, prompt_id="1")
+        self.send_event("execution_success", prompt_id="1", timestamp=0)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Sec-WebSocket-Accept", accept)
         self.end_headers()
         self.server.sockets.append(self.connection)
-        self.server.tell("status", status={"exec_info": {"queue_remaining": 0}}, sid="stub")
+        self.server.send_event("status", status={"exec_info": {"queue_remaining": 0}}, sid="stub")
         while self.rfile.read(1):  # what the page says is of no interest, only that it goes
             pass
         self.close_connection = True
@@ -140,9 +140,9 @@ def record(server) -> dict:
     for name in GRAPHS:
         graph = json.loads((ROOT / "tests" / "data" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         object_info |= {node["class_type"]: known[node["class_type"]] for node in graph.values()}
-        told = server.run(graph)["outputs"]
-        outputs[name] = {node: told[node] for node in graph
-                         if any(key.startswith("reprise") for key in told.get(node, {}))}
+        found = server.run(graph)["outputs"]
+        outputs[name] = {node: found[node] for node in graph
+                         if any(key.startswith("reprise") for key in found.get(node, {}))}
     return {"object_info": dict(sorted(object_info.items())), "outputs": outputs}
 
 

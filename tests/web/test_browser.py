@@ -23,7 +23,7 @@ def page(server, request, tmp_path):
         browser.close()
 
 
-def test_views_lock_and_reload(page, server):
+def test_views_of_a_run_can_be_locked_and_survive_a_reload(page, server):
     page.js(f"app.loadGraphData({WORKFLOW.read_text(encoding='utf-8')}, true, true, 'quick start')")
     page.until(f"{view('reprise_parm')}.textContent.includes('after a run')")
     page.run()

@@ -36,7 +36,7 @@ def test_scripts_parse_and_put_no_data_into_html(script):
     assert "innerHTML" not in text and "prototype" not in text
 
 
-def test_labels_are_the_same_in_every_language_and_all_used():
+def test_labels_have_the_same_keys_in_every_language_and_are_all_used():
     script = (ROOT / "web" / "labels.js").read_text(encoding="utf-8")
     script = re.sub(r"^import .*", "const app = {};", script, flags=re.M)
     done = subprocess.run([node_program(), "--input-type=module"], capture_output=True, encoding="utf-8",
@@ -80,7 +80,7 @@ def test_nodes_in_the_sources_are_those_named_here():
 
 
 @pytest.mark.parametrize("workflow", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
-def test_workflows_have_a_picture_and_say_what_their_api_twins_say(workflow):
+def test_workflows_have_a_picture_and_equal_their_api_graphs(workflow):
     assert workflow.with_suffix(".jpg").is_file()
     shown = json.loads(workflow.read_text(encoding="utf-8"))
     twin = json.loads((ROOT / "tests" / "data" / "api" / workflow.name).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The views in the frontend package of requirements-dev.lock, with no ComfyUI: a stub says what a run said.
+"""The views in the frontend package of requirements-dev.lock, without ComfyUI: a stub sends recorded runs.
 
 Edit, lock, turn back, reload and the language, in both node renderers. `test_browser.py` has the real server.
 """
@@ -49,30 +49,30 @@ def queued(page: Browser, stub: Stub) -> dict:
     return stub.prompts.get(timeout=60)
 
 
-def test_rounds_arrive_one_by_one_and_whole_from_the_cache(page, stub, recorded):
+def test_rounds_arrive_one_by_one_or_all_at_once_from_the_cache(page, stub, recorded):
     shown = load_reflection(page)
     (whole,) = recorded["outputs"]["reflection_loop"]["8"]["reprise_reflection"]
     loop = page.js(f"String({LOOP}.id)")
     rows = f"{shown}.querySelectorAll('.reprise-round').length"
 
-    def tell(*reports):
+    def send(*reports):
         stub.executed({loop: {"reprise_reflection": list(reports)}})
 
-    tell({**whole, "rounds": []})
+    send({**whole, "rounds": []})
     for count in range(1, len(whole["rounds"]) + 1):
-        tell({**whole, "rounds": whole["rounds"][:count], "part": True})
+        send({**whole, "rounds": whole["rounds"][:count], "part": True})
         page.until(f"{rows} === {count}")
     assert page.js(f"{shown}.querySelectorAll('.reprise-round-best').length") == 1
-    # A new run starts: what was shown stays until its first round is there.
-    tell({**whole, "rounds": []})
-    tell(whole, {**whole, "id": "8.1.0."})
+    # A new run starts: the old rounds stay until its first one is there.
+    send({**whole, "rounds": []})
+    send(whole, {**whole, "id": "8.1.0."})
     page.until(f"{shown}.querySelector('.reprise-pager')?.textContent.includes('1 / 2')")
     assert page.js(rows) == len(whole["rounds"])
     assert page.until(f"!{shown}.querySelector('img')")  # the stub has no pictures: none is left broken
     assert not [error for error in page.errors if "reprise" in error], page.errors
 
 
-def test_a_judge_that_counts_down_has_its_best_on_top(page, stub, recorded):
+def test_the_lowest_score_is_on_top_if_lower_is_better(page, stub, recorded):
     (report,) = recorded["outputs"]["shapeworld_quick_start"]["8"]["reprise_parm"]
     candidates = [{"index": i, "seed": i, "score": score, "pruned_at": None, "preview_scores": {}}
                   for i, score in enumerate([3.0, -1.0, 2.0])]
@@ -92,22 +92,22 @@ def test_a_refinement_is_shown_without_a_lock(page, stub, recorded):
     node = "app.graph._nodes.find(n => n.type === 'RepriseRefiner')"
     shown = f"{node}?.widgets.find(w => w.name === 'reprise_rewrite')?.element"
     page.until(f"{shown}?.querySelector('.reprise-hint')")
-    told = recorded["outputs"]["prip_refiner"]["5"]
-    stub.executed({page.js(f"String({node}.id)"): told})
-    (refined,) = told["reprise_rewrite"][0]["prompts"]
+    outputs = recorded["outputs"]["prip_refiner"]["5"]
+    stub.executed({page.js(f"String({node}.id)"): outputs})
+    (refined,) = outputs["reprise_rewrite"][0]["prompts"]
     assert page.until(f"{shown}.querySelector('.reprise-rewrite')?.textContent") == refined
     assert page.js(f"{shown}.querySelectorAll('mark').length") > 0
     assert page.js(f"[...{shown}.querySelectorAll('button')].every(b => !b.textContent.includes('ock'))")
     assert not [error for error in page.errors if "reprise" in error], page.errors
 
 
-def test_edit_lock_and_reload(page, stub, recorded):
-    told = recorded["outputs"]["shapeworld_quick_start"]
+def test_an_edited_text_can_be_locked_and_survives_a_reload(page, stub, recorded):
+    outputs = recorded["outputs"]["shapeworld_quick_start"]
     assert queued(page, stub)["4"]["inputs"]["locked"] is False
-    stub.executed(told)
+    stub.executed(outputs)
     shown = f"{view('reprise_rewrite')}.querySelector('.reprise-rewrite').textContent"
     rewrite = page.until(shown)
-    assert rewrite == told["4"]["reprise_rewrite"][0]["prompts"][0]
+    assert rewrite == outputs["4"]["reprise_rewrite"][0]["prompts"][0]
     page.until(f"{view('reprise_scores')}.querySelector('.reprise-winner')")
     assert page.js(f"{view('reprise_parm')}.querySelectorAll('tbody tr').length") == 8
     for key in ("reprise_rewrite", "reprise_parm", "reprise_scores"):
@@ -120,7 +120,7 @@ def test_edit_lock_and_reload(page, stub, recorded):
     sent = queued(page, stub)
     assert sent["4"]["inputs"]["locked"] is True
     assert sent["4"]["inputs"]["locked_prompt"] == "my <b>own</b> words"
-    assert sent["8"]["inputs"]["seed"] == told["8"]["reprise_parm"][0]["seed"]
+    assert sent["8"]["inputs"]["seed"] == outputs["8"]["reprise_parm"][0]["seed"]
     own = {"prompt": "x", "prompts": ["my <b>own</b> words"], "reasons": ["(locked: your own text)"],
            "fallbacks": [None]}
     stub.executed({"4": {"reprise_rewrite": [own]}})
@@ -144,7 +144,7 @@ def test_edit_lock_and_reload(page, stub, recorded):
 
 
 def test_a_workflow_of_an_older_version_opens_with_defaults(browser, stub):
-    """Saved before a node's last settings were there: those come up as they are in a new node."""
+    """Saved before a node got its last settings: they have the values of a new node."""
     older = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     node = next(node for node in older["nodes"] if node["type"] == "RepriseParmBestOfN")
     saved, node["widgets_values"] = node["widgets_values"], node["widgets_values"][:-2]
@@ -157,11 +157,11 @@ def test_a_workflow_of_an_older_version_opens_with_defaults(browser, stub):
     assert not [error for error in browser.errors if "reprise" in error], browser.errors
 
 
-VARIES = ("options", "python_module")  # models that are installed, samplers of this ComfyUI
+VARIES = ("options", "python_module")  # installed models, and samplers of this ComfyUI
 
 
 def plain(value):
-    """What must not differ: of a schema all but `VARIES`, of an output its keys."""
+    """The parts of a schema that must be equal: all but the keys `VARIES`."""
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items() if key not in VARIES}
     return [plain(part) for part in value] if isinstance(value, list) else value
@@ -174,9 +174,9 @@ def keys(value):
 
 
 @pytest.mark.comfyui
-def test_what_the_stub_says_is_what_comfyui_says(server, recorded):
+def test_the_recording_equals_what_comfyui_sends(server, recorded):
     now = record(server)
-    again = "run `python -m tests.web.stub` to record it anew"
+    again = "run `python -m tests.web.stub` to record it again"
     for name in [name for name in now["object_info"] if name.startswith("Reprise")]:
         old, new = recorded["object_info"].get(name, {}), now["object_info"][name]
         for part in ("input", "input_order", "output", "output_name", "output_is_list", "output_node"):

@@ -20,7 +20,7 @@ def browser():
         made.close()
 
 
-def test_what_is_struck_on_the_page_is_struck_in_the_store(browser, tmp_path):
+def test_pairs_struck_on_the_page_are_struck_in_the_store(browser, tmp_path):
     store = Store(tmp_path / "store", create=True)
     images = [store.put_image(torch.full((8, 8, 3), i / 8)) for i in range(6)]
     sides = [PairPicture(image=image, drawn_as="a large cat", score=1.0) for image in images]
@@ -32,14 +32,14 @@ def test_what_is_struck_on_the_page_is_struck_in_the_store(browser, tmp_path):
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved"))
     browser.call("Page.navigate", url=(tmp_path / "pairs.html").as_uri())
     browser.until("document.readyState === 'complete' && document.images.length === 6")
-    said = "document.querySelector('output').textContent"
-    assert browser.js(said) == "1 of 3 struck"
+    status = "document.querySelector('output').textContent"
+    assert browser.js(status) == "1 of 3 struck"
     for name in (first, third):  # one out, one in again
         browser.js(f"document.querySelector('[data-pair=\"{name}\"]').click()")
-    assert browser.js(said) == "1 of 3 struck, not saved yet"
+    assert browser.js(status) == "1 of 3 struck, not saved yet"
     browser.until("[...document.images].every(i => i.complete && i.naturalWidth === 8)")
     browser.js("document.querySelector('button').click()")
-    assert browser.js(said) == "1 of 3 struck"
+    assert browser.js(status) == "1 of 3 struck"
     file, end = tmp_path / "saved" / "strikes.json", time.monotonic() + 60
     while not file.is_file() and time.monotonic() < end:
         time.sleep(0.1)

@@ -330,7 +330,7 @@ def test_evaluate_with_a_saved_workflow(reprise, tmp_path):
         result = reprise(*words, "--json")
         assert result.code == 0, result.err
         found = json.loads(result.out)
-        assert found["settings"]["prune"] == "none" and server.ran
+        assert found["settings"]["prune"] == "none" and server.runs
         full, pruned = (row for row in found["rows"] if "best of 2" in row["name"])
         assert full["cost"] == pruned["cost"]
         refused(reprise(*words, "--prune", "halving"), "--prune halving needs previews")

@@ -373,13 +373,13 @@ def test_a_saved_workflow_draws(reprise, tmp_path):
         assert result.code == 0, result.err
         record = json.loads(result.out)
         assert record["settings"]["prune"] == "none" and record["cost"]["denoiser_rows"] == 3 * 2 * STEPS
-        assert sorted(server.ran) == [("a red circle", seed) for seed in (5, 6, 7)]
+        assert sorted(server.runs) == [("a red circle", seed) for seed in (5, 6, 7)]
         one_line(reprise(*words, "--prune", "halving", "--out", "p"), 2, "--prune halving needs previews")
         reprise(*words, "--steps", 2, "--out", "q")
         assert server.graphs[-1]["5"]["inputs"]["steps"] == 2
-        drawn = len(server.ran)
+        drawn = len(server.runs)
         reprise(*words, "--json", "--out", "o")
-        assert len(server.ran) == drawn  # finished already
+        assert len(server.runs) == drawn  # finished already
     finally:
         server.stop()
     one_line(reprise(*words, "--out", "r"), 1, "no ComfyUI server answers")

@@ -76,7 +76,7 @@ def test_answers_come_in_order_and_together():
             asks, progress=lambda *seen: counts.append(seen)
         )
         assert [reply.text for reply in replies] == ["0", "1", "2", "3", "4", "5"]
-        assert server.most_busy == 3
+        assert server.max_busy == 3
         assert counts == sorted(counts) and all(total == 6 for _, total in counts)
 
 

@@ -268,9 +268,9 @@ def test_keep_best_by_a_workflows_pictures(reprise, tmp_path, monkeypatch):
             failed = reprise(*call)
             assert failed.code == 1 and "boom" in failed.err, failed.err
             drawn = {name.stem for name in tmp_path.glob("data.jsonl.answers/pictures/*/*.png")}
-            server.ran.clear(), server.at_run.clear()
+            server.runs.clear(), server.at_run.clear()
             assert reprise(*call).code == 0
-        assert 0 < len(drawn) and len(server.ran) == 2 * len(PROMPTS) - len(drawn)
+        assert 0 < len(drawn) and len(server.runs) == 2 * len(PROMPTS) - len(drawn)
     finally:
         server.stop()
     assert lines(tmp_path / "data.jsonl.answers" / "pictures.jsonl")

@@ -77,7 +77,7 @@ def test_pictures_come_back_in_order(servers, sink):
     one = servers(sink=sink)
     rendered = renderer(one).render(JOBS)
     check(rendered)
-    assert sorted(one.ran) == sorted((job.prompt, job.seed) for job in JOBS)
+    assert sorted(one.runs) == sorted((job.prompt, job.seed) for job in JOBS)
     # Guided by CFG 7: two rows a step.
     assert rendered.denoiser_rows == rendered.denoiser_rows_full == len(JOBS) * STEPS * 2
     # Only prompt and seed change, so the server keeps the rest.
@@ -91,10 +91,10 @@ def test_a_job_that_is_repeated_is_drawn_once(servers, tmp_path):
     one = servers()
     drawing = renderer(one, cache=Cache(tmp_path))
     check(drawing.render([*JOBS[:2], *JOBS[:2]]), [*JOBS[:2], *JOBS[:2]])
-    assert len(one.ran) == 2
+    assert len(one.runs) == 2
     again = renderer(one, cache=Cache(tmp_path)).render(JOBS[:3])
     check(again, JOBS[:3])
-    assert len(one.ran) == 3
+    assert len(one.runs) == 3
     assert (again.denoiser_rows, again.denoiser_rows_full) == (2 * STEPS, 3 * 2 * STEPS)
 
 
@@ -104,33 +104,33 @@ def test_a_picture_of_another_version_is_not_cached(servers, tmp_path, caplog):
     drawing = renderer(old, new, cache=Cache(tmp_path))
     assert "the ComfyUI servers differ (ComfyUI 0.33.0" in caplog.text
     check(drawing.render(JOBS))
-    assert new.ran and len(list(tmp_path.rglob("*.png"))) == len(old.ran)
+    assert new.runs and len(list(tmp_path.rglob("*.png"))) == len(old.runs)
     assert drawing.fingerprint == renderer(old).fingerprint != renderer(new).fingerprint
 
 
 def test_two_servers_share_the_work(servers):
     both = [servers(delay=0.05), servers(delay=0.05)]
     check(renderer(*both).render(JOBS))
-    assert all(one.ran for one in both) and sum(len(one.ran) for one in both) == len(JOBS)
+    assert all(one.runs for one in both) and sum(len(one.runs) for one in both) == len(JOBS)
 
 
 def test_a_server_that_others_use_is_spared(servers):
     busy, free = servers(delay=0.02), servers(delay=0.02)
     busy.queued = 50
     check(renderer(busy, free).render(JOBS))
-    assert not busy.ran
+    assert not busy.runs
 
 
 def test_a_slow_server_does_not_hold_up_the_last_pictures(servers):
     slow, fast = servers(), servers()
 
     def wait():
-        while len(fast.ran) < len(JOBS) - 2 and slow.life:
+        while len(fast.runs) < len(JOBS) - 2 and slow.life:
             time.sleep(0.01)
 
     slow.at_run[0] = wait
     check(renderer(slow, fast).render(JOBS))
-    assert len(slow.ran) <= 2
+    assert len(slow.runs) <= 2
 
 
 def test_a_server_that_dies_is_dropped_and_its_jobs_drawn_elsewhere(servers, caplog):
@@ -138,7 +138,7 @@ def test_a_server_that_dies_is_dropped_and_its_jobs_drawn_elsewhere(servers, cap
     second.at_run[1] = second.stop
     check(renderer(first, second).render(JOBS))
     assert f"{second.url} is dropped" in caplog.text
-    assert len(second.ran) == 2 and len(first.ran) >= len(JOBS) - 1
+    assert len(second.runs) == 2 and len(first.runs) >= len(JOBS) - 1
 
 
 def test_a_server_that_comes_back_is_readmitted(servers, caplog):
@@ -161,7 +161,7 @@ def test_a_server_that_was_down_at_first_takes_part_later(servers, caplog):
     assert f"{late.url} is left out until it answers" in caplog.text
     late.start()
     check(drawing.render(JOBS))
-    assert late.ran
+    assert late.runs
 
 
 def test_no_server_at_all():
@@ -179,10 +179,10 @@ def test_all_servers_gone_for_good(servers):
 
 def test_a_picture_that_kills_every_server_is_given_up(servers):
     one = servers()
-    one.always = lambda: (one.stop(), threading.Timer(0.05, one.start).start()) and None
+    one.at_other_runs = lambda: (one.stop(), threading.Timer(0.05, one.start).start()) and None
     said = fails(renderer(one, retries=1))
     assert f"the picture of seed 0 failed 2 times, at last on {one.url}" in said
-    assert len(one.ran) == 2
+    assert len(one.runs) == 2
 
 
 def test_silence_is_bounded(servers):
@@ -193,7 +193,7 @@ def test_silence_is_bounded(servers):
         while mute.life and not mute.interrupted:
             time.sleep(0.01)
 
-    mute.always = stall
+    mute.at_other_runs = stall
     check(renderer(mute, well, silence=0.3, retries=50).render(JOBS))
     said = fails(renderer(mute, silence=0.2, retries=1))
     assert "failed 2 times" in said and "it said nothing about a picture for 0.2 s" in said
@@ -206,12 +206,12 @@ def test_waiting_in_the_queue_does_not_count_as_silence(servers):
         end = time.monotonic() + 3
         while time.monotonic() < end:
             for client in list(one.sockets):
-                one.tell(client, "progress", node="5", prompt_id=one.running[0], value=1, max=STEPS)
+                one.send_event(client, "progress", node="5", prompt_id=one.running[0], value=1, max=STEPS)
             time.sleep(0.05)
 
     one.at_run[0] = talk
     check(renderer(one, silence=2).render(JOBS[:3]), JOBS[:3])
-    assert len(one.ran) == 3
+    assert len(one.runs) == 3
 
 
 def test_a_queue_that_somebody_clears(servers, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_queue_that_somebody_clears(servers, monkeypatch):
     one = servers(delay=0.05)
     one.at_run[0] = lambda: one.pending.clear()
     check(renderer(one).render(JOBS))
-    assert len(one.ran) == len(JOBS)
+    assert len(one.runs) == len(JOBS)
 
 
 def test_a_node_that_fails_is_named(servers):
@@ -231,11 +231,11 @@ def test_a_node_that_fails_is_named(servers):
         "exception_type": "torch.OutOfMemoryError",
         "exception_message": "Allocation on device\nTried to allocate 20 GiB",
     }
-    one.always = other.always = lambda: [("execution_error", fault)]
+    one.at_other_runs = other.at_other_runs = lambda: [("execution_error", fault)]
     said = fails(renderer(one, other))
     assert "node 5 (KSampler) failed: OutOfMemoryError: 'Allocation on device Tried" in said
-    assert len(one.ran) == len(other.ran) == 1  # it was tried wherever it could be
-    other.always = None
+    assert len(one.runs) == len(other.runs) == 1  # it was tried wherever it could be
+    other.at_other_runs = None
     check(renderer(one, other).render(JOBS))
 
 
@@ -296,7 +296,7 @@ def test_invalid_answers_are_a_lost_server(servers, case):
     drawing = renderer(bad, retries=1, patience=0.3)
     bad.answers[path] = answer
     assert part in fails(drawing)
-    assert not bad.ran
+    assert not bad.runs
     check(renderer(bad, good, retries=50).render(JOBS))
 
 
@@ -305,7 +305,7 @@ def test_invalid_answers_are_a_lost_server(servers, case):
 )
 def test_invalid_websocket_messages(servers, message):
     bad, good = servers(), servers(delay=0.01)
-    bad.always = lambda: [bad.frame(client, 0x81, message) for client in list(bad.sockets)] and []
+    bad.at_other_runs = lambda: [bad.frame(client, 0x81, message) for client in list(bad.sockets)] and []
     check(renderer(bad, good, retries=50).render(JOBS))
     assert "its message is none of ComfyUI's" in fails(renderer(bad, retries=0))
 
@@ -317,7 +317,7 @@ def test_messages_of_custom_nodes_are_ignored(servers):
         (0x82, b"\0\0"),
         (0x82, b"\0\0\0\x09 something"),
     )
-    one.always = lambda: [one.frame(to, *said) for to in list(one.sockets) for said in theirs] and None
+    one.at_other_runs = lambda: [one.frame(to, *said) for to in list(one.sockets) for said in theirs] and None
     check(renderer(one).render(JOBS))
 
 
@@ -329,12 +329,12 @@ def test_invalid_pictures(servers):
     assert "failed 2 times" in said and "the picture cannot be read" in said
     one.answers["view"] = 404, b"gone"
     assert "cannot be fetched (404: 'gone')" in fails(drawing)
-    one.always = lambda: [("execution_success", {})]
+    one.at_other_runs = lambda: [("execution_success", {})]
     assert "ended without a picture" in fails(drawing)
     two = [{"filename": f"{i}.png", "subfolder": "", "type": "temp"} for i in range(2)]
     one.answers["view"] = 200, b""
     shown = {"node": "reprise", "output": {"images": two}}
-    one.always = lambda: [("executed", shown), ("execution_success", {})]
+    one.at_other_runs = lambda: [("executed", shown), ("execution_success", {})]
     assert "gives 2 pictures for one seed" in fails(drawing, Unsupported)
 
 
@@ -342,7 +342,7 @@ def test_a_run_that_somebody_stops_on_the_server_is_tried_again(servers):
     one = servers()
     one.at_run[0] = lambda: [("execution_interrupted", {"node_id": "5"})]
     check(renderer(one).render(JOBS[:1]), JOBS[:1])
-    one.always = one.at_run[0]
+    one.at_other_runs = one.at_run[0]
     assert "it was stopped on the server" in fails(renderer(one))
 
 
@@ -360,7 +360,7 @@ def test_ctrl_c_cancels_queued_runs(servers):
     one.at_run[0] = stop
     with pytest.raises(KeyboardInterrupt):
         renderer(one).render(JOBS)
-    assert one.interrupted and not one.pending and len(one.ran) == 1
+    assert one.interrupted and not one.pending and len(one.runs) == 1
 
 
 @pytest.mark.parametrize("error", [Interrupted("stop"), KeyboardInterrupt()])
@@ -397,7 +397,7 @@ def test_a_failure_cancels_the_other_runs(servers):
     deadline = time.monotonic() + 5
     while (one.running or one.pending) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not one.pending and len(one.ran) <= 3
+    assert not one.pending and len(one.runs) <= 3
 
 
 def test_progress_counts_the_steps_of_all(servers):
