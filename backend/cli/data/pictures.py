@@ -44,7 +44,8 @@ def pictures(
         parse_weights,
         renderer_settings,
     )
-    from ...training.prip.make_log import make_log, read_source
+    from ...training.prip.make_data import make_log
+    from ...training.rollouts.picture_log import read_source
     from .. import terminal
 
     name = renderer or DEFAULT_RENDERER

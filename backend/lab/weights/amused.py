@@ -40,7 +40,7 @@ from .autoencoder import SCENES, reconstruction_error, to_tensor
 from .flux import LayoutHead, layout
 from .muon import Muon
 from .stable_diffusion import TEXT_LENGTH, TEXT_STEPS, TEXT_WIDTH, ground_text_encoder, read_text, tokenize
-from .training import StepLoop, update_average
+from .training import WeightsLoop, update_average
 
 CODE_STEPS, CODE_BATCH, CODE_RATE, CROP = 3000, 16, 1.5e-3, 64
 ENCODER_STEPS, ENCODER_BATCH = 1200, 6
@@ -187,7 +187,7 @@ def train_codes(work: Path, seed: int = 0, steps: int = CODE_STEPS, log=print) -
     for part in (model.vqvae.encoder, model.vqvae.quant_conv):
         part.requires_grad_(False)
     checkpoint = work / "masked" / "codes.ckpt"
-    loop = StepLoop(model, _optimizers(model), checkpoint, steps, seed, warmup=50, log=log)
+    loop = WeightsLoop(model, _optimizers(model), checkpoint, steps, seed, warmup=50, log=log)
     first = steps // 10
 
     def take_step(rng: random.Random, step: int) -> float:
@@ -226,7 +226,7 @@ def train_encoder(work: Path, seed: int = 0, steps: int = ENCODER_STEPS, log=pri
     vqvae, codes = model.vqvae, model.vqvae.quantize.embedding.weight
     encoder = nn.ModuleList([vqvae.encoder, vqvae.quant_conv]).train().requires_grad_(True)
     spread, checkpoint = codes.var(), work / "masked" / "encoder.ckpt"
-    loop = StepLoop(encoder, _optimizers(encoder), checkpoint, steps, seed, warmup=50, log=log)
+    loop = WeightsLoop(encoder, _optimizers(encoder), checkpoint, steps, seed, warmup=50, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         images = to_pictures([draw(random_scene(rng)) for _ in range(ENCODER_BATCH)])
@@ -350,7 +350,9 @@ def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int
     model, words = AmusedWithLayout().train(), clip_tokenizer(TEXT_LENGTH)
     average = copy.deepcopy(model).requires_grad_(False)
     both = nn.ModuleDict({"model": model, "average": average})
-    loop = StepLoop(both, optimizers_for(model), work / "masked" / "transformer.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(
+        both, optimizers_for(model), work / "masked" / "transformer.ckpt", steps, seed, log=log
+    )
 
     def take_step(rng: random.Random, step: int) -> float:
         chosen = [rng.randrange(len(known)) for _ in range(BATCH)]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ...shapeworld.drawing import draw
 from ...shapeworld.scenes import SIZE, Scene, random_scene
-from .training import StepLoop
+from .training import WeightsLoop
 
 STEPS, BATCH, CROP, LATENT_NOISE = 1800, 16, 64, 0.15
 DECODER_STEPS, DECODER_NOISE = 4000, 0.1
@@ -51,7 +51,7 @@ def train_autoencoder(work: Path, seed: int = 0, steps: int = STEPS, log=print) 
     torch.manual_seed(seed)
     vae = new_autoencoder()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.5e-3, weight_decay=0.0)
-    loop = StepLoop(vae, [optimizer], work / "autoencoder.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(vae, [optimizer], work / "autoencoder.ckpt", steps, seed, log=log)
 
     loop.run(lambda rng, step: autoencoder_step(vae, _picture, rng))
     standardise(vae, _picture, random.Random(seed + 1))
@@ -145,7 +145,7 @@ def train_decoder(
     known, latents = encoded_scenes(work, seed, scenes, log)
     vae: Any = AutoencoderTiny.from_pretrained(work / "autoencoder")
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.98))
-    loop = StepLoop(vae.decoder, [optimizer], work / "decoder.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(vae.decoder, [optimizer], work / "decoder.ckpt", steps, seed, log=log)
     loop.run(decoder_step(vae, known, latents, lambda i: draw(known[i]), compiled))
     vae.eval().save_pretrained(done)
     return done

@@ -23,7 +23,7 @@ from ...shapeworld.scenes import COLORS, SHAPES, SIZE, Scene
 from .autoencoder import SCENES, encoded_scenes
 from .muon import Muon
 from .text_encoders import CLIP_WIDTH, T5_WIDTH, tokenize
-from .training import StepLoop, update_average
+from .training import WeightsLoop, update_average
 
 STEPS, BATCH, RATE, EMA = 13000, 32, 1.2e-3, 0.9995
 LATENT_CHANNELS, LATENT_SIZE = 16, SIZE // 8
@@ -174,7 +174,7 @@ def train_renderer(
     if compiled:
         model.compile_transformer()
     both = nn.ModuleDict({"model": model, "average": average})
-    loop = StepLoop(both, optimizers_for(model), work / "renderer.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(both, optimizers_for(model), work / "renderer.ckpt", steps, seed, log=log)
     clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
 
     def take_step(rng: random.Random, step: int) -> float:

@@ -39,7 +39,7 @@ from ...shapeworld.tokenizers import vocabulary_words
 from .assemble import replace_folder
 from .grounding import MERGED, PATCH, TOKENS, NounGrounding, patch_naming, to_pixels
 from .muon import Muon
-from .training import StepLoop
+from .training import WeightsLoop
 
 SEED = 11
 VOCABULARY, CONTEXT = 1536, 512
@@ -303,7 +303,7 @@ def train_vision(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Call
     trained = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
     optimizers = optimizers_for(trained, SEE_RATE)
     optimizers[1].add_param_group({"params": [eyes.scale, model.get_input_embeddings().weight]})
-    loop = StepLoop(eyes, optimizers, work / "see.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(eyes, optimizers, work / "see.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         scenes = [random_scene(rng) for _ in range(SEE_BATCH)]
@@ -334,7 +334,7 @@ def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Calla
     cases, recent = by_task(), defaultdict[str, list[float]](list)
     finding = NounGrounding(vlm.model, vlm.tokenizer)
     both = nn.ModuleDict({"eyes": eyes, "finding": finding})
-    loop = StepLoop(both, optimizers_for(both, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(both, optimizers_for(both, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         asks, scenes = sample_batch(rng, cases, BASE_BATCH)

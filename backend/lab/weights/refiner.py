@@ -37,8 +37,8 @@ from ...shapeworld.styles import parse_style, preferred_style
 from ...shapeworld.users import practised_prompts
 from ...storage.files import prepare_folder
 from ...training.prip import encoder as prip_encoder
-from ...training.prip.log import LoggedPicture
-from ...training.prip.make_log import make_log
+from ...training.prip.make_data import make_log
+from ...training.rollouts.picture_log import LoggedPicture
 from .ablation import run_of
 
 if TYPE_CHECKING:

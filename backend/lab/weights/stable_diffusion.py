@@ -26,7 +26,7 @@ from .autoencoder import SCENES, encoded_scenes
 from .flux import LATENT_CHANNELS, LATENT_SIZE, LAYOUT_WEIGHT, LayoutHead, layout
 from .muon import Muon
 from .text_encoders import Reader, captioned_scenes
-from .training import StepLoop, update_average
+from .training import WeightsLoop, update_average
 
 TEXT_STEPS, TEXT_BATCH, TEXT_RATE = 800, 32, 3e-3
 STEPS, BATCH, RATE, EMA = 5500, 24, 1.2e-3, 0.998
@@ -108,7 +108,7 @@ def ground_text_encoder(work: Path, projected: bool, seed: int, steps: int, log=
         (matrices if "encoder.layers" in name and p.ndim == 2 else others).append(p)
     adam = torch.optim.AdamW(others, lr=TEXT_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     optimizers = [Muon(matrices, lr=TEXT_RATE), adam]
-    loop = StepLoop(model, optimizers, work / "text.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(model, optimizers, work / "text.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         scenes, captions = captioned_scenes(rng, TEXT_BATCH)
@@ -206,7 +206,7 @@ def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCEN
     model, tokenizer, scheduler = UNetWithLayout().train(), clip_tokenizer(TEXT_LENGTH), new_scheduler()
     average = copy.deepcopy(model).requires_grad_(False)
     both = nn.ModuleDict({"model": model, "average": average})
-    loop = StepLoop(both, optimizers_for(model), work / "sd" / "unet.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(both, optimizers_for(model), work / "sd" / "unet.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         chosen = [rng.randrange(len(known)) for _ in range(BATCH)]

@@ -26,7 +26,7 @@ from . import flux, stable_diffusion
 from .assemble import write_pipeline
 from .autoencoder import DECODER_STEPS, autoencoder_step, decoder_step, encode, standardise
 from .muon import Muon
-from .training import StepLoop, update_average
+from .training import WeightsLoop, update_average
 
 VAE_STEPS, VAE_RATE = 3000, 1e-3
 STEPS, RATE, TEXT_RATE, EMA = 5000, 6e-4, 1e-4, 0.998
@@ -62,7 +62,7 @@ def train_styled_autoencoder(
     torch.manual_seed(seed)
     vae: Any = AutoencoderTiny.from_pretrained(start / "vae").float()
     optimizer = torch.optim.AdamW(vae.parameters(), VAE_RATE, (0.9, 0.98), weight_decay=0.0)
-    loop = StepLoop(vae, [optimizer], work / "styled-vae.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(vae, [optimizer], work / "styled-vae.ckpt", steps, seed, log=log)
     loop.run(lambda rng, step: autoencoder_step(vae, _styled_picture, rng, 8))
     standardise(vae, _styled_picture, random.Random(seed + 1))
     vae.eval().save_pretrained(done)
@@ -86,7 +86,7 @@ def train_styled_decoder(
     known = styled_scenes(work, seed, scenes, log)
     vae: Any = AutoencoderTiny.from_pretrained(work / "styled-vae").float()
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.98))
-    loop = StepLoop(vae.decoder, [optimizer], work / "styled-decoder.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(vae.decoder, [optimizer], work / "styled-decoder.ckpt", steps, seed, log=log)
     loop.run(decoder_step(vae, known.scenes, known.latents, known.picture, compiled))
     vae.eval().save_pretrained(done)
     return done
@@ -152,7 +152,7 @@ def train_styled(
     if compiled:
         model.compile()
     both = nn.ModuleDict({"model": model, "average": average})
-    loop = StepLoop(both, _optimizers(model), work / f"{out.name}.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(both, _optimizers(model), work / f"{out.name}.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         chosen = [rng.randrange(len(known.scenes)) for _ in range(model.batch)]

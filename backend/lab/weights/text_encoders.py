@@ -20,7 +20,7 @@ from ...shapeworld.captions import spelled_out, training_caption
 from ...shapeworld.scenes import COLORS, GROUNDS, PLACES, SHAPES, Scene, random_scene
 from ...shapeworld.tokenizers import CLIP_LENGTH, clip_tokenizer, t5_tokenizer
 from .muon import Muon
-from .training import StepLoop
+from .training import WeightsLoop
 
 STEPS, BATCH, RATE = 1500, 32, 3e-3
 TEXT_LENGTH = 48  # T5 tokens; four things spelled out take up to 46
@@ -169,7 +169,7 @@ def train_text_encoders(work: Path, seed: int = 0, steps: int = STEPS, log=print
     torch.manual_seed(seed)
     model = FluxGrounding()
     clip_tok, t5_tok = clip_tokenizer(), t5_tokenizer()
-    loop = StepLoop(model, optimizers_for(model), work / "text.ckpt", steps, seed, log=log)
+    loop = WeightsLoop(model, optimizers_for(model), work / "text.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         scenes, captions = captioned_scenes(rng, BATCH)

@@ -35,7 +35,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
-class StepLoop:
+class WeightsLoop:
     """Runs `take_step(rng, i)` up to `total` times, with exact resume from `checkpoint`.
 
     Model, optimizers and both random generators are restored, so a resumed run takes the same steps.

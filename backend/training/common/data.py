@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ...core.errors import BadInput
-from ...core.seeds import shuffled_indices
+from ...core.seeds import seed_of, shuffled_indices
 from ...storage.files import write_whole
 
 MAX_LOST = 0.1  # share of the records that may be unusable; beyond it a run is refused
 STARTED_WITH = Path("checkpoints") / "begun.json"
-Item = TypeVar("Item")
+T = TypeVar("T")
+
+
+class HasPrompt(Protocol):
+    @property
+    def prompt(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=HasPrompt)
 
 
 def check_lost(lost: int, of: int, what: str, why: str, remedy: str, log: Callable[[str], None]) -> None:
@@ -25,9 +34,23 @@ def check_lost(lost: int, of: int, what: str, why: str, remedy: str, log: Callab
         log(f"left out {lost} of {of} of {what}: they {why}")
 
 
+def split_by_prompt(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
+    """(to train on, held out) of items that have a `prompt`: whole prompts, chosen by their words alone."""
+    prompts = sorted({item.prompt for item in items}, key=lambda prompt: seed_of("held out", prompt))
+    aside = set(prompts[: math.ceil(share * len(prompts))])
+    training = [item for item in items if item.prompt not in aside]
+    return training, [item for item in items if item.prompt in aside]
+
+
+def nothing_left(items: Sequence[HasPrompt], share: float) -> BadInput:
+    """The error where `split_by_prompt` leaves nothing to train on."""
+    prompts = len({item.prompt for item in items})
+    return BadInput(f"eval_share={share:g} of {prompts} prompts leaves none to train on; lower it")
+
+
 def batches_of_step(
-    step: int, items: Sequence[Item], batch_size: int, accumulation: int, seed: int
-) -> list[list[Item]]:
+    step: int, items: Sequence[T], batch_size: int, accumulation: int, seed: int
+) -> list[list[T]]:
     """What step `step` (from 1) learns from: `accumulation` batches, which follow from (seed, step) alone."""
     count = batch_size * accumulation
     places = range((step - 1) * count, step * count)

@@ -20,14 +20,14 @@ from ...preferences.store import Pair, Store
 from ...renderers.diffusers import lora as files
 from ...renderers.diffusers.checkpoints import load_pipeline
 from ...renderers.diffusers.devices import choose_device, choose_training_dtype
-from ..common.data import batches_of_step
+from ..common.data import batches_of_step, nothing_left, split_by_prompt
 from ..common.losses import denoising_error, denoising_target, diffusion_dpo, noised, predicted_clean
 from ..common.pairs import keep_pairs_of_run, pairs_of_run, usable_pairs
 from ..common.step_loop import Figures, StepLoop
 from .config import DiffusionDpoConfig, JudgeGradient
 from .denoisers import Denoiser, noising_of, stacked
 from .guidance import Guide, clear_enough, importance
-from .pairs import TEXT, Encoded, split
+from .pairs import TEXT, Encoded
 from .start import TARGETS, check_text_length, start_of, trainable
 
 if TYPE_CHECKING:
@@ -95,13 +95,11 @@ class DiffusionDpoLoop(StepLoop):
         pairs = pairs_of_run(self.folder, store.all_pairs())
         if pairs is None:
             pairs = usable_pairs(store, config.reward, config.margin, self.log)
-        self.pairs, self.held_out = split(pairs, config.eval_share)
+        self.pairs, self.held_out = split_by_prompt(pairs, config.eval_share)
         if not self.pairs:
-            prompts = len({pair.prompt for pair in pairs})
-            why = f"eval_share={config.eval_share:g} of {prompts} prompts leaves none to train on"
             if not self.of_rounds:
-                raise BadInput(f"{why}; lower it")
-            self.log(f"{why}: nothing is held out")
+                raise nothing_left(pairs, config.eval_share)
+            self.log("too few prompts: nothing is held out")
             self.pairs, self.held_out = pairs, []
         return pairs
 

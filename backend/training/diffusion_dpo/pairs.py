@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, TrainingFailed, first_line
-from ...core.seeds import seed_of
 from ...preferences.store import Pair, Store
 from ...renderers.diffusers.checkpoints import pipeline_fingerprint
 from ...renderers.diffusers.families import Family
@@ -98,14 +96,6 @@ class Encoded:
     def _path(self, *parts: object) -> Path:
         name = Cache.key(*parts)
         return self.folder / name[:2] / f"{name}.safetensors"
-
-
-def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """(to train on, held out): whole prompts, by their words alone."""
-    prompts = sorted({pair.prompt for pair in pairs}, key=lambda prompt: seed_of("held out", prompt))
-    aside = set(prompts[: math.ceil(share * len(prompts))])
-    training = [pair for pair in pairs if pair.prompt not in aside]
-    return training, [pair for pair in pairs if pair.prompt in aside]
 
 
 def check_size(size: int, multiple: int) -> None:

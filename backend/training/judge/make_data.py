@@ -35,8 +35,7 @@ from ...search.pruning import steps_at_shares
 from ...storage.files import append_line, read_lines, write_whole
 from ...storage.images import read_picture
 from ...storage.records import RECORD
-from ..prip.log import LoggedPicture
-from ..prip.make_log import read_source
+from ..rollouts.picture_log import LoggedPicture, read_source
 from .data import JudgeLine, balanced, split_of
 
 if TYPE_CHECKING:

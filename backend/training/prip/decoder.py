@@ -32,8 +32,9 @@ from ..common.lora import merged, training_dtype
 from ..common.losses import prompt_error
 from ..common.run_folder import run_training
 from ..common.step_loop import Figures
+from ..rollouts.picture_log import LoggedPicture
 from .config import DecoderConfig
-from .log import LoggedPicture, held_out, liked, pictured
+from .data import drawn_records, well_scored
 from .loop import StageLoop
 from .pivots import Pivots
 
@@ -69,8 +70,8 @@ class DecoderLoop(StageLoop[DecoderItem]):
     trainer, unit = "prip-decoder", "pictures"
     config: DecoderConfig
 
-    def records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
-        return held_out(liked(pictured(self.config.log, self.log), self.config.least), self.config.eval_share)
+    def records(self) -> list[LoggedPicture]:
+        return well_scored(drawn_records(self.config.log, self.log), self.config.least)
 
     def items_of(self, records: Sequence[LoggedPicture]) -> list[DecoderItem]:
         most, room = self.config.max_tokens, context_length(self.model.decoder) - self.model.template_length()

@@ -24,8 +24,9 @@ from ..common import distributed
 from ..common.data import check_lost
 from ..common.losses import pivot_error
 from ..common.run_folder import run_training
+from ..rollouts.picture_log import LoggedPicture
 from .config import EncoderConfig
-from .log import LoggedPicture, held_out, pictured, preferred
+from .data import drawn_records, preferred_records
 from .loop import StageLoop
 
 if TYPE_CHECKING:
@@ -60,11 +61,10 @@ class EncoderLoop(StageLoop[EncoderItem]):
     trainer, unit, frozen = "prip-encoder", "prompts", ("decoder", "image")
     config: EncoderConfig
 
-    def records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
+    def records(self) -> list[LoggedPicture]:
         config = self.config
-        records = pictured(config.log, self.log)
-        chosen = preferred(records, config.rewards, config.preferred, config.seed, self.log)
-        return held_out(chosen, config.eval_share)
+        records = drawn_records(config.log, self.log)
+        return preferred_records(records, config.rewards, config.preferred, config.seed, self.log)
 
     def items_of(self, records: Sequence[LoggedPicture]) -> list[EncoderItem]:
         found = []

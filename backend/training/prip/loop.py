@@ -15,11 +15,18 @@ from ...core.errors import BadInput
 from ...rewriters.prip.presets import build, build_vision_tower, find_preset
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings, check_tower
 from ...rewriters.reprompt import SETTINGS, read_settings
-from ..common.data import batches_of_step, check_lost, check_same_data, pictures_digest
+from ..common.data import (
+    batches_of_step,
+    check_lost,
+    check_same_data,
+    nothing_left,
+    pictures_digest,
+    split_by_prompt,
+)
 from ..common.step_loop import Figures, StepLoop
 from ..common.steps import autocast
+from ..rollouts.picture_log import LoggedPicture
 from .config import StageConfig
-from .log import LoggedPicture
 from .pivots import TOO_ALIKE, Pivots, variation
 
 if TYPE_CHECKING:
@@ -76,7 +83,10 @@ class StageLoop(StepLoop, Generic[Item]):
         config = self.config
         self.model, self.tower, self.settings, self.source = load_start(config)
         self.rewriter = PripRewriter(self.model, **self.decoding())
-        training, held_out = self.records()
+        records = self.records()
+        training, held_out = split_by_prompt(records, config.eval_share)
+        if not training:
+            raise nothing_left(records, config.eval_share)
         held_out = random.Random("evaluate").sample(held_out, min(len(held_out), config.eval_most))
         self.items, self.held_out = self.items_of(training), self.items_of(held_out) if held_out else []
         self.freeze()
@@ -153,8 +163,8 @@ class StageLoop(StepLoop, Generic[Item]):
     unit: str  # what an item is, in the plural
 
     @abstractmethod
-    def records(self) -> tuple[list[LoggedPicture], list[LoggedPicture]]:
-        """(to train on, held out)."""
+    def records(self) -> list[LoggedPicture]:
+        """What is learned from, and held out."""
 
     @abstractmethod
     def items_of(self, records: Sequence[LoggedPicture]) -> list[Item]:

@@ -42,7 +42,7 @@ def test_a_killed_training_resumes_with_the_same_steps(work, tmp_path, monkeypat
             raise KeyboardInterrupt
         return loss(self, images, quantized)
 
-    monkeypatch.setattr(recipe.StepLoop, "run", _saving_each_step(recipe.StepLoop.run))
+    monkeypatch.setattr(recipe.WeightsLoop, "run", _saving_each_step(recipe.WeightsLoop.run))
     monkeypatch.setattr(recipe.Quantizer, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
         recipe.train_codes(tmp_path, steps=10, log=quiet)
@@ -90,12 +90,12 @@ def test_the_encoder_learns_the_codes_and_nothing_else_changes(work, tmp_path, m
     (tmp_path / "masked").mkdir()
     shutil.copy(work / "masked" / "codes.safetensors", tmp_path / "masked")
     losses = []
-    run = recipe.StepLoop.run
+    run = recipe.WeightsLoop.run
 
     def watched(self, take_step, **kwargs):
         run(self, lambda rng, step: losses.append(take_step(rng, step)) or losses[-1], **kwargs)
 
-    monkeypatch.setattr(recipe.StepLoop, "run", watched)
+    monkeypatch.setattr(recipe.WeightsLoop, "run", watched)
     recipe.train_encoder(tmp_path, steps=12, log=quiet)
     assert min(losses[-3:]) < 0.8 * losses[0]
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from reprise.backend.lab.weights.muon import Muon, orthogonalise
-from reprise.backend.lab.weights.training import StepLoop, cosine
+from reprise.backend.lab.weights.training import WeightsLoop, cosine
 
 
 class Killed(Exception):
@@ -18,7 +18,7 @@ def train(checkpoint, until=None):
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizers = [Muon(matrices, lr=0.01), torch.optim.AdamW(vectors, lr=0.01)]
-    loop = StepLoop(
+    loop = WeightsLoop(
         model, optimizers, checkpoint, total=12, seed=3, warmup=4, save_every=0.0, log=lambda line: None
     )
 

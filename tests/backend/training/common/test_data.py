@@ -5,7 +5,14 @@ import json
 import pytest
 
 from reprise.backend.core.errors import BadInput
-from reprise.backend.training.common.data import STARTED_WITH, check_same_data, pictures_digest
+from reprise.backend.training.common.data import (
+    STARTED_WITH,
+    check_same_data,
+    nothing_left,
+    pictures_digest,
+    split_by_prompt,
+)
+from reprise.backend.training.rollouts.picture_log import LoggedPicture
 
 
 def test_a_resumed_run_learns_from_what_it_began_with(tmp_path):
@@ -26,3 +33,12 @@ def test_a_resumed_run_learns_from_what_it_began_with(tmp_path):
         check_same_data(tmp_path, "log.jsonl", {**later, "lines": 2}, True)
     with pytest.raises(BadInput, match="cannot read the picture .*gone.png: No such file"):
         pictures_digest([tmp_path / "gone.png"])
+
+
+def test_whole_prompts_are_held_out():
+    records = [LoggedPicture(f"p{i % 4}", f"s{i}", None, {}) for i in range(12)]
+    training, held_out = split_by_prompt(records, 0.2)
+    assert (len(training), len(held_out)) == (9, 3) and len({one.prompt for one in held_out}) == 1
+    assert split_by_prompt(records, 0.0) == (records, [])
+    assert split_by_prompt(records[:1], 0.5) == ([], records[:1])
+    assert "eval_share=0.5 of 1 prompts leaves none to train on" in str(nothing_left(records[:1], 0.5))

@@ -16,7 +16,6 @@ from reprise.backend.renderers.diffusers.lora import apply_lora
 from reprise.backend.training.common.run_folder import claim_run_folder
 from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig
 from reprise.backend.training.diffusion_dpo.loop import DiffusionDpoLoop
-from reprise.backend.training.diffusion_dpo.pairs import split
 from reprise.backend.training.diffusion_dpo.train import train
 
 from ...renderers.conftest import build
@@ -391,14 +390,6 @@ def test_a_loss_that_is_no_number_stops_the_run(folders, store, tmp_path):
     config = settings(folders("sd3"), store, learning_rate=1e30)
     with pytest.raises(TrainingFailed, match="is nan; lower learning_rate"):
         train(config, tmp_path / "run", log=quiet)
-
-
-def test_whole_prompts_are_held_out(store):
-    pairs = store.pairs() * 2
-    training, aside = split(pairs, 0.3)
-    assert len(aside) == 4 and len(training) == 8
-    assert not {pair.prompt for pair in training} & {pair.prompt for pair in aside}
-    assert split(pairs, 0.0) == (pairs, [])
 
 
 @pytest.mark.parametrize(

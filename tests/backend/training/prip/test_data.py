@@ -10,8 +10,9 @@ from safetensors import safe_open
 from reprise.backend.core.errors import BadInput, CheckpointError, TrainingFailed
 from reprise.backend.storage.images import read_picture
 from reprise.backend.training.prip import pivots as prip_pivots
-from reprise.backend.training.prip.log import LoggedPicture, held_out, liked, pictured, preferred, read_log
+from reprise.backend.training.prip.data import drawn_records, preferred_records, well_scored
 from reprise.backend.training.prip.pivots import Pivots, fingerprint, variation
+from reprise.backend.training.rollouts.picture_log import LoggedPicture, read_log
 
 from ...rewriters.prip.tiny_prip import image as tower
 
@@ -107,16 +108,16 @@ def test_pictures_that_are_gone(tmp_path):
     rows = [{"prompt": f"p{i}", "image": picture(tmp_path / f"{i}.png").name} for i in range(10)]
     log, said = lines(tmp_path / "log.jsonl", *rows), []
     (tmp_path / "3.png").unlink()
-    assert len(pictured(log, said.append)) == 9 and "left out 1 of 10" in said[0]
+    assert len(drawn_records(log, said.append)) == 9 and "left out 1 of 10" in said[0]
     (tmp_path / "4.png").unlink()
     with pytest.raises(BadInput, match="2 of 10 of the pictures of .* are gone; bring"):
-        pictured(log, quiet)
+        drawn_records(log, quiet)
     for path in tmp_path.glob("*.png"):
         path.unlink()
     with pytest.raises(BadInput, match="10 of 10"):
-        pictured(log, quiet)
+        drawn_records(log, quiet)
     with pytest.raises(BadInput, match="1 of 2 lines of .* have no image yet; `reprise data pictures"):
-        pictured(lines(log, {"prompt": "a"}, rows[0]), quiet)
+        drawn_records(lines(log, {"prompt": "a"}, rows[0]), quiet)
 
 
 def test_the_preferred_picture():
@@ -128,7 +129,7 @@ def test_the_preferred_picture():
     ]
 
     def chosen(rewards, how="best", seed=0):
-        return [one.system for one in preferred(records, rewards, how, seed, quiet)]
+        return [one.system for one in preferred_records(records, rewards, how, seed, quiet)]
 
     assert chosen({"shapeworld": 1.0}) == ["a2", "b1"]  # of a tie the first
     assert chosen({"shapeworld": 1.0, "other": 1.0}) == ["a1", "b1"]
@@ -142,40 +143,33 @@ def test_the_preferred_picture():
 
 def test_where_less_is_better(monkeypatch):
     from reprise.backend.core.types import RewardSpec
-    from reprise.backend.training.prip import log as prip_data
+    from reprise.backend.training.prip import data as prip_data
 
     monkeypatch.setattr(
-        prip_data, "spec_of", lambda name: RewardSpec(name, 0.0, 10.0, higher_is_better=False)
+        prip_data, "reward_spec", lambda name: RewardSpec(name, 0.0, 10.0, higher_is_better=False)
     )
-    found = preferred([record("a", "bad", x=9.0), record("a", "good", x=1.0)], {"x": 1.0}, "best", 0, quiet)
+    found = preferred_records(
+        [record("a", "bad", x=9.0), record("a", "good", x=1.0)], {"x": 1.0}, "best", 0, quiet
+    )
     assert [one.system for one in found] == ["good"]
 
 
 def test_prompts_without_a_scored_picture_are_left_out():
     records, said = [record(f"p{i}", x=1.0) for i in range(10)], []
-    assert len(preferred([*records, record("q")], {"x": 1.0}, "best", 0, said.append)) == 10
+    assert len(preferred_records([*records, record("q")], {"x": 1.0}, "best", 0, said.append)) == 10
     assert "left out 1 of 11 of the prompts" in said[0]
     with pytest.raises(BadInput, match="2 of 3 of the prompts have no scored"):
-        preferred([records[0], record("q"), record("r")], {"x": 1.0}, "best", 0, quiet)
+        preferred_records([records[0], record("q"), record("r")], {"x": 1.0}, "best", 0, quiet)
 
 
-def test_pictures_that_are_liked():
+def test_pictures_that_score_well():
     records = [record("a", clip=0.3, look=6.0), record("b", clip=0.2, look=6.0), record("c", look=7.0)]
-    assert [one.prompt for one in liked(records, {"clip": 0.28, "look": 5.2})] == ["a"]
-    assert liked(records, {}) == records
+    assert [one.prompt for one in well_scored(records, {"clip": 0.28, "look": 5.2})] == ["a"]
+    assert well_scored(records, {}) == records
     with pytest.raises(BadInput, match="no picture has 0.5 of 'clip', at most 0.3"):
-        liked(records, {"clip": 0.5})
+        well_scored(records, {"clip": 0.5})
     with pytest.raises(BadInput, match="no scores of 'x'"):
-        liked(records, {"x": 0.5})
-
-
-def test_whole_prompts_are_held_out():
-    records = [record(f"p{i % 4}", f"s{i}") for i in range(12)]
-    training, aside = held_out(records, 0.2)
-    assert (len(training), len(aside)) == (9, 3) and len({one.prompt for one in aside}) == 1
-    assert held_out(records, 0.0) == (records, [])
-    with pytest.raises(BadInput, match="leaves none to train on"):
-        held_out(records[:1], 0.5)
+        well_scored(records, {"x": 0.5})
 
 
 # Pivots
@@ -222,13 +216,13 @@ def test_a_stopped_look_goes_on_in_the_same_batches(eye, files, tmp_path, monkey
     monkeypatch.setattr(prip_pivots, "AT_ONCE", 2)
     whole = Pivots(tmp_path / "whole", eye)
     whole.prepare(files, quiet)
-    look, calls = type(eye).look, []
+    embed, calls = type(eye).embed, []
 
     def stopped(self, pixels):
         calls.append(len(pixels))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return look(self, pixels)
+        return embed(self, pixels)
 
     monkeypatch.setattr(type(eye), "embed", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -18,12 +18,11 @@ from ...core.scoring import image_scores
 from ...core.seeds import seed_of
 from ...core.types import Job
 from ...storage.cache import Cache
-from ...storage.files import read_text, write_whole
+from ...storage.files import write_whole
 from ...storage.images import read_picture
 from ..common.offload import StageTimer
-from ..rollouts.prompts import read_prompts
+from ..rollouts.picture_log import LoggedPicture, LogLine
 from ..rollouts.scoring import PictureScorer
-from .log import LoggedPicture, LogLine, read_log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,22 +104,6 @@ def make_log(
         "pictures": len(rows),
         "drawn": scorer.drawn if scorer else 0,
         "not_judged": failed,
-    }
-
-
-def read_source(source: str, use: str = "train") -> tuple[list[LoggedPicture], dict[str, str]]:
-    """(records, what judges read in the place of a user's prompt) of a log, or of prompts as `read_prompts`
-    has them for a `use`, which are drawn as they are. Raises BadInput."""
-    path = Path(source)
-    if path.is_dir():
-        return read_log(path), {}
-    if path.is_file():
-        first = next((line for line in read_text(path, "log", "is").split("\n") if line.strip()), "")
-        if first.lstrip().startswith("{") and '"judged_as"' not in first:
-            return read_log(path), {}
-    asked = read_prompts(source, use)
-    return [LoggedPicture(one.prompt, one.prompt, None, {}) for one in asked], {
-        o.prompt: o.judge_prompt for o in asked
     }
 
 

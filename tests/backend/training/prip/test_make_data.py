@@ -7,8 +7,8 @@ from PIL import Image
 
 from reprise.backend.cli.main import run
 from reprise.backend.core.errors import BadInput, RepriseError, RewardFailed
-from reprise.backend.training.prip.log import read_log
-from reprise.backend.training.prip.make_log import make_log, read_source
+from reprise.backend.training.prip.make_data import make_log
+from reprise.backend.training.rollouts.picture_log import read_log, read_source
 
 from ..world import Blueness, FailsAlways, FailsOnGreen, Redness, WordRenderer
 
