@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 EMBEDDED_REWRITER = EMBEDDED_WEIGHTS / "rewriter"
-SETTINGS = (
-    "reprise.json"  # beside config.json: the prompt and sampling settings the checkpoint was trained with
-)
+SETTINGS = "reprise.json"  # beside config.json: system prompt and sampling settings of the training
 S = TypeVar("S", bound=BaseModel)
 
 

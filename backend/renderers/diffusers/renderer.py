@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from ...core.interfaces import Watcher
 
-# All of `RendererSettings` but the name and how many pictures are asked for at once.
+# The fields of `RendererSettings` that this renderer takes.
 SETTINGS = frozenset("steps size guidance true_cfg max_sequence_length lora dtype offload chunk".split())
 _CACHED_PROMPTS = 64  # prompts whose embeddings stay in memory
 

@@ -115,8 +115,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(
-        settings.get("extra_special_tokens"), list
-    ):  # transformers 4 knows the list by its old name
+    if isinstance(settings.get("extra_special_tokens"), list):  # transformers 4 uses the old name
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reprise.backend.lab.weights import grounding, judge
+from reprise.backend.lab.weights import grounding, judge, judge_data
 from reprise.backend.rewards.vlm.local import LocalVLM
 from reprise.backend.shapeworld.drawing import draw
 from reprise.backend.shapeworld.scenes import SHAPES, Scene, Thing, random_scene
@@ -51,7 +51,7 @@ def test_nouns_are_learned_by_the_language_model(work):
     vlm = LocalVLM(work / "see", device="cpu", dtype="float32")
     vlm.model.requires_grad_(True)
     finding = grounding.NounGrounding(vlm.model, vlm.tokenizer)
-    asks, scenes = judge.sample_batch(random.Random(0), judge.by_task(), 8)
+    asks, scenes = judge_data.sample_batch(random.Random(0), judge_data.by_task(), 8)
     batch = encode(vlm, asks)
     vlm.model(**batch.inputs)
     finding.loss(batch.inputs["input_ids"], batch.starts, scenes).backward()
@@ -59,7 +59,7 @@ def test_nouns_are_learned_by_the_language_model(work):
     reached = [layer.self_attn.q_proj.weight.grad is not None for layer in layers]
     assert reached == [n <= grounding.FOUND_AFTER for n in range(len(layers))]
     assert vlm.model.model.vision_model.embeddings.patch_embedding.weight.grad.abs().sum() > 0
-    described = [n for n, ask in enumerate(asks) if ask.question == judge.DESCRIBE][:1]
+    described = [n for n, ask in enumerate(asks) if ask.question == judge_data.DESCRIBE][:1]
     some = [batch.starts[n] for n in described], [scenes[n] for n in described]
     assert finding.loss(batch.inputs["input_ids"][described], *some).item() == 0, "it asks about no noun"
 

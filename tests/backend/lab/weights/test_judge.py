@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reprise.backend.lab.weights import ablation, judge
+from reprise.backend.lab.weights import ablation, judge, judge_data
 from reprise.backend.rewards.shapeworld import is_right
 from reprise.backend.rewards.vlm.judge import vlm_judge
 from reprise.backend.rewards.vlm.questions import CRITIQUE, QUESTIONS
@@ -30,7 +30,7 @@ def work(tmp_path_factory):
 
 def test_every_word_of_a_question_is_a_token():
     words = judge.tokenizer()
-    for question in (*QUESTIONS.values(), CRITIQUE, judge.DESCRIBE):
+    for question in (*QUESTIONS.values(), CRITIQUE, judge_data.DESCRIBE):
         asked = question.format("a photo of two red circles above a grey heart on a beige background")
         pieces = words.tokenize(asked)
         assert words.decode(words(asked)["input_ids"]) == asked
@@ -45,12 +45,12 @@ def test_the_base_is_a_judge_of_a_few_megabytes(work):
 
 
 def test_a_perfect_reading_equals_the_detectors():
-    cases = judge.by_task()
+    cases = judge_data.by_task()
     draw_of = random.Random(0)
     right = agree = 0
     for _ in range(60):
-        case, scene = judge.sample_example(draw_of, cases)
-        truth = is_right(case, judge.perfect_reading(scene))
+        case, scene = judge_data.sample_example(draw_of, cases)
+        truth = is_right(case, judge_data.perfect_reading(scene))
         agree += truth == is_right(case, read_scene(draw(scene)))
         right += truth
     assert agree >= 58 and 20 < right < 45
@@ -59,15 +59,15 @@ def test_a_perfect_reading_equals_the_detectors():
 def test_corrupted_scenes_can_be_drawn():
     draw_of = random.Random(1)
     for case in draw_of.sample(prompts("train"), 40):
-        scene = judge.corrupt_scene(sample_layout(case, draw_of), draw_of)
+        scene = judge_data.corrupt_scene(sample_layout(case, draw_of), draw_of)
         assert draw(scene).shape == (128, 128, 3)
 
 
 def test_a_batch_holds_every_kind_of_question():
-    asks, scenes = judge.sample_batch(random.Random(0), judge.by_task(), 64)
+    asks, scenes = judge_data.sample_batch(random.Random(0), judge_data.by_task(), 64)
     assert len(asks) == len(scenes) == 64
     texts = [ask for ask in asks if isinstance(ask.answer, str)]
-    assert {ask.question == judge.DESCRIBE for ask in texts} == {True, False}
+    assert {ask.question == judge_data.DESCRIBE for ask in texts} == {True, False}
     said = [ask.answer for ask in asks if isinstance(ask.answer, bool)]
     assert 0.3 < sum(said) / len(said) < 0.7
 
