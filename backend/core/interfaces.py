@@ -1,8 +1,8 @@
-"""The roles as Protocols. `search/` and the trainers know these and nothing else.
+"""The roles as Protocols. `search/` and the trainers use only these.
 
-What an implementation can do is declared: facts in its `capabilities`, methods that not all have in a
-Protocol of their own (`Critic`, `PreviewReward`, …), which `isinstance` asks for. A class of the registry
-declares its capabilities on the class, so that they are known before anything is loaded.
+An implementation declares what it can do: facts in its `capabilities`, and optional methods by a Protocol
+(`Critic`, `PreviewReward`, …) that callers check with `isinstance`. Classes of the registry declare their
+capabilities on the class, so that they are known before anything is loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rewriter(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """Changes when the same call would give other words; None where the name says it all."""
+        """Changes when the same call would give another rewrite; None if the name is enough."""
         ...
 
     def rewrite(
@@ -45,17 +45,17 @@ class Rewriter(Protocol):
     ) -> list[list[Rewrite]]:
         """`variants` rewrites of each prompt; `critiques[i]` says what was wrong with an earlier picture.
 
-        The first is the best single one, whatever the seed; the others are sampled. The same call gives
-        the same rewrites; a prompt's rewrites do not depend on its neighbours.
-        Output that cannot be parsed becomes the user's prompt with `fallback` set.
+        The first is the best one and does not depend on the seed; the others are sampled. The same call gives
+        the same rewrites, and a prompt's rewrites do not depend on the other prompts. If the output cannot be
+        parsed, the rewrite is the user's prompt with `fallback` set.
         """
         ...
 
 
 class Watcher(Protocol):
-    """Looks at x0 previews while rendering and says which rows go on."""
+    """Looks at x0 previews while rendering and decides which rows continue."""
 
-    steps: frozenset[int]  # the 1-based steps after which it wants to look
+    steps: frozenset[int]  # the 1-based steps after which `look` is called
 
     def look(self, step: int, rows: list[int], previews: Tensor) -> list[int]:
         """`previews` (len(rows), H, W, 3) in 0..1 of the rows alive -> the rows (of `rows`) to keep."""
@@ -63,7 +63,7 @@ class Watcher(Protocol):
 
 
 class Renderer(Protocol):
-    """(prompt, seed) jobs -> images, each from its own noise, whatever it is batched with."""
+    """(prompt, seed) jobs -> images. An image does not depend on the other jobs of the batch."""
 
     name: str
     steps: int
@@ -72,8 +72,7 @@ class Renderer(Protocol):
 
     @property
     def model(self) -> Any:
-        """What a training may move between devices with `.to`; None where nothing lies here, or what lies
-        here moves by itself."""
+        """What a training may move between devices with `.to`; None if there is no such model here."""
         ...
 
     def render(
@@ -82,11 +81,13 @@ class Renderer(Protocol):
         watcher: Watcher | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> RenderResult:
-        """Draw all jobs as one search: a watcher sees all rows alive at once, also where they are
-        evaluated in chunks. `progress(step, steps)` is called after each step and may raise
-        `Interrupted`. Jobs start from noise, or all from pictures with one strength: their first steps are
-        then left out, and the others keep their numbers. Raises Unsupported for what its `capabilities`
-        exclude."""
+        """Draw all jobs as one search: a watcher gets all rows alive at once, even if they are computed in
+        chunks. `progress(step, steps)` is called after each step and may raise `Interrupted`.
+
+        Either all jobs start from noise, or all start from pictures with the same strength. In the second
+        case the first steps are left out, and the others keep their numbers. Raises Unsupported for what its
+        `capabilities` exclude.
+        """
         ...
 
 
@@ -98,16 +99,19 @@ class Reward(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """What decides its scores, such as its weights; None where the name of its spec says it all."""
+        """Changes when its scores would change, for example with its weights; None if its name is enough."""
         ...
 
     @property
     def model(self) -> Any:
-        """The nn.Module that a host or a training may move between devices; None where there is none here."""
+        """The nn.Module that a host or a training may move between devices; None if there is none here."""
         ...
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
-        """`images` (B, H, W, 3) in 0..1, `prompts` of length B -> B finite scores. Raises, never 0."""
+        """`images` (B, H, W, 3) in 0..1, `prompts` of length B -> B finite scores.
+
+        A failure raises; it never becomes a score of 0.
+        """
         ...
 
 
@@ -121,7 +125,7 @@ class TextReward(Protocol):
 
 @runtime_checkable
 class Critic(Protocol):
-    """A reward that can also say in words what is wrong."""
+    """A reward that also says in words what is wrong."""
 
     spec: RewardSpec
 
@@ -130,37 +134,37 @@ class Critic(Protocol):
 
 @runtime_checkable
 class PreviewReward(Protocol):
-    """A reward for pictures that are still being drawn: its scores are P(it will come out right), 0..1."""
+    """A reward for previews: its scores are P(the picture will come out right), 0..1."""
 
     spec: RewardSpec
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[float]: ...
 
     def clarity(self, images: Tensor, prompts: Sequence[str]) -> list[float] | None:
-        """P(clear enough to judge), 0..1 each; None where it cannot tell."""
+        """P(clear enough to judge), 0..1 each; None if it does not estimate that."""
         ...
 
 
 @runtime_checkable
 class HasPreviewJudge(Protocol):
-    """A reward in whose place another one looks at previews: a vision-language model asks about a preview in
-    other words than about a finished picture."""
+    """A reward that has another reward for previews: a vision-language model is asked another question about
+    a preview than about a finished picture."""
 
     def preview_judge(self) -> Reward: ...
 
 
 @runtime_checkable
 class CompositeReward(Protocol):
-    """A reward whose scores follow from those of its parts."""
+    """A reward whose scores are computed from those of its parts."""
 
     spec: RewardSpec
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, list[float]]:
-        """The parts' own scores by their names, B each."""
+        """The scores of each part by its name, B each."""
         ...
 
     def combine(self, parts: Mapping[str, Sequence[float]]) -> list[float]:
-        """Its scores, from what `parts` gave."""
+        """Its scores, from the result of `parts`."""
         ...
 
 
@@ -168,5 +172,5 @@ class CompositeReward(Protocol):
 class Managed(Protocol):
     """Holds a model that a host's memory manager may move, such as ComfyUI's."""
 
-    model: Any  # an nn.Module; None where it has none on this machine
-    patcher: Any  # the manager's own handle on `model`, which the host sets; None: no one else moves it
+    model: Any  # an nn.Module; None if it has none on this machine
+    patcher: Any  # the manager's handle on `model`, set by the host; None: no manager moves it

@@ -44,12 +44,12 @@ def clarities(reward: PreviewReward, images: Tensor, prompts: Sequence[str]) -> 
 
 
 def judge_for_previews(judge: Reward) -> Reward:
-    """Who looks at previews in a judge's place: by default itself."""
+    """The reward that scores previews for a judge: by default the judge itself."""
     return judge.preview_judge() if isinstance(judge, HasPreviewJudge) else judge
 
 
 def reward_fingerprint(reward: Reward) -> str:
-    """What decides its scores, for keys of what is kept: the fingerprint of its weights, or its name."""
+    """What determines its scores, for keys of stored results: its own fingerprint, or its name."""
     return reward.fingerprint or reward.spec.name
 
 

@@ -42,7 +42,7 @@ class InitImage:
 def check_strength(strength: float, steps: int) -> None:
     """Raises BadInput for a strength that is outside 0 to 1, or so low that none of `steps` is drawn."""
     if not 0 < strength <= 1 or int(steps * strength) < 1:
-        raise BadInput(f"strength is {1 / steps:.2g} (one of {steps} steps) to 1, got {strength}")
+        raise BadInput(f"expected a strength of {1 / steps:.2g} (one of {steps} steps) to 1, got {strength}")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class RewriterCapabilities:
 
 @dataclass(frozen=True)
 class RewardCapabilities:
-    """What a reward can do. That it criticises or looks at previews is said by its class: `Critic`,
-    `PreviewReward`."""
+    """What a reward can do. Whether it criticises or scores previews is declared by the Protocols `Critic`
+    and `PreviewReward`."""
 
     gradient: bool = False  # `prepare` and `rate` give scores with a gradient through the pixels
     weights: bool = False  # has weights on this machine: takes `device` and `dtype`

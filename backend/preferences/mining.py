@@ -315,7 +315,7 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
         raise BadInput(f"{file} has no scores of {reward!r}; expected {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
     groups: dict[str, list[ScoredPicture]] = {}
-    with _refuse_damaged(file, "make it anew with `reprise data judge`"):
+    with _refuse_damaged(file, "make it again with `reprise data judge`"):
         for key, row in {row["key"]: row for row in read_lines(file)}.items():
             _, drawn_as, seed, _ = json.loads(key)
             scores = _checked_scores({named: row["score"]})

@@ -69,9 +69,8 @@ class PictureGroup:
         if odd:
             got = " and ".join(map(str, odd[:2]))
             raise BadInput(
-                f"{self.run}: expected scores of {self.reward!r} that are numbers a finite "
-                f"distance apart, got {got} for {plain(self.prompt, 60)!r}; mend them, or leave "
-                "these pictures out"
+                f"{self.run}: expected finite scores of {self.reward!r} with a finite difference, got {got} "
+                f"for {plain(self.prompt, 60)!r}; correct them, or leave these pictures out"
             )
 
     def margin(self, better: float, worse: float) -> float:

@@ -33,7 +33,7 @@ class Weights(dict):
     def normal(self, key: str, *shape: int, std: float, mean: float = 0.0) -> None:
         count = math.prod(shape)
         start = int(torch.randint(POOL, (), generator=self.random))
-        rest = count - (POOL - start)  # beyond the pool's end it starts anew
+        rest = count - (POOL - start)  # beyond the pool's end it starts again
         parts = [self.pool[start : start + count], *[self.pool] * (rest // POOL if rest > 0 else 0)]
         parts += [self.pool[: rest % POOL]] if rest > 0 else []
         self[key] = torch.cat(parts).mul_(std).add_(mean).reshape(shape)

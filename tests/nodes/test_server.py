@@ -203,7 +203,7 @@ def test_the_reflection_loop_corrects_and_returns_the_best(server, graph, correc
 
 @pytest.mark.parametrize("correction", ["draw again", "image to image"])
 def test_the_reflection_loop_leaves_masked_pixels_unchanged(server, graph, correction):
-    """Inpainting: the right half of a blue picture is nobody's to change, in any round; and with denoise .5
+    """Inpainting: no round may change the right half of a blue picture; and with denoise .5
     much of the left one stays, too."""
     nodes = _with(graph("reflection_loop"), "8", correction=correction, latent_image=["25", 0], rounds=2)
     nodes |= {

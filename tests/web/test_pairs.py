@@ -1,4 +1,4 @@
-"""The page of pairs in a browser: tick, save, and the store takes what was saved. No server."""
+"""The page of pairs in a browser, without a server: tick pairs, save, and the store reads the file."""
 
 import time
 

@@ -63,7 +63,7 @@ def parm(
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
-    """What pruning saves and what it keeps: full and pruned searches from the same seeds."""
+    """Cost and gain of pruning: full and pruned searches from the same seeds."""
     from ...factory import open_renderer, open_reward, parse_reward, renderer_settings
     from ...training.rollouts.prompts import read_prompts
     from . import parm, potential

@@ -1,6 +1,6 @@
 """The cost of the nodes in a real ComfyUI on the CPU, as ratios measured in one run of its Python.
 
-`inside/measure.py` runs there, in a process of its own, and measures; here its figures become rows.
+`inside/measure.py` measures there, in its own process; here its figures become rows.
 """
 
 from __future__ import annotations

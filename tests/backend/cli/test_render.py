@@ -127,7 +127,7 @@ def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, dra
         (["a", "--steps", "0"], ["--steps must be 1"]),
         (["a", "--reflect", "-1"], ["--reflect must be 0"]),
         (["a", "--correction", "redraw"], ["unknown correction 'redraw'", "did you mean 'draw-again'"]),
-        (["a", "--correction", "image-to-image", "--strength", "1.5"], ["strength is 0.12", "to 1, got 1.5"]),
+        (["a", "--correction", "image-to-image", "--strength", "1.5"], ["of 0.12", "to 1, got 1.5"]),
         (["a", "--seed", "-1"], ["--seed must be 0 to", "got -1"]),
         (["a", "--seed", str(2**63)], ["--seed must be 0 to", "got 9223372036854775808"]),
         (["a", "--seed", str(2**63 - 1)], ["--seed must be at most", "for 16 candidates"]),

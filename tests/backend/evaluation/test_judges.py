@@ -67,12 +67,12 @@ def test_accuracies_equal_those_computed_by_hand(cases):
     played = VLMJudge(Played())
     judges = {"played": lambda: make_answerer(played), "bright": lambda: make_answerer(Brightness())}
     result = evaluate_judges(judges, cases)
-    told, bright, blind = result["rows"]
+    figures, bright, blind = result["rows"]
     assert blind["name"] == MAJORITY and blind["tasks"]["match"] == [0.5, 0.5, 0.5] and not blind["cost"]
-    assert told["tasks"] == {"match": [1, 1, 1], "clarity": [1, 1, 1], "potential": [0.5, 0.5, 0.5]}
-    assert told["overall"][0] == pytest.approx(2.5 / 3, abs=1e-4)
-    assert told["cost"]["calibration error, match"] == pytest.approx(0.2, abs=1e-4)
-    assert told["cost"]["calibration error, potential"] == pytest.approx(0.4, abs=1e-4)
+    assert figures["tasks"] == {"match": [1, 1, 1], "clarity": [1, 1, 1], "potential": [0.5, 0.5, 0.5]}
+    assert figures["overall"][0] == pytest.approx(2.5 / 3, abs=1e-4)
+    assert figures["cost"]["calibration error, match"] == pytest.approx(0.2, abs=1e-4)
+    assert figures["cost"]["calibration error, potential"] == pytest.approx(0.4, abs=1e-4)
     assert bright["tasks"].keys() == {"match", "potential"} and bright["tasks"]["potential"][0] == 1
     steps, errors, apart = result["tables"]
     assert ["played, match", *["1.000 [1.000, 1.000]"] * 3] in apart["rows"]
@@ -96,12 +96,12 @@ def test_calibration_errors_equal_those_computed_by_hand(cases):
 
 def test_the_baseline_gives_the_more_frequent_answer_of_a_step(cases):
     """At step 2 no preview is clear, at step 4 four of five are: an accuracy of .9."""
-    told = [
+    questions = [
         JudgeCase("clarity", c.prompt, c.picture, c.step == 4 and c.prompt != "light 0", c.step)
         for c in cases
         if c.question == "clarity"
     ]
-    result = evaluate_judges({"played": lambda: make_answerer(VLMJudge(Played()))}, told)
+    result = evaluate_judges({"played": lambda: make_answerer(VLMJudge(Played()))}, questions)
     assert result["rows"][-1]["tasks"]["clarity"][0] == 0.9
     (row,) = [row for row in result["tables"][0]["rows"] if row[0].startswith(MAJORITY)]
     assert row[1].startswith("1.000") and row[2].startswith("0.800")
@@ -111,13 +111,13 @@ def test_pair_accuracy_compares_pictures_of_one_prompt(tmp_path):
     """A judge that only knows which prompts fail is right about five of six pictures, and orders no pair."""
     Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
     rights = {"easy": (True, True, False), "hard": (False, False, False)}
-    told = [
+    questions = [
         JudgeCase("match", prompt, tmp_path / "x.png", right)
         for prompt, row in rights.items()
         for right in row
     ]
     judges = {"knows": lambda: lambda cases: [0.9 if case.prompt == "easy" else 0.1 for case in cases]}
-    result = evaluate_judges(judges, told)
+    result = evaluate_judges(judges, questions)
     assert result["rows"][0]["tasks"]["match"][0] == pytest.approx(5 / 6, abs=1e-4)
     assert result["tables"][-1]["rows"] == [["knows, match", "0.500 [0.500, 0.500]"]]
 

@@ -268,7 +268,7 @@ def test_a_search_over_rewrites_of_a_list_gives_a_group_each(mined):
 def test_reflection_over_lists_of_prompts_and_judges_gives_a_group_each(mined):
     loop = {"class_type": "RepriseReflectionLoop", "inputs": {"prompt": ["4", 0]}}
     graph = {**GRAPH, "4": LISTED, "8": loop}
-    told = [
+    reports = [
         {
             **report([]),
             "prompt": prompt,
@@ -277,10 +277,10 @@ def test_reflection_over_lists_of_prompts_and_judges_gives_a_group_each(mined):
         }
         for prompt, scores, judge in zip(PROMPTS, ((0.2, 0.9), (0.8, 0.4)), ("shapeworld", "other"))
     ]
-    outputs = {"8": {"reprise_reflection": told}, "10": {"images": files(*NAMES)}}
+    outputs = {"8": {"reprise_reflection": reports}, "10": {"images": files(*NAMES)}}
     found = mined(graph, outputs, GREYS, by="prompt")
     assert pooled(found) == APART and [pair.reward for pair in found.pairs] == ["shapeworld", "other"]
-    for one in told:
+    for one in reports:
         one["prompt"] = "a cat"
     found = mined(graph, outputs, GREYS, by="prompt")
     assert [pair.reward for pair in found.pairs] == ["shapeworld", "other"]
@@ -295,11 +295,11 @@ def test_a_scorer_over_a_list_of_prompts_gives_a_group_each(mined):
         "7": {"class_type": "RepriseRewardScorer", "inputs": {"images": ["5", 0], "prompt": ["4", 0]}},
         "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 1]}},
     }
-    told = [
+    reports = [
         {**report([]), "prompt": PROMPTS[0], "scores": [0.2, 0.9], "ranking": [1, 0]},
         {**report([]), "prompt": PROMPTS[1], "scores": [0.8, 0.4], "ranking": [0, 1]},
     ]
-    outputs = {"7": {"reprise_scores": told}, "8": {"images": files(*NAMES)}}
+    outputs = {"7": {"reprise_scores": reports}, "8": {"images": files(*NAMES)}}
     assert pooled(mined(graph, outputs, GREYS)) == APART
 
 
@@ -317,7 +317,7 @@ WHOLE = shown(["a large cat"], [report([0.2, 0.9])], ["a.png", "b.png"])
         (GRAPH, {**WHOLE, "8": None}, "not in ComfyUI's format"),
         (GRAPH, {**WHOLE, "8": {"reprise_parm": [_without(report([0.2]), "low")]}}, "low: field required"),
         (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([0.2, "fine"])]}}, "score: .*'fine'"),
-        (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([1e308, -1e308])]}}, "a finite distance apart"),
+        (GRAPH, {**WHOLE, "8": {"reprise_parm": [report([1e308, -1e308])]}}, "with a finite difference"),
         (GRAPH, {**WHOLE, "10": {"images": ["a.png", "b.png"]}}, "not in ComfyUI's format"),
         (
             {**GRAPH, "10": {"class_type": "PreviewImage"}},

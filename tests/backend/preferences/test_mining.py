@@ -322,7 +322,7 @@ def test_judge_data_are_compared_by_the_recorded_reward(mined, tmp_path):
         mined(file, "other")
     rows[0]["score"] = "x"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(BadInput, match="is damaged .*; make it anew with `reprise data judge`"):
+    with pytest.raises(BadInput, match="is damaged .*; make it again with `reprise data judge`"):
         mined(file)
 
 
@@ -337,7 +337,7 @@ def test_lower_scores_win_if_lower_is_better(tmp_path):
 @pytest.mark.parametrize("scores", [(1e308, -1e308), (0.1, float("nan")), (float("inf"),)])
 def test_scores_without_a_finite_margin_are_refused(scores):
     shown = [ScoredPicture(lambda: None, "x", score) for score in scores]
-    with pytest.raises(BadInput, match="scores of 'r' that are numbers a finite distance apart, got"):
+    with pytest.raises(BadInput, match="finite scores of 'r' with a finite difference, got"):
         PictureGroup("a cat", shown, "r", True, 1.0, "table", "t.csv")
 
 

@@ -82,8 +82,8 @@ def test_lines_on_record_are_not_rewritten(store):
 
 
 def test_pairs_are_stored_by_reward_and_returned_once(store):
-    """Where two agree, both have the pair and whoever asks for neither sees it once; where they differ, only
-    who asks for one of them learns from it."""
+    """If two rewards agree, both have the pair, and a query of all rewards returns it once. If they disagree,
+    only a query of one reward returns it."""
     store.add(
         [
             pair(store, 1, 2),
@@ -104,7 +104,7 @@ def test_pairs_are_stored_by_reward_and_returned_once(store):
 
 
 def test_old_names_of_a_judge_are_read_as_its_name(store):
-    """Stores of earlier versions called it by another name where it could say what is wrong."""
+    """Earlier versions stored some VLM judges with #critique at the end of their name."""
     old = pair(store).model_dump() | {"reward": "vlm:x#critique+clip-score"}
     old["chosen"]["scores"] = {"vlm:x#critique": 0.5, "vlm:x#checklist": 0.4}
     store.folder.mkdir(exist_ok=True)
@@ -141,7 +141,7 @@ def test_pairs_that_contradict_each_other_are_left_out(store):
     assert [p.chosen.seed for p in store.pairs()] == [3]
     found = store.statistics()["pairs"]
     assert (found["recorded"], found["contradicted"], found["usable"]) == (3, 2, 1)
-    # A person who strikes one of the two has decided.
+    # Striking one of the two resolves the contradiction.
     store.strike([pair(store, 2, 1).id])
     assert [p.chosen.seed for p in store.pairs()] == [1, 3]
 

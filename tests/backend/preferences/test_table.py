@@ -92,7 +92,7 @@ def test_a_picture_with_several_scores_counts_once(folder):
         ("t.csv", "image,prompt,score,mood\na.png,a cat,1,fine\n", "line 2: mood: "),
         ("t.csv", "image,prompt,score\na.png,a cat,1,2\n", "line 2: None: "),
         ("t.csv", "image,prompt,score\nz.png,a cat,1\n", "line 2: no picture .*z.png"),
-        ("t.csv", "image,prompt,score\na.png,a cat,1\nt.csv,a cat,2\n", "line 3: .*t.csv is no picture"),
+        ("t.csv", "image,prompt,score\na.png,a cat,1\nt.csv,a cat,2\n", "line 3: .*t.csv is not a readable"),
         (
             "t.csv",
             'image,prompt,score\na.png,a cat,1\n"b.png,a cat,1\n' + "x\n" * 70_000,

@@ -105,7 +105,7 @@ def test_image_to_image_is_refused_for_unsuitable_renderers_and_settings(brightn
     with pytest.raises(Unsupported, match="'fake' cannot draw over a picture; correct by 'draw again'"):
         chain(blind, brightness, echo, correction="image to image")
     assert chain(blind, brightness, echo, correction="image to image", reflect=0).run("p").best == 0
-    with pytest.raises(BadInput, match=r"strength is 0.12 \(one of 8 steps\) to 1, got 0.1"):
+    with pytest.raises(BadInput, match=r"a strength of 0.12 \(one of 8 steps\) to 1, got 0.1"):
         chain(grey({"": 0.1}), brightness, echo, correction="image to image", strength=0.1)
     with pytest.raises(UnknownName, match="unknown correction 'image'"):
         chain(grey({"": 0.1}), brightness, echo, correction="image")

@@ -244,9 +244,9 @@ def settings(*words):
 
 
 def test_a_small_benchmark_runs_to_the_end():
-    told = []
-    result = bench(settings(), pairs=1, progress=lambda *words: told.append(words))
-    assert told[-1] == ("steps", 1, 1) and json.dumps(result, allow_nan=False)
+    calls = []
+    result = bench(settings(), pairs=1, progress=lambda *words: calls.append(words))
+    assert calls[-1] == ("steps", 1, 1) and json.dumps(result, allow_nan=False)
     names = [row["name"] for row in result["rows"]]
     assert names[0] == "seconds per optimiser step, each at its own steps (1 and 16)"
     assert "pictures per second, at equal steps (1)" in names

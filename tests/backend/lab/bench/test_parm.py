@@ -52,7 +52,7 @@ def test_a_step_with_equal_scores_has_no_correlation():
     ranked, flat = pool([0.2, 0.4, 0.6], [0.1, 0.5, 0.9]), pool([0.2, 0.4, 0.6], [0.5, 0.5, 0.5])
     for candidates in (ranked.candidates, flat.candidates):
         for candidate in candidates:
-            candidate.preview_scores[1] = 0.0  # nothing is told apart yet
+            candidate.preview_scores[1] = 0.0  # all scores are equal at first
     assert rank_correlations([ranked, flat]) == {"2": [1.0, 1.0, 1.0]}
     assert rank_correlations([flat]) == {}
 

@@ -75,10 +75,10 @@ def test_a_small_benchmark_runs_to_the_end(refiner):
         "max_new_tokens=4",
         "prompts=shapeworld:1",
     )
-    told = []
+    calls = []
     settings = load_config(PpoConfig, SHIPPED, words).model_dump(mode="json")
-    result = bench(settings, pairs=1, refined=4, progress=lambda *words: told.append(words))
-    assert told == [(what, turn, 1) for what in ("refinements", "steps") for turn in (0, 1)]
+    result = bench(settings, pairs=1, refined=4, progress=lambda *words: calls.append(words))
+    assert calls == [(what, turn, 1) for what in ("refinements", "steps") for turn in (0, 1)]
     assert json.dumps(result, allow_nan=False) and all(row["overall"][0] > 0 for row in result["rows"])
     timer, did, tokens = result["tables"]
     *parts, whole = [row[1] for row in timer["rows"]]

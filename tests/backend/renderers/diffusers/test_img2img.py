@@ -143,8 +143,8 @@ def test_the_cache_distinguishes_init_images(renderer, tmp_path):
     [
         ([start(0.5), None], "must all start from noise, or all from pictures with one strength"),
         ([start(0.5), start(0.6)], "with one strength"),
-        ([start(0.0)], r"strength is 0.25 \(one of 4 steps\) to 1, got 0.0"),
-        ([start(0.2)], "strength is 0.25"),
+        ([start(0.0)], r"a strength of 0.25 \(one of 4 steps\) to 1, got 0.0"),
+        ([start(0.2)], "a strength of 0.25"),
         ([start(1.1)], "got 1.1"),
         ([InitImage(torch.zeros(8, 16, 3), 0.5)], "has 16 x 8 pixels, expected 16 x 16"),
     ],

@@ -310,7 +310,7 @@ def test_a_damaged_picture(folders, data, tmp_path):
     for path in folder.glob("*.png"):
         path.write_bytes(path.read_bytes()[:60])
     said = refused(settings(folders, folder / "judge.jsonl"), tmp_path / "run")
-    assert ".png is damaged" in said or "is no picture" in said
+    assert ".png is damaged" in said or "is not a readable picture" in said
 
 
 def test_a_model_without_words_for_yes_and_no(folders, data, tmp_path):
