@@ -1,4 +1,5 @@
-"""Settings to checkpoints: a folder for each method, `common` and `rollouts` for what they share."""
+"""Trainings: a folder for each method, `common/` and `rollouts/` for what methods share, `rounds` of drawing
+and learning."""
 
 from pathlib import Path
 

@@ -100,7 +100,8 @@ def rewrites(
     """
     from ...factory import open_rewriter, parse_rewriter
     from ...storage.files import prepare_folder
-    from ...training.sft.make_data import AnswerFolder, ExampleMaker, held_out
+    from ...training.sft.answers import AnswerFolder
+    from ...training.sft.make_data import ExampleMaker, held_out
     from .. import terminal
 
     asked = _prompts(prompts)
@@ -120,7 +121,7 @@ def rewrites(
     choose = _chooser(folder, renderer, reward, pictures, steps, seed) if keep_best else None
     answers = AnswerFolder(folder, rewriter, seed)
     for path in filter(None, (out, eval_out)):
-        answers.check_place(path)
+        answers.check_target(path)
         prepare_folder(path.parent)
     maker = ExampleMaker(asked, answers, variants=variants, retries=retries, filters=passing)
     with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:

@@ -1,1 +1,1 @@
-"""What every training uses, whatever it learns."""
+"""What trainings share: settings, the loop, the run folder, losses, several processes."""

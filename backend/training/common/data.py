@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from pydantic import BaseModel
+
+from ...core.config import parse_line
 from ...core.errors import BadInput
 from ...core.seeds import seed_of, shuffled_indices
-from ...storage.files import write_whole
+from ...storage.files import read_text, write_whole
 
 MAX_LOST = 0.1  # share of the records that may be unusable; beyond it a run is refused
 STARTED_WITH = Path("checkpoints") / "begun.json"
@@ -24,6 +27,7 @@ class HasPrompt(Protocol):
 
 
 Item = TypeVar("Item", bound=HasPrompt)
+Record = TypeVar("Record", bound=BaseModel)
 
 
 def check_lost(lost: int, of: int, what: str, why: str, remedy: str, log: Callable[[str], None]) -> None:
@@ -32,6 +36,21 @@ def check_lost(lost: int, of: int, what: str, why: str, remedy: str, log: Callab
         raise BadInput(f"{lost} of {of} of {what} {why}; {remedy}")
     if lost:
         log(f"left out {lost} of {of} of {what}: they {why}")
+
+
+def read_records(path: Path, model: type[Record], what: str, makes: str) -> list[Record]:
+    """The lines of a JSON-lines file as `model`, without blank ones. Raises BadInput with the number of a bad
+    line, and where there is none; `what` the lines are, and which command `makes` them, is for the
+    message."""
+    text = read_text(path, what, "are", f"; {makes}")
+    records = [
+        parse_line(model, line, f"{path}, line {number}")
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    if not records:
+        raise BadInput(f"{path} holds no {what}; {makes}")
+    return records
 
 
 def split_by_prompt(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:

@@ -1,8 +1,8 @@
 """One training in several processes, as torchrun and `accelerate launch` start them, one for each GPU.
 
-Every process holds the whole model and knows all settings. Rollouts and evaluations are dealt out, and what
-comes of them is gathered on all, so that all go on alike; the folder of a run is the main process's to
-write. In a run of one process each function here is the plain call.
+Every process holds the whole model and has all settings. Rollouts and evaluations are dealt out, and their
+results are gathered in all processes, which then go on alike. Only the main process writes into the run's
+folder. In a run of one process each function here is a plain call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ...core.errors import BadInput, RepriseError, Unsupported
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
-# Of one that waits for another which still draws. Launchers end those that wait for a dead one.
+# How long a process waits for another that still draws. Launchers end those that wait for a dead one.
 PATIENCE = timedelta(days=1)
 BROKEN = ("closed by peer", "reset by peer", "Broken pipe", "remote process exit")  # gloo's, and NCCL's
 
@@ -28,8 +28,8 @@ R = TypeVar("R")
 class PeerFailed(RepriseError):
     """Another process of the run failed; `exit_code` is that process's."""
 
-    def __init__(self, said: str, exit_code: int):
-        super().__init__(f"another process of this run failed: {said}")
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(f"another process of this run failed: {message}")
         self.exit_code = exit_code
 
 
@@ -38,21 +38,23 @@ def is_distributed() -> bool:
     return any(int(os.environ.get(name) or 1) > 1 for name in SIZES)
 
 
-def require_one_process(who: str = "this trainer", without: str = "accelerate launch and torchrun") -> None:
-    """Raises Unsupported where a launcher started several processes of what is one."""
+def require_one_process(
+    trainer: str = "this trainer", without: str = "accelerate launch and torchrun"
+) -> None:
+    """Raises Unsupported where a launcher started several processes of a trainer that is one process."""
     if is_distributed():
-        raise Unsupported(f"{who} is one process; start it without {without}")
+        raise Unsupported(f"{trainer} is one process; start it without {without}")
 
 
 def launched_alone() -> bool:
-    """Whether `accelerate launch --cpu` was asked for several processes, and has started this one alone."""
+    """Whether `accelerate launch --cpu` was to start several processes, and started only this one."""
     return not is_distributed() and _flag("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ
 
 
 def join() -> None:
-    """Meet the other processes, once; the first of the functions below does it, too.
+    """Connect to the other processes, once. The functions below do it, too, where nothing has before.
 
-    Raises Unsupported for launchers' ways of which this package knows nothing.
+    Raises Unsupported for ways to launch that do not work here.
     """
     import torch
     from torch import distributed
@@ -64,7 +66,7 @@ def join() -> None:
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if _flag(f"ACCELERATE_USE_{name}"):
             raise Unsupported(
-                f"here every process holds the whole model, which {name} would cut in parts; "
+                f"here every process holds the whole model, which {name} would split; "
                 "start it without, with accelerate launch --multi_gpu or torchrun"
             )
     if torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU"):
@@ -77,7 +79,7 @@ def join() -> None:
 
 
 def world_size() -> int:
-    """Processes of this run."""
+    """The number of processes of this run."""
     if not is_distributed():
         return 1
     from torch import distributed
@@ -87,7 +89,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     if not is_distributed():
         return 0
     from torch import distributed
@@ -97,12 +99,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes and logs."""
     return rank() == 0
 
 
 def main_only(log: Callable[[str], None]) -> Callable[[str], None]:
-    """`log` in the main process, and silence in the others."""
+    """`log` in the main process; in the others a function that does nothing."""
     return log if is_main() else lambda line: None
 
 
@@ -121,7 +123,7 @@ def use_gpu(device: str) -> bool:
 
 
 def local_share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of what all have: contiguous, and as long as the others' within one."""
+    """This process's part of the items: contiguous, and as long as those of the others, or one longer."""
     if not is_distributed():
         return items
     number, of = rank(), world_size()
@@ -129,11 +131,11 @@ def local_share(items: Sequence[T]) -> Sequence[T]:
 
 
 def per_process(batch_size: int) -> int:
-    """Rows of a batch that are one process's. Raises BadInput where that is no whole number."""
+    """Rows of a batch for each process. Raises BadInput where they are no whole number."""
     if batch_size % world_size():
         raise BadInput(
-            f"batch_size={batch_size} is for all processes together, and {world_size()} of them do not "
-            f"divide it; set it to a multiple of {world_size()}"
+            f"batch_size={batch_size} is for all processes together, and {world_size()} processes cannot "
+            f"share it evenly; set it to a multiple of {world_size()}"
         )
     return batch_size // world_size()
 
@@ -143,9 +145,9 @@ def scatter(
     work: Callable[[Sequence[T]], list[R]],
     waiting: AbstractContextManager[Any] | None = None,
 ) -> list[R]:
-    """`work` on `items`, each process on its share: the results of all, in their order, in every process.
+    """Do `work` on `items`, each process on its share; returns all results, in their order, in every process.
 
-    `waiting` is entered while the others are waited for. What fails in one process fails in all.
+    `waiting` is a context for the time in which this process waits. What fails in one process fails in all.
     """
     if not is_distributed():
         return work(items)
@@ -154,7 +156,7 @@ def scatter(
 
 
 def run_on_main(work: Callable[[], R]) -> R:
-    """What `work` gives in the main process, in all; they wait for it, and fail where it fails."""
+    """Do `work` in the main process; returns its result in all, which wait for it and fail where it fails."""
     if not is_distributed():
         return work()
     return _gather(lambda: work() if is_main() else None)[0]
@@ -166,48 +168,48 @@ def all_sum(*counts: int) -> tuple[int, ...]:
 
 
 def _gather(work: Callable[[], Any], waiting: AbstractContextManager[Any] | None = None) -> list[Any]:
-    """What `work` gives in each process, by their order, in all of them."""
+    """Do `work` in every process; returns the results of all, in the order of their numbers, in each."""
     from accelerate.utils import gather_object
 
     join()
-    value, failed, said = None, None, None
+    value, error, failure = None, None, None
     try:
         value = work()
-    except Exception as error:
-        failed, said = error, (str(error), getattr(error, "exit_code", 1))
+    except Exception as raised:
+        error, failure = raised, (str(raised), getattr(raised, "exit_code", 1))
     with waiting or nullcontext():
-        found = gather_object([(value, said)])
-    if failed is not None:
-        raise failed
-    for _, said in found:
-        if said is not None:
-            raise PeerFailed(*said)
-    return [value for value, _ in found]
+        results = gather_object([(value, failure)])
+    if error is not None:
+        raise error
+    for _, failure in results:
+        if failure is not None:
+            raise PeerFailed(*failure)
+    return [value for value, _ in results]
 
 
 # How a run of several ends
 
 
 def first_to_fail() -> bool:
-    """Whether no other process of the run asked this before: the one that did says why the run ends."""
+    """Whether this is the first process of the run to call this: the one that says why the run ends."""
     from torch.distributed import distributed_c10d
 
     try:
         return distributed_c10d._get_default_store().add("reprise/failed", 1) == 1
-    except Exception:  # it was kept by a process that is gone, and may have had no time to speak
+    except Exception:  # the process that held the store is gone, maybe without a message
         return True
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether it says no more than that another process is gone."""
+    """Whether the error only means that another process is gone."""
     broken = isinstance(error, RuntimeError) and any(words in str(error) for words in BROKEN)
     return broken and is_distributed()
 
 
 def exit_now(code: int) -> None:
-    """End this process at once, with `code`, where it is one of several and the run failed; alone, nothing.
+    """End this process at once with `code`, if it is one of several; a single process goes on.
 
-    Python's own end would take threads of gloo's apart that still wait for the others, and now and then
+    Python's own way to end would destroy threads of gloo that still wait for other processes, and sometimes
     abort with another exit code (pytorch/pytorch pull request 179291).
     """
     if is_distributed():
@@ -217,7 +219,7 @@ def exit_now(code: int) -> None:
 
 
 def leave() -> None:
-    """Part from the others at the end of a run."""
+    """Disconnect from the other processes at the end of a run."""
     from torch import distributed
 
     if distributed.is_initialized():

@@ -7,16 +7,16 @@ from typing import Any
 from .settings import LoraSettings
 
 
-def training_dtype(asked: str, gpu: bool, lora: LoraSettings | None) -> str:
+def training_dtype(dtype: str, gpu: bool, lora: LoraSettings | None) -> str:
     """The name of the weights' dtype: auto is bfloat16 for an adapter on a GPU, else float32."""
-    return asked if asked != "auto" else "bfloat16" if gpu and lora else "float32"
+    return dtype if dtype != "auto" else "bfloat16" if gpu and lora else "float32"
 
 
 def merged(model: Any, dtype: str = "same") -> Any:
     """The model with its adapter, if it has one, merged into the weights, in `dtype`. Changes `model`.
 
-    They are added in float32 and in main memory, and "same" leaves them so: half precision has no digits for
-    the small changes of an adapter, and a GPU that holds the weights once need not hold them twice as wide.
+    They are added in float32, because half precision rounds the small changes of an adapter away, and in main
+    memory, because a GPU that has room for the weights may have none for float32. "same" leaves them so.
     """
     import torch
 

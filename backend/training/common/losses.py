@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREDICTIONS = ("epsilon", "v_prediction", "flow")  # what a denoiser may be trained to say
+PREDICTIONS = ("epsilon", "v_prediction", "flow")  # what a denoiser may be trained to predict
 
 
 def noised(clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
@@ -20,8 +20,8 @@ def noised(clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tenso
 
 
 def denoising_target(prediction: str, clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-    """What a denoiser should say of `noised(clean, noise, signal, sigma)`, (B, …); `prediction` is one of
-    PREDICTIONS.
+    """What a denoiser should predict for `noised(clean, noise, signal, sigma)`, (B, …); `prediction` is one
+    of PREDICTIONS.
 
     epsilon: the noise (arXiv 2006.11239, eq. 14). v_prediction: signal noise - sigma x0 (Salimans & Ho
     2022, arXiv 2202.00512, appendix D). flow: noise - x0, towards the noise (arXiv 2209.03003, eq. 1).
@@ -35,8 +35,8 @@ def denoising_target(prediction: str, clean: Tensor, noise: Tensor, signal: Tens
 
 
 def predicted_clean(prediction: str, noisy: Tensor, output: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-    """x0 as a denoiser's `output` for `noisy` says it, all (B, …) with `signal` and `sigma` (B,): the
-    equations of `denoising_target` and `noised`, solved for it.
+    """x0 by a denoiser's `output` for `noisy`, all (B, …) with `signal` and `sigma` (B,): the equations of
+    `denoising_target` and `noised`, solved for x0.
 
     flow: x_t - sigma v, as signal + sigma is 1. v_prediction: signal x_t - sigma v, as signal^2 + sigma^2 is.
     """
@@ -79,21 +79,22 @@ def diffusion_dpo(
     return -logsigmoid(margins), margins
 
 
-def pivot_error(imagined: Tensor, seen: Tensor) -> Tensor:
-    """PRIP's first stage: how far pivots imagined from prompts are from those of the preferred pictures, both
-    (B, queries, width) and standardised -> a number, in float32.
+def pivot_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """PRIP's first stage: how far pivots predicted from prompts are from those of the preferred pictures,
+    both (B, queries, width) and standardised -> a number, in float32.
 
-    Source: PRIP (Zhan et al. 2024, arXiv 2407.00247), eq. 6, with the mean over all numbers for their sum:
-    1 is what the mean picture's pivot would get.
+    Source: PRIP (Zhan et al. 2024, arXiv 2407.00247), eq. 6, with the mean over all numbers in place of their
+    sum: the error of the mean picture's pivot is 1.
     """
-    return (imagined.float() - seen.float()).square().mean()
+    return (predicted.float() - target.float()).square().mean()
 
 
 def prompt_error(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """PRIP's second stage: -log p of pictures' prompts given their pivots. `logits` (B, T, V), `tokens` and
     `mask` (B, T), where a mask of 0 leaves a token out -> a number, in float32.
 
-    Source: arXiv 2407.00247, eq. 7, with the mean over the batch's tokens for the sum over a prompt's.
+    Source: arXiv 2407.00247, eq. 7, with the mean over the batch's tokens in place of the sum over a
+    prompt's.
     """
     from torch.nn.functional import cross_entropy
 
@@ -107,13 +108,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float = 0.95) -> tup
     Source: generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438), eq. 16, with gamma 1
     and one reward, at the end:
         A_t = sum_k lam^k delta_{t+k},  delta_t = r_t + V_{t+1} - V_t,  returns = A + V
-    `rewards` (B,) are paid with the last token; `values` (B, T) say what is to come before each token;
+    `rewards` (B,) are paid with the last token; `values` (B, T) predict before each token what is to come;
     `mask` (B, T) is 1 for a row's tokens, from the left without gaps, and 0 beyond its end.
     """
     import torch
 
     mask = mask.to(values.dtype)
-    values = torch.where(mask > 0, values, 0.0)  # what stands beyond the end may be no number
+    values = torch.where(mask > 0, values, 0.0)  # beyond the end there may be NaN
     last = mask.sum(1) - 1
     advantages = torch.zeros_like(values)
     ahead = next_value = torch.zeros_like(rewards)
@@ -157,13 +158,13 @@ def clipped_surrogate(
     import torch
 
     ratios = (logps - old_logps).exp()
-    kept = ratios.clamp(1 - clip, 1 + clip)
-    return -torch.minimum(ratios * advantages, kept * advantages), ratios
+    clipped = ratios.clamp(1 - clip, 1 + clip)
+    return -torch.minimum(ratios * advantages, clipped * advantages), ratios
 
 
 def clipped_value_error(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """The critic's losses of tokens, all (N,): 1/2 max((V - R)^2, (V_clipped - R)^2), where V_clipped keeps
-    within `clip` of the old value.
+    """The value head's losses of tokens, all (N,): 1/2 max((V - R)^2, (V_clipped - R)^2), where V_clipped
+    keeps within `clip` of the old value.
 
     Source: arXiv 1707.06347, eq. 9, clipped as in OpenAI's baselines (ppo2/model.py; Engstrom et al. 2020,
     arXiv 2005.12729, section 3, eq. 1).
@@ -186,17 +187,17 @@ def kl_k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
     return apart.expm1() - apart
 
 
-def answer_loss(said: Tensor, yes: Tensor) -> Tensor:
+def answer_loss(logprobs: Tensor, yes: Tensor) -> Tensor:
     """Losses (B,) of answers that should be yes where `yes` (B,) is True, and else no.
 
-    `said` (B, 2) are log-probabilities of all tokens that say yes, and of all that say no, among all tokens:
+    `logprobs` (B, 2) are those of all tokens that mean yes, and of all that mean no, among all tokens:
         -log p_yes = -log(p_yes / (p_yes + p_no)) - log(p_yes + p_no),
-    the cross-entropy of the share that a judge is read by (VQAScore, arXiv 2404.01291, reads one token), and
-    of answering with yes or no at all.
+    the cross-entropy of the share that is the judge's score (VQAScore, arXiv 2404.01291, reads one token),
+    and of answering with yes or no at all.
     """
     import torch
 
-    return -torch.where(yes, said[:, 0], said[:, 1])
+    return -torch.where(yes, logprobs[:, 0], logprobs[:, 1])
 
 
 def token_loss(logits: Tensor, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pairs of a preference store, as trainings use them."""
+"""Pairs of a preference store, as trainings use them; and which of them a run started with."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .data import MAX_LOST
 P = TypeVar("P", Pair, RewritePair)
 
 
-BEGUN_WITH = Path("checkpoints") / "pairs.json"
+PAIRS_OF_RUN = Path("checkpoints") / "pairs.json"
 
 
 class TeachesNothing(BadInput):
-    """As they are set, a training takes none of the pairs that there are; rounds end before such a round."""
+    """With these settings a training can use none of the pairs; rounds end before such a round."""
 
 
 def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[[str], None]) -> list[Pair]:
@@ -34,8 +34,8 @@ def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[
         none="mine more: reprise preferences mine RUN",
         ties="lower margin, or mine runs with more candidates",
     )
-    kept = [pair for pair in found if all(store.has_image(s.image) for s in (pair.chosen, pair.rejected))]
-    lost = len(found) - len(kept)
+    whole = [pair for pair in found if all(store.has_image(s.image) for s in (pair.chosen, pair.rejected))]
+    lost = len(found) - len(whole)
     if lost > MAX_LOST * len(found):
         raise BadInput(
             f"the pictures of {lost} of {len(found)} pairs are gone from {store.images.folder}; copy the "
@@ -43,7 +43,7 @@ def usable_pairs(store: Store, reward: str | None, margin: float, log: Callable[
         )
     if lost:
         log(f"left out {lost} of {len(found)} pairs: their pictures are gone")
-    return kept
+    return whole
 
 
 def pairs_apart_enough(
@@ -57,44 +57,45 @@ def pairs_apart_enough(
     none: str,
     ties: str,
 ) -> list[P]:
-    """Those of a store's pairs to learn from, of `reward` or of all, that are at least `margin` apart.
+    """Those of a store's pairs that a training may use, of `reward` or of all, that are at least `margin`
+    apart.
 
-    Raises BadInput where none is: `named` says what they are and `of` what they pair; `none` and `ties` say
-    what to do.
+    Raises BadInput where there is none. For its message `named` says what they are, `of` what they pair, and
+    `none` and `ties` what to do.
     """
     found = store.usable(recorded, reward)
     if not found:
         raise BadInput(f"{store.folder} has no pairs {_what_is_missing(store, recorded, reward, of, none)}")
-    kept = [pair for pair in found if pair.margin >= margin]
-    if not kept:
+    apart = [pair for pair in found if pair.margin >= margin]
+    if not apart:
         widest = max(pair.margin for pair in found)
         raise BadInput(
             f"all {len(found)} {named} of {store.folder} are ties: none is {margin:g} apart, the "
             f"widest {widest:.3g}; {ties}"
         )
-    return kept
+    return apart
 
 
 def _what_is_missing(store: Store, recorded: Sequence[P], reward: str | None, of: str, none: str) -> str:
     rewards, reward = sorted({pair.reward for pair in recorded}), reward and canonical_reward_name(reward)
     if reward is not None and rewards and reward not in rewards:
         return f"of {reward!r}, only of {', '.join(rewards)}; {none}"
-    asked = {pair.id for pair in recorded if reward in (None, pair.reward)}
-    struck = len(asked & store.struck_ids())
-    if struck == len(asked):
+    ids = {pair.id for pair in recorded if reward in (None, pair.reward)}
+    struck = len(ids & store.struck_ids())
+    if struck == len(ids):
         return f"of {of} that are not struck; {none}"
     return (
-        f"of {of} to learn from: {struck} are struck, and {len(asked) - struck} say the opposite of each "
+        f"of {of} to learn from: {struck} are struck, and {len(ids) - struck} say the opposite of each "
         f"other; name one of their rewards ({', '.join(rewards)}), or strike one of each two"
     )
 
 
 def pairs_of_run(run: Path, recorded: Sequence[P]) -> list[P] | None:
-    """The pairs that a stopped run began with, whatever was mined or struck since; None before it has begun.
+    """The pairs that a stopped run started with, even if others were mined or some struck since.
 
-    Raises BadInput where the store no longer has one of them.
+    None before it has started. Raises BadInput where the store no longer has one of them.
     """
-    path = run / BEGUN_WITH
+    path = run / PAIRS_OF_RUN
     if not path.is_file():
         return None
     known: dict[object, P] = {(pair.id, pair.reward): pair for pair in recorded}
@@ -106,13 +107,13 @@ def pairs_of_run(run: Path, recorded: Sequence[P]) -> list[P] | None:
     lost = sum(name not in known for name in names)
     if lost:
         raise BadInput(
-            f"{lost} of the {len(names)} pairs that {run} began with are not in the store any "
+            f"{lost} of the {len(names)} pairs that {run} started with are not in the store any "
             "more; bring its old pairs back, or begin another run"
         )
     return [known[name] for name in names]
 
 
 def keep_pairs_of_run(run: Path, pairs: Sequence[Pair | RewritePair]) -> None:
-    """Remember for `pairs_of_run` what a run is about to learn from."""
+    """Store which pairs a run starts with, for `pairs_of_run`."""
     names = ",\n".join(json.dumps([pair.id, pair.reward]) for pair in pairs)
-    write_whole(run / BEGUN_WITH, f"[\n{names}\n]\n")
+    write_whole(run / PAIRS_OF_RUN, f"[\n{names}\n]\n")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from ...core.config import Config, save_config
 from ...core.errors import FEW, BadInput, CheckpointError, TrainingFailed, first_line
 from ...rewriters.reprompt import SETTINGS
 from ...storage.files import apply_umask, write_whole
@@ -42,14 +43,20 @@ class TrainingLoop(Protocol):
 
 
 def run_training(
-    run: Path, text: str, resume: bool, log: Callable[[str], None], begin: Callable[[], TrainingLoop]
+    config: Config, run: Path, resume: bool, log: Callable[[str], None], begin: Callable[[], TrainingLoop]
 ) -> Path:
-    """Claim the folder for the config `text`, make a loop with `begin`, run it, and return `final/`.
+    """Claim the folder `run` for the config, make a loop with `begin`, run it, and return `run`/final.
 
-    A finished run is returned as it is, unless it asks for another number of rounds. A run that cannot begin
-    changes nothing.
+    With `resume` a run goes on from its newest whole checkpoint, and ends in the same weights as if it had
+    never stopped, bit for bit on a CPU. A finished run is returned as it is, unless its config has another
+    number of rounds. A run that cannot begin changes nothing.
+
+    Raises BadInput where the folder holds another run, where nothing can be learned from the data, or where
+    other data or settings than at the start came with `resume`; CheckpointError for models and checkpoints
+    that cannot be loaded; TrainingFailed for a loss that is NaN or infinite, and where the disk is full.
+    Methods that draw also raise RewardFailed and RenderFailed.
     """
-    final = run / "final"
+    text, final = save_config(config), run / "final"
     other_rounds = ROUND_COUNT in distributed.run_on_main(lambda: claim_run_folder(run, text, resume))
     if resume and final.is_dir() and not other_rounds:
         log(f"{run} is finished already")

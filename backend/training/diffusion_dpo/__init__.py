@@ -1,1 +1,1 @@
-"""Diffusion-DPO of a renderer's LoRA on pairs of pictures."""
+"""Diffusion-DPO: a renderer's LoRA learns from pairs of a better and a worse picture."""

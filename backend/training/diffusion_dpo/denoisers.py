@@ -1,7 +1,7 @@
-"""What a preference training asks of a pipeline: pictures to latents, prompts to conditions, one denoising.
+"""A pipeline as preference training uses it: pictures to latents, the noise of its training, one denoising.
 
-A row of the table in `renderers/families.py` says how a family encodes and packs; here is how its denoiser is
-called, and which noise it was trained on.
+`renderers/diffusers/families.py` says how a family encodes and packs; here is how its denoiser is called, and
+which noise it was trained on.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Conditions = Mapping[str, "Tensor"]  # the embeddings of `Family.encode`, a row 
 
 @dataclass(frozen=True)
 class Noising:
-    """Which noise a denoiser was trained on, and what it says of it.
+    """The noise that a denoiser was trained on, and what it predicts.
 
     `levels` is the table of alphas_cumprod of a diffusion; a flow has a `shift` instead: a share u of the
     way becomes sigma = shift u / (1 + (shift - 1) u).
     """
 
     prediction: str  # one of losses.PREDICTIONS
-    steps: int  # as its timesteps count
+    steps: int  # number of timesteps
     levels: Tensor | None = None
     shift: float = 1.0
 
@@ -190,7 +190,7 @@ _CALLS = {
 
 
 def stacked(rows: list[dict[str, Tensor]], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Conditions of single samples, each (1, …), as those of a batch; masks keep their kind of number."""
+    """Conditions of single samples, each (1, …), as those of a batch; masks keep their dtype."""
     import torch
 
     joined = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}

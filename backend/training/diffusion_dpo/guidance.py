@@ -1,18 +1,20 @@
-"""PARM guidance of Diffusion-DPO: what a judge says, in the objective, with a gradient that is real.
+"""PARM guidance of Diffusion-DPO: a judge in the objective, with a real gradient.
 
 Source: PARM (Guo et al. 2025, arXiv 2501.13926), whose guidance adds the judge's verdict to DPO's objective.
 Departs from its code, where the verdict is a constant whose gradient is zero. Two forms take its place:
 
-`weigh_by`, the one to begin with: a pair's loss is multiplied by how much the judge prefers its better
-picture (of a judge that says P(yes): P(yes | better) - P(yes | worse)), over the mean of all pairs. What the
-judge is sure of moves the renderer more, and a pair that it would turn round counts for nothing. It works
-with every reward, costs no memory, and a renderer cannot deceive a judge that gives it no gradient.
+`weigh_by`, the one to try first: a pair's loss is multiplied by how much the judge prefers its better picture
+(for a judge that gives P(yes): P(yes | better) - P(yes | worse)), divided by the mean over all pairs. Pairs
+of which the judge is sure move the renderer more, and a pair that the judge would turn round counts 0. It
+works with every reward, needs no memory, and a renderer cannot deceive a judge through which no gradient
+flows.
 
-`judge`: beside the loss of pairs, minus the judge's score of the better picture as the denoiser predicts it,
-decoded, with a gradient through its pixels (as ReFL: ImageReward, arXiv 2304.05977, algorithm 1, which takes
-it at a late step of a sampling). For judges of CLIP's kind; of a VLM the processor that cuts a picture up
-lies outside of torch, so that no gradient passes. Decoder and judge stay in memory, with the activations of
-one picture, and what is optimised directly can be deceived: watch a held-out reward.
+`judge`: minus the judge's score of the better picture is added to the loss of pairs. The score is that of the
+picture that the denoiser predicts, decoded, with a gradient through its pixels (as in ReFL: ImageReward,
+arXiv 2304.05977, algorithm 1, which takes it at a late step of sampling). It is for judges of CLIP's kind;
+the processor of a VLM cuts a picture up outside of torch, so that no gradient passes. Decoder and judge stay
+in memory, with the activations of one picture. A judge that is optimised directly can be deceived: look at a
+held-out reward.
 """
 
 from __future__ import annotations
@@ -39,17 +41,19 @@ NEAR = 0.05  # mean distance of normalised pixels: roundings to 8 bits, PIL's bi
 
 
 def clear_enough(signal: Tensor, sigma: Tensor, until: float) -> Tensor:
-    """Which of (B,) noisy latents, signal x + sigma noise, have less than `until` of noise.
+    """The indices of noisy latents, signal x + sigma noise (both (B,)), with a smaller share of noise than
+    `until`.
 
-    Its share is sigma / (signal + sigma): of a flow sigma itself, of a diffusion half where both are alike.
+    The share is sigma / (signal + sigma): for a flow sigma itself, for a diffusion 1/2 where both are equal.
     """
     return (sigma < until * (signal + sigma)).nonzero()[:, 0]
 
 
 def importance(pairs: Sequence[Pair], judge: str | None) -> dict[str, float]:
-    """Each pair's weight by its id, of mean 1; none where all count alike.
+    """The weight of each pair by its id, with mean 1; empty where all pairs count the same.
 
-    Raises BadInput where the judge did not score the pairs' pictures, or prefers none that is preferred.
+    Raises BadInput where the judge did not score the pairs' pictures, and TeachesNothing where it prefers the
+    better picture of no pair.
     """
     if judge is None:
         return {}
@@ -86,8 +90,8 @@ class Guide:
     """A frozen judge behind a frozen decoder: latents -> scores that have a gradient."""
 
     def __init__(self, settings: JudgeGradient, vae: Any, judge: Any, picture: Tensor):
-        """`picture` (H, W, 3) is one of those that are trained on; by it is seen whether the judge looks at
-        pictures as this class does. Raises Unsupported where not."""
+        """`picture` (H, W, 3), one of the training pictures, shows whether the judge prepares pictures as
+        this class does. Raises Unsupported where it does not."""
         self.settings, self.vae, self.judge = settings, vae, judge
         name = settings.reward
         check_gradient(name, judge)
@@ -106,7 +110,7 @@ class Guide:
             )
 
     def prepared(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) in 0..1 -> what the judge's model looks at; `LearnedJudge.prepare` with a gradient."""
+        """(B, 3, S, S) in 0..1 -> the input of the judge's model: `LearnedJudge.prepare` with a gradient."""
         from torch.nn import functional
 
         if pixels.shape[-1] != self.side:

@@ -53,7 +53,7 @@ class DiffusionDpoLoop(StepLoop):
         log: Callable[[str], None],
         of_rounds: bool = False,
     ):
-        """With `of_rounds` it is one round, whose pairs nobody chose: it trains on all where too few are left
+        """With `of_rounds` it is one round, which trains on all its pairs where too few are left
         to train on."""
         self.of_rounds = of_rounds
         super().__init__(config, run, resume, log)

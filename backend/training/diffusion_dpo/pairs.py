@@ -1,4 +1,4 @@
-"""Preference pairs as a denoiser trains on them: latents and conditions, encoded once and kept on disk."""
+"""Preference pairs as a denoiser trains on them: latents and conditions, encoded once and stored."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Encoded:
-    """Encodes what pairs need with a pipeline, one thing at a time, and keeps it as safetensors.
+    """Latents and conditions of pairs, encoded by a pipeline and stored as safetensors.
 
-    An entry's name is made of all that decides it, so that runs on the same model share it. Encoding one at a
-    time makes it the same whatever else is encoded with it.
+    An entry's name is made of all that decides it, so that runs on the same model share it. Each is encoded
+    by itself, so that it does not depend on what else is encoded.
     """
 
     def __init__(self, store: Store, pipeline: Any, family: Family, size: int | None, length: int | None):
@@ -41,7 +41,7 @@ class Encoded:
         self._text = _fingerprint(encoders, {name: getattr(pipeline, name, None) for name in tokenizers})
 
     def missing(self, pairs: Sequence[Pair]) -> int:
-        """How many latents and conditions are not there yet."""
+        """How many latents and conditions are not encoded yet."""
         return sum(not path.is_file() for path in self._paths(pairs))
 
     def prepare(self, pairs: Sequence[Pair]) -> None:
@@ -66,7 +66,8 @@ class Encoded:
         return _load(self._condition_path(text))
 
     def picture(self, image: str) -> Tensor:
-        """(H, W, 3) in 0..1, as it is trained on. Raises BadInput for one that is damaged or of no size."""
+        """(H, W, 3) in 0..1, as it is trained on. Raises BadInput for one that is damaged, or whose sides
+        cannot be encoded."""
         picture = self.store.image(image)
         if picture is None:
             raise BadInput(f"the picture {self.store.image_path(image)} is damaged; mine its run again")
@@ -104,7 +105,7 @@ def check_size(size: int, multiple: int) -> None:
 
 
 def cropped(picture: Tensor, size: int) -> Tensor:
-    """(H, W, 3) -> (size, size, 3): the shorter side resized, then the middle."""
+    """(H, W, 3) -> (size, size, 3): resized by the shorter side, then cut from the middle."""
     from torch.nn import functional
 
     high, wide = picture.shape[:2]
@@ -128,7 +129,7 @@ def _fingerprint(models: dict[str, Any], tokenizers: dict[str, Any]) -> str:
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole or not at all, so that a killed run leaves no half an entry."""
+    """Written whole or not at all, so that a killed run leaves no half entry."""
     from safetensors.torch import save_file
 
     try:

@@ -1,1 +1,1 @@
-"""DPO of a rewriter on pairs of rewrites."""
+"""DPO: a rewriter learns from pairs of a better and a worse rewrite."""

@@ -1,1 +1,1 @@
-"""GRPO of a rewriter against a renderer."""
+"""GRPO: a rewriter learns from the scores of its own rewrites' pictures."""

@@ -1,10 +1,10 @@
 """Advantages of GRPO with many rewards: each normalised in its group, weighted, summed, scaled by the batch.
 
 Source: GRPO (arXiv 2402.03300), eq. 3 and below; GDPO (arXiv 2601.05242) for many rewards, as TRL's
-`normalize_then_sum`; PromptRL (G-U-N/UniRL) for originals in the group.
-Departs from them: a reward whose scores nearly tie in a group says nothing there, where a tiny standard
-deviation would turn rounding into signal; an answer that was never drawn counts as the group's worst
-picture, so that it can never beat a drawn one; the batch's scale leaves groups without signal out.
+`normalize_then_sum`; PromptRL (G-U-N/UniRL) for originals in the group. Departs from them: a reward whose
+scores nearly tie in a group gives no signal there, because a tiny standard deviation would turn rounding into
+signal; an answer that was never drawn counts as the group's worst picture, so that it can never beat a drawn
+one; the batch's scale leaves out groups without signal.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from ...rewards.scales import normalise_group
 
 @dataclass(frozen=True)
 class Member:
-    """One of a group as its rewards see it: `scores` by name, higher is better, usually in 0..1.
+    """One sample of a group."""
 
-    `scores` lacks what does not apply: an original is no answer, and has no structure. `drawn` is False
-    for an answer that could not be read.
-    """
-
-    scores: Mapping[str, float]
-    drawn: bool = True
-    original: bool = False
+    scores: Mapping[str, float]  # by reward, higher is better, usually in 0..1; an original has no structure
+    drawn: bool = True  # False for an answer that could not be read
+    original: bool = False  # whether it is the prompt as typed
 
 
 def group_sums(group: Sequence[Member], weights: Mapping[str, float], floor: float) -> list[float]:

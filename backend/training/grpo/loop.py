@@ -110,7 +110,8 @@ class GrpoLoop:
     # What the run is made of
 
     def _start(self) -> Path | str:
-        """Where the first weights are. New ones are kept in the run's folder: the reference is read again."""
+        """Where the first weights are. New ones are stored in the run's folder, for the reference on
+        resume."""
         where = rewriter_folder(self.config.model)
         if self.config.init == "weights":
             return where
@@ -137,7 +138,7 @@ class GrpoLoop:
         prompts = read_prompts(config.prompts, "train", config.seed)
         sets = evaluation_prompts(prompts, config.eval_prompts, config.paraphrases)
         longest = self.rewriter.context_length() - config.max_new_tokens
-        for one in [*prompts, *(one for asked in sets.values() for one in asked)]:
+        for one in (*prompts, *(one for some in sets.values() for one in some)):
             length = len(prompt_ids(self.rewriter.tokenizer, one.prompt, system=self.rewriter.system))
             if length > longest:
                 raise BadInput(

@@ -48,18 +48,18 @@ class GrpoRollouts(RewriteRollouts[GrpoGroup]):
 
     def collect(self, step: int) -> GrpoBatch:
         """The batch of optimiser step `step`, from 1. Raises RewardFailed where too many are dropped."""
-        wanted, kept, flat = self.settings.prompts_per_step, [], []
+        wanted, signal, flat = self.settings.prompts_per_step, [], []
         for _ in range(self.settings.resample + 1):
-            for group in self.groups(self.stream.take(wanted - len(kept))):
+            for group in self.groups(self.stream.take(wanted - len(signal))):
                 self._normalise(group)
-                (kept if has_signal(group.sums) else flat).append(group)
-            if len(kept) == wanted:
+                (signal if has_signal(group.sums) else flat).append(group)
+            if len(signal) == wanted:
                 break
         # A batch has its size: what the cap left without signal fills it up, and teaches nothing.
-        missing = wanted - len(kept)
+        missing = wanted - len(signal)
         for group in flat[missing:]:
             group.replaced = True
-        groups = sorted(kept + flat, key=lambda group: group.position)
+        groups = sorted(signal + flat, key=lambda group: group.position)
         used = [group for group in groups if not group.replaced]
         for group, values in zip(used, advantages([g.sums for g in used], self.settings.advantage_clip)):
             for sample, value in zip(group.valid, values):  # behind them come the originals' copies

@@ -1,1 +1,1 @@
-"""Fine-tuning of a vision-language judge."""
+"""A vision-language judge learns to answer questions about pictures and previews."""

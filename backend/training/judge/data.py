@@ -1,15 +1,15 @@
-"""What a judge learns from: questions about pictures and previews, and what is right to answer.
+"""What a judge learns from: questions about pictures and previews, with the right answers.
 
-Source: PARM (Guo et al. 2025, arXiv 2501.13926), section 3: match (its ORM) about finished pictures, clarity
-and potential about pictures still being drawn, and PARM++'s reasons, here "critique". `judge_log` makes a
-file of them, lines of JSON:
-{"prompt", "question", "image": its path from the file's folder, "label": yes or no, or "text": the reason,
-"step": after which the preview was seen (finished pictures have none), "seed", "split"}.
+Source: PARM (Guo et al. 2025, arXiv 2501.13926), section 3: match (its ORM) is about finished pictures,
+clarity and potential are about pictures still being drawn, and PARM++'s reasons are here called "critique".
+`make_data` writes a file of JSON lines: {"prompt", "question", "image": its path from the file's folder,
+"label": true or false, or "text": the reason, "step": the step of a preview (finished pictures have none),
+"seed", "split"}.
 
-The split is by prompt, by its words alone: "train", "calibration" and "test" (figures) never share one, in
-files made with the same shares. ShapeWorld's prompts go by the combination that they ask for, whatever the
-ground and the order of words. What is trained on has as much of yes as of no; calibration and figures have as
-much as there is, or they would be about another world.
+A prompt's words alone decide its split: "train", "calibration" and "test" (for figures) share no prompt, in
+all files made with the same shares. ShapeWorld's prompts are split by the combination that they ask for, not
+by the ground or the order of words. The split train has as many yes as no. The others have them as they come,
+as they are used to measure.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ...core.config import parse_line
 from ...core.errors import BadInput
 from ...core.seeds import seed_of
 from ...core.types import SEED_RANGE
 from ...rewards.vlm.questions import CRITIQUE, QUESTIONS
-from ...storage.files import read_text
-from ..common.data import check_lost
+from ..common.data import check_lost, read_records
 
 Split = Literal["train", "calibration", "test"]
 YES_OR_NO = ("match", "clarity", "potential")
@@ -43,18 +41,18 @@ class JudgeLine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(min_length=1)
-    """What the user asked for."""
+    """The user's prompt."""
     question: Literal["match", "clarity", "potential", "critique"]
     image: str = Field(min_length=1)
     """The picture's path, from the file's folder."""
     label: bool | None = None
-    """The right answer to a question of yes or no."""
+    """The right answer to a yes-or-no question."""
     text: str = ""
     """The right answer to "critique"."""
     step: int | None = Field(None, ge=1)
-    """After which the preview was seen; a finished picture has none."""
+    """The step of a preview; a finished picture has none."""
     seed: int | None = None
-    """That drew it."""
+    """The seed of the picture."""
     split: Split = "train"
 
     @model_validator(mode="after")
@@ -70,13 +68,13 @@ class JudgeLine(BaseModel):
 
 @dataclass(frozen=True)
 class JudgeExample:
-    """A line, with the picture's place on this machine."""
+    """A line, with the picture's path on this machine."""
 
     line: JudgeLine
     picture: Path
 
     @property
-    def asked(self) -> str:
+    def question(self) -> str:
         """The question in words, as `rewards.vlm` asks it."""
         words = QUESTIONS.get(self.line.question, CRITIQUE)
         return words.format(self.line.prompt.strip())
@@ -88,32 +86,23 @@ class JudgeExample:
 
 def read_examples(path: Path) -> list[JudgeExample]:
     """The examples of a file. Raises BadInput with the line's number."""
-    text = read_text(path, "examples", "are", f"; {MAKES}")
-    found = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        one = parse_line(JudgeLine, line, f"{path}, line {number}")
-        found.append(JudgeExample(one, path.parent / one.image))
-    if not found:
-        raise BadInput(f"{path} holds no examples; {MAKES}")
-    return found
+    lines = read_records(path, JudgeLine, "examples", MAKES)
+    return [JudgeExample(line, path.parent / line.image) for line in lines]
 
 
 def present(examples: Sequence[JudgeExample], log: Callable[[str], None]) -> list[JudgeExample]:
     """Those whose pictures are there. Raises BadInput where many are gone."""
     there = {path: path.is_file() for path in {one.picture for one in examples}}
-    kept = [one for one in examples if there[one.picture]]
-    lost = len(examples) - len(kept)
+    found = [one for one in examples if there[one.picture]]
     check_lost(
-        lost,
+        len(examples) - len(found),
         len(examples),
         "the examples' pictures",
         "are gone",
         "bring them back, or draw them again with `reprise data judge`",
         log,
     )
-    return kept
+    return found
 
 
 def of_split(examples: Iterable[JudgeExample], split: Split, questions: Sequence[str]) -> list[JudgeExample]:
@@ -121,7 +110,8 @@ def of_split(examples: Iterable[JudgeExample], split: Split, questions: Sequence
 
 
 def check_teaches(examples: Sequence[JudgeExample]) -> None:
-    """Raises BadInput where there is nothing to learn: no example, or of a question all answers alike."""
+    """Raises BadInput where there is nothing to learn: no example, or all answers to a question are the
+    same."""
     if not examples:
         raise BadInput(f"no example of the split train is about the questions that are trained; {MAKES}")
     for question in YES_OR_NO:
@@ -129,21 +119,21 @@ def check_teaches(examples: Sequence[JudgeExample]) -> None:
         if len(labels) == 1:
             ((label, count),) = labels.items()
             raise BadInput(
-                f"all {count} examples of {question!r} to train on are answered with "
+                f"all {count} examples of {question!r} to train on have the answer "
                 f"{'yes' if label else 'no'}: nothing can be learned from them; draw more "
                 "prompts, move the threshold, or leave the question out"
             )
 
 
-def kin_of(prompt: str) -> str:
-    """What prompts have in common that a judge may not have seen before a figure is taken of it."""
+def split_key(prompt: str) -> str:
+    """What decides a prompt's split: prompts with the same key must not be on two sides."""
     words = " ".join(prompt.split())
     return _shapeworld_keys().get(words, words)
 
 
 def prompt_mark(prompt: str) -> str:
-    """By which a judge's folder remembers what it was trained on."""
-    return hashlib.sha256(kin_of(prompt).encode()).hexdigest()[:12]
+    """A short mark, by which a judge's folder says which prompts it was trained on."""
+    return hashlib.sha256(split_key(prompt).encode()).hexdigest()[:12]
 
 
 @cache
@@ -154,36 +144,36 @@ def _shapeworld_keys() -> dict[str, str]:
 
 
 def split_of(prompt: str, test_share: float, calibration_share: float) -> Split:
-    """Where a prompt belongs, by its words alone."""
-    place = seed_of("judge split", kin_of(prompt)) / SEED_RANGE
+    """The split of a prompt, by its words alone."""
+    place = seed_of("judge split", split_key(prompt)) / SEED_RANGE
     if place < test_share:
         return "test"
     return "calibration" if place < test_share + calibration_share else "train"
 
 
 def balanced(lines: Iterable[JudgeLine]) -> list[JudgeLine]:
-    """The same with as many of yes as of no to train on: of each question, of match and potential at each
-    step. Clarity goes with the step, so its labels are balanced over all steps. Which are left out follows
-    from their words."""
+    """The lines with as many yes as no to train on: for each question, and for match and potential at each
+    step. Clarity depends on the step, so its labels are balanced over all steps. Which lines are left out
+    follows from their words."""
     groups: dict[tuple[object, ...], list[JudgeLine]] = defaultdict(list)
     for line in lines:
         step = None if line.question == "clarity" else line.step
         groups[line.split, line.question, step].append(line)
-    kept: list[JudgeLine] = []
+    chosen: list[JudgeLine] = []
     for (split, question, _), group in groups.items():
         if split != "train" or question == "critique":
-            kept += group
+            chosen += group
             continue
         sides = [[line for line in group if line.label is label] for label in (True, False)]
         least = min(map(len, sides))
         for side in sides:
-            kept += sorted(side, key=_chance)[:least]
-    return sorted(kept, key=_chance)
+            chosen += sorted(side, key=_chance)[:least]
+    return sorted(chosen, key=_chance)
 
 
-def chosen(examples: Sequence[JudgeExample], most: int) -> list[JudgeExample]:
-    """At most `most` of them, as many of each question and step as there are in turn, always the same; of
-    each by chance, so that yes is as frequent as in all."""
+def evenly_chosen(examples: Sequence[JudgeExample], most: int) -> list[JudgeExample]:
+    """At most `most` of them, always the same: one of each question and step in turn, in random order, so
+    that yes is as frequent as in all."""
     groups: dict[tuple[object, ...], list[JudgeExample]] = defaultdict(list)
     for one in sorted(examples, key=lambda one: _chance(one.line)):
         groups[one.line.question, one.line.step].append(one)

@@ -27,7 +27,7 @@ from .data import (
     YES_OR_NO,
     JudgeExample,
     check_teaches,
-    chosen,
+    evenly_chosen,
     of_split,
     present,
     prompt_mark,
@@ -53,9 +53,9 @@ class JudgeLoop(StepLoop):
         examples = present(read_examples(config.data), self.log)
         self.items = of_split(examples, "train", config.questions)
         check_teaches(self.items)
-        self.held_out = chosen(of_split(examples, "test", config.questions), config.eval_most)
+        self.held_out = evenly_chosen(of_split(examples, "test", config.questions), config.eval_most)
         yes_or_no = [question for question in config.questions if question in YES_OR_NO]
-        self.fitted_on = chosen(of_split(examples, "calibration", yes_or_no), config.eval_most)
+        self.fitted_on = evenly_chosen(of_split(examples, "calibration", yes_or_no), config.eval_most)
         device = str(self.device)
         self.vlm = LocalVLM(
             find_folder(config.model),
@@ -139,7 +139,7 @@ class JudgeLoop(StepLoop):
                 by_question[one.line.question].append(value)
 
     def _question(self, one: JudgeExample) -> JudgeQuestion:
-        return JudgeQuestion(one.asked, vlm_pictures(read_picture(one.picture)[None])[0], one.answer)
+        return JudgeQuestion(one.question, vlm_pictures(read_picture(one.picture)[None])[0], one.answer)
 
     # An evaluation
 
@@ -237,7 +237,7 @@ class JudgeLoop(StepLoop):
             "trainer": "judge",
             "questions": [question for question in config.questions if question in learned],
             "calibration": evaluated[-1]["calibration"] if evaluated else _plain(self._calibrations()),
-            # No figures may be taken of these prompts.
+            # The judge must not be measured on these prompts.
             "prompts": sorted({prompt_mark(one.line.prompt) for one in (*self.items, *self.fitted_on)}),
         }
         if config.gradient_checkpointing:

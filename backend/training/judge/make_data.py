@@ -3,15 +3,14 @@
 Source: PARM (arXiv 2501.13926), section 3. Departs from it:
 - match: a finished picture; yes where its score is above `threshold`. Any reward may say so, the embedded
   detector by default.
-- potential: a preview; the answer is its own path's outcome, its finished picture's label.
+- potential: a preview; the answer is the label of its finished picture.
 - clarity: a preview; yes where it already gets the finished picture's label AND is like it: their pixels'
   correlation, at half size and without each colour's mean, is `alike` at least. Both, because a preview of
   fog is "wrong", as most finished pictures are, and yet shows nothing.
 - critique: a finished picture that is wrong; the reason in the reward's own words, where it has some.
 
-What was drawn and judged lies in FILE.rollouts.jsonl, a line for each picture, and in FILE.pictures/, as the
-preference store keeps pictures, so that a call that was stopped goes on, and another threshold draws nothing
-anew.
+What was drawn and scored is stored in FILE.rollouts.jsonl, a line for each picture, and in FILE.pictures/, so
+that a call that was stopped goes on, and another threshold draws nothing again.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ from .data import JudgeLine, balanced, split_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOOKS = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75)  # shares of the steps after which previews are kept
-ALIKE = 0.9
-SPEC = "spec"  # in the stamp of what was drawn: what the reward's numbers mean
+LOOKS = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75)  # shares of the steps after which previews are stored
+ALIKE = 0.9  # least likeness of a clear preview
+SPEC = "spec"  # key of the stamp: what the reward's numbers mean
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is called right, clear, and held out."""
+    """Which scores are right, which previews are clear, how many prompts are held out."""
 
     threshold: float
     higher_is_better: bool = True
@@ -63,18 +62,18 @@ class Labels:
 
 @dataclass(frozen=True)
 class PictureSource:
-    """A picture to draw (`seed`, and the words that draw it) or one that is drawn (`load`)."""
+    """A picture to draw (`drawn_as` from `seed`), or one that is drawn already (`load`)."""
 
     prompt: str
     judge_prompt: str
     drawn_as: str
     seed: int | None
     load: Callable[[], Tensor | None] | None = None
-    name: str = ""  # of one that is drawn: where it lies
+    name: str = ""  # where a drawn one is
 
 
 class PreviewRecorder:
-    """A watcher that keeps previews and lets every row go on."""
+    """A watcher that stores previews and lets every row go on."""
 
     def __init__(self, steps: Sequence[int]):
         self.steps = frozenset(steps)
@@ -86,14 +85,17 @@ class PreviewRecorder:
 
 
 def default_looks(steps: int) -> list[int]:
-    """The steps, 1-based, after which previews are kept of a drawing in `steps`."""
+    """The steps, from 1, after which previews are stored of a picture that is drawn in `steps`."""
     return sorted(steps_at_shares(LOOKS, steps))
 
 
 def read_sources(source: str, renders: int, seed: int, use: str = "train") -> list[PictureSource]:
-    """Prompts, for a `use` as `read_prompts` knows it, logs of prompts and pictures, or a folder of runs, of
-    which finished pictures are taken: previews are kept of stopped candidates alone, whose outcome nobody
-    knows. Raises BadInput."""
+    """What to draw and judge, of prompts (for a `use` of `read_prompts`), a log of pictures, or a folder of
+    runs.
+
+    Of runs finished pictures are taken: they have previews only of stopped candidates, whose outcome is
+    unknown. Raises BadInput.
+    """
     if Path(source).is_dir() and any(Path(source).rglob(RECORD)):
         return list(_of_runs(Path(source)))
     records, judge_prompts = read_source(source, use)
@@ -153,11 +155,11 @@ def make_data(
     made_by: Mapping[str, Any] | None = None,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Write the examples to `path` and say what is in them; {"file", "pictures", "examples": {…}, …}.
+    """Write the examples to `path` and count them: {"file", "pictures", "examples": {…}, …}.
 
-    `looks` are the steps after which previews are kept; None: `default_looks`; none, of renderers that give
-    no previews. `made_by` says what draws: what earlier calls drew otherwise is not mixed in. Raises
-    BadInput, RewardFailed, RenderFailed, RepriseError where the disk does not take it.
+    `looks` are the steps after which previews are stored (None: `default_looks`; empty for renderers without
+    previews). `made_by` describes what draws, so that pictures drawn in another way are not mixed in. Raises
+    BadInput, RewardFailed, RenderFailed, and RepriseError where the disk is full.
     """
     store = Store(path.with_name(f"{path.name}.pictures"), create=True)
     rollouts = path.with_name(f"{path.name}.rollouts.jsonl")
@@ -194,16 +196,16 @@ def make_data(
     if isinstance(reward, Critic):
         _criticize(rollouts, sources, known, reward, labels, store)
     lines = [line for one in sources for line in _lines(path, store, one, known[_key(one)], labels)]
-    kept = balanced(lines)
-    taught = [sum(line.split == "train" for line in some) for some in (lines, kept)]
-    if not kept or (taught[0] and not taught[1]):
+    examples = balanced(lines)
+    taught = [sum(line.split == "train" for line in some) for some in (lines, examples)]
+    if not examples or (taught[0] and not taught[1]):
         raise BadInput(
             f"no example came of {len(sources)} pictures: all are right, or all are wrong; draw "
             "more prompts, or move --threshold"
         )
-    write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in kept))
+    write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in examples))
     right = sum(labels.right(known[_key(one)]["score"]) for one in sources)
-    counts = Counter(f"{line.split}/{line.question}" for line in kept)
+    counts = Counter(f"{line.split}/{line.question}" for line in examples)
     return {
         "file": str(path),
         "pictures": len(sources),
@@ -211,13 +213,13 @@ def make_data(
         "right": right / len(sources),
         "prompts": len({one.prompt for one in sources}),
         "examples": dict(sorted(counts.items())),
-        "left_out": len(lines) - len(kept),
+        "left_out": len(lines) - len(examples),
     }
 
 
 def likeness(preview: Tensor, finished: Tensor) -> float:
-    """Correlation of two pictures (H, W, 3) at half size, each colour without its mean: -1..1. Flat ones are
-    1 where they are the same, else 0."""
+    """Correlation of two pictures (H, W, 3) at half size, each colour without its mean: -1..1. Of flat
+    pictures 1 where they are the same, else 0."""
     import torch
     from torch.nn import functional
 
@@ -235,7 +237,7 @@ def _rolled(
     reward: Reward,
     store: Store,
 ) -> list[dict[str, Any]]:
-    """What is drawn and judged of each."""
+    """A row of the record for each source: its picture, its previews, their scores."""
     previews: dict[int, Tensor] = {}
     if renderer is not None:
         watcher = PreviewRecorder(looks) if looks else None
@@ -249,12 +251,12 @@ def _rolled(
             if image is None:
                 raise BadInput(f"the picture {one.name} is gone or damaged; bring it back, or take it out")
             images.append(image)
-    words = [one.judge_prompt for one in part]
-    scores = _scores(reward, images, words)
-    seen = {step: _scores(reward, list(shown), words) for step, shown in sorted(previews.items())}
+    prompts = [one.judge_prompt for one in part]
+    scores = _scores(reward, images, prompts)
+    seen = {step: _scores(reward, list(images_of), prompts) for step, images_of in sorted(previews.items())}
     rows = []
     for i, one in enumerate(part):
-        kept = {
+        shown = {
             str(step): {
                 "image": store.put_image(previews[step][i]),
                 "score": scored[i],
@@ -269,7 +271,7 @@ def _rolled(
                 "seed": one.seed,
                 "score": scores[i],
                 "image": store.put_image(images[i]),
-                "previews": kept,
+                "previews": shown,
             }
         )
     return rows
@@ -283,7 +285,7 @@ def _criticize(
     labels: Labels,
     store: Store,
 ) -> None:
-    """Have what is wrong by the threshold of today, and was not when it was drawn, criticised."""
+    """Have pictures criticised that are wrong by this call's threshold, and have no critique yet."""
     for one in sources:
         row = known[_key(one)]
         if "critique" in row or labels.right(row["score"]):
@@ -299,13 +301,15 @@ def _criticize(
         append_line(rollouts, json.dumps(known[_key(one)]))
 
 
-def _scores(reward: Reward, images: Sequence[Tensor], words: Sequence[str]) -> list[float]:
-    """Pictures of unlike sizes are judged one by one."""
+def _scores(reward: Reward, images: Sequence[Tensor], prompts: Sequence[str]) -> list[float]:
+    """Pictures of different sizes are scored one by one."""
     import torch
 
     if len({image.shape for image in images}) == 1:
-        return image_scores(reward, torch.stack(list(images)), words)
-    return [image_scores(reward, image[None], [word])[0] for image, word in zip(images, words, strict=True)]
+        return image_scores(reward, torch.stack(list(images)), prompts)
+    return [
+        image_scores(reward, image[None], [prompt])[0] for image, prompt in zip(images, prompts, strict=True)
+    ]
 
 
 def _lines(
@@ -337,7 +341,7 @@ def _key(one: PictureSource) -> str:
 
 
 def _known(rollouts: Path) -> dict[str, dict[str, Any]]:
-    """What earlier calls have drawn; a line that a kill left half written is taken off."""
+    """Rows of earlier calls by their keys; a line that a kill left half written is cut."""
     try:
         rows = read_lines(rollouts)
         found = {row["key"]: row for row in rows}
@@ -351,19 +355,19 @@ def _known(rollouts: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_same(rollouts: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be kept of how pictures are made: `made_by`, and what is known already. Raises BadInput for
-    what was drawn and judged in another way, which is not gone on with."""
+    """The stamp that says how pictures are made: `made_by`, and what is stored already. Raises BadInput where
+    stored pictures were drawn or scored in another way."""
     stamp = rollouts.with_suffix(".json")
     now = dict(made_by)
     if rollouts.exists():
         try:
-            kept = json.loads(stamp.read_text(encoding="utf-8"))
-            same = all(kept[key] == value for key, value in now.items() if key not in ("fingerprint", SPEC))
+            stored = json.loads(stamp.read_text(encoding="utf-8"))
+            same = all(stored[key] == value for key, value in now.items() if key not in ("fingerprint", SPEC))
             drawn_by = now.get("fingerprint")  # not known where nothing is to be drawn
-            same = same and drawn_by in (None, kept.get("fingerprint", drawn_by))
+            same = same and drawn_by in (None, stored.get("fingerprint", drawn_by))
         except (OSError, ValueError, KeyError, TypeError):
             same = False
         if not same:
             raise BadInput(f"{rollouts} was made with another renderer, reward or steps; give another --out")
-        now = {**kept, **now}
+        now = {**stored, **now}
     return now

@@ -1,1 +1,1 @@
-"""PPO of PRIP's encoder against a renderer."""
+"""PPO: a refiner (PRIP) learns from the scores of its own refinements' pictures."""

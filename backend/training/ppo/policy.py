@@ -112,11 +112,13 @@ class WarmPivots:
 
         ids, _ = rewriter.encode_prompts(prompts)
         pivots = rewriter.predict_pivots(ids)
-        kept = torch.stack([pivots[prompt] for prompt in prompts]).to(rewriter.model.projector.weight.dtype)
+        stacked = torch.stack([pivots[prompt] for prompt in prompts]).to(
+            rewriter.model.projector.weight.dtype
+        )
         part = path.with_suffix(".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"pivots": kept.contiguous()}, part)
+            save_file({"pivots": stacked.contiguous()}, part)
             part.rename(path)
         except Exception as error:  # safetensors and the file system raise their own kinds
             raise TrainingFailed(

@@ -1,1 +1,2 @@
-"""PRIP's two supervised stages."""
+"""PRIP's two supervised stages: the Prompt Decoder and the Preference Encoder learn from a log of
+pictures."""

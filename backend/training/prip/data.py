@@ -18,7 +18,7 @@ from ..rollouts.picture_log import LoggedPicture, read_log
 
 
 def drawn_records(path: Path, log: Callable[[str], None]) -> list[LoggedPicture]:
-    """The records of a log whose pictures are there. Raises BadInput where many are gone."""
+    """The records of a log whose pictures exist. Raises BadInput where many are gone."""
     records = read_log(path)
     drawn = [record for record in records if record.image is not None]
     if len(drawn) < len(records):
@@ -26,16 +26,16 @@ def drawn_records(path: Path, log: Callable[[str], None]) -> list[LoggedPicture]
             f"{len(records) - len(drawn)} of {len(records)} lines of {path} have no image yet; "
             f"`reprise data pictures {path}` draws them"
         )
-    kept = [record for record in drawn if record.picture.is_file()]
+    found = [record for record in drawn if record.picture.is_file()]
     check_lost(
-        len(drawn) - len(kept),
+        len(drawn) - len(found),
         len(drawn),
         f"the pictures of {path}",
         "are gone",
         "bring the pictures back",
         log,
     )
-    return kept
+    return found
 
 
 def well_scored(records: Sequence[LoggedPicture], least: Mapping[str, float]) -> list[LoggedPicture]:
@@ -59,9 +59,9 @@ def preferred_records(
 ) -> list[LoggedPicture]:
     """For each user prompt the record whose picture is the target, in the order of the prompts.
 
-    `how` "best": i* = arg max of the weighted mean of `rewards` (name -> weight), each brought to 0..1 by its
-    range where it is one of ours, and taken as it is else; of a tie the first. "random": any, by the seed.
-    Raises BadInput where there are no scores to choose by.
+    `how` "best": i* = arg max of the weighted mean of `rewards` (name -> weight); of a tie the first. A
+    reward of this project is brought to 0..1 by its range, another is taken as it is. "random": any, chosen
+    by the seed. Raises BadInput where there are no scores to choose by.
     """
     groups: dict[str, list[LoggedPicture]] = {}
     for record in records:

@@ -2,16 +2,16 @@
 
 Source: PRIP (Zhan et al. 2024, arXiv 2407.00247), section 3.3.2, eq. 7: cross-entropy of the prompt that drew
 a picture, given what a frozen image encoder saw; 900,000 prompts of DiffusionDB with CLIP above .28 and
-aesthetic above 5.2, 2 epochs, lr 2e-5 (section 4.3, appendix A.4). Departs from it: pivots are standardised
-by statistics that are taken here, once, of the pictures that are trained on; the decoder may be trained by an
-adapter. Text is what inference reads and writes, by the same functions (`Prip.inputs`, `Prip.logits`).
-The projector and the decoder change, nothing else.
+aesthetic above 5.2, 2 epochs, learning rate 2e-5 (section 4.3, appendix A.4). Departs from it: pivots are
+standardised by statistics of the pictures that are trained on, which are taken here, once; the decoder may be
+trained by an adapter. Text is encoded by the functions of inference (`Prip.decoder_inputs`, `Prip.logits`).
+Only the projector and the decoder change.
 
 `train_image` is for refiners of the embedded world's size, for which there is no published vision tower:
 tower, Q-Former, projector and decoder learn together, on running statistics. In the last tenth of the steps
-the tower is left as it is, statistics are those of its pivots, and projector and decoder alone go on.
+the tower stays as it is, the statistics are those of its pivots, and only projector and decoder go on.
 
-The run folder is that of `prip_encoder`.
+The run folder is that of the first stage (`encoder`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.config import save_config
 from ...core.errors import BadInput
 from ...rewriters.decoding import context_length, pad_token
 from ...rewriters.prip.rewriter import drop_last_phrase
@@ -42,10 +41,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FIRST = 256  # pictures of which a tower's first statistics are taken
-FOLLOW = 0.05  # of what a step adds to running statistics
-SETTLED = 0.9  # share of the steps in which it is
-SMALLEST = 1e-4  # standard deviation that is divided by, while a tower is trained
+FIRST = 256  # pictures for the first statistics of a tower
+FOLLOW = 0.05  # weight of a step in the running statistics
+SETTLED = 0.9  # share of the steps after which tower and statistics stay as they are
+SMALLEST = 1e-4  # least standard deviation while a tower is trained, as it is divided by
 
 
 CONFIG = DecoderConfig
@@ -53,9 +52,9 @@ SEVERAL = False  # processes may share the work
 
 
 def train(config: DecoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
-    """Train, and return the folder of the refiner, `run/final`; as for `prip_encoder.train`."""
+    """Train a refiner's decoder, and return the refiner's folder, `run/final`. Raises as `run_training`."""
     distributed.require_one_process()
-    return run_training(run, save_config(config), resume, log, lambda: DecoderLoop(config, run, resume, log))
+    return run_training(config, run, resume, log, lambda: DecoderLoop(config, run, resume, log))
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,16 @@ class DecoderLoop(StageLoop[DecoderItem]):
             )
         end = self.model.decoder_tokenizer.eos_token_id
         written = [DecoderItem([*self.model.decoder_ids(record.system), end], record) for record in records]
-        kept = [one for one in written if 1 < len(one.ids) <= most]
+        fitting = [one for one in written if 1 < len(one.ids) <= most]
         check_lost(
-            len(written) - len(kept),
+            len(written) - len(fitting),
             len(written),
             "the prompts",
             f"are empty or longer than max_tokens={most}",
             "raise max_tokens",
             self.log,
         )
-        return kept
+        return fitting
 
     def record_of(self, item: DecoderItem) -> LoggedPicture:
         return item.record
@@ -105,7 +104,7 @@ class DecoderLoop(StageLoop[DecoderItem]):
         model.decoder.to(
             getattr(torch, training_dtype(config.dtype, self.device.type == "cuda", config.lora))
         )
-        # The encoder waits in main memory: nothing asks it.
+        # The encoder stays in main memory, as it is not used.
         model.decoder.to(self.device)
         model.projector.to(self.device)
         for name in ("pivot_mean", "pivot_std"):
@@ -116,7 +115,7 @@ class DecoderLoop(StageLoop[DecoderItem]):
         if config.lora:
             from peft.tuners.lora import LoraModel
 
-            # In the model itself, which stays the class that it is.
+            # Puts layers into the model itself, which keeps its class.
             self.adapter = LoraModel(model.decoder, config.lora.adapter(), "default")
             for weight in model.decoder.parameters():
                 if weight.requires_grad:
@@ -167,7 +166,7 @@ class DecoderLoop(StageLoop[DecoderItem]):
         return {f"{name}/loss": value / count for name, value in sums.items()}
 
     def texts(self, items: Sequence[DecoderItem]) -> list[tuple[str, str]]:
-        """What is written of pictures, with nothing else to go by."""
+        """What the decoder writes from the pictures alone."""
         pivots = list(self.pivots_of(items))
         written = self.rewriter.generate(pivots, [[]] * len(pivots), [None] * len(pivots))
         texts = [" ".join(one.text.split()) for one in written]
@@ -199,7 +198,7 @@ class DecoderLoop(StageLoop[DecoderItem]):
         self.model.set_statistics(raw.mean(0), raw.std(0, correction=0).clamp_min(SMALLEST))
 
     def _raw(self, items: Sequence[DecoderItem]) -> Tensor:
-        """What the tower sees now, (B, queries, width)."""
+        """The tower's pivots as it is now, (B, queries, width)."""
         import torch
 
         pixels = [self.tower.preprocess(read_picture(item.record.picture)[None]) for item in items]

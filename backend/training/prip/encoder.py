@@ -1,14 +1,14 @@
-"""PRIP, first stage: the Preference Encoder learns to imagine the picture that people would prefer.
+"""PRIP, first stage: the Preference Encoder learns to predict the picture that people would prefer.
 
-Source: PRIP (Zhan et al. 2024, arXiv 2407.00247), section 3.3.1, eq. 6: the squared distance between what E
-makes of a user's prompt and the pivot of the picture i* = arg max reward among those of that prompt; 300,000
-pairs of DiffusionDB, 3 epochs, lr 1e-3 (appendix A.4). Departs from it: pivots are standardised number by
-number, so that 1 is the error of the mean picture, and no number of a pivot counts more than another.
-Nothing but E changes. The statistics are the second stage's where it was trained first, or they are taken
-here, of the pictures that are trained on.
+Source: PRIP (Zhan et al. 2024, arXiv 2407.00247), section 3.3.1, eq. 6: the squared distance between the
+encoder's output for a user's prompt and the pivot of the picture i* = arg max reward among those of that
+prompt; 300,000 pairs of DiffusionDB, 3 epochs, learning rate 1e-3 (appendix A.4). Departs from it: pivots are
+standardised number by number, so that the error of the mean picture is 1, and all numbers of a pivot count
+the same. Only the encoder changes. The statistics are those of the second stage where it was trained first;
+else they are taken here, of the pictures that are trained on.
 
-The run folder: `config.yaml`; `metrics.jsonl`, a line for each step; `evaluations.jsonl`; `report.html`;
-`pivots/`; `checkpoints/`; and `final/`, a refiner as `PripRewriter` loads it.
+The run folder has `config.yaml`; `metrics.jsonl`, a line for each step; `evaluations.jsonl`; `tensorboard/`;
+`report.html`; `pivots/`; `checkpoints/`; and `final/`, a refiner as `PripRewriter` loads it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core.config import save_config
 from ...core.errors import BadInput
 from ..common import distributed
 from ..common.data import check_lost
@@ -38,15 +37,9 @@ SEVERAL = False  # processes may share the work
 
 
 def train(config: EncoderConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
-    """Train, and return the folder of the refiner, `run/final`.
-
-    With `resume` a run goes on from its newest whole checkpoint and ends in the same weights, bit for bit on
-    a CPU, as if it had never stopped; a finished run is returned as it is.
-    Raises BadInput where there is nothing to learn from, CheckpointError, and TrainingFailed for a loss that
-    is no number or a checkpoint that cannot be written.
-    """
+    """Train a refiner's encoder, and return the refiner's folder, `run/final`. Raises as `run_training`."""
     distributed.require_one_process()
-    return run_training(run, save_config(config), resume, log, lambda: EncoderLoop(config, run, resume, log))
+    return run_training(config, run, resume, log, lambda: EncoderLoop(config, run, resume, log))
 
 
 @dataclass(frozen=True)

@@ -231,8 +231,8 @@ class StageLoop(StepLoop, Generic[Item]):
         found = variation(self.model.pivot_mean, self.model.pivot_std)
         if found < TOO_ALIKE:
             self.log(
-                f"warning: pivots vary by {found:.2%} of their size from picture to picture, as those "
-                "of a vision tower that was never trained; they say little of a picture"
+                f"warning: pivots vary by only {found:.2%} of their norm between pictures, like those of a "
+                "vision tower that was never trained; they say little about a picture"
             )
 
     def pivots_of(self, items: Sequence[Item]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Makes the logs that PRIP learns from: draws what has no picture yet, and scores all.
+"""Makes the logs that PRIP learns from: draws records that have no picture yet, and scores all.
 
-Source: PRIP (arXiv 2407.00247), section 4.3, where people's log has several pictures of a prompt and
-ImageReward simulates what they prefer. What was drawn and scored lies in a folder beside the log, so that a
-call that was stopped goes on, and nothing is drawn or judged twice.
+Source: PRIP (arXiv 2407.00247), section 4.3, where a log of users has several pictures of a prompt and
+ImageReward simulates which one they prefer. Pictures and scores are stored in a folder beside the log, so
+that a call that was stopped goes on, and nothing is drawn or scored twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-IN_A_ROW = 8  # pictures that a reward fails for, after which it is not the pictures' fault
+IN_A_ROW = 8  # pictures for which a reward fails, after which the fault is not the pictures'
 Progress = Callable[[int, int], None]
 
 
@@ -45,15 +45,14 @@ def make_log(
     judge_prompts: Mapping[str, str] | None = None,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Write the log `path` and say what is in it; pictures and scores lie in the folder `path`.pictures.
+    """Write the log `path`, with pictures and scores in the folder `path`.pictures, and count what is in it.
 
     A record without a picture becomes `renders` lines, drawn from seeds that all records of its user prompt
-    share. `judge_prompts` says for user prompts what judges read in their place. Scores that a record has of
-    other rewards are kept. Raises RewardFailed where a reward fails for one picture after the other,
-    RenderFailed, BadInput for a picture that cannot be read, RepriseError where the disk does not
-    take the pictures.
+    share. `judge_prompts` maps user prompts to what judges read in their place. A record's scores by other
+    rewards stay. Raises RewardFailed where a reward fails for one picture after the other, RenderFailed,
+    BadInput for a picture that cannot be read, RepriseError where pictures cannot be written.
     """
-    assert rewards, "a studio draws what it has to judge"
+    assert rewards, "pictures are drawn to be scored"
     cache = Cache(path.with_name(f"{path.name}.pictures"), limit=None)  # they are the result
     todo = [record for record in records if record.image is None]
     of, done, failed = len(records) + len(todo) * (renders - 1), 0, 0
@@ -69,25 +68,25 @@ def make_log(
             for record in part
             for i in range(renders)
         ]
-        words = [_meaning(record, judge_prompts) for record in part for _ in range(renders)]
+        prompts = [_judge_prompt(record, judge_prompts) for record in part for _ in range(renders)]
         assert scorer is not None
-        for number, view in enumerate(scorer.score(jobs, words)):
+        for number, result in enumerate(scorer.score(jobs, prompts)):
             record = part[number // renders]
-            image = cache.folder / view.picture[:2] / f"{view.picture}.png"
+            image = cache.folder / result.picture[:2] / f"{result.picture}.png"
             if not image.is_file():
                 raise RepriseError(
                     f"the picture {image} is not there: the disk is full, or it was deleted; "
                     f"make room, or delete {cache.folder}, and call again"
                 )
-            failed += bool(view.failed)
-            lines[place[id(record)]].append(_line(path, record, image, view.scores))
+            failed += bool(result.failed)
+            lines[place[id(record)]].append(_line(path, record, image, result.scores))
         done += len(jobs)
         progress(done, of)
         _check_scored(scorer.rewards, [line for some in lines for line in some])
     in_a_row = 0
     for number, record in enumerate(records):
         if record.image is not None:
-            scores, why = _scores(cache, record, rewards, _meaning(record, judge_prompts))
+            scores, why = _scores(cache, record, rewards, _judge_prompt(record, judge_prompts))
             failed += bool(why)
             in_a_row = in_a_row + 1 if why else 0
             if why and in_a_row == IN_A_ROW:
@@ -107,7 +106,7 @@ def make_log(
     }
 
 
-def _meaning(record: LoggedPicture, judge_prompts: Mapping[str, str] | None) -> str:
+def _judge_prompt(record: LoggedPicture, judge_prompts: Mapping[str, str] | None) -> str:
     return (judge_prompts or {}).get(record.prompt, record.prompt)
 
 
@@ -122,7 +121,7 @@ def _line(path: Path, record: LoggedPicture, image: Path, scores: Mapping[str, f
 def _scores(
     cache: Cache, record: LoggedPicture, rewards: Mapping[str, Reward], judge_prompt: str
 ) -> tuple[dict[str, float], tuple[str, str] | None]:
-    """(a picture file's scores, those that were known too; (the reward that failed last, why))."""
+    """(all scores of a picture file, (the reward that failed last, why))."""
     picture = record.picture
     try:
         status = picture.stat()

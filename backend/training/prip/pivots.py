@@ -1,4 +1,4 @@
-"""Pictures' pivots, looked at once and kept on disk, and their statistics."""
+"""Pivots of pictures, made once and stored, and their statistics."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16  # pictures in one forward pass
 SHARD = 1024  # in one file
-TOO_ALIKE = 0.05  # of their size: pivots that vary less between pictures say little of them
+TOO_ALIKE = 0.05  # of their norm: pivots that vary less between pictures say little about them
 
 
 class Pivots:
     """The pivots of picture files under one vision tower, in safetensors files of up to a thousand.
 
-    An entry's name is made of the tower, the file's place, its size and its time, so that several runs may
-    share a folder. Pivots are of size 1 and kept as float16: 48 KiB for one of BLIP-2. What is missing is
-    looked at in an order and in batches that a stopped run meets again.
+    An entry's name is made of the tower and of the picture's path, size and time, so that several runs may
+    share a folder. Pivots have norm 1 and are stored as float16: 48 KiB for one of BLIP-2. Missing ones are
+    made in an order and in batches that are the same when a stopped run goes on.
     """
 
     def __init__(self, folder: Path, tower: ImagePivot):
@@ -39,16 +39,16 @@ class Pivots:
             self._list(path)
 
     def prepare(self, pictures: Sequence[Path], log: Callable[[str], None]) -> set[Path]:
-        """Look at those that were not looked at yet; gives those that cannot be read.
+        """Make the missing ones; returns the pictures that cannot be read.
 
-        Raises TrainingFailed where the disk does not take them.
+        Raises TrainingFailed where they cannot be written.
         """
         import torch
         from safetensors.torch import save_file
 
         todo = [path for path in dict.fromkeys(pictures) if self._key(path) not in self.places]
         if todo:
-            log(f"looking at {len(todo)} pictures")
+            log(f"making the pivots of {len(todo)} pictures")
         damaged: set[Path] = set()
         for start in range(0, len(todo), SHARD):
             shard: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ class Pivots:
         return damaged
 
     def of(self, pictures: Sequence[Path]) -> Tensor:
-        """Of prepared ones: (B, queries, width), float32, as the tower gives them."""
+        """The pivots of prepared pictures: (B, queries, width), float32, as the tower makes them."""
         import torch
         from safetensors import safe_open
 
@@ -123,7 +123,7 @@ class Pivots:
 
 
 def variation(mean: Tensor, std: Tensor) -> float:
-    """How much pivots vary between pictures, in parts of their size: 0 where all pictures look the same."""
+    """How much pivots vary between pictures, as a share of their norm: 0 where all pivots are the same."""
     spread = std.double().square().mean()
     return float((spread / (spread + mean.double().square().mean()).clamp_min(1e-30)).sqrt())
 

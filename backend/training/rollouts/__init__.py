@@ -1,1 +1,1 @@
-"""Prompts, rewrites, pictures and scores that a policy learns from."""
+"""What policies learn from: prompts, rewrites, their pictures and scores, and evaluations of a policy."""

@@ -27,7 +27,7 @@ class Sample:
     """One text that may be drawn."""
 
     rewrite: Rewrite
-    written: Completion | None  # None: the user's prompt as typed, which nobody wrote
+    written: Completion | None  # None: this is the user's prompt as typed
     scores: dict[str, float] = field(
         default_factory=dict
     )  # as the rewards give them, means over the pictures

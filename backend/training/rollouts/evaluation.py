@@ -129,7 +129,7 @@ def selection_metric(
 
 
 class Evaluator:
-    """The evaluations of a policy: its best weights are kept, and it stops where rewards look hacked."""
+    """The evaluations of a policy: its best weights are exported, and it stops where it hacks rewards."""
 
     def __init__(
         self, rewriter: EvaluatedRewriter, scorer: PictureScorer, sets: PromptSets, settings: PolicySettings

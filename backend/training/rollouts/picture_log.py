@@ -19,9 +19,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from ...core.config import parse_line
 from ...core.errors import BadInput
 from ...storage.files import read_text
+from ..common.data import read_records
 from .prompts import read_prompts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -88,17 +88,16 @@ def read_source(source: str, use: str = "train") -> tuple[list[LoggedPicture], d
 
 
 def _read_lines(path: Path) -> list[LoggedPicture]:
-    text = read_text(path, "log", "is", f"; {MAKES}")
-    found = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        one = parse_line(LogLine, line, f"{path}, line {number}")
-        image = None if one.image is None else path.parent / one.image
-        found.append(LoggedPicture(one.prompt, one.system or one.prompt, image, one.scores))
-    if not found:
-        raise BadInput(f'{path} is empty; expected lines {{"prompt": …, "image": …}}; {MAKES}')
-    return found
+    lines = read_records(path, LogLine, "log lines", MAKES)
+    return [
+        LoggedPicture(
+            line.prompt,
+            line.system or line.prompt,
+            None if line.image is None else path.parent / line.image,
+            line.scores,
+        )
+        for line in lines
+    ]
 
 
 def _read_part(path: Path) -> list[LoggedPicture]:

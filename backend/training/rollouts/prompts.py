@@ -1,11 +1,11 @@
-"""The prompts that a rewriter is trained and evaluated on: files, and ShapeWorld's own.
+"""The prompts that a policy is trained and evaluated on: from files, and ShapeWorld's own.
 
-A file holds a prompt a line: plain text, or JSON `{"prompt": …, "judged_as": …}` where the judge had
-better read other words than the rewriter, as for paraphrases.
+A file has one prompt in each line: plain text, or JSON `{"prompt": …, "judged_as": …}` where the judge should
+read other words than the rewriter, as for paraphrases.
 
-`shapeworld:N` is N prompts of each of ShapeWorld's six tasks, of the train split alone, and
-`shapeworld:N:counting,position` of these tasks. An eighth of the combinations are never trained on:
-evaluations while training use them, so that the held-out split stays unseen until the end.
+`shapeworld:N` is N prompts of each of ShapeWorld's six tasks, all of the split train;
+`shapeworld:N:counting,position` is N prompts of each of these tasks. An eighth of the combinations are never
+trained on. Evaluations while training use them, so that the held-out split stays unseen until the end.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ...core.errors import BadInput, UnknownName
 from ...core.seeds import shuffled_indices
 from ...storage.files import read_text
 
-ASIDE = 8  # one combination in so many is for evaluation
-TAUGHT = ("train", "held-out")  # uses that take the others; of the held-out split all are "others"
+ASIDE = 8  # one combination in that many is for evaluation
+TAUGHT = ("train", "held-out")  # uses that take the other combinations; all of the held-out split are "other"
 
 
 class TrainingPrompt(BaseModel):
-    """One prompt: what the user typed, and the words that rewards compare the picture with."""
+    """One prompt, and the words with which rewards compare its picture."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
@@ -41,10 +41,10 @@ class TrainingPrompt(BaseModel):
 
 
 def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[TrainingPrompt]:
-    """The prompts of a file or of `shapeworld:N[:TASK,…]`; `use` is "train", "evaluate", "paraphrase", or
-    "held-out" for figures: of ShapeWorld the split that no training sees.
+    """The prompts of a file or of `shapeworld:N[:TASK,…]`. Raises BadInput with the line's number.
 
-    Raises BadInput with the line's number.
+    `use` decides which of ShapeWorld's combinations are taken: "train", "evaluate", "paraphrase", or
+    "held-out", the split that no training sees, for figures.
     """
     name, colon, rest = source.partition(":")
     if name == "shapeworld":
@@ -60,7 +60,7 @@ def read_prompts(source: str, use: str = "train", seed: int = 0) -> list[Trainin
         if line.strip()
     ]
     if not found:
-        raise BadInput(f"{path} holds no prompts; write one a line")
+        raise BadInput(f"{path} holds no prompts; write one in each line")
     return list(dict.fromkeys(found))
 
 
@@ -77,7 +77,7 @@ def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> lis
     for task in tasks:
         if task not in TASKS:
             raise UnknownName("task", task, TASKS)
-    # Evaluations are the same whatever the run's seed, so that runs can be compared.
+    # Evaluations do not depend on the run's seed, so that runs can be compared.
     rng = random.Random(seed if use == "train" else 0)
     chosen: list[PromptCase] = []
     for task in tasks or TASKS:
@@ -101,16 +101,16 @@ def _shapeworld(per_task: int, tasks: Sequence[str], use: str, seed: int) -> lis
 
 
 class PromptStream:
-    """Prompts without end: all of them in an order of (seed, round), then again in another.
+    """Prompts without end: all of them in an order of (seed, round), then again in another order.
 
-    `position` says how many were taken; it is all that a stopped run has to remember.
+    `position` is how many were taken. A stopped run has to store nothing else.
     """
 
     def __init__(self, prompts: Sequence[TrainingPrompt], seed: int, position: int = 0):
         self.prompts, self.seed, self.position = prompts, seed, position
 
     def take(self, count: int) -> list[tuple[int, TrainingPrompt]]:
-        """The next prompts, each with its position, which never comes again."""
+        """The next prompts, each with its position, which is unique."""
         taken = []
         for _ in range(count):
             (index,) = shuffled_indices(len(self.prompts), self.seed, [self.position])

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning of a rewriter."""
+"""Supervised fine-tuning: a rewriter learns from examples of rewrites."""

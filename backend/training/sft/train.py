@@ -1,19 +1,19 @@
 """Supervised fine-tuning of a rewriter on (prompt, reason, rewrite) triples, by TRL's SFTTrainer.
 
-Source: RePrompt (arXiv 2505.17540), first stage: 8,000 examples, lr 1e-5 cosine, one epoch, global
-batch 128. Departs from it: the examples are built by the very prompt builder that inference uses, the
-loss is on the answer alone, and a killed run goes on exactly.
+Source: RePrompt (arXiv 2505.17540), first stage: 8,000 examples, learning rate 1e-5, cosine, one epoch,
+global batch 128. Departs from it: examples are built by the prompt builder that inference uses, the loss is
+on the answer alone, and a killed run goes on exactly.
 
-The data is lines of JSON, {"prompt": what the user typed, "reason": how the scene is rehearsed, "rewrite":
-the prompt to draw} and, for mending, "critique": what was wrong with a picture of an earlier rewrite.
+The data is lines of JSON, {"prompt": the user's prompt, "reason": what the scene has to show, "rewrite": the
+prompt to draw} and, for corrections, "critique": what was wrong with a picture of an earlier rewrite.
 `reprise data rewrites` makes them with any chat model.
 
-The run folder: `config.yaml`, `metrics.jsonl` (a line per logged step), `checkpoints/`, and `final/`
-in the Hugging Face layout with `reprise.json`, which `RePromptRewriter` loads.
+The run folder has `config.yaml`, `metrics.jsonl` (a line for each logged step), `checkpoints/`, and `final/`
+in the Hugging Face layout with `reprise.json`, as `RePromptRewriter` loads it.
 
-Started in several processes (`torchrun --nproc_per_node N -m reprise train sft …`, on GPUs `accelerate
-launch`, too) they share each batch: the trajectory is that of one process within the rounding of sums, but
-that an epoch's last, short batch is filled up with examples of its beginning.
+Several processes (`torchrun --nproc_per_node N -m reprise train sft …`; on GPUs `accelerate launch`, too)
+share each batch. The trajectory is that of one process within the rounding of sums, except that the last,
+short batch of an epoch is filled up with examples from its beginning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ...core.config import save_config
 from ..common import distributed
 from ..common.run_folder import run_training
 from .config import SftConfig
@@ -31,13 +30,7 @@ SEVERAL = True  # processes may share the work
 
 
 def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str], None] = print) -> Path:
-    """Train, and return the folder of the finished rewriter, `run/final`.
-
-    With `resume` a run goes on from its newest whole checkpoint and ends in the same weights, bit for
-    bit on a CPU, as if it had never stopped; a finished run is returned as it is.
-    Of several processes (`distributed`) only the main one writes and calls `log`.
-    Raises BadInput, CheckpointError, and TrainingFailed where the disk is full.
-    """
+    """Train a rewriter, and return its folder, `run/final`. Raises as `run_training`."""
     log = distributed.main_only(log)
 
     def begin():
@@ -45,4 +38,4 @@ def train(config: SftConfig, run: Path, resume: bool = False, log: Callable[[str
 
         return SftLoop(config, run, resume, log)
 
-    return run_training(run, save_config(config), resume, log, begin)
+    return run_training(config, run, resume, log, begin)

@@ -18,11 +18,11 @@ from reprise.backend.training.judge.data import (
     JudgeLine,
     balanced,
     check_teaches,
-    chosen,
-    kin_of,
+    evenly_chosen,
     present,
     prompt_mark,
     read_examples,
+    split_key,
     split_of,
 )
 from reprise.backend.training.judge.make_data import Labels, default_looks, likeness, make_data, read_sources
@@ -93,9 +93,9 @@ def test_labels(tmp_path, prompts):
     clear = {step: [line.label for line in clarity if line.step == step] for step in (2, 7)}
     assert not any(clear[2]) and any(clear[7]), "two eighths of a picture show nothing, seven a lot"
     asked = next(one for one in examples if one.line.question == "potential")
-    assert asked.asked == QUESTIONS["potential"].format(asked.line.prompt)
+    assert asked.question == QUESTIONS["potential"].format(asked.line.prompt)
     why = next(one for one in examples if one.line.question == "critique")
-    assert why.asked == CRITIQUE.format(why.line.prompt)
+    assert why.question == CRITIQUE.format(why.line.prompt)
 
 
 def test_as_much_yes_as_no_and_no_prompt_in_two_splits(tmp_path, prompts):
@@ -267,7 +267,7 @@ def test_a_combination_is_in_one_split_whatever_its_words():
         "a photo of a blue ring and a red star",
         "a photo of a blue ring and a red star on a pink background",
     ]
-    assert len({kin_of(prompt) for prompt in kin}) == 1 == len({prompt_mark(prompt) for prompt in kin})
+    assert len({split_key(prompt) for prompt in kin}) == 1 == len({prompt_mark(prompt) for prompt in kin})
     by_key = {}
     for case in shapeworld_prompts("train"):
         by_key.setdefault(case.key, set()).add(split_of(case.prompt, 0.3, 0.2))
@@ -287,5 +287,7 @@ def test_which_lines_are_left_out_does_not_depend_on_their_order():
     kept = balanced(lines)
     assert kept == balanced(lines[::-1]) and sum(one.label for one in kept) == 10 == len(kept) / 2
     examples = [judge_data.JudgeExample(one, None) for one in kept]
-    assert len(chosen(examples, 7)) == 7 and chosen(examples[::-1], 7) == chosen(examples, 7)
+    assert len(evenly_chosen(examples, 7)) == 7 and evenly_chosen(examples[::-1], 7) == evenly_chosen(
+        examples, 7
+    )
     assert judge_log.LOOKS == tuple(sorted(judge_log.LOOKS))

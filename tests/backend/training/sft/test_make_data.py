@@ -11,8 +11,9 @@ from reprise.backend.storage.cache import Cache
 from reprise.backend.training.common.offload import StageTimer
 from reprise.backend.training.rollouts.prompts import TrainingPrompt
 from reprise.backend.training.rollouts.scoring import PictureScorer
+from reprise.backend.training.sft.answers import AnswerFolder
 from reprise.backend.training.sft.data import RewriteExample
-from reprise.backend.training.sft.make_data import AnswerFolder, ExampleMaker, held_out, keep_best
+from reprise.backend.training.sft.make_data import ExampleMaker, held_out, keep_best
 
 from ..world import FailsAlways, FailsOnGreen, Redness, WordRenderer
 
@@ -266,12 +267,12 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("mine\n")
     with pytest.raises(BadInput, match="not made by this command"):
-        made.answers.check_place(path)
+        made.answers.check_target(path)
     path.unlink()
     for some in (made.examples()["a star"], made.examples()["a ring"]):
-        made.answers.check_place(path)
+        made.answers.check_target(path)
         made.answers.save(path, some)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"prompt": "a ring", "reason": "r", "rewrite": "a ring 0"}
     ]
-    maker(tmp_path).answers.check_place(path)  # a later call knows it
+    maker(tmp_path).answers.check_target(path)  # a later call knows it
