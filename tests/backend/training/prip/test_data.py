@@ -145,7 +145,7 @@ def test_where_less_is_better(monkeypatch):
     from reprise.backend.training.prip import log as prip_data
 
     monkeypatch.setattr(
-        prip_data, "spec_of", lambda name: RewardSpec(name, 0.0, 10.0, higher_is_better=False)
+        prip_data, "reward_spec", lambda name: RewardSpec(name, 0.0, 10.0, higher_is_better=False)
     )
     found = preferred([record("a", "bad", x=9.0), record("a", "good", x=1.0)], {"x": 1.0}, "best", 0, quiet)
     assert [one.system for one in found] == ["good"]
