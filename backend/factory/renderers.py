@@ -81,13 +81,20 @@ def open_renderer(settings: RendererSettings, device: str = "auto", cache: Cache
     return made(*filter(None, [name.model]), **options)
 
 
-def pipeline_of(name: str) -> tuple[Path, int | None]:
-    """(folder of a renderer's pipeline, tokens of text that an embedded one was trained with). Raises
-    Unsupported for a renderer without weights of its own on this machine, CheckpointError."""
+def parse_pipeline(name: str) -> RendererName:
+    """What the name of a renderer means that is to be trained. Raises what `parse_renderer` does, and
+    Unsupported for one without weights on this machine."""
     found = parse_renderer(name)
+    if not found.capabilities.weights:
+        raise Unsupported(f"renderer {name!r} has no weights that can be trained; give a diffusers folder")
+    return found
+
+
+def pipeline_of(name: str) -> tuple[Path, int | None]:
+    """(folder of a renderer's pipeline, tokens of text that an embedded one was trained with). Raises what
+    `parse_pipeline` does, and CheckpointError."""
+    found = parse_pipeline(name)
     made = resolve("renderer", RENDERERS, found.kind)
-    if not made.capabilities.weights:
-        raise Unsupported(f"the renderer {name!r} has no weights of its own here; give a diffusers folder")
     if found.kind == "diffusers":
         from ..renderers.diffusers.checkpoints import find_pipeline
 

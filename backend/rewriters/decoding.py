@@ -146,9 +146,13 @@ class LocalRewriter:
         """The values besides the weights that change the answers; part of the fingerprint."""
         raise NotImplementedError
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Changes with the weights (the first 64 numbers of each tensor) and with `_settings`."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} ".encode())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ...core.config import Config
-from ...factory import check_differentiable, check_roles
+from ...core.errors import RepriseError
+from ...factory import check_differentiable, check_roles, parse_pipeline
 from ...renderers.settings import RendererSettings
 from ..common.settings import Batches, Checkpointing, HeldOutShare, Optimisation, Pairs, Run, Scheduler, Steps
 from ..rollouts.settings import RoundSettings, check_offload
@@ -53,14 +54,19 @@ class RendererRounds(RoundSettings):
     eval_images: PositiveInt = 4
     """Pictures of each prompt of an evaluation. Their seeds are the same in all evaluations."""
 
+    def _roles_exist(self) -> RendererRounds:
+        """`check` sees to it, which knows what draws."""
+        return self
+
     def check(self, model: str, reward: str | None, weigh_by: str | None) -> None:
         """Raises ValueError for another renderer than the trained one, a reward that reads rewrites, of which
         there are none, and a judge that no round uses."""
-        check_roles(self.renderer, self.rewards, self.held_out, reads="images")
         if self.renderer.name not in (model, RendererSettings().name):
             raise ValueError(f"rounds draw with what is trained, {model}; leave rounds.renderer.name out")
         if self.renderer.lora is not None:
             raise ValueError("the LoRA that rounds go on from is `start`; leave rounds.renderer.lora out")
+        trained = self.renderer.model_copy(update={"name": model})
+        check_roles(trained, self.rewards, self.held_out, reads="images")
         if reward is not None:
             raise ValueError("the pairs of rounds are those of rounds.rewards; leave reward out")
         if weigh_by not in (None, MARGIN, *self.rewards, *self.held_out):
@@ -116,6 +122,15 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the LoRA in `final/`."""
     save_every: PositiveInt = 50
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_trained(cls, model: str) -> str:
+        try:
+            parse_pipeline(model)
+        except RepriseError as error:
+            raise ValueError(str(error)) from error
+        return model
 
     @model_validator(mode="after")
     def _possible(self) -> DiffusionDpoConfig:

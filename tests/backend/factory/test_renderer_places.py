@@ -76,8 +76,8 @@ def test_a_name(check, stop_at, things, tmp_path, monkeypatch, place, kind):
     [
         ("shapeworld-sd", None),
         ("{pipeline}", "no model_index.json"),
-        ("fake", "the renderer 'fake' has no weights of its own here"),
-        ("comfyui:{flow}@{away}", "has no weights of its own here"),
+        ("fake", "renderer 'fake' has no weights that can be trained"),
+        ("comfyui:{flow}@{away}", "has no weights that can be trained"),
         ("shapeworld-s", "did you mean"),
     ],
 )

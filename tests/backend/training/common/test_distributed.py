@@ -303,7 +303,7 @@ def test_one_process_is_the_plain_call(monkeypatch):
 
 def test_a_trainer_of_one_process_is_refused_to_several(monkeypatch):
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
-    monkeypatch.delattr(sft, "SEVERAL")
+    monkeypatch.setattr(sft, "SEVERAL", False)
     with pytest.raises(Unsupported, match="trainer 'sft' is one process"):
         train._train("sft", ["model=m", "data=d"], None, None)
 

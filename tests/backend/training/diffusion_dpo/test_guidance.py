@@ -6,10 +6,11 @@ from torch import nn
 
 from reprise.backend.core.errors import BadInput, Unsupported
 from reprise.backend.core.registry import REWARDS, resolve
-from reprise.backend.core.types import RewardSpec
+from reprise.backend.core.types import RewardCapabilities, RewardSpec
 from reprise.backend.preferences.store import Pair, PairPicture, Store
 from reprise.backend.rewards.base import LearnedJudge
 from reprise.backend.rewards.published.preprocess import center_crop
+from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 from reprise.backend.training.common.losses import denoising_target, noised, predicted_clean
 from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig, JudgeGradient
 from reprise.backend.training.diffusion_dpo.denoisers import noising_of
@@ -25,6 +26,7 @@ class Colour(LearnedJudge):
     """How a picture's channels, weighted, look; 0..1."""
 
     spec = RewardSpec("colour", -1.0, 1.0)
+    capabilities = RewardCapabilities(gradient=True)
 
     def __init__(self):
         self.model = nn.Linear(3, 1, bias=False)
@@ -116,9 +118,9 @@ def test_judges_of_clips_kind_have_a_gradient(name, installed):  # noqa: F811
 
 
 def test_what_gives_no_gradient_is_refused():
-    square, settings = torch.rand(32, 32, 3), JudgeGradient(reward="x")
+    square, settings = torch.rand(32, 32, 3), JudgeGradient(reward="image-reward")
     with pytest.raises(Unsupported, match="no gradient"):
-        Guide(settings, Pixels(), object(), square)
+        Guide(settings, Pixels(), ShapeWorldSoft(), square)
     with pytest.raises(Unsupported, match="square"):
         Guide(settings, Pixels(), Colour(), torch.rand(32, 48, 3))
     with pytest.raises(Unsupported, match="a way of its own"):

@@ -134,7 +134,7 @@ def test_its_rounds_can_be_mined(finished, tmp_path):
     for group in read_runs(finished[0], "blueness", quiet):
         other.add_group(group)
     assert {pair.id for pair in other.pairs} - {pair.id for pair in had}
-    with pytest.raises(BadInput, match="no scores of 'pick-score'; it has those of blueness, redness"):
+    with pytest.raises(BadInput, match="no scores of 'pick-score'; expected one of blueness, redness"):
         list(read_runs(run, "pick-score", quiet))
 
 
@@ -411,6 +411,11 @@ def test_going_on_from_an_adapter(finished, values, model, tmp_path):
         ({"rounds": {"rewards": {"nothing": 1.0}, "prompts": "p"}}, "nothing"),
         ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward looks at the pictures"),
         ({"rounds": {"images": 1, "prompts": "p"}}, "images"),
+        ({"rounds": {"rewards": {"redness": 1.0, "length": 1.0}, "prompts": "p"}}, "reads rewrites"),
+        ({"judge": {"reward": "redness"}}, "gives no gradient through pixels"),
+        ({"judge": {"reward": "remote:image-reward@http://h"}}, "gives no gradient through the network"),
+        ({"model": "comfyui:workflow.json@http://h"}, "has no weights that can be trained"),
+        ({"model": "fake"}, "has no weights that can be trained"),
         ({"rounds": {"offload": True, "prompts": "p"}}, "device=cpu puts none"),
     ],
 )
@@ -426,10 +431,9 @@ def test_impossible_settings(changes, message, values):
     ("changes", "message"),
     [
         ({"model": "shapeworld-masked"}, "no layout of a LoRA file is known for aMUSEd"),
-        ({"model": "comfyui:workflow.json"}, "expected a pipeline's folder"),
+        ({"model": "/no/where"}, "expected a pipeline's folder"),
         ({"start": 2, "lora": {"r": 4, "targets": "blocks"}}, "adapter of rank 2 .* asks for rank 4"),
         ({"start": 0}, "is empty"),
-        ({"judge": {"reward": "redness"}}, "gives no gradient through pixels"),
         ({"size": 99}, "size=99 is no multiple"),
         ({"model": "shapeworld-sd", "shift": 2.0}, "shift is for flows"),
         ({"model": "shapeworld-sd", "guidance": 2.0}, "no guidance embedding"),
