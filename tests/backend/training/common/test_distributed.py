@@ -311,7 +311,7 @@ def test_a_trainer_of_one_process_is_refused_to_several(monkeypatch):
 def test_ways_of_launching_that_cannot_be(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(Unsupported, match="FSDP would cut"):
+    with pytest.raises(Unsupported, match="FSDP would split"):
         distributed.join()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

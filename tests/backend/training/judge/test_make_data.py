@@ -246,7 +246,7 @@ def line(prompt="x", question="match", label=True, **more):
 
 def test_answers_all_alike_teach_nothing():
     alike = [judge_data.JudgeExample(line(str(n)), None) for n in range(3)]
-    with pytest.raises(BadInput, match="all 3 examples of 'match' to train on are answered with yes"):
+    with pytest.raises(BadInput, match="all 3 examples of 'match' to train on have the answer yes"):
         check_teaches(alike)
     check_teaches([*alike, judge_data.JudgeExample(line(label=False), None)])
     with pytest.raises(BadInput, match="no example of the split train"):

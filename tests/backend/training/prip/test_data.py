@@ -76,8 +76,8 @@ def test_three_layouts_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; expected lines"),
-        ("\n\n", "is empty"),
+        ("", "holds no log lines; `reprise data pictures` makes one"),
+        ("\n\n", "holds no log lines"),
         ('{"prompt": "a"', "line 1: not JSON"),
         ('{"prompt": "a"}\n{"prompt": "a", "picture": "b"}', "line 2: picture: extra"),
         ('{"prompt": " "}', "line 1: prompt"),
@@ -196,7 +196,9 @@ def test_pictures_are_looked_at_once(eye, files, tmp_path, monkeypatch):
     monkeypatch.setattr(prip_pivots, "SHARD", 2)
     monkeypatch.setattr(prip_pivots, "AT_ONCE", 2)
     pivots = Pivots(kept, eye)
-    assert pivots.prepare([*files, files[0]], said.append) == set() and said == ["looking at 5 pictures"]
+    assert pivots.prepare([*files, files[0]], said.append) == set() and said == [
+        "making the pivots of 5 pictures"
+    ]
     assert len(list(kept.glob("*.safetensors"))) == 3
     with torch.no_grad():
         expected = torch.cat([eye(read_picture(path)[None]) for path in files])
@@ -243,7 +245,7 @@ def test_another_tower_or_picture_is_another_entry(eye, files, tmp_path):
     Pivots(tmp_path / "p", other).prepare(files, said.append)
     Image.new("RGB", (9, 9)).save(files[0])
     pivots.prepare(files, said.append)
-    assert said == ["looking at 5 pictures", "looking at 1 pictures"]
+    assert said == ["making the pivots of 5 pictures", "making the pivots of 1 pictures"]
 
 
 def test_damaged_pictures_and_files(eye, files, tmp_path, monkeypatch):

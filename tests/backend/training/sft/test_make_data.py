@@ -257,7 +257,7 @@ def test_pictures_that_are_not_judged(tmp_path):
     assert all("green" in row["failed"]["fails-on-green"] for row in rows)
     asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(9)]
     made = {one.prompt: [RewriteExample(prompt=one.prompt, reason="r", rewrite="w")] for one in asked}
-    with pytest.raises(RewardFailed, match="judged no picture of 8 prompts; the last: .*the judge is down"):
+    with pytest.raises(RewardFailed, match="scored no picture of 8 prompts; the last: .*the judge is down"):
         keep_best(asked, made, scorer(tmp_path / "down", FailsAlways()), {"fails-always": 1.0}, [5])
 
 
