@@ -80,7 +80,7 @@ class Pairs(Config):
     preferences: Path | None = None
     """Folder of pairs that `reprise preferences` filled. Give this, or rounds."""
     reward: str | None = None
-    """Learn only from pairs that this reward chose. None: from all pairs."""
+    """Learn only from pairs that this reward chose. null: from all pairs."""
     margin: float = Field(0.0, ge=0)
     """Pairs whose scores differ by less are ties and left out; in the units in which they were mined."""
 
@@ -165,7 +165,7 @@ class RewriterTraining(Adapter, Optimisation, Export, Checkpointing):
     reasoning: bool = True
     """Whether the rewriter gives a reason before the prompt. false: it is trained and used without."""
     system: str | None = None
-    """System text, stored with the checkpoint. None: the one stored with `model`, else the default one."""
+    """System text, stored with the checkpoint. null: the one stored with `model`, else the default one."""
 
 
 class TextTraining(Batches, Epochs, RewriterTraining):

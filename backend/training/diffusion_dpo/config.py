@@ -86,13 +86,13 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
     start: Path | None = None
     """A LoRA file of this trainer to start from, with the same rank and targets. It is the reference, too."""
     size: int | None = Field(None, ge=64)
-    """Side of the training pictures in pixels: resized, then cut from the middle. None: as they are."""
+    """Side of the training pictures in pixels: resized, then cut from the middle. null: as they are."""
     max_sequence_length: PositiveInt | None = None
     """Tokens of text, for renderers without a fixed length; the same as when drawing."""
     guidance: float | None = Field(None, ge=0)
-    """FLUX dev's embedded guidance while training. None: 3.5."""
+    """FLUX dev's embedded guidance while training. null: 3.5."""
     beta: PositiveFloat | None = None
-    """How closely the denoiser is held to the reference; larger is closer. None: 5000, or 100 for a flow.
+    """How closely the denoiser is held to the reference; larger is closer. null: 5000, or 100 for a flow.
     `losses.diffusion_dpo` gives the convention."""
     weigh_by: str | None = None
     """PARM guidance: weigh each pair by how much this judge prefers its better picture. The name of a reward,
@@ -103,7 +103,7 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
     """How the times of the noise are drawn. uniform: evenly. logit_normal: mostly in the middle, as SD3 and
     FLUX were trained."""
     shift: PositiveFloat | None = None
-    """Shift of a flow's times towards noise. None: as its pipeline shifts them at this size."""
+    """Shift of a flow's times towards noise. null: as its pipeline shifts them at this size."""
     lora: DenoiserLora = DenoiserLora()
     """The adapter."""
     max_steps: PositiveInt = 500

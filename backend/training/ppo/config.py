@@ -47,13 +47,13 @@ class PpoConfig(PolicySettings):
     kl: float = Field(0.05, ge=0)
     """Weight of the KL divergence, per token, from what the first pivots would write."""
     kl_target: PositiveFloat | None = None
-    """Adapt that weight after each step to bring the divergence near this value. None: it is fixed."""
+    """Adapt that weight after each step to bring the divergence near this value. null: it is fixed."""
     anchor: float = Field(0.0, ge=0)
     """Weight of the mean squared distance of pivots from the first pivots."""
     critic_width: PositiveInt = 128
     """Hidden units of the value head."""
     max_new_tokens: PositiveInt | None = None
-    """Longest addition to a prompt in tokens. None: as stored with the refiner."""
+    """Longest addition to a prompt in tokens. null: as stored with the refiner."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the frozen decoder; the encoder is float32. auto: bfloat16 on a GPU that has it."""
 

@@ -27,11 +27,11 @@ class Sources(Config):
     """Published models in place of a preset's, as folders or hub names."""
 
     encoder: str | None = None
-    """A T5 encoder. None: the preset's."""
+    """A T5 encoder. null: the preset's."""
     decoder: str | None = None
-    """A causal language model. None: the preset's."""
+    """A causal language model. null: the preset's."""
     image: str | None = None
-    """A BLIP-2, of which the vision part is taken. None: the preset's."""
+    """A BLIP-2, of which the vision part is taken. null: the preset's."""
 
 
 class StageConfig(Batches, Steps, HeldOutShare, Optimisation, Run, Export, Checkpointing):
@@ -52,7 +52,7 @@ class StageConfig(Batches, Steps, HeldOutShare, Optimisation, Run, Export, Check
     eval_most: PositiveInt = 256
     """At most that many held-out records are used for an evaluation."""
     pivots: Path | None = None
-    """Folder that stores the pictures' pivots, for several runs on the same pictures. None: the run's own."""
+    """Folder that stores the pictures' pivots, for several runs on the same pictures. null: the run's own."""
 
     @model_validator(mode="after")
     def _startable(self) -> StageConfig:

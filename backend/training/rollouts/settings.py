@@ -17,7 +17,7 @@ class DrawingSettings(Config):
     """Prompts to train on: a file with one a line (text, or JSON with `prompt` and, for the judge,
     `judged_as`), or shapeworld:N, N prompts of each task of the embedded world."""
     eval_prompts: str | None = None
-    """Prompts of evaluations, given in the same way; none may be among `prompts`. None: no evaluations."""
+    """Prompts of evaluations, given in the same way; none may be among `prompts`. null: no evaluations."""
     renderer: RendererSettings = RendererSettings()
     """What draws the pictures."""
     rewards: dict[str, PositiveFloat] = {"image-reward": 1.0}
@@ -96,7 +96,7 @@ class RoundSettings(DrawingSettings):
     count: PositiveInt = 3
     """Rounds. A finished run goes on with more of them, never with fewer: --resume RUN rounds.count=N."""
     per_round: PositiveInt | None = None
-    """Prompts of one round, taken in turn. None: all of them."""
+    """Prompts of one round, taken in turn. null: all of them."""
     patience: int = Field(2, ge=0)
     """Stop when that many rounds in a row brought no better evaluation. 0: never."""
 

@@ -8,7 +8,6 @@ import torch
 
 from reprise.backend.core.errors import BadInput, UnknownName
 from reprise.backend.core.types import Rewrite, RewriterCapabilities
-from reprise.backend.evaluation import tables as chains
 from reprise.backend.evaluation.tables import RoleLoaders, TableRow, evaluate_rows, read_rows
 from reprise.backend.renderers.fake import FakeRenderer
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft, ShapeWorldStrict
@@ -211,11 +210,3 @@ def test_impossible_rows_are_refused(tmp_path):
             read_rows(file)
     file.write_text("base: {}\nDPO + PARM: {lora: [x, y], best_of: 8, prune: halving}\n")
     assert read_rows(file)["DPO + PARM"] == TableRow(lora=["x", "y"], best_of=8, prune="halving")
-
-
-def test_every_setting_has_a_sentence():
-    import inspect
-
-    source = inspect.getsource(chains.TableRow)
-    for name in TableRow.model_fields:
-        assert source.split(f"    {name}:", 1)[1].split("\n", 2)[1].strip().startswith('"""'), name

@@ -15,7 +15,7 @@ from reprise.backend.training.common.data import (
 from reprise.backend.training.rollouts.picture_log import LoggedPicture
 
 
-def test_a_resumed_run_learns_from_what_it_began_with(tmp_path):
+def test_a_resumed_run_learns_from_the_data_it_started_with(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
     now = {"lines": 3, "pictures": pictures_digest([file, file])}

@@ -99,7 +99,7 @@ def apart(one, other):
     return max((a[key] - b[key]).abs().max().item() for key in a)
 
 
-def test_two_processes_take_the_steps_of_one_also_killed_and_resumed(values, taught, tmp_path):
+def test_two_processes_take_the_steps_of_one_even_killed_and_resumed(values, taught, tmp_path):
     """The same rollouts and, within the rounding of sums, weights; groups without signal are replaced."""
     alone, run = tmp_path / "alone", tmp_path / "run"
     grpo.train(GrpoConfig(**values), alone, log=lambda line: None)
@@ -147,7 +147,9 @@ def test_two_processes_take_the_steps_of_one_also_killed_and_resumed(values, tau
         ({}, "error 1 1", "no room on this GPU", 1),
     ],
 )
-def test_what_fails_ends_all_with_one_line_and_its_exit_code(changes, end, message, code, values, tmp_path):
+def test_a_failure_ends_all_processes_with_one_line_and_its_exit_code(
+    changes, end, message, code, values, tmp_path
+):
     config = write(tmp_path / "config.yaml", {**values, "eval_prompts": None, **changes})
     run = tmp_path / "run"
     ended = launch(
@@ -242,7 +244,7 @@ open(sys.argv[1] + str(found["index"]), "w").write(json.dumps(found))
 
 
 @pytest.mark.parametrize("by", ["torchrun", "mpi"])
-def test_what_processes_share(by, tmp_path):
+def test_processes_share_items_and_results(by, tmp_path):
     program, out = tmp_path / "program.py", tmp_path / "rank"
     program.write_text(PROGRAM)
     if by == "torchrun":
@@ -282,7 +284,7 @@ def test_what_processes_share(by, tmp_path):
     assert sorted(one["first"] for one in found) == [False, True]
 
 
-def test_one_process_is_the_plain_call(monkeypatch):
+def test_one_process_makes_plain_calls(monkeypatch):
     monkeypatch.setattr(distributed, "_gather", None)
     assert (
         distributed.world_size(),
@@ -308,7 +310,7 @@ def test_a_trainer_of_one_process_is_refused_to_several(monkeypatch):
         train._train("sft", ["model=m", "data=d"], None, None)
 
 
-def test_ways_of_launching_that_cannot_be(monkeypatch):
+def test_impossible_ways_of_launching(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(Unsupported, match="FSDP would split"):
@@ -322,7 +324,7 @@ def test_ways_of_launching_that_cannot_be(monkeypatch):
 
 
 @pytest.mark.parametrize(("processes", "code", "printed"), [("2", 3, "said"), ("1", 0, "said and done")])
-def test_one_of_several_that_fails_is_not_taken_apart(processes, code, printed):
+def test_a_failed_process_ends_without_its_destructors(processes, code, printed):
     """Gloo's threads may abort at Python's own end, with an exit code of theirs."""
     source = (
         "import atexit; from reprise.backend.training.common import distributed; print('said', end=''); "

@@ -46,7 +46,7 @@ def test_a_small_change_is_not_rounded_away(base, taught):
 
 
 @pytest.mark.parametrize(("asked", "stored"), [("same", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_an_adapter_on_bfloat16_is_exported_whole(asked, stored, taught, tmp_path):
+def test_an_adapter_on_bfloat16_is_exported_in_float32(asked, stored, taught, tmp_path):
     (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, ROWS)) + "\n")
     config = SftConfig(
         model=str(taught),

@@ -86,7 +86,7 @@ def test_diffusion_dpo_by_hand(prediction, margin):
     close(losses, [math.log(1 + math.exp(-margin))])
 
 
-def test_beta_is_halved_and_each_pair_stands_alone():
+def test_beta_is_halved_and_pairs_are_independent():
     chosen, rejected = torch.tensor([1.0, 0.2]), torch.tensor([2.0, 0.1])
     zero = torch.zeros(2)
     losses, margins = diffusion_dpo(chosen, rejected, zero, zero, beta=10.0)
@@ -125,7 +125,7 @@ def test_prompt_error_by_hand():
     close(prompt_error(logits, tokens, mask), -(math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 4)) / 3)
 
 
-def test_advantages_over_time_by_hand():
+def test_gae_by_hand():
     """Two rows, of three tokens and of one. lam 1/2, values 1, 2, 4 and reward 8:
     delta_3 = 8 - 4 = 4, delta_2 = 4 - 2 = 2, delta_1 = 2 - 1 = 1; A_3 = 4, A_2 = 2 + 4/2, A_1 = 1 + 4/2."""
     values = torch.tensor([[1.0, 2.0, 4.0], [3.0, 99.0, torch.nan]])
@@ -135,7 +135,7 @@ def test_advantages_over_time_by_hand():
     close(returns, [[4.0, 6.0, 8.0], [5.0, 0.0, 0.0]])
 
 
-def test_advantages_at_the_ends_of_lambda():
+def test_gae_with_lambda_0_and_1():
     values, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3)
     reward = torch.tensor([8.0])
     close(gae(reward, values, mask, lam=0.0)[0], [[1.0, 2.0, 4.0]])  # one step ahead
@@ -150,7 +150,7 @@ def test_leave_one_out():
     close(leave_one_out(rewards, groups), [1.0 - 4, 0.0, 3.0 - 3, 4.0 - 6, 5.0 - 2, 6.0 - 4])
 
 
-def test_whitened():
+def test_whiten():
     close(whiten(torch.tensor([1.0, 2.0, 3.0])), [-1.0, 0.0, 1.0])
     close(whiten(torch.tensor([2.0, 2.0])), [0.0, 0.0])
     close(whiten(torch.tensor([7.0])), [0.0])
@@ -178,13 +178,13 @@ def test_clipped_value_error_by_hand():
     close(values.grad, [0.0, 2.0, -1.9])
 
 
-def test_divergence_by_hand():
+def test_kl_k3_by_hand():
     """p = 1/2 under the policy: 1/4, 1/2 and 1 under the reference."""
     found = kl_k3(torch.full((3,), 0.5).log(), torch.tensor([0.25, 0.5, 1.0]).log())
     close(found, [0.5 - 1 + math.log(2), 0.0, 2 - 1 - math.log(2)])
 
 
-def test_the_divergence_of_tokens_is_that_of_distributions_on_average():
+def test_kl_k3_is_unbiased():
     policy, reference = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.6, 0.3, 0.1])
     logps = policy.log().requires_grad_()
     mean = (policy * kl_k3(logps, reference.log())).sum()

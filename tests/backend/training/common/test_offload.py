@@ -32,7 +32,7 @@ def test_one_role_at_a_time_each_moved_once():
         assert moves == [("renderer", "cpu"), ("rewriter", "cuda")]
 
 
-def test_seconds_are_counted_also_of_what_fails():
+def test_seconds_of_failed_work_are_counted():
     timer = StageTimer()
     assert timer.seconds == dict.fromkeys(STAGES, 0.0)
     try:
@@ -55,7 +55,7 @@ def test_an_optimizers_state_moves_with_its_weights():
         assert state["exp_avg"].device.type == "meta" and state["step"].device.type == "cpu"
 
 
-def test_what_has_a_model_can_be_moved():
+def test_renderers_and_judges_with_a_model_can_be_moved():
     class Role:
         def __init__(self, model):
             self.model = model

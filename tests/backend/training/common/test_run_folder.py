@@ -23,7 +23,7 @@ def kept(run):
     return [(run / name).read_text() for name in ("config.yaml", "checkpoints/config.yaml")]
 
 
-def test_what_decides_nothing_that_is_learned_may_change(run):
+def test_settings_that_do_not_affect_learning_may_change(run):
     text, before = changed(save_every=5, rounds={"count": 5, "keep_gb": 90.0, "size": 8}), kept(run)
     assert claim_run_folder(run, text, True) == ["save_every", "rounds.count", "rounds.keep_gb"]
     with pytest.raises(BadInput, match="no data"), undo_failed_start(run, text, True):
@@ -46,7 +46,7 @@ def test_what_decides_nothing_that_is_learned_may_change(run):
         ({"more": 1}, "more"),
     ],
 )
-def test_all_else_is_refused_and_nothing_is_written(changes, named, run):
+def test_other_changed_settings_are_refused_and_nothing_is_written(changes, named, run):
     before = kept(run)
     only = "only save_every, rounds.keep_gb, rounds.count may change"
     with pytest.raises(BadInput, match=f"begun with other settings of ({named}), .*{only}"):

@@ -155,7 +155,7 @@ def test_every_schedulers_own_shift():
     torch.testing.assert_close(noising_of(pipe, (32, 32), None).at(half)[1], linear.sigmas[:1])
 
 
-def test_guidance_where_there_is_none_is_refused():
+def test_guidance_without_its_embedding_is_refused():
     pipe = build("sd3")
     with pytest.raises(Unsupported, match="no guidance embedding"):
         Denoiser(pipe, family_of_pipeline(pipe), pipe.transformer, 3.5)

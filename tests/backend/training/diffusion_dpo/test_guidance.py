@@ -83,7 +83,7 @@ def test_weights_by_hand():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
-def test_the_clean_picture_comes_back_from_the_right_answer(prediction):
+def test_the_right_prediction_gives_the_clean_picture(prediction):
     clean, noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).chunk(2)
     sigma = torch.tensor([0.6])
     signal = 1 - sigma if prediction == "flow" else (1 - sigma**2).sqrt()
@@ -102,7 +102,7 @@ class Pixels(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["image-reward", "hps-v2.1", "pick-score", "clip-score"])
-def test_judges_of_clips_kind_have_a_gradient(name, installed):  # noqa: F811
+def test_judges_like_clip_have_a_gradient(name, installed):  # noqa: F811
     """The guide says what the judge says, and what to change."""
     judge = resolve("reward", REWARDS, name)(device="cpu")
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
@@ -117,7 +117,7 @@ def test_judges_of_clips_kind_have_a_gradient(name, installed):  # noqa: F811
     assert said.item() == pytest.approx(expected, abs=0.05)
 
 
-def test_what_gives_no_gradient_is_refused():
+def test_a_judge_without_a_gradient_is_refused():
     square, settings = torch.rand(32, 32, 3), JudgeGradient(reward="image-reward")
     with pytest.raises(Unsupported, match="no gradient"):
         Guide(settings, Pixels(), ShapeWorldSoft(), square)
@@ -167,7 +167,7 @@ def quiet(line):
     pass
 
 
-def test_alike_weights_are_plain_dpo(world, tmp_path):
+def test_equal_weights_are_plain_dpo(world, tmp_path):
     """Bit for bit; unlike ones are not."""
     from safetensors.torch import load_file
 
@@ -191,7 +191,7 @@ def test_a_pairs_loss_is_multiplied_by_its_weight(world, tmp_path):
 
 
 @pytest.mark.parametrize("prediction", ["flow", "epsilon"])
-def test_clear_is_where_there_is_less_noise_than_picture(prediction):
+def test_a_latent_is_clear_with_less_noise_than_picture(prediction):
     """Of a flow where sigma is below until; of a diffusion, whose sigma is .85 half-way, well before that."""
     pipe = build("sd3" if prediction == "flow" else "sd1")
     noising = noising_of(pipe, (8, 8), 1.0 if prediction == "flow" else None)
@@ -204,7 +204,7 @@ def test_clear_is_where_there_is_less_noise_than_picture(prediction):
     assert clear_enough(signal, sigma, 1.0).tolist() == list(range(len(u)))
 
 
-def test_a_judges_gradient_is_in_the_adapter_alone(world, tmp_path, monkeypatch):
+def test_a_judges_gradient_reaches_only_the_adapter(world, tmp_path, monkeypatch):
     monkeypatch.setitem(REWARDS, "colour", f"{__name__}:Colour")
     judge = {"reward": "colour", "weight": 0.5}
     plain, guided = (DiffusionDpoLoop(world(judge=given), tmp_path, False, quiet) for given in (None, judge))

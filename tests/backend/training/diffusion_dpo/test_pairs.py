@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_with_the_pairs_of_its_reward(store, tmp_path):
         pairs_of_run(tmp_path, [first])
 
 
-def test_pictures_that_are_gone(tmp_path):
+def test_missing_pictures(tmp_path):
     store, said = a_store(tmp_path / "store", 11), []
     first, second = (store.image_path(pair.chosen.image) for pair in store.pairs()[:2])
     first.unlink()
@@ -132,7 +132,7 @@ def test_sizes_that_cannot_be_encoded(tmp_path, pipe):
     assert fits.latent(store.pairs()[0].chosen.image).shape == (4, 8, 8)
 
 
-def test_an_entry_that_is_damaged(store, pipe):
+def test_a_damaged_entry(store, pipe):
     encoded, image = Encoded(store, pipe, family_of_pipeline(pipe), None, None), store.pairs()[0].chosen.image
     encoded.prepare(store.pairs())
     encoded._latent_path(image).write_bytes(b"half")
@@ -144,7 +144,7 @@ def test_an_entry_that_is_damaged(store, pipe):
         encoded.prepare(store.pairs())
 
 
-def test_the_middle_of_a_picture():
+def test_pictures_are_cut_from_the_middle():
     wide = torch.zeros(16, 48, 3)
     wide[:, 16:32] = 1
     assert torch.equal(cropped(wide, 16), torch.ones(16, 16, 3))

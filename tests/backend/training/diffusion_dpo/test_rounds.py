@@ -164,7 +164,7 @@ def test_a_round_draws_with_the_lora_of_the_one_before(finished, model):
         ("learn", 6),
     ],
 )
-def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_path):
+def test_killed_and_resumed_equals_never_killed(where, count, values, finished, tmp_path):
     """SIGKILL while it draws (evaluation, round), judges, or learns, in either round; bit for bit."""
     whole, _ = finished
     run = tmp_path / "run"
@@ -215,7 +215,7 @@ def test_a_refused_resume_leaves_a_finished_run_as_it_was(values, finished, tmp_
     assert files_of(run) == before
 
 
-def test_all_ties_stop_with_the_reason(values, tmp_path):
+def test_a_round_of_ties_stops_the_run_with_the_reason(values, tmp_path):
     with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties.*lower margin"):
         train(changed(values, margin=0.9), tmp_path / "ties", log=quiet)
 
@@ -225,7 +225,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_cache_that_forgets_costs_no_pair(values, finished, tmp_path):
+def test_a_cache_that_deletes_pictures_loses_no_pair(values, finished, tmp_path):
     """It has room for what is drawn at once, eight pictures, and not for a round's sixteen."""
     pictures = list((finished[0] / rounds.PICTURES).rglob("*.png"))
     size = max(path.stat().st_size for path in pictures)
@@ -238,7 +238,7 @@ def test_a_cache_that_forgets_costs_no_pair(values, finished, tmp_path):
     assert same(tmp_path / "less", finished[0])
 
 
-def test_what_is_gone_is_drawn_again(values, finished, tmp_path, monkeypatch):
+def test_deleted_pictures_are_drawn_again(values, finished, tmp_path, monkeypatch):
     """A run is stopped in its first round; the pictures of the first two prompts' pairs are deleted."""
     record, run = rounds.Rounds.record, tmp_path / "run"
 
@@ -283,7 +283,7 @@ def test_a_full_disk_says_so(full, values, finished, tmp_path, monkeypatch):
     assert same(run, finished[0])
 
 
-def test_a_later_round_of_ties_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
+def test_a_later_round_of_ties_ends_the_run_with_the_round_before(values, tmp_path, monkeypatch):
     said, mixed = [], rounds.Rounds.mixed_reward
 
     def tied(self, scores):
@@ -298,7 +298,7 @@ def test_a_later_round_of_ties_ends_the_run_with_what_there_is(values, tmp_path,
     assert "4 were ties" in (run / "report.html").read_text()
 
 
-def test_a_later_round_that_teaches_nothing_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
+def test_a_later_round_without_usable_pairs_ends_the_run_with_the_round_before(values, tmp_path, monkeypatch):
     """The judge that weighs pairs agrees in the first round, and then says the same of all pictures."""
     run, said = tmp_path / "run", []
 
@@ -316,7 +316,7 @@ def test_a_later_round_that_teaches_nothing_ends_the_run_with_what_there_is(valu
     assert train(config, run, resume=True, log=quiet) == final and same(run, run / "rounds/1")
 
 
-def test_a_round_of_too_few_prompts_holds_none_out(values, tmp_path):
+def test_a_round_with_too_few_prompts_holds_none_out(values, tmp_path):
     said = []
     asked = {"count": 1, "per_round": 1, "eval_prompts": None}
     train(changed(values, asked, eval_share=0.5, max_steps=1), tmp_path / "run", log=said.append)
@@ -326,7 +326,7 @@ def test_a_round_of_too_few_prompts_holds_none_out(values, tmp_path):
     assert rows(tmp_path / "run/metrics.jsonl") and (tmp_path / "run/final").is_dir()
 
 
-def test_rounds_that_bring_nothing_stop(values, tmp_path, monkeypatch):
+def test_rounds_without_improvement_stop(values, tmp_path, monkeypatch):
 
     looks = iter([0.5, 0.6, 0.4, 0.3, 0.2])
 
@@ -373,7 +373,7 @@ def test_a_judge_that_fails_stops_the_run_and_it_goes_on(values, finished, tmp_p
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_going_on_from_an_adapter(finished, values, model, tmp_path):
+def test_starting_from_an_adapter(finished, values, model, tmp_path):
     """The file is the reference and the beginning; the result holds both, at the same rank."""
     run, _ = finished
     file = run / "rounds/1/final/lora.safetensors"
@@ -441,7 +441,7 @@ def test_impossible_settings(changes, message, values):
         ({"model": "shapeworld", "max_sequence_length": 20}, "max_sequence_length=48 alone, got 20"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_before_anything_is_drawn(changes, message, values, tmp_path):
+def test_impossible_trainings_are_refused_before_anything_is_drawn(changes, message, values, tmp_path):
     rounds = dict(values["rounds"])
     if "start" in changes:
         file, flux = tmp_path / "start.safetensors", build("flux").transformer
@@ -460,7 +460,7 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_drawn(changes, mes
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_renderer_has_of_its_own_may_be_said(values, tmp_path):
+def test_a_renderers_fixed_settings_may_be_given(values, tmp_path):
     config = changed(values, {"renderer": {"steps": 2}}, model="shapeworld", size=128, max_sequence_length=48)
     renderer = diffusion_dpo_rounds.DiffusionDpoRounds(
         config, config.rounds, tmp_path / "run", quiet
@@ -498,7 +498,7 @@ def test_the_renderer_draws_as_it_is_trained(values, tmp_path, monkeypatch):
     assert opened == [("bfloat16", "cpu"), ("float32", "cpu"), ("float32", "cpu")]
 
 
-def test_a_judge_of_words_is_refused_and_leaves_nothing(values, tmp_path):
+def test_a_reward_of_texts_is_refused_and_leaves_nothing(values, tmp_path):
     with pytest.raises(ValueError, match="reads rewrites"):
         train(changed(values, {"rewards": {"redness": 1.0, "length": 1.0}}), tmp_path / "run", log=quiet)
     assert not (tmp_path / "run").exists()

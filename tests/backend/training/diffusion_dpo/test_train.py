@@ -184,7 +184,7 @@ def test_the_loss_is_the_one_of_the_paper(folders, store, tmp_path):
     assert figures["accuracy"] == (inside < 0).float().mean().item()
 
 
-def test_it_learns_what_was_liked(folders, store, tmp_path):
+def test_it_learns_to_prefer_the_better_pictures(folders, store, tmp_path):
     """On pairs that were held out, too; the errors of what was liked fall against those of what was not."""
     config = settings(
         folders("flux"),
@@ -220,7 +220,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_killed_and_resumed_is_never_killed(at, whole, tmp_path):
+def test_killed_and_resumed_equals_never_killed(at, whole, tmp_path):
     run, config = whole
 
     def log(line):
@@ -241,7 +241,7 @@ def test_killed_and_resumed_is_never_killed(at, whole, tmp_path):
     assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) == 2
 
 
-def test_a_stopped_run_goes_on_with_the_pairs_that_it_began_with(whole, store, tmp_path):
+def test_a_stopped_run_goes_on_with_the_pairs_it_started_with(whole, store, tmp_path):
     """Whatever was mined and struck meanwhile; a pair that is no longer there stops it."""
     run, config = whole
     own = Store(shutil.copytree(store.folder, tmp_path / "store"))
@@ -309,7 +309,7 @@ def test_bfloat16_and_checkpointing(folders, store, tmp_path):
     assert load_file(lora_of(tmp_path / "other")).popitem()[1].dtype in (torch.bfloat16, torch.float32)
 
 
-def test_what_accelerate_is_told_elsewhere_changes_nothing(whole, tmp_path, monkeypatch):
+def test_accelerates_own_config_changes_nothing(whole, tmp_path, monkeypatch):
     run, config = whole
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
@@ -343,7 +343,7 @@ def test_the_embedded_renderer(store, tmp_path):
     assert rows(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_what_cannot_be_trained_leaves_nothing_behind(folders, store, tmp_path):
+def test_refused_trainings_leave_nothing_behind(folders, store, tmp_path):
     empty = tmp_path / "empty"
     for changes, error, message in (
         ({"margin": 2.0}, BadInput, "are ties"),
@@ -386,7 +386,7 @@ def test_pictures_of_several_sizes(folders, tmp_path):
         train(settings(folders("sd1"), made), tmp_path / "run", log=quiet)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(folders, store, tmp_path):
+def test_a_loss_of_nan_stops_the_run(folders, store, tmp_path):
     config = settings(folders("sd3"), store, learning_rate=1e30)
     with pytest.raises(TrainingFailed, match="is nan; lower learning_rate"):
         train(config, tmp_path / "run", log=quiet)

@@ -108,7 +108,7 @@ def test_its_rounds_can_be_mined(finished, tmp_path):
 
 
 @pytest.mark.parametrize(("where", "count"), [("draw", 9), ("judge", 20), ("learn", 4), ("learn", 8)])
-def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_path):
+def test_killed_and_resumed_equals_never_killed(where, count, values, finished, tmp_path):
     whole, _ = finished
     run = tmp_path / "run"
     killed_at(where, count, lambda: train(DpoConfig(**values), run, log=quiet))
@@ -119,12 +119,12 @@ def test_killed_and_resumed_is_never_killed(where, count, values, finished, tmp_
         assert rows(run / name) == rows(whole / name)
 
 
-def test_all_ties_stop_with_the_reason(values, tmp_path):
+def test_a_round_of_ties_stops_the_run_with_the_reason(values, tmp_path):
     with pytest.raises(BadInput, match="round 1 has 0 pairs of 4 prompts: 4 were ties"):
         train(DpoConfig(**{**values, "margin": 2.0}), tmp_path / "run", log=quiet)
 
 
-def test_a_later_round_that_teaches_nothing_ends_the_run_with_what_there_is(values, tmp_path, monkeypatch):
+def test_a_later_round_without_usable_pairs_ends_the_run_with_the_round_before(values, tmp_path, monkeypatch):
     run, said, ids = tmp_path / "run", [], dpo.prompt_ids
 
     def longer(*given, **options):
@@ -137,7 +137,7 @@ def test_a_later_round_that_teaches_nothing_ends_the_run_with_what_there_is(valu
     assert same(run / "final", run / "rounds/1/final")
 
 
-def test_rewrites_that_have_nothing_to_be_compared_with_are_no_ties(values, tmp_path, monkeypatch):
+def test_a_single_rewrite_is_no_tie(values, tmp_path, monkeypatch):
     row = dpo_rounds._row
 
     def read_one(*given):
@@ -165,7 +165,7 @@ def test_impossible_settings(changes, message, values):
         parse_config(DpoConfig, {**values, **changes}, "test")
 
 
-def test_without_structure_it_does_not_begin(values):
+def test_rewards_without_structure_are_refused(values):
     changes = {"rounds": {**values["rounds"], "rewards": {"redness": 1.0}}}
     with pytest.raises(BadInput, match="rounds: without 'structure' an answer"):
         parse_config(DpoConfig, {**values, **changes}, "test")

@@ -94,7 +94,7 @@ def test_it_starts_at_log_2_and_learns(whole):
     assert found[-1]["loss"] < 0.6 and found[-1]["rewards/accuracies"] == 1.0
 
 
-def test_what_was_better_is_written_more(whole, taught):
+def test_better_rewrites_become_more_likely(whole, taught):
     def share(folder):
         """P(red) against P(blue) of the first colour, given the reason's beginning."""
         model, tokenizer, _ = load_checkpoint(str(folder))
@@ -118,7 +118,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("changes", [{}, {"lora": {"r": 2}}])
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_killed_and_resumed_is_never_killed(at, changes, whole, taught, store, tmp_path):
+def test_killed_and_resumed_equals_never_killed(at, changes, whole, taught, store, tmp_path):
     config = settings(taught, store, **changes)
     expected = whole
     if changes:

@@ -20,7 +20,7 @@ def test_a_reward_of_another_scale_weighs_the_same():
     assert group_sums(small, {"a": 1}, 0.0) == pytest.approx(group_sums(large, {"a": 1}, 0.0))
 
 
-def test_near_ties_say_nothing():
+def test_near_ties_give_no_signal():
     """The std of (.50, .51, .52) is .01."""
     group = members({"a": 0.50, "b": 0.0}, {"a": 0.51, "b": 1.0}, {"a": 0.52, "b": 2.0})
     assert group_sums(group, {"a": 1.0, "b": 1.0}, floor=0.02) == pytest.approx([-1, 0, 1])
@@ -29,7 +29,7 @@ def test_near_ties_say_nothing():
     assert has_signal(group_sums(group, {"a": 1.0}, floor=0.005))
 
 
-def test_what_was_never_drawn_is_the_groups_worst_picture():
+def test_an_undrawn_answer_counts_as_the_groups_worst_picture():
     """The picture's scores are (.2, .8, .2 in place of none): mean .4, std .12 ** .5."""
     group = [
         Member({"picture": 0.2, "structure": 1.0}),
@@ -42,12 +42,12 @@ def test_what_was_never_drawn_is_the_groups_worst_picture():
     assert both[2] < both[0] < both[1]  # missing < worst picture < best
 
 
-def test_a_group_that_nobody_can_read_has_no_signal():
+def test_a_group_of_unreadable_answers_has_no_signal():
     group = members({"structure": 0.0}, {"structure": 0.0}, drawn=False)
     assert not has_signal(group_sums(group, {"picture": 1.0, "structure": 1.0}, 0.0))
 
 
-def test_originals_move_the_statistics_and_have_no_structure():
+def test_originals_count_in_the_statistics_and_have_no_structure():
     """Pictures (1, 1, 0, 0), the last two as typed: mean .5, std 1 / 3 ** .5."""
     written = members({"picture": 1.0, "structure": 1.0}, {"picture": 1.0, "structure": 0.0})
     typed = members({"picture": 0.0}, {"picture": 0.0}, original=True)
@@ -66,6 +66,6 @@ def test_the_batch_scales_and_clips():
     assert advantages([[0.0, 0.0]], clip=5) == [[0.0, 0.0]]
 
 
-def test_sums_of_a_group_add_up_to_nothing():
+def test_sums_of_a_group_add_up_to_zero():
     group = [Member({"a": 0.1, "s": 1}), Member({"a": 0.7, "s": 1}), Member({"s": 0}, drawn=False)]
     assert sum(group_sums(group, {"a": 1.0, "s": 0.3}, 0.0)) == pytest.approx(0)

@@ -74,12 +74,12 @@ def test_it_depends_on_seed_and_position_alone(rewriter, prompts, tmp_path):
     assert [s.rewrite for _, s in other.collect(2).rows] != [s.rewrite for _, s in again.collect(2).rows]
 
 
-def test_write_batches_change_nothing(rewriter, prompts, tmp_path):
+def test_rewrites_do_not_depend_on_the_write_batch(rewriter, prompts, tmp_path):
     few, many = (made(rewriter, prompts, tmp_path, write_batch=n).collect(1) for n in (3, 64))
     assert [s.rewrite for _, s in few.rows] == [s.rewrite for _, s in many.rows]
 
 
-def test_nothing_is_drawn_or_judged_twice(rewriter, prompts, tmp_path):
+def test_nothing_is_drawn_or_scored_twice(rewriter, prompts, tmp_path):
     rollouts = made(rewriter, prompts, tmp_path)
     batch = rollouts.collect(1)
     drawn = [job for call in rollouts.scorer.renderer.calls for job in call]
@@ -93,7 +93,7 @@ def test_nothing_is_drawn_or_judged_twice(rewriter, prompts, tmp_path):
     assert again.scorer.reused == len(jobs)
 
 
-def test_what_cannot_be_read_is_never_drawn_and_worst(rewriter, prompts, tmp_path, monkeypatch):
+def test_unreadable_answers_are_never_drawn_and_count_as_worst(rewriter, prompts, tmp_path, monkeypatch):
     rollouts = made(rewriter, prompts, tmp_path)
     generate = rewriter.generate
 
@@ -160,7 +160,7 @@ def test_a_replaced_group_leaves_its_place_to_one_with_signal(rewriter, prompts,
     assert len(replaced) == 6 and all("advantage" not in r for r in replaced)
 
 
-def test_a_failing_reward_drops_its_samples_alone(rewriter, prompts, tmp_path):
+def test_a_failing_reward_drops_only_its_samples(rewriter, prompts, tmp_path):
     options = {"looking": {"fails-on-green": FailsOnGreen()}, "prompts_per_step": 4, "batch_size": 8}
     rollouts = made(rewriter, prompts, tmp_path, max_dropped=0.9, **options)
     batch = rollouts.collect(1)
@@ -173,7 +173,7 @@ def test_a_failing_reward_drops_its_samples_alone(rewriter, prompts, tmp_path):
         strict.collect(1)
 
 
-def test_one_of_64_is_one_sample(rewriter, prompts, tmp_path):
+def test_one_failure_of_64_drops_one_sample(rewriter, prompts, tmp_path):
     class FailsOnce(Redness):
         def score(self, images, prompts):
             found = super().score(images, prompts)
@@ -195,7 +195,7 @@ def test_one_of_64_is_one_sample(rewriter, prompts, tmp_path):
     assert sum(sample.advantage is None for _, sample in batch.rows) == 1
 
 
-def test_a_reward_that_is_down_stops_the_run_and_is_not_asked_for_each_picture(rewriter, prompts, tmp_path):
+def test_a_reward_that_is_down_stops_the_run_and_is_not_called_for_each_picture(rewriter, prompts, tmp_path):
     judge, calls = FailsAlways(), []
     score = judge.score
     judge.score = lambda images, words: (calls.append(len(words)), score(images, words))
@@ -269,7 +269,7 @@ def test_a_batch_is_judged_while_the_next_is_drawn(tmp_path):
     assert scorer.score(jobs, words) == plain.score(jobs, words) and scorer.reused == 12
 
 
-def test_an_error_while_judging_comes_out_of_its_thread(tmp_path):
+def test_an_error_while_scoring_comes_out_of_its_thread(tmp_path):
     judges = {"redness": Interrupts()}
     scorer = PictureScorer(WordRenderer(), judges, Cache(tmp_path), StageTimer(), batch=2, overlap=True)
     with pytest.raises(Interrupted):
@@ -281,7 +281,7 @@ class Interrupts(Redness):
         raise Interrupted("enough")
 
 
-def test_a_call_that_is_killed_while_it_draws_leaves_nothing(tmp_path):
+def test_a_call_killed_while_it_draws_stores_nothing(tmp_path):
     class Dies(WordRenderer):
         def render(self, jobs, *rest):
             if self.calls:

@@ -111,7 +111,7 @@ def test_the_run_folder(finished, values, taught):
     assert not same(weights(finished / "final"), weights(taught))
 
 
-def test_the_rewriter_loads_what_was_trained(finished):
+def test_the_rewriter_loads_the_trained_weights(finished):
     rewriter = RePromptRewriter(finished / "final", device="cpu")
     # Temperature is the start's own: that of training is for exploring.
     assert (rewriter.system, rewriter.max_new_tokens, rewriter.temperature) == ("Rewrite.", 32, 0.7)
@@ -216,7 +216,7 @@ def compare(run, finished):
 
 
 @pytest.mark.parametrize(("where", "step"), [("rollout", 1), ("rollout", 3), ("update", 3), ("save", 3)])
-def test_killed_and_resumed_is_never_killed(where, step, values, finished, tmp_path):
+def test_killed_and_resumed_equals_never_killed(where, step, values, finished, tmp_path):
     """SIGKILL while it rolls out, updates or saves; bit for bit."""
     run = tmp_path / "run"
     killed = subprocess.run(
@@ -238,7 +238,7 @@ def test_killed_and_resumed_is_never_killed(where, step, values, finished, tmp_p
     compare(run, finished)
 
 
-def test_an_adapter_goes_on_exactly(values, tmp_path):
+def test_an_adapter_resumes_exactly(values, tmp_path):
     changes = {"lora": {"r": 2}, "learning_rate": 1e-2, "iterations": 2, "save_every": 2}
     settings = GrpoConfig(**{**values, **changes})
 
@@ -253,7 +253,7 @@ def test_an_adapter_goes_on_exactly(values, tmp_path):
     compare(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_will_do(values, finished, tmp_path):
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_works(values, finished, tmp_path):
     import shutil
 
     run = shutil.copytree(finished, tmp_path / "run")
@@ -290,7 +290,7 @@ def test_a_judge_that_is_down_stops_the_run_with_its_name(values, tmp_path):
         train(GrpoConfig(**settings), tmp_path / "run", log=quiet)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(values, taught, tmp_path, monkeypatch):
+def test_a_loss_of_nan_stops_the_run(values, taught, tmp_path, monkeypatch):
     from reprise.backend.training.grpo import loop as grpo_loop
 
     made = grpo_loop.trainer_class

@@ -98,7 +98,7 @@ def test_labels(tmp_path, prompts):
     assert why.question == CRITIQUE.format(why.line.prompt)
 
 
-def test_as_much_yes_as_no_and_no_prompt_in_two_splits(tmp_path, prompts):
+def test_as_many_yes_as_no_and_no_prompt_in_two_splits(tmp_path, prompts):
     make(tmp_path, prompts, looks=[2, 4, 7])
     groups, splits = {}, {}
     for row in rows_of(tmp_path / "judge.jsonl"):
@@ -133,7 +133,7 @@ def test_nothing_is_drawn_twice(tmp_path, prompts):
         make(tmp_path, more, again)
 
 
-def test_what_is_wrong_by_another_threshold_is_criticised_too(tmp_path, prompts):
+def test_pictures_wrong_by_another_threshold_are_criticised_too(tmp_path, prompts):
     make(tmp_path, prompts, labels=Labels(0.3, test_share=0.25, calibration_share=0.25))
     few = [row["prompt"] for row in rows_of(tmp_path / "judge.jsonl") if row["question"] == "critique"]
     make(tmp_path, prompts, FakeRenderer(), labels=Labels(0.7, test_share=0.25, calibration_share=0.25))
@@ -179,7 +179,7 @@ def test_pictures_that_are_drawn_already(tmp_path, prompts):
         make_data(tmp_path / "gone.jsonl", read_sources(str(log), 1, 0), lambda: None, FirstSquare(), LABELS)
 
 
-def test_pictures_all_wrong_are_no_data(tmp_path, prompts):
+def test_pictures_that_are_all_wrong_make_no_data(tmp_path, prompts):
     class NeverRight(FirstSquare):
         criticize = None
 
@@ -209,7 +209,7 @@ def test_likeness():
 # Reading
 
 
-def test_lines_that_are_none(tmp_path):
+def test_bad_lines(tmp_path):
     path = tmp_path / "data.jsonl"
     for line, said in {
         "": "holds no examples; `reprise data judge` makes them",
@@ -228,7 +228,7 @@ def test_lines_that_are_none(tmp_path):
         read_examples(tmp_path / "none.jsonl")
 
 
-def test_pictures_that_are_gone(tmp_path, prompts):
+def test_missing_pictures(tmp_path, prompts):
     make(tmp_path, prompts)
     examples, said = read_examples(tmp_path / "judge.jsonl"), []
     examples[0].picture.unlink()
@@ -244,7 +244,7 @@ def line(prompt="x", question="match", label=True, **more):
     return JudgeLine(prompt=prompt, question=question, image="a.png", label=label, **more)
 
 
-def test_answers_all_alike_teach_nothing():
+def test_equal_answers_teach_nothing():
     alike = [judge_data.JudgeExample(line(str(n)), None) for n in range(3)]
     with pytest.raises(BadInput, match="all 3 examples of 'match' to train on have the answer yes"):
         check_teaches(alike)
@@ -253,7 +253,7 @@ def test_answers_all_alike_teach_nothing():
         check_teaches([])
 
 
-def test_the_split_is_the_words_own():
+def test_the_words_decide_the_split():
     splits = [split_of(f"prompt {n}", 0.2, 0.1) for n in range(2000)]
     assert splits.count("test") == pytest.approx(400, abs=60)
     assert splits.count("calibration") == pytest.approx(200, abs=50)
@@ -261,7 +261,7 @@ def test_the_split_is_the_words_own():
     assert {split_of(str(n), 1.0, 0.0) for n in range(50)} == {"test"}
 
 
-def test_a_combination_is_in_one_split_whatever_its_words():
+def test_a_combination_is_in_one_split_in_all_its_wordings():
     kin = [
         "a photo of a red star and a blue ring",
         "a photo of a blue ring and a red star",
@@ -275,7 +275,7 @@ def test_a_combination_is_in_one_split_whatever_its_words():
     assert set.union(*by_key.values()) == {"train", "calibration", "test"}
 
 
-def test_shapeworlds_held_out_prompts(tmp_path):
+def test_held_out_prompts_of_shapeworld(tmp_path):
     held = {case.prompt for case in shapeworld_prompts("held-out")}
     sources = read_sources("shapeworld:3", 1, 0, "held-out")
     assert len(sources) == 18 and all(one.prompt in held for one in sources)

@@ -98,7 +98,7 @@ def weights_of(folder):
 
 
 @pytest.mark.parametrize("name", ["llava", "idefics3"])
-def test_the_loss_reads_p_yes_as_the_judge_does(folders, name):
+def test_the_loss_uses_the_judges_p_yes(folders, name):
     """With rows of unlike length and a sentence among them, whose padding changes nothing."""
     vlm = LocalVLM(folders / name, device="cpu")
     draw = torch.Generator().manual_seed(0)
@@ -156,7 +156,7 @@ def finished(folders, data, tmp_path_factory):
     return run_of(config, run).parent
 
 
-def test_it_learns_and_says_so(finished):
+def test_it_learns_and_logs_it(finished):
     first, *_, last = lines_of(finished / "evaluations.jsonl")
     assert first["step"] == 0 and last["step"] == 30
     assert last["match/accuracy"] == last["potential/accuracy"] == 1.0
@@ -195,7 +195,7 @@ def test_the_judge_loads_by_its_folder(finished):
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4, "dropout": 0.1}])
-def test_killed_and_resumed_is_never_killed(folders, data, tmp_path, monkeypatch, lora):
+def test_killed_and_resumed_equals_never_killed(folders, data, tmp_path, monkeypatch, lora):
     config = settings(folders, data, lora=lora)
     whole = run_of(config, tmp_path / "whole")
     take = judge_loop.JudgeLoop.learn
@@ -222,7 +222,7 @@ def test_killed_and_resumed_is_never_killed(folders, data, tmp_path, monkeypatch
     assert run_of(config, tmp_path / "cut", resume=True) == resumed
 
 
-def test_pictures_that_changed_stop_a_resumed_run(folders, data, tmp_path):
+def test_changed_pictures_stop_a_resumed_run(folders, data, tmp_path):
     own = shutil.copytree(data.parent, tmp_path / "data")
     config = settings(folders, own / data.name, max_steps=2, save_every=1)
 
@@ -244,7 +244,7 @@ def changed(before, after):
     return {name for name in before if not torch.equal(before[name], after[name].to(before[name].dtype))}
 
 
-def test_a_frozen_tower_stays(folders, data, tmp_path):
+def test_a_frozen_tower_does_not_change(folders, data, tmp_path):
     before = weights_of(folders / "llava")
     for name, lora in (("full", None), ("lora", {"r": 2, "alpha": 4})):
         where = str(folders / "llava")
@@ -255,14 +255,14 @@ def test_a_frozen_tower_stays(folders, data, tmp_path):
         assert any("language_model" in key for key in moved)
 
 
-def test_only_an_adapter_is_trained_and_kept(folders, data, tmp_path):
+def test_only_an_adapter_is_trained_and_stored(folders, data, tmp_path):
     run_of(settings(folders, data, lora={"r": 2, "alpha": 4}, max_steps=2), tmp_path / "run")
     kept = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-2" / "weights.safetensors")
     assert kept and all("lora_" in name for name in kept)
     LocalVLM(tmp_path / "run" / "final", device="cpu")
 
 
-def test_eight_at_once_are_four_and_four(folders, data, tmp_path):
+def test_a_batch_of_eight_equals_two_of_four(folders, data, tmp_path):
     losses_ = []
     for each, more in ((8, 1), (4, 2)):
         run = tmp_path / str(each)
@@ -313,14 +313,14 @@ def test_a_damaged_picture(folders, data, tmp_path):
     assert ".png is damaged" in said or "is not a readable picture" in said
 
 
-def test_a_model_without_words_for_yes_and_no(folders, data, tmp_path):
+def test_a_model_without_tokens_for_yes_and_no(folders, data, tmp_path):
     bare = tiny_vlm.tokenizer(["<image>"], words=["a red circle"] * 9)
     tiny_vlm.llava(tmp_path / "bare", bare)
     said = refused(settings(folders, data, model=str(tmp_path / "bare")), tmp_path / "run", CheckpointError)
     assert "no token for yes or none for no" in said and not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number(folders, data, tmp_path, monkeypatch):
+def test_a_loss_of_nan(folders, data, tmp_path, monkeypatch):
     take = judge_loop.losses
     monkeypatch.setattr(judge_loop, "losses", lambda vlm, batch: take(vlm, batch) * math.nan)
     config = settings(folders, data, eval_most=1, questions=["match"])
@@ -349,7 +349,7 @@ def test_a_full_disk(folders, data, tmp_path, monkeypatch):
     run_of(settings(folders, data), tmp_path / "run", resume=True)
 
 
-def test_data_that_changed_under_a_run(folders, data, tmp_path):
+def test_changed_data_stops_a_resumed_run(folders, data, tmp_path):
     folder = shutil.copytree(data.parent, tmp_path / "data")
     config = settings(folders, folder / "judge.jsonl")
     run = run_of(config, tmp_path / "run").parent
@@ -359,7 +359,7 @@ def test_data_that_changed_under_a_run(folders, data, tmp_path):
         run_of(config, run, resume=True)
 
 
-def test_figures_that_changed_under_a_run(folders, data, tmp_path):
+def test_changed_test_examples_stop_a_resumed_run(folders, data, tmp_path):
     """Calibration and figures would be of other answers, too."""
     folder = shutil.copytree(data.parent, tmp_path / "data")
     config = settings(folders, folder / "judge.jsonl")
@@ -385,7 +385,7 @@ def test_a_model_that_does_not_answer_with_yes_or_no_yet(folders, data, tmp_path
     assert 0 <= first["match/accuracy"] <= 1
 
 
-def test_settings_that_cannot_be(folders, data):
+def test_impossible_settings(folders, data):
     for more, said in (
         ({"epochs": 1.0}, "give one of epochs and max_steps"),
         ({"max_steps": None}, "give one of"),

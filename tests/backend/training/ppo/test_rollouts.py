@@ -65,7 +65,7 @@ def says(monkeypatch, texts):
     monkeypatch.setattr(PripRewriter, "generate", generate)
 
 
-def test_what_the_user_sees_is_what_is_judged(refiner, prompts, tmp_path, monkeypatch):
+def test_refinements_are_scored_as_the_user_sees_them(refiner, prompts, tmp_path, monkeypatch):
     says(monkeypatch, [", red", ", blue", ""] * 4)
     made = rollouts(refiner, prompts, tmp_path, held_out=(Blueness,), pictures=2)
     batch = made.collect()
@@ -93,7 +93,7 @@ def test_what_the_user_sees_is_what_is_judged(refiner, prompts, tmp_path, monkey
     assert {line["judged_as"] for line in lines if line["prompt"] == "a heart"} == {"love"}
 
 
-def test_a_cut_text_is_scored_without_its_last_phrase(refiner, prompts, tmp_path, monkeypatch):
+def test_a_truncated_text_is_scored_without_its_last_phrase(refiner, prompts, tmp_path, monkeypatch):
     cut = Completion(", red, on a", refiner.model.decoder_ids(", red, on a"), [0.0] * 6, truncated=True)
     monkeypatch.setattr(PripRewriter, "generate", lambda self, pivots, begun, keys, *rest: [cut] * len(begun))
     batch = rollouts(refiner, prompts, tmp_path, rewrites=1).collect()
@@ -119,7 +119,7 @@ def test_the_users_own_pictures_are_drawn_once(refiner, prompts, tmp_path):
     assert one != other
 
 
-def test_the_same_place_gives_the_same_rollouts_whatever_the_batches(refiner, prompts, tmp_path):
+def test_rollouts_do_not_depend_on_the_write_batch(refiner, prompts, tmp_path):
     runs = [rollouts(refiner, prompts, tmp_path / str(size), write_batch=size).collect() for size in (64, 1)]
     one, other = ([(g.position, s.written.ids, s.gain) for g, s in run.rows] for run in runs)
     assert one == other
@@ -142,7 +142,7 @@ def test_rewards_are_weighted_on_one_scale(refiner, prompts, tmp_path, monkeypat
         assert sample.gain == pytest.approx(2 * red + 0.5 * long)
 
 
-def test_a_failing_judge_costs_samples_up_to_the_limit(refiner, prompts, tmp_path, monkeypatch):
+def test_a_failing_reward_drops_samples_up_to_the_limit(refiner, prompts, tmp_path, monkeypatch):
     says(monkeypatch, [", red", ", green", ", blue"] * 4)
     made = rollouts(refiner, prompts, tmp_path / "a", rewards=(FailsOnGreen,), max_dropped=0.5)
     batch = made.collect()
@@ -156,7 +156,7 @@ def test_a_failing_judge_costs_samples_up_to_the_limit(refiner, prompts, tmp_pat
     assert batch.figures["dropped"] == 0 and "reward/fails-always" not in batch.figures
 
 
-def test_without_the_users_own_score_its_refinements_are_dropped(refiner, tmp_path, monkeypatch):
+def test_refinements_are_dropped_where_the_original_has_no_score(refiner, tmp_path, monkeypatch):
     path = tmp_path / "prompts.txt"
     path.write_text("a green star\na ring\na cross\na heart\n")
     says(monkeypatch, [", big"] * 8)
@@ -169,7 +169,7 @@ def test_without_the_users_own_score_its_refinements_are_dropped(refiner, tmp_pa
 # The policy
 
 
-def test_log_probabilities_are_those_that_were_drawn_from(refiner, prompts, tmp_path):
+def test_log_probabilities_are_those_of_sampling(refiner, prompts, tmp_path):
     for temperature in (1.0, 0.6):
         hot = PripRewriter(refiner.model, max_new_tokens=5, temperature=temperature)
         batch = rollouts(hot, prompts, tmp_path / str(temperature)).collect()
@@ -188,7 +188,7 @@ def test_log_probabilities_are_those_that_were_drawn_from(refiner, prompts, tmp_
             )
 
 
-def test_first_pivots_stay_what_they_were(prompts, tmp_path):
+def test_first_pivots_do_not_change(prompts, tmp_path):
     refiner = PripRewriter(tiny(), max_new_tokens=5)
     texts = ["a star", "a ring", "a star"]
     ids, _ = refiner.encode_prompts(texts)

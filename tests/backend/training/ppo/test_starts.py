@@ -90,7 +90,7 @@ def test_half_precision_and_storage(values, tmp_path):
 
 
 @pytest.mark.parametrize("stored", ["same", "float32"])
-def test_what_is_frozen_keeps_its_precision(values, refiner, tmp_path, stored):
+def test_frozen_parts_keep_their_precision(values, refiner, tmp_path, stored):
     """It works in bfloat16, and is written as it was read."""
     config = PpoConfig(**{**values, "dtype": "bfloat16", "export_dtype": stored})
     final = train(config, tmp_path / "run", log=quiet)
@@ -161,7 +161,7 @@ def test_one_process(values, tmp_path, monkeypatch):
         train(PpoConfig(**values), tmp_path / "run", log=quiet)
 
 
-def test_a_folder_is_claimed_before_work_is_spent(values, tmp_path):
+def test_a_used_folder_is_refused_before_anything_is_loaded(values, tmp_path):
     claim_run_folder(tmp_path / "run", "max_steps: 1\n", False)
     with pytest.raises(BadInput, match="holds a run already"):
         train(PpoConfig(**values), tmp_path / "run", log=quiet)

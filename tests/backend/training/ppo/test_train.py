@@ -137,7 +137,7 @@ def test_preferences_are_mined_from_a_run(finished):
         assert all(one.load() is not None for one in group.pictures)
 
 
-def test_the_encoder_alone_changes(finished, refiner):
+def test_only_the_encoder_changes(finished, refiner):
     before, after = weights(refiner), weights(finished / "final")
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -150,7 +150,7 @@ def test_the_encoder_alone_changes(finished, refiner):
         )
 
 
-def test_the_node_loads_what_was_trained(finished):
+def test_the_node_loads_the_trained_refiner(finished):
     """With the start's own settings: the temperature of training is for exploring."""
     made = PripRewriter(finished / "final", device="cpu")
     assert (made.max_new_tokens, made.temperature) == (4, 0.7)
@@ -196,7 +196,7 @@ def test_the_ratio_is_1_at_the_first_inner_step_and_the_policy_is_its_reference(
 
 
 @pytest.mark.parametrize("group_baseline", [False, True])
-def test_what_a_step_learns_is_what_is_derived_by_hand(values, tmp_path, group_baseline):
+def test_a_step_by_hand(values, tmp_path, group_baseline):
     """Critic 0 at first, ratio 1: advantages are gains fading backwards, whitened over all tokens. With
     the group's baseline, a gain is what it is over the mean gain of the prompt's others."""
     loop = loop_of(values, tmp_path, epochs=1, minibatches=1, group_baseline=group_baseline)
@@ -227,7 +227,7 @@ def test_what_a_step_learns_is_what_is_derived_by_hand(values, tmp_path, group_b
         at += line["tokens"]
 
 
-def test_gradients_reach_the_encoder_and_the_critic_and_nothing_else(values, tmp_path):
+def test_gradients_reach_only_the_encoder_and_the_value_head(values, tmp_path):
     loop = loop_of(values, tmp_path)
     before = {name: one.clone() for name, one in loop.model.state_dict().items()}
     batch = loop.rollouts.collect()
@@ -243,7 +243,7 @@ def test_gradients_reach_the_encoder_and_the_critic_and_nothing_else(values, tmp
     assert changed and all(name.startswith("encoder.") for name in changed)
 
 
-def test_nothing_flows_back_through_the_critic():
+def test_no_gradient_flows_back_through_the_value_head():
     critic, states = ValueHead(6, 4), torch.randn(3, 6, requires_grad=True)
     assert torch.equal(critic(states), torch.zeros(3))
     (critic(states) - 1).square().sum().backward()
@@ -278,7 +278,7 @@ def test_batches_and_accumulation_give_one_trajectory(values, tmp_path, monkeypa
             assert one[key] == pytest.approx(other[key], rel=1e-2, abs=1e-5), key
 
 
-def test_the_anchor_and_the_kl_keep_near(values, tmp_path):
+def test_the_anchor_and_the_kl_limit_the_drift(values, tmp_path):
     kept, found = {"free": {"kl": 0.0}, "kl": {"kl": 5.0}, "anchor": {"kl": 0.0, "anchor": 50.0}}, {}
     for name, changes in kept.items():
         changes |= {"eval_prompts": None, "scheduler": "constant", "max_steps": 5}
@@ -333,7 +333,7 @@ def compare(run, finished):
 
 
 @pytest.mark.parametrize(("where", "step"), [("rollout", 1), ("rollout", 3), ("update", 3), ("save", 3)])
-def test_killed_and_resumed_is_never_killed(where, step, values, finished, tmp_path):
+def test_killed_and_resumed_equals_never_killed(where, step, values, finished, tmp_path):
     """SIGKILL while it rolls out, updates or saves; bit for bit."""
     run = tmp_path / "run"
     killed = subprocess.run(
@@ -373,7 +373,7 @@ def test_stopped_by_hand_in_a_step_and_resumed(values, finished, tmp_path, monke
     compare(tmp_path / "run", finished)
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_will_do(values, finished, tmp_path):
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_works(values, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "final")
     newest = run / "checkpoints" / "checkpoint-4"
@@ -420,7 +420,7 @@ def test_a_judge_that_is_down_stops_the_run_with_its_name(values, tmp_path):
         train(PpoConfig(**settings), tmp_path / "run", log=quiet)
 
 
-def test_a_picture_that_cannot_be_judged_costs_its_sample(values, tmp_path):
+def test_a_picture_that_cannot_be_scored_drops_its_sample(values, tmp_path):
     settings = {
         **values,
         "rewards": {"fails-on-green": 1.0},
@@ -438,7 +438,7 @@ def test_a_picture_that_cannot_be_judged_costs_its_sample(values, tmp_path):
     assert all("advantage" in line for line in lines if "gain" in line)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(values, tmp_path, monkeypatch):
+def test_a_loss_of_nan_stops_the_run(values, tmp_path, monkeypatch):
     loss, steps = PpoLoop._loss, []
 
     def broken(self, *arguments):

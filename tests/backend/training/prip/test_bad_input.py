@@ -17,7 +17,7 @@ from .. import pictures
 from .stages import STAGES, settings, train
 
 
-def test_a_loss_that_is_no_number_stops_the_run(log, refiner, tmp_path, monkeypatch):
+def test_a_loss_of_nan_stops_the_run(log, refiner, tmp_path, monkeypatch):
     for stage in STAGES:
         module = STAGES[stage][0]
         name = "pivot_error" if stage == "encoder" else "prompt_error"

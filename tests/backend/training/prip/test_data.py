@@ -37,7 +37,7 @@ def record(prompt, system="", **scores):
     return LoggedPicture(prompt, system or prompt, None, scores)
 
 
-def test_three_layouts_say_the_same(tmp_path):
+def test_three_layouts_give_the_same_log(tmp_path):
     one, two = picture(tmp_path / "db/part-000001/a.png"), picture(tmp_path / "db/part-000002/b.webp", "blue")
     entries = {"a.png": {"p": "a  red\nthing", "se": 3}, "gone.png": {"p": " "}}
     (one.parent / "part-000001.json").write_text(json.dumps(entries))
@@ -93,7 +93,7 @@ def test_malformed_logs(text, message, tmp_path):
         read_log(path)
 
 
-def test_folders_that_are_no_logs(tmp_path):
+def test_folders_without_logs(tmp_path):
     with pytest.raises(BadInput, match="holds no log"):
         read_log(tmp_path)
     with pytest.raises(BadInput, match="cannot read the log .*data pictures` makes one"):
@@ -104,7 +104,7 @@ def test_folders_that_are_no_logs(tmp_path):
             read_log(tmp_path)
 
 
-def test_pictures_that_are_gone(tmp_path):
+def test_missing_pictures(tmp_path):
     rows = [{"prompt": f"p{i}", "image": picture(tmp_path / f"{i}.png").name} for i in range(10)]
     log, said = lines(tmp_path / "log.jsonl", *rows), []
     (tmp_path / "3.png").unlink()
@@ -141,7 +141,7 @@ def test_the_preferred_picture():
         chosen({"aesthetic": 1.0})
 
 
-def test_where_less_is_better(monkeypatch):
+def test_rewards_where_less_is_better(monkeypatch):
     from reprise.backend.core.types import RewardSpec
     from reprise.backend.training.prip import data as prip_data
 
@@ -191,7 +191,7 @@ def files(tmp_path):
     return found
 
 
-def test_pictures_are_looked_at_once(eye, files, tmp_path, monkeypatch):
+def test_pivots_are_made_once(eye, files, tmp_path, monkeypatch):
     kept, said = tmp_path / "pivots", []
     monkeypatch.setattr(prip_pivots, "SHARD", 2)
     monkeypatch.setattr(prip_pivots, "AT_ONCE", 2)
@@ -213,7 +213,7 @@ def test_pictures_are_looked_at_once(eye, files, tmp_path, monkeypatch):
     assert torch.equal(again.of(files[::-1]), pivots.of(files).flip(0))
 
 
-def test_a_stopped_look_goes_on_in_the_same_batches(eye, files, tmp_path, monkeypatch):
+def test_stopped_pivots_go_on_in_the_same_batches(eye, files, tmp_path, monkeypatch):
     monkeypatch.setattr(prip_pivots, "SHARD", 2)
     monkeypatch.setattr(prip_pivots, "AT_ONCE", 2)
     whole = Pivots(tmp_path / "whole", eye)

@@ -48,7 +48,7 @@ def test_prompts_are_drawn_several_times_and_scored(renderer, tmp_path):
     assert line.keys() == {"prompt", "image", "scores"} and line["image"].startswith("log.jsonl.pictures/")
 
 
-def test_what_draws_may_be_another_prompt(renderer, tmp_path):
+def test_another_prompt_may_draw_the_picture(renderer, tmp_path):
     """All that a user's prompt was drawn as shares its seeds; judges read the user's prompt."""
     source = prompts(
         tmp_path / "p.jsonl",
@@ -64,7 +64,7 @@ def test_what_draws_may_be_another_prompt(renderer, tmp_path):
     assert seeds["a cat, red"] == seeds["a cat"] != seeds["a dog, blue"] and len(set(seeds["a cat"])) == 2
 
 
-def test_other_words_for_judges(renderer, tmp_path):
+def test_judges_may_read_other_words(renderer, tmp_path):
     read = []
 
     class Reads(Redness):
@@ -97,7 +97,7 @@ def test_a_stopped_call_goes_on_and_draws_nothing_twice(renderer, tmp_path):
     assert counts["drawn"] == 2 and more[:2] == records[:2]
 
 
-def test_pictures_that_are_there_are_scored(tmp_path):
+def test_pictures_that_exist_are_scored(tmp_path):
     for name, color in (("a", "red"), ("b", "blue")):
         Image.new("RGB", (8 if name == "a" else 12, 8), color).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(f"a {color} thing")
@@ -138,13 +138,13 @@ def test_judges_that_fail(renderer, tmp_path):
         made(tmp_path / "third.jsonl", tmp_path / "log.jsonl", rewards={"fails-always": FailsAlways()})
 
 
-def test_a_disk_that_takes_no_pictures(renderer, tmp_path, monkeypatch):
+def test_a_full_disk_while_pictures_are_written(renderer, tmp_path, monkeypatch):
     monkeypatch.setattr("reprise.backend.storage.cache.Cache._write", lambda *given: None)
     with pytest.raises(RepriseError, match="is not there: the disk is full"):
         made(tmp_path / "log.jsonl", prompts(tmp_path / "p.txt", "a cat"), renderer, renders=1)
 
 
-def test_a_picture_that_is_gone(tmp_path):
+def test_a_missing_picture(tmp_path):
     source = prompts(tmp_path / "l.jsonl", {"prompt": "a", "image": "none.png"})
     with pytest.raises(BadInput, match="there is no picture .*none.png; take its line out"):
         made(tmp_path / "log.jsonl", source)

@@ -27,7 +27,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_killed_and_resumed_is_never_killed(kind, tiny_preset, log, refiner, tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_never_killed(kind, tiny_preset, log, refiner, tmp_path, monkeypatch):
     monkeypatch.setattr(prip_decoder, "SETTLED", 0.5)  # killed before, at, and after
     stage = "encoder" if kind == "encoder" else "decoder"
     config = settings(stage, log, refiner, **{"max_steps": 5, **RUNS[kind]})
@@ -103,7 +103,7 @@ def test_a_finished_run_is_returned_and_runs_are_not_mixed_up(log, refiner, tmp_
         train("encoder", config.model_copy(update={"seed": 7}), tmp_path, resume=True)
 
 
-def test_a_log_that_changed_stops_a_resumed_run(refiner, tmp_path):
+def test_a_changed_log_stops_a_resumed_run(refiner, tmp_path):
     log = pictures.make(tmp_path / "log")
     config = settings("decoder", log, refiner)
 

@@ -75,7 +75,7 @@ def test_a_blind_decoder(log, refiner, tmp_path, tiny_preset):
         settings("decoder", log, **made, train_image=True)
 
 
-def test_what_is_learned_is_what_inference_reads_and_writes(log, refiner, tmp_path):
+def test_training_and_inference_read_and_write_the_same_tokens(log, refiner, tmp_path):
     """Log-probabilities of tokens are those that `write` draws them with; a prompt is learned as one text."""
     config = settings("decoder", log, refiner, eval_share=0)
     loop = DecoderLoop(config, tmp_path, False, lambda line: None)
@@ -166,7 +166,7 @@ def test_statistics_of_a_preset_are_taken_once(tiny_preset, log, tmp_path):
     assert torch.equal(one["pivot_mean"], two["pivot_mean"]) and one["pivot_mean"].isfinite().all()
 
 
-def test_pivots_that_are_all_alike_are_warned_of(tiny_preset, log, tmp_path, monkeypatch):
+def test_similar_pivots_are_warned_of(tiny_preset, log, tmp_path, monkeypatch):
     """An untrained tower of the usual small weights."""
     vision, qformer = (
         {**part, "initializer_range": 0.03} for part in (TINY.image.vision, TINY.image.qformer)

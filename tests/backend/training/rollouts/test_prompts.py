@@ -45,7 +45,7 @@ def test_no_file_and_no_number(tmp_path):
         read_prompts("shapeworld:4:position,countin")
 
 
-def test_shapeworld_prompts_are_of_the_train_split_and_evaluations_of_other_combinations():
+def test_evaluations_use_other_combinations_of_the_train_split():
     held_out = {case.prompt for case in prompts("held-out")}
     keys = {case.prompt: case.key for case in prompts("train")}
     uses = ("train", "evaluate", "paraphrase")
@@ -63,7 +63,7 @@ def test_shapeworld_prompts_are_of_the_train_split_and_evaluations_of_other_comb
     assert [tasks[one.prompt] for one in two] == ["counting"] * 3 + ["position"] * 3
 
 
-def test_a_stream_goes_through_all_and_on_where_it_was():
+def test_a_stream_takes_all_prompts_and_resumes_at_its_position():
     asked = [TrainingPrompt(prompt=str(i)) for i in range(5)]
     stream = PromptStream(asked, seed=3)
     first = stream.take(5)

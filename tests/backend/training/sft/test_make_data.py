@@ -59,7 +59,7 @@ def test_each_variant_becomes_an_example(tmp_path):
     assert made.counts() == {"prompts": 3, "answers": 6, "unusable": {}, "duplicates": 0}
 
 
-def test_what_cannot_be_used_is_counted_and_asked_for_again(tmp_path):
+def test_unusable_answers_are_counted_and_requested_again(tmp_path):
     """Unreadable, without a reason, unfit as an example; up to `retries` more of each prompt."""
     plays = {
         ("a star", 0): unreadable("a star"),
@@ -80,7 +80,7 @@ def test_what_cannot_be_used_is_counted_and_asked_for_again(tmp_path):
     assert any("cannot be read back" in why for why in unusable)
 
 
-def test_there_is_an_end_to_asking_again(tmp_path):
+def test_retries_are_limited(tmp_path):
     writer = Writer(lambda prompt, variant: unreadable(prompt) if prompt == "a star" else rewrite(prompt))
     made = maker(tmp_path, retries=3)
     made.write(writer)
@@ -88,7 +88,7 @@ def test_there_is_an_end_to_asking_again(tmp_path):
     assert made.counts()["unusable"] == {"the answer has no <prompt>": 4}
 
 
-def test_exact_duplicates_are_dropped_and_a_filter_keeps_what_it_has_no_fault_with(tmp_path):
+def test_duplicates_are_dropped_and_filters_keep_rewrites_with_full_scores(tmp_path):
     long = " ".join(["word"] * 20)
     made = maker(tmp_path, variants=3, retries=1, filters={"length": Length()})
     made.write(Writer(lambda prompt, variant: rewrite("short" if variant == 0 else long)))
@@ -102,7 +102,7 @@ def test_exact_duplicates_are_dropped_and_a_filter_keeps_what_it_has_no_fault_wi
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Interrupted, RepriseError])
-def test_stopped_and_gone_on_is_never_stopped(tmp_path, stop):
+def test_killed_and_resumed_equals_never_killed(tmp_path, stop):
     def answer(prompt, variant):
         return unreadable(prompt) if (prompt, variant) == ("a ring", 0) else rewrite(f"{prompt} {variant}")
 
@@ -130,7 +130,7 @@ def test_stopped_and_gone_on_is_never_stopped(tmp_path, stop):
     assert again.missing() == [] and again.examples() == whole.examples() and again.counts() == whole.counts()
 
 
-def test_more_prompts_and_variants_are_asked_for_alone(tmp_path):
+def test_only_new_prompts_and_variants_are_requested(tmp_path):
     maker(tmp_path, ASKED[:2], variants=1).write(Writer())
     made, writer = maker(tmp_path, variants=2), Writer()
     made.write(writer)
@@ -148,7 +148,7 @@ def test_a_refused_prompt_is_no_reason_to_stop(tmp_path):
     assert len(writer.asked) == 6 and maker(tmp_path, variants=2).missing() == []
 
 
-def test_a_server_that_refuses_everything_stops_it_and_loses_nothing(tmp_path):
+def test_a_server_that_refuses_all_requests_stops_the_call_and_nothing_is_lost(tmp_path):
     """As where the money is gone: what was refused then is asked for again."""
     asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(30)]
     writer = Writer(lambda prompt, variant: rewrite(prompt) if len(writer.asked) <= 5 else REFUSED)
@@ -160,7 +160,7 @@ def test_a_server_that_refuses_everything_stops_it_and_loses_nothing(tmp_path):
     assert len(later.asked) == 25 and all(made.examples().values())
 
 
-def test_a_model_that_never_answers_in_the_form_is_given_up(tmp_path):
+def test_a_model_without_any_usable_answer_is_given_up(tmp_path):
     asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(99)]
     writer = Writer(lambda prompt, variant: unreadable(prompt))
     with pytest.raises(RepriseError, match="none of the first 32 answers of writer .*no <prompt>; take"):
@@ -191,7 +191,7 @@ def test_a_damaged_line_is_named(tmp_path, line):
         maker(tmp_path)
 
 
-def test_no_prompt_is_on_both_sides_and_none_changes_sides():
+def test_no_prompt_is_on_both_sides_or_changes_sides():
     asked = [TrainingPrompt(prompt=f"prompt {i}") for i in range(400)]
     aside = held_out(asked, 0.1, 0)
     assert 25 < len(aside) < 55
@@ -223,7 +223,7 @@ def scorer(tmp_path, *rewards):
     return PictureScorer(WordRenderer(), made, Cache(tmp_path / "pictures"), StageTimer())
 
 
-def test_the_best_by_the_pictures_is_kept(tmp_path):
+def test_the_rewrite_with_the_best_pictures_is_chosen(tmp_path):
     at = scorer(tmp_path, Redness())
     best, rows = keep_best(ASKED, examples("green", "red", "blue"), at, {"redness": 1.0}, [5, 6])
     assert {p: [e.rewrite for e in some] for p, some in best.items()} == {
@@ -238,7 +238,7 @@ def test_the_best_by_the_pictures_is_kept(tmp_path):
     assert again.renderer.calls == []
 
 
-def test_what_is_worse_than_the_prompt_as_typed_is_not_kept(tmp_path):
+def test_rewrites_worse_than_the_prompt_as_typed_are_left_out(tmp_path):
     """Neither word is drawn, so a rewrite without one is drawn as the prompt is: no worse, and kept."""
     asked = [TrainingPrompt(prompt="a red star"), TrainingPrompt(prompt="a star")]
     made = {
@@ -250,7 +250,7 @@ def test_what_is_worse_than_the_prompt_as_typed_is_not_kept(tmp_path):
     assert [row["best"] for row in rows] == [None, "a large star"]
 
 
-def test_pictures_that_are_not_judged(tmp_path):
+def test_pictures_that_cannot_be_scored(tmp_path):
     at = scorer(tmp_path, FailsOnGreen())
     best, rows = keep_best(ASKED, examples("green", "blue"), at, {"fails-on-green": 1.0}, [5])
     assert all(some[0].rewrite.startswith("a blue") for some in best.values())
@@ -261,7 +261,7 @@ def test_pictures_that_are_not_judged(tmp_path):
         keep_best(asked, made, scorer(tmp_path / "down", FailsAlways()), {"fails-always": 1.0}, [5])
 
 
-def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
+def test_a_file_made_by_someone_else_is_not_overwritten(tmp_path):
     made = maker(tmp_path)
     made.write(Writer())
     path = tmp_path / "data.jsonl"

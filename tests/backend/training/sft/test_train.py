@@ -108,7 +108,7 @@ def test_the_run_folder(finished, model):
     assert not same(weights(finished / "final"), weights(model))
 
 
-def test_the_rewriter_loads_what_was_trained(finished):
+def test_the_rewriter_loads_the_trained_weights(finished):
     rewriter = RePromptRewriter(finished / "final", device="cpu")
     assert (rewriter.system, rewriter.max_new_tokens, rewriter.temperature) == ("Rewrite.", 32, 0.9)
     [[rewrite]] = rewriter.rewrite(["three stars"])
@@ -119,7 +119,7 @@ class Killed(Exception):
     pass
 
 
-def test_killed_and_resumed_is_never_killed_in_a_later_epoch(model, data, tmp_path):
+def test_killed_and_resumed_equals_never_killed_in_a_later_epoch(model, data, tmp_path):
     """Six steps of eight are two epochs; adapter dropout draws from torch's generator."""
     for grouped in (True, False):
         settings = config(model, data, batch_size=8, group_by_length=grouped, lora={"r": 2, "dropout": 0.5})
@@ -130,7 +130,7 @@ def test_killed_and_resumed_is_never_killed_in_a_later_epoch(model, data, tmp_pa
         assert same(weights(whole / "final"), weights(killed / "final"))
 
 
-def test_like_lengths():
+def test_similar_lengths_share_a_batch():
     lengths = [index * 7 % 40 for index in range(203)]
     sampler = LengthGroupedSampler(lengths, batch_size=10, seed=3)
     first = list(sampler)
@@ -152,7 +152,7 @@ def stop_at(step, settings, run):
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_killed_and_resumed_is_never_killed(at, finished, model, data, tmp_path):
+def test_killed_and_resumed_equals_never_killed(at, finished, model, data, tmp_path):
     settings = config(model, data)
 
     stop_at(at, settings, tmp_path)
@@ -171,7 +171,7 @@ def test_killed_and_resumed_is_never_killed(at, finished, model, data, tmp_path)
     assert losses(tmp_path) == losses(finished)
 
 
-def test_the_command_line_goes_on_with_changed_settings_or_changes_nothing(finished, model, data, tmp_path):
+def test_resume_with_changed_settings_goes_on_or_changes_nothing(finished, model, data, tmp_path):
     """What is refused leaves the run as it was; of another save_every the weights are the same."""
     from reprise.backend.cli.main import run as command
 
@@ -249,7 +249,7 @@ def test_without_reasoning_the_reason_is_left_out(model, data, tmp_path):
         ("Answer so: <reason>why</reason><prompt>what</prompt>", None),
     ],
 )
-def test_words_that_ask_for_reasons_are_not_kept_without_them(kept, told, model, data):
+def test_a_system_text_that_asks_for_reasons_is_refused_without_reasoning(kept, told, model, data):
     plain = config(model, data, reasoning=False, system=None)
     if told is None:
         with pytest.raises(
@@ -368,7 +368,7 @@ def test_unknown_settings_are_refused_with_the_near_match():
         parse_config(SftConfig, {"model": "m", "data": "d", "learning_rat": 1}, "test")
 
 
-def test_a_model_that_is_none(data, tmp_path, model):
+def test_a_folder_without_a_model_is_refused(data, tmp_path, model):
     with pytest.raises(CheckpointError, match="no rewriter at"):
         train(config(tmp_path / "none", data), tmp_path / "run", log=lambda line: None)
     bare = shutil.copytree(model, tmp_path / "bare")
