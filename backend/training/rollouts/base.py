@@ -98,7 +98,8 @@ class Rollouts(Generic[W, Group]):
         """Raises RewardFailed where too many were dropped."""
         dropped = [sample.dropped for sample in samples if sample.dropped is not None]
         if len(dropped) > self.settings.max_dropped * len(samples):
-            name = next((n for n in self.settings.rewards if f"{n!r}" in dropped[-1]), "a reward")
+            names = self.settings.rewards
+            name = next((n for n in names if f"{self.specs[n].name!r}" in dropped[-1]), "a reward")
             raise RewardFailed(
                 name,
                 f"{len(dropped)} of {len(samples)} samples of a step had to be dropped, and "

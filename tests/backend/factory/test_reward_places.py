@@ -19,6 +19,7 @@ KINDS = {
     "vlm folder and mode": ("vlm:{vlm}#checklist", ("vlm", ("{vlm}#checklist",))),
     "vlm endpoint": ("vlm:qwen2.5vl:7b@{away}/v1#match", ("vlm", ("qwen2.5vl:7b@{away}/v1#match",))),
     "remote": ("remote:image-reward@{away}", ("remote", ("{away}", "image-reward"))),
+    "remote VLM": ("remote:vlm:seer#checklist@{away}", ("remote", ("{away}", "vlm:seer#checklist"))),
     "text": ("length", LOOK),
     "unknown": ("imge-reward", "unknown reward 'imge-reward'; did you mean 'image-reward'"),
     "unknown kind": ("remot:image-reward@{away}", "unknown kind of reward 'remot'; did you mean 'remote'"),
@@ -110,7 +111,6 @@ PLACES = {
 NO_GRADIENT = "gives no gradient through"
 # Where a kind comes to something else than elsewhere, and what.
 OTHERWISE = {
-    ("train diffusion-dpo, rounds", "text"): "no reward looks at the pictures",
     ("train grpo", "text"): "no reward looks at the pictures",
     ("train ppo", "text"): "no reward looks at the pictures",
     ("train dpo, rounds", "text"): "no reward looks at the pictures",
@@ -121,6 +121,7 @@ OTHERWISE = {
     ("train diffusion-dpo, gradient", "vlm folder and mode"): NO_GRADIENT,
     ("train diffusion-dpo, gradient", "vlm endpoint"): f"{NO_GRADIENT} the network",
     ("train diffusion-dpo, gradient", "remote"): f"{NO_GRADIENT} the network",
+    ("train diffusion-dpo, gradient", "remote VLM"): f"{NO_GRADIENT} the network",
 }
 
 

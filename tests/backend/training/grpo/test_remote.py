@@ -12,7 +12,7 @@ from reprise.backend.training.grpo import loop
 
 from ....reward_server import clean, serving  # noqa: F401  clean: a fixture
 from ...rewards.vlm import tiny_vlm
-from ..world import Redness
+from ..world import FailsAlways, Redness
 from .test_train import held_out, same, values, weights  # noqa: F401  fixtures
 
 
@@ -73,6 +73,15 @@ def test_a_served_judge_brings_its_direction(train, tmp_path, capsys):
     )
     assert one.abs().max() > 0.5
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_a_served_judge_that_fails_is_named_as_it_was_given(train, capsys):
+    with serving(FailsAlways()) as server:
+        name = f"remote:fails-always@{server.url}"
+        settings = {"held_out": [], "eval_prompts": None, "max_steps": 1}
+        assert train("run", rewards={name: 1.0, "structure": 0.5}, **settings) == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"reward '{name}' failed: " in said and "had to be dropped" in said and "is down" in said
 
 
 def test_a_server_is_asked_before_any_model_is_loaded(train, tmp_path, capsys, monkeypatch):
