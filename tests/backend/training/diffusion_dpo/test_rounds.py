@@ -1,21 +1,19 @@
 """Rounds of Diffusion-DPO with a tiny FLUX and a judge that likes red."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from reprise.backend.core.config import parse_config
-from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed, Unsupported
-from reprise.backend.core.types import RewardCapabilities, RewardSpec
+from reprise.backend.core.errors import BadInput, RewardFailed, TrainingFailed
+from reprise.backend.core.types import RewardSpec
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.preferences.pairing import PairMiner
 from reprise.backend.preferences.store import Store
-from reprise.backend.renderers.diffusers.lora import BLOCKS, apply_lora
+from reprise.backend.renderers.diffusers.lora import apply_lora
 from reprise.backend.training import rounds
 from reprise.backend.training.diffusion_dpo import rounds as diffusion_dpo_rounds
 from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig
@@ -30,46 +28,6 @@ from ..world import Blueness, Redness
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "flux"
-    build("flux").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def values(model, tmp_path_factory):
-    """Two rounds of four prompts, four pictures each, two prompts at once."""
-    folder = tmp_path_factory.mktemp("prompts")
-    (folder / "train.txt").write_text("a cat\na dog\n" + '{"prompt": "an owl", "judged_as": "owl"}\na fox\n')
-    (folder / "eval.txt").write_text("a cow\na bee\n")
-    return {
-        "model": str(model),
-        "max_steps": 3,
-        "batch_size": 2,
-        "accumulation": 1,
-        "learning_rate": 1e-2,
-        "warmup_ratio": 0.0,
-        "device": "cpu",
-        "save_every": 2,
-        "gradient_checkpointing": False,
-        "beta": 200.0,
-        "margin": 0.001,
-        "max_sequence_length": 20,
-        "lora": {"r": 2, "alpha": 3, "targets": "blocks"},
-        "rounds": {
-            "count": 2,
-            "prompts": str(folder / "train.txt"),
-            "eval_prompts": str(folder / "eval.txt"),
-            "images": 4,
-            "eval_images": 2,
-            "rewards": {"redness": 1.0},
-            "held_out": ["blueness"],
-            "renderer": {"steps": 2, "size": 64, "guidance": 3.5, "batch": 8},
-        },
-    }
 
 
 def changed(values, rounds=None, **changes):
@@ -396,109 +354,3 @@ def test_starting_from_an_adapter(finished, values, model, tmp_path):
     for changes in ({"lora": {"r": 3, "targets": "blocks"}}, {"lora": {"r": 2, "targets": "attention"}}):
         with pytest.raises(BadInput, match="is an adapter of rank 2 on .* modules, and lora asks for rank"):
             DiffusionDpoLoop(DiffusionDpoConfig(**{**config.model_dump(), **changes}), tmp_path, False, quiet)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"preferences": "p"}, "give one of the two"),
-        ({"rounds": None}, "give one of the two"),
-        ({"reward": "redness"}, "leave reward out"),
-        ({"weigh_by": "greenness"}, "add it to rounds.held_out"),
-        ({"rounds": {"renderer": {"name": "shapeworld"}, "prompts": "p"}}, None),
-        ({"rounds": {"renderer": {"name": "other/model"}, "prompts": "p"}}, "leave rounds.renderer.name out"),
-        ({"rounds": {"renderer": {"lora": "l"}, "prompts": "p"}}, "leave rounds.renderer.lora out"),
-        ({"rounds": {"rewards": {"nothing": 1.0}, "prompts": "p"}}, "nothing"),
-        ({"rounds": {"rewards": {}, "prompts": "p"}}, "no reward looks at the pictures"),
-        ({"rounds": {"images": 1, "prompts": "p"}}, "images"),
-        ({"rounds": {"rewards": {"redness": 1.0, "length": 1.0}, "prompts": "p"}}, "reads rewrites"),
-        ({"judge": {"reward": "redness"}}, "gives no gradient through pixels"),
-        ({"judge": {"reward": "remote:image-reward@http://h"}}, "gives no gradient through the network"),
-        ({"model": "comfyui:workflow.json@http://h"}, "has no weights that can be trained"),
-        ({"model": "fake"}, "has no weights that can be trained"),
-        ({"rounds": {"offload": True, "prompts": "p"}}, "device=cpu puts none"),
-    ],
-)
-def test_impossible_settings(changes, message, values):
-    if message is None:
-        assert parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
-        return
-    with pytest.raises(BadInput, match=message):
-        parse_config(DiffusionDpoConfig, {**values, **changes}, "test")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "shapeworld-masked"}, "no layout of a LoRA file is known for aMUSEd"),
-        ({"model": "/no/where"}, "expected a pipeline's folder"),
-        ({"start": 2, "lora": {"r": 4, "targets": "blocks"}}, "adapter of rank 2 .* asks for rank 4"),
-        ({"start": 0}, "is empty"),
-        ({"size": 99}, "size=99 is no multiple"),
-        ({"model": "shapeworld-sd", "shift": 2.0}, "shift is for flows"),
-        ({"model": "shapeworld-sd", "guidance": 2.0}, "no guidance embedding"),
-        ({"model": "shapeworld", "size": 64}, "'shapeworld' draws with size=128 alone, got 64; leave it out"),
-        ({"model": "shapeworld", "max_sequence_length": 20}, "max_sequence_length=48 alone, got 20"),
-    ],
-)
-def test_impossible_trainings_are_refused_before_anything_is_drawn(changes, message, values, tmp_path):
-    rounds = dict(values["rounds"])
-    if "start" in changes:
-        file, flux = tmp_path / "start.safetensors", build("flux").transformer
-        sizes = {name: one.weight.shape for name, one in flux.named_modules() if re.fullmatch(BLOCKS, name)}
-        halves = {
-            f"transformer.{name}.lora_{half}.weight": torch.ones(shape)
-            for name, (high, wide) in sizes.items()
-            for half, shape in (("A", (2, wide)), ("B", (high, 2)))
-        }
-        save_file(halves if changes["start"] else {}, file)
-        changes = {**changes, "start": file}
-    if "model" in changes:
-        rounds["renderer"], changes = {"steps": 2}, {"max_sequence_length": None, **changes}
-    with pytest.raises((BadInput, CheckpointError, Unsupported), match=message):
-        train(changed(values, rounds, **changes), tmp_path / "run", log=quiet)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_renderers_fixed_settings_may_be_given(values, tmp_path):
-    config = changed(values, {"renderer": {"steps": 2}}, model="shapeworld", size=128, max_sequence_length=48)
-    renderer = diffusion_dpo_rounds.DiffusionDpoRounds(
-        config, config.rounds, tmp_path / "run", quiet
-    ).renderer(None)
-    assert (renderer.width, renderer.max_sequence_length) == (128, 48)
-
-
-class OnItsDevice(Redness):
-    spec = RewardSpec("redness", 0.0, 1.0)
-    capabilities = RewardCapabilities(weights=True)
-
-    def __init__(self, device=None, dtype=None):
-        self.device = device
-
-
-def test_the_renderer_draws_as_it_is_trained(values, tmp_path, monkeypatch):
-    """In the dtype of the training, and with device=cpu neither it nor a judge looks for a GPU."""
-    from reprise.backend.core.registry import REWARDS
-
-    monkeypatch.setitem(REWARDS, "redness", f"{__name__}:OnItsDevice")
-    opened, real = [], diffusion_dpo_rounds.open_renderer
-
-    def watched(settings, device):
-        opened.append((settings.dtype, device))
-        return real(settings, device)
-
-    monkeypatch.setattr(diffusion_dpo_rounds, "open_renderer", watched)
-    for asked, own in (("bfloat16", "auto"), ("auto", "auto"), ("bfloat16", "float32")):
-        renderer = {**values["rounds"]["renderer"], "dtype": own}
-        config = changed(values, {"renderer": renderer}, dtype=asked)
-        made = diffusion_dpo_rounds.DiffusionDpoRounds(config, config.rounds, tmp_path / "run", quiet)
-        assert made.rewards["redness"].device == "cpu"
-        dtype = made.renderer(None).pipeline.transformer.dtype
-        assert str(dtype) == f"torch.{own if own != 'auto' else 'float32' if asked == 'auto' else asked}"
-    assert opened == [("bfloat16", "cpu"), ("float32", "cpu"), ("float32", "cpu")]
-
-
-def test_a_reward_of_texts_is_refused_and_leaves_nothing(values, tmp_path):
-    with pytest.raises(ValueError, match="reads rewrites"):
-        train(changed(values, {"rewards": {"redness": 1.0, "length": 1.0}}), tmp_path / "run", log=quiet)
-    assert not (tmp_path / "run").exists()
