@@ -129,7 +129,7 @@ def test_the_loss_uses_the_judges_p_yes(folders, name):
 def test_a_sentence_is_learned_token_by_token_with_its_end(folders):
     vlm = LocalVLM(folders / "llava", device="cpu")
     batch = encode(vlm, [JudgeQuestion("What?", Image.new("RGB", (32, 32)), "no dog")])
-    (words,), (start,) = batch.words, batch.starts
+    (words,), (start,) = batch.sentences, batch.starts
     assert vlm.tokenizer.decode(words[:-1]) == "no dog" and words[-1] == vlm.tokenizer.eos_token_id
     ids = batch.inputs["input_ids"][0].tolist()
     assert ids[start + 1 :] == words and batch.inputs["attention_mask"].all()
@@ -166,7 +166,7 @@ def test_it_learns_and_logs_it(finished):
     rows = lines_of(finished / "metrics.jsonl")
     assert rows[-1]["loss"] < rows[0]["loss"] / 4 and {"loss/match", "loss/critique"} <= rows[0].keys()
     page = (finished / "report.html").read_text()
-    for title in ("Reliability", "Right answers by step of drawing", "calibration error"):
+    for title in ("Reliability", "Right answers by denoising step", "calibration error"):
         assert title in page
     assert any((finished / "tensorboard").iterdir())
 
@@ -297,7 +297,7 @@ def test_data_that_teaches_nothing(folders, data, tmp_path):
         row["image"] = str(data.parent / row["image"])
     alike = tmp_path / "alike.jsonl"
     alike.write_text("".join(json.dumps(row) + "\n" for row in rows if row.get("label")))
-    assert "are answered with yes" in refused(settings(folders, alike), tmp_path / "run")
+    assert "have the answer yes" in refused(settings(folders, alike), tmp_path / "run")
     gone = tmp_path / "gone.jsonl"
     gone.write_text(data.read_text())
     assert "are gone; bring them back" in refused(settings(folders, gone), tmp_path / "run")
@@ -376,7 +376,7 @@ def test_changed_test_examples_stop_a_resumed_run(folders, data, tmp_path):
 def test_a_model_that_does_not_answer_with_yes_or_no_yet(folders, data, tmp_path, monkeypatch):
     """It is what is to be tuned; judging with it is refused."""
     plain = LocalVLM.answer_logprobs
-    monkeypatch.setattr(LocalVLM, "said", lambda self, logits: plain(self, logits) - 20)
+    monkeypatch.setattr(LocalVLM, "answer_logprobs", lambda self, logits: plain(self, logits) - 20)
     vlm = LocalVLM(folders / "idefics3", device="cpu")
     with pytest.raises(RewardFailed, match="neither yes nor no"):
         vlm.yes_probabilities([Image.new("RGB", (32, 32))], ["Yes?"])

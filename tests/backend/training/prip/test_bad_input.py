@@ -91,7 +91,7 @@ def test_logs_that_cannot_be_trained_on_leave_nothing_behind(log, refiner, tmp_p
     long = pictures.make(tmp_path / "long")
     long.write_text(long.read_text().replace('"prompt": "a red', '"prompt": "a' + " red" * 40))
     for stage, changes, message in (
-        ("decoder", {"log": empty}, "is empty"),
+        ("decoder", {"log": empty}, "holds no log lines"),
         ("encoder", {"log": tmp_path / "none.jsonl"}, "cannot read the log"),
         ("encoder", {"log": unscored}, "no scores of 'shapeworld', only of nothing"),
         ("decoder", {"log": log, "least": {"shapeworld": 2.0}}, "no picture has 2 of"),
