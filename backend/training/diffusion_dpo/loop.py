@@ -99,9 +99,10 @@ class DiffusionDpoLoop(StepLoop):
         if not self.pairs:
             if not self.of_rounds:
                 raise nothing_left(pairs, config.eval_share)
+            prompts = len({pair.prompt for pair in pairs})
             self.log(
-                f"eval_share={config.eval_share:g} of {len({pair.prompt for pair in pairs})} prompts leaves none "
-                "to train on: nothing is held out"
+                f"eval_share={config.eval_share:g} of {prompts} prompts leaves none to train on: "
+                "nothing is held out"
             )
             self.pairs, self.held_out = pairs, []
         return pairs
