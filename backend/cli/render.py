@@ -268,9 +268,9 @@ def _print(entry: RenderedPrompt) -> None:
     out = terminal.out()
     out.print(f"[bold]{escape(record.prompt)}[/bold]", soft_wrap=True)
     out.print(f"  drawn as  {escape(record.winner.prompt)}", soft_wrap=True)
-    finished_record = [c.score for c in record.candidates if c.score is not None and c.round == 0]
+    scored = [c.score for c in record.candidates if c.score is not None and c.round == 0]
     parts = [f"best [bold green]{record.winner.score or 0:.2f}[/bold green]"]
-    if finished_record:
+    if scored:
         stopped = sum(c.pruned_at is not None for c in record.candidates)
         parts.append(f"{len(record.candidates)} candidates, {stopped} stopped early")
     if record.reflection:
