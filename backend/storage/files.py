@@ -23,7 +23,8 @@ def write_whole(path: Path, data: bytes | str) -> None:
         data = data.encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        # Not named by `path`: its name may be as long as the file system allows.
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -35,7 +36,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
             Path(part).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def append_line(path: Path, line: str) -> None:
@@ -45,7 +46,7 @@ def append_line(path: Path, line: str) -> None:
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(line + "\n")
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def read_text(path: Path, what: str, verb: str, remedy: str = "") -> str:
@@ -69,18 +70,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def prepare_folder(path: Path) -> Path:
     """Make the folder `path` and check that it can be written to, before any work. Raises BadInput."""
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"expected a folder to write to, got the file {path}; give another --out")
-    write_whole(path / ".probe", b"")
-    (path / ".probe").unlink(missing_ok=True)
+    try:
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"expected a folder to write to, got the file {path}; give another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    except ValueError as error:  # a zero byte
+        raise BadInput(f"{str(path)!r} is no name of a folder: {error}; give another --out") from error
     return path
 
 
 def slug(text: str, salt: str = "", length: int = 40) -> str:
-    """A folder name for a text: its words and 6 hex digits of a hash of it and of `salt`, so that different
-    prompts get different folders. The words are cut to `length` characters."""
+    """A folder name for a text: its words and 16 hex digits of a hash of it and of `salt`.
+
+    The words are cut to `length` characters; the hash keeps texts apart that begin alike. Of 10,000 texts two
+    have the same name with a probability of 3e-12.
+    """
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
-    digest = hashlib.sha256((text + salt).encode("utf-8")).hexdigest()[:6]
+    parts = json.dumps([text, salt]).encode()
+    digest = hashlib.sha256(parts).hexdigest()[:16]
     return f"{words}-{digest}" if words else digest
 
 
@@ -95,7 +106,7 @@ def _umask() -> int:
     return mask
 
 
-def _cannot_write(path: Path, error: OSError) -> RepriseError:
+def cannot_write(path: Path, error: OSError) -> RepriseError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RepriseError(
             f"the disk is full: {path} was not written; finished prompts are kept: free some space and run "
