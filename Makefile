@@ -4,7 +4,7 @@
 #   make check       ruff, pyright, import rules, the links and commands of the docs
 #   make docs        the documentation as pages: out/docs/index.html
 #   make settings    docs/settings.md, from the code
-# and the long ones: evaluate, bench, weights, test-long.
+# and the long ones: evaluate, bench, weights, test-long, faults (docs/reliability.md).
 
 SHELL  := bash
 PYTHON ?= python3
@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test check docs settings evaluate bench weights test-long clean
+.PHONY: demo test check docs settings evaluate bench weights test-long faults clean
 
 demo: $(READY)
 	$(BIN)/reprise render "three red circles" "a photo of a blue star left of a green heart" \
@@ -40,6 +40,10 @@ test: check
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -q -m long
+
+# Every long command with everything that can go wrong meanwhile; prints a table.
+faults: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "faults or not faults" tests/faults
 
 settings: $(READY)
 	$(BIN)/python -m reprise.backend.cli.settings_page

@@ -48,10 +48,10 @@ class Request:
 class FakeEndpoint:
     """Gives the responses `plays` in turn, then the last one for ever. `requests` are the received requests.
 
-    A play may also be a function from the request's JSON to a `Play`.
+    A play may also be a function from the request's JSON to a `Play`. Port 0 is a free one.
     """
 
-    def __init__(self, *plays):
+    def __init__(self, *plays, port=0):
         self.plays = list(plays) or [answer(GOOD)]
         self.models: Play = Play({"object": "list", "data": [{"id": MODEL}, {"id": "big-chat"}]})
         self.requests: list[Request] = []
@@ -127,7 +127,7 @@ class FakeEndpoint:
             def log_message(self, *arguments):
                 pass
 
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
+        self.server = QuietServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 

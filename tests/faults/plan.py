@@ -1,0 +1,75 @@
+"""Which faults are tried on which command. One line of the plan is one case of `test_faults.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from . import damage, harness, services
+from .commands import COMMANDS, Command
+from .faults import READ, Fault
+
+KILLED, TOLD, DISK, READING, DAMAGED = "killed", "told to stop", "full disk", "read error", "damaged file"
+CLOCK, TWICE, FOREIGN, SERVER = "clock", "two processes", "foreign files", "server"
+KINDS = (KILLED, TOLD, DISK, READING, DAMAGED, CLOCK, TWICE, FOREIGN, SERVER)
+
+
+@dataclass(frozen=True)
+class Injection:
+    command: str
+    kind: str
+    label: str
+    happen: Callable[[harness.Bench], harness.Outcome]
+
+    @property
+    def name(self) -> str:
+        return f"{self.command}: {self.kind}, {self.label}"
+
+
+def plan() -> list[Injection]:
+    return [injection for command in COMMANDS for injection in _of(command)]
+
+
+def _of(command: Command) -> Iterator[Injection]:
+    def at(kind: str, label: str, try_out: Callable[..., harness.Outcome], *arguments: object) -> Injection:
+        def happen(bench: harness.Bench) -> harness.Outcome:
+            return try_out(bench, command, *arguments)
+
+        return Injection(command.name, kind, label, happen)
+
+    # A training takes seconds where others take tenths, and is told to stop at fewer places.
+    training = command.name.startswith("train")
+    for share in (0.2, 0.7) if training else (0.1, 0.5, 0.9):
+        yield at(KILLED, f"kill -9 at {share:.0%}", harness.killed, share)
+    for share in (0.45,) if training else (0.3, 0.7):
+        yield at(KILLED, f"inside a write at {share:.0%}", harness.killed, share, "torn")
+    yield at(TOLD, "SIGTERM at 40%", harness.killed, 0.4, "SIGTERM")
+    yield at(TOLD, "SIGINT at 60%", harness.killed, 0.6, "SIGINT")
+    for share in (0.65,) if training else (0.25, 0.75):
+        yield at(DISK, f"no space at {share:.0%}", harness.failing_at, share, "ENOSPC")
+    yield at(DISK, "files cannot grow from 35%", harness.failing_at, 0.35, "full")
+    yield at(DISK, "write error at 55%", harness.failing_at, 0.55, "EIO")
+    for name in command.kept:
+        short = name.removeprefix(f"{command.out}/")
+        if not name.endswith(".yaml"):
+            fault = Fault("EIO", on=READ, name=name)
+            yield at(READING, short, partial(harness.failing, begun="half"), fault)
+        for change in _damages(name, training):
+            yield at(DAMAGED, f"{short}: {damage.NAMES[change]}", harness.damaged, name, change)
+    yield at(CLOCK, "a year back", harness.clock, -3.2e7)
+    yield at(TWICE, "the second at 50%", harness.together, 0.5)
+    for label, fault in services.AT_START.get(command.asks, {}).items():
+        yield at(SERVER, label, harness.served_badly, fault)
+    for label, fault in services.AT_WORK.get(command.asks, {}).items():
+        yield at(SERVER, f"{label} at 40%", harness.left_alone, 0.4, fault)
+    for name in command.claimed:
+        yield at(FOREIGN, name.removeprefix(f"{command.out}/"), harness.beside, name)
+
+
+def _damages(name: str, training: bool) -> tuple[Callable, ...]:
+    if name.endswith(".jsonl"):
+        return (damage.garble, damage.misencode)
+    if training and not name.endswith((".json", "model.safetensors", "weights.safetensors")):
+        return (damage.empty,) if name.endswith(".yaml") else (damage.flip,)
+    return (damage.flip, damage.cut)
