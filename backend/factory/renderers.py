@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.config import parse_config
 from ..core.errors import BadInput, UnknownName, Unsupported
 from ..core.registry import RENDERERS, resolve
+from ..renderers.diffusers.weight_files import check_suffix, is_weight_file
 from ..renderers.settings import RendererSettings
 from .names import RendererName, split_name
 
@@ -21,7 +22,7 @@ OF_A_MODEL = {"diffusers", "comfyui"}  # not to be named alone
 
 def parse_renderer(name: str) -> RendererName:
     """What a name means: a line of the registry, a folder in diffusers' layout, a Hugging Face name
-    "owner/model", or comfyui:WORKFLOW.json@URL.
+    "owner/model", a single file of weights, or comfyui:WORKFLOW.json@URL.
 
     Nothing is loaded and nobody is asked. Raises UnknownName with the near match, BadInput.
     """
@@ -35,6 +36,9 @@ def parse_renderer(name: str) -> RendererName:
         raise UnknownName("kind of renderer", kind, ["comfyui"])
     if name in RENDERERS and name not in OF_A_MODEL:
         return RendererName(name, name)
+    if is_weight_file(name) and not Path(name).is_dir():
+        check_suffix(Path(name))
+        return RendererName(name, "diffusers", name)
     if "/" in name or (name and Path(name).is_dir()):
         return RendererName(name, "diffusers", name)
     if name == "diffusers":
@@ -57,6 +61,11 @@ def check_renderer(settings: RendererSettings) -> RendererName:
     _options(name, settings)
     if name.kind == "comfyui":
         _workflow(settings)
+    if name.kind == "diffusers" and is_weight_file(name.model) and not Path(name.model).is_dir():
+        from ..renderers.diffusers.comfyui_folders import ComfyuiFolders
+        from ..renderers.diffusers.loading import find_file
+
+        find_file(name.model, ComfyuiFolders(settings.comfyui) if settings.comfyui else None)
     if settings.lora is not None and not settings.lora.is_file():
         raise BadInput(f"there is no LoRA {settings.lora}; name a .safetensors file")
     return name

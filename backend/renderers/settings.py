@@ -14,8 +14,8 @@ class RendererSettings(Config):
     """The renderer that draws while training. For values of None the renderer's own default applies."""
 
     name: str = "shapeworld"
-    """As for --renderer: an embedded renderer's name, a diffusers folder, a Hugging Face name, a ComfyUI
-    workflow."""
+    """As for --renderer: an embedded renderer's name, a diffusers folder, a Hugging Face name, a single file
+    of weights, a ComfyUI workflow."""
     steps: PositiveInt | None = None
     """Denoising steps. Fewer than in use are enough, because pictures are compared only within a group."""
     size: int | None = Field(default=None, ge=64)
@@ -28,6 +28,13 @@ class RendererSettings(Config):
     """Text tokens that the denoiser reads. A small number is much faster at 512 pixels."""
     lora: Path | None = None
     """A LoRA file of `reprise train diffusion-dpo` for this renderer."""
+    base: str | None = None
+    """With a single file: the folder or Hugging Face name of a pipeline of its family, from which configs,
+    tokenizers, the scheduler and all parts come that the file does not hold."""
+    parts: dict[str, Path] = Field(default_factory=dict)
+    """With a single file: files of parts of its pipeline, by name, such as {vae: ae.safetensors}."""
+    comfyui: Path | None = None
+    """A ComfyUI's folder. Single files may be named as it lists them, and their parts are found there."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of its weights."""
     offload: Literal["auto", "none", "model", "sequential"] | None = None

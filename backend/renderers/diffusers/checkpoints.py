@@ -18,6 +18,7 @@ from ...core.errors import CheckpointError, RepriseError, Unsupported
 from ...core.model_files import FULL_HASH_BYTES, quiet_loading
 from .devices import models_of, weight_bytes
 from .families import family_of
+from .quantization import check_stored, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.d
     index = read_index(folder)
     with quiet_loading():
         models = {
-            part: _load_model(folder / part, source, (others or {}).get(part, dtype))
+            part: load_model(folder / part, source, (others or {}).get(part, dtype))
             for part, source in index.items()
             if isinstance(source, list)
             and source[0] is not None
@@ -145,7 +146,9 @@ def _class(folder: Path, source: list) -> Any:
     return getattr(module, source[1])
 
 
-def _load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
+def load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
+    """One model of a pipeline: its folder, and (library, class) as model_index.json names them. Raises
+    CheckpointError and Unsupported."""
     files = [file.name for file in folder.glob("*.safetensors")]
     if not files:
         found = "only pickled weights" if any(folder.glob("*.bin")) else "no weights"
@@ -153,6 +156,7 @@ def _load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
             f"{folder} holds {found}; only safetensors are read, which cannot run code; "
             "fetch or convert the safetensors version"
         )
+    check_stored(folder)
     # Some repositories hold only half-precision files, marked ".fp16" in the name.
     variant = "fp16" if all(".fp16" in name for name in files) else None
     try:
@@ -167,10 +171,7 @@ def _load_model(folder: Path, source: list, dtype: torch.dtype) -> Any:
     except RepriseError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"weights in {folder} cannot be read: truncated, tampered with, or of another "
-            f"model ({_line(error)}); fetch them anew"
-        ) from error
+        raise unreadable(folder, _line(error)) from error
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         wrong = sorted(map(str, report.get(kind) or ()))
         if wrong:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, Unsupported
-from ...core.model_files import folder_fingerprint
 from ...storage.cache import Cache
-from .checkpoints import find_pipeline, load_pipeline, pipeline_fingerprint, read_index
+from .checkpoints import pipeline_fingerprint
 from .devices import choose_device, choose_dtype, models_of, place
 from .families import Family, family_of
+from .loading import Loading, find_source
 from .lora import apply_lora, check_layout
 
 if TYPE_CHECKING:
@@ -29,29 +29,27 @@ def family_of_pipeline(pipeline: Any) -> Family:
     return family_of(type(pipeline).__name__)
 
 
-def open_pipeline(
-    model: Any, dtype: str, device: str, offload: str, lora: str | Path | None
-) -> tuple[Any, str]:
-    """(pipeline on its device, fingerprint of its weights), from a folder, a Hugging Face id, or a pipeline.
+def open_pipeline(model: Any, dtype: str, device: str, offload: str, loading: Loading) -> tuple[Any, str]:
+    """(pipeline on its device, fingerprint of its weights), from a folder, a Hugging Face id, a single file,
+    or a pipeline.
 
     Raises BadInput, CheckpointError and Unsupported.
     """
     import torch
 
     if isinstance(model, (str, Path)):
-        folder = find_pipeline(model)
-        family = family_of(read_index(folder)["_class_name"])
+        source, lora = find_source(model, loading), loading.lora
+        family = family_of(source.pipeline_class)
         target = choose_device(device)
         if lora is not None:
             check_layout(family)
-        pipe = load_pipeline(folder, choose_dtype(dtype, target, family.half))
-        weights = folder_fingerprint(folder)
+        pipe, weights = source.load(choose_dtype(dtype, target, family.half))
         if lora is not None:
             apply_lora(Path(lora), getattr(pipe, family.denoiser))
             weights = Cache.key(weights, hashlib.sha256(Path(lora).read_bytes()).hexdigest())
         place(pipe, target, offload)
         return pipe, weights
-    if lora is not None:
+    if loading != Loading():
         raise BadInput("a pipeline given as an object is left as it is; give its folder with the lora")
     if not hasattr(model, "components") or not callable(model):
         kind = type(model).__name__

@@ -20,7 +20,7 @@ import contextlib
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from ...core.types import SEED_RANGE, Job, RendererCapabilities, RenderResult
 from ...storage.cache import Cache, picture_key
 from .families import Family
 from .img2img import accepted_arguments, check_init, img2img_pipeline, init_arguments, skipped_calls
+from .loading import Loading
 from .pipelines import (
     borrowed,
     family_of_pipeline,
@@ -50,12 +51,15 @@ if TYPE_CHECKING:
     from ...core.interfaces import Watcher
 
 # The fields of `RendererSettings` that this renderer takes.
-SETTINGS = frozenset("steps size guidance true_cfg max_sequence_length lora dtype offload chunk".split())
+SETTINGS = frozenset(
+    "steps size guidance true_cfg max_sequence_length lora base parts comfyui dtype offload chunk".split()
+)
 _CACHED_PROMPTS = 64  # prompts whose embeddings stay in memory
 
 
 class DiffusersRenderer:
-    """Draws with a diffusers pipeline: `model` is its folder, its Hugging Face id, or the object itself.
+    """Draws with a diffusers pipeline: `model` is its folder, its Hugging Face id, a single file of weights,
+    or the object itself.
 
     - `guidance` is the pipeline's guidance_scale (for FLUX the embedded one); None takes its default.
     - `true_cfg` > 1 guides FLUX by a second evaluation against `negative_prompt`.
@@ -63,6 +67,7 @@ class DiffusersRenderer:
     - `chunk` is the number of rows the denoiser evaluates at once (None: depends on the picture's size). It
       is halved when memory runs out.
     - `preview_decoder` decodes previews instead of the VAE; it is a TAESD (an AutoencoderTiny) or its folder.
+    - A single file may need `base`, `parts` or `comfyui`; see `RendererSettings`.
     - `lora` is a file of `reprise train diffusion-dpo`, which is added to the denoiser (`lora.apply_lora`).
 
     A pipeline passed as an object keeps its device and dtype unless `device` or `dtype` is given. Its
@@ -98,9 +103,14 @@ class DiffusersRenderer:
         chunk: int | None = None,
         preview_decoder: Any = None,
         lora: str | Path | None = None,
+        base: str | Path | None = None,
+        parts: Mapping[str, Path] | None = None,
+        comfyui: Path | None = None,
         cache: Cache | None = None,
     ):
-        self.pipeline, weights = open_pipeline(model, dtype, device, offload, lora)
+        self.pipeline, weights = open_pipeline(
+            model, dtype, device, offload, Loading(lora, base, parts or {}, comfyui)
+        )
         pipe, family = self.pipeline, family_of_pipeline(self.pipeline)
         self.family: Family = family
         self.capabilities = replace(self.capabilities, image_to_image=family.img2img is not None)

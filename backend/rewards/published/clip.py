@@ -1,6 +1,6 @@
 """CLIP for the judges built on it: tokenizer, embeddings, and open_clip's key names.
 
-Sources: openai/CLIP's tokenizer and its merges (`vocabularies/`, MIT); open_clip's names of the weights;
+Sources: openai/CLIP's tokenizer and its merges (`core.clip_vocabulary`); open_clip's names of the weights;
 the architecture is transformers' CLIPModel.
 Departs from the tokenizer: of ftfy's repairs only those that a typed prompt can need are done (curly
 quotes, ligatures, wide letters, control characters); wrongly decoded text is not repaired.
@@ -8,7 +8,6 @@ quotes, ligatures, wide letters, control characters); wrongly decoded text is no
 
 from __future__ import annotations
 
-import gzip
 import html
 import re
 import unicodedata
@@ -17,12 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.clip_vocabulary import clip_vocabulary
 from .checkpoint import Source, read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MERGES = Path(__file__).parent / "vocabularies" / "clip_merges.txt.gz"
 CONTEXT = 77
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _SINGLE, _DOUBLE = re.compile("[\u02bc\u2018-\u201b]"), re.compile("[\u201c-\u201f]")
@@ -57,12 +56,7 @@ def _tokenizer() -> tuple[Any, int]:
     """(byte-pair encoder, id of the start token). The end token's id is one more."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    lines = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
-    merges = [(left, right) for left, right in map(str.split, lines)]
-    alphabet = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
-    hidden = [byte for byte in range(256) if byte not in alphabet]
-    letters = [chr(byte) for byte in alphabet] + [chr(256 + i) for i in range(len(hidden))]
-    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    pieces, merges = clip_vocabulary()
     codec = Tokenizer(
         models.BPE(
             vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, end_of_word_suffix="</w>"

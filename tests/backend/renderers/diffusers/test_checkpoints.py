@@ -72,7 +72,7 @@ def test_a_missing_pipeline_is_refused(tmp_path):
     assert "found nothing" in refused(tmp_path / "absent")
     assert "found nothing" in refused("./models/absent/deeper")
     (tmp_path / "one.safetensors").write_bytes(b"x")
-    assert "single file" in refused(tmp_path / "one.safetensors")
+    assert "cannot be read as safetensors" in refused(tmp_path / "one.safetensors")
     (tmp_path / "empty").mkdir()
     assert "no model_index.json" in refused(str(tmp_path / "empty"))
     for text in ("{", "[]", "{}", '"x"'):
@@ -226,3 +226,25 @@ def test_the_index_of_a_good_folder_is_read(folders):
 
 def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"quant_method": "torchao"},
+            "quantised by torchao, whose package is not installed: pip install torchao",
+        ),
+        ({"load_in_4bit": True}, "quantised by bitsandbytes, whose package is not installed"),
+        ({"quant_method": "abacus"}, "quantised by abacus, which is not known here"),
+    ],
+)
+def test_a_quantisation_that_cannot_be_read_is_named(settings, message, damaged, monkeypatch):
+    from reprise.backend.renderers.diffusers import quantization
+
+    monkeypatch.setattr(quantization, "is_installed", lambda module: False)
+    folder = damaged("flux")
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
+    said = refused(folder, Unsupported)
+    assert message in said and "tampered" not in said
