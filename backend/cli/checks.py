@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import BadInput, UnknownName, Unsupported
@@ -43,13 +45,20 @@ def choose_prune(prune: str | None, renderer: str) -> str:
     return prune
 
 
-def prepare_file_with_pictures(source: str, out: Path) -> None:
-    """Make the folder of `out`, whose pictures go into `out`.pictures beside it. Raises BadInput where `out`
-    is the source, or was not made by the same command."""
-    from ..storage.files import prepare_folder
+@contextmanager
+def claim_file_with_pictures(source: str, out: Path, command: str) -> Iterator[None]:
+    """Hold `out`, and `out`.pictures beside it, while `command` writes to them.
 
-    if out.is_dir() or (out.exists() and not out.with_name(f"{out.name}.pictures").is_dir()):
-        raise BadInput(f"{out} was not made by this command; give another --out")
+    Raises BadInput where `out` is the source, was not made by the same command or was changed since, or where
+    another process writes to it.
+    """
+    from ..storage.files import prepare_folder
+    from ..storage.outputs import check_made, claim
+
     if Path(source).absolute() == out.absolute():
         raise BadInput(f"SOURCE and --out are both {out}; give two files")
     prepare_folder(out.absolute().parent)
+    pictures = out.with_name(f"{out.name}.pictures")
+    with claim(pictures, command, [out.absolute()]):
+        check_made(pictures, out)
+        yield

@@ -1,7 +1,8 @@
 """The command `reprise`: one line per command here, one file per command beside it.
 
-Exit codes: 0 done; 2 bad input, one line on stderr says what and what to do; 1 failure; 130 stopped
-with Ctrl-C, what was finished is kept. REPRISE_DEBUG=1 shows the traceback behind an error.
+Exit codes: 0 done; 2 bad input, one line on stderr says what and what to do; 1 failure. Stopped, with what
+was finished kept: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; 141 when nobody reads the output any more.
+REPRISE_DEBUG=1 shows the traceback behind an error.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from io import TextIOWrapper
 
 import typer
 
-from ..core.errors import Interrupted, RepriseError
+from ..core.errors import Interrupted, RepriseError, plain
 from . import data, evaluate, models, preferences, render, rewrite, score, serve, shapeworld, train
+from .stops import CTRL_C, PIPE_CLOSED, drop_output, open_closed_streams, stopping_like_ctrl_c
 
 EXTRAS_NEED = (3, 11)  # the Python that diffusers 0.42 needs, and so [render], [train] and [serve]
-STOPPED = 130  # what shells report for a program that Ctrl-C stopped
 BACKEND = __name__.rpartition(".cli.")[0]
 DRAW, LEARN, DATA, OTHER = "Draw", "Learn", "Make data", "Other"  # panels of the help
 
@@ -77,35 +78,46 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported. Spinning OpenMP threads cost small models more than they bring.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # prompts are in any language, also on a Windows pipe
             stream.reconfigure(encoding="utf-8")
     command = typer.main.get_command(app)
-    try:
-        code = command.main(
-            None if arguments is None else list(arguments), prog_name="reprise", standalone_mode=False
-        )
-        if code == STOPPED:  # newer versions of typer turn Ctrl-C into this, older ones raise
-            return _fail("stopped", STOPPED)
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped", STOPPED)
-    except Interrupted as error:
-        return _fail(error, STOPPED)
-    except RepriseError as error:
-        return _fail(error, error.exit_code)
-    except SystemExit as end:  # it is left to another process of the run to say why
-        return end.code if isinstance(end.code, int) else 1
-    except BrokenPipeError:  # `reprise … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it complains again
-        return 1
-    except ModuleNotFoundError as error:
-        return _fail(_missing(error.name), 1)
-    except Exception as error:
-        usage = getattr(error, "format_message", None)  # typer's own: a wrong option or value
-        if usage is not None:
-            return _fail(usage() or "see reprise --help", getattr(error, "exit_code", 2))
-        return _fail(f"{type(error).__name__}: {error} (REPRISE_DEBUG=1 shows where)", 1)
+    with stopping_like_ctrl_c() as signals:
+        try:
+            code = command.main(
+                None if arguments is None else list(arguments), prog_name="reprise", standalone_mode=False
+            )
+            sys.stdout.flush()
+            if code == CTRL_C:  # newer versions of typer turn Ctrl-C into this, older ones raise
+                return _fail("stopped", signals.exit_code)
+            return code if isinstance(code, int) else 0
+        except (KeyboardInterrupt, typer.Abort):
+            return _fail("stopped", signals.exit_code)
+        except Interrupted as error:
+            return _fail(error, signals.exit_code)
+        except RepriseError as error:
+            return _fail(error, error.exit_code)
+        except BrokenPipeError:  # `reprise … | head`
+            return _leave_quietly()
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # typer and rich have seen it first
+                return _leave_quietly()
+            return end.code if isinstance(end.code, int) else 1  # another process of the run says why
+        except ModuleNotFoundError as error:
+            return _fail(_missing(error.name), 1)
+        except Exception as error:
+            usage = getattr(error, "format_message", None)  # typer's own: a wrong option or value
+            if usage is not None:
+                return _fail(usage() or "see reprise --help", getattr(error, "exit_code", 2))
+            if isinstance(error, OSError) and error.filename:  # such as a name that is too long
+                return _fail(f"cannot use {plain(os.fsdecode(error.filename), 200)}: {error.strerror}", 2)
+            return _fail(f"{type(error).__name__}: {error} (REPRISE_DEBUG=1 shows where)", 1)
+
+
+def _leave_quietly() -> int:
+    drop_output()
+    return PIPE_CLOSED
 
 
 def _missing(library: str | None) -> str:
@@ -122,7 +134,11 @@ def _missing(library: str | None) -> str:
 def _fail(error: object, code: int) -> int:
     if os.environ.get("REPRISE_DEBUG"):
         traceback.print_exc()
-    print("reprise: " + " ".join(str(error).split()), file=sys.stderr)
+    try:
+        print("reprise: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+    except OSError:  # its terminal is gone
+        pass
+    drop_output()
     return code
 
 

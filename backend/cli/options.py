@@ -28,6 +28,13 @@ def between(low: float, high: float | None = None) -> Callable[[typer.CallbackPa
     return check
 
 
+def path(text: str | Path) -> Path:
+    """The parser of options that name a file or folder. An empty name would be the current folder."""
+    if not str(text).strip():
+        raise BadInput("an option that takes a file or folder got an empty name; name one, or leave it out")
+    return Path(text)
+
+
 seed_in_range = between(0, SEED_RANGE - 1)
 
 PRUNING = "none|halving|potential[:P]"
@@ -39,7 +46,8 @@ Prompts = Annotated[
     typer.Argument(metavar="PROMPT…", show_default=False, help="What the picture shows, in quotes."),
 ]
 PromptFile = Annotated[
-    Path | None, typer.Option("--prompts", metavar="FILE", help="A UTF-8 text file with one prompt a line.")
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", parser=path, help="A UTF-8 text file with one prompt a line."),
 ]
 Seed = Annotated[
     int,
@@ -75,6 +83,7 @@ Lora = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
+        parser=path,
         help="A LoRA for the renderer, such as `reprise train diffusion-dpo` makes.",
     ),
 ]
@@ -212,12 +221,14 @@ ShowSettings = Annotated[
 
 # What is written
 Out = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", show_default="a new one in out/", help="Where to write.")
+    Path | None,
+    typer.Option(metavar="FOLDER", parser=path, show_default="a new one in out/", help="Where to write."),
 ]
 ResultOut = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
+        parser=path,
         show_default="out/evaluate-NAME",
         help="Where to write; a stopped command goes on from there.",
     ),

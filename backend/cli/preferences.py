@@ -27,7 +27,9 @@ KINDS = ("pairs", "rewrites")
 
 app = typer.Typer(no_args_is_help=True, help="Pairs of better and worse pictures and rewrites, to train on.")
 
-Where = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder that keeps them.")]
+Where = Annotated[
+    Path, typer.Option("--store", metavar="DIR", parser=options.path, help="The folder that keeps them.")
+]
 Margin = Annotated[
     float,
     typer.Option(
@@ -183,7 +185,10 @@ def show(store: Where = STORE, as_json: options.Json = False) -> None:
 def page(
     store: Where = STORE,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", show_default=f"{PAGE} in the store", help="Where to write.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=options.path, show_default=f"{PAGE} in the store", help="Where to write."
+        ),
     ] = None,
     most: Annotated[
         int, typer.Option(metavar="N", callback=options.between(1), help="Pairs shown, the closest first.")

@@ -16,6 +16,7 @@ import typer
 
 from ..core.errors import BadInput, Interrupted, RepriseError
 from ..core.interfaces import Critic
+from ..reports.build import PAGE
 from . import options
 
 if TYPE_CHECKING:
@@ -120,8 +121,9 @@ def render(
     if corrector is not None and reflect == 0:
         raise BadInput("--corrector has no use without rounds of reflection; leave it out, or give --reflect")
     mends = parse_rewriter(corrector, renderer) if corrector not in (None, rewriter) else None
-    from ..storage.files import prepare_folder, slug
-    from ..storage.records import installed_versions
+    from ..storage.files import slug
+    from ..storage.outputs import check_made, claim
+    from ..storage.records import FILES, check_folder, installed_versions, prompt_folders
 
     several = len(texts) > 1
     asked: dict[str, Any] = {
@@ -141,8 +143,13 @@ def render(
         **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),
     }
     # Named by prompts and options: another try of the same prompt never replaces an earlier one.
-    out = prepare_folder(out or Path("out") / slug("\n".join(texts), salt=repr(asked)))
-    with terminal.quiet_stdout(as_json):
+    out = out or Path("out") / slug("\n".join(texts), salt=repr(asked))
+    names = (PAGE,) if several else (PAGE, *FILES)
+    with claim(out, "render", names), terminal.quiet_stdout(as_json):
+        check_made(out, out / PAGE)
+        folders = prompt_folders(out, texts) if several else {texts[0]: out}
+        for folder in folders.values():
+            check_folder(folder)
         judging = open_judge(judges)
         if reflect is None:
             reflect = 1 if isinstance(judging, Critic) or corrector else 0
@@ -184,7 +191,6 @@ def render(
         for role, one in roles:
             if one is not None and one.fingerprint:
                 settings[f"{role}_fingerprint"] = one.fingerprint
-        folders = {text: out / slug(text) if several else out for text in texts}
         entries = _run_all(chain, folders, settings, installed_versions(), out, redo)
     if as_json:
         records = [entry.record.model_dump(mode="json") for entry in entries]
@@ -216,7 +222,7 @@ def _run_all(
     try:
         with terminal.stage_progress() as start:
             for number, (prompt, folder) in enumerate(folders.items(), 1):
-                record = None if redo else finished_record(folder, prompt, settings)
+                record = None if redo else finished_record(folder, prompt, settings, terminal.note)
                 if record is not None:
                     terminal.note(f"kept: {prompt} ({folder})")
                     entries.append(RenderedPrompt(folder, record))
@@ -230,7 +236,8 @@ def _run_all(
                     refused.append(prompt)
                     terminal.note(f"passed over: {error}")
                     continue
-                entries.append(RenderedPrompt(folder, save_outcome(folder, outcome, settings, found)))
+                record = save_outcome(folder, outcome, settings, found, terminal.note)
+                entries.append(RenderedPrompt(folder, record))
     except (KeyboardInterrupt, Interrupted) as stop:
         raise Interrupted(
             f"stopped; {len(entries)} of {len(folders)} prompts are finished in {out}; "

@@ -9,12 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Interrupted
+from ..reports.build import PAGE
 from ..reports.figures import interval_text, row_counts, text_tables, write_figures
-from ..storage.files import write_whole
+from ..storage.outputs import check_made, claim, set_aside, write_made
 from ..storage.records import installed_versions
 from . import terminal
 
 RESULT = "result.json"
+# What evaluations and benchmarks write
+NAMES = (
+    RESULT,
+    PAGE,
+    "partial.jsonl",
+    "partial-settings.json",
+    "pictures",
+    "pictures.jsonl",
+    "rewrites.jsonl",
+    "scores.jsonl",
+)
+
+
+@contextmanager
+def claimed(command: str, out: Path | None) -> Iterator[Path]:
+    """Hold the folder of a result while `command` writes to it; None: `out/` and the command. As `claim`."""
+    folder = out or Path("out") / command.replace(" ", "-")
+    with claim(folder, command, NAMES):
+        check_made(folder, folder / RESULT, folder / PAGE)
+        yield folder
 
 
 @contextmanager
@@ -28,9 +49,15 @@ def progress_bars(as_json: bool, out: Path) -> Iterator[Callable[[str, int, int]
 
 
 def finish(result: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Add versions, write `result.json` and the page, print the table or the object."""
+    """Add versions, write `result.json` and the page, print the table or the object.
+
+    An earlier result that is not the same is moved aside with its page.
+    """
     result = {**result, "versions": installed_versions()}
-    write_whole(out / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if (out / RESULT).exists() and (out / RESULT).read_bytes() != text.encode():
+        terminal.note(f"another result was there; it is kept in {set_aside(out, (PAGE, RESULT))}")
+    write_made(out, out / RESULT, text)
     page = write_figures(out, result)
     if as_json:
         terminal.print_json(result)

@@ -11,6 +11,8 @@ import typer
 from ..core.errors import BadInput
 from . import options
 
+SCENES = "scenes.json"
+
 app = typer.Typer(no_args_is_help=True, help="The embedded world: draw scenes, detect what pictures show.")
 
 
@@ -19,7 +21,9 @@ def draw(
     count: Annotated[
         int, typer.Argument(metavar="N", callback=options.between(1, 100_000), help="How many scenes.")
     ] = 8,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("out/shapeworld"),
+    out: Annotated[Path, typer.Option(metavar="DIR", parser=options.path, help="Where to write.")] = Path(
+        "out/shapeworld"
+    ),
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -31,19 +35,26 @@ def draw(
     from PIL import Image
 
     from ..shapeworld import captions, drawing, scenes
-    from ..storage.files import prepare_folder, write_whole
+    from ..storage.outputs import check_made, claim, set_aside, write_made, write_new
     from . import terminal
 
-    prepare_folder(out)
-    rng, rows = random.Random(seed), []
-    for i in range(count):
-        scene = scenes.random_scene(rng)
-        png = io.BytesIO()
-        Image.fromarray(drawing.draw(scene)).save(png, "PNG")
-        name = f"{i:03d}.png"
-        write_whole(out / name, png.getvalue())
-        rows.append({"image": name, "caption": captions.spelled_out(scene), "scene": asdict(scene)})
-    write_whole(out / "scenes.json", json.dumps(rows, indent=1) + "\n")
+    rng = random.Random(seed)
+    made = [scenes.random_scene(rng) for _ in range(count)]
+    rows = [
+        {"image": f"{i:03d}.png", "caption": captions.spelled_out(scene), "scene": asdict(scene)}
+        for i, scene in enumerate(made)
+    ]
+    text = json.dumps(rows, indent=1) + "\n"
+    with claim(out, "shapeworld draw", [SCENES, *(row["image"] for row in rows)]):
+        check_made(out, out / SCENES)
+        if (out / SCENES).exists() and (out / SCENES).read_text(encoding="utf-8") != text:
+            earlier = [row["image"] for row in json.loads((out / SCENES).read_text(encoding="utf-8"))]
+            terminal.note(f"other scenes were there; they are kept in {set_aside(out, (*earlier, SCENES))}")
+        for row, scene in zip(rows, made, strict=True):
+            png = io.BytesIO()
+            Image.fromarray(drawing.draw(scene)).save(png, "PNG")
+            write_new(out / row["image"], png.getvalue())
+        write_made(out, out / SCENES, text)
     if as_json:
         terminal.print_json(rows)
     else:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.errors import Interrupted, RepriseError
+from ..storage.outputs import MARK
 
 
 def out() -> Console:
@@ -66,7 +67,7 @@ def keeping(where: str) -> Iterator[None]:
     except (KeyboardInterrupt, Interrupted) as stop:
         raise Interrupted(f"stopped; what was drawn is kept in {where}, the same command goes on") from stop
     except RepriseError:
-        if Path(where).is_dir():  # else it could not begin
+        if Path(where).is_dir() and any(path.name != MARK for path in Path(where).iterdir()):
             note(f"what was drawn is kept in {where}, the same command goes on")
         raise
 

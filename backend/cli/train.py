@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..core.config import Config
 from ..core.errors import BadInput, Interrupted, TrainingFailed
 from ..factory import TRAINERS, find_trainer
+from ..factory.trainers import Trainer
 from ..training import shipped_config, shipped_configs
 from ..training.common import distributed
 from . import options
@@ -27,6 +29,12 @@ SUMMARIES = {
     "prip-decoder": "Teach a refiner to write the prompt of a picture (PRIP's Prompt Decoder).",
     "prip-encoder": "Teach a refiner to imagine the picture that people prefer (PRIP's Preference Encoder).",
 }
+
+# What trainings write: none of it may be in a new run's folder
+WRITTEN = (
+    *("checkpoints", "final", "best", "start", "warm", "rounds", "rollouts", "pictures", "pivots"),
+    *("metrics.jsonl", "evaluations.jsonl", "tensorboard", "report.html"),
+)
 
 app = typer.Typer(no_args_is_help=True, help="Train what the nodes load; a command for each method.")
 
@@ -43,12 +51,15 @@ def _add(name: str) -> None:
         ] = None,
         out: Annotated[
             Path | None,
-            typer.Option(metavar="RUN", show_default="a new one in runs/", help="The run folder."),
+            typer.Option(
+                metavar="RUN", parser=options.path, show_default="a new one in runs/", help="The run folder."
+            ),
         ] = None,
         resume: Annotated[
             Path | None,
             typer.Option(
                 metavar="RUN",
+                parser=options.path,
                 help="Go on with a stopped run and its own config. Settings that decide nothing that is "
                 "learned may change, such as save_every and keep_gb.",
             ),
@@ -94,8 +105,8 @@ def find_config(trainer: str, word: str) -> Path:
 
 def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -> None:
     from ..core.config import load_config, save_config
-    from ..storage.files import prepare_folder, slug, write_whole
-    from . import terminal
+    from ..storage.files import slug, write_whole
+    from ..storage.outputs import claim
 
     named = words.pop(0) if words and "=" not in words[0] else None
     if resume is not None:
@@ -113,15 +124,23 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     text = save_config(config)
     run = resume or out or Path("runs") / slug(f"{name} {config_file.stem if config_file else ''}", salt=text)
 
-    def begin() -> None:
-        prepare_folder(run)
-        if resume is not None:
-            return  # what it may go on with is the trainer's to say, and to write
-        if (run / "config.yaml").exists():
-            raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
-        write_whole(run / "config.yaml", text)
+    held = ExitStack()  # by the first of several processes
 
-    distributed.run_on_main(begin)
+    def begin() -> None:
+        if resume is None and (run / "config.yaml").exists():
+            raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
+        held.enter_context(claim(run, f"train {name}", () if resume else WRITTEN))
+        if resume is None:  # what a resumed run may go on with is the trainer's to say, and to write
+            write_whole(run / "config.yaml", text)
+
+    with held:
+        distributed.run_on_main(begin)
+        _run(name, trainer, config, run, resume is not None)
+
+
+def _run(name: str, trainer: Trainer, config: Config, run: Path, resume: bool) -> None:
+    from . import terminal
+
     note = distributed.main_only(terminal.note)
     if distributed.launched_alone():
         note(
@@ -134,7 +153,7 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     )
     again = f"go on with: reprise train {name} --resume {run}"
     try:
-        made = trainer.train(config, run, resume=resume is not None, log=note)
+        made = trainer.train(config, run, resume=resume, log=note)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"{str(stop) or 'stopped'}; {again}") from stop
     except RuntimeError as error:

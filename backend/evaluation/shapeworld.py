@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,12 @@ from ..search.pruning import HalvingSchedule, PruningSchedule, schedule_from
 from ..search.reflection import reflect
 from ..shapeworld.captions import spelled_out
 from ..shapeworld.prompts import TASKS, PromptCase, sample_layout, sample_prompts
+from ..storage.files import write_whole
+from ..storage.outputs import set_aside
 from .journal import Journal
 from .statistics import task_intervals
+
+log = logging.getLogger(__name__)
 
 SEED_STRIDE = 100_000  # between the seeds of two repetitions; far more than one search can use
 BATCH = 32  # (prompt, seed) pairs drawn at once in rows without a search
@@ -330,17 +335,17 @@ def evaluate_chain(
 
 
 def _journal_path(folder: Path, settings: dict[str, Any]) -> Path:
-    """The file of results so far in `folder`, deleted if it is of other settings.
+    """The file of results so far in `folder`; one of other settings is moved aside.
 
     The numbers of prompts and seeds may differ: a second call with more continues.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stamp, lines = folder / "partial-settings.json", folder / "partial.jsonl"
     counted = ("prompts", "seeds", "tasks")
     text = json.dumps({k: v for k, v in settings.items() if k not in counted}, sort_keys=True)
-    if not stamp.exists() or stamp.read_text() != text:
-        lines.unlink(missing_ok=True)
-        stamp.write_text(text)
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != text:
+        if aside := set_aside(folder, (lines.name, stamp.name)):
+            log.warning("results of other settings were there; they are kept in %s", aside)
+        write_whole(stamp, text)
     return lines
 
 

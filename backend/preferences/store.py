@@ -27,12 +27,12 @@ from ..core.config import validation_message
 from ..core.errors import BadInput, RepriseError
 from ..storage.cache import Cache
 from ..storage.files import prepare_folder, read_text, write_whole
+from ..storage.outputs import WAIT, lock
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRS, REWRITES, STRIKES, IMAGES = "pairs.jsonl", "rewrites.jsonl", "strikes.json", "images"
-LOCK = ".lock"  # a lock file, held while pairs are added
 
 
 def canonical_reward_name(reward: str) -> str:
@@ -195,7 +195,7 @@ class Store:
 
         Returns (number newly struck, number restored). Raises BadInput for an id that is not in the store.
         """
-        struck, kept, before = set(struck), set(kept), self.struck_ids()
+        struck, kept = set(struck), set(kept)
         known = {pair.id for pair in (*self.all_pairs(), *self.all_rewrites())}
         foreign = sorted((struck | kept) - known)
         if foreign:
@@ -203,9 +203,11 @@ class Store:
                 f"{len(foreign)} of these pairs are not in {self.folder} (the first: {foreign[0][:12]}…); "
                 "strikes belong to the store whose page they were made on"
             )
-        after = before - kept | struck
-        text = json.dumps({"format": 1, "struck": sorted(after)}, indent=1) + "\n"
-        write_whole(self.folder / STRIKES, text)
+        with lock(self.folder, WAIT):
+            before = self.struck_ids()
+            after = before - kept | struck
+            text = json.dumps({"format": 1, "struck": sorted(after)}, indent=1) + "\n"
+            write_whole(self.folder / STRIKES, text)
         return len(after - before), len(before - after)
 
     def statistics(self) -> dict[str, Any]:
@@ -256,13 +258,11 @@ class Store:
         return [pair for pair in recorded if ids.get(pair.id) is pair and pair.opposite not in ids]
 
     def _add(self, name: str, kind: type[P], pairs: Iterable[P]) -> AddedPairs:
-        from filelock import FileLock
-
         pairs = list(pairs)
         if not pairs:
             return AddedPairs(0, 0)
         prepare_folder(self.folder)
-        with FileLock(self.folder / LOCK):  # another process may mine into the same store
+        with lock(self.folder, WAIT):  # another process may mine into the same store
             recorded = self._read(name, kind)
             known, fresh, again = {(pair.id, pair.reward) for pair in recorded}, [], 0
             for pair in pairs:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..storage.files import write_whole
+from ..storage.outputs import write_made
 from ..storage.records import CandidateRecord, Record
 from .added_words import mark_added_words
 
@@ -24,7 +24,7 @@ def write_page(out: Path, entries: Sequence[tuple[Path, Record]]) -> Path:
     """Write the page of a run to the folder `out`; returns its path. `entries`: (folder, record) each."""
     path = out / PAGE
     views = [prompt_view(folder, record, i) for i, (folder, record) in enumerate(entries)]
-    write_whole(path, render_page(views))
+    write_made(out, path, render_page(views))
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..storage.files import write_whole
+from ..storage.outputs import write_made
 from .build import PAGE, template
 from .reliability import reliability_figures
 
@@ -13,7 +13,7 @@ from .reliability import reliability_figures
 def write_figures(out: Path, result: dict[str, Any]) -> Path:
     """Write the page of `result` (design.md 5, with versions) to the folder `out`; returns its path."""
     path = out / PAGE
-    write_whole(path, render_figures(result))
+    write_made(out, path, render_figures(result))
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..preferences.store import Pair, PairPicture, PairText, RewritePair, Store
-from ..storage.files import write_whole
+from ..storage.outputs import write_made
 from .added_words import mark_added_words
 from .build import inline_picture, number_text, template
 
@@ -20,10 +20,13 @@ AnyPair = Pair | RewritePair
 
 
 def write_pairs(path: Path, store: Store, most: int) -> int:
-    """Write the page of the `most` closest pairs of pictures and rewrites; returns how many it shows."""
+    """Write the page of the `most` closest pairs of pictures and rewrites; returns how many it shows.
+
+    Raises BadInput for a file at `path` that is no earlier page of this store.
+    """
     recorded: list[AnyPair] = [*store.all_pairs(), *store.all_rewrites()]
     pairs = closest_pairs(recorded, most)
-    write_whole(path, render_pairs(store, pairs, len({pair.id for pair in recorded})))
+    write_made(store.folder, path, render_pairs(store, pairs, len({pair.id for pair in recorded})))
     return len(pairs)
 
 

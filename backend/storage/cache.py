@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 import uuid
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..core.types import Job
 
 log = logging.getLogger(__name__)
+_ENTRY = re.compile(r"[0-9a-f]{64}\.(png|json)|\.[0-9a-f]{64}\.(png|json)\.[0-9a-f]{32}\.part")
 
 
 class Cache:
@@ -156,6 +158,8 @@ class Cache:
         """(time of last use, bytes, path) of all entries. Other processes may delete some meanwhile."""
         found = []
         for path in self.folder.glob("??/*"):
+            if not _ENTRY.fullmatch(path.name):  # not made here: never deleted
+                continue
             try:
                 status = path.stat()
             except OSError:

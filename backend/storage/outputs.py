@@ -13,6 +13,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -28,7 +29,7 @@ REPLACED = "replaced-{}"  # where a later call puts what an earlier one made
 WAIT = 60.0  # seconds at most, where a lock is held for a moment only
 COMMAND_LENGTH = 120  # characters of a holder's command line that are shown
 
-_held: set[Path] = set()  # by this process
+_held: set[tuple[Path, int]] = set()  # by this process: folder, thread
 
 
 class _Made(BaseModel):
@@ -53,14 +54,13 @@ def claim(folder: Path, command: str, names: Iterable[str | Path] = ()) -> Itera
     made_now = _missing(folder)
     prepare_folder(folder)
     try:
-        with lock(folder):
+        with lock(folder, tidy=True):
             known = _read(folder)
             if known is None:
                 foreign = [path for name in names if os.path.lexists(path := folder / name)]
                 if foreign:
                     raise BadInput(
-                        f"{_plainly(foreign[0])} was not made by `reprise {command}`; move it, or give "
-                        "another --out"
+                        f"{_plainly(foreign[0])} was not made by this command; move it, or give another --out"
                     )
                 _write(folder, _Made(command=command))
             elif known.command != command:
@@ -78,13 +78,13 @@ def claim(folder: Path, command: str, names: Iterable[str | Path] = ()) -> Itera
 
 
 @contextmanager
-def lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
-    """Hold an existing folder for this process, which may hold it several times.
+def lock(folder: Path, wait: float = 0.0, tidy: bool = False) -> Iterator[None]:
+    """Hold an existing folder for this thread, which may hold it several times.
 
-    Raises BadInput, saying who holds it, where another process still does after `wait` seconds. A process
-    that has ended holds nothing.
+    With `tidy` the folder is left without a trace if no command has claimed it. Raises BadInput, saying who
+    holds it, where another process still does after `wait` seconds. A process that has ended holds nothing.
     """
-    key = folder.resolve()
+    key = (folder.resolve(), threading.get_ident())
     if key in _held:
         yield
         return
@@ -108,7 +108,7 @@ def lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
     finally:
         _held.discard(key)
         (mark / HOLDER).unlink(missing_ok=True)
-        unused = not (mark / MADE).exists() and {path.name for path in mark.iterdir()} <= {LOCK}
+        unused = tidy and {path.name for path in mark.iterdir()} <= {LOCK}
         file.release()
         if unused:
             with suppress(OSError):  # another process may have taken it just now
@@ -144,9 +144,13 @@ def write_made(folder: Path, path: Path, data: bytes | str) -> None:
     write_whole(path, data)
 
 
-def is_claimed(folder: Path) -> bool:
-    """Whether a command of this program has written to the folder."""
-    return _read(folder) is not None
+def write_new(path: Path, data: bytes | str) -> None:
+    """Write a file whole. Raises BadInput where it is there with other content, and as `write_whole`."""
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    if os.path.lexists(path) and (not path.is_file() or path.read_bytes() != data):
+        raise BadInput(f"{_plainly(path)} is there, with other content; move it, or give another --out")
+    write_whole(path, data)
 
 
 def set_aside(folder: Path, names: Iterable[str]) -> Path | None:

@@ -17,7 +17,10 @@ AT_ONCE = 32  # pictures drawn, judged and kept before the next
 def judge(
     source: options.PictureSource,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The examples; what was drawn goes into FILE.pictures/.")
+        Path,
+        typer.Option(
+            metavar="FILE", parser=options.path, help="The examples; what was drawn goes into FILE.pictures/."
+        ),
     ] = Path("judge.jsonl"),
     renderer: options.DataRenderer = None,
     lora: options.Lora = None,
@@ -134,8 +137,8 @@ def judge(
     labels = Labels(
         0.5 if threshold is None else threshold, spec.higher_is_better, alike, test_share, calibration_share
     )
-    checks.prepare_file_with_pictures(source, out)
-    with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
+    claimed = checks.claim_file_with_pictures(source, out, "data judge")
+    with claimed, terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
         tell = start(source)
         with terminal.keeping(f"{out}.pictures"):
             made = make_data(

@@ -17,7 +17,10 @@ AT_ONCE = 64  # pictures drawn, judged and kept before the next
 def pictures(
     source: options.PictureSource,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The log; pictures and scores go into FILE.pictures/.")
+        Path,
+        typer.Option(
+            metavar="FILE", parser=options.path, help="The log; pictures and scores go into FILE.pictures/."
+        ),
     ] = Path("pictures.jsonl"),
     renderer: options.DataRenderer = None,
     renders: options.Renders = 4,
@@ -62,8 +65,8 @@ def pictures(
     weights = parse_weights(reward or [DEFAULT_JUDGE])
     if set(weights.values()) != {1.0}:
         raise BadInput("a log keeps each reward's scores; give the weights to the training that reads it")
-    checks.prepare_file_with_pictures(source, out)
-    with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
+    claimed = checks.claim_file_with_pictures(source, out, "data pictures")
+    with claimed, terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
         tell = start(source)
         with terminal.keeping(f"{out}.pictures"):
             made = make_log(

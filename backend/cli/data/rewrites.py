@@ -36,7 +36,11 @@ def rewrites(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="The examples; the answers as they came go into FILE.answers/."),
+        typer.Option(
+            metavar="FILE",
+            parser=options.path,
+            help="The examples; the answers as they came go into FILE.answers/.",
+        ),
     ] = Path("sft.jsonl"),
     variants: Annotated[
         int, typer.Option(metavar="K", callback=options.between(1, 256), help="Rewrites of each prompt.")
@@ -62,7 +66,12 @@ def rewrites(
     ] = 0.0,
     eval_out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default="sft.eval.jsonl", help="The held-out prompts' examples."),
+        typer.Option(
+            metavar="FILE",
+            parser=options.path,
+            show_default="sft.eval.jsonl",
+            help="The held-out prompts' examples.",
+        ),
     ] = None,
     keep_best: Annotated[
         bool,
@@ -100,6 +109,7 @@ def rewrites(
     """
     from ...factory import open_rewriter, parse_rewriter
     from ...storage.files import prepare_folder
+    from ...storage.outputs import check_made, claim
     from ...training.sft.answers import AnswerFolder
     from ...training.sft.make_data import ExampleMaker, held_out
     from .. import terminal
@@ -119,38 +129,40 @@ def rewrites(
         )
     folder = out.with_name(f"{out.name}.answers")
     choose = _chooser(folder, renderer, reward, pictures, steps, seed) if keep_best else None
-    answers = AnswerFolder(folder, rewriter, seed)
-    for path in filter(None, (out, eval_out)):
-        answers.check_target(path)
+    targets = list(filter(None, (out, eval_out)))
+    for path in targets:
         prepare_folder(path.parent)
-    maker = ExampleMaker(asked, answers, variants=variants, retries=retries, filters=passing)
-    with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
-        tell = start(prompts)
-        try:
-            if maker.missing():
-                maker.write(_by_rows(open_rewriter(writer)), partial(tell, "write"))
-            found, result = maker.examples(), maker.counts()
-            if choose is not None and any(found.values()):
-                found, choice = choose(asked, found, partial(tell, "draw"))
-                result |= choice
-        except (KeyboardInterrupt, Interrupted) as stop:
-            raise Interrupted(
-                f"stopped; {answers.count} answers are kept in {folder}, the same command goes on"
-            ) from stop
-        except RepriseError:
-            if answers.count:
-                terminal.note(f"{answers.count} answers are kept in {folder}, the same command goes on")
-            raise
-    usable = [one for one in asked if found[one.prompt]]
-    if not usable:
-        raise RepriseError(f"no example came of it: {'; '.join(_summary(result))}")
-    aside = held_out(usable, eval_share, seed) if eval_share else set()
-    for name, path in (("held_out", eval_out), ("train", out)):
-        if path is not None:
-            mine = [one.prompt for one in usable if (one.prompt in aside) == (name == "held_out")]
-            examples = [example for prompt in mine for example in found[prompt]]
-            answers.save(path, examples)
-            result[name] = {"file": str(path), "prompts": len(mine), "examples": len(examples)}
+    with claim(folder, "data rewrites", [path.absolute() for path in targets]):
+        answers = AnswerFolder(folder, rewriter, seed)
+        check_made(folder, *targets)
+        maker = ExampleMaker(asked, answers, variants=variants, retries=retries, filters=passing)
+        with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
+            tell = start(prompts)
+            try:
+                if maker.missing():
+                    maker.write(_by_rows(open_rewriter(writer)), partial(tell, "write"))
+                found, result = maker.examples(), maker.counts()
+                if choose is not None and any(found.values()):
+                    found, choice = choose(asked, found, partial(tell, "draw"))
+                    result |= choice
+            except (KeyboardInterrupt, Interrupted) as stop:
+                raise Interrupted(
+                    f"stopped; {answers.count} answers are kept in {folder}, the same command goes on"
+                ) from stop
+            except RepriseError:
+                if answers.count:
+                    terminal.note(f"{answers.count} answers are kept in {folder}, the same command goes on")
+                raise
+        usable = [one for one in asked if found[one.prompt]]
+        if not usable:
+            raise RepriseError(f"no example came of it: {'; '.join(_summary(result))}")
+        aside = held_out(usable, eval_share, seed) if eval_share else set()
+        for name, path in (("held_out", eval_out), ("train", out)):
+            if path is not None:
+                mine = [one.prompt for one in usable if (one.prompt in aside) == (name == "held_out")]
+                examples = [example for prompt in mine for example in found[prompt]]
+                answers.save(path, examples)
+                result[name] = {"file": str(path), "prompts": len(mine), "examples": len(examples)}
     if as_json:
         terminal.print_json(result)
         return

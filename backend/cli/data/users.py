@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import options
 
+if TYPE_CHECKING:
+    from ...shapeworld.users import PractisedPrompt
+
 
 def users(
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where to write; drawings go into FILE.pictures/.")
+        Path,
+        typer.Option(
+            metavar="FILE", parser=options.path, help="Where to write; drawings go into FILE.pictures/."
+        ),
     ] = Path("users.jsonl"),
     per_task: Annotated[
         int, typer.Option(metavar="N", callback=options.between(1), help="Prompts of each task, at most.")
@@ -30,23 +38,34 @@ def users(
     prompt with places and styles; with --drawn also "image". All prompts are of
     the training split.
     """
-    from ...shapeworld.drawing import draw
     from ...shapeworld.users import practised_prompts
-    from ...storage.files import prepare_folder, write_whole
+    from ...storage.files import prepare_folder
+    from ...storage.outputs import write_new
     from .. import terminal
 
     pictures = out.with_name(f"{out.name}.pictures")
-    if drawn:
-        prepare_folder(pictures)
+    found = list(practised_prompts(per_task, each, seed))
     lines = []
-    for number, one in enumerate(practised_prompts(per_task, each, seed)):
+    for number, one in enumerate(found):
         line = {"prompt": one.prompt, "system": one.system}
         if drawn:
-            from PIL import Image
-
-            name = f"{number:06}.png"
-            Image.fromarray(draw(one.scene, one.style)).save(pictures / name)
-            line["image"] = f"{pictures.name}/{name}"
+            line["image"] = f"{pictures.name}/{number:06}.png"
         lines.append(json.dumps(line) + "\n")
-    write_whole(out, "".join(lines))
+    # The same call writes the same files: others are somebody's, or of other settings.
+    write_new(out, "".join(lines))
+    if drawn:
+        _draw(prepare_folder(pictures), found)
     terminal.out().print(f"{len(lines)} lines in [bold]{out}[/bold]", soft_wrap=True)
+
+
+def _draw(folder: Path, found: Sequence[PractisedPrompt]) -> None:
+    """Draw what each user has in mind."""
+    from PIL import Image
+
+    from ...shapeworld.drawing import draw
+    from ...storage.outputs import write_new
+
+    for number, one in enumerate(found):
+        png = io.BytesIO()
+        Image.fromarray(draw(one.scene, one.style)).save(png, "PNG")
+        write_new(folder / f"{number:06}.png", png.getvalue())

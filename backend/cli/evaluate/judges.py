@@ -38,7 +38,6 @@ def judges(
 ) -> None:
     """Measure how right judges are about labelled pictures and previews."""
     from ...evaluation.judges import JudgeCase, evaluate_judges
-    from ...storage.files import prepare_folder
     from ...training.judge.data import YES_OR_NO, of_split, present, prompt_mark, read_examples
     from .. import results, terminal
 
@@ -73,18 +72,18 @@ def judges(
         for one in present(examples, terminal.note)
     ]
     makers: dict[str, Callable[[], Answerer]] = {name: partial(_make, name) for name in names}
-    out = prepare_folder(out or Path("out") / "evaluate-judges")
-    with results.progress_bars(as_json, out) as progress:
-        result = evaluate_judges(
-            makers,
-            cases,
-            fingerprints=fingerprints,
-            journal=out / "partial.jsonl",
-            seed=seed,
-            progress=progress,
-        )
-    result["settings"]["data"] = str(data)
-    results.finish(result, out, as_json)
+    with results.claimed("evaluate judges", out) as folder:
+        with results.progress_bars(as_json, folder) as progress:
+            result = evaluate_judges(
+                makers,
+                cases,
+                fingerprints=fingerprints,
+                journal=folder / "partial.jsonl",
+                seed=seed,
+                progress=progress,
+            )
+        result["settings"]["data"] = str(data)
+        results.finish(result, folder, as_json)
 
 
 def _check(names: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,7 +52,6 @@ def rewriters(
         parse_rewriter,
         renderer_settings,
     )
-    from ...storage.files import prepare_folder
     from .. import results
 
     tasks, methods = select_tasks(task or []), parse_rows(rows)
@@ -61,22 +59,22 @@ def rewriters(
     drawing = renderer_settings(renderer, steps)
     makers = {one: partial(open_rewriter, parse_rewriter(one)) for row in methods.values() for one in row}
     measuring = open_reward(parse_reward(judge))
-    out = prepare_folder(out or Path("out") / "evaluate-rewriters")
-    with results.progress_bars(as_json, out) as progress:
-        result = compare_rewriters(
-            methods=methods,
-            rewriters=makers,
-            renderer=open_renderer(drawing),
-            judge=measuring,
-            folder=out,
-            per_task=per_task,
-            seeds=seeds,
-            seed=seed,
-            tasks=tasks,
-            baseline=baseline,
-            progress=progress,
-        )
-    results.finish(result, out, as_json)
+    with results.claimed("evaluate rewriters", out) as folder:
+        with results.progress_bars(as_json, folder) as progress:
+            result = compare_rewriters(
+                methods=methods,
+                rewriters=makers,
+                renderer=open_renderer(drawing),
+                judge=measuring,
+                folder=folder,
+                per_task=per_task,
+                seeds=seeds,
+                seed=seed,
+                tasks=tasks,
+                baseline=baseline,
+                progress=progress,
+            )
+        results.finish(result, folder, as_json)
 
 
 def parse_rows(words: Sequence[str]) -> dict[str, list[str]]:

@@ -54,7 +54,6 @@ def search(
         renderer_settings,
         reward_mark,
     )
-    from ...storage.files import prepare_folder
     from .. import results
 
     if show_settings:
@@ -69,21 +68,21 @@ def search(
         return open_renderer(renderer_settings(renderer, steps, Path(lora) if lora else None), cache=cache)
 
     loaders = RoleLoaders(load_renderer, open_rewriter, open_reward, reward_mark)
-    out = prepare_folder(out or Path("out") / "evaluate-search")
-    with results.progress_bars(as_json, out) as progress:
-        result = evaluate_rows(
-            rows=rows,
-            loaders=loaders,
-            metric=measuring,
-            folder=out,
-            per_task=per_task,
-            seeds=seeds,
-            seed=seed,
-            tasks=tasks,
-            baseline=baseline,
-            progress=progress,
-        )
-    results.finish(result, out, as_json)
+    with results.claimed("evaluate search", out) as folder:
+        with results.progress_bars(as_json, folder) as progress:
+            result = evaluate_rows(
+                rows=rows,
+                loaders=loaders,
+                metric=measuring,
+                folder=folder,
+                per_task=per_task,
+                seeds=seeds,
+                seed=seed,
+                tasks=tasks,
+                baseline=baseline,
+                progress=progress,
+            )
+        results.finish(result, folder, as_json)
 
 
 def _check(rows: Iterable[TableRow], renderer: str, steps: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,28 +35,27 @@ def shapeworld(
     """
     from ...evaluation.shapeworld import evaluate_chain, select_tasks
     from ...factory import open_renderer, open_reward, open_rewriter, parse_rewriter, renderer_settings
-    from ...storage.files import prepare_folder
     from .. import results
 
     tasks = select_tasks(task or [])
     prune = checks.choose_prune(prune, renderer)
     drawing, writes = renderer_settings(renderer, steps), parse_rewriter(rewriter)
-    out = prepare_folder(out or Path("out") / "evaluate-shapeworld")
-    with results.progress_bars(as_json, out) as progress:
-        result = evaluate_chain(
-            rewriter=open_rewriter(writes),
-            template=open_rewriter("template"),
-            renderer=open_renderer(drawing),
-            judge=open_reward("shapeworld"),
-            per_task=per_task,
-            seeds=seeds,
-            best_of=best_of,
-            prune=prune,
-            rounds=reflect,
-            variants=variants,
-            seed=seed,
-            tasks=tasks,
-            folder=out,
-            progress=progress,
-        )
-    results.finish(result, out, as_json)
+    with results.claimed("evaluate shapeworld", out) as folder:
+        with results.progress_bars(as_json, folder) as progress:
+            result = evaluate_chain(
+                rewriter=open_rewriter(writes),
+                template=open_rewriter("template"),
+                renderer=open_renderer(drawing),
+                judge=open_reward("shapeworld"),
+                per_task=per_task,
+                seeds=seeds,
+                best_of=best_of,
+                prune=prune,
+                rounds=reflect,
+                variants=variants,
+                seed=seed,
+                tasks=tasks,
+                folder=folder,
+                progress=progress,
+            )
+        results.finish(result, folder, as_json)

@@ -27,7 +27,10 @@ Config = Annotated[
     typer.Option(metavar="FILE", show_default="shapeworld's", help="The config of the training."),
 ]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", show_default="out/bench-NAME", help="Where to write.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", parser=options.path, show_default="out/bench-NAME", help="Where to write."
+    ),
 ]
 
 
@@ -135,7 +138,9 @@ def rewards(
     ] = 4,
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="PYTHON", help="A Python with the packages image-reward and hpsv2."),
+        typer.Option(
+            metavar="PYTHON", parser=options.path, help="A Python with the packages image-reward and hpsv2."
+        ),
     ] = None,
     pairs: Pairs = 5,
     seed: options.Seed = 0,
@@ -204,12 +209,11 @@ Progress = Callable[[str, int, int], None]  # progress: stage, done, total
 def _run(name: str, measure: Callable[[Progress], dict[str, Any]], out: Path | None, as_json: bool) -> None:
     """Unlike an evaluation, a stopped benchmark keeps nothing: its two sides are measured in one run."""
     from ...cli import results, terminal
-    from ...storage.files import prepare_folder
 
-    out = prepare_folder(out or Path("out") / f"bench-{name}")
-    with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
-        result = measure(start(""))
-    results.finish(result, out, as_json)
+    with results.claimed(f"lab bench {name}", out or Path("out") / f"bench-{name}") as folder:
+        with terminal.quiet_stdout(as_json), terminal.stage_progress() as start:
+            result = measure(start(""))
+        results.finish(result, folder, as_json)
 
 
 def _grpo_settings(

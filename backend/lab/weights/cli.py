@@ -23,11 +23,17 @@ Work = Annotated[
 @app.command()
 def build(
     work: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The folder of all intermediate results.")
+        Path,
+        typer.Option(metavar="FOLDER", parser=options.path, help="The folder of all intermediate results."),
     ] = Path("out/shapeworld"),
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", show_default="the package's own", help="Where the weights go."),
+        typer.Option(
+            metavar="FOLDER",
+            parser=options.path,
+            show_default="the package's own",
+            help="Where the weights go.",
+        ),
     ] = None,
     seed: options.Seed = 0,
 ) -> None:

@@ -33,6 +33,7 @@ from ...preferences.store import Store
 from ...search.pruning import steps_at_shares
 from ...storage.files import append_line, read_lines, write_whole
 from ...storage.images import read_picture
+from ...storage.outputs import write_made
 from ...storage.records import RECORD
 from ..rollouts.picture_log import LoggedPicture, read_source
 from .data import JudgeLine, balanced, split_of
@@ -203,7 +204,8 @@ def make_data(
             f"no example came of {len(sources)} pictures: all are right, or all are wrong; draw "
             "more prompts, or move --threshold"
         )
-    write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in examples))
+    text = "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in examples)
+    write_made(store.folder, path, text)
     right = sum(labels.right(known[_key(one)]["score"]) for one in sources)
     counts = Counter(f"{line.split}/{line.question}" for line in examples)
     return {

@@ -18,8 +18,8 @@ from ...core.scoring import image_scores
 from ...core.seeds import seed_of
 from ...core.types import Job
 from ...storage.cache import Cache
-from ...storage.files import write_whole
 from ...storage.images import read_picture
+from ...storage.outputs import write_made
 from ..common.offload import StageTimer
 from ..rollouts.picture_log import LoggedPicture, LogLine
 from ..rollouts.scoring import PictureScorer
@@ -96,7 +96,8 @@ def make_log(
             progress(done, of)
     rows = [line for some in lines for line in some]
     _check_scored(rewards, rows)
-    write_whole(path, "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in rows))
+    text = "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in rows)
+    write_made(cache.folder, path, text)
     return {
         "file": str(path),
         "prompts": len({record.prompt for record in records}),

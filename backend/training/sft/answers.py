@@ -6,7 +6,6 @@ is requested twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ...core.config import validation_message
 from ...core.errors import BadInput
 from ...storage.files import append_line, write_whole
+from ...storage.outputs import write_made
 from .data import RewriteExample
 
 
@@ -46,15 +46,13 @@ class AnswerLine(BaseModel):
 
 
 class AnswerFolderInfo(BaseModel):
-    """`begun.json`: the rewriter that gave the answers, and the SHA-256 of the files that were made of
-    them."""
+    """`begun.json`: the rewriter that gave the answers."""
 
     model_config = ConfigDict(extra="forbid")
 
     rewriter: str
     fingerprint: str | None = None
     seed: int
-    made: list[str] = []
 
 
 class AnswerFolder:
@@ -85,13 +83,6 @@ class AnswerFolder:
         self.info.fingerprint = fingerprint
         self._write_info()
 
-    def check_target(self, path: Path) -> None:
-        """Raises BadInput where there is a file at `path` that was not made here, or was changed since."""
-        if path.exists() and (path.is_dir() or digest(path.read_bytes()) not in self.info.made):
-            raise BadInput(
-                f"{path} was not made by this command, or was changed since; move it, or give another file"
-            )
-
     def add(self, answer: AnswerLine) -> None:
         append_line(self.path, answer.model_dump_json(exclude_defaults=True))
         self._take(answer)
@@ -99,10 +90,7 @@ class AnswerFolder:
     def save(self, path: Path, examples: Iterable[RewriteExample]) -> None:
         """Write examples as `sft` reads them."""
         rows = (json.dumps(one.model_dump(exclude_none=True), ensure_ascii=False) for one in examples)
-        data = "".join(row + "\n" for row in rows).encode()
-        self.info.made = sorted({*self.info.made, digest(data)})
-        self._write_info()  # first, so that the file is known as ours whenever this is stopped
-        write_whole(path, data)
+        write_made(self.folder, path, "".join(row + "\n" for row in rows))
 
     def _take(self, answer: AnswerLine) -> None:
         self.count += answer.variant not in self.by_prompt.setdefault(answer.prompt, {})
@@ -142,7 +130,3 @@ def _read_answers(path: Path) -> Iterator[AnswerLine]:
                 f"{path}, line {number}: {validation_message(error)}; delete this line, and what it held is "
                 "requested again"
             ) from error
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

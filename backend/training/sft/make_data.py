@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import AnswerRefused, BadInput, RepriseError, RewardFailed
@@ -21,7 +22,7 @@ from ...core.types import Job, Rewrite
 from ...rewards.scales import to_unit_range
 from ...rewriters.rows import RewriteRow, RowRewriter
 from ..rollouts.prompts import TrainingPrompt
-from .answers import AnswerFolder, AnswerLine, digest
+from .answers import AnswerFolder, AnswerLine
 from .data import RewriteExample
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def held_out(prompts: Sequence[TrainingPrompt], share: float, seed: int) -> set[
     side. There is at least one on each side. Raises BadInput for prompts that mean the same.
     """
     places = {
-        one.prompt: int(digest(json.dumps([seed, one.judge_prompt]).encode())[:16], 16) / 2**64
+        one.prompt: int(sha256(json.dumps([seed, one.judge_prompt]).encode()).hexdigest()[:16], 16) / 2**64
         for one in prompts
     }
     order = sorted(set(places.values()))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reprise.backend.cli.stops import stopping_like_ctrl_c
 from reprise.backend.shapeworld.prompts import TASKS, parse_prompt
 from reprise.backend.shapeworld.styles import parse_style, preferred_style
 
@@ -354,27 +355,69 @@ main()
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_for_real(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+@pytest.mark.parametrize("name,code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_for_real(tmp_path, name, code):
+    """Ctrl-C, `kill` and a closed terminal: a message, a page, and the same command goes on."""
     words = ["render", "a red circle", "a blue star", "--renderer", "fake", "--rewriter", "none"]
     words += ["--best-of", "2", "--reflect", "0", "--out", "o"]
-    # A test run in the background ignores SIGINT, and so would its children.
+    number = getattr(signal, name)
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, *words],
         cwd=tmp_path,
         text=True,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A test run in the background ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stderr.readline() == "drawing\n"
-    process.send_signal(signal.SIGINT)
+    for _ in range(1 if name == "SIGINT" else 2):  # a group and its processes may both be told
+        process.send_signal(number)
     _, err = process.communicate(timeout=100)  # less than the renderer would sleep
-    assert process.returncode == 130
+    assert process.returncode == code
     assert err.startswith("reprise: stopped; 1 of 2 prompts are finished in o") and len(err.splitlines()) == 1
     assert (
         len(list((tmp_path / "o").glob("*/record.json"))) == 1 and (tmp_path / "o" / "index.html").is_file()
     )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGHUP")
+def test_nohup_stays_in_force():
+    number = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_like_ctrl_c():
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, number)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell with pipes")
+@pytest.mark.parametrize(
+    "tail,code,said",
+    [
+        ("| true", 141, ""),
+        ("--json | true", 141, ""),
+        ("2>&1 | true", 141, ""),
+        (">&-", 0, ""),
+        ("--json >&- 2>&-", 0, ""),
+        ("> /dev/full", 1, "reprise: OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_an_output_that_nobody_reads(tmp_path, tail, code, said):
+    """`reprise … | head`: quiet, with the code that shells report for a closed pipe."""
+    words = f"'{sys.executable}' -m reprise rewrite 'a red circle' --rewriter template --variants 200"
+    done = subprocess.run(
+        ["bash", "-c", f"{words} {tail}; exit ${{PIPESTATUS[0]}}"],
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(said) and len(done.stderr.splitlines()) == bool(said)
 
 
 def test_a_missing_library_is_named_with_its_remedy(reprise, monkeypatch):

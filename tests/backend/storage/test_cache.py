@@ -138,6 +138,17 @@ def test_the_entries_unused_for_longest_are_deleted_first(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) <= small.limit
 
 
+def test_files_of_others_are_never_deleted(tmp_path):
+    mine = tmp_path / "ab" / "holiday.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"x" * 100_000)
+    os.utime(mine, (0, 0))
+    cache = Cache(tmp_path, limit=50_000)
+    for number, name in enumerate(keys(3)):
+        cache.put_image(name, picture(number))
+    assert mine.is_file() and all(cache.get_image(name) is not None for name in keys(3))
+
+
 def test_a_recount_includes_what_other_processes_wrote(tmp_path):
     names = keys(8)
     mine = Cache(tmp_path, limit=10**9)

@@ -80,7 +80,7 @@ def test_a_call_that_writes_nothing_leaves_nothing(tmp_path):
 def test_files_of_others_are_refused_by_name(tmp_path):
     (tmp_path / "index.html").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(BadInput, match=r"index\.html was not made by `reprise render`; move it"):
+    with pytest.raises(BadInput, match=r"index\.html was not made by this command; move it"):
         with outputs.claim(tmp_path, "render", ["index.html", "best.png"]):
             pytest.fail("claimed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "notes.txt"]

@@ -1,6 +1,7 @@
 """Records and files: complete, valid, and one clear line if something cannot be written."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -57,6 +58,7 @@ def test_the_record_has_its_documented_form(tmp_path):
         "pruned_at": None,
         "image": "candidates/01-6.png",
         "preview": None,
+        "sha256": hashlib.sha256((tmp_path / "candidates" / "01-6.png").read_bytes()).hexdigest(),
         "round": 0,
         "preview_scores": {"2": 0.4, "4": 0.5},
         "preview_clarity": {},
@@ -91,8 +93,11 @@ def test_the_last_preview_of_a_pruned_candidate_is_saved(tmp_path):
         wanted = outcome.candidates[2].preview.mul(255).round().byte().flatten().tolist()
         assert list(picture.tobytes()) == wanted
     assert records.load_record(tmp_path / "record.json") == record
-    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
-    assert not list((tmp_path / "previews").iterdir()), "those of the earlier run are deleted"
+    said = []
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {}, said.append)
+    assert not (tmp_path / "previews").exists(), "those of the earlier run are moved aside"
+    assert records.load_record(tmp_path / "replaced-1" / "record.json") == record
+    assert (tmp_path / "replaced-1" / "previews" / "02-7.png").is_file() and "replaced-1" in said[0]
 
 
 def test_a_run_without_its_previews_is_finished(tmp_path):
@@ -112,27 +117,115 @@ def test_a_finished_record_has_the_same_prompt_settings_and_all_pictures(tmp_pat
     assert records.finished_record(tmp_path, "a prompt", SETTINGS) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"prompt": "a"}', '{"prompt": NaN}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"prompt": "a"}', '{"prompt": NaN}', "[" * 100_000, "\xff"])
 def test_a_damaged_record_is_not_read(tmp_path, text):
-    (tmp_path / "record.json").write_text(text)
-    assert records.finished_record(tmp_path, "a", {}) is None
+    (tmp_path / "record.json").write_bytes(text.encode("latin-1"))
+    said = []
+    assert records.finished_record(tmp_path, "a", {}, said.append) is None
+    assert len(said) == 1 and said[0].startswith("drawn again: ")
     with pytest.raises(BadInput, match="not a record of this program"):
         records.load_record(tmp_path / "record.json")
 
 
-def test_deleting_a_record_deletes_its_pictures_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda record: record.update(best=7), "the best is candidate 7, which is not there"),
+        (lambda record: record.update(candidates=[]), "the best is candidate 1, which is not there"),
+        (lambda record: record["candidates"][0].update(index=1), "two candidates have the same index"),
+        (lambda record: record["candidates"][0].update(image="../a.png"), "candidates.0.image"),
+        (lambda record: record["candidates"][0].update(image="/etc/a.png"), "candidates.0.image"),
+        (lambda record: record["candidates"][0].update(image="candidates/.."), "candidates.0.image"),
+        (lambda record: record["candidates"][0].update(image="candidates/a\\..\\b"), "candidates.0.image"),
+        (lambda record: record["candidates"][0].update(preview="previews/a/../../b"), "candidates.0.preview"),
+        (lambda record: record["candidates"][0].update(preview="previews/a\0"), "candidates.0.preview"),
+    ],
+)
+def test_a_record_that_contradicts_itself_or_leads_out_of_its_folder_is_not_read(tmp_path, change, message):
     records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
-    (tmp_path / "mine.txt").write_text("keep")
     record = json.loads((tmp_path / "record.json").read_text())
-    record["candidates"][0]["image"] = "../outside.png"  # a record that someone edited
-    record["candidates"][0]["preview"] = "previews/../mine.txt"
-    record["candidates"][2]["preview"] = "."
+    change(record)
     (tmp_path / "record.json").write_text(json.dumps(record))
-    outside = tmp_path.parent / "outside.png"
-    outside.write_text("keep")
-    records.delete_record(tmp_path)
-    assert outside.exists() and (tmp_path / "mine.txt").exists()
-    assert not (tmp_path / "record.json").exists() and not (tmp_path / "candidates" / "01-6.png").exists()
+    with pytest.raises(BadInput, match=message):
+        records.load_record(tmp_path / "record.json")
+    assert records.finished_record(tmp_path, "a prompt", SETTINGS) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "gone"])
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_run_with_a_damaged_picture_is_not_finished(tmp_path, damage, summed):
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    if not summed:  # a record from elsewhere may have no checksums
+        text = (tmp_path / "record.json").read_text()
+        found = json.loads(text)
+        for one in found["candidates"]:
+            del one["sha256"]
+        (tmp_path / "record.json").write_text(json.dumps(found))
+    picture = tmp_path / "candidates" / "00-5.png"
+    data = picture.read_bytes()
+    middle = data.index(b"IDAT") + 20
+    picture.write_bytes(
+        {
+            "truncated": data[:middle],
+            "empty": b"",
+            "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            "gone": b"",
+        }[damage]
+    )
+    if damage == "gone":
+        picture.unlink()
+    said = []
+    assert records.finished_record(tmp_path, "a prompt", SETTINGS, said.append) is None
+    assert "1 of 2 pictures" in said[0] and "gone or damaged, first candidates/00-5.png" in said[0]
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"half"])
+def test_a_damaged_best_picture_is_copied_again(tmp_path, damage):
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    best, said = tmp_path / "best.png", []
+    best.unlink() if damage is None else best.write_bytes(damage)
+    assert records.finished_record(tmp_path, "a prompt", SETTINGS, said.append) is not None
+    assert best.read_bytes() == (tmp_path / "candidates" / "01-6.png").read_bytes()
+    assert "copied again from candidates/01-6.png" in said[0]
+
+
+def test_pictures_of_others_are_refused_before_anything_is_drawn(tmp_path):
+    records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
+    records.check_folder(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "best.png")
+    with pytest.raises(BadInput, match="best.png was not made by this program"):
+        records.check_folder(tmp_path)
+    (tmp_path / "best.png").unlink()
+    (tmp_path / "record.json").unlink()
+    records.check_folder(tmp_path)  # as a kill leaves it
+    Image.new("RGB", (4, 4)).save(tmp_path / "candidates" / "02-7.png")
+    with pytest.raises(BadInput, match="02-7.png was not made by this program"):
+        records.check_folder(tmp_path)
+
+
+def test_prompts_of_the_same_name_get_folders_of_their_own(tmp_path, monkeypatch):
+    """As when their hashes were the same; found again by their records, in whatever order they come."""
+    monkeypatch.setattr(records, "slug", lambda prompt: "same")
+    prompts = ["a", "b", "c"]
+    folders = records.prompt_folders(tmp_path, prompts)
+    assert [folders[prompt].name for prompt in prompts] == ["same", "same-2", "same-3"]
+    for prompt in prompts:
+        outcome = an_outcome()
+        outcome.prompt = prompt
+        records.save_outcome(folders[prompt], outcome, SETTINGS, {})
+    assert records.prompt_folders(tmp_path, prompts[::-1]) == folders
+    assert records.prompt_folders(tmp_path, ["b"]) == {"b": folders["b"]}
+    assert records.prompt_folders(tmp_path, ["d", "b"])["d"].name == "same-4"
+    (folders["a"] / "record.json").unlink()  # as a kill leaves it
+    assert records.prompt_folders(tmp_path, ["c", "b", "a"]) == folders
+    assert records.prompt_folders(tmp_path, ["c", "e", "b", "a"])["e"] == folders["a"]
+
+
+def test_of_10_000_prompts_that_begin_alike_none_share_a_folder(tmp_path):
+    prompts = [f"a very long prompt about a red circle on a blue ground, number {i}" for i in range(10_000)]
+    found = records.prompt_folders(tmp_path, prompts)
+    assert len(set(found.values())) == 10_000
+    assert not any(folder.name.endswith("-2") for folder in found.values())
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])

@@ -24,7 +24,7 @@ def test_bad_input(tmp_path, prompts, capsys):
         (["--reward", "structure"], "reads rewrites, not pictures"),
         (["--look", "8"], "previews are seen after steps 1 to 7; got 8"),
         (["--look", "0", "--look", "2"], "previews are seen after steps 1 to 7; got 0"),
-        (["--out", str(prompts)], "was not made by this command"),
+        (["--out", str(prompts)], "are both"),
     ):
         assert run([*known, *more]) == 2, more
         caught = capsys.readouterr().err

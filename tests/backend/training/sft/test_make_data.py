@@ -8,6 +8,7 @@ from reprise.backend.core.errors import AnswerRefused, BadInput, Interrupted, Re
 from reprise.backend.core.types import Rewrite
 from reprise.backend.rewards.text import Length
 from reprise.backend.storage.cache import Cache
+from reprise.backend.storage.outputs import check_made
 from reprise.backend.training.common.offload import StageTimer
 from reprise.backend.training.rollouts.prompts import TrainingPrompt
 from reprise.backend.training.rollouts.scoring import PictureScorer
@@ -267,12 +268,11 @@ def test_a_file_made_by_someone_else_is_not_overwritten(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("mine\n")
     with pytest.raises(BadInput, match="not made by this command"):
-        made.answers.check_target(path)
+        made.answers.save(path, made.examples()["a star"])
     path.unlink()
     for some in (made.examples()["a star"], made.examples()["a ring"]):
-        made.answers.check_target(path)
         made.answers.save(path, some)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"prompt": "a ring", "reason": "r", "rewrite": "a ring 0"}
     ]
-    maker(tmp_path).answers.check_target(path)  # a later call knows it
+    check_made(maker(tmp_path).answers.folder, path)  # a later call knows it
