@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from ..core.config import validation_message
 from ..core.errors import BadInput, first_line
+from ..core.parsing import parse_json
 from ..core.scoring import rank
 from ..core.types import RewardSpec
 from ..factory import reward_spec
@@ -111,12 +112,12 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
                 f"the ComfyUI server {url} does not show its history ({answer.status}: "
                 f"{quote(answer.message)})"
             )
-        runs = json.loads(answer.body)
+        runs = parse_json(answer.body)
     except HttpFault as fault:
         raise BadInput(
             f"{fault.describe(f'the ComfyUI server {url}')}; start it, or correct the address"
         ) from fault
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{url} is no ComfyUI server: its /history is not JSON") from error
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
         raise BadInput(f"{url} is no ComfyUI server: its /history is no object of runs")

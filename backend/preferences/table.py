@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..core.config import validation_message
 from ..core.errors import BadInput
+from ..core.parsing import parse_json
 from ..factory import reward_spec
 from ..storage.files import read_text
 from ..storage.images import read_picture
@@ -120,6 +120,6 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield number, parse_json(line)
+            except ValueError as error:
                 raise BadInput(f"{path}, line {number}: not JSON ({error})") from error

@@ -6,13 +6,13 @@ classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
+from ...core.parsing import parse_json
 
 Node = dict[str, Any]  # {"class_type", "inputs", "_meta": {"title"}}; a link is [node's id, output's index]
 Graph = dict[str, Node]
@@ -35,10 +35,10 @@ class Socket:
 def read_workflow(path: Path) -> Graph:
     """The graph in a file. Raises BadInput for a file that is no workflow in API format."""
     try:
-        graph = json.loads(path.read_text(encoding="utf-8-sig"))
+        graph = parse_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"cannot read the workflow {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{path} is not JSON; give a workflow that ComfyUI saved in API format") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
         raise BadInput(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError, RepriseError, Unsupported
 from ...core.model_files import FULL_HASH_BYTES, quiet_loading
+from ...core.parsing import parse_json
 from .devices import models_of, weight_bytes
 from .families import family_of
 from .quantization import check_stored, unreadable
@@ -49,7 +50,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that holds it"
         )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_bytes())
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path} is damaged: expected JSON with a _class_name; fetch it anew") from None

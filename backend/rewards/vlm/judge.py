@@ -17,7 +17,6 @@ vlm:embedded is the tiny judge that comes with the package, vlm:embedded-base th
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, UnknownName, first_line
 from ...core.model_files import EMBEDDED_WEIGHTS, embedded_models, folder_fingerprint, model_folders
+from ...core.parsing import parse_json
 from ...core.types import RewardCapabilities, RewardSpec, Verdict
 from ...storage.images import to_pil
 from ..base import BaseReward, check_prompts
@@ -309,7 +309,7 @@ def read_tuned(folder: Path) -> TunedSettings:
     if not path.is_file():
         return TunedSettings()
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_bytes())
         questions = settings.get("questions")
         calibrations = {
             str(name): Calibration(float(one["temperature"]), float(one["bias"]))
@@ -321,7 +321,7 @@ def read_tuned(folder: Path) -> TunedSettings:
         return TunedSettings(
             None if questions is None else frozenset(map(str, questions)), calibrations, prompts
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
             "delete the file to judge without calibration"
