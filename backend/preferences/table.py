@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
 
 def _content(table: Path, number: int, file: Path) -> str:
     """The hash of a line's picture. Raises BadInput."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise BadInput(f"{table}, line {number}: no picture {file}; paths start at the table's folder")
     try:
         return picture_name(read_picture(file))

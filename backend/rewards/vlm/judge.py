@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, UnknownName, first_line
-from ...core.model_files import EMBEDDED_WEIGHTS, embedded_models, folder_fingerprint, model_folders
+from ...core.model_files import (
+    EMBEDDED_WEIGHTS,
+    embedded_models,
+    folder_fingerprint,
+    model_folders,
+    user_path,
+)
 from ...core.parsing import parse_json
 from ...core.types import RewardCapabilities, RewardSpec, Verdict
 from ...storage.images import to_pil
@@ -293,6 +300,7 @@ def fingerprint_of(source: str) -> str:
     if "@http" in where:
         return f"{where} {mode or 'match'}"
     folder = find_folder(where)
+    check_model_folder(folder)  # or a whole disk would be hashed
     return f"{folder_fingerprint(folder)} {mode or read_tuned(folder).mode}"
 
 
@@ -337,8 +345,8 @@ def embedded_judges() -> dict[str, Path]:
 def find_folder(where: str) -> Path:
     """The folder of a judge: a path, an embedded judge's name, an installed judge's name, or "owner/model" in
     Hugging Face's cache. Raises CheckpointError."""
-    folder = Path(where).expanduser()
-    if folder.is_dir():
+    folder = user_path(where)
+    if os.path.isdir(folder):
         return folder
     if embedded := embedded_judges().get(where):
         return embedded

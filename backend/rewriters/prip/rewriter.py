@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from ...core.errors import BadInput, CheckpointError, Unsupported
-from ...core.model_files import EMBEDDED_WEIGHTS
+from ...core.model_files import EMBEDDED_WEIGHTS, user_path
 from ...core.parsing import parse_json
 from ...core.types import Rewrite, RewriterCapabilities
 from ..decoding import Completion, LocalRewriter, check_stop, context_length, first_not_none, generate
@@ -95,7 +95,7 @@ class PripRewriter(LocalRewriter):
         if isinstance(model, Prip):
             self.folder, self.model, settings = None, model.eval(), RefinerSettings()
         else:
-            self.folder = EMBEDDED_REFINER if model is None else Path(model).expanduser()
+            self.folder = EMBEDDED_REFINER if model is None else user_path(model)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             self.model = Prip.from_pretrained(self.folder, device=device, dtype=dtype)
             settings = read_settings(self.folder / SETTINGS, RefinerSettings)
