@@ -6,6 +6,7 @@ classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,23 @@ def read_workflow(path: Path) -> Graph:
             if is_link(value) and value[0] not in graph:
                 missing = f"{path}: {name}.{key} comes from node {value[0]!r}, which is not there"
                 raise BadInput(f"{missing}; {AGAIN}")
-    return graph
+            if not _is_finite(value):
+                raise BadInput(f"{path}: {name}.{key} is NaN or infinite, which no server takes; correct it")
+    # Without what ComfyUI and packs write beside it, such as `is_changed: [NaN]`.
+    return {
+        name: {key: node[key] for key in ("class_type", "inputs", "_meta") if key in node}
+        for name, node in graph.items()
+    }
+
+
+def _is_finite(value: Any) -> bool:
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return False
+        todo += one if isinstance(one, list) else one.values() if isinstance(one, dict) else ()
+    return True
 
 
 def is_link(value: Any) -> bool:

@@ -41,7 +41,7 @@ from ..base import BaseReward, check_prompts
 from ..published.files import PublishedFile, find
 from .calibration import IDENTITY, Calibration
 from .endpoint import EndpointVLM
-from .local import LocalVLM, VlmAnswer
+from .local import LocalVLM, VlmAnswer, check_model_folder
 from .questions import CRITIQUE, GRADE, PARTS, QUESTIONS, read_grade, read_parts, split_prompt
 
 if TYPE_CHECKING:

@@ -227,6 +227,12 @@ def answer_tokens(tokenizer: Any, word: str) -> list[int]:
     return sorted(i for i in ids if tokenizer.decode([i]).strip().casefold() == word)
 
 
+def check_model_folder(folder: Path) -> None:
+    """Raises CheckpointError for a folder that holds no model of transformers."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is no VLM: it has no config.json; give a Hugging Face model folder")
+
+
 def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     """(processor, model) of a folder. `dtype` None keeps the stored one.
 
