@@ -25,7 +25,7 @@ from ..net.credentials import check_address
 from ..net.http import HttpFault, fetch, quote
 from ..renderers.comfyui.graph import Graph, Socket, is_link, is_sampler, upstream
 from ..renderers.comfyui.texts import REWRITER_NODES, text_at, texts_of
-from ..storage.images import from_pil
+from ..storage.images import decode_picture
 from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import canonical_reward_name
 
@@ -285,13 +285,8 @@ def _drawn_text(
 
 def _view(url: str, file: File) -> Tensor | None:
     """A picture (H, W, 3) in 0..1 from the server; None if it has it no more."""
-    from PIL import Image
-
     try:
         answer = fetch(url, "view", params=file, **LIMITS)
-        if answer.status != 200:
-            return None
-        with Image.open(io.BytesIO(answer.body)) as opened:
-            return from_pil(opened)
-    except (HttpFault, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return decode_picture(io.BytesIO(answer.body)) if answer.status == 200 else None
+    except (HttpFault, OSError, ValueError):
         return None

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput
 from ..core.parsing import parse_json
+from .images import check_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,7 @@ class Cache:
         path = self._path(key, "png")
         try:
             with Image.open(path, formats=["PNG"]) as picture:
+                check_pixels(picture)
                 picture.load()
                 if picture.mode != "RGB":
                     raise ValueError(f"mode {picture.mode}")
