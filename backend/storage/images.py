@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -76,8 +75,8 @@ def check_pixels(picture: Image) -> None:
         raise TooManyPixels(f"has {width} x {height} pixels; the limit is {MOST_PIXELS:,}")
 
 
-def decode_picture(source: Path | BinaryIO, formats: Sequence[str] | None = None) -> Tensor:
-    """A picture file as (H, W, 3) in 0..1; see `from_pil`. `formats`: Pillow's names; None: all.
+def decode_picture(source: Path | BinaryIO) -> Tensor:
+    """A picture file as (H, W, 3) in 0..1; see `from_pil`.
 
     Raises ValueError, whose message goes on after the picture's name, for what is no picture, damaged or
     too large, and the system's OSError where the file cannot be read.
@@ -88,7 +87,7 @@ def decode_picture(source: Path | BinaryIO, formats: Sequence[str] | None = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large or damaged picture: it is read, or refused here
-            with images_of.open(source, formats=formats) as opened:
+            with images_of.open(source) as opened:
                 check_pixels(opened)
                 return from_pil(opened)
     except (TooManyPixels, MemoryError):
