@@ -76,4 +76,4 @@ $(READY): requirements-dev.lock pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
+	rm -rf .hypothesis .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

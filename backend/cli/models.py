@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import typer
 
 from ..core.errors import CheckpointError
 from ..core.model_files import EMBEDDED_WEIGHTS, model_folders
+from ..core.parsing import parse_json
 from ..factory import RENDERERS, REWARDS, REWRITERS, TEXT_REWARDS
 from ..rewards.published import files
 from .device import find_device
@@ -77,11 +77,11 @@ def count_parameters(path: Path) -> int:
             size = path.stat().st_size
             if length > size:
                 raise CheckpointError(f"{path} is cut off or no safetensors file")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         total = sum(math.prod(entry["shape"]) for entry in header.values())
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     if size != 8 + length + end:
         raise CheckpointError(f"{path} has {size:,} bytes, its header promises {8 + length + end:,}")

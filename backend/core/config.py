@@ -5,7 +5,6 @@ An unknown key is refused with the closest match. A wrong value is refused in on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import BadInput, UnknownName
+from .parsing import parse_json, parse_yaml
 
 
 class Config(BaseModel):
@@ -70,7 +70,7 @@ def parse_config(model: type[C], values: dict[str, Any], where: str) -> C:
 def parse_line(model: type[C], text: str, where: str) -> C:
     """A line of JSON as a `model`. `where`, its file and line number, is named in errors. Raises BadInput."""
     try:
-        return model.model_validate(json.loads(text))
+        return model.model_validate(parse_json(text))
     except ValidationError as error:
         raise BadInput(f"{where}: {validation_message(error)}") from error
     except ValueError as error:
@@ -103,16 +103,13 @@ def _short(value: Any) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "no YAML"
-        raise BadInput(f"{path}{line}: {problem}") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -122,9 +119,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, word: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadInput(f"cannot read the value in {word!r}") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise BadInput(f"cannot read the value in {word!r}: {error}") from error
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any, word: str) -> None:

@@ -20,12 +20,17 @@ from collections.abc import Iterable
 
 FEW = 8  # up to so many names are all listed in a message, even if one is a close match
 LONGEST = 160  # characters of another library's error that are quoted at most
+LONGEST_MESSAGE = 2_000  # characters of a message of ours: a name in it may be a whole file
+LONGEST_NAME = 100  # characters of an unknown name in a message
 
 
 class RepriseError(Exception):
-    """Base of all errors of this package. The message is one line for the user."""
+    """Base of all errors of this package. The message is one line for the user, whatever it quotes."""
 
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(plain(str(message), LONGEST_MESSAGE))
 
 
 class BadInput(RepriseError):
@@ -41,7 +46,7 @@ class UnknownName(BadInput):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
-        known = sorted(known)
+        known, name = sorted(known), plain(name, LONGEST_NAME)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hints = [f"did you mean {near[0]!r}?"] if near else []
         if not near or len(known) <= FEW:

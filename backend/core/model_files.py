@@ -20,6 +20,11 @@ def embedded_models(kind: str) -> dict[str, Path]:
     return {f"embedded-{path.name.partition('-')[2]}": path for path in variants if path.is_dir()}
 
 
+def user_path(text: str | Path) -> Path:
+    """A path that a user wrote, with "~" for a home folder; "~nobody" of no such user stays as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over the names, sizes and contents of all config and weight files.
 
@@ -85,10 +90,10 @@ def quiet_loading() -> Iterator[None]:
 
 def find_model(kind: str, name: str) -> Path | None:
     """The folder of the model called `name`, or None."""
-    if Path(name).name != name:  # a path, not a name
+    if Path(name).name != name or name == "..":  # a path, not a name
         return None
     for root in model_folders():
-        if (root / kind / name).is_dir():
+        if os.path.isdir(root / kind / name):  # unlike Path.is_dir, also False for a name that is too long
             return root / kind / name
     return embedded_models(kind).get(name)
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, PositiveInt, model_validator
 
 from ..core.config import Config, parse_config
 from ..core.errors import BadInput, RenderFailed, UnknownName
 from ..core.interfaces import Renderer, Reward, Rewriter
+from ..core.parsing import parse_yaml
 from ..core.scoring import image_scores, reward_fingerprint
 from ..core.types import Job, Rewrite
 from ..search.chain import Chain
@@ -137,9 +137,9 @@ class RoleLoaders:
 def read_rows(path: Path) -> dict[str, TableRow]:
     """The rows of a YAML file, `NAME: {setting: value, …}`. Raises BadInput and UnknownName."""
     try:
-        found = yaml.safe_load(read_text(path, "rows", "are"))
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not YAML: {getattr(error, 'problem', None) or error}") from error
+        found = parse_yaml(read_text(path, "rows", "are"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not YAML: {error}") from error
     if not isinstance(found, dict) or not found:
         raise BadInput(f"{path}: expected rows, NAME: {{best_of: 8, …}}, got {str(found)[:60]!r}")
     for name, row in found.items():

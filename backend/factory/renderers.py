@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,10 @@ def parse_renderer(name: str) -> RendererName:
         raise UnknownName("kind of renderer", kind, ["comfyui"])
     if name in RENDERERS and name not in OF_A_MODEL:
         return RendererName(name, name)
-    if is_weight_file(name) and not Path(name).is_dir():
+    if is_weight_file(name) and not os.path.isdir(name):
         check_suffix(Path(name))
         return RendererName(name, "diffusers", name)
-    if "/" in name or (name and Path(name).is_dir()):
+    if "/" in name or os.path.isdir(name):
         return RendererName(name, "diffusers", name)
     if name == "diffusers":
         raise BadInput("--renderer diffusers names no model; give its folder or Hugging Face name instead")
@@ -61,12 +62,12 @@ def check_renderer(settings: RendererSettings) -> RendererName:
     _options(name, settings)
     if name.kind == "comfyui":
         _workflow(settings)
-    if name.kind == "diffusers" and is_weight_file(name.model) and not Path(name.model).is_dir():
+    if name.kind == "diffusers" and is_weight_file(name.model) and not os.path.isdir(name.model):
         from ..renderers.diffusers.comfyui_folders import ComfyuiFolders
         from ..renderers.diffusers.loading import find_file
 
         find_file(name.model, ComfyuiFolders(settings.comfyui) if settings.comfyui else None)
-    if settings.lora is not None and not settings.lora.is_file():
+    if settings.lora is not None and not os.path.isfile(settings.lora):
         raise BadInput(f"there is no LoRA {settings.lora}; name a .safetensors file")
     return name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ def _of_folder(text: str, kind: str | None, name: str) -> RewriterName:
     if not name:
         raise BadInput(f"--rewriter {text!r} names no model; expected {kind or 'prip'}:FOLDER")
     folder = find_model("rewriters", name) or find_model("refiners", name)
-    if folder is None and not ("/" in name or Path(name).is_dir()):
+    if folder is None and not ("/" in name or os.path.isdir(name)):
         kinds = KINDS.get(kind or "", ("rewriters", "refiners"))
         known = [one for each in kinds for one in installed_models(each)]
         if kind and not known:

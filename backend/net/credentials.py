@@ -48,7 +48,7 @@ def check_address(text: str, example: str, advice: str = "") -> str:
     got = "" if "@" in text or "?" in text else f", got {text[:100]!r}"
     try:
         parsed = httpx.URL(text)
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, UnicodeError) as error:  # half letters, names that are no host's
         raise BadInput(f"{form}{got}") from error
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise BadInput(f"{form}, without a user, a password, a query or a fragment{advice}")

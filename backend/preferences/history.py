@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from ..core.config import validation_message
 from ..core.errors import BadInput, first_line
+from ..core.parsing import parse_json
 from ..core.scoring import rank
 from ..core.types import RewardSpec
 from ..factory import reward_spec
@@ -24,7 +25,7 @@ from ..net.credentials import check_address
 from ..net.http import HttpFault, fetch, quote
 from ..renderers.comfyui.graph import Graph, Socket, is_link, is_sampler, upstream
 from ..renderers.comfyui.texts import REWRITER_NODES, text_at, texts_of
-from ..storage.images import from_pil
+from ..storage.images import decode_picture
 from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import canonical_reward_name
 
@@ -111,12 +112,12 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
                 f"the ComfyUI server {url} does not show its history ({answer.status}: "
                 f"{quote(answer.message)})"
             )
-        runs = json.loads(answer.body)
+        runs = parse_json(answer.body)
     except HttpFault as fault:
         raise BadInput(
             f"{fault.describe(f'the ComfyUI server {url}')}; start it, or correct the address"
         ) from fault
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{url} is no ComfyUI server: its /history is not JSON") from error
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
         raise BadInput(f"{url} is no ComfyUI server: its /history is no object of runs")
@@ -284,13 +285,8 @@ def _drawn_text(
 
 def _view(url: str, file: File) -> Tensor | None:
     """A picture (H, W, 3) in 0..1 from the server; None if it has it no more."""
-    from PIL import Image
-
     try:
         answer = fetch(url, "view", params=file, **LIMITS)
-        if answer.status != 200:
-            return None
-        with Image.open(io.BytesIO(answer.body)) as opened:
-            return from_pil(opened)
-    except (HttpFault, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return decode_picture(io.BytesIO(answer.body)) if answer.status == 200 else None
+    except (HttpFault, OSError, ValueError):
         return None

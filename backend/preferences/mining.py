@@ -6,7 +6,6 @@ Candidates that were pruned have no finished picture and are left out.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ..core.errors import BadInput, first_line
+from ..core.parsing import parse_json, parse_yaml
 from ..core.types import RewardSpec
 from ..factory import reward_spec
 from ..rewards.scales import to_unit_range
@@ -302,12 +300,12 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
     """The groups of a file of `reprise data judge`: the finished pictures of each prompt."""
     stamp = file.with_suffix(".json")
     try:
-        made = json.loads(stamp.read_text(encoding="utf-8"))
+        made = parse_json(stamp.read_bytes())
         stored = made.get("spec") or {}  # files of earlier versions have none
         named = canonical_reward_name(str(stored.get("name") or made["reward"]))
         spec = RewardSpec(**stored) if stored else reward_spec(named)
         spread = score_range(spec)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise BadInput(
             f"{stamp} does not tell what scored {file.name}; restore it as `reprise data judge` wrote it"
         ) from error
@@ -317,7 +315,7 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
     groups: dict[str, list[ScoredPicture]] = {}
     with _refuse_damaged(file, "make it again with `reprise data judge`"):
         for key, row in {row["key"]: row for row in read_lines(file)}.items():
-            _, drawn_as, seed, _ = json.loads(key)
+            _, drawn_as, seed, _ = parse_json(key)
             scores = _checked_scores({named: row["score"]})
             groups.setdefault(_checked_text(row["prompt"]), []).append(
                 ScoredPicture(
@@ -395,6 +393,7 @@ def _prompt_pictures(
 def _checked_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a text, got {value!r:.60}")
+    value.encode()  # raises for half a letter, which JSON can hold
     return value
 
 
@@ -416,10 +415,10 @@ def _checked_scores(scores: Mapping[str, Any]) -> dict[str, float]:
 
 def _run_settings(run: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        found = parse_yaml((run / CONFIG).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError):
         pass
     raise BadInput(f"{run} has no readable config.yaml; give the whole folder of a run")
 

@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from ..core.config import validation_message
 from ..core.errors import BadInput, RepriseError
+from ..core.parsing import parse_json
 from ..storage.cache import Cache
 from ..storage.files import prepare_folder, read_text, write_whole
 from ..storage.outputs import WAIT, lock
@@ -308,9 +309,10 @@ def picture_name(image: Tensor) -> str:
 def read_strikes(path: Path) -> tuple[list[str], list[str]]:
     """(struck ids, kept ids) of a strikes file, the store's own or one its page saved. Raises BadInput."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         struck, kept = found["struck"], found.get("kept", [])
-        if found["format"] != 1 or not all(isinstance(one, str) for one in (*struck, *kept)):
+        lists = isinstance(struck, list) and isinstance(kept, list)
+        if found["format"] != 1 or not lists or not all(isinstance(one, str) for one in struck + kept):
             raise ValueError("another format")
     except OSError as error:
         raise BadInput(f"cannot read the strikes {path}: {error.strerror}") from error

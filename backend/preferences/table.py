@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..core.config import validation_message
 from ..core.errors import BadInput
+from ..core.parsing import parse_json
 from ..factory import reward_spec
 from ..storage.files import read_text
 from ..storage.images import read_picture
@@ -75,7 +76,7 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
 
 def _content(table: Path, number: int, file: Path) -> str:
     """The hash of a line's picture. Raises BadInput."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise BadInput(f"{table}, line {number}: no picture {file}; paths start at the table's folder")
     try:
         return picture_name(read_picture(file))
@@ -120,6 +121,6 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield number, parse_json(line)
+            except ValueError as error:
                 raise BadInput(f"{path}, line {number}: not JSON ({error})") from error

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..storage.images import check_pixels
 from ..storage.outputs import write_made
 from ..storage.records import CandidateRecord, Record
 from .added_words import mark_added_words
@@ -230,6 +231,7 @@ def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
     try:
         data = (folder / name).read_bytes()
         picture = Image.open(io.BytesIO(data))
+        check_pixels(picture)
         picture.load()  # raises for a damaged file, of which a browser would show a part
         kind = "png"
         if max(picture.size) > side:

@@ -7,6 +7,7 @@ others are sampled, each with its own noise (see `decoding`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 
 from ..core.config import validation_message
 from ..core.errors import BadInput, CheckpointError, first_line
-from ..core.model_files import EMBEDDED_WEIGHTS, quiet_loading
+from ..core.model_files import EMBEDDED_WEIGHTS, quiet_loading, user_path
 from ..core.types import Rewrite
 from .decoding import CausalLMRewriter, Completion, first_not_none
 from .prompting import SYSTEM, prompt_ids
@@ -105,14 +106,14 @@ def load_checkpoint(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    folder = user_path(name_or_path)
+    if os.path.isdir(folder):
         name_or_path = str(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(
                 f"{name_or_path} is no rewriter: it holds no config.json; give a Hugging Face model folder"
             )
-    elif folder.exists() or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+    elif os.path.exists(folder) or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise CheckpointError(
             f"no rewriter at {name_or_path}: expected a model folder or a Hugging Face name; check the path"
         )

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput
+from ..core.parsing import parse_json
+from .images import check_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +67,7 @@ class Cache:
         path = self._path(key, "png")
         try:
             with Image.open(path, formats=["PNG"]) as picture:
+                check_pixels(picture)
                 picture.load()
                 if picture.mode != "RGB":
                     raise ValueError(f"mode {picture.mode}")
@@ -95,11 +98,11 @@ class Cache:
         """Scores by name, all finite; None if the entry is missing or damaged."""
         path = self._path(key, "json")
         try:
-            entry = json.loads(path.read_bytes())
+            entry = parse_json(path.read_bytes())
             scores = {str(name): float(value) for name, value in entry["scores"].items()}
             if entry["key"] != key or not all(map(math.isfinite, scores.values())):
                 raise ValueError("not this key's scores")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             self._missed(path, error)
             return None
         self._touch(path)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+MOST_PIXELS = 2**26  # of a picture that is decoded: 8192 x 8192, .8 GB as a tensor
 
 
 def to_pil(images: Tensor) -> list[Image]:
@@ -60,19 +64,51 @@ def from_pil(picture: Image) -> Tensor:
     return torch.from_numpy(np.divide(pixels, np.float32(255), dtype=np.float32))
 
 
-def read_picture(path: Path) -> Tensor:
-    """A picture file as (H, W, 3) in 0..1; see `from_pil`. Raises BadInput if it is no readable picture."""
+class TooManyPixels(ValueError):
+    """The message goes on after the picture's name."""
+
+
+def check_pixels(picture: Image) -> None:
+    """Raises TooManyPixels for more than `MOST_PIXELS`: a small file can claim any size."""
+    width, height = picture.size
+    if width * height > MOST_PIXELS:
+        raise TooManyPixels(f"has {width} x {height} pixels; the limit is {MOST_PIXELS:,}")
+
+
+def decode_picture(source: Path | BinaryIO) -> Tensor:
+    """A picture file as (H, W, 3) in 0..1; see `from_pil`.
+
+    Raises ValueError, whose message goes on after the picture's name, for what is no picture, damaged or
+    too large, and the system's OSError where the file cannot be read.
+    """
     from PIL import Image as images_of
     from PIL import UnidentifiedImageError
 
-    if path.is_dir():
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large or damaged picture: it is read, or refused here
+            with images_of.open(source) as opened:
+                check_pixels(opened)
+                return from_pil(opened)
+    except (TooManyPixels, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise ValueError("is not a readable picture; expected PNG, JPEG, WebP, …") from None
+    except Exception as error:  # Pillow raises many types for damaged files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"is damaged: {first_line(error)}") from error
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture file as (H, W, 3) in 0..1; see `from_pil`. Raises BadInput if it is no readable picture."""
+    if os.path.isdir(path):
         raise BadInput(f"expected a picture file, got the folder {path}; name picture files")
     try:
-        with images_of.open(path) as opened:
-            return from_pil(opened)
+        return decode_picture(path)
     except FileNotFoundError as error:
         raise BadInput(f"there is no picture {path}") from error
-    except UnidentifiedImageError as error:
-        raise BadInput(f"{path} is not a readable picture; expected PNG, JPEG, WebP, …") from error
-    except (OSError, SyntaxError, ValueError, images_of.DecompressionBombError) as error:
-        raise BadInput(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise BadInput(f"cannot read the picture {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"{path} {error}") from error

@@ -353,8 +353,9 @@ def _refusal(workflow: Workflow, answer: dict[str, Any]) -> str:
     """Why a server does not take a graph, in one line: the first error of each node, three at most."""
     faults, node_errors = [], answer.get("node_errors")
     for node, entry in node_errors.items() if isinstance(node_errors, dict) else ():
-        for error in entry.get("errors", ())[:1] if isinstance(entry, dict) else ():
-            text = " ".join(str(error.get(key, "")).strip() for key in ("message", "details"))
+        errors = entry.get("errors") if isinstance(entry, dict) else None
+        if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+            text = " ".join(str(errors[0].get(key, "")).strip() for key in ("message", "details"))
             faults.append(f"{workflow.title(str(node))}: {quote(text)}")
     if faults:
         return "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more nodes" if len(faults) > 3 else "")

@@ -6,13 +6,14 @@ classes.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
+from ...core.parsing import parse_json
 
 Node = dict[str, Any]  # {"class_type", "inputs", "_meta": {"title"}}; a link is [node's id, output's index]
 Graph = dict[str, Node]
@@ -35,10 +36,10 @@ class Socket:
 def read_workflow(path: Path) -> Graph:
     """The graph in a file. Raises BadInput for a file that is no workflow in API format."""
     try:
-        graph = json.loads(path.read_text(encoding="utf-8-sig"))
+        graph = parse_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"cannot read the workflow {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{path} is not JSON; give a workflow that ComfyUI saved in API format") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
         raise BadInput(
@@ -60,7 +61,23 @@ def read_workflow(path: Path) -> Graph:
             if is_link(value) and value[0] not in graph:
                 missing = f"{path}: {name}.{key} comes from node {value[0]!r}, which is not there"
                 raise BadInput(f"{missing}; {AGAIN}")
-    return graph
+            if not _is_finite(value):
+                raise BadInput(f"{path}: {name}.{key} is NaN or infinite, which no server takes; correct it")
+    # Without what ComfyUI and packs write beside it, such as `is_changed: [NaN]`.
+    return {
+        name: {key: node[key] for key in ("class_type", "inputs", "_meta") if key in node}
+        for name, node in graph.items()
+    }
+
+
+def _is_finite(value: Any) -> bool:
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return False
+        todo += one if isinstance(one, list) else one.values() if isinstance(one, dict) else ()
+    return True
 
 
 def is_link(value: Any) -> bool:

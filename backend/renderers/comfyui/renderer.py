@@ -23,6 +23,7 @@ from ...core.errors import BadInput, RenderFailed, RepriseError, UnknownName, Un
 from ...core.types import Job, RendererCapabilities, RenderResult
 from ...net.background import run_in_thread
 from ...storage.cache import Cache, picture_key
+from ...storage.images import check_pixels
 from ..diffusers.renderer import check_jobs
 from .client import ComfyUIClient, NoPicture, ServerLost, check_server, wait_for_event
 from .sockets import NamedSockets
@@ -336,6 +337,7 @@ def _decoded(file: bytes) -> Tensor:
 
     try:
         with Image.open(BytesIO(file)) as picture:
+            check_pixels(picture)
             pixels = np.array(picture.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for what is no picture
         raise NoPicture(f"the picture cannot be read: {first_line(error)}") from error

@@ -66,22 +66,20 @@ def text_at(graph: Graph, socket: Socket) -> str:
     return value if isinstance(value, str) else ""
 
 
-def text_sockets(graph: Graph, socket: Socket, seen: frozenset[str] = frozenset()) -> list[Socket]:
-    """The inputs that hold the text of an input: itself, or those of the nodes it is linked from."""
-    value = value_at(graph, socket)
-    if isinstance(value, str):
-        return [socket]
-    source = value[0]
-    if graph[source]["class_type"] in REWRITER_NODES:
-        return [socket]
-    if source in seen:
-        return []
-    origins = [
-        origin
-        for key, held in graph[source]["inputs"].items()
-        if may_hold(held, str) and key != "delimiter"
-        for origin in text_sockets(graph, Socket(source, key), seen | {source})
-    ]
+def text_sockets(graph: Graph, socket: Socket) -> list[Socket]:
+    """The inputs that hold the text of an input: itself, or those of the nodes it is linked from. Of several
+    those that are not blank."""
+    origins, seen, todo = [], set(), [socket]
+    while todo:  # a loop, not a recursion: graphs may be thousands of nodes deep
+        one = todo.pop()
+        value = value_at(graph, one)
+        if isinstance(value, str) or graph[value[0]]["class_type"] in REWRITER_NODES:
+            origins.append(one)
+        elif value[0] not in seen:
+            seen.add(value[0])
+            inputs = graph[value[0]]["inputs"]
+            held = [key for key in inputs if may_hold(inputs[key], str) and key != "delimiter"]
+            todo += [Socket(value[0], key) for key in reversed(held)]
     return [origin for origin in origins if text_at(graph, origin).strip()] or origins[:1]
 
 

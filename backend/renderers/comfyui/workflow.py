@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...core.errors import BadInput
 from .graph import Graph, Socket, is_sampler, read_workflow, title, upstream
 from .sockets import NamedSockets, SocketSearch
 
@@ -72,7 +73,10 @@ def prepare(
     titles = {name: title(name, node) for name, node in graph.items()}
     search = SocketSearch(where, graph, names)
     picture = search.output()
-    search.graph = graph = upstream(copy.deepcopy(graph), picture)
+    try:
+        search.graph = graph = copy.deepcopy(upstream(graph, picture))
+    except RecursionError:
+        raise BadInput(f"{where}: a node's input is nested too deeply to be one") from None
     for node in graph.values():
         # One picture for a job. Samplers draw the noise of a batch in one piece, so the rest is only waste.
         if node["class_type"].startswith("Empty") and isinstance(node["inputs"].get("batch_size"), int):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError, RepriseError, Unsupported
-from ...core.model_files import FULL_HASH_BYTES, quiet_loading
+from ...core.model_files import FULL_HASH_BYTES, quiet_loading, user_path
+from ...core.parsing import parse_json
 from .devices import models_of, weight_bytes
 from .families import family_of
 from .quantization import check_stored, unreadable
@@ -38,8 +39,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises CheckpointError and Unsupported.
     """
     path = folder / "model_index.json"
-    if not folder.is_dir():
-        what = "a single file" if folder.is_file() else "nothing"
+    if not os.path.isdir(folder):
+        what = "a single file" if os.path.isfile(folder) else "nothing"
         raise CheckpointError(
             f"expected a pipeline's folder at {folder}, found {what}; "
             "give a folder made by save_pretrained, or a Hugging Face id"
@@ -49,7 +50,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that holds it"
         )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_bytes())
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path} is damaged: expected JSON with a _class_name; fetch it anew") from None
@@ -78,9 +79,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def find_pipeline(model: str | Path) -> Path:
     """The local folder of `model`; a Hugging Face id is downloaded. Raises CheckpointError."""
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     # A Hugging Face id is "name" or "owner/name"; anything else is a path.
-    if folder.exists() or isinstance(model, Path) or not _HUB_ID.fullmatch(model):
+    if os.path.exists(folder) or isinstance(model, Path) or not _HUB_ID.fullmatch(model):
         return folder
     from diffusers import DiffusionPipeline
 

@@ -15,7 +15,6 @@ not under autocast.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError, first_line
 from ...core.model_files import quiet_loading
+from ...core.parsing import parse_json
 from ...core.types import RewardCapabilities, RewardSpec, Verdict
 from ...storage.images import to_pil
 from ..base import BaseReward, check_prompts, inference
@@ -235,9 +235,9 @@ def read_normalisation(path: Path) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the three channels in a preprocessor_config.json. Raises
     CheckpointError."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_bytes())
         mean, std = ([float(value) for value in settings[key]] for key in ("image_mean", "image_std"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path} gives no image_mean and image_std: {first_line(error)}") from error
     if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
         raise CheckpointError(f"{path} should give three channels' mean and deviation, got {mean} and {std}")

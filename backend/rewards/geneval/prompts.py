@@ -9,7 +9,6 @@ or combine colour, number and position; each class may appear only once.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput, first_line
+from ...core.parsing import parse_json
 from ...shapeworld.prompts import RELATIONS
 
 # COCO's classes in the detector's order, under GenEval's names.
@@ -195,7 +195,7 @@ def read_cases(path: Path) -> dict[str, GenEvalCase]:
         raise BadInput(f"{path} cannot be read as GenEval's metadata: {error}") from error
     for number, line in enumerate(lines, start=1):
         try:
-            case = GenEvalCase.from_metadata(json.loads(line)) if line.strip() else None
+            case = GenEvalCase.from_metadata(parse_json(line)) if line.strip() else None
         except (BadInput, ValueError) as error:
             raise BadInput(f"{path}, line {number}: {first_line(error)}") from error
         if case and cases.setdefault(case.prompt, case) != case:

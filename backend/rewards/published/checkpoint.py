@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, first_line
 from ...core.model_files import quiet_loading
+from ...core.parsing import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def read_settings(path: Path, model_type: str) -> dict[str, Any]:
     """A config.json in Hugging Face's layout. Raises CheckpointError for another model type."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     found = settings.get("model_type") if isinstance(settings, dict) else None

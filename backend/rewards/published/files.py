@@ -5,13 +5,14 @@ Looking downloads nothing; `download.py` does, when a user asks for it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from ...core.errors import CheckpointError, UnknownName
-from ...core.model_files import model_folders
+from ...core.model_files import model_folders, user_path
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def find(wanted: PublishedFile, given: Sequence[Path] = ()) -> Path | None:
     folders = [*given, *(root / "judges" / wanted.folder for root in model_folders())]
     for folder in folders:
         for name in names:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):
                 return folder / name
     if wanted.repo and find_spec("huggingface_hub"):
         from huggingface_hub import try_to_load_from_cache
@@ -159,8 +160,8 @@ def locate(judge: str, path: str | Path | None = None) -> list[Path]:
     first. Raises CheckpointError for missing files: which to download and where to put them."""
     wanted, folder, weights = needs(judge).files, None, None
     if path is not None:
-        path = Path(path).expanduser()
-        if not path.exists():
+        path = user_path(path)
+        if not os.path.exists(path):
             raise CheckpointError(f"there is no {path}; give {judge}'s {wanted[0].name} or its folder")
         weights = path if path.is_file() else None
         folder = path if path.is_dir() else path.parent

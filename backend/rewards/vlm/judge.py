@@ -17,9 +17,9 @@ vlm:embedded is the tiny judge that comes with the package, vlm:embedded-base th
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +27,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, UnknownName, first_line
-from ...core.model_files import EMBEDDED_WEIGHTS, embedded_models, folder_fingerprint, model_folders
+from ...core.model_files import (
+    EMBEDDED_WEIGHTS,
+    embedded_models,
+    folder_fingerprint,
+    model_folders,
+    user_path,
+)
+from ...core.parsing import parse_json
 from ...core.types import RewardCapabilities, RewardSpec, Verdict
 from ...storage.images import to_pil
 from ..base import BaseReward, check_prompts
 from ..published.files import PublishedFile, find
 from .calibration import IDENTITY, Calibration
 from .endpoint import EndpointVLM
-from .local import LocalVLM, VlmAnswer
+from .local import LocalVLM, VlmAnswer, check_model_folder
 from .questions import CRITIQUE, GRADE, PARTS, QUESTIONS, read_grade, read_parts, split_prompt
 
 if TYPE_CHECKING:
@@ -293,6 +300,7 @@ def fingerprint_of(source: str) -> str:
     if "@http" in where:
         return f"{where} {mode or 'match'}"
     folder = find_folder(where)
+    check_model_folder(folder)  # or a whole disk would be hashed
     return f"{folder_fingerprint(folder)} {mode or read_tuned(folder).mode}"
 
 
@@ -309,7 +317,7 @@ def read_tuned(folder: Path) -> TunedSettings:
     if not path.is_file():
         return TunedSettings()
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_bytes())
         questions = settings.get("questions")
         calibrations = {
             str(name): Calibration(float(one["temperature"]), float(one["bias"]))
@@ -321,7 +329,7 @@ def read_tuned(folder: Path) -> TunedSettings:
         return TunedSettings(
             None if questions is None else frozenset(map(str, questions)), calibrations, prompts
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} is damaged ({first_line(error)}); take the folder as it was saved, or "
             "delete the file to judge without calibration"
@@ -337,8 +345,8 @@ def embedded_judges() -> dict[str, Path]:
 def find_folder(where: str) -> Path:
     """The folder of a judge: a path, an embedded judge's name, an installed judge's name, or "owner/model" in
     Hugging Face's cache. Raises CheckpointError."""
-    folder = Path(where).expanduser()
-    if folder.is_dir():
+    folder = user_path(where)
+    if os.path.isdir(folder):
         return folder
     if embedded := embedded_judges().get(where):
         return embedded

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, Unsupported, first_line
-from ...core.model_files import folder_fingerprint, quiet_loading
+from ...core.model_files import folder_fingerprint, quiet_loading, user_path
 from ..base import inference
 from ..published.checkpoint import placement
 
@@ -50,7 +50,7 @@ class LocalVLM:
 
         Raises CheckpointError if it is no such model or its tokenizer has no token for yes or no.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         self.name, self.batch_size = name or self.folder.resolve().name, batch_size
         self._fingerprint: str | None = None
         where, kind = placement(device, dtype)
@@ -227,6 +227,12 @@ def answer_tokens(tokenizer: Any, word: str) -> list[int]:
     return sorted(i for i in ids if tokenizer.decode([i]).strip().casefold() == word)
 
 
+def check_model_folder(folder: Path) -> None:
+    """Raises CheckpointError for a folder that holds no model of transformers."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is no VLM: it has no config.json; give a Hugging Face model folder")
+
+
 def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     """(processor, model) of a folder. `dtype` None keeps the stored one.
 
@@ -237,8 +243,7 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is no VLM: it has no config.json; give a Hugging Face model folder")
+    check_model_folder(folder)
     local = {"trust_remote_code": False, "local_files_only": True}
     try:
         with quiet_loading():

@@ -113,8 +113,12 @@ def _lacks_noun(clause: str) -> bool:
 
 
 def _related(clause: str) -> list[str]:
-    found = _RELATED.match(clause)
-    return [found[1], *_related(found[2]), clause] if found else [clause]
+    things, clauses = [], []
+    while found := _RELATED.match(clause):
+        things.append(found[1])
+        clauses.insert(0, clause)
+        clause = found[2]
+    return [*things, clause, *clauses]
 
 
 def _distinct(parts: list[str]) -> tuple[str, ...]:

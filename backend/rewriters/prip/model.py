@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import BadInput, CheckpointError, plain
+from ...core.model_files import user_path
 from ..decoding import end_tokens, pad_token
 from ..prompting import control_tokens
 from ..reprompt import SETTINGS, load_checkpoint
@@ -329,7 +330,7 @@ class Prip(nn.Module):
         """
         from transformers import AutoConfig
 
-        where = Path(folder).expanduser()
+        where = user_path(folder)
         config = read_config(where)
         weights = read_own_weights(where / "model.safetensors")
         decoder_config = load_part(

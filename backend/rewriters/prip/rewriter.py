@@ -11,7 +11,6 @@ decoded greedily or by beam search, the others are sampled.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from ...core.errors import BadInput, CheckpointError, Unsupported
-from ...core.model_files import EMBEDDED_WEIGHTS
+from ...core.model_files import EMBEDDED_WEIGHTS, user_path
+from ...core.parsing import parse_json
 from ...core.types import Rewrite, RewriterCapabilities
 from ..decoding import Completion, LocalRewriter, check_stop, context_length, first_not_none, generate
 from ..reprompt import SETTINGS, read_settings
@@ -95,7 +95,7 @@ class PripRewriter(LocalRewriter):
         if isinstance(model, Prip):
             self.folder, self.model, settings = None, model.eval(), RefinerSettings()
         else:
-            self.folder = EMBEDDED_REFINER if model is None else Path(model).expanduser()
+            self.folder = EMBEDDED_REFINER if model is None else user_path(model)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             self.model = Prip.from_pretrained(self.folder, device=device, dtype=dtype)
             settings = read_settings(self.folder / SETTINGS, RefinerSettings)
@@ -260,7 +260,7 @@ def check_tower(tower: ImagePivot, model: Prip) -> None:
 def is_refiner(folder: Path) -> bool:
     """Whether a folder's `config.json` has model type "prip". False for a damaged or missing file."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())
+        found = parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("model_type") == "prip"

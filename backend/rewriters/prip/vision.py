@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core.config import Config, validation_message
 from ...core.errors import BadInput, CheckpointError, first_line
-from ...core.model_files import quiet_loading
+from ...core.model_files import quiet_loading, user_path
 
 # CLIP's normalisation, which BLIP-2 uses too.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -101,7 +101,7 @@ class ImagePivot(nn.Module):
         """The model that `save_pretrained` wrote, frozen. Raises CheckpointError."""
         from safetensors.torch import load_file
 
-        where = Path(folder).expanduser()
+        where = user_path(folder)
         if not (where / "config.json").is_file():
             raise CheckpointError(
                 f"no vision tower at {where}: this refiner was saved without one and "

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...core.model_files import user_path
 from ...factory import open_rewards
 from ...rewards.scales import RunningNorm
 from ...rewriters.prip.model import Prip
@@ -95,7 +96,7 @@ class PpoLoop(StepLoop):
     def _load_policy(self) -> None:
         """The refiner, of which the encoder alone learns, and the value head."""
         config, gpu = self.config, self.device.type == "cuda"
-        self.start = EMBEDDED_REFINER if config.init == "shapeworld" else Path(config.init).expanduser()
+        self.start = EMBEDDED_REFINER if config.init == "shapeworld" else user_path(config.init)
         half = config.dtype == "bfloat16" or config.dtype == "auto" and gpu and torch.cuda.is_bf16_supported()
         self.model = Prip.from_pretrained(
             self.start,

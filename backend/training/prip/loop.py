@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ...core.errors import BadInput
+from ...core.model_files import user_path
 from ...rewriters.prip.presets import build, build_vision_tower, find_preset
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings, check_tower
 from ...rewriters.reprompt import SETTINGS, read_settings
@@ -49,7 +50,7 @@ def load_start(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], P
 
     folder, settings = None, RefinerSettings()
     if config.model is not None:
-        folder = EMBEDDED_REFINER if config.model == "shapeworld" else Path(config.model).expanduser()
+        folder = EMBEDDED_REFINER if config.model == "shapeworld" else user_path(config.model)
         model = Prip.from_pretrained(folder, dtype="float32")
         tower = ImagePivot.from_pretrained(folder / "image")
         settings = read_settings(folder / SETTINGS, RefinerSettings)
@@ -64,7 +65,7 @@ def load_start(config: StageConfig) -> tuple[Prip, ImagePivot, dict[str, Any], P
 
             model, tower = build(preset, *refiner_tokenizers()), build_vision_tower(preset)
     if config.tower is not None:
-        tower = ImagePivot.from_pretrained(config.tower.expanduser() / "image")
+        tower = ImagePivot.from_pretrained(user_path(config.tower) / "image")
     check_tower(tower, model)
     return model.eval(), tower.eval(), settings.model_dump(exclude_none=True), folder
 

@@ -11,7 +11,6 @@ A log is one of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ...core.errors import BadInput
+from ...core.parsing import parse_json
 from ...storage.files import read_text
 from ..common.data import read_records
 from .prompts import read_prompts
@@ -103,7 +103,7 @@ def _read_lines(path: Path) -> list[LoggedPicture]:
 def _read_part(path: Path) -> list[LoggedPicture]:
     """A part of DiffusionDB. Pictures without a prompt, which people drew too, are left out."""
     try:
-        entries: Any = json.loads(read_text(path, "log", "is"))
+        entries: Any = parse_json(read_text(path, "log", "is"))
         prompts = {name: " ".join(one["p"].split()) for name, one in entries.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise BadInput(
