@@ -1,17 +1,24 @@
 """The queue alone: the requests that it holds when it closes."""
 
+import io
 import threading
 
 import pytest
-from PIL import Image
+import torch
 
 from reprise.backend.serving.batching import BatchingQueue, QueuedRequest, QueueFull
+from reprise.backend.serving.pictures import checked
+from reprise.backend.storage.images import to_pil
 
 from ...reward_server import Gate
 
+WHITE = to_pil(torch.ones(1, 4, 8, 3))[0]
 
-def job():
-    return QueuedRequest([Image.new("L", (8, 4), 255)], ["a"], ["gate"])
+
+def job(prompt="a", **options):
+    file = io.BytesIO()
+    WHITE.save(file, "PNG")
+    return QueuedRequest(checked([file.getvalue()], 100), [prompt], ["gate"], **options)
 
 
 def one_in_work_and_one_waiting():
