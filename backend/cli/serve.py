@@ -88,9 +88,7 @@ def rewards(
         parse_reward(name)
     limits, memory = Limits(images=max_images, pixels=max_pixels, body=max_mib * MIB), Memory(queue_mib * MIB)
     if limits.body > memory.largest:
-        raise BadInput(
-            f"--queue-mib {queue_mib} is less than four times --max-mib {max_mib}; change one"
-        )
+        raise BadInput(f"--queue-mib {queue_mib} is less than four times --max-mib {max_mib}; change one")
     with listen(host, port) as sock:  # before the judges are loaded, which takes a while
         served = list(open_rewards(names).values())
         kinds = [reward.spec.name for reward in served]

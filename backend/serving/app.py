@@ -61,6 +61,7 @@ def make_app(
         read = _reader(request)
         with memory.lease(address_of(request)) as lease:
             body = await read_body(request, lease, limits.body)
+            queue.check(lease.address)  # before the work of parsing
             async with parsing:
                 job = await asyncio.to_thread(lambda: _job(read(body), queue, limits, action))
             body.clear()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 ADDRESS_SHARE = 2  # an address may hold one part in so many, of the queue and of the memory
+CALL_PIXELS = 2**24  # that a judge sees at once, which bounds what it takes for them: 16 of 1024 x 1024
 
 
 class QueueFull(RepriseError):
@@ -104,16 +105,24 @@ class BatchingQueue:
         Raises QueueFull. Cancelling the future removes a request that is not in work yet.
         """
         with self._changed:
-            if not self._open:
-                raise QueueFull("the server is stopping")
-            if len(self._waiting) >= self.capacity:
-                raise QueueFull(f"{self.capacity} requests are waiting already; try again later")
-            own = sum(other.address == job.address for other in self._waiting)
-            if own >= (share := -(-self.capacity // ADDRESS_SHARE)):
-                raise QueueFull(f"{share} requests of your address are waiting already; try again later")
+            self._check(job.address)
             self._waiting.append(job)
             self._changed.notify()
         return job.done
+
+    def check(self, address: str) -> None:
+        """Raises QueueFull where a request from `address` would be refused now."""
+        with self._changed:
+            self._check(address)
+
+    def _check(self, address: str) -> None:
+        if not self._open:
+            raise QueueFull("the server is stopping")
+        if len(self._waiting) >= self.capacity:
+            raise QueueFull(f"{self.capacity} requests are waiting already; try again later")
+        share = -(-self.capacity // ADDRESS_SHARE)
+        if sum(job.address == address for job in self._waiting) >= share:
+            raise QueueFull(f"{share} requests of your address are waiting already; try again later")
 
     def close(self, patience: float = 0.0) -> None:
         """Refuse all waiting requests, and those in work unless they finish within `patience` seconds."""
@@ -205,16 +214,20 @@ class BatchingQueue:
 def by_size(
     images: Sequence[Tensor], prompts: Sequence[str], call: Callable[[Tensor, list[str]], list[Any]]
 ) -> list[Any]:
-    """`call` on the pictures (H, W, 3) of each size together -> its results in the order of `images`."""
+    """`call` on the pictures (H, W, 3) of each size together, up to CALL_PIXELS at once -> its results in the
+    order of `images`."""
     import torch
 
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         groups[image.shape].append(i)
     results: dict[int, Any] = {}
-    for rows in groups.values():
-        values = call(torch.stack([images[i] for i in rows]), [prompts[i] for i in rows])
-        results.update(zip(rows, values, strict=True))
+    for (height, width, _), group in groups.items():
+        most = max(1, CALL_PIXELS // (height * width))
+        for start in range(0, len(group), most):
+            rows = group[start : start + most]
+            values = call(torch.stack([images[i] for i in rows]), [prompts[i] for i in rows])
+            results.update(zip(rows, values, strict=True))
     return [results[i] for i in range(len(images))]
 
 
