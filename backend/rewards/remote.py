@@ -122,7 +122,7 @@ class RemoteReward(BaseReward):
         name, url = self.spec.name, self.client.url
         error = errors.get(name)
         if error is not None:
-            message = _short(error.message)
+            message = self.client.shorten(error.message)
             raise (
                 BadInput(message) if error.blame == "input" else RewardFailed(name, f"{url} says: {message}")
             )
@@ -170,7 +170,7 @@ class RewardClient:
         if name not in served and critic and critic.critic:
             return critic
         if name not in served:
-            raise UnknownName(f"reward of {self.url}", name, map(_short, served))
+            raise UnknownName(f"reward of {self.url}", name, map(self.shorten, served))
         return served[name]
 
     def post(self, path: str, request: ScoreRequest, answer: type[M]) -> M:
@@ -203,10 +203,14 @@ class RewardClient:
         try:
             return answer.model_validate_json(body)
         except ValidationError as error:
-            why = _short(validation_message(error))
+            why = self.shorten(validation_message(error))
             raise EndpointError(
                 f"{self.url} gave no answer that can be read ({why}); {ADDRESS_ADVICE}"
             ) from error
+
+    def shorten(self, text: str) -> str:
+        """The server's words as one short line, without the key that it may have sent back."""
+        return plain(text.replace(self.key, "(the key)") if self.key else text, QUOTED_CHARACTERS)
 
     def _status_error(self, http: HttpClient, answer: HttpAnswer) -> EndpointError:
         """The error for a status that is not 200, with the server's own words."""
@@ -230,7 +234,3 @@ def _png(picture: Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-def _short(text: str) -> str:
-    return plain(text, QUOTED_CHARACTERS)
