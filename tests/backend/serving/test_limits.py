@@ -319,6 +319,28 @@ def test_a_body_of_a_million_items_is_not_parsed(server, item):
     assert time.monotonic() - started < 5
 
 
+def test_headers_are_bounded(server):
+    with connected(server) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000)
+        assert sock.recv(12) == b"HTTP/1.1 431"
+
+
+def test_the_key_is_in_no_output_of_the_server(monkeypatch, capfd):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    key = "a-key-that-nobody-may-see"
+    with serving(Brightness(), key=key) as made:
+        right, wrong = {"Authorization": f"Bearer {key}"}, {"Authorization": f"Bearer {key}x"}
+        found = [post(made, body_of(GREY), headers=wrong), post(made, b"{", headers=right)]
+        monkeypatch.setattr("reprise.backend.serving.batching.decoded", broken)
+        found.append(post(made, body_of(GREY), headers=right))
+    assert [one.status_code for one in found] == [401, 400, 500]
+    out, err = capfd.readouterr()
+    assert "ZeroDivisionError" in out + err
+    assert not any(key in text for text in (out, err, *(one.text + repr(one.headers) for one in found)))
+
+
 def test_a_key_of_many_megabytes_is_refused_fast(server):
     started = time.monotonic()
     response = post(server, b'{"' + b"x" * (20 * 2**20) + b'": 1}')
