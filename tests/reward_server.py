@@ -36,13 +36,13 @@ def clean(monkeypatch):
 
 
 @contextmanager
-def serving(*rewards, key=None, limits=None, **queue):
+def serving(*rewards, key=None, limits=None, memory=None, **queue):
     """A running server: `url`, `queue`, `stop` and a plain `http` client of it."""
     limits = limits or Limits()
     queue = BatchingQueue(rewards, pixels=limits.pixels, **queue)
     sock, listening = listen("127.0.0.1", 0), threading.Event()
     url = address(sock)
-    server = RewardServer(make_app(queue, limits, key), queue, sock, listening.set)
+    server = RewardServer(make_app(queue, limits, key, memory), queue, sock, listening.set)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert listening.wait(10)

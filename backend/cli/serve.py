@@ -43,9 +43,17 @@ def rewards(
         typer.Option(
             metavar="N",
             callback=options.between(1, 65536),
-            help="Requests that may wait; further ones are refused.",
+            help="Requests that may wait, half as many from one address; further ones are refused.",
         ),
-    ] = 64,
+    ] = 128,
+    queue_mib: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            callback=options.between(1),
+            help="MiB of all requests that are read, wait or are scored; from one address half as many.",
+        ),
+    ] = 512,
     max_images: Annotated[
         int,
         typer.Option(metavar="N", callback=options.between(1, 4096), help="Pictures of a request at most."),
@@ -65,6 +73,7 @@ def rewards(
     from ..net.reward_protocol import Limits
     from ..serving.app import make_app
     from ..serving.batching import BatchingQueue
+    from ..serving.memory import Memory
     from ..serving.server import address, is_loopback, listen, serve
     from . import terminal
 
@@ -77,7 +86,9 @@ def rewards(
     names = names or [DEFAULT_JUDGE]
     for name in names:
         parse_reward(name)
-    limits = Limits(images=max_images, pixels=max_pixels, body=max_mib * MIB)
+    limits, memory = Limits(images=max_images, pixels=max_pixels, body=max_mib * MIB), Memory(queue_mib * MIB)
+    if limits.body > memory.largest:
+        raise BadInput(f"--queue-mib {queue_mib} is less than four times --max-mib {max_mib}; change one")
     with listen(host, port) as sock:  # before the judges are loaded, which takes a while
         served = list(open_rewards(names).values())
         kinds = [reward.spec.name for reward in served]
@@ -86,7 +97,7 @@ def rewards(
         requests = BatchingQueue(served, waiting=queue, batch=batch, pixels=max_pixels)
         line = f"{', '.join(kinds)} at {address(sock)}; Ctrl-C stops"
         try:
-            serve(make_app(requests, limits, key), requests, sock, lambda: terminal.note(line))
+            serve(make_app(requests, limits, key, memory), requests, sock, lambda: terminal.note(line))
         except KeyboardInterrupt as stop:
             raise Interrupted(f"stopped; requests answered: {requests.answered}") from stop
 

@@ -11,10 +11,19 @@ runs code when it is read is accepted. An error of one reward comes beside the r
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    PositiveInt,
+    model_validator,
+)
 
 from ..core.errors import BadInput, RepriseError, RewardFailed, Unsupported
 from ..core.types import RewardSpec, Verdict
@@ -39,12 +48,16 @@ class Limits(_Message):
     body: PositiveInt = 64 * 2**20  # bytes
 
 
+# Base64 in JSON. Pydantic's own encoder takes the alphabet of URLs; its decoder reads both.
+Picture = Annotated[bytes, PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json")]
+
+
 class ScoreRequest(_Message):
     """Pictures, the users' prompts (one each) and the names of the rewards."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", val_json_bytes="base64")
 
-    images: Annotated[list[str], Field(min_length=1, max_length=MAX_ENTRIES)]
+    images: Annotated[list[Picture], Field(min_length=1, max_length=MAX_ENTRIES)]
     prompts: Annotated[list[Annotated[str, Field(max_length=LONGEST_PROMPT)]], Field(max_length=MAX_ENTRIES)]
     rewards: Annotated[
         list[Annotated[str, Field(max_length=LONGEST_NAME)]], Field(min_length=1, max_length=MAX_ENTRIES)

@@ -7,7 +7,6 @@ checked; no failure becomes a score of 0.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -95,11 +94,12 @@ class RemoteReward(BaseReward):
         most = min(MOST_IMAGES, limits.images, limits.pixels // pixels)
         if most < 1:
             raise BadInput(f"a picture has {pixels:,} pixels; {url} takes {limits.pixels:,} in one request")
-        encoded: list[str] = []
+        encoded: list[bytes] = []
         size, start = ENVELOPE_BYTES, 0
         for i, prompt in enumerate(prompts):
-            text = _png(pictures[i])
-            size += (more := len(text) + 6 * len(prompt) + 64)  # an escaped letter takes 6 bytes
+            file = _png(pictures[i])
+            # Base64 makes 4 of 3 bytes; an escaped letter takes 6.
+            size += (more := 4 * -(-len(file) // 3) + 6 * len(prompt) + 64)
             if encoded and (len(encoded) == most or size > limits.body):
                 yield self._request(encoded, prompts[start:i])
                 encoded, start, size = [], i, ENVELOPE_BYTES + more
@@ -108,10 +108,10 @@ class RemoteReward(BaseReward):
                     f"picture {i + 1} of {len(images)} takes {size:,} bytes; {url} takes {limits.body:,} in "
                     "one request"
                 )
-            encoded.append(text)
+            encoded.append(file)
         yield self._request(encoded, prompts[start:])
 
-    def _request(self, encoded: list[str], prompts: Sequence[str]) -> ScoreRequest:
+    def _request(self, encoded: list[bytes], prompts: Sequence[str]) -> ScoreRequest:
         values = {"images": encoded, "prompts": list(prompts), "rewards": [self.spec.name]}
         return parse_config(ScoreRequest, values, f"the request to {self.client.url}")
 
@@ -122,7 +122,7 @@ class RemoteReward(BaseReward):
         name, url = self.spec.name, self.client.url
         error = errors.get(name)
         if error is not None:
-            message = _short(error.message)
+            message = self.client.shorten(error.message)
             raise (
                 BadInput(message) if error.blame == "input" else RewardFailed(name, f"{url} says: {message}")
             )
@@ -170,7 +170,7 @@ class RewardClient:
         if name not in served and critic and critic.critic:
             return critic
         if name not in served:
-            raise UnknownName(f"reward of {self.url}", name, map(_short, served))
+            raise UnknownName(f"reward of {self.url}", name, map(self.shorten, served))
         return served[name]
 
     def post(self, path: str, request: ScoreRequest, answer: type[M]) -> M:
@@ -203,10 +203,14 @@ class RewardClient:
         try:
             return answer.model_validate_json(body)
         except ValidationError as error:
-            why = _short(validation_message(error))
+            why = self.shorten(validation_message(error))
             raise EndpointError(
                 f"{self.url} gave no answer that can be read ({why}); {ADDRESS_ADVICE}"
             ) from error
+
+    def shorten(self, text: str) -> str:
+        """The server's words as one short line, without the key that it may have sent back."""
+        return plain(text.replace(self.key, "(the key)") if self.key else text, QUOTED_CHARACTERS)
 
     def _status_error(self, http: HttpClient, answer: HttpAnswer) -> EndpointError:
         """The error for a status that is not 200, with the server's own words."""
@@ -226,12 +230,7 @@ class RewardClient:
         return EndpointError(f"{url} refused the request {reason}")
 
 
-def _png(picture: Image) -> str:
-    """Base64 of a picture's PNG."""
+def _png(picture: Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _short(text: str) -> str:
-    return plain(text, QUOTED_CHARACTERS)
+    return file.getvalue()

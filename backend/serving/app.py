@@ -1,26 +1,24 @@
-"""The web side of the reward server: the key, what counts as a request, and the answers.
+"""The web side of the reward server: who may ask, what counts as a request, and the answers.
 
-Every answer is JSON; a refusal is 4xx with its reason on one line as `detail`. Imported only where something
-is served: it needs the [serve] extra.
+Every answer is JSON; a refusal is 4xx or 503 with its reason on one line as `detail`. Imported only where
+something is served: it needs the [serve] extra.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hmac
-from collections.abc import Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic_core import from_json
-from starlette.requests import ClientDisconnect
+from pydantic import ValidationError
 
-from ..core.config import parse_config
+from ..core.config import parse_config, validation_message
 from ..core.errors import BadInput, UnknownName, plain
 from ..net.reward_protocol import (
+    LONGEST_NAME,
     Catalogue,
     CritiqueResponse,
     Limits,
@@ -29,34 +27,48 @@ from ..net.reward_protocol import (
     ScoreResponse,
     VerdictMessage,
 )
+from .access import address_of, local_only, require
 from .batching import BatchingQueue, QueuedRequest, QueueFull, RewardResults
-from .pictures import opened
+from .body import read_body
+from .memory import Memory
+from .pictures import checked
 
-BODY_SECONDS = 60.0  # until a request's body must be complete, however slowly it comes
-DISCARD_FACTOR = 4  # times the limit: how much of a too large body is read, so that its sender sees the 413
-BODIES_AT_ONCE = 16  # bodies read at the same time, which bounds the memory; other requests wait
 RETRY_AFTER = "1"  # seconds
 LONGEST_DETAIL = 300
+MOST_MARKS = 2**17  # commas and brackets in a request: each can become an object, a hundred times its size
 
 # A web page of another site, opened on this machine, can send none of them without asking first.
 CONTENT_TYPES = ("application/json", "image/png", "image/jpeg")
 Action = Literal["score", "criticize"]
 
 
-def make_app(queue: BatchingQueue, limits: Limits, key: str | None = None) -> FastAPI:
-    """The app over `queue`. With `key`, all paths but /health need it as a bearer token: it is checked before
-    the body is read. Once its `state.stopping` is set, bodies that are not complete are refused."""
+def make_app(
+    queue: BatchingQueue, limits: Limits, key: str | None = None, memory: Memory | None = None
+) -> FastAPI:
+    """The app over `queue`; `memory` bounds the bodies of all requests together.
+
+    With `key`, all paths but /health need it as a bearer token: it is checked before the body is read.
+    Without, only programs on this machine are answered. Once its `state.stopping` is set, bodies that are not
+    complete are refused.
+    """
     app = FastAPI(title="Reprise rewards", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.stopping = asyncio.Event()
-    guarded = [Depends(_require(key))] if key else []
-    reading = asyncio.Semaphore(BODIES_AT_ONCE)
+    guarded = [Depends(require(key) if key else local_only)]
+    memory = memory or Memory()
+    parsing = asyncio.Semaphore(1)  # one at a time: until it is parsed, a request takes up to thrice its size
 
     async def ask(request: Request, action: Action) -> RewardResults:
-        async with reading:
-            job = await _read_request(request, queue, limits, action)
-        return await _results(request, queue, job)
+        read = _reader(request)
+        with memory.lease(address_of(request)) as lease:
+            body = await read_body(request, lease, limits.body)
+            queue.check(lease.address)  # before the work of parsing
+            async with parsing:
+                job = await asyncio.to_thread(lambda: _job(read(body), queue, limits, action))
+            body.clear()
+            job.address = lease.address
+            return await _results(request, queue, job)
 
-    @app.get("/health")
+    @app.get("/health", dependencies=[] if key else [Depends(local_only)])
     async def health() -> dict[str, str | int]:
         return {"status": "ok", "waiting": len(queue)}
 
@@ -90,28 +102,12 @@ def make_app(queue: BatchingQueue, limits: Limits, key: str | None = None) -> Fa
     return app
 
 
-def _require(key: str):
-    expected = f"Bearer {key}".encode()
-
-    async def check(request: Request) -> None:
-        given = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, expected):
-            header = {"WWW-Authenticate": "Bearer"}
-            raise HTTPException(401, "this server wants its key as a bearer token", header)
-
-    return check
-
-
-async def _read_request(
-    request: Request, queue: BatchingQueue, limits: Limits, action: Action
-) -> QueuedRequest:
-    """The request as the queue takes it. Raises HTTPException or BadInput where it cannot be read."""
+def _reader(request: Request) -> Callable[[bytearray], ScoreRequest]:
+    """How the body of this request is parsed. Raises HTTPException 415."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in CONTENT_TYPES:
         raise HTTPException(415, f"expected a body of Content-Type: {' or '.join(CONTENT_TYPES)}")
-    body = await _before_stop(request, _body(request, limits.body))
-    read = _parse_json if kind == CONTENT_TYPES[0] else partial(_parse_query, request)
-    return await asyncio.to_thread(lambda: _job(read(body), queue, limits, action))
+    return _parse_json if kind == CONTENT_TYPES[0] else partial(_parse_query, request)
 
 
 async def _results(request: Request, queue: BatchingQueue, job: QueuedRequest) -> RewardResults:
@@ -133,58 +129,31 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _before_stop(request: Request, body: Coroutine[Any, Any, bytes]) -> bytes:
-    """The body, where it is complete in time and before the server stops."""
-    reading = asyncio.ensure_future(body)
-    stopping = asyncio.ensure_future(request.app.state.stopping.wait())
+def _parse_json(body: bytearray) -> ScoreRequest:
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_MARKS:
+        raise HTTPException(413, f"the body has more than {MOST_MARKS:,} commas and brackets")
     try:
-        await asyncio.wait({reading, stopping}, timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if reading.done():
-            return reading.result()
-        if stopping.done():
-            raise QueueFull("the server is stopping")
-        raise HTTPException(408, f"the body was not complete within {BODY_SECONDS:g} s")
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the body broke off") from error  # or it was not encoded as HTTP/1.1 says
-    finally:
-        reading.cancel()
-        stopping.cancel()
+        return ScoreRequest.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+        first = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
+        kind, place = first["type"], first["loc"]
+        if kind == "json_invalid":
+            raise HTTPException(400, f"the body is no JSON: {first['msg']}"[:LONGEST_DETAIL]) from error
+        if kind == "extra_forbidden":
+            name = str(place[0])[:LONGEST_NAME]
+            raise UnknownName("setting in the request:", name, ScoreRequest.model_fields) from error
+        if kind == "model_type":
+            raise BadInput("expected a JSON object with images, prompts and rewards") from error
+        if kind in ("bytes_type", "bytes_invalid_encoding"):
+            raise BadInput(f"images.{place[1]}: picture {int(place[1]) + 1} is no base64 text") from error
+        raise BadInput(f"the request: {validation_message(error)}") from error
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The whole body. Raises HTTPException 413 where it has more than `most` bytes."""
-    declared = request.headers.get("content-length", "")[:18]  # digits enough for any size
-    size, body = 0, bytearray()
-    if not declared.isdecimal() or int(declared) <= DISCARD_FACTOR * most:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= most:
-                body += chunk
-            if size > DISCARD_FACTOR * most:
-                break
-        if size <= most:
-            return bytes(body)
-    raise HTTPException(413, f"the body has more than {most:,} bytes; send fewer pictures at once")
-
-
-def _parse_json(body: bytes) -> ScoreRequest:
-    try:
-        values = from_json(body)
-    except ValueError as error:
-        raise HTTPException(400, f"the body is no JSON: {error}"[:LONGEST_DETAIL]) from error
-    if not isinstance(values, dict):
-        raise BadInput("expected a JSON object with images, prompts and rewards")
-    return parse_config(ScoreRequest, values, "the request")
-
-
-def _parse_query(request: Request, body: bytes) -> ScoreRequest:
+def _parse_query(request: Request, body: bytearray) -> ScoreRequest:
     """The request about one picture, which is the body: /score?prompt=WORDS&reward=NAME&reward=NAME."""
     query = request.query_params
-    values = {
-        "images": [base64.b64encode(body).decode()],
-        "prompts": query.getlist("prompt"),
-        "rewards": query.getlist("reward"),
-    }
+    values = {"images": [bytes(body)], "prompts": query.getlist("prompt"), "rewards": query.getlist("reward")}
     return parse_config(ScoreRequest, values, "the query (prompt=WORDS&reward=NAME)")
 
 
@@ -200,7 +169,7 @@ def _job(request: ScoreRequest, queue: BatchingQueue, limits: Limits, action: Ac
         score_only = [one.name for one in queue.infos() if one.name in names and not one.critic]
         if score_only:
             raise BadInput(f"reward {score_only[0]!r} only scores; it cannot say what is wrong")
-    pictures = opened(request.images, limits.pixels)
+    pictures = checked(request.images, limits.pixels)
     return QueuedRequest(pictures, request.prompts, names, criticize=action == "criticize")
 
 

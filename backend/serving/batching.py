@@ -20,15 +20,18 @@ from ..core.errors import RepriseError
 from ..core.interfaces import Critic, Reward
 from ..core.scoring import image_scores, verdicts
 from ..net.reward_protocol import RewardInfo
-from .pictures import decoded
+from .pictures import PictureFile, decoded
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
 
+ADDRESS_SHARE = 2  # an address may hold one part in so many, of the queue and of the memory
+CALL_PIXELS = 2**24  # that a judge sees at once, which bounds what it takes for them: 16 of 1024 x 1024
+
+
 class QueueFull(RepriseError):
-    """The queue is full, or the server is stopping: nothing was done; a later try may succeed."""
+    """There is no room for this request, or the server is stopping. Nothing was done; try again later."""
 
 
 @dataclass
@@ -39,33 +42,40 @@ class RewardResults:
     errors: dict[str, RepriseError] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class QueuedRequest:
-    """One request. `pictures` are opened, not decoded, so that waiting requests stay small."""
+    """One request. `pictures` are files, not decoded, so that waiting requests stay small. `address` is the
+    client's."""
 
-    pictures: list[Image]
+    pictures: list[PictureFile]
     prompts: list[str]
     rewards: list[str]
     criticize: bool = False
+    address: str = ""
     tensors: list[Tensor] = field(default_factory=list)  # (H, W, 3) each, while they are scored
     results: RewardResults = field(default_factory=RewardResults)
     done: Future[RewardResults] = field(default_factory=Future)
 
     @property
     def pixels(self) -> int:
-        return sum(picture.width * picture.height for picture in self.pictures)
+        return sum(picture.pixels for picture in self.pictures)
 
 
 class BatchingQueue:
-    """Owns `rewards` by name. Holds at most `waiting` requests; a batch is one request, or as many as have
-    up to `batch` pictures and `pixels` pixels together."""
+    """Owns `rewards` by name. Holds at most `waiting` requests, of one address half as many; a batch is one
+    request, or as many as have up to `batch` pictures and `pixels` pixels together."""
 
-    def __init__(self, rewards: Iterable[Reward], *, waiting: int = 64, batch: int = 16, pixels: int = 2**25):
+    def __init__(
+        self, rewards: Iterable[Reward], *, waiting: int = 128, batch: int = 16, pixels: int = 2**25
+    ):
+        import torch  # noqa: F401  now, not while the first client waits
+
         self.rewards: dict[str, Reward] = {reward.spec.name: reward for reward in rewards}
         self.capacity, self.batch, self.pixels = waiting, batch, pixels
         self.answered = 0
         self._waiting: deque[QueuedRequest] = deque()
         self._in_work: list[QueuedRequest] = []
+        self._last_address = ""
         self._changed = threading.Condition()
         self._open = True
         self._worker = threading.Thread(target=self._work, name="reprise-rewards", daemon=True)
@@ -95,13 +105,24 @@ class BatchingQueue:
         Raises QueueFull. Cancelling the future removes a request that is not in work yet.
         """
         with self._changed:
-            if not self._open:
-                raise QueueFull("the server is stopping")
-            if len(self._waiting) >= self.capacity:
-                raise QueueFull(f"{self.capacity} requests are waiting already; try again later")
+            self._check(job.address)
             self._waiting.append(job)
             self._changed.notify()
         return job.done
+
+    def check(self, address: str) -> None:
+        """Raises QueueFull where a request from `address` would be refused now."""
+        with self._changed:
+            self._check(address)
+
+    def _check(self, address: str) -> None:
+        if not self._open:
+            raise QueueFull("the server is stopping")
+        if len(self._waiting) >= self.capacity:
+            raise QueueFull(f"{self.capacity} requests are waiting already; try again later")
+        share = -(-self.capacity // ADDRESS_SHARE)
+        if sum(job.address == address for job in self._waiting) >= share:
+            raise QueueFull(f"{share} requests of your address are waiting already; try again later")
 
     def close(self, patience: float = 0.0) -> None:
         """Refuse all waiting requests, and those in work unless they finish within `patience` seconds."""
@@ -127,22 +148,32 @@ class BatchingQueue:
                 self._in_work = []
 
     def _next(self) -> list[QueuedRequest]:
-        """The requests of the next batch, in the order in which they came; none when the queue is closed."""
+        """The requests of the next batch; none when the queue is closed.
+
+        They are taken in the order in which they came, but the first is of another address than the last
+        batch's first, if one waits: nobody waits for all that somebody else sends.
+        """
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or not self._open)
                 taken, images, pixels = self._in_work, 0, 0
                 while self._waiting:
-                    job = self._waiting[0]
+                    job = self._waiting[0] if taken else self._of_another_address()
                     images, pixels = images + len(job.pictures), pixels + job.pixels
                     full = images > self.batch or pixels > self.pixels
                     if taken and (full or job.criticize != taken[0].criticize):
                         break
-                    self._waiting.popleft()
+                    self._waiting.remove(job)
                     if job.done.set_running_or_notify_cancel():  # else the client has hung up
                         taken.append(job)
                 if taken or not self._open:
                     return taken
+
+    def _of_another_address(self) -> QueuedRequest:
+        others = (job for job in self._waiting if job.address != self._last_address)
+        job = next(others, self._waiting[0])
+        self._last_address = job.address
+        return job
 
     def _process(self, jobs: list[QueuedRequest]) -> None:
         readable = []
@@ -183,16 +214,20 @@ class BatchingQueue:
 def by_size(
     images: Sequence[Tensor], prompts: Sequence[str], call: Callable[[Tensor, list[str]], list[Any]]
 ) -> list[Any]:
-    """`call` on the pictures (H, W, 3) of each size together -> its results in the order of `images`."""
+    """`call` on the pictures (H, W, 3) of each size together, up to CALL_PIXELS at once -> its results in the
+    order of `images`."""
     import torch
 
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         groups[image.shape].append(i)
     results: dict[int, Any] = {}
-    for rows in groups.values():
-        values = call(torch.stack([images[i] for i in rows]), [prompts[i] for i in rows])
-        results.update(zip(rows, values, strict=True))
+    for (height, width, _), group in groups.items():
+        most = max(1, CALL_PIXELS // (height * width))
+        for start in range(0, len(group), most):
+            rows = group[start : start + most]
+            values = call(torch.stack([images[i] for i in rows]), [prompts[i] for i in rows])
+            results.update(zip(rows, values, strict=True))
     return [results[i] for i in range(len(images))]
 
 

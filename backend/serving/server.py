@@ -8,7 +8,9 @@ connection whose large body was refused unread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import os
 import signal
 import socket
 import threading
@@ -28,9 +30,10 @@ from .batching import BatchingQueue
 
 BATCH_SECONDS = 5.0  # that the batch in work has left when the server is stopped
 LEAVE_SECONDS = 2.0  # then for the last answers to be sent
-CONNECTIONS = 768  # open at once, below the 1024 files that Linux lets a process open; others wait
-HEADER_SECONDS = 10.0  # until a request's headers are complete, also from the end of the one before
+MOST_CONNECTIONS = 2048  # open at once; others wait
+HEADER_SECONDS = 5.0  # until a request's headers are complete
 HEADER_BYTES = 64 * 2**10
+OTHER_FILES = 256  # that the process may have open besides
 # Errors alone, and not on the standard output, which is Granian's default.
 LOG = {name: {"class": "logging.StreamHandler", "formatter": "generic"} for name in ("console", "access")}
 
@@ -108,10 +111,11 @@ class RewardServer:
             interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
             websockets=False,
-            backlog=CONNECTIONS,
-            backpressure=CONNECTIONS,
+            backlog=MOST_CONNECTIONS,
+            backpressure=raise_open_files(),
+            # One request a connection: a client that sends many and reads no answer would hold it for ever.
             http1_settings=HTTP1Settings(
-                header_read_timeout=int(1000 * HEADER_SECONDS), max_buffer_size=HEADER_BYTES
+                header_read_timeout=int(1000 * HEADER_SECONDS), max_buffer_size=HEADER_BYTES, keep_alive=False
             ),
             log_level=LogLevels.error,
             log_dictconfig={"handlers": LOG},
@@ -137,6 +141,28 @@ class RewardServer:
             self._stop.set()
             for task in (serving, listening):
                 task.cancel()
+
+
+def raise_open_files() -> int:
+    """How many connections fit into this process's limit on open files, which is raised as far as needed.
+
+    The rest is for the judges' files. Linux's usual limit of 1024 can be raised by the process itself.
+    """
+    if os.name == "nt":  # has no such limit
+        return MOST_CONNECTIONS
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(1, min(MOST_CONNECTIONS, soft - min(OTHER_FILES, soft // 4)))
 
 
 async def _wait_until_listening(host: str, port: int) -> None:

@@ -18,7 +18,7 @@ from reprise.backend.renderers.comfyui.renderer import _decoded
 from reprise.backend.reports.build import inline_picture
 from reprise.backend.serving.app import _job, _parse_json
 from reprise.backend.serving.batching import BatchingQueue
-from reprise.backend.serving.pictures import decoded, opened
+from reprise.backend.serving.pictures import checked, decoded
 from reprise.backend.storage.cache import Cache
 from reprise.backend.storage.images import read_picture
 
@@ -79,7 +79,7 @@ def test_requests_for_scores(queue, body):
         request = refuses_clearly(_parse_json, body)
         job = request and refuses_clearly(_job, request, queue, LIMITS, "score")
         if job:
-            assert sum(picture.width * picture.height for picture in job.pictures) <= LIMITS.pixels
+            assert sum(picture.pixels for picture in job.pictures) <= LIMITS.pixels
             refuses_clearly(decoded, job.pictures)
     except HTTPException as refused:
         assert refused.status_code == 400 and refused.detail.isprintable()
@@ -103,7 +103,7 @@ def test_picture_files(scratch, data):
 @given(pictures)
 def test_pictures_of_servers(data):
     refuses_clearly(_decoded, data, errors=NoPicture)
-    refuses_clearly(lambda: decoded(opened([base64.b64encode(data).decode()], 10_000)))
+    refuses_clearly(lambda: decoded(checked([data], 10_000)))
 
 
 @given(pictures, documents({"key": "ab" * 32, "scores": {"bright": 0.5}}))
@@ -134,5 +134,5 @@ def test_a_small_file_that_unpacks_to_a_gigantic_picture_is_refused_unread(scrat
     with pytest.raises(NoPicture, match="pixels"):
         _decoded(data)
     with pytest.raises(RepriseError, match="pixels"):
-        opened([base64.b64encode(data).decode()], 2**25)
+        checked([data], 2**25)
     assert inline_picture(scratch, "bomb.png", 8) is None

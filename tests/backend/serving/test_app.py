@@ -19,8 +19,8 @@ from PIL import Image
 from reprise.backend.core.errors import BadInput
 from reprise.backend.net.reward_protocol import Limits
 from reprise.backend.rewards.shapeworld import ShapeWorldSoft, ShapeWorldStrict
-from reprise.backend.serving import app as module
 from reprise.backend.serving import server as server_module
+from reprise.backend.serving.pictures import checked
 from reprise.backend.storage.images import to_pil
 
 from ...reward_server import PROMPTS, Brightness, Gate, encoded, scene, serving
@@ -186,8 +186,8 @@ INVALID = {
     "list": ([], "expected a JSON object"),
     "null": (None, "expected a JSON object"),
     "nothing": ({}, "images: field required"),
-    "images as text": (request() | {"images": GREY}, "images: input should be a valid list"),
-    "images as numbers": (request() | {"images": [1]}, "images.0: input should be a valid string"),
+    "images as text": (request() | {"images": GREY}, "images: input should be a valid array"),
+    "images as numbers": (request() | {"images": [1]}, "images.0: picture 1 is no base64 text"),
     "images as null": (request() | {"images": [None]}, "images.0"),
     "NaN": (request() | {"images": [float("nan")]}, "images.0"),
     "prompts as NaN": (request() | {"prompts": float("nan")}, "prompts: input"),
@@ -205,7 +205,7 @@ INVALID = {
     "a long unknown reward": (request(rewards=["\x1b[31m\n" * 30]), "unknown reward"),
     "many images": (request([GREY] * 9), "9 pictures in one request; the limit is 8"),
     "very many images": (request([""] * 50_000, []), "at most 4096 items"),
-    "no base64": (request(["ä" * 9]), "picture 1 of 1 is no base64"),
+    "no base64": (request(["ä" * 9]), "images.0: picture 1 is no base64 text"),
     "text": (request([GREY, encoded(b"hello")]), "picture 2 of 2 is no PNG or JPEG"),
     "pickle": (request([encoded(pickle.dumps(Harmful()))]), "is no PNG or JPEG"),
     "gif": (request([encoded(Image.new("L", (4, 4)), "GIF")]), "is no PNG or JPEG"),
@@ -248,7 +248,7 @@ def test_other_content_types_methods_and_paths(server):
     assert server.http.get("/docs").status_code == server.http.get("/openapi.json").status_code == 404
 
 
-HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 NOT_HTTP = {
     "negative length": HEAD + b"Content-Length: -1\r\n\r\n",
     "length in words": HEAD + b"Content-Length: many\r\n\r\n",
@@ -286,7 +286,9 @@ def test_other_protocols_are_not_spoken(server):
     assert server.http.get("/health", headers=upgrade | key).status_code == 200
 
 
-@pytest.mark.parametrize("data", [b"", b"POST /sc", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nPOST /sc"])
+@pytest.mark.parametrize(
+    "data", [b"", b"POST /sc", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nPOST /sc"]
+)
 def test_dripping_connections_are_closed(monkeypatch, data):
     monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.2)
     with serving(Brightness()) as made, connected(made) as sock:
@@ -313,7 +315,7 @@ def test_half_open_connections_delay_no_request(server):
 def test_a_stop_refuses_incomplete_requests():
     with serving(Brightness()) as made, connected(made) as sock, connected(made) as idle:
         sock.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
-        idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(12) == b"HTTP/1.1 200"
         threading.Event().wait(0.2)  # until it waits for the rest
         made.stop()
@@ -321,16 +323,6 @@ def test_a_stop_refuses_incomplete_requests():
         assert answer.startswith(b"HTTP/1.1 503") and b"the server is stopping" in answer
         while idle.recv(1000):
             pass
-
-
-def test_the_number_of_bodies_read_at_once_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "BODIES_AT_ONCE", 1)
-    monkeypatch.setattr(module, "BODY_SECONDS", 1.0)
-    with serving(Brightness()) as made, connected(made) as sock:
-        sock.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
-        assert made.http.get("/health").status_code == 200
-        assert post(made, whole).status_code == 200  # when the other's time is over
-        assert sock.recv(12) == b"HTTP/1.1 408"
 
 
 def test_a_body_without_content_length(server):
@@ -352,19 +344,6 @@ def test_bodies_too_large(server, size):
     except httpx.TransportError:
         assert size > 4 * LIMITS.body
     assert post(server, whole).status_code == 200
-
-
-def test_a_body_that_drips(monkeypatch):
-    monkeypatch.setattr(module, "BODY_SECONDS", 0.2)
-
-    def parts():
-        yield b"{"
-        threading.Event().wait(0.6)
-        yield b"}"
-
-    with serving(Brightness()) as made:
-        headers = {"Content-Type": "application/json"}
-        refused(made.http.post("/score", content=parts(), headers=headers), 408, "within 0.2 s")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -391,7 +370,7 @@ def test_pictures_damaged_at_random_are_scored_or_refused(server):
 
 def test_a_full_queue_refuses_and_says_when_to_try_again():
     gate = Gate()
-    with serving(gate, waiting=2) as made:
+    with serving(gate, waiting=4) as made:
         answers = []
 
         def ask():
@@ -402,10 +381,12 @@ def test_a_full_queue_refuses_and_says_when_to_try_again():
         assert gate.entered.wait(10)  # one in work, two in line
         for thread in threads[1:]:
             thread.start()
-        while len(made.queue) < 2:
+        for _ in range(1000):
+            if len(made.queue) == 2:
+                break
             threading.Event().wait(0.01)
         full = post(made, request(rewards=["gate"]))
-        refused(full, 503, "2 requests are waiting already")
+        refused(full, 503, "2 requests of your address are waiting already")
         assert full.headers["Retry-After"] == "1" and made.http.get("/health").json()["waiting"] == 2
         gate.open.set()
         for thread in threads:
@@ -422,7 +403,9 @@ def test_a_client_that_hangs_up_leaves_the_queue():
         body = json.dumps(request(rewards=["gate"])).encode()
         with connected(made) as sock:
             sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            while not len(made.queue):
+            for _ in range(1000):
+                if len(made.queue):
+                    break
                 threading.Event().wait(0.01)
             waiting = made.queue._waiting[0].done
         for _ in range(3000):
@@ -490,7 +473,5 @@ def test_an_internal_error_is_500_without_its_traceback(server, monkeypatch, cap
 
 
 def test_a_broken_header_check_is_bad_input():
-    from reprise.backend.serving.pictures import opened
-
     with pytest.raises(BadInput, match="picture 1 of 1"):
-        opened([encoded(png_that_claims(2**31 - 1, 2**31 - 1))], 10**6)
+        checked([png_that_claims(2**31 - 1, 2**31 - 1)], 10**6)

@@ -1,17 +1,25 @@
 """The queue alone: the requests that it holds when it closes."""
 
+import io
 import threading
 
 import pytest
-from PIL import Image
+import torch
 
+from reprise.backend.serving import batching
 from reprise.backend.serving.batching import BatchingQueue, QueuedRequest, QueueFull
+from reprise.backend.serving.pictures import checked
+from reprise.backend.storage.images import to_pil
 
 from ...reward_server import Gate
 
+WHITE = to_pil(torch.ones(1, 4, 8, 3))[0]
 
-def job():
-    return QueuedRequest([Image.new("L", (8, 4), 255)], ["a"], ["gate"])
+
+def job(prompt="a", **options):
+    file = io.BytesIO()
+    WHITE.save(file, "PNG")
+    return QueuedRequest(checked([file.getvalue()], 100), [prompt], ["gate"], **options)
 
 
 def one_in_work_and_one_waiting():
@@ -43,3 +51,18 @@ def test_close_does_not_wait_longer_than_its_patience():
     with pytest.raises(QueueFull, match="is stopping"):
         in_work.result(0)
     gate.open.set()
+
+
+def test_a_judge_sees_no_more_pixels_at_once_than_it_can_hold(monkeypatch):
+    monkeypatch.setattr(batching, "CALL_PIXELS", 100)
+    shapes = []
+
+    def call(images, prompts):
+        shapes.append(tuple(images.shape[:3]))
+        return [f"{prompt} {image[0, 0, 0]:g}" for image, prompt in zip(images, prompts, strict=True)]
+
+    sizes = [(4, 8), (10, 20), (4, 8), (8, 4), (4, 8), (4, 8), (10, 20)]
+    images = [torch.full((*size, 3), float(i)) for i, size in enumerate(sizes)]
+    found = batching.by_size(images, list("abcdefg"), call)
+    assert found == ["a 0", "b 1", "c 2", "d 3", "e 4", "f 5", "g 6"]
+    assert shapes == [(3, 4, 8), (1, 4, 8), (1, 10, 20), (1, 10, 20), (1, 8, 4)]
