@@ -42,6 +42,7 @@ def prompts(reprise, tmp_path):
     "words,name",
     [
         (JUDGE, "o"),
+        (JUDGE, "o.rollouts.json"),
         (PICTURES, "o"),
         (REWRITES, "o"),
         ((*REWRITES, "--eval-share", "0.5", "--eval-out", "e"), "e"),
