@@ -59,6 +59,7 @@ def claim_file_with_pictures(source: str, out: Path, command: str) -> Iterator[N
         raise BadInput(f"SOURCE and --out are both {out}; give two files")
     prepare_folder(out.absolute().parent)
     pictures = out.with_name(f"{out.name}.pictures")
-    with claim(pictures, command, [out.absolute()]):
+    beside = [out.with_name(out.name + end) for end in ("", ".rollouts.jsonl", ".rollouts.json")]
+    with claim(pictures, command, [path.absolute() for path in beside]):
         check_made(pictures, out)
         yield

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import BadInput, UnknownName
+from ..core.errors import BadInput, Interrupted, UnknownName
 from ..preferences.pairing import PAIR_BY
 from . import options
 
@@ -85,12 +87,17 @@ def mine(
     most: Most = 1,
 ) -> None:
     """Find pairs in what runs left, and copy their pictures. Mining a run again adds nothing twice."""
+    mined = _begin(store, by, margin, most)
+    with _stoppable(store):
+        _mine(mined, runs, reward)
+
+
+def _mine(mined: PairMiner, runs: list[str], reward: str | None) -> None:
     from ..preferences.history import read_history
     from ..preferences.mining import read_runs
     from ..preferences.store import Store, is_store
     from . import terminal
 
-    mined = _begin(store, by, margin, most)
     found: list[PictureGroup | Store] = []
     for run in runs:
         if run.startswith(SERVER):
@@ -98,7 +105,7 @@ def mine(
                 raise BadInput("a server's history has one score a picture; leave --reward out")
             groups = read_history(run.removeprefix(SERVER), terminal.note)
         elif is_store(Path(run)):
-            if by != "drawn" or most != 1:
+            if mined.by != "drawn" or mined.max_pairs != 1:
                 raise BadInput(f"the pairs of {run} are made already; leave --by and --pairs out")
             other = Store(run)
             other.check()
@@ -136,9 +143,10 @@ def import_(
     from ..preferences.table import read_table
 
     mined = _begin(store, by, margin, most)
-    for group in [group for table in tables for group in read_table(table, reward, lower)]:
-        mined.add_group(group)
-    _finish(mined)
+    with _stoppable(store):
+        for group in [group for table in tables for group in read_table(table, reward, lower)]:
+            mined.add_group(group)
+        _finish(mined)
 
 
 @app.command()
@@ -233,6 +241,14 @@ def _begin(store: Path, by: str, margin: float, most: int) -> PairMiner:
     kept = Store(store, create=True)
     kept.check()
     return PairMiner(kept, by, margin, most)
+
+
+@contextmanager
+def _stoppable(store: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"stopped; {store} is whole, the same command adds what is missing") from stop
 
 
 def _finish(mined: PairMiner) -> None:

@@ -22,7 +22,7 @@ from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
 from ..storage.files import read_lines
 from ..storage.images import read_picture
-from ..storage.records import RECORD, Record, load_record
+from ..storage.records import RECORD, Record, find_records, load_record
 from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import Store, canonical_reward_name
 
@@ -119,7 +119,7 @@ def read_runs(path: Path, reward: str | None, note: Callable[[str], None]) -> It
             f"there is no folder {path}; name one of `reprise render` or `reprise train`, a "
             f"store, or a FILE{JUDGE_DATA} of `reprise data judge`"
         )
-    records, judged = sorted(path.rglob(RECORD)), sorted(path.rglob(f"*{JUDGE_DATA}"))
+    records, judged = find_records(path), sorted(path.rglob(f"*{JUDGE_DATA}"))
     rollouts = sorted(path.rglob(str(ROLLOUTS)))
     rounds = sorted(
         (file for file in path.rglob(ROUNDS) if file.parent.name.isdecimal()),
@@ -158,7 +158,6 @@ def _refuse_damaged(file: Path, remedy: str = RESTORE_HINT) -> Iterator[None]:
         AttributeError,
         ArithmeticError,
         RecursionError,
-        StopIteration,
     ) as error:
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise BadInput(f"{file} is damaged ({cause}); {remedy}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import socket
 import sys
@@ -173,6 +174,11 @@ def set_aside(folder: Path, names: Iterable[str]) -> Path | None:
     except OSError as error:
         raise cannot_write(aside, error) from error
     return aside
+
+
+def is_set_aside(name: str) -> bool:
+    """Whether a folder of this name holds what `set_aside` moved."""
+    return re.fullmatch(REPLACED.format(r"\d+"), name) is not None
 
 
 def _plainly(path: Path) -> str:

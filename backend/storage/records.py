@@ -23,7 +23,7 @@ from ..core.config import validation_message
 from ..core.errors import FEW, BadInput, RepriseError
 from ..core.types import Outcome
 from .files import slug, write_whole
-from .outputs import set_aside
+from .outputs import is_set_aside, set_aside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,6 +215,15 @@ def save_outcome(
     record = make_record(outcome, settings, versions, sums)
     write_whole(folder / RECORD, record.to_json() + "\n")
     return record
+
+
+def find_records(folder: Path) -> list[Path]:
+    """The records in and below `folder`, without those that a later call has moved aside."""
+    return [
+        path
+        for path in sorted(folder.rglob(RECORD))
+        if not any(is_set_aside(name) for name in path.relative_to(folder).parts)
+    ]
 
 
 def load_record(path: Path) -> Record:

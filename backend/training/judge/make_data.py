@@ -34,7 +34,7 @@ from ...search.pruning import steps_at_shares
 from ...storage.files import append_line, read_lines, write_whole
 from ...storage.images import read_picture
 from ...storage.outputs import write_made
-from ...storage.records import RECORD
+from ...storage.records import find_records
 from ..rollouts.picture_log import LoggedPicture, read_source
 from .data import JudgeLine, balanced, split_of
 
@@ -97,7 +97,7 @@ def read_sources(source: str, renders: int, seed: int, use: str = "train") -> li
     Of runs finished pictures are taken: they have previews only of stopped candidates, whose outcome is
     unknown. Raises BadInput.
     """
-    if Path(source).is_dir() and any(Path(source).rglob(RECORD)):
+    if Path(source).is_dir() and find_records(Path(source)):
         return list(_of_runs(Path(source)))
     records, judge_prompts = read_source(source, use)
     found = []
@@ -130,7 +130,7 @@ def _of_runs(folder: Path) -> Iterator[PictureSource]:
     from ...preferences.mining import record_group
     from ...storage.records import load_record
 
-    for path in sorted(folder.rglob(RECORD)):
+    for path in find_records(folder):
         record = load_record(path)
         files = [c.image for c in record.candidates if c.image is not None and c.score is not None]
         for file, picture in zip(files, record_group(path.parent, record).pictures, strict=True):

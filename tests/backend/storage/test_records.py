@@ -100,6 +100,14 @@ def test_the_last_preview_of_a_pruned_candidate_is_saved(tmp_path):
     assert (tmp_path / "replaced-1" / "previews" / "02-7.png").is_file() and "replaced-1" in said[0]
 
 
+def test_records_that_were_moved_aside_are_not_found(tmp_path):
+    for _ in range(2):
+        records.save_outcome(tmp_path / "a", an_outcome(), SETTINGS, {})
+    assert records.find_records(tmp_path) == [tmp_path / "a" / "record.json"]
+    aside = tmp_path / "a" / "replaced-1"
+    assert records.find_records(aside) == [aside / "record.json"], "unless they are asked for"
+
+
 def test_a_run_without_its_previews_is_finished(tmp_path):
     outcome = an_outcome()
     outcome.candidates[2].preview = torch.rand(8, 8, 3)
