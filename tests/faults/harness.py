@@ -201,13 +201,13 @@ class Case:
         return Outcome(verdict, said)
 
     def files(self) -> set[str]:
-        """All files but those that are being written, and tensorboard's."""
+        """All files but those that are being written, tensorboard's, and who is at work in a folder."""
         return {
             path.relative_to(self.folder).as_posix()
             for path in self.folder.rglob("*")
             if path.is_file()
             and not path.name.endswith((".part", ".lock"))
-            and "tensorboard" not in path.parts
+            and not {"tensorboard", ".reprise"} & set(path.parts)
         }
 
 
