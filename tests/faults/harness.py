@@ -83,6 +83,7 @@ class Bench:
         key = ("", begun) if begun == "inputs" else (command.name, begun)
         if key not in self._made:
             made = self.folder / f"{key[0]}.{begun}".replace(" ", "-").replace(",", "")
+            shutil.rmtree(made, ignore_errors=True)  # an earlier try that failed
             if begun == "inputs":
                 made.mkdir()
                 make_inputs(made)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from . import damage, harness, services
+from . import clients, damage, harness, services
 from .commands import COMMANDS, Command
 from .faults import READ, Fault
 
@@ -28,7 +29,22 @@ class Injection:
 
 
 def plan() -> list[Injection]:
-    return [injection for command in COMMANDS for injection in _of(command)]
+    return [*(injection for command in COMMANDS for injection in _of(command)), *_of_the_server()]
+
+
+def _of_the_server() -> Iterator[Injection]:
+    def at(kind: str, label: str, try_out: Callable[..., harness.Outcome], *arguments: object) -> Injection:
+        return Injection(clients.NAME, kind, label, lambda bench: try_out(bench, *arguments))
+
+    yield at(KILLED, "kill -9", clients.ended, signal.SIGKILL)
+    for name in ("SIGTERM", "SIGINT"):
+        yield at(TOLD, name, clients.ended, getattr(signal, name))
+    yield at(TWICE, "a second at its port", clients.taken)
+    yield at(SERVER, "stands still for a second", clients.paused)
+    for label, request in clients.REQUESTS.items():
+        yield at(SERVER, label, clients.asked, request)
+    for label, pester in clients.PESTS.items():
+        yield at(SERVER, label, clients.pestered, pester)
 
 
 def _of(command: Command) -> Iterator[Injection]:
@@ -49,10 +65,12 @@ def _of(command: Command) -> Iterator[Injection]:
     for share in (0.65,) if training else (0.25, 0.75):
         yield at(DISK, f"no space at {share:.0%}", harness.failing_at, share, "ENOSPC")
     yield at(DISK, "files cannot grow from 35%", harness.failing_at, 0.35, "full")
-    yield at(DISK, "write error at 55%", harness.failing_at, 0.55, "EIO")
+    if not training:
+        yield at(DISK, "write error at 55%", harness.failing_at, 0.55, "EIO")
+    first = next((one for one in command.kept if one.endswith(".safetensors")), "*")
     for name in command.kept:
         short = name.removeprefix(f"{command.out}/")
-        if not name.endswith(".yaml"):
+        if not training or name.endswith(("metrics.jsonl", "trainer_state.json", first)):
             fault = Fault("EIO", on=READ, name=name)
             yield at(READING, short, partial(harness.failing, begun="half"), fault)
         for change in _damages(name, training):
@@ -69,7 +87,9 @@ def _of(command: Command) -> Iterator[Injection]:
 
 def _damages(name: str, training: bool) -> tuple[Callable, ...]:
     if name.endswith(".jsonl"):
-        return (damage.garble, damage.misencode)
-    if training and not name.endswith((".json", "model.safetensors", "weights.safetensors")):
-        return (damage.empty,) if name.endswith(".yaml") else (damage.flip,)
+        return (damage.garble,) if name.endswith("metrics.jsonl") else (damage.misencode,)
+    if name.endswith(".yaml"):
+        return (damage.empty,)
+    if training:
+        return (damage.cut,) if name.endswith(".json") else (damage.flip,)
     return (damage.flip, damage.cut)
