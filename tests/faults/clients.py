@@ -68,14 +68,14 @@ def _scores(server: Rewards) -> object:
     return answer.json()["scores"]
 
 
-def ended(bench: Bench, number: int) -> Outcome:
+def ended(bench: Bench, name: str) -> Outcome:
     """The server is ended by a signal and started again at its port."""
     with _served(bench) as server:
         expected = _scores(server)
-        server.process.send(number)
+        server.process.send(getattr(signal, name))
         gone = server.process.wait(20)
         said = gone.stderr.strip().splitlines()[-1:]
-        if number != signal.SIGKILL and (gone.code != STOPPED or len(gone.refusals) != 1 or gone.crashed):
+        if name in STOPPED and (gone.code != STOPPED[name] or len(gone.refusals) != 1 or gone.crashed):
             return Outcome(BROKEN, f"exit {gone.code}: {said}")
         server.start()
         return Outcome(SURVIVED) if _scores(server) == expected else Outcome(ALTERED)

@@ -31,7 +31,7 @@ from .services import KINDS, Service
 
 SURVIVED, REFUSED, LOST, ALTERED, BROKEN = "survived", "refused", "lost", "altered", "broken"
 RIGHT = (SURVIVED, REFUSED)
-STOPPED = 130  # the exit code of a command that was told to stop
+STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # exit codes of a command that was told to stop
 OWN = "mine.txt"  # a file of the user's own, which nothing may touch
 
 
@@ -224,9 +224,11 @@ def killed(bench: Bench, command: Command, share: float, what: str = "SIGKILL") 
     case = Case(bench, command)
     fault = Fault(what, at=int(share * bench.operations(command)))
     ended = case.run(fault)
-    if what in ("SIGTERM", "SIGINT"):
-        if ended.crashed or ended.code != STOPPED or len(ended.refusals) != 1:
-            return Outcome(BROKEN, f"exit {ended.code}, expected {STOPPED} and one line: {_last(ended)}")
+    if what in STOPPED:
+        if ended.crashed or ended.code != STOPPED[what] or len(ended.refusals) != 1:
+            return Outcome(
+                BROKEN, f"exit {ended.code}, expected {STOPPED[what]} and one line: {_last(ended)}"
+            )
     else:
         assert ended.code is not None and ended.code < 0, f"the fault did not happen: {ended}"
     return case.go_on(SURVIVED, _last(ended))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,9 +35,9 @@ def _of_the_server() -> Iterator[Injection]:
     def at(kind: str, label: str, try_out: Callable[..., harness.Outcome], *arguments: object) -> Injection:
         return Injection(clients.NAME, kind, label, lambda bench: try_out(bench, *arguments))
 
-    yield at(KILLED, "kill -9", clients.ended, signal.SIGKILL)
+    yield at(KILLED, "kill -9", clients.ended, "SIGKILL")
     for name in ("SIGTERM", "SIGINT"):
-        yield at(TOLD, name, clients.ended, getattr(signal, name))
+        yield at(TOLD, name, clients.ended, name)
     yield at(TWICE, "a second at its port", clients.taken)
     yield at(SERVER, "stands still for a second", clients.paused)
     for label, request in clients.REQUESTS.items():
