@@ -101,7 +101,8 @@ COMMANDS = [
     ),
     Command(
         "render, one prompt",
-        "render 'a red circle' --renderer shapeworld --steps 3 --best-of 2 --reflect 1 --out one",
+        "render 'a red circle' --renderer fake --steps 3 --best-of 2 --rewriter template --reflect 1 "
+        "--out one",
         "one",
         ("one/record.json", "one/best.png", "one/candidates/*", "one/index.html"),
         ("one/candidates/*.png",),

@@ -53,7 +53,17 @@ def _of(command: Command) -> Iterator[Injection]:
 
         return Injection(command.name, kind, label, happen)
 
-    # A training takes seconds where others take tenths, and is told to stop at fewer places.
+    if command.asks:
+        for label, fault in services.AT_START[command.asks].items():
+            yield at(SERVER, label, harness.served_badly, fault)
+        for label, fault in services.AT_WORK[command.asks].items():
+            yield at(SERVER, f"it {label} at 40%", harness.left_alone, 0.4, fault)
+    if not command.asks or command.kept:
+        yield from _of_the_disk(command, at)
+
+
+def _of_the_disk(command: Command, at: Callable[..., Injection]) -> Iterator[Injection]:
+    # A training takes seconds where others take tenths, and is tried at fewer places.
     training = command.name.startswith("train")
     for share in (0.2, 0.7) if training else (0.1, 0.5, 0.9):
         yield at(KILLED, f"kill -9 at {share:.0%}", harness.killed, share)
@@ -61,8 +71,7 @@ def _of(command: Command) -> Iterator[Injection]:
         yield at(KILLED, f"inside a write at {share:.0%}", harness.killed, share, "torn")
     yield at(TOLD, "SIGTERM at 40%", harness.killed, 0.4, "SIGTERM")
     yield at(TOLD, "SIGINT at 60%", harness.killed, 0.6, "SIGINT")
-    for share in (0.65,) if training else (0.25, 0.75):
-        yield at(DISK, f"no space at {share:.0%}", harness.failing_at, share, "ENOSPC")
+    yield at(DISK, "no space at 65%", harness.failing_at, 0.65, "ENOSPC")
     yield at(DISK, "files cannot grow from 35%", harness.failing_at, 0.35, "full")
     if not training:
         yield at(DISK, "write error at 55%", harness.failing_at, 0.55, "EIO")
@@ -76,10 +85,6 @@ def _of(command: Command) -> Iterator[Injection]:
             yield at(DAMAGED, f"{short}: {damage.NAMES[change]}", harness.damaged, name, change)
     yield at(CLOCK, "a year back", harness.clock, -3.2e7)
     yield at(TWICE, "the second at 50%", harness.together, 0.5)
-    for label, fault in services.AT_START.get(command.asks, {}).items():
-        yield at(SERVER, label, harness.served_badly, fault)
-    for label, fault in services.AT_WORK.get(command.asks, {}).items():
-        yield at(SERVER, f"{label} at 40%", harness.left_alone, 0.4, fault)
     for name in command.claimed:
         yield at(FOREIGN, name.removeprefix(f"{command.out}/"), harness.beside, name)
 
