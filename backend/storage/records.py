@@ -242,7 +242,7 @@ def finished_record(
     """The record in `folder` if it is of the same prompt and settings and its pictures are whole, else None.
 
     `note` is told why what is there does not count. A best picture that is gone or damaged is copied again.
-    Missing previews do not count: a search is not repeated for them.
+    Missing previews do not count: a search is not repeated for them. Damaged ones do.
     """
     if not (folder / RECORD).is_file():
         return None
@@ -262,6 +262,7 @@ def finished_record(
         note(f"{folder} was drawn with other settings: {named}")
         return None
     drawn = [(c.image, c.sha256) for c in record.candidates if c.image]
+    drawn += [(c.preview, c.sha256) for c in record.candidates if c.preview and (folder / c.preview).exists()]
     if broken := [name for name, sha256 in drawn if not _is_whole(folder / name, sha256)]:
         note(
             f"drawn again: {len(broken)} of {len(drawn)} pictures in {folder} are gone or damaged, first "

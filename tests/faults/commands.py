@@ -85,8 +85,8 @@ def _training(
 
 PLAIN = "gradient_checkpointing=false"
 ROLLOUTS = (
-    "prompts=prompts.txt eval_prompts=one.txt renderer.name=fake held_out=[blueness] prompts_per_step=2 "
-    "rewrites=2 batch_size=4 max_steps=4 eval_every=4 patience=0"
+    "prompts=prompts.txt eval_prompts=one.txt renderer.name=fake held_out=[blueness] prompts_per_step=1 "
+    "rewrites=2 batch_size=2 max_steps=3 eval_every=3 patience=0"
 )
 
 COMMANDS = [
@@ -101,7 +101,8 @@ COMMANDS = [
     ),
     Command(
         "render, one prompt",
-        "render 'a red circle' --renderer shapeworld --steps 3 --best-of 2 --reflect 1 --out one",
+        "render 'a red circle' --renderer fake --steps 3 --best-of 2 --rewriter template --reflect 1 "
+        "--out one",
         "one",
         ("one/record.json", "one/best.png", "one/candidates/*", "one/index.html"),
         ("one/candidates/*.png",),
@@ -109,7 +110,7 @@ COMMANDS = [
     ),
     _training(
         "sft",
-        f"model=shapeworld data=sft.jsonl max_steps=4 batch_size=2 log_every=1 max_length=256 "
+        f"model=shapeworld data=sft.jsonl max_steps=3 batch_size=2 log_every=1 max_length=256 "
         f"max_new_tokens=64 {PLAIN}",
         TRANSFORMERS,
     ),
@@ -120,12 +121,12 @@ COMMANDS = [
     ),
     _training(
         "dpo",
-        f"model=shapeworld preferences=store max_steps=4 batch_size=2 log_every=1 max_length=256 {PLAIN}",
+        f"model=shapeworld preferences=store max_steps=3 batch_size=2 log_every=1 max_length=256 {PLAIN}",
         TRANSFORMERS,
     ),
     _training(
         "dpo-rounds",
-        "model=shapeworld max_steps=2 batch_size=2 log_every=1 max_length=256 "
+        "model=shapeworld max_steps=1 batch_size=2 log_every=1 max_length=256 "
         "rounds.count=2 rounds.prompts=two.txt rounds.eval_prompts=one.txt rounds.rewrites=2 "
         "rounds.rewards='{redness: 1.0, structure: 0.1}' rounds.renderer.name=fake "
         f"rounds.max_new_tokens=96 rounds.patience=0 {PLAIN}",
@@ -143,13 +144,13 @@ COMMANDS = [
     ),
     _training(
         "diffusion-dpo",
-        "model=shapeworld preferences=store max_steps=4 batch_size=2 accumulation=1 "
+        "model=shapeworld preferences=store max_steps=3 batch_size=2 accumulation=1 "
         f"lora.r=2 eval_share=0.4 eval_every=2 {PLAIN}",
         (*_checkpoint("adapter.safetensors", "optimizer.safetensors"), "evaluations.jsonl"),
     ),
     _training(
         "diffusion-dpo-rounds",
-        "model=shapeworld max_steps=2 batch_size=2 accumulation=1 lora.r=2 "
+        "model=shapeworld max_steps=1 batch_size=2 accumulation=1 lora.r=2 "
         "rounds.count=2 rounds.prompts=two.txt rounds.eval_prompts=one.txt rounds.images=2 "
         "rounds.eval_images=1 rounds.rewards='{redness: 1.0}' rounds.renderer.steps=2 "
         f"rounds.patience=0 {PLAIN}",
@@ -158,17 +159,17 @@ COMMANDS = [
     ),
     _training(
         "judge",
-        f"model=embedded-base data=judge.jsonl max_steps=4 batch_size=2 eval_every=2 {PLAIN}",
+        f"model=embedded-base data=judge.jsonl max_steps=3 batch_size=2 eval_every=2 {PLAIN}",
         (*OWN_LOOP, "evaluations.jsonl"),
     ),
     _training(
         "prip-decoder",
-        f"preset=shapeworld train_image=true log=log/log.jsonl max_steps=4 batch_size=2 eval_every=2 {PLAIN}",
+        f"preset=shapeworld train_image=true log=log/log.jsonl max_steps=3 batch_size=2 eval_every=2 {PLAIN}",
         (*OWN_LOOP, "evaluations.jsonl"),
     ),
     _training(
         "prip-encoder",
-        "model=shapeworld rewards='{shapeworld: 1.0}' log=log/log.jsonl max_steps=4 "
+        "model=shapeworld rewards='{shapeworld: 1.0}' log=log/log.jsonl max_steps=3 "
         f"batch_size=2 eval_every=2 {PLAIN}",
         (*OWN_LOOP, "evaluations.jsonl"),
     ),

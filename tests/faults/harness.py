@@ -31,7 +31,7 @@ from .services import KINDS, Service
 
 SURVIVED, REFUSED, LOST, ALTERED, BROKEN = "survived", "refused", "lost", "altered", "broken"
 RIGHT = (SURVIVED, REFUSED)
-STOPPED = 130  # the exit code of a command that was told to stop
+STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # exit codes of a command that was told to stop
 OWN = "mine.txt"  # a file of the user's own, which nothing may touch
 
 
@@ -83,6 +83,7 @@ class Bench:
         key = ("", begun) if begun == "inputs" else (command.name, begun)
         if key not in self._made:
             made = self.folder / f"{key[0]}.{begun}".replace(" ", "-").replace(",", "")
+            shutil.rmtree(made, ignore_errors=True)  # an earlier try that failed
             if begun == "inputs":
                 made.mkdir()
                 make_inputs(made)
@@ -201,13 +202,13 @@ class Case:
         return Outcome(verdict, said)
 
     def files(self) -> set[str]:
-        """All files but those that are being written, and tensorboard's."""
+        """All files but those that are being written, tensorboard's, and who is at work in a folder."""
         return {
             path.relative_to(self.folder).as_posix()
             for path in self.folder.rglob("*")
             if path.is_file()
             and not path.name.endswith((".part", ".lock"))
-            and "tensorboard" not in path.parts
+            and not {"tensorboard", ".reprise"} & set(path.parts)
         }
 
 
@@ -223,9 +224,11 @@ def killed(bench: Bench, command: Command, share: float, what: str = "SIGKILL") 
     case = Case(bench, command)
     fault = Fault(what, at=int(share * bench.operations(command)))
     ended = case.run(fault)
-    if what in ("SIGTERM", "SIGINT"):
-        if ended.crashed or ended.code != STOPPED or len(ended.refusals) != 1:
-            return Outcome(BROKEN, f"exit {ended.code}, expected {STOPPED} and one line: {_last(ended)}")
+    if what in STOPPED:
+        if ended.crashed or ended.code != STOPPED[what] or len(ended.refusals) != 1:
+            return Outcome(
+                BROKEN, f"exit {ended.code}, expected {STOPPED[what]} and one line: {_last(ended)}"
+            )
     else:
         assert ended.code is not None and ended.code < 0, f"the fault did not happen: {ended}"
     return case.go_on(SURVIVED, _last(ended))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from . import damage, harness, services
+from . import clients, damage, harness, services
 from .commands import COMMANDS, Command
 from .faults import READ, Fault
 
@@ -28,7 +28,22 @@ class Injection:
 
 
 def plan() -> list[Injection]:
-    return [injection for command in COMMANDS for injection in _of(command)]
+    return [*(injection for command in COMMANDS for injection in _of(command)), *_of_the_server()]
+
+
+def _of_the_server() -> Iterator[Injection]:
+    def at(kind: str, label: str, try_out: Callable[..., harness.Outcome], *arguments: object) -> Injection:
+        return Injection(clients.NAME, kind, label, lambda bench: try_out(bench, *arguments))
+
+    yield at(KILLED, "kill -9", clients.ended, "SIGKILL")
+    for name in ("SIGTERM", "SIGINT"):
+        yield at(TOLD, name, clients.ended, name)
+    yield at(TWICE, "a second at its port", clients.taken)
+    yield at(SERVER, "stands still for a second", clients.paused)
+    for label, request in clients.REQUESTS.items():
+        yield at(SERVER, label, clients.asked, request)
+    for label, pester in clients.PESTS.items():
+        yield at(SERVER, label, clients.pestered, pester)
 
 
 def _of(command: Command) -> Iterator[Injection]:
@@ -38,7 +53,17 @@ def _of(command: Command) -> Iterator[Injection]:
 
         return Injection(command.name, kind, label, happen)
 
-    # A training takes seconds where others take tenths, and is told to stop at fewer places.
+    if command.asks:
+        for label, fault in services.AT_START[command.asks].items():
+            yield at(SERVER, label, harness.served_badly, fault)
+        for label, fault in services.AT_WORK[command.asks].items():
+            yield at(SERVER, f"it {label} at 40%", harness.left_alone, 0.4, fault)
+    if not command.asks or command.kept:
+        yield from _of_the_disk(command, at)
+
+
+def _of_the_disk(command: Command, at: Callable[..., Injection]) -> Iterator[Injection]:
+    # A training takes seconds where others take tenths, and is tried at fewer places.
     training = command.name.startswith("train")
     for share in (0.2, 0.7) if training else (0.1, 0.5, 0.9):
         yield at(KILLED, f"kill -9 at {share:.0%}", harness.killed, share)
@@ -46,30 +71,29 @@ def _of(command: Command) -> Iterator[Injection]:
         yield at(KILLED, f"inside a write at {share:.0%}", harness.killed, share, "torn")
     yield at(TOLD, "SIGTERM at 40%", harness.killed, 0.4, "SIGTERM")
     yield at(TOLD, "SIGINT at 60%", harness.killed, 0.6, "SIGINT")
-    for share in (0.65,) if training else (0.25, 0.75):
-        yield at(DISK, f"no space at {share:.0%}", harness.failing_at, share, "ENOSPC")
+    yield at(DISK, "no space at 65%", harness.failing_at, 0.65, "ENOSPC")
     yield at(DISK, "files cannot grow from 35%", harness.failing_at, 0.35, "full")
-    yield at(DISK, "write error at 55%", harness.failing_at, 0.55, "EIO")
+    if not training:
+        yield at(DISK, "write error at 55%", harness.failing_at, 0.55, "EIO")
+    first = next((one for one in command.kept if one.endswith(".safetensors")), "*")
     for name in command.kept:
         short = name.removeprefix(f"{command.out}/")
-        if not name.endswith(".yaml"):
+        if not training or name.endswith(("metrics.jsonl", "trainer_state.json", first)):
             fault = Fault("EIO", on=READ, name=name)
             yield at(READING, short, partial(harness.failing, begun="half"), fault)
         for change in _damages(name, training):
             yield at(DAMAGED, f"{short}: {damage.NAMES[change]}", harness.damaged, name, change)
     yield at(CLOCK, "a year back", harness.clock, -3.2e7)
     yield at(TWICE, "the second at 50%", harness.together, 0.5)
-    for label, fault in services.AT_START.get(command.asks, {}).items():
-        yield at(SERVER, label, harness.served_badly, fault)
-    for label, fault in services.AT_WORK.get(command.asks, {}).items():
-        yield at(SERVER, f"{label} at 40%", harness.left_alone, 0.4, fault)
     for name in command.claimed:
         yield at(FOREIGN, name.removeprefix(f"{command.out}/"), harness.beside, name)
 
 
 def _damages(name: str, training: bool) -> tuple[Callable, ...]:
     if name.endswith(".jsonl"):
-        return (damage.garble, damage.misencode)
-    if training and not name.endswith((".json", "model.safetensors", "weights.safetensors")):
-        return (damage.empty,) if name.endswith(".yaml") else (damage.flip,)
+        return (damage.garble,) if name.endswith("metrics.jsonl") else (damage.misencode,)
+    if name.endswith(".yaml"):
+        return (damage.empty,)
+    if training:
+        return (damage.cut,) if name.endswith(".json") else (damage.flip,)
     return (damage.flip, damage.cut)

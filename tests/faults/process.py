@@ -68,7 +68,9 @@ class Run:
             self._readers[-1].start()
 
     def send(self, number: int) -> None:
-        os.kill(self.pid, number)
+        """Send a signal, if it has not ended."""
+        if self.process.exitcode is None:
+            os.kill(self.pid, number)
 
     def pause(self, seconds: float) -> None:
         """Let it stand still for that long; returns at once."""

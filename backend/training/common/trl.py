@@ -77,6 +77,8 @@ def metrics_callback(path: Path, log: Callable[[str], None]) -> Any:
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not logs or not ({"loss", "eval_loss"} & logs.keys()) or not state.is_world_process_zero:
                 return
+            # TRL counts tokens from where this process began, which a run that never stopped does not.
+            logs = {key: value for key, value in logs.items() if not key.endswith("num_tokens")}
             row = {"step": state.global_step, **logs}
             append_lines(path, [json.dumps(row)])
             losses = " ".join(f"{key} {float(row[key]):.4f}" for key in ("loss", "eval_loss") if key in row)
