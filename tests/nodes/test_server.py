@@ -32,13 +32,12 @@ IDS = {
 }
 
 
-def test_the_pack_loads_fast_and_without_a_warning(server):
+def test_the_pack_loads_without_a_warning(server):
     log = server.log.read_text(errors="replace").split("got prompt")[0]  # other tests make nodes fail
     assert "IMPORT FAILED" not in log
     lines = [line for line in log.splitlines() if "reprise" in line.lower()]
     assert not [line for line in lines if re.search(r"warn|error|traceback", line, re.IGNORECASE)], lines
-    (seconds,) = [float(found[1]) for line in lines if (found := re.search(r"([\d.]+) seconds", line))]
-    assert seconds <= 3  # the goal is .15 on a free machine; CI's is not
+    assert any(re.search(r"[\d.]+ seconds", line) for line in lines)  # how long: `reprise lab bench nodes`
 
 
 def test_every_node_has_an_id_and_help_texts(server):
