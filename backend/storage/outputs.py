@@ -72,8 +72,9 @@ def claim(folder: Path, command: str, names: Iterable[str | Path] = ()) -> Itera
             try:
                 yield folder
             finally:
-                if known is None and {path.name for path in folder.iterdir()} <= {MARK}:
-                    (folder / MARK / MADE).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody deleted the folder meanwhile
+                    if known is None and {path.name for path in folder.iterdir()} <= {MARK}:
+                        (folder / MARK / MADE).unlink()
     finally:
         _remove_empty(made_now)
 
@@ -108,12 +109,14 @@ def lock(folder: Path, wait: float = 0.0, tidy: bool = False) -> Iterator[None]:
         yield
     finally:
         _held.discard(key)
-        (mark / HOLDER).unlink(missing_ok=True)
-        unused = tidy and {path.name for path in mark.iterdir()} <= {LOCK}
+        with suppress(OSError):
+            (mark / HOLDER).unlink()
+        with suppress(OSError):
+            if tidy and {path.name for path in mark.iterdir()} <= {LOCK}:
+                (mark / LOCK).unlink()  # while it is held: who waits for it sees that it is gone
         file.release()
-        if unused:
-            with suppress(OSError):  # another process may have taken it just now
-                (mark / LOCK).unlink()
+        if tidy:
+            with suppress(OSError):  # it is not empty
                 mark.rmdir()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,15 @@ def test_a_call_that_writes_nothing_leaves_nothing(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine"], "a folder of the user's own stays"
     assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_folder_that_is_deleted_meanwhile_hides_no_error(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        with outputs.claim(tmp_path / "o", "render"):
+            shutil.rmtree(tmp_path / "o")
+            raise ZeroDivisionError
+    with outputs.claim(tmp_path / "o", "render"):
+        (tmp_path / "o" / "a").write_text("")
 
 
 def test_files_of_others_are_refused_by_name(tmp_path):
