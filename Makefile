@@ -4,7 +4,7 @@
 #   make check       ruff, pyright, import rules, the links and commands of the docs
 #   make docs        the documentation as pages: out/docs/index.html
 #   make settings    docs/settings.md, from the code
-# and the long ones: evaluate, bench, weights, test-long, faults (docs/reliability.md).
+# and the long ones: evaluate, bench, weights, properties, audit, test-long, faults (docs/reliability.md).
 
 SHELL  := bash
 PYTHON ?= python3
@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test check docs settings evaluate bench weights test-long faults clean
+.PHONY: demo test check docs settings evaluate bench weights test-long faults properties audit clean
 
 demo: $(READY)
 	$(BIN)/reprise render "three red circles" "a photo of a blue star left of a green heart" \
@@ -44,6 +44,19 @@ test-long: $(READY)
 # Every long command with everything that can go wrong meanwhile; prints a table.
 faults: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "faults or not faults" tests/faults
+
+# Many and new examples for the parsers; `make test` tries few, and always the same ones.
+properties: $(READY)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/properties
+
+# Known weaknesses of the locked dependencies. Not in `make check`: it asks a service on the internet.
+audit:
+	@[ -x .audit/bin/pip-audit ] || { $(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit; }
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	if .audit/bin/pip-audit --strict --vulnerability-service osv --no-deps --disable-pip \
+	  --requirement requirements-dev.lock >"$$log" 2>&1; then cat "$$log"; \
+	elif grep -q "ConnectionError" "$$log"; then echo "audit skipped: api.osv.dev cannot be reached from here"; \
+	else cat "$$log"; exit 1; fi
 
 settings: $(READY)
 	$(BIN)/python -m reprise.backend.cli.settings_page

@@ -48,7 +48,7 @@ def _nvidia() -> tuple[str, int] | None:
     if program is None or first in ("", "-1"):
         return None
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 no shell; `first` is the user's own environment, one argument
             [program, "-i", first, *ASK], capture_output=True, text=True, timeout=SECONDS, check=True
         )
         name, _, free = done.stdout.strip().splitlines()[0].rpartition(",")

@@ -20,7 +20,7 @@ from ..core.types import RewardSpec
 from ..factory import reward_spec
 from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
-from ..storage.files import read_lines
+from ..storage.files import is_inside, read_lines
 from ..storage.images import read_picture
 from ..storage.records import RECORD, Record, find_records, load_record
 from .pairing import PictureGroup, ScoredPicture, score_range
@@ -190,7 +190,7 @@ def _record_group(folder: Path, record: Record, reward: str | None) -> PictureGr
     reasons = {r.prompt: r.reason for r in record.rewrites if r.fallback is None and r.rewriter != "none"}
     pictures = [
         ScoredPicture(
-            partial(_image_file, folder / str(c.image)),
+            partial(_image_file, folder, str(c.image)),
             c.prompt,
             float(scores[c.index] or 0.0),
             c.seed,
@@ -438,8 +438,8 @@ def _cached_image(cache: Cache, key: str) -> Tensor | None:
     return found[0] if found else None
 
 
-def _image_file(path: Path) -> Tensor | None:
+def _image_file(folder: Path, name: str) -> Tensor | None:
     try:
-        return read_picture(path)
+        return read_picture(folder / name) if is_inside(folder, folder / name) else None
     except BadInput:
         return None

@@ -56,7 +56,7 @@ class _StoreModel(BaseModel):
 class PairPicture(_StoreModel):
     """One picture of a pair."""
 
-    image: str  # name in the store
+    image: str = Field(pattern="^[0-9a-f]{64}$")  # name in the store; no path leads out of it
     drawn_as: str  # the prompt that drew it
     score: FiniteFloat  # as the reward returned it
     seed: int | None = None

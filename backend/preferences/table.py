@@ -21,7 +21,7 @@ from ..core.config import validation_message
 from ..core.errors import BadInput
 from ..core.parsing import parse_json
 from ..factory import reward_spec
-from ..storage.files import read_text
+from ..storage.files import is_inside, read_text
 from ..storage.images import read_picture
 from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import picture_name
@@ -76,6 +76,8 @@ def read_table(path: Path, reward: str, lower_is_better: bool = False) -> Iterat
 
 def _content(table: Path, number: int, file: Path) -> str:
     """The hash of a line's picture. Raises BadInput."""
+    if not is_inside(table.parent, file, links=True):
+        raise BadInput(f"{table}, line {number}: {file} is not in the table's folder; copy it there")
     if not os.path.isfile(file):
         raise BadInput(f"{table}, line {number}: no picture {file}; paths start at the table's folder")
     try:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..storage.files import is_inside
 from ..storage.images import check_pixels
 from ..storage.outputs import write_made
 from ..storage.records import CandidateRecord, Record
@@ -224,7 +225,7 @@ def _cost(record: Record) -> dict[str, Any]:
 
 def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
     """A picture file as a data URI, shrunk to `side` pixels if it is larger; None if it cannot be read."""
-    if name is None:
+    if name is None or not is_inside(folder, folder / name):
         return None
     from PIL import Image
 

@@ -166,7 +166,7 @@ def raise_open_files() -> int:
 
 
 async def _wait_until_listening(host: str, port: int) -> None:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 is compared, not bound
     while True:
         try:
             _, writer = await asyncio.open_connection(reachable, port)

@@ -116,9 +116,9 @@ def byte_pair_tokenizer(
     made = Qwen2Tokenizer(
         vocab=learned["vocab"],
         merges=merges,
-        unk_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",  # noqa: S106 words of the vocabulary
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
         model_max_length=context,
         padding_side="left",
     )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..core.types import Job
 
 log = logging.getLogger(__name__)
+
+_KEY = re.compile("[0-9A-Za-z_-]+")
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(png|json)|\.[0-9a-f]{64}\.(png|json)\.[0-9a-f]{32}\.part")
 
 
@@ -127,6 +129,10 @@ class Cache:
         self._size = None
 
     def _path(self, key: str, kind: str) -> Path:
+        if not _KEY.fullmatch(key):  # it may stand in anybody's file: no path leads out of the folder
+            raise BadInput(
+                f"{key[:80]!r} cannot be a picture's name in {self.folder}; take the file as it was"
+            )
         return self.folder / key[:2] / f"{key}.{kind}"
 
     def _write(self, path: Path, content: bytes) -> None:

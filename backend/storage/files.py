@@ -68,6 +68,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
+def is_inside(folder: Path, path: Path, links: bool = False) -> bool:
+    """Whether a path that stood in a file stays in `folder`. With `links` a link in it may lead elsewhere, as
+    those in Hugging Face's cache do."""
+    places = [os.path.abspath(one) if links else os.path.realpath(one) for one in (path, folder)]
+    return places[0].startswith(os.path.join(places[1], ""))
+
+
 def prepare_folder(path: Path) -> Path:
     """Make the folder `path` and check that it can be written to, before any work. Raises BadInput."""
     try:

@@ -27,26 +27,42 @@ class Browser:
         connect = pytest.importorskip("websockets.sync.client").connect
         self.profile = tempfile.mkdtemp(prefix="reprise-browser-")
         self.process = subprocess.Popen(
-            [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-port=0",
-             f"--window-size={width},{height}", f"--user-data-dir={self.profile}", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [
+                CHROMIUM,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+                "--remote-debugging-port=0",
+                f"--window-size={width},{height}",
+                f"--user-data-dir={self.profile}",
+                "about:blank",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         port_file, end = Path(self.profile) / "DevToolsActivePort", time.monotonic() + 60
         while not (port_file.is_file() and len(port_file.read_text().split()) == 2):
             assert self.process.poll() is None and time.monotonic() < end, "Chromium did not start"
             time.sleep(0.1)
         port, path = port_file.read_text().split()
-        self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=60,
-                              ping_interval=None)  # a busy page may be silent for long
+        self.socket = connect(
+            f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=60, ping_interval=None
+        )  # a busy page may be silent for long
         self.count, self.session = 0, None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.errors: list[str] = []
         self.call("Runtime.enable")
         self.call("Page.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                  mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
 
     def call(self, method: str, **params):
         self.count += 1
@@ -65,8 +81,9 @@ class Browser:
                 return answer["result"]
 
     def js(self, expression: str):
-        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True,
-                           userGesture=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 

@@ -26,25 +26,25 @@ HUB = "https://huggingface.co"
 MODELS = {
     "flux1-dev-fp8.safetensors": f"{HUB}/Comfy-Org/flux1-dev/resolve/main/flux1-dev-fp8.safetensors",
     "sd_xl_base_1.0.safetensors": f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
-                                  "sd_xl_base_1.0.safetensors",
+    "sd_xl_base_1.0.safetensors",
 }
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
 _JUDGE = (
     "\n\nThe judge is ImageReward: put `ImageReward.pt` where `reprise models` says, or choose another one."
 )
 NOTES = {
-    "flux_best_of_n": "## Best of 8 on FLUX.1 dev\nEight seeds start; unpromising ones stop early; the best is "
-                      "kept. **CFG stays 1**: FLUX dev has its own guidance." + _JUDGE,
-    "sdxl_best_of_n": "## Best of 8 on SDXL\nEight seeds start; unpromising ones stop early; the best is kept."
-                      + _JUDGE,
-    "rewrite_and_score": "## What the rewrite gains\nThe same four seeds, drawn from your prompt and from its "
-                         "rewrite, scored against **your** prompt. Runs at once on a CPU.",
+    "flux_best_of_n": "## Best of 8 on FLUX.1 dev\nEight seeds start; unpromising ones stop early; the best "
+    "is kept. **CFG stays 1**: FLUX dev has its own guidance." + _JUDGE,
+    "sdxl_best_of_n": "## Best of 8 on SDXL\nEight seeds start; unpromising ones stop early; the best is "
+    "kept." + _JUDGE,
+    "rewrite_and_score": "## What the rewrite gains\nThe same four seeds, drawn from your prompt and from "
+    "its rewrite, scored against **your** prompt. Runs at once on a CPU.",
     "prip_refiner": "## What the refinement gains\nThe same four seeds, drawn from your prompt and from its "
-                    "refinement (PRIP), scored by ShapeWorld's preference judge. Runs at once on a CPU.",
+    "refinement (PRIP), scored by ShapeWorld's preference judge. Runs at once on a CPU.",
     "reflection_loop": "## Draw, judge, correct\nIn each round the judge says what is wrong and the rewriter "
-                       "corrects the prompt; the best picture is kept. Runs at once on a CPU.",
+    "corrects the prompt; the best picture is kept. Runs at once on a CPU.",
     "shapeworld_quick_start": "## Press Run\nYour prompt is rewritten, eight seeds start, unpromising ones "
-                              "stop early, the best is kept. Runs at once on a CPU.",
+    "stop early, the best is kept. Runs at once on a CPU.",
 }
 _PLACE = """(async (graph, name, note, models) => {
   await app.loadApiJson(graph, name);
@@ -100,7 +100,8 @@ def _wait(server: Server, seconds: float = 600) -> None:
 def _picture(browser: Browser, where: Path) -> None:
     """The graph alone, fitted into the page, without menus."""
     browser.js("""(() => {
-      const b = app.graph._nodes.map(n => n.getBounding()).reduce((a, c) => [Math.min(a[0], c[0]), Math.min(a[1], c[1]),
+      const b = app.graph._nodes.map(n => n.getBounding()).reduce((a, c) => [
+        Math.min(a[0], c[0]), Math.min(a[1], c[1]),
         Math.max(a[2], c[0] + c[2]), Math.max(a[3], c[1] + c[3])], [1e9, 1e9, -1e9, -1e9]);
       const ds = app.canvas.ds, w = innerWidth - 90, h = innerHeight - 110;
       ds.scale = Math.min(w / (b[2] - b[0] + 40), h / (b[3] - b[1] + 40));

@@ -50,15 +50,31 @@ class Stub(QuietServer):
             "/settings": self.settings,
             "/extensions": [f"/extensions/reprise-nodes/{name}" for name in scripts],
             "/object_info": object_info,
-            "/system_stats": {"system": {"os": "posix", "comfyui_version": "0.33.0", "python_version": "",
-                                         "embedded_python": False, "argv": []}, "devices": []},
+            "/system_stats": {
+                "system": {
+                    "os": "posix",
+                    "comfyui_version": "0.33.0",
+                    "python_version": "",
+                    "embedded_python": False,
+                    "argv": [],
+                },
+                "devices": [],
+            },
             "/queue": {"queue_running": [], "queue_pending": []},
             "/prompt": {"exec_info": {"queue_remaining": 0}},
             "/jobs": {"jobs": [], "pagination": {"offset": 0, "limit": 200, "total": 0, "has_more": False}},
-            "/experiment/models": [], "/userdata": [],
+            "/experiment/models": [],
+            "/userdata": [],
         }
-        self.empty = ("/features", "/i18n", "/global_subgraphs", "/node_replacements", "/workflow_templates",
-                      "/history", "/internal/folder_paths")
+        self.empty = (
+            "/features",
+            "/i18n",
+            "/global_subgraphs",
+            "/node_replacements",
+            "/workflow_templates",
+            "/history",
+            "/internal/folder_paths",
+        )
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def send_event(self, kind: str, **data) -> None:
@@ -141,8 +157,11 @@ def record(server) -> dict:
         graph = json.loads((ROOT / "tests" / "data" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         object_info |= {node["class_type"]: known[node["class_type"]] for node in graph.values()}
         found = server.run(graph)["outputs"]
-        outputs[name] = {node: found[node] for node in graph
-                         if any(key.startswith("reprise") for key in found.get(node, {}))}
+        outputs[name] = {
+            node: found[node]
+            for node in graph
+            if any(key.startswith("reprise") for key in found.get(node, {}))
+        }
     return {"object_info": dict(sorted(object_info.items())), "outputs": outputs}
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from .browser import Browser, LOOP, PARM, REWRITER, WORKFLOW, drafted, load_reflection, press, value, view
+from .browser import LOOP, PARM, REWRITER, WORKFLOW, Browser, drafted, load_reflection, press, value, view
 
 pytestmark = pytest.mark.comfyui
 

@@ -12,10 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "ja")
 NODES = (
-    "RepriseRewriter", "RepriseRewardScorer", "RepriseParmBestOfN", "RepriseParmBestOfNAdvanced",
-    "RepriseReflectionLoop", "RepriseRefiner", "RepriseDescribe", "RepriseLoadRefiner", "RepriseLoadRewriter",
-    "RepriseLoadJudge", "RepriseLoadShapeWorld",
-    "RepriseEndpointRewriter", "RepriseClipRewriter",
+    "RepriseRewriter",
+    "RepriseRewardScorer",
+    "RepriseParmBestOfN",
+    "RepriseParmBestOfNAdvanced",
+    "RepriseReflectionLoop",
+    "RepriseRefiner",
+    "RepriseDescribe",
+    "RepriseLoadRefiner",
+    "RepriseLoadRewriter",
+    "RepriseLoadJudge",
+    "RepriseLoadShapeWorld",
+    "RepriseEndpointRewriter",
+    "RepriseClipRewriter",
 )
 
 
@@ -30,8 +39,9 @@ def node_program() -> str:
 @pytest.mark.parametrize("script", sorted((ROOT / "web").rglob("*.js")), ids=lambda path: path.name)
 def test_scripts_parse_and_put_no_data_into_html(script):
     text = script.read_text(encoding="utf-8")
-    done = subprocess.run([node_program(), "--check", "--input-type=module"], input=text, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [node_program(), "--check", "--input-type=module"], input=text, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     assert "innerHTML" not in text and "prototype" not in text
 
@@ -39,8 +49,12 @@ def test_scripts_parse_and_put_no_data_into_html(script):
 def test_labels_have_the_same_keys_in_every_language_and_are_all_used():
     script = (ROOT / "web" / "labels.js").read_text(encoding="utf-8")
     script = re.sub(r"^import .*", "const app = {};", script, flags=re.M)
-    done = subprocess.run([node_program(), "--input-type=module"], capture_output=True, encoding="utf-8",
-                          input=script + "console.log(JSON.stringify(LABELS))")
+    done = subprocess.run(
+        [node_program(), "--input-type=module"],
+        capture_output=True,
+        encoding="utf-8",
+        input=script + "console.log(JSON.stringify(LABELS))",
+    )
     labels = json.loads(done.stdout)
     assert tuple(labels) == LANGUAGES
     for language, texts in labels.items():

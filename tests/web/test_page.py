@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from .browser import Browser, LOOP, REWRITER, ROOT, WORKFLOW, drafted, load_reflection, press, value, view
+from .browser import LOOP, REWRITER, ROOT, WORKFLOW, Browser, drafted, load_reflection, press, value, view
 from .stub import RECORDED, Stub, frontend, record
 
 
@@ -74,8 +74,10 @@ def test_rounds_arrive_one_by_one_or_all_at_once_from_the_cache(page, stub, reco
 
 def test_the_lowest_score_is_on_top_if_lower_is_better(page, stub, recorded):
     (report,) = recorded["outputs"]["shapeworld_quick_start"]["8"]["reprise_parm"]
-    candidates = [{"index": i, "seed": i, "score": score, "pruned_at": None, "preview_scores": {}}
-                  for i, score in enumerate([3.0, -1.0, 2.0])]
+    candidates = [
+        {"index": i, "seed": i, "score": score, "pruned_at": None, "preview_scores": {}}
+        for i, score in enumerate([3.0, -1.0, 2.0])
+    ]
     down = {"higher_is_better": False, "low": None, "high": 5.0, "candidates": candidates, "best": 1}
     stub.executed({"8": {"reprise_parm": [{**report, **down}]}})
     body = f"{view('reprise_parm')}.querySelector('tbody')"
@@ -121,8 +123,12 @@ def test_an_edited_text_can_be_locked_and_survives_a_reload(page, stub, recorded
     assert sent["4"]["inputs"]["locked"] is True
     assert sent["4"]["inputs"]["locked_prompt"] == "my <b>own</b> words"
     assert sent["8"]["inputs"]["seed"] == outputs["8"]["reprise_parm"][0]["seed"]
-    own = {"prompt": "x", "prompts": ["my <b>own</b> words"], "reasons": ["(locked: your own text)"],
-           "fallbacks": [None]}
+    own = {
+        "prompt": "x",
+        "prompts": ["my <b>own</b> words"],
+        "reasons": ["(locked: your own text)"],
+        "fallbacks": [None],
+    }
     stub.executed({"4": {"reprise_rewrite": [own]}})
     page.until(f"{shown} === 'my <b>own</b> words'")  # as text, not as HTML
 

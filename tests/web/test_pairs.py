@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from reprise.backend.reports.pairs import write_pairs
 from reprise.backend.preferences.store import Pair, PairPicture, Store, read_strikes
+from reprise.backend.reports.pairs import write_pairs
 
 from .browser import Browser
 
@@ -24,8 +24,19 @@ def test_pairs_struck_on_the_page_are_struck_in_the_store(browser, tmp_path):
     store = Store(tmp_path / "store", create=True)
     images = [store.put_image(torch.full((8, 8, 3), i / 8)) for i in range(6)]
     sides = [PairPicture(image=image, drawn_as="a large cat", score=1.0) for image in images]
-    store.add(Pair(prompt=f"cat {i}", condition="a large cat", chosen=sides[2 * i], rejected=sides[2 * i + 1],
-                   reward="r", margin=0.1 * (i + 1), source="render", run="a") for i in range(3))
+    store.add(
+        Pair(
+            prompt=f"cat {i}",
+            condition="a large cat",
+            chosen=sides[2 * i],
+            rejected=sides[2 * i + 1],
+            reward="r",
+            margin=0.1 * (i + 1),
+            source="render",
+            run="a",
+        )
+        for i in range(3)
+    )
     first, second, third = (pair.id for pair in store.all_pairs())
     store.strike([third])
     write_pairs(tmp_path / "pairs.html", store, 10)

@@ -61,8 +61,10 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     family_of(name)
     for part, source in index.items():
-        if part.startswith("_") or part in _UNUSED or not isinstance(source, list) or source[0] is None:
+        if part.startswith("_") or part in _UNUSED or not isinstance(source, list) or source[:1] == [None]:
             continue
+        if len(source) != 2 or not isinstance(source[1], str) or Path(part).name != part:
+            raise CheckpointError(f"{path} is damaged: {part!r} is {source!r:.60}; fetch it anew")
         if source[0] not in _LIBRARIES:
             raise Unsupported(
                 f"{folder}: its {part} is {source[1]} of {source[0]!r}, which is never run; "
@@ -139,7 +141,10 @@ def _has_weights(folder: Path, source: list) -> bool:
 
 
 def _class(folder: Path, source: list) -> Any:
-    module = __import__(source[0])
+    import diffusers
+    import transformers
+
+    module = {"diffusers": diffusers, "transformers": transformers}[source[0]]  # `read_index` allows no other
     if not hasattr(module, source[1]):
         raise CheckpointError(
             f"{folder}: this {source[0]} has no class {source[1]!r}; update it, or fetch the checkpoint anew"

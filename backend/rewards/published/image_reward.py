@@ -144,7 +144,8 @@ def bert_tokenizer(vocabulary: Path, size: int) -> Tokenizer:
             f"{vocabulary} is not bert-base-uncased's vocab.txt: it has {len(words)} "
             f"lines, expected {size - 2}, [PAD] first"
         )
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    word_piece = models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106 a word
+    tokenizer = Tokenizer(word_piece)
     tokenizer.add_special_tokens(list(special))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -152,7 +153,7 @@ def bert_tokenizer(vocabulary: Path, size: int) -> Tokenizer:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
     )
     tokenizer.enable_truncation(CONTEXT)
-    tokenizer.enable_padding(length=CONTEXT, pad_id=0, pad_token="[PAD]")
+    tokenizer.enable_padding(length=CONTEXT, pad_id=0, pad_token="[PAD]")  # noqa: S106 a word of the vocabulary
     return tokenizer
 
 

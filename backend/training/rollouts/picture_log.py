@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ...core.errors import BadInput
 from ...core.parsing import parse_json
-from ...storage.files import read_text
+from ...storage.files import is_inside, read_text
 from ..common.data import read_records
 from .prompts import read_prompts
 
@@ -105,6 +105,8 @@ def _read_part(path: Path) -> list[LoggedPicture]:
     try:
         entries: Any = parse_json(read_text(path, "log", "is"))
         prompts = {name: " ".join(one["p"].split()) for name, one in entries.items()}
+        if not all(is_inside(path.parent, path.parent / name, links=True) for name in prompts):
+            raise ValueError("a picture outside of its folder")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise BadInput(
             f'{path} is no part of DiffusionDB: expected {{"picture.png": {{"p": prompt}}, …}}; '
