@@ -58,6 +58,7 @@ def checked(files: Sequence[bytes], most_pixels: int) -> list[PictureFile]:
         if opened.format != "PNG" and data.count(START_OF_SCAN) > MOST_SCANS:
             raise BadInput(f"{where} has more than {MOST_SCANS} scans; save it again as a usual JPEG")
         pictures.append(picture)
+        del opened  # before the next one: their texts can be large
     return pictures
 
 

@@ -283,8 +283,9 @@ def test_texts_in_waiting_pictures_stay_compressed():
     """64 KB of file are 60 MiB of texts once Pillow has opened it."""
     import tracemalloc
 
-    text = chunk(b"zTXt", b"words\0\0" + zlib.compress(b" " * (2**20 - 100)))
-    files = [png(4, 4, more=text * 60) for _ in range(4)]
+    spaces = zlib.compress(b" " * (2**20 - 100))
+    texts = b"".join(chunk(b"zTXt", b"key %d\0\0" % i + spaces) for i in range(60))
+    files = [png(4, 4, more=texts) for _ in range(4)]
     assert len(files[0]) < 10**5
     tracemalloc.start()
     try:
