@@ -14,7 +14,7 @@ from ...reward_server import Brightness, encoded, scene, serving
 from ...server_load import Answers, Load, ServerProcess, for_seconds, score_request
 
 HONEST = "127.0.0.2"  # whose requests are one after another; all others come from 127.0.0.1
-STATED = 512 + 2 * 64 + 28 * 2**25 // 2**20 + 128 + 128  # MiB of docs/reward-server.md, with the default limits
+STATED = 512 + 2 * 64 + 28 * 2**25 // 2**20 + 256  # MiB that docs/reward-server.md states
 SMALL = score_request(encoded(scene("a red circle", 0)))
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sends from two addresses of this machine")
