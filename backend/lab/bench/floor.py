@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from ...renderers.diffusers.call import decoder
 from ...renderers.diffusers.row_mask import RowMask
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class NetworkProbe:
         autocast: Callable[[], AbstractContextManager[Any]],
     ):
         self.renderer, self.rewriter, self.autocast = renderer, rewriter, autocast
-        self.denoiser = getattr(renderer.pipeline, renderer.family.denoiser)
-        self.vae = renderer.pipeline.vae
+        self.denoiser, self.vae = renderer.denoisers[0], decoder(renderer.pipeline)
         self.denoiser.register_forward_pre_hook(self._evaluating, with_kwargs=True)
         self._decode, self.vae.decode = self.vae.decode, self._decoding
         self._generate, self.rewriter.generate = self.rewriter.generate, self._generating
@@ -79,7 +79,7 @@ class NetworkProbe:
         rows, pictures, latents, most = self.rows, self.pictures, self._latents, self._most
         args, kwargs = self._evaluated
         with torch.no_grad():
-            with RowMask(self.denoiser, most, self.renderer.chunk):
+            with RowMask([self.denoiser], most, self.renderer.chunk):
                 row = seconds_of(lambda: self.denoiser(*args, **kwargs), EVALUATIONS) / most
             picture = seconds_of(lambda: self._decode(latents), EVALUATIONS) / len(latents)
         self.rows = rows  # without the rows of this measurement
