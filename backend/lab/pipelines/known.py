@@ -106,8 +106,8 @@ def sdxl():
     )
 
 
-def pixart():
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+def pixart_transformer():
+    from diffusers import PixArtTransformer2DModel
 
     transformer = PixArtTransformer2DModel(
         sample_size=8,
@@ -124,8 +124,14 @@ def pixart():
         norm_elementwise_affine=False,
         use_additional_conditions=False,
     )
+    return lively(transformer, 2)
+
+
+def pixart():
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
+
     return PixArtSigmaPipeline(
-        transformer=lively(transformer, 2),
+        transformer=pixart_transformer(),
         vae=autoencoder(4),
         scheduler=DPMSolverMultistepScheduler(),
         text_encoder=t5(),

@@ -48,7 +48,7 @@ def byte_tokenizer(length: int = 1024):
 VOCABULARY = 262
 
 
-def _config(layers: int, width: int = 16, heads: int = 2, **more: Any) -> dict[str, Any]:
+def causal_config(layers: int, width: int = 16, heads: int = 2, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": width,
@@ -68,19 +68,19 @@ def _config(layers: int, width: int = 16, heads: int = 2, **more: Any) -> dict[s
 def qwen3(layers: int = 3, causal: bool = False):
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-    return lively((Qwen3ForCausalLM if causal else Qwen3Model)(Qwen3Config(**_config(layers))), 2)
+    return lively((Qwen3ForCausalLM if causal else Qwen3Model)(Qwen3Config(**causal_config(layers))), 2)
 
 
 def gemma2(layers: int = 2):
     from transformers import Gemma2Config, Gemma2Model
 
-    return lively(Gemma2Model(Gemma2Config(**_config(layers))), 2)
+    return lively(Gemma2Model(Gemma2Config(**causal_config(layers))), 2)
 
 
 def llama(layers: int = 2, causal: bool = False):
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-    return lively((LlamaForCausalLM if causal else LlamaModel)(LlamaConfig(**_config(layers))), 2)
+    return lively((LlamaForCausalLM if causal else LlamaModel)(LlamaConfig(**causal_config(layers))), 2)
 
 
 _VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4}
@@ -91,7 +91,7 @@ def qwen25_vl(layers: int = 2, bare: bool = False):
 
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
-        text_config=_config(layers, rope_parameters=rope),
+        text_config=causal_config(layers, rope_parameters=rope),
         vision_config={**_VISION, "out_hidden_size": 16, "fullatt_block_indexes": [0]},
     )
     return lively((Qwen2_5_VLModel if bare else Qwen2_5_VLForConditionalGeneration)(config), 2)
@@ -102,7 +102,7 @@ def qwen3_vl(layers: int = 3, bare: bool = False):
 
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = Qwen3VLConfig(
-        text_config=_config(layers, rope_parameters=rope),
+        text_config=causal_config(layers, rope_parameters=rope),
         vision_config={**_VISION, "out_hidden_size": 16, "deepstack_visual_indexes": [0]},
     )
     return lively((Qwen3VLModel if bare else Qwen3VLForConditionalGeneration)(config), 2)

@@ -21,12 +21,12 @@ def clip_tokenizer():
     return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=24)
 
 
-def t5_tokenizer():
+def t5_tokenizer(length: int = 24):
     from transformers import T5Tokenizer
 
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("\u2581", -2.0)]
     vocab += [(letter, -4.0) for letter in string.ascii_lowercase + string.digits + ",."]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=24)
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=length)
 
 
 def clip(projection: bool = False, length: int = 24):
@@ -39,7 +39,7 @@ def clip(projection: bool = False, length: int = 24):
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=24,
+        max_position_embeddings=length,
         projection_dim=16,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,

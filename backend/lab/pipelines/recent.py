@@ -109,14 +109,14 @@ def qwen_image_21():
     )
 
 
-def flux2_vae():
+def flux2_vae(levels: int = 2):
     from diffusers import AutoencoderKLFlux2
 
     return lively(
         AutoencoderKLFlux2(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8,) * levels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
             layers_per_block=1,
             latent_channels=4,
             norm_num_groups=2,
@@ -128,7 +128,7 @@ def flux2_vae():
     )
 
 
-def _flux2_transformer(text: int):
+def flux2_transformer(text: int, guidance_embeds: bool = False):
     from diffusers import Flux2Transformer2DModel
 
     return lively(
@@ -141,7 +141,7 @@ def _flux2_transformer(text: int):
             joint_attention_dim=text,
             timestep_guidance_channels=16,
             axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
+            guidance_embeds=guidance_embeds,
         ),
         2,
     )
@@ -155,7 +155,7 @@ def flux2_klein(distilled: bool = False):
         vae=flux2_vae(),
         text_encoder=qwen3(28, causal=True),
         tokenizer=byte_tokenizer(),
-        transformer=_flux2_transformer(48),
+        transformer=flux2_transformer(48),
         is_distilled=distilled,
     )
 
@@ -240,7 +240,7 @@ def sana_vae():
     )
 
 
-def _sana_transformer(**more: Any):
+def sana_transformer(**more: Any):
     from diffusers import SanaTransformer2DModel
 
     return lively(
@@ -268,7 +268,7 @@ def sana():
         tokenizer=byte_tokenizer(),
         text_encoder=gemma2(),
         vae=sana_vae(),
-        transformer=_sana_transformer(),
+        transformer=sana_transformer(),
         scheduler=DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
