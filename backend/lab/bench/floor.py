@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ...renderers.diffusers.call import decoder
-from ...renderers.diffusers.row_mask import RowMask
+from ...renderers.diffusers.row_mask import Forwards, RowMask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,8 @@ class NetworkProbe:
     ):
         self.renderer, self.rewriter, self.autocast = renderer, rewriter, autocast
         self.denoiser, self.vae = renderer.denoisers[0], decoder(renderer.pipeline)
-        self.denoiser.register_forward_pre_hook(self._evaluating, with_kwargs=True)
+        # Not a hook: previews call the denoiser without evaluating it.
+        Forwards([self.denoiser], self._evaluating)
         self._decode, self.vae.decode = self.vae.decode, self._decoding
         self._generate, self.rewriter.generate = self.rewriter.generate, self._generating
         self.reset()
@@ -51,13 +52,14 @@ class NetworkProbe:
         self._latents: Tensor | None = None
         self._batches: list[list[Row]] = []
 
-    def _evaluating(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _evaluating(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         # The first argument is `sample` in UNets and `hidden_states` in transformers, with or without its
         # name.
         hidden = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "sample"]
         self.rows += len(hidden)
         if len(hidden) >= self._most:
             self._most, self._evaluated = len(hidden), (args, kwargs)
+        return forward(*args, **kwargs)
 
     def _decoding(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.pictures += len(latents)

@@ -16,7 +16,7 @@ from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 # Prompts of different lengths: their embeddings have different shapes in most of these pipelines.
 JOBS = [Job("a red cat", 11), Job("two blue dogs", 12), Job("a red cat", 13), Job("one egg", 14)]
 STEPS = 4
-# Those that `make test` draws: lists of tensors, prompts of different lengths, ids with a batch, a cache of keys.
+# Those that `make test` draws: lists of tensors, prompts of different lengths, ids with a batch, a cache.
 SHORT = ("z-image", "qwen-image", "flux2-klein", "qwen-image-2.1")
 EACH = [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in RECENT]
 SIDES = {"lumina2": 64}
@@ -110,7 +110,7 @@ def test_batches_of_different_shape_differ_by_rounding_only(tiny):
 
 
 def test_a_pipeline_whose_rows_cannot_be_masked_is_pruned_all_the_same(tiny, cuts):
-    """Qwen-Image-2.1 passes its denoiser a cache, so each candidate is drawn by a call of its own, in step."""
+    """Qwen-Image-2.1 passes its denoiser a cache, so each candidate is drawn by its own call, in step."""
     draw = renderer(tiny("qwen-image-2.1"), "qwen-image-2.1")
     told = []
     cut = draw.render(JOBS, cuts({2: [3]}), lambda step, of: told.append((step, of)))
