@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from ...renderers.diffusers.row_mask import RowMask
+from ...renderers.diffusers.call import decoder
+from ...renderers.diffusers.row_mask import Forwards, RowMask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +39,9 @@ class NetworkProbe:
         autocast: Callable[[], AbstractContextManager[Any]],
     ):
         self.renderer, self.rewriter, self.autocast = renderer, rewriter, autocast
-        self.denoiser = getattr(renderer.pipeline, renderer.family.denoiser)
-        self.vae = renderer.pipeline.vae
-        self.denoiser.register_forward_pre_hook(self._evaluating, with_kwargs=True)
+        self.denoiser, self.vae = renderer.denoisers[0], decoder(renderer.pipeline)
+        # Not a hook: previews call the denoiser without evaluating it.
+        Forwards([self.denoiser], self._evaluating)
         self._decode, self.vae.decode = self.vae.decode, self._decoding
         self._generate, self.rewriter.generate = self.rewriter.generate, self._generating
         self.reset()
@@ -51,13 +52,14 @@ class NetworkProbe:
         self._latents: Tensor | None = None
         self._batches: list[list[Row]] = []
 
-    def _evaluating(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _evaluating(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         # The first argument is `sample` in UNets and `hidden_states` in transformers, with or without its
         # name.
         hidden = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "sample"]
         self.rows += len(hidden)
         if len(hidden) >= self._most:
             self._most, self._evaluated = len(hidden), (args, kwargs)
+        return forward(*args, **kwargs)
 
     def _decoding(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.pictures += len(latents)
@@ -79,7 +81,7 @@ class NetworkProbe:
         rows, pictures, latents, most = self.rows, self.pictures, self._latents, self._most
         args, kwargs = self._evaluated
         with torch.no_grad():
-            with RowMask(self.denoiser, most, self.renderer.chunk):
+            with RowMask([self.denoiser], most, self.renderer.chunk):
                 row = seconds_of(lambda: self.denoiser(*args, **kwargs), EVALUATIONS) / most
             picture = seconds_of(lambda: self._decode(latents), EVALUATIONS) / len(latents)
         self.rows = rows  # without the rows of this measurement

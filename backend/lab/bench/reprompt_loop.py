@@ -41,24 +41,15 @@ class PlainPipeline:
                 f"the loop to compare with calls a diffusers pipeline, and {renderer.name} has none; give a "
                 "config whose renderer is one"
             )
-        self.pipeline, self.steps = renderer.pipeline, renderer.steps
+        self.pipeline, self.renderer, self.steps = renderer.pipeline, renderer, renderer.steps
         self.rows_each = 1 + renderer.guided  # denoiser rows of a picture at one step
         self.pipeline.set_progress_bar_config(disable=True)
-        arguments: dict[str, Any] = {"width": renderer.width, "height": renderer.height}
-        if renderer.guidance is not None:
-            arguments["guidance_scale"] = renderer.guidance
-        if renderer.guided:
-            arguments["negative_prompt"] = ""
-            if renderer.family.single_encode:
-                arguments["true_cfg_scale"] = renderer.true_cfg
-        if renderer.max_sequence_length is not None:
-            arguments["max_sequence_length"] = renderer.max_sequence_length
-        further = {name: value for name, value in renderer.family.call if value is not None}
-        self.arguments = {**arguments, **further}
 
     def draw(self, prompt: str) -> Any:
         """A PIL picture; its noise comes from torch's global generator."""
-        return self.pipeline(prompt, num_inference_steps=self.steps, **self.arguments).images[0]
+        arguments = self.renderer.call_arguments([prompt], [])
+        arguments.pop("generator")
+        return self.pipeline(**{**arguments, "num_inference_steps": self.steps}).images[0]
 
 
 class RewardFunctions:

@@ -18,7 +18,7 @@ from ...core.errors import CheckpointError, RepriseError, Unsupported
 from ...core.model_files import FULL_HASH_BYTES, quiet_loading, user_path
 from ...core.parsing import parse_json
 from .devices import models_of, weight_bytes
-from .families import family_of
+from .families import check_drawable
 from .quantization import check_stored, unreadable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} brings its own pipeline code {name!r}, which is never run; "
             "use a checkpoint of one of diffusers' classes"
         )
-    family_of(name)
+    check_drawable(name)
     for part, source in index.items():
         if part.startswith("_") or part in _UNUSED or not isinstance(source, list) or source[:1] == [None]:
             continue
@@ -90,7 +90,7 @@ def find_pipeline(model: str | Path) -> Path:
     try:
         # The index is small: an unsupported class fails before the download.
         index: Any = DiffusionPipeline.load_config(model)
-        family_of(str(index["_class_name"]))
+        check_drawable(str(index["_class_name"]))
         return Path(DiffusionPipeline.download(model, use_safetensors=True))
     except RepriseError:
         raise

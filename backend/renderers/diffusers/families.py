@@ -1,18 +1,17 @@
-"""The differences between diffusers' text-to-image pipelines, as a table.
+"""What is known of some families of diffusers' text-to-image pipelines, for training and for a good default
+dtype.
 
-To add a family: one entry here, and a tiny pipeline of it in `tests/backend/renderers/conftest.py`, which
-runs all tests on it. Everything else is common to diffusers' pipelines.
+Drawing needs no such table: `call.py` reads from any pipeline what it takes. Training calls the denoiser
+itself, so it must know how a family encodes prompts and packs its latents.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Unsupported
-from .tokens import encode_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,18 +29,9 @@ class Family:
     single_encode: bool = False  # encode_prompt makes no negative embeddings (FLUX)
     has_text_length: bool = True  # takes max_sequence_length
     packed: bool = False  # latents are sequences of 2 x 2 patches
-    tokens: bool = False  # latents are masked codebook ids (see `tokens.py`)
-    vae: str = "vae"  # name of the component that decodes
-    upcasts_vae: bool = False  # the pipeline decodes in float32 if its VAE overflows in float16
-    step: int = 1  # width and height must be multiples of this, whatever the VAE's scale
-    call: tuple[tuple[str, Any], ...] = ()  # further arguments of __call__
-    img2img: str | None = None  # diffusers' image-to-image class with the same components
 
     def encode(self, pipeline: Any, text: str, length: int | None) -> dict[str, Tensor]:
         """One prompt -> its embeddings by argument name, each (1, …)."""
-        if self.tokens:
-            result = encode_text(pipeline, text)
-            return {name: result[place] for name, place in self.embeddings.items()}
         arguments: dict[str, Any] = {"prompt": text, "device": pipeline._execution_device}
         accepted = inspect.signature(pipeline.encode_prompt).parameters
         # Required if a class has several text encoders; None means the same prompt.
@@ -58,26 +48,6 @@ class Family:
         result = pipeline.encode_prompt(**arguments)
         return {name: result[place] for name, place in self.embeddings.items()}
 
-    def zero_negative(self, pipeline: Any) -> bool:
-        """Whether the embeddings of an empty negative prompt are zeros, as some SDXL checkpoints say."""
-        return bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
-
-    def multiple(self, pipeline: Any) -> int:
-        """Width and height must be multiples of this many pixels."""
-        scale = pipeline.vae_scale_factor
-        if self.packed:
-            return scale * 2
-        config = getattr(pipeline, self.denoiser).config
-        patch = 2 if self.tokens and config.downsample else config.get("patch_size") or 1
-        return math.lcm(scale * patch, self.step)
-
-    def default_size(self, pipeline: Any) -> int:
-        """The pipeline's default picture side in pixels."""
-        side = getattr(pipeline, "default_sample_size", None)
-        if side is None:
-            side = getattr(pipeline, self.denoiser).config.sample_size
-        return (side if isinstance(side, int) else side[0]) * pipeline.vae_scale_factor
-
     def unpack(self, pipeline: Any, latents: Tensor, width: int, height: int) -> Tensor:
         """Latents in the sampler's layout -> (B, C, h, w)."""
         if not self.packed:
@@ -93,13 +63,11 @@ FAMILIES: dict[str, Family] = {
         {"prompt_embeds": 0, "pooled_prompt_embeds": 1},
         single_encode=True,
         packed=True,
-        img2img="FluxImg2ImgPipeline",
     ),
     "StableDiffusion3Pipeline": Family(
         "SD3",
         "transformer",
         _POOLED,
-        img2img="StableDiffusion3Img2ImgPipeline",
     ),
     "StableDiffusionPipeline": Family(
         "SD1.x",
@@ -107,8 +75,6 @@ FAMILIES: dict[str, Family] = {
         {"prompt_embeds": 0},
         half="float16",
         has_text_length=False,
-        step=8,
-        img2img="StableDiffusionImg2ImgPipeline",
     ),
     "StableDiffusionXLPipeline": Family(
         "SDXL",
@@ -116,37 +82,59 @@ FAMILIES: dict[str, Family] = {
         _POOLED,
         half="float16",
         has_text_length=False,
-        upcasts_vae=True,
-        step=8,
-        img2img="StableDiffusionXLImg2ImgPipeline",
     ),
     "PixArtSigmaPipeline": Family(
         "PixArt-Sigma",
         "transformer",
         {"prompt_embeds": 0, "prompt_attention_mask": 1},
-        step=8,
-        # Resolution binning would draw another size and resize it.
-        call=(("use_resolution_binning", False), ("negative_prompt", None)),
-    ),
-    "AmusedPipeline": Family(
-        "aMUSEd",
-        "transformer",
-        {"prompt_embeds": 0, "encoder_hidden_states": 1},
-        half="float16",
-        has_text_length=False,
-        tokens=True,
-        vae="vqvae",
-        upcasts_vae=True,
-        img2img="AmusedImg2ImgPipeline",
     ),
 }
+# Other classes whose half precision is not bfloat16: their UNets were trained in float16.
+_FLOAT16 = frozenset({"AmusedPipeline", "KolorsPipeline", "LatentConsistencyModelPipeline"})
+
+
+def half_precision(class_name: str) -> str:
+    """The half precision that a pipeline class was trained in, or is known to be stable in."""
+    if class_name in FAMILIES:
+        return FAMILIES[class_name].half
+    return "float16" if class_name in _FLOAT16 else "bfloat16"
+
+
+def check_drawable(class_name: str) -> None:
+    """Raises Unsupported for a class of diffusers that draws no pictures from words alone."""
+    if class_name in FAMILIES:
+        return
+    import diffusers
+
+    found = getattr(diffusers, class_name, None)
+    if found is None:
+        raise Unsupported(
+            f"diffusers {diffusers.__version__} has no pipeline {class_name}; update it, or let a ComfyUI "
+            "workflow draw: --renderer comfyui:WORKFLOW.json@URL"
+        )
+    check_call(found)
+
+
+def check_call(pipeline: type) -> None:
+    """Raises Unsupported for a pipeline class whose call does not draw from words alone."""
+    known = inspect.signature(pipeline.__call__).parameters
+    needs = [
+        name
+        for name, one in known.items()
+        if one.default is inspect.Parameter.empty and name not in ("self", "prompt", "args", "kwargs")
+    ]
+    if "prompt" not in known or "strength" in known or needs:
+        raise Unsupported(
+            f"{pipeline.__name__} is no text-to-image pipeline; give a checkpoint that draws from "
+            "words alone, or let a ComfyUI workflow draw: --renderer comfyui:WORKFLOW.json@URL"
+        )
 
 
 def family_of(class_name: str) -> Family:
-    """The family of a pipeline class. Raises Unsupported with the supported ones."""
+    """The family of a pipeline class. Raises Unsupported with the known ones."""
     if class_name in FAMILIES:
         return FAMILIES[class_name]
     raise Unsupported(
-        f"{class_name} is no text-to-image pipeline that this renderer knows; it draws with "
+        f"no training is known for {class_name}; it is for "
         + ", ".join(f"{known} ({family.name})" for known, family in FAMILIES.items())
     )

@@ -16,18 +16,38 @@ from typing import Any
 
 from ...core.errors import BadInput, Unsupported
 from ...core.types import Job, check_strength
-from .families import FAMILIES, Family
+from .call import is_modular, parameters
 
 
-def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size: tuple[int, int]) -> None:
-    """Checks the jobs' init images. Raises BadInput, and Unsupported for a family without image to image."""
+def img2img_class(pipe: Any) -> type | None:
+    """diffusers' class that draws over a picture with the parts of `pipe`; None if there is none.
+
+    It has the name of the text-to-image class with Img2Img in it, and takes a strength. (Classes with an
+    `image` argument and no strength show the picture to the model instead, as FLUX.2 does.)
+    """
+    import diffusers
+
+    if is_modular(pipe):
+        return None
+    for base in type(pipe).__mro__:
+        found = getattr(diffusers, base.__name__.removesuffix("Pipeline") + "Img2ImgPipeline", None)
+        if found is not None and "strength" in inspect.signature(found.__call__).parameters:
+            return found
+    return None
+
+
+def check_init(
+    jobs: Sequence[Job], pipe: Any, img2img: type | None, steps: int, size: tuple[int, int]
+) -> None:
+    """Checks the jobs' init images. Raises BadInput, and Unsupported for a pipeline without image to
+    image."""
     inits = [job.init for job in jobs if job.init is not None]
     if not inits:
         return
-    if family.img2img is None:
-        able = ", ".join(one.name for one in FAMILIES.values() if one.img2img)
+    if img2img is None:
         raise Unsupported(
-            f"{type(pipe).__name__} cannot draw over a picture here, only {able} can; draw again instead"
+            f"{type(pipe).__name__} cannot draw over a picture: diffusers has no image-to-image class "
+            "for it; draw again instead (--correction draw-again)"
         )
     strength = inits[0].strength
     if len(inits) < len(jobs) or any(init.strength != strength for init in inits):
@@ -42,15 +62,12 @@ def check_init(jobs: Sequence[Job], pipe: Any, family: Family, steps: int, size:
             )
 
 
-def img2img_pipeline(pipe: Any, family: Family) -> Any:
+def img2img_pipeline(pipe: Any, img2img: type) -> Any:
     """The image-to-image pipeline of the same components, unchanged (`from_pipe` would convert them)."""
-    import diffusers
-
-    cls = getattr(diffusers, family.img2img or "")
-    parameters = inspect.signature(cls.__init__).parameters
-    parts = {name: part for name, part in pipe.components.items() if name in parameters}
-    parts |= {name: value for name, value in pipe.config.items() if name in parameters and name not in parts}
-    pipeline = cls(**parts)
+    known = inspect.signature(img2img.__init__).parameters
+    parts = {name: part for name, part in pipe.components.items() if name in known}
+    parts |= {name: value for name, value in pipe.config.items() if name in known and name not in parts}
+    pipeline: Any = img2img(**parts)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.maybe_free_model_hooks = lambda: None  # the original pipeline does that afterwards
     return pipeline
@@ -75,5 +92,5 @@ def skipped_calls(pipe: Any, jobs: Sequence[Job], calls: int) -> int:
 
 def accepted_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The `arguments` that the pipeline's call accepts: some pipelines take the size from the picture."""
-    known = inspect.signature(pipe.__call__).parameters
+    known = parameters(pipe)
     return {name: value for name, value in arguments.items() if name in known}

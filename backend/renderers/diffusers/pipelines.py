@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, Unsupported
 from ...storage.cache import Cache
+from . import call
 from .checkpoints import pipeline_fingerprint
 from .devices import choose_device, choose_dtype, models_of, place
-from .families import Family, family_of
+from .families import Family, check_call, family_of, half_precision
 from .loading import Loading, find_source
 from .lora import apply_lora, check_layout
 
@@ -39,13 +41,13 @@ def open_pipeline(model: Any, dtype: str, device: str, offload: str, loading: Lo
 
     if isinstance(model, (str, Path)):
         source, lora = find_source(model, loading), loading.lora
-        family = family_of(source.pipeline_class)
+        name = source.pipeline_class
         target = choose_device(device)
         if lora is not None:
-            check_layout(family)
-        pipe, weights = source.load(choose_dtype(dtype, target, family.half))
+            check_layout(family_of(name))
+        pipe, weights = source.load(choose_dtype(dtype, target, half_precision(name)))
         if lora is not None:
-            apply_lora(Path(lora), getattr(pipe, family.denoiser))
+            apply_lora(Path(lora), getattr(pipe, family_of(name).denoiser))
             weights = Cache.key(weights, hashlib.sha256(Path(lora).read_bytes()).hexdigest())
         place(pipe, target, offload)
         return pipe, weights
@@ -54,14 +56,15 @@ def open_pipeline(model: Any, dtype: str, device: str, offload: str, loading: Lo
     if not hasattr(model, "components") or not callable(model):
         kind = type(model).__name__
         raise BadInput(f"a model is a folder, a Hugging Face id or a diffusers pipeline; got {kind}")
-    family = family_of_pipeline(model)
+    if not call.is_modular(model):
+        check_call(type(model))
     weights = pipeline_fingerprint(model)
     if device != "auto":
         place(model, choose_device(device), offload)
     target = model._execution_device
-    narrow = getattr(model, family.denoiser).dtype == torch.float16 and target.type == "cpu"
+    narrow = call.denoisers(model)[0].dtype == torch.float16 and target.type == "cpu"
     if dtype != "auto" or narrow:
-        model.to(choose_dtype(dtype, target, family.half))
+        model.to(choose_dtype(dtype, target, half_precision(type(model).__name__)))
     return model, weights
 
 
@@ -71,7 +74,9 @@ def open_decoder(decoder: Any, pipe: Any) -> Any:
     from diffusers import AutoencoderTiny
 
     try:
-        loaded = AutoencoderTiny.from_pretrained(decoder, use_safetensors=True, torch_dtype=pipe.vae.dtype)
+        loaded = AutoencoderTiny.from_pretrained(
+            decoder, use_safetensors=True, torch_dtype=call.decoder(pipe).dtype
+        )
     except Exception as error:
         cause = " ".join(str(error).split())
         raise CheckpointError(
@@ -112,22 +117,38 @@ def shortened_warnings(module: str):
         logger.removeFilter(shorten)
 
 
+def quiet_copy(pipe: Any) -> Any:
+    """A pipeline with the same parts, whose attributes may be set without changing `pipe`. It shows no
+    progress."""
+    twin = copy.copy(pipe)
+    twin.set_progress_bar_config(**{**(getattr(pipe, "_progress_bar_config", None) or {}), "disable": True})
+    # Freeing re-installs offload hooks, and with them forward methods, so it waits until the row mask is off.
+    twin.maybe_free_model_hooks = lambda: None
+    for name, value in vars(pipe).items():
+        if hasattr(value, "components") and hasattr(value, "scheduler"):  # a stage of a combined pipeline
+            setattr(twin, name, quiet_copy(value))
+    return twin
+
+
+def set_scheduler(twin: Any, scheduler: Any) -> None:
+    """Give a `quiet_copy` another scheduler, in each stage that has the same one."""
+    own = twin.scheduler
+    twin.scheduler = scheduler
+    for value in vars(twin).values():
+        if hasattr(value, "components") and getattr(value, "scheduler", None) is own:
+            value.scheduler = scheduler
+
+
 @contextlib.contextmanager
-def borrowed(pipe: Any, scheduler: Any):
-    """A context in which the pipeline is quiet, in eval mode, and uses `scheduler`. Restores everything."""
-    bars, own = getattr(pipe, "_progress_bar_config", None), pipe.scheduler
+def borrowed(pipe: Any):
+    """A context in which the pipeline's models are in eval mode. Restores that and their dtypes, and frees
+    what is offloaded."""
     models: list[Any] = list(models_of(pipe).values())
     training: list[torch.nn.Module] = [
         module for model in models for module in model.modules() if module.training
     ]
     dtypes = [(model, model.dtype) for model in models if hasattr(model, "dtype")]
-    free_hooks = pipe.maybe_free_model_hooks
     try:
-        pipe.set_progress_bar_config(**{**(bars or {}), "disable": True})
-        pipe.scheduler = scheduler
-        # Freeing re-installs offload hooks, and with them forward methods, so it waits until the row mask is
-        # off.
-        pipe.maybe_free_model_hooks = lambda: None
         for module in training:
             module.training = False
         yield
@@ -137,10 +158,5 @@ def borrowed(pipe: Any, scheduler: Any):
         for model, dtype in dtypes:
             if model.dtype != dtype:  # AmusedImg2ImgPipeline leaves its VQModel upcast if it does not decode
                 model.to(dtype)
-        del pipe.maybe_free_model_hooks
-        pipe.scheduler = own
-        if bars is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = bars
-        free_hooks()
+        if hasattr(pipe, "maybe_free_model_hooks"):
+            pipe.maybe_free_model_hooks()

@@ -31,6 +31,12 @@ _EXPLODING = frozenset(
 _BATCH_NOISE = frozenset({"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"})
 
 
+def reports_x0(scheduler: Any) -> bool:
+    """Whether a scheduler's step returns x0 beside the next sample, and no formula is known here
+    (SANA-Sprint)."""
+    return type(scheduler).__name__ == "SCMScheduler"
+
+
 def check_scheduler(scheduler: Any, watched: bool) -> None:
     """Raises Unsupported for a scheduler that breaks seeds per candidate or, if watched, whose x0 is
     unknown."""
@@ -40,21 +46,30 @@ def check_scheduler(scheduler: Any, watched: bool) -> None:
             f"{name} draws one noise for the whole batch, so candidates would depend on each other; "
             "use DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'"
         )
+    if watched and not knows_x0(scheduler):
+        raise Unsupported(f"previews, and so pruning, are not known for {name}; render without a watcher")
+
+
+def knows_x0(scheduler: Any) -> bool:
+    """Whether previews are known for this scheduler."""
+    name = type(scheduler).__name__
     known = (
         "FlowMatch" in name
         or name in _EXPLODING
         or hasattr(scheduler, "_sigma_to_alpha_sigma_t")
         or hasattr(scheduler, "alphas_cumprod")
         or uses_masked_tokens(scheduler)
+        or reports_x0(scheduler)
     )
-    if watched and not (known and "EDM" not in name):
-        raise Unsupported(f"previews, and so pruning, are not known for {name}; render without a watcher")
+    return known and "EDM" not in name
 
 
 def predict_x0(scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """x0 (B, …) in float32, just before the scheduler takes this step. `output` includes CFG."""
     name = type(scheduler).__name__
     output, sample = output.float(), sample.float()
+    if output.shape[1] == 2 * sample.shape[1] and "learned" in str(scheduler.config.get("variance_type")):
+        output = output.chunk(2, dim=1)[0]  # the other half predicts the variance (DeepFloyd IF)
     kind = scheduler.config.get("prediction_type", "epsilon")
     if "FlowMatch" in name or kind == "flow_prediction":
         return sample - float(_sigma(scheduler, timestep)) * output

@@ -17,9 +17,7 @@ rest of the picture differs visibly; none of 48 pictures did, in chunks of 1, 5 
 from __future__ import annotations
 
 import contextlib
-import inspect
-import math
-from collections import OrderedDict
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,23 +26,29 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import BadInput, RenderFailed, RepriseError, Unsupported
 from ...core.types import SEED_RANGE, Job, RendererCapabilities, RenderResult
 from ...storage.cache import Cache, picture_key
+from . import call
+from .batch_layout import FirstCall, Layout, NotMaskable, find_layout
+from .drawing import new_generators
 from .families import Family
-from .img2img import accepted_arguments, check_init, img2img_pipeline, init_arguments, skipped_calls
+from .img2img import check_init, img2img_class
 from .loading import Loading
 from .pipelines import (
     borrowed,
     family_of_pipeline,
     open_decoder,
     open_pipeline,
+    quiet_copy,
+    set_scheduler,
     shortened_warnings,
-    unscale_latents,
 )
-from .previews import check_scheduler
-from .row_mask import RowMask
-from .sampling import AllPruned, Sampling
-from .tokens import decode_tokens
+from .previews import check_scheduler, knows_x0
+from .prompts import NotJoinable, PromptEncoder, text_encoders
+from .row_mask import Forwards
+from .search_batch import SearchBatch
+from .tokens import uses_masked_tokens
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
@@ -54,7 +58,7 @@ if TYPE_CHECKING:
 SETTINGS = frozenset(
     "steps size guidance true_cfg max_sequence_length lora base parts comfyui dtype offload chunk".split()
 )
-_CACHED_PROMPTS = 64  # prompts whose embeddings stay in memory
+_PROBE = "a photo"  # the prompt with which a new pipeline is probed
 
 
 class DiffusersRenderer:
@@ -93,7 +97,7 @@ class DiffusersRenderer:
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        true_cfg: float = 1.0,
+        true_cfg: float | None = None,
         size: int | tuple[int, int] | None = None,
         negative_prompt: str = "",
         max_sequence_length: int | None = None,
@@ -111,41 +115,50 @@ class DiffusersRenderer:
         self.pipeline, weights = open_pipeline(
             model, dtype, device, offload, Loading(lora, base, parts or {}, comfyui)
         )
-        pipe, family = self.pipeline, family_of_pipeline(self.pipeline)
-        self.family: Family = family
-        self.capabilities = replace(self.capabilities, image_to_image=family.img2img is not None)
-        defaults = inspect.signature(pipe.__call__).parameters
-        self.steps = defaults["num_inference_steps"].default if steps is None else steps
+        pipe = self.pipeline
+        self.denoisers = call.denoisers(pipe)
+        self.img2img = img2img_class(pipe)
+        self.arguments = call.CallArguments(pipe)
+        self.steps = self.arguments.known["num_inference_steps"] if steps is None else steps
         _check_count("steps", self.steps)
         if chunk is not None:
             _check_count("chunk", chunk)
         self.width, self.height = _check_size(
-            family.default_size(pipe) if size is None else size, family.multiple(pipe), pipe
+            call.default_side(pipe) if size is None else size, call.multiple(pipe), pipe
         )
-        self.guidance, self.true_cfg = self._check_guidance(guidance, true_cfg)
+        self.guidance, self.true_cfg = self.arguments.check_guidance(guidance, true_cfg)
         self.negative_prompt = negative_prompt.strip()
         if self.negative_prompt and not self.guided:
-            raise Unsupported(f"a negative prompt needs guidance against it; give {self._guidance_option}")
+            option = "true_cfg > 1" if self.arguments.true_cfg else "guidance > 1"
+            raise Unsupported(f"a negative prompt needs guidance against it; give {option}")
         if max_sequence_length is not None:
             _check_count("max_sequence_length", max_sequence_length)
-            if not family.has_text_length:
+            if "max_sequence_length" not in self.arguments.known:
                 raise Unsupported(f"{type(pipe).__name__} has a fixed text length; drop max_sequence_length")
         self.max_sequence_length = max_sequence_length
         check_scheduler(pipe.scheduler, watched=False)
+        self.capabilities = replace(
+            self.capabilities,
+            image_to_image=self.img2img is not None,
+            previews=knows_x0(pipe.scheduler),
+        )
         # 8 pictures of 512 x 512 at once, or the same number of pixels; decoding takes more memory per
         # picture.
         area = 512 * 512 / (self.width * self.height)
         self.chunk = chunk or max(1, round(8 * area))
         self.decode_chunk = min(self.chunk, max(1, round(4 * area)))
-        if preview_decoder is not None and family.tokens:
+        if preview_decoder is not None and uses_masked_tokens(pipe.scheduler):
             raise Unsupported(
-                f"{type(pipe).__name__} draws tokens, which only its own {family.vae} "
+                f"{type(pipe).__name__} draws tokens, which only its own {call.decoder_name(pipe)} "
                 "can decode; drop preview_decoder"
             )
         self.preview_decoder = open_decoder(preview_decoder, pipe)
         self.cache = cache
         self.fingerprint = self._fingerprint(weights)
-        self._embeddings: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self.prompts = PromptEncoder(pipe)
+        self._encoders = text_encoders(pipe)
+        self._layout: Layout | None = None
+        self._probed = False
 
     @property
     def model(self) -> Any:
@@ -153,12 +166,84 @@ class DiffusersRenderer:
         return None if getattr(self.pipeline, "_all_hooks", None) else self.pipeline
 
     @property
+    def family(self) -> Family:
+        """What training knows of its family. Raises Unsupported."""
+        return family_of_pipeline(self.pipeline)
+
+    @property
     def guided(self) -> bool:
         """Whether each step also evaluates the negative prompt: two rows a candidate instead of one."""
-        if self.family.single_encode:
-            return self.true_cfg > 1
-        distilled = getattr(self.pipeline, self.family.denoiser).config.get("time_cond_proj_dim") is not None
+        if self.arguments.true_cfg:
+            return (self.true_cfg or 1.0) > 1
+        distilled = self.denoisers[0].config.get("time_cond_proj_dim") is not None
         return self.guidance is not None and self.guidance > 1 and not distilled
+
+    @property
+    def layout(self) -> Layout | None:
+        """Which arguments of the denoiser carry the batch; None where its rows cannot be masked, so that each
+        candidate is drawn by a call of its own. Found out at the first picture, without evaluating the
+        denoiser.
+        """
+        if not self._probed:
+            try:
+                self._layout = find_layout(self._first_call([1, 2]), self._first_call([3, 2, 4]))
+            except NotJoinable:
+                self.prompts.stop_joining()
+                return self.layout
+            except NotMaskable:
+                self._layout = None
+            except Exception:
+                self._first_call([1])  # raises the same, unless the pipeline draws only one picture a call
+                self._layout = None
+            self._probed = True
+        return self._layout
+
+    def _first_call(self, seeds: Sequence[int]) -> dict[Any, Any]:
+        """The arguments of the denoiser's first call for candidates with these seeds."""
+
+        def stop(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            raise FirstCall(args, kwargs)
+
+        jobs = [Job(_PROBE, seed) for seed in seeds]
+        pipe, arguments = self.prepare(jobs, new_generators(jobs))
+        set_scheduler(pipe, copy.deepcopy(pipe.scheduler))
+        with Forwards(self.denoisers, stop), self.encoding():
+            try:
+                call.invoke(pipe, arguments)
+            except FirstCall as first:
+                return first.arguments
+        raise NotMaskable("it never calls its denoiser")
+
+    def prepare(
+        self, jobs: Sequence[Job], generators: Sequence[torch.Generator]
+    ) -> tuple[Any, dict[str, Any]]:
+        """A copy of the pipeline for one call, which shares its parts, and the arguments of the call."""
+        pipe = quiet_copy(self.pipeline)
+        self.prompts.install(pipe)
+        return pipe, self.call_arguments([job.prompt for job in jobs], generators)
+
+    def call_arguments(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> dict[str, Any]:
+        """The arguments of a call of the pipeline for these prompts, each with its generator."""
+        return self.arguments.of(
+            prompts,
+            generators,
+            steps=self.steps,
+            size=(self.width, self.height),
+            guidance=self.guidance,
+            true_cfg=self.true_cfg,
+            negative=self.negative_prompt,
+            length=self.max_sequence_length,
+        )
+
+    @contextlib.contextmanager
+    def encoding(self):
+        """A context for the pipeline's calls, in which each prompt is encoded alone and its log lines are
+        short."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(shortened_warnings(type(self.pipeline).__module__))
+            if not self.prompts.wraps:
+                stack.enter_context(self.prompts.once(self._encoders))
+            yield
 
     def render(
         self,
@@ -173,7 +258,7 @@ class DiffusersRenderer:
         fails or its result is not finite.
         """
         check_jobs(jobs, watcher, self.steps)
-        check_init(jobs, self.pipeline, self.family, self.steps, (self.width, self.height))
+        check_init(jobs, self.pipeline, self.img2img, self.steps, (self.width, self.height))
         cached: dict[int, tuple[Tensor, int]] = {}  # {job index: (image, denoiser rows it cost)}
         if self.cache is not None and watcher is None:
             for i, job in enumerate(jobs):
@@ -203,144 +288,24 @@ class DiffusersRenderer:
         import torch
 
         pipe = self.pipeline
-        generators = [torch.Generator().manual_seed(job.seed) for job in jobs]
-        mask = RowMask(getattr(pipe, self.family.denoiser), len(jobs), self.chunk)
-        vae = getattr(pipe, self.family.vae)
-        preview = self.preview_decoder or vae
-        sampling = Sampling(
-            pipe.scheduler,
-            mask,
-            self.steps,
-            generators,
-            watcher,
-            lambda latents: self._decode(latents, preview),
-            progress,
-        )
-        images: list[Tensor | None] = [None] * len(jobs)
+        check_scheduler(pipe.scheduler, watched=watcher is not None)
+        batch = SearchBatch(self, jobs, watcher, progress)
         try:
-            with torch.no_grad(), borrowed(pipe, sampling.scheduler):
-                conditions = self._conditions(jobs)
-                draw, start = pipe, {}
-                if jobs[0].init is not None:
-                    draw, start = img2img_pipeline(pipe, self.family), init_arguments(jobs)
-                    sampling.skipped_calls = lambda: skipped_calls(draw, jobs, sampling.total_calls)
-                size = {"width": self.width, "height": self.height}
-                with mask, contextlib.suppress(AllPruned):
-                    latents = draw(
-                        **conditions,
-                        **dict(self.family.call),
-                        **accepted_arguments(draw, size),
-                        **start,
-                        num_inference_steps=self.steps,
-                        generator=generators,
-                        output_type="latent",
-                        return_dict=False,
-                    )[0]
-                if mask.alive:
-                    decoded = self._decode(latents[mask.alive], vae)
-                    for row, image in zip(mask.alive, decoded.mul(255).round() / 255, strict=True):
-                        images[row] = image
+            with torch.no_grad(), borrowed(pipe):
+                return batch.draw()
         except RepriseError:
             raise
         except Exception as error:
-            if error is sampling.callback_error:  # a host's interrupt, or a judge's error
+            if error is batch.error:  # a host's interrupt, or a judge's error
                 raise
             names = f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}"
             if isinstance(error, torch.OutOfMemoryError):
                 raise RenderFailed(
                     f"{names} ran out of memory; use a smaller size, fewer candidates, "
-                    "offload='model' or a smaller chunk"
+                    "--offload model or a smaller chunk"
                 ) from error
             cause = " ".join(str(error).split()) or type(error).__name__
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
-        # All calls of a run request the same number of rows, so a run that ended early can be extrapolated.
-        full = (
-            mask.rows_full
-            * (sampling.total_calls - sampling.first_call)
-            // (sampling.calls - sampling.first_call)
-        )
-        return RenderResult(images, sampling.pruned_at, mask.rows, full)
-
-    def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The pipeline's arguments for prompts and guidance. Each distinct prompt is encoded once."""
-        import torch
-
-        texts = [job.prompt for job in jobs]
-        encoded = {text: self._encode(text) for text in dict.fromkeys(texts)}
-        rows = {name: torch.cat([encoded[text][name] for text in texts]) for name in self.family.embeddings}
-        arguments: dict[str, Any] = dict(rows)
-        if self.guided:
-            negative = self._encode(self.negative_prompt)
-            for name, positive in rows.items():
-                one = negative[name]
-                if not self.negative_prompt and self.family.zero_negative(self.pipeline):
-                    one = torch.zeros_like(one)
-                arguments[f"negative_{name}"] = one.expand_as(positive)
-        if self.family.single_encode:
-            arguments["true_cfg_scale"] = self.true_cfg
-        if self.guidance is not None:
-            arguments["guidance_scale"] = self.guidance
-        return arguments
-
-    def _encode(self, text: str) -> dict[str, Tensor]:
-        """A prompt's embeddings, encoded separately so that they never depend on other prompts."""
-        if text not in self._embeddings:
-            with shortened_warnings(type(self.pipeline).__module__):
-                self._embeddings[text] = self.family.encode(self.pipeline, text, self.max_sequence_length)
-            if len(self._embeddings) > _CACHED_PROMPTS:
-                self._embeddings.popitem(last=False)
-        self._embeddings.move_to_end(text)
-        return self._embeddings[text]
-
-    def _decode(self, latents: Tensor, vae: Any) -> Tensor:
-        """Latents in the sampler's layout -> pictures (B, H, W, 3) in 0..1, float32, on the CPU."""
-        import torch
-
-        if not torch.isfinite(latents).all():
-            raise RenderFailed(
-                f"{type(self.pipeline).__name__} gave latents that are not finite; its weights are damaged, "
-                "or its dtype is too narrow (try dtype='bfloat16' or 'float32')"
-            )
-        upcast = vae.dtype == torch.float16 and self.family.upcasts_vae and vae.config.get("force_upcast")
-        if upcast:
-            vae.to(torch.float32)
-        try:
-            latents = self.family.unpack(self.pipeline, latents, self.width, self.height)
-            parts = []
-            for part in latents.split(self.decode_chunk):
-                if self.family.tokens:
-                    pixels = decode_tokens(vae, part)
-                else:
-                    latent = unscale_latents(part.to(vae.dtype), vae.config)
-                    pixels = vae.decode(latent, return_dict=False)[0] / 2 + 0.5
-                parts.append(pixels.clamp(0, 1).permute(0, 2, 3, 1).cpu().float())
-        finally:
-            if upcast:
-                vae.to(torch.float16)
-        return torch.cat(parts)
-
-    @property
-    def _guidance_option(self) -> str:
-        return "true_cfg > 1" if self.family.single_encode else "guidance > 1"
-
-    def _check_guidance(self, guidance: float | None, true_cfg: float) -> tuple[float | None, float]:
-        pipe = self.pipeline
-        for name, value in (("guidance", guidance), ("true_cfg", true_cfg)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise BadInput(f"{name} is a number of 0 or more; got {value}")
-        if not self.family.single_encode and true_cfg != 1.0:
-            raise Unsupported(f"true_cfg is FLUX's; {type(pipe).__name__} is guided by guidance={true_cfg}")
-        embeds = not self.family.single_encode or pipe.transformer.config.guidance_embeds
-        if not embeds:
-            if guidance is not None:
-                raise Unsupported(
-                    f"this {type(pipe).__name__} has no guidance embedding (it is distilled, like FLUX "
-                    f"schnell, or plain), so guidance={guidance} would do nothing; use true_cfg={guidance}"
-                )
-            return None, true_cfg
-        if guidance is None:
-            guidance = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
-        return guidance, true_cfg
 
     def _fingerprint(self, weights: str) -> str:
         import diffusers
@@ -360,7 +325,7 @@ class DiffusersRenderer:
             self.height,
             self.negative_prompt,
             self.max_sequence_length,
-            str(getattr(self.pipeline, self.family.denoiser).dtype),
+            str(self.denoisers[0].dtype),
             self.pipeline._execution_device.type,
             diffusers.__version__,
             torch.__version__,

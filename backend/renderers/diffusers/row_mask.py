@@ -15,65 +15,78 @@ evaluation has the same shape, and pruned, unpruned and single runs are bit-iden
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import RenderFailed
+from .batch_layout import Layout, batch_length, call_arguments, complete, select_rows
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-# Position ids that all rows share; their length may happen to equal the batch size.
-SHARED = frozenset({"txt_ids", "img_ids"})
+# What holds for most denoisers, where nothing was found out about one: the sample is the first argument, or
+# has one of these names, with a row in each entry of its first dimension.
+_USUAL: Layout = {(0,): 0, ("hidden_states",): 0, ("sample",): 0}
 
 
 class RowMask:
-    """A context in which `module.forward` evaluates only the rows of the candidates in `alive`.
+    """A context in which the `modules`' forward evaluates only the rows of the candidates in `alive`.
 
     A forward's batch holds the `count` candidates once (FLUX makes two calls per step for true CFG) or
     several times (pipelines that concatenate [negative; positive]): row r is candidate r % count. Call
     `next_step` after each step of the sampler: pruned rows are filled from the same call of the step before.
-    `rows` counts evaluated rows, `rows_full` requested rows.
+    `rows` counts evaluated rows, `rows_full` requested rows. `layout` says which arguments carry the batch.
     """
 
-    def __init__(self, module: nn.Module, count: int, chunk: int):
+    def __init__(self, modules: Sequence[nn.Module], count: int, chunk: int, layout: Layout | None = None):
         assert count >= 1 and chunk >= 1
-        self.module, self.count, self.chunk = module, count, chunk
+        self.modules, self.count, self.chunk = modules, count, chunk
+        self.layout = _USUAL if layout is None else layout
         self.alive = list(range(count))
         self.rows = self.rows_full = 0
         self._call = 0  # number of calls since the sampler's last step
-        self._last: dict[int, Tensor] = {}  # {call: output of the step before}
-        self._returns_tensor = False
+        self._last: dict[int, Any] = {}  # {call: output of the step before}
+        self._like: Any = None  # an output of one row, and the function that makes a forward's result of it
+        self._rebuild: Callable[[Any], Any] = lambda value: (value,)
 
     def __enter__(self) -> RowMask:
-        # An offload hook may already have put its own forward on the instance.
-        self._hooked = "forward" in self.module.__dict__
-        self._forward = self.module.forward
-
-        @functools.wraps(self._forward)
-        def masked(*args, **kwargs):
-            return self._masked(args, kwargs)
-
-        self.module.forward = masked
+        self._patched = Forwards(self.modules, self._masked)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hooked:
-            self.module.forward = self._forward
-        else:
-            del self.module.forward
+        self._patched.restore()
+
+    def forget(self) -> None:
         self._last.clear()
 
     def next_step(self) -> None:
         self._call = 0
 
-    def _masked(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor] | Tensor:
-        # The first argument is `sample` for UNets and `hidden_states` for transformers; some pass it by name.
-        name = "hidden_states" if "hidden_states" in kwargs else "sample"
-        hidden: Tensor = args[0] if args else kwargs[name]
-        batch = len(hidden)
+    def unevaluated(self) -> Forwards:
+        """A context in which a forward evaluates nothing: its output has the right shape and no meaning."""
+
+        def forward(_: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+            batch = self._batch(call_arguments(args, kwargs))
+            if isinstance(self._like, list):
+                return self._rebuild(self._like * batch)
+            return self._rebuild(self._like.expand(batch, *self._like.shape[1:]))
+
+        return Forwards(self.modules, forward)
+
+    def _batch(self, arguments: dict[Any, Any]) -> int:
+        batch = batch_length(arguments, self.layout)
+        if batch is None:
+            raise RenderFailed(
+                "the pipeline calls its denoiser in another way at this step than at its first"
+            )
+        return batch
+
+    def _masked(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        arguments = call_arguments(args, kwargs)
+        batch = self._batch(arguments)
         if batch % self.count:
             raise RenderFailed(
-                f"the pipeline asked its {type(self.module).__name__} for {batch} rows, which is no "
+                f"the pipeline asked its denoiser for {batch} rows, which is no "
                 f"multiple of the {self.count} candidates; this guidance mode cannot be masked"
             )
         call, self._call = self._call, self._call + 1
@@ -81,55 +94,109 @@ class RowMask:
         rows = [row for row in range(batch) if row % self.count in alive]
         self.rows += len(rows)
         self.rows_full += batch
-        output = self._evaluate(args, kwargs, rows, batch)
+        output = self._evaluate(forward, args, kwargs, rows, batch)
         if len(rows) < batch:
-            whole = self._last[call].clone() if call in self._last else _zeros(output, batch, hidden)
-            if output is not None:
-                whole[rows] = output
-            output = whole
-        assert output is not None
+            output = self._spread(output, rows, batch, self._last.get(call))
         self._last[call] = output
-        return output if self._returns_tensor else (output,)
+        return self._rebuild(output)
 
-    def _evaluate(self, args: tuple, kwargs: dict, rows: list[int], batch: int) -> Tensor | None:
-        """The rows' outputs (len(rows), …), evaluated in micro-batches that halve when memory runs out."""
+    def _evaluate(
+        self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], rows: list[int], batch: int
+    ) -> Any:
+        """The rows' outputs, in micro-batches that halve when memory runs out; None for no rows."""
         import torch
 
-        parts: list[Tensor] = []
+        parts: list[Any] = []
+        layout: Layout | None = None
         done = 0
         while done < len(rows):
             part = rows[done : done + self.chunk]
             try:
                 if len(part) == batch:
-                    result = self._forward(*args, **kwargs)
+                    result = forward(*args, **kwargs)
                 else:
-                    result = self._forward(*_take(args, part, batch), **_take(kwargs, part, batch))
+                    arguments = call_arguments(args, kwargs)
+                    layout = layout or complete(self.layout, arguments, batch)
+                    chosen = select_rows(arguments, part, batch, layout)
+                    positional = [chosen.pop(i) for i in range(len(args))]
+                    result = forward(*positional, **chosen)
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise RenderFailed(
                         "not enough memory for one row of the denoiser; use a smaller size, "
-                        "offload='sequential' or a smaller dtype"
+                        "--offload sequential or a smaller dtype"
                     ) from error
                 self.chunk = len(part) // 2
                 continue
-            self._returns_tensor = not isinstance(result, tuple)  # aMUSEd's transformer returns a tensor
-            parts.append(result if self._returns_tensor else result[0])
+            value, self._rebuild = _unwrap(result)
+            if len(value) != len(part):
+                raise RenderFailed(
+                    f"the denoiser gave {len(value)} rows for {len(part)}; this pipeline cannot be "
+                    "masked, but a ComfyUI workflow can draw with it (--renderer "
+                    "comfyui:WORKFLOW.json@URL)"
+                )
+            self._like = value[:1]
+            parts.append(value)
             done += len(part)
-        return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return [one for part in parts for one in part] if isinstance(parts[0], list) else torch.cat(parts)
+
+    def _spread(self, output: Any, rows: list[int], batch: int, last: Any) -> Any:
+        """The rows' outputs in the whole batch. The other rows get `last`, or zeros, which are never used."""
+        if isinstance(self._like, list):
+            whole = list(last) if last is not None else [self._like[0]] * batch
+            for row, value in zip(rows, output or (), strict=True):
+                whole[row] = value
+            return whole
+        whole = last.clone() if last is not None else self._like.new_zeros((batch, *self._like.shape[1:]))
+        if output is not None:
+            whole[rows] = output
+        return whole
 
 
-def _zeros(output: Tensor | None, batch: int, hidden: Tensor) -> Tensor:
-    """Output for pruned rows in a call that has no earlier output. Its values are never used."""
-    like = hidden if output is None else output
-    return like.new_zeros((batch, *like.shape[1:]))
+class Forwards:
+    """Modules whose forward is replaced by `replacement(forward, args, kwargs)`, until `restore`.
+
+    An offload hook may already have put its own forward on the instance; it is the one that is called and
+    restored.
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], replacement: Callable[[Callable[..., Any], tuple, dict], Any]
+    ):
+        self._own = [(module, module.__dict__.get("forward")) for module in modules]
+        for module in modules:
+            module.forward = self._replaced(module.forward, replacement)
+
+    @staticmethod
+    def _replaced(forward: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)  # pipelines inspect the signature of `forward`
+        def replaced(*args, **kwargs):
+            return replacement(forward, args, kwargs)
+
+        return replaced
+
+    def restore(self) -> None:
+        for module, own in self._own:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+    def __enter__(self) -> Forwards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
 
-def _take(value: Any, rows: list[int], batch: int) -> Any:
-    """`value`, in which every tensor with a batch dimension is reduced to `rows`."""
-    if isinstance(value, dict):
-        return {k: v if k in SHARED else _take(v, rows, batch) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_take(item, rows, batch) for item in value)
-    if hasattr(value, "ndim") and hasattr(value, "shape") and value.ndim and value.shape[0] == batch:
-        return value[rows]
-    return value
+def _unwrap(result: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """A forward's rows, a tensor or a list with an item for each, and how to make its result of them
+    again."""
+    if isinstance(result, tuple):
+        return result[0], lambda value: (value,)
+    if isinstance(result, dict):  # one of diffusers' output classes
+        kind, name = type(result), next(iter(result))
+        return result[name], lambda value: kind(**{name: value})
+    return result, lambda value: value  # a tensor (aMUSEd)

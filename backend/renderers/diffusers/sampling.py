@@ -13,27 +13,30 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import RenderFailed
-from .previews import check_scheduler, predict_x0
+from .previews import check_scheduler, predict_x0, reports_x0
 from .tokens import mask_rows, step_rows, uses_masked_tokens
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ...core.interfaces import Watcher
     from .row_mask import RowMask
 
 
-class AllPruned(Exception):
-    """Raised when no row is alive, to leave the pipeline early. The renderer catches it."""
+class Leave(BaseException):
+    """Leaves the pipeline, after its last step or when no row is alive. No Exception, so that no pipeline
+    logs it."""
 
 
 class Sampling:
-    """The hooked scheduler of one call (`scheduler`): previews, pruning and progress after each step."""
+    """The hooked scheduler of one call (`scheduler`): previews, pruning and progress after each step.
+
+    After each of the `watched` steps, `look(step, rows, x0)` is called with x0 of the whole batch and the
+    rows alive, and returns those to keep. `latents` are those of the last step, in the pipeline's own layout.
+    """
 
     def __init__(
         self,
@@ -41,18 +44,20 @@ class Sampling:
         mask: RowMask,
         steps: int,
         generators: list[torch.Generator],
-        watcher: Watcher | None,
-        decode: Callable[[Tensor], Tensor],
+        watched: frozenset[int],
+        look: Callable[[int, list[int], Tensor], Collection[int]],
         progress: Callable[[int, int], None] | None,
     ):
-        check_scheduler(scheduler, watched=watcher is not None)
+        check_scheduler(scheduler, watched=bool(watched))
         self.mask, self.steps, self.generators = mask, steps, generators
-        self.watcher, self.decode, self.progress = watcher, decode, progress
+        self.watched, self.look, self.progress = watched, look, progress
+        self.latents: Tensor | None = None
+        self.result: Any = None  # what the last step returned, as a model of what a step returns
         self.pruned_at: list[int | None] = [None] * mask.count
         # Image to image skips the first calls; the number is known only once the pipeline has started.
         self.skipped_calls: Callable[[], int] = lambda: 0
         self.first_call = self.calls = 0
-        self.callback_error: BaseException | None = None  # raised by watcher or progress, passed on unchanged
+        self.callback_error: BaseException | None = None  # raised by look or progress, passed on unchanged
         # A copy: its history is empty, and the pipeline's own scheduler never changes, even on an error.
         self.scheduler = copy.deepcopy(scheduler)
         self._step = self.scheduler.step
@@ -73,7 +78,8 @@ class Sampling:
 
     @property
     def total_calls(self) -> int:
-        return len(self.scheduler.timesteps)
+        # SCM's last timestep is the end, where no step starts.
+        return len(self.scheduler.timesteps) - (type(self.scheduler).__name__ == "SCMScheduler")
 
     def _steps_done(self, calls: int) -> int:
         """Number of complete steps after `calls` calls."""
@@ -89,16 +95,20 @@ class Sampling:
         before, self.calls = self._steps_done(self.calls), self.calls + 1
         step = self._steps_done(self.calls)
         ends = step > before
-        is_watched = ends and self.watcher is not None and step in self.watcher.steps
+        is_watched = ends and step in self.watched
         clean: Any = None
         if uses_masked_tokens(self.scheduler):
             result = step_rows(self._step, model_output, timestep, sample, self.mask.alive, self.generators)
             clean = result.pred_original_sample
         else:
-            if is_watched:
+            reported = reports_x0(self.scheduler)
+            if is_watched and not reported:
                 clean = predict_x0(self.scheduler, model_output, timestep, sample)
             result = self._step(model_output, timestep, sample, *args, **{**self._extra, **kwargs})
+            if is_watched and reported:
+                clean = result[1]
         self.mask.next_step()
+        self.result, self.latents = result, result[0]
         try:
             if is_watched:
                 self._look(step, clean)
@@ -107,16 +117,13 @@ class Sampling:
         except BaseException as error:
             self.callback_error = error
             raise
-        if not self.mask.alive:
-            raise AllPruned
+        if not self.mask.alive or self.calls >= self.total_calls:
+            raise Leave
         return result
 
     def _look(self, step: int, clean: Tensor) -> None:
-        assert self.watcher is not None
         rows = list(self.mask.alive)
-        kept = set(self.watcher.look(step, list(rows), self.decode(clean[rows])))
-        if not kept <= set(rows):
-            raise RenderFailed(f"the watcher kept rows {sorted(kept - set(rows))} that were not shown to it")
+        kept = set(self.look(step, rows, clean))
         for row in rows:
             if row not in kept:
                 self.pruned_at[row] = step

@@ -1,4 +1,4 @@
-"""Masked-token pipelines (aMUSEd): scheduler steps row by row, text encoding, decoding.
+"""Masked-token pipelines (aMUSEd): scheduler steps row by row.
 
 Source: MaskGIT (Chang et al. 2022, arXiv 2202.04200) as implemented in diffusers: AmusedPipeline and its
 scheduler, which samples all masked tokens at each step and masks the least confident of them again.
@@ -78,24 +78,3 @@ def mask_rows(
     return torch.cat(
         [add_noise(tokens[row : row + 1], timestep, generator=one) for row, one in enumerate(generators)]
     )
-
-
-def encode_text(pipeline: Any, text: str) -> tuple[Tensor, Tensor]:
-    """(pooled (1, width), token states (1, T, width)), computed as in AmusedPipeline.__call__, which has no
-    `encode_prompt`."""
-    tokenizer = pipeline.tokenizer
-    ids = tokenizer(
-        text,
-        return_tensors="pt",
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-    ).input_ids
-    output = pipeline.text_encoder(ids.to(pipeline._execution_device), output_hidden_states=True)
-    return output.text_embeds, output.hidden_states[-2]
-
-
-def decode_tokens(vqvae: Any, tokens: Tensor) -> Tensor:
-    """Ids (B, h, w) -> pictures (B, 3, H, W) in about 0..1, the range of aMUSEd's VQModel."""
-    shape = (*tokens.shape, vqvae.config.latent_channels)
-    return vqvae.decode(tokens, force_not_quantize=True, shape=shape, return_dict=False)[0]

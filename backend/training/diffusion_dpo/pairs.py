@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, TrainingFailed, first_line
 from ...preferences.store import Pair, Store
+from ...renderers.diffusers.call import multiple
 from ...renderers.diffusers.checkpoints import pipeline_fingerprint
 from ...renderers.diffusers.families import Family
 from ...renderers.diffusers.lora import check_layout
@@ -34,7 +35,7 @@ class Encoded:
     def __init__(self, store: Store, pipeline: Any, family: Family, size: int | None, length: int | None):
         check_layout(family)
         self.store, self.pipeline, self.family, self.size, self.length = store, pipeline, family, size, length
-        self.folder, self.multiple = store.folder / ENCODED, family.multiple(pipeline)
+        self.folder, self.multiple = store.folder / ENCODED, multiple(pipeline)
         encoders = {name: part for name in TEXT if (part := getattr(pipeline, name, None)) is not None}
         tokenizers = {name.replace("text_encoder", "tokenizer"): None for name in encoders}
         self._vae = _fingerprint({"vae": pipeline.vae}, {})

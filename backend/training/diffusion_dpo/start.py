@@ -9,6 +9,7 @@ from typing import Any
 from ...core.errors import BadInput, Unsupported
 from ...factory import pipeline_of
 from ...renderers.diffusers import lora as files
+from ...renderers.diffusers.call import multiple
 from ...renderers.diffusers.checkpoints import read_index
 from ...renderers.diffusers.families import Family, family_of
 from .config import DiffusionDpoConfig
@@ -22,7 +23,7 @@ def check_possible(config: DiffusionDpoConfig, pipeline: Any, family: Family, si
     """Raises now what the loop would raise for these settings once there are pictures of `side` pixels."""
     check_text_length(config, family)
     if config.size is not None:
-        check_size(config.size, family.multiple(pipeline))
+        check_size(config.size, multiple(pipeline))
     latent = (config.size or side) // pipeline.vae_scale_factor
     noising_of(pipeline, (latent, latent), config.shift)
     denoiser = getattr(pipeline, family.denoiser)

@@ -114,7 +114,7 @@ def test_the_plain_pipeline_draws_the_renderers_picture(renderer):
     theirs = from_pil(pipeline.draw("a photo of a red circle"))
     ours = renderer.render([Job("a photo of a red circle", 5)]).images[0]
     assert (theirs - ours).abs().max() < 2 / 255
-    assert pipeline.rows_each == 2 and pipeline.arguments["max_sequence_length"] == 48
+    assert pipeline.rows_each == 2 and pipeline.renderer.max_sequence_length == 48
     with pytest.raises(BadInput, match="and fake has none"):
         PlainPipeline(FakeRenderer())
 

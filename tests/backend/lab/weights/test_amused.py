@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from reprise.backend.core.types import Job
 from reprise.backend.lab.weights import amused as recipe
-from reprise.backend.renderers.diffusers.tokens import decode_tokens
 from reprise.backend.renderers.shapeworld import MASKED_WEIGHTS, ShapeWorldMaskedRenderer
 from reprise.backend.shapeworld.captions import spelled_out
 from reprise.backend.shapeworld.detector import detect
@@ -128,7 +127,10 @@ def test_the_committed_autoencoder_preserves_pictures():
     with torch.no_grad():
         latents = vqvae.encode(recipe.to_pictures(drawn)).latents
         tokens = vqvae.quantize(latents)[2][2].view(24, 16, 16)
-        kept = decode_tokens(vqvae, tokens).clamp(0, 1).mul(255).round().byte().movedim(1, -1).numpy()
+        pixels = vqvae.decode(
+            tokens, force_not_quantize=True, shape=(*tokens.shape, vqvae.config.latent_channels)
+        )
+        kept = pixels.sample.clamp(0, 1).mul(255).round().byte().movedim(1, -1).numpy()
     things = [
         [{(t.shape, t.color, t.place) for t in detect(picture)} for picture in some] for some in (drawn, kept)
     ]

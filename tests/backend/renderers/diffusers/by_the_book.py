@@ -3,7 +3,7 @@ that their configs can be read off their weights."""
 
 import torch
 
-from ..conftest import lively, t5_tokenizer
+from reprise.backend.lab.pipelines.parts import lively, t5_tokenizer
 
 
 def clip(hidden: int, projection: bool = False):

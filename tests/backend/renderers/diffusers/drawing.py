@@ -17,7 +17,7 @@ def drawn(pipe):
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         **rows,
-        **dict(family.call),
+        **({"use_resolution_binning": False} if family.name == "PixArt-Sigma" else {}),
         **guidance,
         width=16,
         height=16,

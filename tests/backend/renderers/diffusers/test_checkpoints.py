@@ -12,6 +12,7 @@ import torch
 from reprise.backend.core.errors import BadInput, CheckpointError, Unsupported
 from reprise.backend.core.model_files import folder_fingerprint
 from reprise.backend.core.types import Job
+from reprise.backend.renderers.diffusers.call import decoder
 from reprise.backend.renderers.diffusers.checkpoints import read_index
 from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 
@@ -51,7 +52,7 @@ def test_each_family_loads_from_one_folder(family, folders, renderer, capfd):
         assert torch.equal(one, other)
     assert loaded.fingerprint == load(str(folders(family)), family).fingerprint
     assert loaded.fingerprint != load(folders(family), family, steps=3).fingerprint
-    vae = getattr(loaded.pipeline, loaded.family.vae)
+    vae = decoder(loaded.pipeline)
     assert vae.dtype == torch.float32 and not vae.training
 
 
@@ -97,10 +98,12 @@ def test_an_id_of_another_kind_is_refused_before_the_download(monkeypatch):
     import diffusers
 
     monkeypatch.setattr(
-        diffusers.DiffusionPipeline, "load_config", lambda *_, **__: {"_class_name": "WanPipeline"}
+        diffusers.DiffusionPipeline,
+        "load_config",
+        lambda *_, **__: {"_class_name": "WanImageToVideoPipeline"},
     )
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda *_, **__: pytest.fail("downloaded"))
-    assert "WanPipeline is no text-to-image" in refused("somebody/video", Unsupported)
+    assert "WanImageToVideoPipeline is no text-to-image" in refused("somebody/video", Unsupported)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,8 @@ def test_other_pipelines_are_refused_by_name(name, damaged):
     folder = damaged()
     edit(folder / "model_index.json", _class_name=name)
     message = refused(folder, Unsupported)
-    assert message.startswith(name) and "FluxPipeline (FLUX)" in message and "PixArtSigmaPipeline" in message
+    assert name in message and "--renderer comfyui:WORKFLOW.json@URL" in message
+    assert ("has no pipeline" if name == "NoSuchPipeline" else "is no text-to-image pipeline") in message
 
 
 def test_an_object_of_another_class_is_refused(pipelines):

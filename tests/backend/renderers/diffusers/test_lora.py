@@ -50,7 +50,7 @@ def drawn(pipe):
     guidance = {} if family.single_encode else {"guidance_scale": 1.0}
     return pipe(
         **rows,
-        **dict(family.call),
+        **({"use_resolution_binning": False} if family.name == "PixArt-Sigma" else {}),
         **guidance,
         width=16,
         height=16,

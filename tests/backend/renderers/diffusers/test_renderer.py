@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from reprise.backend.core.errors import BadInput, Interrupted, RenderFailed, Unsupported
 from reprise.backend.core.types import Job
-from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
+from reprise.backend.renderers.diffusers.drawing import Drawing
 from reprise.backend.storage.cache import Cache
 
 from ..conftest import FAMILIES, ROWS, SETTINGS
@@ -89,13 +91,13 @@ def test_pruning_is_exact_and_counted(family, renderer, cuts):
 def test_batch_shapes_differ_by_rounding_only(family, renderer, cuts, monkeypatch):
     """Latents of one batch, of micro-batches of 3, pruned, and alone: within 1e-4 of their spread."""
     finals: list[torch.Tensor] = []
-    decode = DiffusersRenderer._decode
+    decode = Drawing.decode
 
-    def spy(self, latents, vae):
-        finals.append(latents.float())  # aMUSEd's are whole numbers
-        return decode(self, latents, vae)
+    def spy(self, latents, rows, tiny=None):
+        finals.append(latents[rows].float())  # aMUSEd's are whole numbers
+        return decode(self, latents, rows, tiny)
 
-    monkeypatch.setattr(DiffusersRenderer, "_decode", spy)
+    monkeypatch.setattr(Drawing, "decode", spy)
     renderer(family, chunk=64).render(JOBS)
     renderer(family, chunk=3).render(JOBS)
     renderer(family, chunk=64).render([JOBS[1]])
@@ -143,7 +145,7 @@ def state(pipe, denoiser):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_interrupt_takes_effect_within_a_step_and_restores_all(family, renderer):
     draw = renderer(family)
-    pipe, denoiser = draw.pipeline, getattr(draw.pipeline, draw.family.denoiser)
+    pipe, denoiser = draw.pipeline, draw.denoisers[0]
     denoiser.train()  # as a trainer may hand it over; drawing itself is in eval mode
     before, expected = state(pipe, denoiser), draw.render(JOBS[:1]).images[0]
     steps = []
@@ -224,16 +226,18 @@ def test_the_chunk_halves_when_memory_runs_out(renderer, monkeypatch):
 def test_prompts_are_encoded_once(renderer, monkeypatch):
     draw = renderer("flux_true_cfg")
     asked = []
-    encode = type(draw.family).encode
+    encode = type(draw.pipeline).encode_prompt
 
-    def spy(self, pipe, text, length):
-        asked.append(text)
-        return encode(self, pipe, text, length)
+    @functools.wraps(encode)
+    def spy(self, **given):
+        asked.append(given["prompt"])
+        return encode(self, **given)
 
-    monkeypatch.setattr(type(draw.family), "encode", spy)
+    monkeypatch.setattr(type(draw.pipeline), "encode_prompt", spy)
     draw.render(JOBS)
     draw.render(JOBS[:2])
-    assert sorted(asked) == ["", "a red cat", "one egg", "two blue dogs"]
+    probe = [["a photo"], ["a photo"] * 2]  # before the first picture
+    assert sorted(asked) == sorted([*probe, [""], ["a red cat"], ["one egg"], ["two blue dogs"]])
 
 
 def test_a_negative_prompt_changes_the_picture(renderer):
@@ -352,7 +356,7 @@ def test_watched_steps_must_exist(renderer, cuts):
         ("flux", {"guidance": float("nan")}, BadInput, "guidance"),
         ("flux", {"guidance": -1.0}, BadInput, "guidance"),
         ("flux_true_cfg", {"guidance": 3.5}, Unsupported, "no guidance embedding.*true_cfg=3.5"),
-        ("sd1", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's.*guidance=3.0"),
+        ("sd1", {"true_cfg": 3.0}, Unsupported, "has no true_cfg; it is guided by guidance=3.0"),
         ("sd1", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
         ("sd1", {"dtype": "int8"}, BadInput, "dtype is one of"),
         ("sd1", {"dtype": "float16"}, Unsupported, "float16 on a CPU"),
@@ -360,7 +364,7 @@ def test_watched_steps_must_exist(renderer, cuts):
         ("sd1", {"device": "cpu", "offload": "model"}, Unsupported, "needs a CUDA device"),
         ("sd1", {"size": 0}, BadInput, "size"),
         ("amused", {"size": 18}, BadInput, "AmusedPipeline .* multiples of 4 pixels; got 18, use 16"),
-        ("amused", {"true_cfg": 3.0}, Unsupported, "true_cfg is FLUX's"),
+        ("amused", {"true_cfg": 3.0}, Unsupported, "has no true_cfg"),
         ("amused", {"max_sequence_length": 77}, Unsupported, "fixed text length"),
         ("amused", {"guidance": 1.0, "negative_prompt": "a dog"}, Unsupported, "needs guidance"),
         ("amused", {"preview_decoder": "taesd"}, Unsupported, "tokens, which only its own vqvae can decode"),

@@ -1,0 +1,161 @@
+"""One batch of candidates, drawn by one call of the pipeline: hooks on its denoiser, its scheduler and its
+prompts.
+
+Pictures are decoded by the pipeline's own tail. The pipeline is called once more for a single step, in which
+the denoiser is not run and the scheduler hands over the latents that are to be decoded; whatever the pipeline
+does after its last step (unpacking, denormalising, its VAE) makes the picture. So no table of latent layouts
+is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import RenderFailed
+from ...core.types import Job
+from .call import decoder_name, invoke
+from .img2img import accepted_arguments, img2img_pipeline, init_arguments, skipped_calls
+from .pipelines import set_scheduler
+from .prompts import Ragged
+from .row_mask import RowMask
+from .sampling import Leave, Sampling
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .renderer import DiffusersRenderer
+
+Look = Callable[[int, list[int], "Tensor"], Collection[int]]
+
+
+class Drawing:
+    """The jobs of one call of the pipeline, `rows` of the search. `run` draws, `decode` makes pictures of
+    latents."""
+
+    def __init__(
+        self,
+        renderer: DiffusersRenderer,
+        jobs: Sequence[Job],
+        rows: Sequence[int],
+        watched: frozenset[int],
+        look: Look,
+        progress: Callable[[int, int], None] | None,
+    ):
+        self.renderer, self.jobs, self.rows = renderer, jobs, rows
+        self.generators = new_generators(jobs)
+        self.mask = RowMask(renderer.denoisers, len(jobs), renderer.chunk, renderer.layout)
+        self.sampling = Sampling(
+            renderer.pipeline.scheduler,
+            self.mask,
+            renderer.steps,
+            self.generators,
+            watched,
+            look,
+            progress,
+        )
+
+    def run(self) -> None:
+        """Draw; the caller has entered `mask`. Afterwards `latents` are those of the last step."""
+        pipe, arguments = self.renderer.prepare(self.jobs, self.generators)
+        if self.jobs[0].init is not None:
+            assert self.renderer.img2img is not None
+            pipe = img2img_pipeline(pipe, self.renderer.img2img)
+            self.renderer.prompts.install(pipe)
+            arguments = accepted_arguments(pipe, {**arguments, **init_arguments(self.jobs)})
+            self.sampling.skipped_calls = lambda: skipped_calls(pipe, self.jobs, self.sampling.total_calls)
+        set_scheduler(pipe, self.sampling.scheduler)
+        with self.renderer.encoding():
+            try:
+                invoke(pipe, arguments)
+            except Leave:
+                return
+            except Ragged as ragged:
+                ragged.rows = list(self.rows)
+                raise
+        raise RenderFailed(f"{type(pipe).__name__} ended before its scheduler's last step")
+
+    @property
+    def latents(self) -> Tensor:
+        assert self.sampling.latents is not None
+        return self.sampling.latents
+
+    @property
+    def rows_full(self) -> int:
+        """The denoiser rows of the run without pruning. All calls of a run request the same number of rows,
+        so a run that ended early can be extrapolated."""
+        sampling = self.sampling
+        done = sampling.calls - sampling.first_call
+        return self.mask.rows_full * (sampling.total_calls - sampling.first_call) // max(done, 1)
+
+    def decode(self, latents: Tensor, rows: Sequence[int], tiny: Any = None) -> Tensor:
+        """Latents of the whole batch -> pictures (len(rows), H, W, 3) in 0..1 of these rows, float32, on the
+        CPU.
+
+        `tiny` decodes instead of the pipeline's VAE.
+        """
+        import torch
+
+        if not torch.isfinite(latents[list(rows)]).all():
+            raise RenderFailed(
+                f"{type(self.renderer.pipeline).__name__} gave latents that are not finite; its weights are "
+                "damaged, or its dtype is too narrow (try --dtype bfloat16 or float32)"
+            )
+        step = self.renderer.decode_chunk
+        with self.mask.unevaluated(), torch.no_grad(), self.renderer.encoding():
+            return torch.cat(
+                [self._decode(latents, rows[i : i + step], tiny) for i in range(0, len(rows), step)]
+            )
+
+    def _decode(self, latents: Tensor, rows: Sequence[int], tiny: Any) -> Tensor:
+        jobs = [self.jobs[row] for row in rows]
+        for cut in (True, False):
+            pipe, arguments = self.renderer.prepare(jobs, new_generators(jobs))
+            handing = _HandsOver(pipe.scheduler, latents[list(rows)], self.sampling.result, cut)
+            set_scheduler(pipe, handing.scheduler)
+            name = decoder_name(pipe)
+            if tiny is not None and name is not None:
+                setattr(pipe, name, tiny)
+            pictures = invoke(pipe, arguments)
+            if handing.called:
+                break
+        assert pictures is not None
+        return pictures.clamp(0, 1)
+
+
+class _HandsOver:
+    """A scheduler whose step returns `latents`, whatever came. If `cut`, it has one timestep."""
+
+    def __init__(self, scheduler: Any, latents: Tensor, like: Any, cut: bool):
+        self.scheduler = copy.deepcopy(scheduler)
+        self.called = False
+        set_timesteps, step = self.scheduler.set_timesteps, self.scheduler.step
+
+        @functools.wraps(set_timesteps)  # pipelines inspect the signatures
+        def cut_timesteps(*args, **kwargs):
+            set_timesteps(*args, **kwargs)
+            self.scheduler.timesteps = self.scheduler.timesteps[-1:]
+
+        @functools.wraps(step)
+        def hand_over(model_output, timestep, sample, *args, **kwargs):
+            self.called = True
+            clean = latents.to(sample.dtype)
+            if isinstance(like, tuple):
+                return (clean,) * len(like)
+            return type(like)(**{name: clean for name in like})
+
+        self.scheduler.step = hand_over
+        if hasattr(self.scheduler, "scale_model_input"):
+            self.scheduler.scale_model_input = lambda sample, *_, **__: sample
+        if cut:
+            self.scheduler.set_timesteps = cut_timesteps
+
+
+def new_generators(jobs: Sequence[Job]) -> list[torch.Generator]:
+    """Each candidate's own noise, drawn on the CPU, so that it is the same on every device."""
+    import torch
+
+    return [torch.Generator().manual_seed(job.seed) for job in jobs]

@@ -1,0 +1,155 @@
+"""Pipelines that no table knows, tiny and at random weights: exact, whatever they look like inside."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from reprise.backend.core.errors import Interrupted, RenderFailed
+from reprise.backend.core.types import InitImage, Job
+from reprise.backend.lab.pipelines.recent import RECENT
+from reprise.backend.renderers.diffusers.devices import models_of
+from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
+
+# Prompts of different lengths: their embeddings have different shapes in most of these pipelines.
+JOBS = [Job("a red cat", 11), Job("two blue dogs", 12), Job("a red cat", 13), Job("one egg", 14)]
+STEPS = 4
+# Those that `make test` draws: lists of tensors, prompts of different lengths, ids with a batch, a cache.
+SHORT = ("z-image", "qwen-image", "flux2-klein", "qwen-image-2.1")
+EACH = [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in RECENT]
+SIDES = {"lumina2": 64}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """name -> its pipeline, which a render leaves as it was."""
+    built = {}
+
+    def get(name: str):
+        if name not in built:
+            torch.manual_seed(0)
+            built[name] = RECENT[name]()
+            built[name].set_progress_bar_config(disable=True)
+        return built[name]
+
+    return get
+
+
+def renderer(pipe, name: str, **settings):
+    return DiffusersRenderer(pipe, **{"steps": STEPS, "size": SIDES.get(name, 32), "chunk": 1, **settings})
+
+
+def check_exact(draw, cuts):
+    """Pruned, alone and regrouped candidates equal those of the whole batch to the bit."""
+    full = draw.render(JOBS)
+    watcher = cuts({1: [0, 1, 3], 2: [1, 3], STEPS: [1, 3]})
+    pruned = draw.render(JOBS, watcher)
+    assert pruned.pruned_at == [2, None, 1, None]
+    assert all(torch.equal(pruned.images[i], full.images[i]) for i in (1, 3))
+    rows = full.denoiser_rows // (4 * STEPS)
+    assert full.denoiser_rows_full == pruned.denoiser_rows_full == full.denoiser_rows == 4 * STEPS * rows
+    assert pruned.denoiser_rows == (4 + 3 + 2 + 2) * rows
+    assert [(step, shown) for step, shown, _ in watcher.seen] == [
+        (1, [0, 1, 2, 3]),
+        (2, [0, 1, 3]),
+        (STEPS, [1, 3]),
+    ]
+    assert torch.equal(draw.render([JOBS[3]]).images[0], full.images[3])
+    assert torch.equal(draw.render([JOBS[3], JOBS[0]]).images[1], full.images[0])
+    pictures = torch.stack(full.images)
+    # At the last step the predicted picture is the picture, but for rounding to 8 bits.
+    away = [(seen[2][-1] - pictures[3]).abs().max() for seen in watcher.seen]
+    assert away[-1] <= 0.5 / 255 + 1e-6 < away[0]
+    assert pictures.std() > 0.05 and not torch.equal(pictures[0], pictures[2])
+    return full
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_candidates_are_exact_and_the_pipelines_own(name, tiny, cuts):
+    pipe = tiny(name)
+    draw = renderer(pipe, name)
+    full = check_exact(draw, cuts)
+    arguments = draw.call_arguments([JOBS[1].prompt], [torch.Generator().manual_seed(JOBS[1].seed)])
+    plain = torch.from_numpy(pipe(**arguments, output_type="np", return_dict=False)[0])[0]
+    if plain.shape[-1] == 4:
+        plain = plain[..., :3] * plain[..., 3:] + 1 - plain[..., 3:]
+    assert (plain - full.images[1]).abs().max() <= 0.5 / 255 + 1e-6
+    assert all("forward" not in vars(module) for module in draw.denoisers)
+    assert "encode_prompt" not in vars(pipe)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", RECENT)
+def test_bfloat16_is_exact_too(name, tiny, cuts):
+    check_exact(renderer(copy.deepcopy(tiny(name)), name, dtype="bfloat16"), cuts)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_offload_hooks_change_nothing(name, tiny, cuts):
+    """accelerate's hooks, which move a module's weights at each forward; here from the CPU to the CPU."""
+    from accelerate import cpu_offload
+
+    draw = renderer(tiny(name), name)
+    expected = draw.render(JOBS).images
+    hooked = copy.deepcopy(tiny(name))
+    for part in models_of(hooked).values():
+        cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+    drawn = renderer(hooked, name)
+    assert all(torch.equal(a, b) for a, b in zip(drawn.render(JOBS).images, expected, strict=True))
+    cut = drawn.render(JOBS, cuts({2: [1]}))
+    assert torch.equal(cut.images[1], expected[1]) and cut.images[0] is None
+    assert drawn.denoisers[0]._hf_hook is not None
+
+
+def test_batches_of_different_shape_differ_by_rounding_only(tiny):
+    for name in ("z-image", "qwen-image"):
+        one, other = (renderer(tiny(name), name, chunk=chunk).render(JOBS).images for chunk in (1, 64))
+        assert all((a - b).abs().max() <= 1 / 255 + 1e-6 for a, b in zip(one, other, strict=True))
+
+
+def test_a_pipeline_whose_rows_cannot_be_masked_is_pruned_all_the_same(tiny, cuts):
+    """Qwen-Image-2.1 passes its denoiser a cache, so each candidate is drawn by its own call, in step."""
+    draw = renderer(tiny("qwen-image-2.1"), "qwen-image-2.1")
+    told = []
+    cut = draw.render(JOBS, cuts({2: [3]}), lambda step, of: told.append((step, of)))
+    assert draw.layout is None and cut.pruned_at == [2, 2, 2, None]
+    assert cut.denoiser_rows == 4 * 2 + 2 and cut.denoiser_rows_full == 4 * STEPS
+    assert told == sorted(told) and told[-1][0] <= STEPS
+    steps = []
+    draw.render(JOBS, progress=lambda step, of: steps.append(step))
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "qwen-image-2.1"])
+def test_an_interrupt_ends_all_batches(name, tiny, cuts):
+    import threading
+
+    draw = renderer(tiny(name), name)
+    before = threading.active_count()
+
+    def stop(step, of):
+        if step == 2:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted, match="stopped"):
+        draw.render(JOBS, cuts({1: [0, 1, 2, 3]}), stop)
+    assert threading.active_count() == before
+    assert all("forward" not in vars(module) for module in draw.denoisers)
+    watcher = cuts({1: [0]})
+    watcher.look = lambda step, rows, previews: [9]
+    with pytest.raises(RenderFailed, match=r"rows \[9\] that were not shown"):
+        draw.render(JOBS, watcher)
+    assert threading.active_count() == before
+
+
+def test_image_to_image_needs_no_table_either(tiny, cuts):
+    draw = renderer(tiny("z-image"), "z-image")
+    assert draw.capabilities.image_to_image
+    init = InitImage(draw.render(JOBS[:1]).images[0], 0.5)
+    jobs = [Job(job.prompt, job.seed, init) for job in JOBS]
+    full, cut = draw.render(jobs), draw.render(jobs, cuts({3: [1, 2]}))
+    assert cut.pruned_at == [3, None, None, 3] and full.denoiser_rows == 4 * 2 * 2
+    assert all(torch.equal(cut.images[i], full.images[i]) for i in (1, 2))
+    assert not torch.equal(full.images[0], draw.render(JOBS[:1]).images[0])
