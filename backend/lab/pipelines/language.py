@@ -36,10 +36,8 @@ def byte_tokenizer(length: int = 1024):
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        bos_token="<|im_start|>",
-        pad_token="<|endoftext|>",
         additional_special_tokens=_SPECIAL,
+        **{"eos_token": _SPECIAL[2], "bos_token": _SPECIAL[1], "pad_token": _SPECIAL[0]},
         chat_template=_TEMPLATE,
         model_max_length=length,
     )
