@@ -132,7 +132,7 @@ def test_a_page_shows_no_picture_outside_its_folder(outside):
     os.symlink(outside, run / "link.png")
     Image.new("RGB", (8, 8)).save(run / "own.png")
     assert inline_picture(run, "own.png", 8)
-    for name in ("../private.png", str(outside), "link.png"):
+    for name in ("../private.png", str(outside), "link.png", "own.png\0", ""):
         assert inline_picture(run, name, 8) is None
         assert _image_file(run, name) is None
 

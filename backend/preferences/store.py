@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from ..core.config import validation_message
 from ..core.errors import BadInput, RepriseError
@@ -69,7 +69,7 @@ class PairText(_StoreModel):
     reason: str
     rewrite: str
     score: FiniteFloat
-    pictures: int = 1
+    pictures: PositiveInt = 1
 
 
 class _PairBase(_StoreModel):

@@ -71,6 +71,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def is_inside(folder: Path, path: Path, links: bool = False) -> bool:
     """Whether a path that stood in a file stays in `folder`. With `links` a link in it may lead elsewhere, as
     those in Hugging Face's cache do."""
+    if "\0" in str(path):  # which the system calls no path at all
+        return False
     places = [os.path.abspath(one) if links else os.path.realpath(one) for one in (path, folder)]
     return places[0].startswith(os.path.join(places[1], ""))
 

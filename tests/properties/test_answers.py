@@ -132,7 +132,7 @@ ANSWERS = {
 @given(data=st.data())
 def test_answers_of_reward_servers(kind, data):
     client = RewardClient.__new__(RewardClient)
-    client.url = "http://127.0.0.1:1"
+    client.url, client.key = "http://127.0.0.1:1", None
     assert client._parse(json.dumps(ANSWERS[kind]).encode(), kind)
     refuses_clearly(client._parse, data.draw(documents(ANSWERS[kind])), kind)
 
