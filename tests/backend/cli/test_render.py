@@ -384,6 +384,24 @@ def test_a_full_disk_keeps_what_is_finished(reprise, drawn, monkeypatch, tmp_pat
     assert again.code == 0 and not list((tmp_path / "o").rglob("*.part"))
 
 
+def test_many_prompts_print_a_summary_and_have_a_small_page(reprise, drawn, tmp_path):
+    colours, shapes = ("red", "blue", "green", "yellow"), ("circle", "star", "heart", "ring")
+    prompts = [f"a {colour} {shape}" for colour in colours for shape in shapes]
+    (tmp_path / "p.txt").write_text("\n".join([*prompts[:5], "a cat", *prompts[5:]]))
+    words = ("render", "--prompts", "p.txt", *FAST[:-1], 1, "--reflect", 0, "--out", "o")
+    one_line(reprise(*words), 2, "1 of 17 prompts could not be judged", "'a cat'")
+    (tmp_path / "p.txt").write_text("\n".join([*prompts, "a white cross"]))
+    again = reprise(*words)
+    lines = again.out.splitlines()
+    assert again.code == 0 and len(lines) <= 4 and "17 prompts: 1 drawn, 16 kept" in lines[0]
+    assert "mean score" in lines[1] and "the weakest, " in lines[2] and "index.html" in lines[3]
+    assert again.err.splitlines()[-1] == "kept: 16 finished prompts"
+    assert (tmp_path / "o" / "index.html").stat().st_size < 16_000
+    assert len(list((tmp_path / "o" / "index_files").glob("*.webp"))) == 17
+    listed = json.loads(reprise(*words, "--json").out)
+    assert [record["prompt"] for record in listed] == [*prompts, "a white cross"]
+
+
 def test_ctrl_c_keeps_finished_prompts_and_the_same_command_goes_on(reprise, drawn, monkeypatch, tmp_path):
     prompts = ("a red circle", "a blue star", "a green heart")
     plain, calls = drawn.render, []
