@@ -26,8 +26,8 @@ AnyPair = Pair | RewritePair
 def write_pairs(path: Path, store: Store, most: int) -> int:
     """Write the page of the `most` closest pairs of pictures and rewrites; returns how many it shows.
 
-    In the store's folder it shows the store's files, elsewhere it holds their pictures itself. Raises BadInput
-    for a file at `path` that is no earlier page of this store.
+    In the store's folder it shows the store's files, elsewhere it holds their pictures itself. Raises
+    BadInput for a file at `path` that is no earlier page of this store.
     """
     recorded: list[AnyPair] = [*store.all_pairs(), *store.all_rewrites()]
     pairs = closest_pairs(recorded, most)
