@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..storage.files import write_whole
+from ..storage.files import is_inside, write_whole
 from ..storage.images import check_pixels
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def picture_path(folder: Path, name: str | None) -> Path | None:
     if name is None:
         return None
     try:
-        path = (folder / name).resolve()
-        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+        path = folder / name
+        return path if is_inside(folder, path) and path.is_file() else None
     except (OSError, ValueError):  # no name that a file can have
         return None
 
