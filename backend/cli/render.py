@@ -7,29 +7,15 @@ settings is kept as it is.
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import BadInput, Interrupted, RepriseError
+from ..core.errors import BadInput
 from ..core.interfaces import Critic
-from ..reports.build import PAGE
+from ..reports.templates import INDEX_FILES, PAGE
 from . import options
-
-if TYPE_CHECKING:
-    from ..search.chain import Chain
-    from ..storage.records import Record
-
-
-@dataclass
-class RenderedPrompt:
-    """One finished prompt: its folder and record."""
-
-    folder: Path
-    record: Record
 
 
 def render(
@@ -144,7 +130,7 @@ def render(
     }
     # Named by prompts and options: another try of the same prompt never replaces an earlier one.
     out = out or Path("out") / slug("\n".join(texts), salt=repr(asked))
-    names = (PAGE,) if several else (PAGE, *FILES)
+    names = (PAGE, INDEX_FILES) if several else (PAGE, *FILES)
     with claim(out, "render", names), terminal.quiet_stdout(as_json):
         check_made(out, out / PAGE)
         folders = prompt_folders(out, texts) if several else {texts[0]: out}
@@ -157,6 +143,7 @@ def render(
         drawer, rewriting = open_renderer(drawing), open_rewriter(writes)
         from ..search.chain import Chain
         from ..search.reflection import critique_warning
+        from .drawing import Drawing
 
         correcting = open_rewriter(mends) if mends else None
         if reflect and (told := critique_warning(correcting or rewriting)):
@@ -191,103 +178,9 @@ def render(
         for role, one in roles:
             if one is not None and one.fingerprint:
                 settings[f"{role}_fingerprint"] = one.fingerprint
-        entries = _run_all(chain, folders, settings, installed_versions(), out, redo)
+        drawing_all = Drawing(chain, folders, settings, installed_versions(), out, redo)
+        drawing_all.run()
     if as_json:
-        records = [entry.record.model_dump(mode="json") for entry in entries]
-        terminal.print_json(records if several or file else records[0])
+        drawing_all.print_json(as_list=several or file is not None)
     else:
-        for entry in entries:
-            _print(entry)
-        terminal.out().print(f"open [bold]{out / 'index.html'}[/bold]", soft_wrap=True)
-
-
-def _run_all(
-    chain: Chain,
-    folders: dict[str, Path],
-    settings: dict[str, Any],
-    found: dict[str, str],
-    out: Path,
-    redo: bool,
-) -> list[RenderedPrompt]:
-    """Draw what is not finished. A prompt that cannot be judged is passed over where there are more.
-
-    Whatever happens, the page shows what is finished when this is left.
-    """
-    from ..reports.build import write_page
-    from ..storage.records import finished_record, save_outcome
-    from . import terminal
-
-    entries: list[RenderedPrompt] = []
-    refused: list[str] = []
-    try:
-        with terminal.stage_progress() as start:
-            for number, (prompt, folder) in enumerate(folders.items(), 1):
-                record = None if redo else finished_record(folder, prompt, settings, terminal.note)
-                if record is not None:
-                    terminal.note(f"kept: {prompt} ({folder})")
-                    entries.append(RenderedPrompt(folder, record))
-                    continue
-                title = f"{number}/{len(folders)} {prompt}" if len(folders) > 1 else prompt
-                try:
-                    outcome = chain.run(prompt, start(title))
-                except BadInput as error:
-                    if len(folders) == 1:
-                        raise
-                    refused.append(prompt)
-                    terminal.note(f"passed over: {error}")
-                    continue
-                record = save_outcome(folder, outcome, settings, found, terminal.note)
-                entries.append(RenderedPrompt(folder, record))
-    except (KeyboardInterrupt, Interrupted) as stop:
-        raise Interrupted(
-            f"stopped; {len(entries)} of {len(folders)} prompts are finished in {out}; "
-            f"the same command with --out {shlex.quote(str(out))} goes on with the rest"
-        ) from stop
-    finally:
-        if entries:
-            _page_or_note(write_page, out, entries)
-    if refused:
-        raise BadInput(
-            f"{len(refused)} of {len(folders)} prompts could not be judged, the rest is in {out}; "
-            f"the first was {refused[0][:80]!r}"
-        )
-    return entries
-
-
-def _page_or_note(write_page: Any, out: Path, entries: list[RenderedPrompt]) -> None:
-    """The page is made of the records: where it cannot be written, the run itself is not lost."""
-    from . import terminal
-
-    try:
-        write_page(out, [(entry.folder, entry.record) for entry in entries])
-    except RepriseError as error:
-        terminal.note(f"no page: {error}")
-
-
-def _print(entry: RenderedPrompt) -> None:
-    """What became of one prompt, in a few lines."""
-    from rich.markup import escape
-
-    from ..storage.records import BEST
-    from . import terminal
-
-    record, cost = entry.record, entry.record.cost
-    out = terminal.out()
-    out.print(f"[bold]{escape(record.prompt)}[/bold]", soft_wrap=True)
-    out.print(f"  drawn as  {escape(record.winner.prompt)}", soft_wrap=True)
-    scored = [c.score for c in record.candidates if c.score is not None and c.round == 0]
-    parts = [f"best [bold green]{record.winner.score or 0:.2f}[/bold green]"]
-    if scored:
-        stopped = sum(c.pruned_at is not None for c in record.candidates)
-        parts.append(f"{len(record.candidates)} candidates, {stopped} stopped early")
-    if record.reflection:
-        first, last = record.reflection[0], record.reflection[-1]
-        rounds = len(record.reflection) - 1
-        parts.append(f"{rounds} round{'s' if rounds != 1 else ''} of mending" if rounds else "right at once")
-        if rounds:
-            best = max(r.score for r in record.reflection)
-            parts[-1] += f" ({first.score:.2f} → {best:.2f}, right: {last.verdict})"
-    share = cost.denoiser_rows / max(1, cost.denoiser_rows_full)
-    parts.append(f"{share:.0%} of the full cost, {cost.seconds.get('total', 0):.1f} s")
-    out.print("  " + " · ".join(parts), soft_wrap=True)
-    out.print(f"  {entry.folder / BEST}", soft_wrap=True)
+        drawing_all.print_summary()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Interrupted
-from ..reports.build import PAGE
 from ..reports.figures import interval_text, row_counts, text_tables, write_figures
+from ..reports.templates import PAGE
 from ..storage.outputs import check_made, claim, set_aside, write_made
 from ..storage.records import installed_versions
 from . import terminal

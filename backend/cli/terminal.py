@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -47,6 +48,15 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def print_json_list(values: Iterable[Any]) -> None:
+    """A JSON array on stdout, of values that are made one by one."""
+    between = "[\n"
+    for value in values:
+        sys.stdout.write(between + json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+        between = ",\n"
+    sys.stdout.write("\n]\n")
+
+
 def print_table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[str] = ()
 ) -> None:
@@ -72,10 +82,26 @@ def keeping(where: str) -> Iterator[None]:
         raise
 
 
+Progress = Callable[[str, int, int], None]
+"""The stage, and how much of it is done, of how much."""
+Start = Callable[[str], Progress]
+"""Starts a prompt by its title; gives its progress."""
+
+
+class Pace(Protocol):
+    """How far a run of several prompts is."""
+
+    total: int
+
+    @property
+    def done(self) -> int: ...
+
+    def progress(self) -> str: ...
+
+
 @contextlib.contextmanager
-def stage_progress() -> Iterator[Callable[[str], Callable[[str, int, int], None]]]:
-    """A progress bar on stderr. Gives a function that starts a prompt by its title and gives that
-    prompt's `progress(stage, done, total)`."""
+def stage_progress(pace: Pace | None = None) -> Iterator[Start]:
+    """Progress on stderr: bars in a terminal; elsewhere, with `pace`, a line once in a while."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -85,19 +111,51 @@ def stage_progress() -> Iterator[Callable[[str], Callable[[str, int, int], None]
         TimeElapsedColumn(),
     )
     console = err()
+    tell = rare_notes()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        whole = bars.add_task("", total=pace.total) if pace else None
+        stage = bars.add_task("", total=None)
 
         def start(title: str) -> Callable[[str, int, int], None]:
-            for task in bars.task_ids:
-                bars.remove_task(task)
-            short = title if len(title) <= 48 else title[:47] + "…"
-            task = bars.add_task(escape(short), total=None)
+            if pace is not None and whole is not None:
+                bars.update(whole, description=pace.progress(), completed=pace.done)
+                if not console.is_terminal:
+                    tell(pace.progress())
+            short = escape(title if len(title) <= 48 else title[:47] + "…")
+            bars.reset(stage, description=short, total=None)
 
-            def progress(stage: str, done: int, total: int) -> None:
-                bars.update(
-                    task, description=f"[bold]{stage:<8}[/bold]{escape(short)}", completed=done, total=total
-                )
+            def progress(name: str, done: int, total: int) -> None:
+                bars.update(stage, description=f"[bold]{name:<8}[/bold]{short}", completed=done, total=total)
 
             return progress
 
         yield start
+
+
+def few_notes(most: int) -> Callable[[str], None]:
+    """As `note`; after `most` lines it says that there are more, and then nothing."""
+    count = 0
+
+    def tell(text: str) -> None:
+        nonlocal count
+        count += 1
+        if count <= most:
+            note(text)
+        elif count == most + 1:
+            note("…and more of this kind")
+
+    return tell
+
+
+def rare_notes() -> Callable[[str], None]:
+    """As `note`, for a log: once a minute in the first hour, then ever more rarely."""
+    begun = told = time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= max(60.0, (now - begun) / 60):
+            told = now
+            note(text)
+
+    return tell

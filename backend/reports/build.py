@@ -1,52 +1,23 @@
-"""`index.html` of a render: each prompt with its pictures, scores and costs.
+"""What a page shows of a rendered prompt: its pictures, scores and costs.
 
 The template only lays out what is computed here. Jinja escapes all text.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from ..storage.files import is_inside
-from ..storage.images import check_pixels
-from ..storage.outputs import write_made
 from ..storage.records import CandidateRecord, Record
 from .added_words import mark_added_words
 
-WINNER_SIDE, WALL_SIDE = 768, 384  # pixels; larger pictures are shrunk for the page
-PAGE = "index.html"
+WINNER_SIDE, WALL_SIDE = 768, 384  # pixels that a picture needs on the page
+Show = Callable[[str | None, int], str | None]
+"""The file that a record names, and pixels -> what the page's `src` says, or None where there is none."""
 
 
-def write_page(out: Path, entries: Sequence[tuple[Path, Record]]) -> Path:
-    """Write the page of a run to the folder `out`; returns its path. `entries`: (folder, record) each."""
-    path = out / PAGE
-    views = [prompt_view(folder, record, i) for i, (folder, record) in enumerate(entries)]
-    write_made(out, path, render_page(views))
-    return path
-
-
-def render_page(prompts: list[dict[str, Any]]) -> str:
-    from ... import __version__
-
-    return template("page.html.jinja").render(prompts=prompts, version=__version__)
-
-
-def template(name: str):
-    """A template of this folder. Text is escaped; an undefined name is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template(name)
-
-
-def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
+def prompt_view(record: Record, show: Show) -> dict[str, Any]:
     """The data that the template shows of one prompt."""
     winner = record.winner
     letters = {r.prompt: chr(ord("A") + i % 26) for i, r in reversed(list(enumerate(record.rewrites)))}
@@ -54,9 +25,8 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
     images: dict[int | None, str | None] = {c.index: c.image for c in record.candidates}
     scale = _Scale(record)
     return {
-        "id": f"prompt-{number + 1}",
         "prompt": record.prompt,
-        "winner": {**_candidate(folder, winner, scale, letters, WINNER_SIDE), "drawn_as": winner.prompt},
+        "winner": {**_candidate(show, winner, scale, letters, WINNER_SIDE), "drawn_as": winner.prompt},
         "reason": drawn.reason if drawn else "",
         "rewriter": drawn.rewriter if drawn else "",
         "fallback": drawn.fallback if drawn else None,
@@ -70,7 +40,7 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
             }
             for r in {r.prompt: r for r in reversed(record.rewrites)}.values()
         ][::-1],
-        "walls": _walls(folder, record, scale, letters),
+        "walls": _walls(show, record, scale, letters),
         "rounds": [
             {
                 "round": r.round,
@@ -78,7 +48,7 @@ def prompt_view(folder: Path, record: Record, number: int) -> dict[str, Any]:
                 "critique": r.critique,
                 "kept": r.candidate == record.best,
                 "score": number_text(r.score),
-                "picture": inline_picture(folder, images.get(r.candidate), WALL_SIDE),
+                "picture": show(images.get(r.candidate), WALL_SIDE),
             }
             for r in record.reflection
         ],
@@ -153,7 +123,7 @@ class _Scale:
         return (candidate.index != best, -(candidate.pruned_at or 10**9), sign * score, candidate.index)
 
 
-def _walls(folder: Path, record: Record, scale: _Scale, letters: dict[str, str]) -> list[dict[str, Any]]:
+def _walls(show: Show, record: Record, scale: _Scale, letters: dict[str, str]) -> list[dict[str, Any]]:
     """The candidates of each round, sorted by `_Scale.order`."""
     walls = []
     for number in sorted({c.round for c in record.candidates}):
@@ -167,7 +137,7 @@ def _walls(folder: Path, record: Record, scale: _Scale, letters: dict[str, str])
                 "stopped": stopped,
                 "alive": _alive(of_round, record.settings.get("steps")),
                 "cards": [
-                    {**_candidate(folder, c, scale, letters, WALL_SIDE), "best": c.index == record.best}
+                    {**_candidate(show, c, scale, letters, WALL_SIDE), "best": c.index == record.best}
                     for c in ranked
                 ],
             }
@@ -186,7 +156,7 @@ def _alive(candidates: list[CandidateRecord], steps: Any) -> list[dict[str, Any]
     return stairs
 
 
-def _candidate(folder: Path, c: CandidateRecord, scale: _Scale, letters: dict[str, str], side: int) -> dict:
+def _candidate(show: Show, c: CandidateRecord, scale: _Scale, letters: dict[str, str], side: int) -> dict:
     last = max(c.preview_scores, default=None)
     preview = c.preview_scores[last] if last is not None else None
     shown = c.score if c.score is not None else preview
@@ -202,7 +172,7 @@ def _candidate(folder: Path, c: CandidateRecord, scale: _Scale, letters: dict[st
             step: number_text(c.preview_scores[step]) if step in c.preview_scores else "not clear"
             for step in sorted({*c.preview_scores, *c.preview_clarity})
         },
-        "picture": inline_picture(folder, c.image or c.preview, side),
+        "picture": show(c.image or c.preview, side),
     }
 
 
@@ -221,26 +191,3 @@ def _cost(record: Record) -> dict[str, Any]:
         "seconds": f"{total:.1f}",
         "parts": [{"name": k, "seconds": f"{v:.1f}", "percent": round(100 * v / total, 1)} for k, v in parts],
     }
-
-
-def inline_picture(folder: Path, name: str | None, side: int) -> str | None:
-    """A picture file as a data URI, shrunk to `side` pixels if it is larger; None if it cannot be read."""
-    if name is None or not is_inside(folder, folder / name):
-        return None
-    from PIL import Image
-
-    try:
-        data = (folder / name).read_bytes()
-        picture = Image.open(io.BytesIO(data))
-        check_pixels(picture)
-        picture.load()  # raises for a damaged file, of which a browser would show a part
-        kind = "png"
-        if max(picture.size) > side:
-            picture = picture.convert("RGB")
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            out = io.BytesIO()
-            picture.save(out, "JPEG", quality=90)
-            data, kind = out.getvalue(), "jpeg"
-    except Exception:  # missing or damaged; Pillow raises many types. The page says that it is missing.
-        return None
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.outputs import write_made
-from .build import PAGE, template
 from .reliability import reliability_figures
+from .templates import PAGE, template
 
 
 def write_figures(out: Path, result: dict[str, Any]) -> Path:

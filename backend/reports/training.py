@@ -7,7 +7,9 @@ run is finished the page reloads itself.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,22 @@ import yaml
 
 from ..storage.files import read_lines, write_whole
 from .added_words import mark_added_words
-from .build import inline_picture, number_text, template
+from .build import number_text
+from .pictures import inline_picture
 from .reliability import reliability_figures
+from .templates import template
 
 REPORT = "report.html"
+PAUSE = 10.0  # seconds between two versions; an open page is loaded again every 20
 PICTURES = Path("rollouts") / "pictures"
 ROLLOUTS = Path("rollouts") / "rollouts.jsonl"
 SIDE = 192  # pixels of a sample
 TIMES = 5  # evaluations shown of a fixed prompt
 TAIL = 2**18  # bytes at the end of the rollouts that are searched for the last group
 WIDTH, HEIGHT, EDGE = 360, 120, 6  # of a curve's figure, and its margin
+PIECES = 120  # of a long curve
 Row = Mapping[str, Any]
+Points = Sequence[tuple[float, float]]
 # Title -> keys of metrics.jsonl that are drawn in one figure; None: all rewards.
 CURVES: dict[str, Sequence[str] | None] = {
     "Reward, training": ("reward",),
@@ -49,6 +56,14 @@ CURVES: dict[str, Sequence[str] | None] = {
     "Gradient norm": ("grad_norm",),
     "Seconds a step": ("seconds/write", "seconds/render", "seconds/score", "seconds/wait", "seconds/update"),
 }
+
+
+def update_report(run: Path) -> None:
+    """As `write_report`, for each step of a run: a page that was written just now is left as it is."""
+    with suppress(FileNotFoundError):
+        if abs(time.time() - (run / REPORT).stat().st_mtime) < PAUSE:
+            return
+    write_report(run)
 
 
 def write_report(run: Path, finished: bool = False) -> Path:
@@ -151,12 +166,13 @@ def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, An
 
     drawn = []
     for name, points in zip(_names(list(lines)), lines.values()):
-        places = [place(*point) for point in points]
+        line, band = ([place(*point) for point in some] for some in smoothed(points, left, across))
         drawn.append(
             {
                 "name": name,
-                "points": " ".join(f"{x},{y}" for x, y in places),
-                "end": places[-1],
+                "points": " ".join(f"{x},{y}" for x, y in line),
+                "band": " ".join(f"{x},{y}" for x, y in band),
+                "end": line[-1],
                 "last": f"{points[-1][1]:.3g}",
             }
         )
@@ -168,6 +184,27 @@ def _curve(title: str, rows: Sequence[Row], keys: Sequence[str]) -> dict[str, An
         "left": left,
         "right": right,
     }
+
+
+def smoothed(points: Points, left: float, across: float) -> tuple[Points, Points]:
+    """A line (x, y) as it is shown, and the outline of the band that it stays in, empty for a short line.
+
+    A long line would fill its figure. It is cut into `PIECES` of equal width; the line goes through their
+    means, the band from the lowest to the highest value of each. Neither grows with the run.
+    """
+    if len(points) <= 2 * PIECES:
+        return points, []
+    pieces: dict[int, list[tuple[float, float]]] = {}
+    for point in points:
+        pieces.setdefault(min(PIECES - 1, int((point[0] - left) * PIECES / across)), []).append(point)
+    line, low, high = [], [], []
+    for piece in pieces.values():
+        xs, ys = zip(*piece)
+        x = sum(xs) / len(xs)
+        line.append((x, sum(ys) / len(ys)))
+        low.append((x, min(ys)))
+        high.append((x, max(ys)))
+    return line, [*low, *reversed(high)]
 
 
 def _names(keys: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from reprise.backend.core.types import RewardSpec
 from reprise.backend.net.reward_protocol import Limits
 from reprise.backend.renderers.comfyui.client import NoPicture
 from reprise.backend.renderers.comfyui.renderer import _decoded
-from reprise.backend.reports.build import inline_picture
+from reprise.backend.reports.pictures import inline_picture
 from reprise.backend.serving.app import _job, _parse_json
 from reprise.backend.serving.batching import BatchingQueue
 from reprise.backend.serving.pictures import checked, decoded

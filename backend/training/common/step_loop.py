@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.seeds import seed_of
-from ...reports.training import PICTURES, write_report
+from ...reports.training import PICTURES, update_report, write_report
 from ...storage.cache import Cache
 from ...storage.images import read_picture
 from . import distributed
@@ -40,7 +40,6 @@ class StepLoop(ABC):
     config: Any  # has the fields of Run, Optimisation and Evaluations
     weights: dict[str, Parameter]  # what is trained, by the names that checkpoints have for AdamW's moments
     usage: str  # where to put what comes out, for the last line of the log
-    report_every = 10  # steps
 
     def __init__(self, config: Any, run: Path, resume: bool, log: Callable[[str], None]):
         from transformers import set_seed
@@ -192,8 +191,7 @@ class StepLoop(ABC):
         if last or self.stopped or step % config.save_every == 0:
             names = list(self.weights)
             save_checkpoint(self.folder, step, self.tensors(), self.optimizer, names, self.state())
-        if last or step % self.report_every == 0:
-            write_report(self.folder)
+        update_report(self.folder)
 
     def _evaluate(self, step: int) -> bool:
         """Evaluate and put it on record; whether training should stop."""

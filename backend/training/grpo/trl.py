@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...reports.training import write_report
+from ...reports.training import update_report
 from ..common import distributed
 from ..common.run_folder import append_lines, save_error
 from ..common.steps import check_gradient, divergence_error
@@ -165,7 +165,7 @@ def hooks_callback(hooks: TrainingHooks) -> Any:
             for name, value in row.items():
                 if name != "step":
                     self.board.add_scalar(name, value, step)
-            write_report(hooks.folder)
+            update_report(hooks.folder)
             hooks.log_step(row)
 
         def on_train_end(self, args, state, control, **kwargs):

@@ -66,7 +66,6 @@ class PpoLoop(StepLoop):
 
     config: PpoConfig
     usage = "as models/reprise/refiners/NAME nodes and --rewriter prip:NAME know it"
-    report_every = 1
 
     def load(self) -> None:
         config = self.config

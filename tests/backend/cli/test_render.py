@@ -186,7 +186,7 @@ def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, dra
     result = reprise("render", "a red circle", "a cat", "a blue star", *FAST, "--out", "o")
     one_line(result, 2, "1 of 3 prompts could not be judged", "'a cat'")
     page = (tmp_path / "o" / "index.html").read_text(encoding="utf-8")
-    assert "a blue star" in page and "a cat" not in page
+    assert "a blue star" in page and "Passed over: a cat: " in page and 'id="prompt-3"' not in page
     one_line(reprise("render", "a cat", *FAST, "--out", "q"), 2, "name one of its shapes")
 
 
@@ -382,6 +382,24 @@ def test_a_full_disk_keeps_what_is_finished(reprise, drawn, monkeypatch, tmp_pat
         "render", "a red circle", "a blue star", *FAST, "--out", "o", "--prune", "none", "--reflect", 0
     )
     assert again.code == 0 and not list((tmp_path / "o").rglob("*.part"))
+
+
+def test_many_prompts_print_a_summary_and_have_a_small_page(reprise, drawn, tmp_path):
+    colours, shapes = ("red", "blue", "green", "yellow"), ("circle", "star", "heart", "ring")
+    prompts = [f"a {colour} {shape}" for colour in colours for shape in shapes]
+    (tmp_path / "p.txt").write_text("\n".join([*prompts[:5], "a cat", *prompts[5:]]))
+    words = ("render", "--prompts", "p.txt", *FAST[:-1], 1, "--reflect", 0, "--out", "o")
+    one_line(reprise(*words), 2, "1 of 17 prompts could not be judged", "'a cat'")
+    (tmp_path / "p.txt").write_text("\n".join([*prompts, "a white cross"]))
+    again = reprise(*words)
+    lines = again.out.splitlines()
+    assert again.code == 0 and len(lines) <= 4 and "17 prompts: 1 drawn, 16 kept" in lines[0]
+    assert "mean score" in lines[1] and "the weakest, " in lines[2] and "index.html" in lines[3]
+    assert again.err.splitlines()[-1] == "kept: 16 finished prompts"
+    assert (tmp_path / "o" / "index.html").stat().st_size < 16_000
+    assert len(list((tmp_path / "o" / "index_files").glob("*.webp"))) == 17
+    listed = json.loads(reprise(*words, "--json").out)
+    assert [record["prompt"] for record in listed] == [*prompts, "a white cross"]
 
 
 def test_ctrl_c_keeps_finished_prompts_and_the_same_command_goes_on(reprise, drawn, monkeypatch, tmp_path):

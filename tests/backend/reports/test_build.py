@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from reprise.backend.core.types import Candidate, Cost, Outcome, ReflectionRound, Rewrite
-from reprise.backend.reports.build import number_text, prompt_view, render_command, write_page
+from reprise.backend.reports.build import number_text, prompt_view, render_command
 from reprise.backend.reports.figures import render_figures
+from reprise.backend.reports.render_pages import RenderPages
+from reprise.backend.reports.tally import Tally
 from reprise.backend.storage import records
 from reprise.backend.storage.files import slug
 
@@ -50,6 +52,16 @@ def an_outcome(prompt="a red circle"):
         ReflectionRound(1, "no", "still none", "a red circle up", 0.55, 3),
     ]
     return Outcome(prompt, rewrites, candidates, 2, rounds, Cost(52, 96, 9, {"render": 2.0, "total": 2.5}))
+
+
+def write_page(out, entries):
+    tally = Tally(len(entries))
+    pages = RenderPages(out, tally)
+    for folder, record in entries:
+        tally.add(record, kept=False)
+        pages.add(folder, record)
+    pages.close()
+    return pages.path
 
 
 @pytest.fixture
@@ -126,7 +138,7 @@ def test_several_prompts_get_an_index(page):
 
 def test_the_winner_is_first_and_pruned_candidates_are_last(tmp_path):
     record = records.save_outcome(tmp_path, an_outcome(), SETTINGS, {})
-    view = prompt_view(tmp_path, record, 0)
+    view = prompt_view(record, lambda name, side: name)
     assert [c["index"] for c in view["walls"][0]["cards"]] == [2, 0, 1]
     assert view["walls"][0]["alive"][0]["rows"] == 3 and view["walls"][0]["alive"][2]["rows"] == 2
     assert view["cost"]["percent"] == round(100 * 52 / 96, 1)
@@ -153,7 +165,7 @@ def test_a_pruned_candidate_shows_its_last_preview(tmp_path):
     assert text.startswith("</div>"), "nothing covers the preview"
     (tmp_path / record.candidates[1].preview).unlink()
     without = write_page(tmp_path, [(tmp_path, record)]).read_text()
-    assert "of 8, stopped" in without and "picture moved away" not in without
+    assert "of 8, stopped" in without and 'class="missing"' not in without
 
 
 def test_large_pictures_are_shrunk(tmp_path):

@@ -1,0 +1,67 @@
+"""The templates of this folder, and what the pages may load: a page runs its own scripts and no others."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+    from markupsafe import Markup
+
+HERE = Path(__file__).parent
+PAGE, INDEX_FILES = "index.html", "index_files"
+
+
+def template(name: str) -> Template:
+    """A template of this folder. All text is escaped; an undefined name is an error."""
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals.update(script=_script, policy=_policy)
+    return made
+
+
+def _script(name: str) -> Markup:
+    """A script file of this folder as an element of the page."""
+    from markupsafe import Markup
+
+    return Markup(f"<script>{_source(name)}</script>")
+
+
+def _policy(script: str | None = None, files: bool = False) -> Markup:
+    """The Content-Security-Policy of a page with the script file `script`.
+
+    Escaping keeps foreign text out of the markup. Should it ever fail, this keeps foreign scripts, requests
+    and forms out: only the script with this checksum runs. With `files` the page may show pictures that lie
+    beside it, and its script may load others.
+    """
+    from markupsafe import Markup
+
+    # "file:" for browsers that give a local file no origin, so that 'self' is nothing to them.
+    beside = " 'self' file:" if files else ""
+    rules = ["default-src 'none'", f"img-src data:{beside}", f"style-src 'unsafe-inline'{beside}"]
+    rules += ["base-uri 'none'", "form-action 'none'"]
+    if script is not None:
+        digest = base64.b64encode(hashlib.sha256(_source(script).encode()).digest()).decode()
+        rules.append(f"script-src 'sha256-{digest}'" + (" 'strict-dynamic'" if files else ""))
+    return Markup(f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">')
+
+
+@cache
+def _source(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
