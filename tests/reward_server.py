@@ -39,7 +39,7 @@ def clean(monkeypatch):
 def serving(*rewards, key=None, limits=None, memory=None, **queue):
     """A running server: `url`, `queue`, `stop` and a plain `http` client of it."""
     limits = limits or Limits()
-    queue = BatchingQueue(rewards, pixels=limits.pixels, **queue)
+    queue = BatchingQueue(rewards, **queue)
     sock, listening = listen("127.0.0.1", 0), threading.Event()
     url = address(sock)
     server = RewardServer(make_app(queue, limits, key, memory), queue, sock, listening.set)

@@ -117,11 +117,14 @@ async def for_seconds(seconds: float, works: list[Coroutine[Any, Any, Any]]) -> 
     """Runs coroutines together, and cancels them after so many seconds. Raises the first error of theirs."""
     tasks = [asyncio.ensure_future(work) for work in works]
     await asyncio.sleep(seconds)
+    pending = set(tasks)
+    while pending:  # wait_for of Python 3.11 can lose a cancellation
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
     for task in tasks:
-        task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(result, Exception):
-            raise result
+        if not task.cancelled():
+            task.result()
 
 
 class ServerProcess:

@@ -94,7 +94,7 @@ def rewards(
         kinds = [reward.spec.name for reward in served]
         if len(set(kinds)) < len(kinds):
             raise BadInput(f"two rewards have the same name: {', '.join(kinds)}; serve one of them")
-        requests = BatchingQueue(served, waiting=queue, batch=batch, pixels=max_pixels)
+        requests = BatchingQueue(served, waiting=queue, batch=batch)
         line = f"{', '.join(kinds)} at {address(sock)}; Ctrl-C stops"
         try:
             serve(make_app(requests, limits, key, memory), requests, sock, lambda: terminal.note(line))

@@ -63,15 +63,13 @@ class QueuedRequest:
 
 class BatchingQueue:
     """Owns `rewards` by name. Holds at most `waiting` requests, of one address half as many; a batch is one
-    request, or as many as have up to `batch` pictures and `pixels` pixels together."""
+    request, or as many as have up to `batch` pictures and CALL_PIXELS pixels together."""
 
-    def __init__(
-        self, rewards: Iterable[Reward], *, waiting: int = 128, batch: int = 16, pixels: int = 2**25
-    ):
+    def __init__(self, rewards: Iterable[Reward], *, waiting: int = 128, batch: int = 16):
         import torch  # noqa: F401  now, not while the first client waits
 
         self.rewards: dict[str, Reward] = {reward.spec.name: reward for reward in rewards}
-        self.capacity, self.batch, self.pixels = waiting, batch, pixels
+        self.capacity, self.batch = waiting, batch
         self.answered = 0
         self._waiting: deque[QueuedRequest] = deque()
         self._in_work: list[QueuedRequest] = []
@@ -160,7 +158,7 @@ class BatchingQueue:
                 while self._waiting:
                     job = self._waiting[0] if taken else self._of_another_address()
                     images, pixels = images + len(job.pictures), pixels + job.pixels
-                    full = images > self.batch or pixels > self.pixels
+                    full = images > self.batch or pixels > CALL_PIXELS
                     if taken and (full or job.criticize != taken[0].criticize):
                         break
                     self._waiting.remove(job)

@@ -66,3 +66,15 @@ def test_a_judge_sees_no_more_pixels_at_once_than_it_can_hold(monkeypatch):
     found = batching.by_size(images, list("abcdefg"), call)
     assert found == ["a 0", "b 1", "c 2", "d 3", "e 4", "f 5", "g 6"]
     assert shapes == [(3, 4, 8), (1, 4, 8), (1, 10, 20), (1, 10, 20), (1, 8, 4)]
+
+
+def test_large_pictures_share_no_batch(monkeypatch):
+    """Who comes next waits for one of them, not for all."""
+    monkeypatch.setattr(batching, "CALL_PIXELS", 70)  # two of 4 x 8
+    gate, queue, in_work, waiting = one_in_work_and_one_waiting()
+    more = [queue.submit(job()) for _ in range(4)]
+    gate.open.set()
+    for future in (in_work, waiting, *more):
+        assert future.result(10).values == {"gate": [1.0]}
+    assert [shape[0] for shape in gate.batches] == [1, 2, 2, 1]
+    queue.close()
