@@ -87,7 +87,7 @@ class Load:
                 reader, writer = await asyncio.open_connection(self.host, self.port)
                 writer.write(first)
                 while not reader.at_eof():
-                    with contextlib.suppress(TimeoutError):
+                    with contextlib.suppress(asyncio.TimeoutError):
                         await asyncio.wait_for(reader.read(1000), every)
                     if drip:
                         writer.write(drip)
