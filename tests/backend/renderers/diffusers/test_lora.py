@@ -218,7 +218,10 @@ def test_files_that_do_not_fit(tmp_path):
     tensors = lora_tensors(family, adapter, scale)
     file, flux = tmp_path / "l.safetensors", denoiser_of(build("flux"))
     for changed, message in (
-        ({**tensors, "transformer.x.lora_A.weight": torch.ones(2, 2)}, "no module for"),
+        (
+            {**tensors, **{f"transformer.x.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}},
+            "no module for",
+        ),
         ({key: value for key, value in list(tensors.items())[1:]}, "only one half"),
         ({key: value.repeat(1, 1 + ("lora_A" in key)) for key, value in tensors.items()}, "another size"),
     ):
