@@ -60,7 +60,8 @@ Renderer = Annotated[
     typer.Option(
         metavar="NAME",
         help="shapeworld (an embedded FLUX), shapeworld-sd (Stable Diffusion) or "
-        "shapeworld-masked (aMUSEd), a diffusers folder or Hugging Face name, or "
+        "shapeworld-masked (aMUSEd), a diffusers folder or Hugging Face name, a single .safetensors or .gguf "
+        "file, or "
         "comfyui:WORKFLOW.json@URL (a workflow saved in API format; several servers with commas).",
     ),
 ]
@@ -80,11 +81,36 @@ Steps = Annotated[
     ),
 ]
 Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:STRENGTH]",
+        help="A LoRA for the renderer, in the layout of any common trainer; may be given several times.",
+    ),
+]
+Comfyui = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE",
+        metavar="DIR",
         parser=path,
-        help="A LoRA for the renderer, such as `reprise train diffusion-dpo` makes.",
+        help="The folder of your ComfyUI: single files and LoRAs may be named as it lists them, and text "
+        "encoders and VAEs are found there.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="With a single file: the diffusers folder or Hugging Face name that configs and missing parts "
+        "come from.",
+    ),
+]
+Parts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--part",
+        metavar="NAME=FILE",
+        help="With a single file: the file of one part of its pipeline, such as vae=ae.safetensors; may be "
+        "given several times.",
     ),
 ]
 BestOf = Annotated[

@@ -23,6 +23,9 @@ def render(
     file: options.PromptFile = None,
     renderer: options.Renderer = "shapeworld",
     lora: options.Lora = None,
+    comfyui: options.Comfyui = None,
+    base: options.Base = None,
+    part: options.Parts = None,
     steps: options.Steps = None,
     rewriter: options.Rewriter = None,
     variants: options.Variants = 4,
@@ -96,7 +99,7 @@ def render(
     # Every candidate of every round needs a seed.
     checks.check_seeds(seed, best_of * (2 if reflect is None else 1 + reflect))
     mending = checks.correction_named(correction)
-    drawing = renderer_settings(renderer, steps, lora)
+    drawing = renderer_settings(renderer, steps, lora, base, part, comfyui)
     prune = checks.choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
     judges = parse_judge(judge, weights, renderer)
@@ -124,7 +127,10 @@ def render(
         "seed": seed,
         "steps": steps,
         **({"previews": previews} if previews else {}),
-        **({"lora": str(lora)} if lora else {}),
+        **({"lora": lora} if lora else {}),
+        **({"base": base} if base else {}),
+        **({"parts": part} if part else {}),
+        **({"comfyui": str(comfyui)} if comfyui else {}),
         **({"corrector": corrector} if corrector else {}),
         **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,24 @@ def parse_renderer(name: str) -> RendererName:
     raise UnknownName("renderer", name, RENDERERS.keys() - OF_A_MODEL)
 
 
-def renderer_settings(name: str, steps: int | None = None, lora: Path | None = None) -> RendererSettings:
-    """What the options of a command say of a renderer, checked. Raises as `check_renderer` does."""
-    settings = parse_config(RendererSettings, {"name": name, "steps": steps, "lora": lora}, "the renderer")
+def renderer_settings(
+    name: str,
+    steps: int | None = None,
+    lora: Sequence[str] | None = None,
+    base: str | None = None,
+    parts: Sequence[str] | None = None,
+    comfyui: Path | None = None,
+) -> RendererSettings:
+    """What the options of a command say of a renderer, checked; `parts` are NAME=FILE. Raises as
+    `check_renderer` does."""
+    files = {}
+    for word in parts or ():
+        part, equals, file = word.partition("=")
+        if not (part and equals and file):
+            raise BadInput(f"--part {word}: expected NAME=FILE, such as vae=ae.safetensors")
+        files[part] = file
+    given = {"name": name, "steps": steps, "lora": lora or [], "base": base, "parts": files}
+    settings = parse_config(RendererSettings, {**given, "comfyui": comfyui}, "the renderer")
     check_renderer(settings)
     return settings
 
@@ -67,8 +83,11 @@ def check_renderer(settings: RendererSettings) -> RendererName:
         from ..renderers.diffusers.loading import find_file
 
         find_file(name.model, ComfyuiFolders(settings.comfyui) if settings.comfyui else None)
-    if settings.lora is not None and not os.path.isfile(settings.lora):
-        raise BadInput(f"there is no LoRA {settings.lora}; name a .safetensors file")
+    if settings.lora:
+        from ..renderers.diffusers.loading import find_lora
+
+        for one in settings.lora:
+            find_lora(one, settings.comfyui)
     return name
 
 

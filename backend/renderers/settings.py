@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from ..core.config import Config
 
@@ -26,8 +26,15 @@ class RendererSettings(Config):
     """FLUX only: classifier-free guidance by a second evaluation against the empty prompt."""
     max_sequence_length: PositiveInt | None = None
     """Text tokens that the denoiser reads. A small number is much faster at 512 pixels."""
-    lora: Path | None = None
-    """A LoRA file of `reprise train diffusion-dpo` for this renderer."""
+    lora: list[str] = Field(default_factory=list)
+    """LoRA files, in the layout of any common trainer: FILE, or FILE:STRENGTH such as style.safetensors:0.8.
+    """
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [] if value is None else [str(value)] if isinstance(value, (str, Path)) else value
+
     base: str | None = None
     """With a single file: the folder or Hugging Face name of a pipeline of its family, from which configs,
     tokenizers, the scheduler and all parts come that the file does not hold."""

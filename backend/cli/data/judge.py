@@ -24,6 +24,9 @@ def judge(
     ] = Path("judge.jsonl"),
     renderer: options.DataRenderer = None,
     lora: options.Lora = None,
+    comfyui: options.Comfyui = None,
+    base: options.Base = None,
+    part: options.Parts = None,
     steps: options.Steps = None,
     renders: options.Renders = 8,
     reward: Annotated[
@@ -114,7 +117,7 @@ def judge(
         if not source.startswith("shapeworld:"):
             raise BadInput(f"--held-out needs shapeworld:N, got {source}; give --test-share 1 instead")
         test_share, calibration_share = 1.0, 0.0
-    drawing = renderer_settings(name, steps, lora)
+    drawing = renderer_settings(name, steps, lora, base, part, comfyui)
     able = check_renderer(drawing).capabilities
     if look and not able.previews:
         raise BadInput("a ComfyUI server gives no previews; leave out --look")
@@ -152,7 +155,7 @@ def judge(
                 made_by={
                     "renderer": None if drawn else name,
                     "steps": steps,
-                    **({"lora": str(lora)} if lora else {}),
+                    **({"lora": lora} if lora else {}),
                 },
                 progress=lambda done, of: tell("draw", done, of),
             )

@@ -65,7 +65,7 @@ def search(
     measuring = open_reward(parse_reward(judge))
 
     def load_renderer(lora: str | None, cache: Cache) -> Renderer:
-        return open_renderer(renderer_settings(renderer, steps, Path(lora) if lora else None), cache=cache)
+        return open_renderer(renderer_settings(renderer, steps, [lora] if lora else None), cache=cache)
 
     loaders = RoleLoaders(load_renderer, open_rewriter, open_reward, reward_mark)
     with results.claimed("evaluate search", out) as folder:
@@ -92,7 +92,7 @@ def _check(rows: Iterable[TableRow], renderer: str, steps: int | None) -> None:
     for row in rows:
         checks.choose_prune(row.prune, renderer)
         for one in row.trainings():
-            renderer_settings(renderer, steps, Path(one.lora) if one.lora else None)
+            renderer_settings(renderer, steps, [one.lora] if one.lora else None)
             for rewriter in filter(None, (one.rewriter, one.corrector)):
                 parse_rewriter(rewriter)
             for name in filter(None, (one.judge, one.previews)):

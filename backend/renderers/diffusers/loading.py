@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +25,38 @@ if TYPE_CHECKING:
 class Loading:
     """How a model is loaded, beside its name; see `RendererSettings`."""
 
-    lora: str | Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    """LoRA files, each with its strength."""
     base: str | Path | None = None
     parts: Mapping[str, Path] = field(default_factory=dict)
     comfyui: Path | None = None
+
+
+def parse_lora(text: str | Path) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH -> (file, strength). Raises BadInput."""
+    name, colon, number = str(text).rpartition(":")
+    if not colon or os.path.isfile(text):
+        return Path(text).expanduser(), 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan
+        if "/" in number or "\\" in number:  # the colon of a drive
+            return Path(text).expanduser(), 1.0
+    if not math.isfinite(strength):
+        raise BadInput(f"--lora {text}: expected FILE or FILE:STRENGTH with a number such as 0.8")
+    return Path(name).expanduser(), strength
+
+
+def find_lora(text: str | Path, comfyui: Path | None) -> tuple[Path, float]:
+    """(file, strength) of a LoRA: a path, or the name that a ComfyUI lists it by. Raises BadInput."""
+    path, strength = parse_lora(text)
+    if os.path.isfile(path):  # unlike Path's, it takes a name that is too long for any file
+        return path, strength
+    found = None if comfyui is None else ComfyuiFolders(comfyui).named(str(path), ["loras"])
+    if found is None:
+        raise BadInput(f"there is no LoRA {path}; name a .safetensors file")
+    return found, strength
 
 
 class Source(Protocol):

@@ -14,12 +14,12 @@ same weights.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import CheckpointError, Unsupported, first_line
+from ...core.errors import Unsupported
+from .lora_files import Pair, Target, read_adapter, target_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +39,6 @@ PREFIXES = {
     "SD1.x": KOHYA,
     "SDXL": KOHYA,
 }
-_ENDS = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_down\.weight|lora_up\.weight|alpha)")
 
 
 def check_layout(family: Family) -> None:
@@ -90,96 +89,114 @@ def save_lora(
     if peft:
         from peft import LoraConfig
 
-        modules = {match[1].removeprefix(PEFT) for key in stored if (match := _ENDS.fullmatch(key))}
+        end = ".lora_A.weight"
+        modules = {key.removeprefix(PEFT).removesuffix(end) for key in stored if key.endswith(end)}
         rank = next(len(value) for key, value in stored.items() if key.endswith("lora_A.weight"))
         LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(modules)).save_pretrained(str(folder))
     return path
 
 
 def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
-    """The adapter of a file in one of our layouts, in float32, its scale in B.
+    """The adapter of a file in diffusers' names, in float32, its scale in B.
 
     Raises CheckpointError for a file that is damaged, no LoRA, or made for another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    found = read_adapter(path, Target({"transformer": denoiser}))
+    return {module: (pair.down, pair.up) for (_, module), pair in found.items()}
 
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
-    shapes = {name: tuple(weight.shape) for name, weight in denoiser.named_parameters()}
-    modules = {
-        prefix + (name.replace(".", "_") if prefix == KOHYA else name): name
-        for name, _ in denoiser.named_modules()
-        for prefix in set(PREFIXES.values())
-    }
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        match = _ENDS.fullmatch(key)
-        if match is None or match[1] not in modules:
-            raise CheckpointError(
-                f"{path} is no LoRA of this {type(denoiser).__name__}: it has no module for {key!r}; give "
-                "one that `reprise train diffusion-dpo` made for the same model"
-            )
-        half = match[2].replace("lora_down", "lora_A").replace("lora_up", "lora_B")
-        parts.setdefault(modules[match[1]], {})[half] = value.float()
-    if not parts:
-        raise CheckpointError(f"{path} is empty: expected a LoRA's weights, and it holds none; copy it anew")
-    adapter = {}
-    for module, part in parts.items():
-        if not {"lora_A.weight", "lora_B.weight"} <= part.keys():
-            raise CheckpointError(f"{path} is damaged: of {module} it has only one half; copy it anew")
-        a, b, alpha = part["lora_A.weight"], part["lora_B.weight"], part.get("alpha")
-        if a.ndim != 2 or b.ndim != 2 or not len(a) or (alpha is not None and alpha.numel() != 1):
-            shown = ", ".join(f"{half} {tuple(value.shape)}" for half, value in sorted(part.items()))
-            raise CheckpointError(
-                f"{path} is no LoRA of linear layers: of {module} expected two matrices of "
-                f"a rank of 1 at least, and one alpha, got {shown}"
-            )
-        if (len(b), a.shape[1]) != shapes.get(f"{module}.weight") or b.shape[1] != len(a):
-            raise CheckpointError(f"{path} is a LoRA of another size: it does not fit {module}")
-        b = b if alpha is None else b * (float(alpha) / len(a))
-        if not (a.isfinite().all() and b.isfinite().all()):
-            raise CheckpointError(
-                f"{path} is damaged: {module} has values that are NaN, infinite or too large; "
-                "copy it anew, or train it again"
-            )
-        adapter[module] = a, b
-    return adapter
+
+def apply_loras(loras: Sequence[tuple[Path, float]], pipeline: Any, denoiser: str) -> None:
+    """Add LoRA files, each with its strength, to a pipeline's denoiser and text encoders, for good. Raises
+    CheckpointError and Unsupported, before anything is changed."""
+    target = target_of(pipeline, denoiser)
+    for adapter, strength in [(read_adapter(path, target), strength) for path, strength in loras]:
+        for (component, module), pair in adapter.items():
+            _add(target.modules[component].get_submodule(module), pair, strength, module)
 
 
 def apply_lora(path: Path, denoiser: nn.Module, strength: float = 1.0) -> None:
-    """Add a LoRA file to a denoiser, for good. Raises CheckpointError.
+    """Add one LoRA file in diffusers' names to a denoiser, for good. Raises as `read_lora`."""
+    for (_, module), pair in read_adapter(path, Target({"transformer": denoiser})).items():
+        _add(denoiser.get_submodule(module), pair, strength, module)
 
-    float32 weights are changed. Half precision would round a small change away: there B A x is computed
-    beside the layer, in its dtype, as in training and in diffusers' own loader.
-    """
+
+def _add(layer: nn.Module, pair: Pair, strength: float, name: str) -> None:
+    """float32 weights are changed. Half precision would round a small change away: there B A x is computed
+    beside the layer, in its dtype, as in training and in diffusers' own loader. So it is beside quantised
+    weights."""
     import torch
 
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
     with torch.no_grad():
-        for module, (a, b) in read_lora(path, denoiser).items():
-            layer = denoiser.get_submodule(module)
-            weight = layer.weight
-            assert isinstance(weight, torch.Tensor)
-            if weight.dtype == torch.float32:
-                weight += (strength * (b @ a)).to(weight)
-            else:
-                _add_beside(layer, weight, a, strength * b)
+        if pair.dora is not None:
+            if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                raise Unsupported(
+                    f"a DoRA scales the rows of weights, and those of {name} are quantised; draw with "
+                    "weights that are not, or merge the DoRA first"
+                )
+            weight += (strength * _decomposed(weight.float(), pair)).to(weight)
+        elif weight.dtype == torch.float32 and not hasattr(weight, "quant_type"):
+            weight += (strength * _product(pair)).to(weight)
+        else:
+            _add_beside(layer, pair.down, strength * pair.up)
 
 
-def _add_beside(layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add B A x to the output of a linear layer for x."""
+def _product(pair: Pair) -> Tensor:
+    """B A, in the shape of the weight."""
+    product = pair.up @ pair.down.flatten(1)
+    return product if pair.down.ndim == 2 else product.unflatten(1, tuple(pair.down.shape[1:]))
+
+
+def _decomposed(weight: Tensor, pair: Pair) -> Tensor:
+    """What a DoRA adds (Liu et al. 2024, arXiv 2402.09353, equation 5)."""
+    assert pair.dora is not None
+    adapted = weight + _product(pair).to(weight)
+    lengths = pair.dora.to(weight)
+    if pair.columns:
+        norm = adapted.transpose(0, 1).flatten(1).norm(dim=1)
+        scale = (lengths / norm).reshape(1, -1, *[1] * (weight.ndim - 2))
+    else:
+        scale = (lengths / adapted.flatten(1).norm(dim=1)).reshape(-1, *[1] * (weight.ndim - 1))
+    return adapted * scale - weight
+
+
+def _add_beside(layer: nn.Module, a: Tensor, b: Tensor) -> None:
+    """Add B A x to the output of a linear layer or a convolution for x."""
+    import torch
     from torch import nn
 
-    halves = [
-        nn.Linear(half.shape[1], half.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
-        for half in (a, b)
-    ]
-    for linear, half in zip(halves, (a, b)):
-        linear.weight.copy_(half)
-    beside = nn.Sequential(*halves).requires_grad_(False)
+    weight: Any = layer.weight
+    # A quantised layer computes in another dtype than it stores; the bias is kept in it.
+    kind = weight.dtype if weight.dtype in (torch.float16, torch.bfloat16) else None
+    halves: list[nn.Module] = []
+    for half, first in ((a, True), (b, False)):
+        if half.ndim == 4 and first:
+            assert isinstance(layer, nn.Conv2d)
+            made: Any = nn.Conv2d(
+                half.shape[1],
+                len(half),
+                layer.kernel_size,  # type: ignore[arg-type]
+                layer.stride,  # type: ignore[arg-type]
+                layer.padding,  # type: ignore[arg-type]
+                layer.dilation,  # type: ignore[arg-type]
+                bias=False,
+            )
+        elif a.ndim == 4:
+            half = half[:, :, None, None]
+            made = nn.Conv2d(half.shape[1], len(half), 1, bias=False)
+        else:
+            made = nn.Linear(half.shape[1], half.shape[0], bias=False)
+        made.weight.copy_(half)
+        halves.append(made)
+    beside = nn.Sequential(*halves).requires_grad_(False).to(weight.device, kind)
     # Children of the layer, so that they move between devices with it.
     name = f"lora_{len(list(layer.children()))}"
     layer.add_module(name, beside)
-    layer.register_forward_hook(lambda layer, inputs, output: output + layer.get_submodule(name)(inputs[0]))
+
+    def add(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        side: Any = layer.get_submodule(name)
+        own = side[0].weight.dtype
+        return output + side(inputs[0].to(own)).to(output.dtype)
+
+    layer.register_forward_hook(add)

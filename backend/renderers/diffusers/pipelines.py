@@ -16,7 +16,7 @@ from .checkpoints import pipeline_fingerprint
 from .devices import choose_device, choose_dtype, models_of, place
 from .families import Family, check_call, family_of, half_precision
 from .loading import Loading, find_source
-from .lora import apply_lora, check_layout
+from .lora import apply_loras
 
 if TYPE_CHECKING:
     import torch
@@ -40,15 +40,18 @@ def open_pipeline(model: Any, dtype: str, device: str, offload: str, loading: Lo
     import torch
 
     if isinstance(model, (str, Path)):
-        source, lora = find_source(model, loading), loading.lora
-        name = source.pipeline_class
-        target = choose_device(device)
-        if lora is not None:
-            check_layout(family_of(name))
+        source = find_source(model, loading)
+        name, target = source.pipeline_class, choose_device(device)
         pipe, weights = source.load(choose_dtype(dtype, target, half_precision(name)))
-        if lora is not None:
-            apply_lora(Path(lora), getattr(pipe, family_of(name).denoiser))
-            weights = Cache.key(weights, hashlib.sha256(Path(lora).read_bytes()).hexdigest())
+        if loading.loras:
+            main = call.denoisers(pipe)[0]
+            apply_loras(
+                loading.loras, pipe, next(name for name, part in models_of(pipe).items() if part is main)
+            )
+            files = [hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in loading.loras]
+            strengths = [strength for _, strength in loading.loras]
+            # One LoRA at full strength is named as it always was.
+            weights = Cache.key(weights, *files, *([] if strengths == [1.0] else strengths))
         place(pipe, target, offload)
         return pipe, weights
     if loading != Loading():

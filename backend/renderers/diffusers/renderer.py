@@ -31,7 +31,7 @@ from .batch_layout import FirstCall, Layout, NotMaskable, find_layout
 from .drawing import new_generators
 from .families import Family
 from .img2img import check_init, img2img_class
-from .loading import Loading
+from .loading import Loading, find_lora
 from .pipelines import (
     borrowed,
     family_of_pipeline,
@@ -72,7 +72,7 @@ class DiffusersRenderer:
       is halved when memory runs out.
     - `preview_decoder` decodes previews instead of the VAE; it is a TAESD (an AutoencoderTiny) or its folder.
     - A single file may need `base`, `parts` or `comfyui`; see `RendererSettings`.
-    - `lora` is a file of `reprise train diffusion-dpo`, which is added to the denoiser (`lora.apply_lora`).
+    - `lora` is a LoRA file, or several, each FILE or FILE:STRENGTH (`lora_files` lists the layouts).
 
     A pipeline passed as an object keeps its device and dtype unless `device` or `dtype` is given. Its
     scheduler and modules are restored after each call. Do not change it while this renderer is in use:
@@ -106,14 +106,16 @@ class DiffusersRenderer:
         offload: str = "auto",
         chunk: int | None = None,
         preview_decoder: Any = None,
-        lora: str | Path | None = None,
+        lora: Sequence[str | Path] | str | Path | None = None,
         base: str | Path | None = None,
         parts: Mapping[str, Path] | None = None,
         comfyui: Path | None = None,
         cache: Cache | None = None,
     ):
+        lora = [lora] if isinstance(lora, (str, Path)) else lora
+        loras = tuple(find_lora(one, comfyui) for one in lora or ())
         self.pipeline, weights = open_pipeline(
-            model, dtype, device, offload, Loading(lora, base, parts or {}, comfyui)
+            model, dtype, device, offload, Loading(loras, base, parts or {}, comfyui)
         )
         pipe = self.pipeline
         self.denoisers = call.denoisers(pipe)

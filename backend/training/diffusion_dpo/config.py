@@ -63,7 +63,7 @@ class RendererRounds(RoundSettings):
         there are none, and a judge that no round uses."""
         if self.renderer.name not in (model, RendererSettings().name):
             raise ValueError(f"rounds draw with what is trained, {model}; leave rounds.renderer.name out")
-        if self.renderer.lora is not None:
+        if self.renderer.lora:
             raise ValueError("the LoRA that rounds go on from is `start`; leave rounds.renderer.lora out")
         trained = self.renderer.model_copy(update={"name": model})
         check_roles(trained, self.rewards, self.held_out, reads="images")

@@ -70,7 +70,8 @@ class DiffusionDpoRounds(Rounds):
             }
             if settings.dtype == "auto":
                 shared["dtype"] = choose_training_dtype(config.dtype, choose_device(config.device))
-            changes = {"name": config.model, "lora": _file(newest) if newest else config.start}
+            lora = _file(newest) if newest else config.start
+            changes = {"name": config.model, "lora": [] if lora is None else [str(lora)]}
             renderer = open_renderer(settings.model_copy(update=shared | changes), config.device)
             self.opened = newest, renderer
         return self.opened[1]

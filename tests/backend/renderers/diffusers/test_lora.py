@@ -20,12 +20,9 @@ from reprise.backend.renderers.diffusers.lora import (
 from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline
 
 from ..conftest import build
+from .drawing import denoiser_of, drawn
 
 FAMILIES = ["flux", "sd3", "sd1", "sdxl", "pixart"]
-
-
-def denoiser_of(pipe):
-    return getattr(pipe, family_of_pipeline(pipe).denoiser)
 
 
 def adapted(pipe, targets=BLOCKS):
@@ -41,24 +38,6 @@ def adapted(pipe, targets=BLOCKS):
     names = [key.removesuffix(".lora_A.weight") for key in halves if key.endswith("lora_A.weight")]
     both = {name: tuple(halves[f"{name}.lora_{half}.weight"] for half in "AB") for name in names}
     return model.eval(), {name.removeprefix("base_model.model."): pair for name, pair in both.items()}, 3.0
-
-
-def drawn(pipe):
-    """A picture's latents, two steps, without guidance."""
-    family = family_of_pipeline(pipe)
-    rows = family.encode(pipe, "a red cat", 20 if family.has_text_length else None)
-    guidance = {} if family.single_encode else {"guidance_scale": 1.0}
-    return pipe(
-        **rows,
-        **({"use_resolution_binning": False} if family.name == "PixArt-Sigma" else {}),
-        **guidance,
-        width=16,
-        height=16,
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(3),
-        output_type="latent",
-        return_dict=False,
-    )[0]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -209,10 +188,11 @@ def test_an_alpha_of_another_tool_counts(tmp_path):
     ("changes", "message"),
     [
         (None, "is empty"),
-        ({"lora_down.weight": torch.ones(8)}, r"got .*lora_A.weight \(8,\)"),
+        ({"lora_down.weight": torch.ones(8)}, r"got .*down \(8,\)"),
         ({"lora_up.weight": torch.ones(8)}, "two matrices"),
         ({"lora_up.weight": torch.tensor(1.0)}, "two matrices"),
-        ({"lora_down.weight": torch.ones(2, 8, 1, 1)}, "linear layers"),
+        ({"lora_down.weight": torch.ones(2, 8, 3, 3)}, "another size"),
+        ({"lora_up.weight": torch.zeros(8, 2)}, "changes nothing"),
         ({"lora_down.weight": torch.ones(0, 8), "lora_up.weight": torch.ones(8, 0)}, "rank of 1 at least"),
         ({"alpha": torch.ones(3)}, "one alpha, got alpha"),
         ({"alpha": torch.tensor(math.nan)}, "NaN, infinite"),
@@ -238,9 +218,12 @@ def test_files_that_do_not_fit(tmp_path):
     tensors = lora_tensors(family, adapter, scale)
     file, flux = tmp_path / "l.safetensors", denoiser_of(build("flux"))
     for changed, message in (
-        ({**tensors, "transformer.x.lora_A.weight": torch.ones(2, 2)}, "no module for"),
+        (
+            {**tensors, **{f"transformer.x.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}},
+            "no module for",
+        ),
         ({key: value for key, value in list(tensors.items())[1:]}, "only one half"),
-        ({key: value.repeat(1, 2) for key, value in tensors.items()}, "another size"),
+        ({key: value.repeat(1, 1 + ("lora_A" in key)) for key, value in tensors.items()}, "another size"),
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=message):
