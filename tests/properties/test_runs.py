@@ -72,7 +72,7 @@ def test_a_record_that_is_read_can_be_shown(scratch, values):
     (folder / RECORD).write_text(json.dumps(values))
     record = refuses_clearly(load_record, folder / RECORD)
     if record is not None and record.settings == {"seed": 7}:
-        assert prompt_view(folder, record, 0)["prompt"] == record.prompt
+        assert prompt_view(record, lambda name, side: None)["prompt"] == record.prompt
 
 
 ROLLOUT = {
