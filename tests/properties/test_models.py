@@ -1,6 +1,8 @@
 """Files of models that people fetch: safetensors, the settings beside them, indexes of pipelines."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from reprise.backend.cli.models import count_parameters
 from reprise.backend.core.errors import CheckpointError
 from reprise.backend.renderers.diffusers.checkpoints import read_index
 from reprise.backend.renderers.diffusers.lora import read_lora
+from reprise.backend.renderers.diffusers.weight_files import read_header, read_tensors
 from reprise.backend.rewards.geneval.judge import read_normalisation
 from reprise.backend.rewards.published.checkpoint import read_settings as read_published_settings
 from reprise.backend.rewards.published.checkpoint import read_weights
@@ -67,6 +70,44 @@ def test_weights(scratch, data):
     refuses_clearly(read_weights, path)
     refuses_clearly(read_own_weights, path)
     refuses_clearly(read_lora, path, Denoiser())
+
+
+QUANTIZED = {"layers": {"a": {"format": "float8_e4m3fn"}}}
+
+
+@given(
+    weights
+    | documents(QUANTIZED).map(
+        lambda data: save(LORA, {"_quantization_metadata": data.decode("utf-8", "replace")})
+    )
+)
+def test_single_files_of_weights(scratch, data):
+    path = Path(mkdtemp(dir=scratch)) / "model.safetensors"
+    path.write_bytes(data)
+    refuses_clearly(read_header, path)
+    refuses_clearly(read_tensors, path)
+
+
+def quantised():
+    gguf = pytest.importorskip("gguf")
+    with TemporaryDirectory() as folder:
+        writer = gguf.GGUFWriter(f"{folder}/m.gguf", "flux")
+        writer.add_tensor("a.weight", torch.ones(4, 32).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return Path(folder, "m.gguf").read_bytes()
+
+
+@given(st.data())
+def test_gguf_files(scratch, data):
+    path = Path(mkdtemp(dir=scratch)) / "model.gguf"
+    path.write_bytes(quantised())
+    assert read_header(path).shapes == {"a.weight": (4, 32)}
+    path = path.with_name("changed.gguf")
+    path.write_bytes(data.draw(mangled(quantised())))
+    refuses_clearly(read_header, path)
 
 
 def pickled():

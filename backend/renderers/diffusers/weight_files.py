@@ -8,7 +8,6 @@ rounding of their own, which only ComfyUI's kernels undo; they are refused by na
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, Unsupported, first_line
 from ...core.model_files import FULL_HASH_BYTES
+from ...core.parsing import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _check_quantization(header: Header) -> None:
     """Raises Unsupported for a format of ComfyUI's whose weights are more than number times scale."""
     try:
-        layers = json.loads(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+        layers = parse_json(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
         formats = {str(layer.get("format")) for layer in layers.values()}
     except (ValueError, AttributeError):
         raise CheckpointError(f"{header.path}: its _quantization_metadata is damaged; copy it anew") from None
@@ -130,7 +130,7 @@ def _format_of(path: Path, key: str) -> str:
 
     with safe_open(path, "pt") as file:
         try:
-            return str(json.loads(file.get_tensor(key).numpy().tobytes())["format"])
+            return str(parse_json(file.get_tensor(key).numpy().tobytes())["format"])
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(f"{path}: {key} is damaged; copy the file anew") from None
 
