@@ -33,6 +33,10 @@ def build(made: str, config: dict[str, Any], tensors: dict[str, Tensor], file: P
         _check_weights(tensors, wanted, f"{file} as {made}", quantised)
         if not quantised:
             tensors = own_memory(tensors, dtype)
+        if made in ("AutoencoderKLFlux2", "AutoencoderKLQwenImage"):  # not of diffusers' list
+            model = kind.from_config(config)
+            model.load_state_dict(tensors)
+            return model.to(dtype).eval()
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps({**config, "_class_name": made}))
             model = kind.from_single_file(
@@ -70,11 +74,13 @@ def _check_weights(
 
 def convert(made: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights of a model in original names -> in diffusers' names, by diffusers' converter."""
+    import torch
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_wan_vae_to_diffusers
 
     if made == "AutoencoderKLFlux2":
         own = {key: tensors.pop(key) for key in list(tensors) if key.startswith("bn.")}
+        own.setdefault("bn.num_batches_tracked", torch.tensor(0))
         return {**convert_ldm_vae_checkpoint(tensors, config), **own}
     if made == "AutoencoderKLQwenImage":
         return convert_wan_vae_to_diffusers(tensors)
