@@ -241,7 +241,7 @@ def test_a_prompt_that_cannot_be_judged_does_not_hold_up_the_others(reprise, dra
         (["a", "--out", ""], ["got an empty name"]),
         (["a", "--out", "x" * 300], ["File name too long", "--out"]),
         (["a", "--prompts", "x" * 300], ["File name too long"]),
-        (["a", "--lora", "x" * 300, "--renderer", "shapeworld"], ["File name too long"]),
+        (["a", "--lora", "x" * 300, "--renderer", "shapeworld"], ["there is no LoRA xxx"]),
         (["a", "--out", "file"], ["got the file", "--out"]),
         (["a", "--out", "file/below"], ["cannot write", "--out"]),
         (["a", "--out", "/proc/nowhere"], ["cannot write", "--out"]),
