@@ -86,13 +86,20 @@ def read_lines(
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{path}, line {number}: {_not_json(error)}; {remedy}") from error
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}, line {number}: expected a JSON object; {remedy}")
-        for name, kind in (needs or {}).items():
-            if not isinstance(row.get(name), (int, float) if kind is float else kind):
-                raise BadInput(f"{path}, line {number}: expected {name!r} with {_KINDS[kind]}; {remedy}")
+        if lacking := _lacking(row, needs or {}):
+            raise BadInput(f"{path}, line {number}: expected {lacking}; {remedy}")
         rows.append(row)
     return rows
+
+
+def _lacking(row: Any, needs: Mapping[str, type]) -> str | None:
+    """What a parsed JSON object lacks of the keys that are needed, in words."""
+    if not isinstance(row, dict):
+        return "a JSON object"
+    for name, kind in needs.items():
+        if not isinstance(row.get(name), (int, float) if kind is float else kind):
+            return f"{name!r} with {_KINDS[kind]}"
+    return None
 
 
 def _not_json(error: Exception) -> str:
@@ -117,9 +124,8 @@ def read_json(path: Path, remedy: str, needs: Mapping[str, type] | None = None) 
         raise BadInput(f"cannot read {path}: {error.strerror}; {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: {_not_json(error)}; {remedy}") from error
-    for name, kind in (needs or {}).items():
-        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
-            raise BadInput(f"{path}: expected {name!r} with {_KINDS[kind]}; {remedy}")
+    if needs is not None and (lacking := _lacking(found, needs)):
+        raise BadInput(f"{path}: expected {lacking}; {remedy}")
     return found
 
 

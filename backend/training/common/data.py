@@ -87,7 +87,7 @@ def check_same_data(run: Path, source: object, now: Mapping[str, Any], resumed: 
         write_whole(path, json.dumps(now) + "\n")
         return
     try:
-        stored = read_json(path, "begin another run", {"sha256": str})
+        stored = read_json(path, "begin another run", {})
     except FileNotFoundError as error:
         raise BadInput(
             f"{path} is missing, so that the data cannot be compared; begin another run"

@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,8 @@ from ...core.config import Config, save_config
 from ...core.errors import FEW, BadInput, CheckpointError, DiskFull, RepriseError, TrainingFailed
 from ...rewriters.reprompt import SETTINGS
 from ...storage.checksums import write_checksums
-from ...storage.files import apply_umask, is_disk_full, read_lines, read_text, write_whole
+from ...storage.files import apply_umask, is_disk_full, prepare_folder, read_lines, read_text, write_whole
+from ...storage.outputs import lock
 from . import distributed
 from .checkpoints import CannotWrite, goes_on_from, newest_checkpoint, step_of, write_error
 
@@ -75,19 +76,40 @@ def run_training(
     never stopped, bit for bit on a CPU. A finished run is returned as it is, unless its config has another
     number of rounds. A run that cannot begin changes nothing.
 
-    Raises BadInput where the folder holds another run or other files of a run, where nothing can be learned
-    from the data, where other data or settings than at the start came with `resume`, and for a damaged
+    Raises BadInput where another process trains in the folder, where it holds another run or other files of
+    a run, where nothing can be learned from the data, where other data or settings than at the start came with `resume`, and for a damaged
     record; CheckpointError for models and checkpoints that cannot be loaded or are damaged; TrainingFailed
     for a loss that is NaN or infinite, and where the disk is full, with the step from which the run goes on.
     Methods that draw also raise RewardFailed and RenderFailed.
     """
+    with ExitStack() as until_the_end:
+
+        def hold() -> None:
+            if resume and not run.is_dir():
+                raise BadInput(f"there is no run folder {run}; give one that a training has made")
+            until_the_end.enter_context(lock(prepare_folder(run)))
+
+        try:
+            distributed.run_on_main(hold)
+            return _run_held(config, run, resume, log, begin)
+        except BaseException:
+            until_the_end.close()
+            if not resume and distributed.is_main():
+                with suppress(OSError):  # it holds something
+                    run.rmdir()
+            raise
+
+
+def _run_held(
+    config: Config, run: Path, resume: bool, log: Callable[[str], None], begin: Callable[[], TrainingLoop]
+) -> Path:
+    from ...core.model_files import quiet_loading
+
     text, final = save_config(config), run / "final"
     other_rounds = ROUND_COUNT in distributed.run_on_main(lambda: claim_run_folder(run, text, resume))
     if resume and final.is_dir() and not other_rounds:
         log(f"{run} is finished already")
         return final
-    from ...core.model_files import quiet_loading
-
     with quiet_loading():
         with undo_failed_start(run, text, resume), full_disk_is_told(run, resume):
             loop = begin()
@@ -184,8 +206,6 @@ def undo_failed_start(run: Path, text: str, resume: bool) -> Iterator[None]:
                 path = run / name
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             (run / "config.yaml").unlink(missing_ok=True)
-            if run.is_dir() and not any(run.iterdir()):
-                run.rmdir()
         raise
     if resume and distributed.is_main():
         for path in (run / "config.yaml", run / STARTED_CONFIG):
