@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CHECKSUMS = "checksums.xxh128"
 NOT_LISTED = (CHECKSUMS, "README.md")  # a model card is for people, who may change it
-AGAIN = "copy, download or train it again"
+AGAIN = f"copy, download or train it again, or delete {CHECKSUMS} if you changed it yourself"
 _LINE = re.compile(r"([0-9a-f]{32})  (.+)")
 _BLOCK = 2**22  # bytes that are read at a time
 _KEY, _EMPTY = b'"xxh128":"', b"0" * 32  # in a safetensors file's header
@@ -83,8 +83,8 @@ def _check_file(path: Path, expected: str, remedy: str) -> None:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; {remedy}") from error
     if found != expected:
         raise CheckpointError(
-            f"{path} is damaged: expected the checksum {expected[:12]}… of its {CHECKSUMS}, got "
-            f"{found[:12]}…; {remedy}"
+            f"{path} is damaged (expected the checksum {expected[:12]}… that {CHECKSUMS} gives, got "
+            f"{found[:12]}…); {remedy}"
         )
 
 
@@ -151,5 +151,5 @@ def _checked_bytes(path: Path, remedy: str) -> bytes:
     expected = bytes(data[place : place + len(_EMPTY)])
     data[place : place + len(_EMPTY)] = _EMPTY
     if xxh3_128_hexdigest(data).encode() != expected:
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit its content; {remedy}")
+        raise CheckpointError(f"{path} is damaged (its checksum does not fit its content); {remedy}")
     return bytes(data)

@@ -77,16 +77,17 @@ def run_training(
     number of rounds. A run that cannot begin changes nothing.
 
     Raises BadInput where another process trains in the folder, where it holds another run or other files of
-    a run, where nothing can be learned from the data, where other data or settings than at the start came with `resume`, and for a damaged
-    record; CheckpointError for models and checkpoints that cannot be loaded or are damaged; TrainingFailed
-    for a loss that is NaN or infinite, and where the disk is full, with the step from which the run goes on.
+    a run, where nothing can be learned from the data, where other data or settings than at the start came
+    with `resume`, and for a damaged record; CheckpointError for models and checkpoints that cannot be loaded
+    or are damaged; TrainingFailed for a loss that is NaN or infinite, and where the disk is full, with the
+    step from which the run goes on.
     Methods that draw also raise RewardFailed and RenderFailed.
     """
     with ExitStack() as until_the_end:
 
         def hold() -> None:
             if resume and not run.is_dir():
-                raise BadInput(f"there is no run folder {run}; give one that a training has made")
+                raise BadInput(f"{run} holds no run to go on with: there is no such folder")
             until_the_end.enter_context(lock(prepare_folder(run)))
 
         try:
@@ -167,10 +168,13 @@ def _changes(run: Path, started: Path, text_before: str, text: str) -> list[str]
         stored = yaml.safe_load(text_before)
     except yaml.YAMLError:
         stored = None
-    if not isinstance(stored, dict) or not text_before.endswith("\n"):
+    beside = run / "config.yaml"
+    whole = read_text(beside, "config", "is") if beside.is_file() else ""
+    cut_off = whole != text_before and whole.startswith(text_before)
+    if not isinstance(stored, dict) or cut_off:
         raise BadInput(
             f"{started} is damaged or cut off: expected the settings that the run was begun with; copy "
-            f"{run / 'config.yaml'} there if that one is whole"
+            f"{beside} there if that one is whole"
         )
     before, now = (dict(_leaves(one)) for one in (stored, yaml.safe_load(text)))
     nothing = object()
@@ -311,6 +315,7 @@ def write_folder(folder: Path) -> Iterator[Path]:
         part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except CheckpointError:  # of what was to be copied
+        shutil.rmtree(part, ignore_errors=True)
         raise
     except Exception as error:  # safetensors and the file system raise their own kinds
         failure = write_error(folder, error)
