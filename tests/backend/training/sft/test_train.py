@@ -209,7 +209,7 @@ def test_runs_are_not_mixed_up(finished, model, data, tmp_path):
     with pytest.raises(BadInput, match="no run to go on with"):
         train(config(model, data), tmp_path / "none", resume=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="cannot write"):
+    with pytest.raises(BadInput, match="expected a folder to write to, got the file"):
         train(config(model, data), tmp_path / "file")
 
 
