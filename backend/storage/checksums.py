@@ -74,6 +74,17 @@ def check_file(path: Path, remedy: str = AGAIN) -> None:
         _check_file(path, expected, remedy)
 
 
+def move_unlisted(old: Path, new: Path) -> None:
+    """Move the files of `old` that its checksums do not name to `new`, unless that has them: they are the
+    user's own. Raises OSError, and as `check_folder`."""
+    listed = {*_checksums_of(old, AGAIN), CHECKSUMS}
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old)
+        if path.is_file() and name.as_posix() not in listed and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, new / name)
+
+
 def _check_file(path: Path, expected: str, remedy: str) -> None:
     try:
         found = file_checksum(path)

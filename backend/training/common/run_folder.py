@@ -19,7 +19,7 @@ import yaml
 from ...core.config import Config, save_config
 from ...core.errors import FEW, BadInput, CheckpointError, DiskFull, RepriseError, TrainingFailed
 from ...rewriters.reprompt import SETTINGS
-from ...storage.checksums import write_checksums
+from ...storage.checksums import move_unlisted, write_checksums
 from ...storage.files import apply_umask, is_disk_full, prepare_folder, read_lines, read_text, write_whole
 from ...storage.outputs import lock
 from . import distributed
@@ -115,12 +115,15 @@ def _run_held(
         with undo_failed_start(run, text, resume), full_disk_is_told(run, resume):
             loop = begin()
             if other_rounds and final.is_dir():  # it is kept until there is a later one
-                shutil.rmtree(run / BEFORE, ignore_errors=True)
+                if (run / BEFORE).is_dir():
+                    move_unlisted(run / BEFORE, final)
+                    shutil.rmtree(run / BEFORE)
                 os.replace(final, run / BEFORE)
         with full_disk_is_told(run, True):
             made = loop.run()
-    if distributed.is_main():
-        shutil.rmtree(run / BEFORE, ignore_errors=True)
+    if distributed.is_main() and (run / BEFORE).is_dir():
+        move_unlisted(run / BEFORE, made)
+        shutil.rmtree(run / BEFORE)
     return made
 
 
@@ -310,10 +313,14 @@ def write_folder(folder: Path) -> Iterator[Path]:
                 apply_umask(file)
         write_checksums(part)
         if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            if old.exists():  # a kill left it
+                move_unlisted(old, folder)
+                shutil.rmtree(old)
             folder.rename(old)
         part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            move_unlisted(old, folder)
+            shutil.rmtree(old)
     except CheckpointError:  # of what was to be copied
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -126,6 +126,12 @@ def test_a_folder_is_replaced_whole_and_has_checksums(tmp_path):
             (part / "weights").write_text(text)
     check_folder(final)
     assert {path.name for path in final.iterdir()} == {"weights", CHECKSUMS}
+    (final / "notes").mkdir()
+    (final / "notes" / "mine.txt").write_text("the user's own")
+    (final / "README.md").write_text("my card")
+    with write_folder(final) as part:
+        (part / "weights").write_text("two")
+    assert (final / "notes" / "mine.txt").exists() and (final / "README.md").read_text() == "my card"
     for error in (OSError(28, "No space left on device"), CheckpointError("the source is damaged")):
         with pytest.raises((TrainingFailed, CheckpointError)), write_folder(final) as part:
             (part / "weights").write_text("three")
