@@ -88,7 +88,7 @@ def run_training(
         def hold() -> None:
             if resume and not run.is_dir():
                 raise BadInput(f"{run} holds no run to go on with: there is no such folder")
-            until_the_end.enter_context(lock(prepare_folder(run)))
+            until_the_end.enter_context(lock(prepare_folder(run), tidy=True))
 
         try:
             distributed.run_on_main(hold)
