@@ -80,7 +80,7 @@ def test_the_run_folder(finished):
     assert 'http-equiv="refresh"' not in page and "data:image/png" in page
     assert list((finished / "tensorboard").iterdir())
     kept = {path.stem for path in (finished / "checkpoints" / "checkpoint-4").iterdir()}
-    assert kept == {"critic", "encoder", "optimizer", "trainer_state"}
+    assert kept == {"checksums", "critic", "encoder", "optimizer", "trainer_state"}
 
 
 def test_preferences_are_mined_from_a_run(finished):
