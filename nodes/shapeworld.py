@@ -27,6 +27,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ..backend.core.model_files import EMBEDDED_WEIGHTS
+from ..backend.storage.checksums import check_folder
 
 WEIGHTS = EMBEDDED_WEIGHTS / "renderer"
 TEXT_LENGTH = 48  # T5 tokens that the renderer was trained on
@@ -34,6 +35,7 @@ TEXT_LENGTH = 48  # T5 tokens that the renderer was trained on
 
 def load(folder: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """MODEL, CLIP and VAE of the renderer in `folder` (diffusers layout)."""
+    check_folder(folder)
     return load_model(folder), load_clip(folder), load_vae(folder)
 
 

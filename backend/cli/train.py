@@ -30,12 +30,6 @@ SUMMARIES = {
     "prip-encoder": "Teach a refiner to imagine the picture that people prefer (PRIP's Preference Encoder).",
 }
 
-# What trainings write: none of it may be in a new run's folder
-WRITTEN = (
-    *("checkpoints", "final", "best", "start", "warm", "rounds", "rollouts", "pictures", "pivots"),
-    *("metrics.jsonl", "evaluations.jsonl", "tensorboard", "report.html"),
-)
-
 app = typer.Typer(no_args_is_help=True, help="Train what the nodes load; a command for each method.")
 
 
@@ -107,6 +101,7 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     from ..core.config import load_config, save_config
     from ..storage.files import slug, write_whole
     from ..storage.outputs import claim
+    from ..training.common.run_folder import WRITTEN
 
     named = words.pop(0) if words and "=" not in words[0] else None
     if resume is not None:

@@ -10,6 +10,7 @@ RepriseError                 exit code 1, unless a subclass sets another
 ├── EndpointError            1: a chat endpoint is unreachable or slow, refuses, or answers nonsense
 │   └── AnswerRefused        1: it refuses this one request, or answers it with no text
 ├── TrainingFailed           1: a training cannot continue
+├── DiskFull                 1: there is no room to write; what was finished is kept
 └── Interrupted              1: the user or the host stopped the work
 """
 
@@ -89,6 +90,10 @@ class AnswerRefused(EndpointError):
 
 class TrainingFailed(RepriseError):
     """A training cannot continue: the loss is NaN or infinite, or a checkpoint cannot be written."""
+
+
+class DiskFull(RepriseError):
+    """The disk has no room for a file; nothing half-written is left."""
 
 
 class Interrupted(RepriseError):

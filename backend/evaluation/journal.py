@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BadInput
 from ..storage.files import append_line, read_lines, write_whole
 
 
@@ -15,7 +14,7 @@ class Journal:
     """Rows, also written to a file as lines of JSON; `rows` starts with those of earlier calls.
 
     With None as `path` they are in memory only. An incomplete last line, left by a killed process, is
-    removed. Raises BadInput if the file is not JSON lines.
+    removed. Raises BadInput with the number of a line that is no JSON object.
     """
 
     def __init__(self, path: Path | None):
@@ -23,10 +22,7 @@ class Journal:
         self.rows: list[dict[str, Any]] = []
         if path is None or not path.exists():
             return
-        try:
-            self.rows = read_lines(path)
-        except ValueError as error:
-            raise BadInput(f"{path} is damaged ({error}); delete it, or give another --out") from error
+        self.rows = read_lines(path, "delete this line, and it is measured again; or give another --out")
         whole, end, half = path.read_bytes().rpartition(b"\n")
         if half:
             write_whole(path, whole + end)

@@ -240,7 +240,7 @@ def rollout_groups(run: Path, reward: str | None, note: Callable[[str], None]) -
         renderer = (settings.get("renderer") or {}).get("name", "shapeworld")
     groups: dict[int, list[dict[str, Any]]] = {}
     with _refuse_damaged(run / ROLLOUTS):
-        for row in read_lines(run / ROLLOUTS):
+        for row in read_lines(run / ROLLOUTS, RESTORE_HINT):
             groups.setdefault(row["position"], []).append(row)
         for rows in groups.values():
             typed, meaning = _prompts(rows[0])
@@ -277,7 +277,7 @@ def round_groups(
     for file in files:
         store = Store(file.parent / "preferences", create=True)
         with _refuse_damaged(file):
-            for row in read_lines(file):
+            for row in read_lines(file, RESTORE_HINT):
                 (typed, meaning), pictures = _prompts(row), list[ScoredPicture]()
                 if "rewrites" in row:
                     for one in row["rewrites"]:
@@ -312,8 +312,9 @@ def judge_data_groups(file: Path, reward: str | None, note: Callable[[str], None
         raise BadInput(f"{file} has no scores of {reward!r}; expected {named}")
     store = Store(file.with_name(file.name.removesuffix(JUDGE_DATA) + ".pictures"), create=True)
     groups: dict[str, list[ScoredPicture]] = {}
-    with _refuse_damaged(file, "make it again with `reprise data judge`"):
-        for key, row in {row["key"]: row for row in read_lines(file)}.items():
+    again = "make it again with `reprise data judge`"
+    with _refuse_damaged(file, again):
+        for key, row in {row["key"]: row for row in read_lines(file, again)}.items():
             _, drawn_as, seed, _ = parse_json(key)
             scores = _checked_scores({named: row["score"]})
             groups.setdefault(_checked_text(row["prompt"]), []).append(

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from ..storage.files import read_lines, write_whole
+from ..core.errors import BadInput, first_line
+from ..storage.files import read_json, read_lines, read_text, write_whole
 from .added_words import mark_added_words
 from .build import number_text
 from .pictures import inline_picture
@@ -73,10 +74,34 @@ def write_report(run: Path, finished: bool = False) -> Path:
 
 
 def render_report(run: Path, finished: bool = False) -> str:
+    """The page. Raises BadInput for a damaged file, with the line if it has lines."""
+    steps = read_lines(run / "metrics.jsonl", needs={"step": int})
+    evaluations = read_lines(run / "evaluations.jsonl", needs={"step": int, "samples": list})
+    settings = _read_settings(run / "config.yaml")
+    try:
+        return _render(run, finished, steps, evaluations, settings)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BadInput(
+            f"the records of {run} do not fit together ({type(error).__name__}: {first_line(error)}); bring "
+            f"back metrics.jsonl, evaluations.jsonl, {ROLLOUTS.as_posix()} and config.yaml as they were"
+        ) from error
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(read_text(path, "config", "is"))
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or "max_steps" not in found:
+        raise BadInput(f"{path} is damaged or cut off: expected the settings of a training; bring it back")
+    return found
+
+
+def _render(
+    run: Path, finished: bool, steps: Sequence[Row], evaluations: Sequence[Row], settings: Row
+) -> str:
     from ... import __version__
 
-    steps, evaluations = read_lines(run / "metrics.jsonl"), read_lines(run / "evaluations.jsonl")
-    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     evaluated = {f"{name}, evaluated": keys for name, keys in _evaluated(evaluations).items()}
     curves = [_curve(title, evaluations, keys) for title, keys in evaluated.items()]
     curves += [_curve(title, steps, keys or _rewards(steps)) for title, keys in CURVES.items()]
@@ -113,7 +138,7 @@ def _rounds(run: Path) -> list[dict[str, Any]]:
     """The counts of each round (`mined.json`), if the training has rounds."""
     found = []
     for path in sorted(run.glob("rounds/*/mined.json"), key=lambda path: int(path.parent.name)):
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_json(path, "delete it, and --resume pairs the round again", {"reward": float})
         found.append({**row, "round": path.parent.name, "reward": number_text(row["reward"])})
     return found
 
@@ -260,7 +285,15 @@ def _last_group(run: Path) -> dict[str, Any] | None:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         tail = file.read().decode("utf-8", "replace").split("\n")[1 if path.stat().st_size > TAIL else 0 : -1]
-    rows = [json.loads(line) for line in tail]
+    rows = []
+    for number, line in enumerate(tail, start=1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            number += path.read_bytes().count(b"\n") - len(tail)
+            raise BadInput(
+                f"{path}, line {number}: not JSON ({first_line(error)}); delete this line"
+            ) from error
     with_signal = [row["position"] for row in rows if abs(row.get("advantage", 0)) > 0.1]
     if not with_signal:
         return None

@@ -17,6 +17,7 @@ from ..core.config import validation_message
 from ..core.errors import BadInput, CheckpointError, first_line
 from ..core.model_files import EMBEDDED_WEIGHTS, quiet_loading, user_path
 from ..core.types import Rewrite
+from ..storage.checksums import check_folder
 from .decoding import CausalLMRewriter, Completion, first_not_none
 from .prompting import SYSTEM, prompt_ids
 from .rows import read_answer
@@ -101,7 +102,7 @@ def load_checkpoint(
     """(model, tokenizer, settings in `reprise.json`) of a folder or Hugging Face name.
 
     Only safetensors are read and no code from the checkpoint is run. Raises CheckpointError if anything is
-    missing, truncated, of another shape or not a causal LM.
+    missing, truncated, altered since its checksums were stored, of another shape or not a causal LM.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -117,6 +118,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"no rewriter at {name_or_path}: expected a model folder or a Hugging Face name; check the path"
         )
+    check_folder(folder)
     settings = read_settings(folder / SETTINGS, CheckpointSettings)
     try:
         chosen = getattr(torch, dtype) if dtype else _default_dtype(device)

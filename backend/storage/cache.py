@@ -62,13 +62,18 @@ class Cache:
 
     def get_image(self, key: str) -> tuple[Tensor, dict[str, str]] | None:
         """The picture (H, W, 3) in 0..1 and its notes; None if it is missing or damaged."""
+        from io import BytesIO
+
         import numpy as np
         import torch
         from PIL import Image
 
         path = self._path(key, "png")
         try:
-            with Image.open(path, formats=["PNG"]) as picture:
+            data = path.read_bytes()
+            # Loading alone does not compare the checksums of a PNG's chunks.
+            Image.open(BytesIO(data), formats=["PNG"]).verify()
+            with Image.open(BytesIO(data), formats=["PNG"]) as picture:
                 check_pixels(picture)
                 picture.load()
                 if picture.mode != "RGB":

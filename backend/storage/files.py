@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BadInput, RepriseError
+from ..core.errors import BadInput, DiskFull, RepriseError
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -62,10 +64,69 @@ def read_text(path: Path, what: str, verb: str, remedy: str = "") -> str:
         raise BadInput(f"the {what} {path} {verb} not UTF-8 text (byte {error.start})") from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, without an incomplete last one; none if there is no file."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+def read_lines(
+    path: Path, remedy: str = "delete this line", needs: Mapping[str, type] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, without an incomplete last one; none if there is no file.
+
+    Raises BadInput with the number of the first line that is no JSON object, or lacks a key of `needs` or has
+    a value of another type there. Its message ends in `remedy`.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}, line {number}: {_not_json(error)}; {remedy}") from error
+        if lacking := _lacking(row, needs or {}):
+            raise BadInput(f"{path}, line {number}: expected {lacking}; {remedy}")
+        rows.append(row)
+    return rows
+
+
+def _lacking(row: Any, needs: Mapping[str, type]) -> str | None:
+    """What a parsed JSON object lacks of the keys that are needed, in words."""
+    if not isinstance(row, dict):
+        return "a JSON object"
+    for name, kind in needs.items():
+        if not isinstance(row.get(name), (int, float) if kind is float else kind):
+            return f"{name!r} with {_KINDS[kind]}"
+    return None
+
+
+def _not_json(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text (byte {error.start})"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg} at character {error.pos + 1})"
+    return f"not JSON ({error})"
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+
+
+def read_json(path: Path, remedy: str, needs: Mapping[str, type] | None = None) -> Any:
+    """A JSON file; with `needs` an object that has these keys, as in `read_lines`. Raises BadInput, whose
+    message ends in `remedy`; a missing file is FileNotFoundError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: {_not_json(error)}; {remedy}") from error
+    if needs is not None and (lacking := _lacking(found, needs)):
+        raise BadInput(f"{path}: expected {lacking}; {remedy}")
+    return found
 
 
 def is_inside(folder: Path, path: Path, links: bool = False) -> bool:
@@ -115,9 +176,42 @@ def _umask() -> int:
     return mask
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that the disk, a quota or a limit has no more room.
+
+    safetensors and torch only say so in words, and torch says "enforce fail" for whatever it cannot write.
+    """
+    while error is not None:
+        if (
+            isinstance(error, DiskFull)
+            or getattr(error, "errno", None) in _NO_ROOM
+            or _NO_ROOM_WORDS.search(str(error))
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def free_megabytes(path: Path) -> int | None:
+    """Free space on the disk of `path`, which need not exist; None where nothing says it."""
+    for place in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free // 10**6
+        except OSError:
+            continue
+    return None
+
+
+# EFBIG is a limit of the file system or of `ulimit -f`.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_WORDS = re.compile(
+    rf"\(os error ({'|'.join(map(str, _NO_ROOM))})\)|No space left|PytorchStreamWriter|unexpected pos \d"
+)
+
+
 def cannot_write(path: Path, error: OSError) -> RepriseError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RepriseError(
+    if error.errno in _NO_ROOM:
+        return DiskFull(
             f"the disk is full: {path} was not written; finished prompts are kept: free some space and run "
             "the same command again"
         )

@@ -32,7 +32,8 @@ from ..factory import open_rewards
 from ..reports.training import PICTURES, write_report
 from ..rewards.scales import to_unit_range
 from ..storage.cache import Cache
-from ..storage.files import read_lines, write_whole
+from ..storage.checksums import check_folder
+from ..storage.files import read_json, read_lines, write_whole
 from .common import distributed
 from .common.data import MAX_LOST
 from .common.offload import GpuOffload, OffloadRole, StageTimer, judge_modules, renderer_modules
@@ -44,6 +45,7 @@ from .rollouts.scoring import PictureScorer, PictureScores
 from .rollouts.settings import RoundSettings
 
 ROUNDS, MINED, DRAWN = "rounds", "mined.json", "rollouts.jsonl"
+MINED_AGAIN = "delete it, and --resume pairs the round again"
 
 
 class UncachedScorer(PictureScorer):
@@ -100,6 +102,7 @@ class Rounds(ABC):
 
     def export(self, newest: Path, folder: Path) -> None:
         """Copy a round's `final/` into a folder of the whole run."""
+        check_folder(newest)  # a copy gets checksums of its own
         shutil.copytree(newest, folder, dirs_exist_ok=True)
 
     # How they follow each other
@@ -164,7 +167,7 @@ class Rounds(ABC):
         """The lines that a stopped run has recorded of a round, `each` at a time; those that were being
         written when it was killed are cut."""
         path, count = self.round_folder(number) / DRAWN, len(self.prompts_of(number))
-        rows = read_lines(path)
+        rows = read_lines(path, "delete this line and all after it, and --resume draws those again")
         if len(rows) < count:
             rows = rows[: len(rows) // each * each]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -182,7 +185,8 @@ class Rounds(ABC):
         """Whether a round has pairs. Raises BadInput where the first has none, or pictures are gone."""
         path = self.round_folder(number) / MINED
         if path.is_file():
-            counts = json.loads(path.read_text(encoding="utf-8"))
+            counts = read_json(path, MINED_AGAIN, {"pairs": int, "prompts": int, "ties": int})
+            counts.setdefault("stopped", None)
         else:
             counts = self.gather(number, newest)
             free_memory()
@@ -223,7 +227,7 @@ class Rounds(ABC):
                 if newest is None:
                     raise
                 path, why = self.round_folder(number) / MINED, f"round {number} teaches nothing: {error}"
-                counts = json.loads(path.read_text(encoding="utf-8"))
+                counts = read_json(path, MINED_AGAIN)
                 write_whole(path, json.dumps({**counts, "stopped": why}) + "\n")
                 self.log(f"stopped: {why}")
                 return None
@@ -234,7 +238,7 @@ class Rounds(ABC):
             free_memory()
         before, lines = 0, []
         for one in range(1, number + 1):
-            rows = read_lines(self.round_folder(one) / "metrics.jsonl")
+            rows = read_lines(self.round_folder(one) / "metrics.jsonl", needs={"step": int})
             lines += [json.dumps({**row, "step": before + row["step"], "round": one}) for row in rows]
             before += rows[-1]["step"] if rows else 0
         write_whole(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
@@ -246,11 +250,12 @@ class Rounds(ABC):
             write_report(self.folder)
             return False
         path = self.folder / "evaluations.jsonl"
-        rows = read_lines(path)
+        again = "delete this line, and --resume evaluates that round again"
+        rows = read_lines(path, again, {"step": int, "round": int, "samples": list})
         if all(row["round"] != number for row in rows):
             figures, samples = self.evaluate(newest)
             free_memory()
-            steps = read_lines(self.folder / "metrics.jsonl")
+            steps = read_lines(self.folder / "metrics.jsonl", needs={"step": int})
             row = {"step": steps[-1]["step"] if steps else 0, "round": number, **figures, "samples": samples}
             rows = [*rows, row]
             # Written whole, so that a kill leaves no half line.

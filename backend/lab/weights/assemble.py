@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ...storage.checksums import check_folder, write_checksums
+
 
 def assemble_pipeline(work: Path, out: Path) -> Path:
     """Writes `out`, a FluxPipeline's folder, from the models that the stages saved in `work`."""
@@ -49,13 +51,21 @@ def write_pipeline(pipeline: Any, temporary: Path, out: Path) -> Path:
 
 
 def replace_folder(source: Path, out: Path) -> Path:
-    """Replaces `out` by a copy of `source`; the model card in `out` is kept."""
-    beside = out.with_name(out.name + ".new")
+    """Replaces `out` by a copy of `source` with checksums; the model card in `out` is kept."""
+    check_folder(source)
+    beside = out.with_name(f".{out.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(source, beside)
     if (out / "README.md").exists():
         shutil.copy2(out / "README.md", beside / "README.md")
-    shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(beside, out)
+    write_checksums(beside)
+    if out.exists():
+        before = out.with_name(f".{out.name}.old")
+        shutil.rmtree(before, ignore_errors=True)
+        os.replace(out, before)
+        os.replace(beside, out)
+        shutil.rmtree(before)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(beside, out)
     return out

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import CheckpointError, RepriseError, Unsupported
 from ...core.model_files import FULL_HASH_BYTES, quiet_loading, user_path
 from ...core.parsing import parse_json
+from ...storage.checksums import check_folder
 from .devices import models_of, weight_bytes
 from .families import check_drawable
 from .quantization import check_stored, unreadable
@@ -109,6 +110,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.d
     """
     import diffusers
 
+    check_folder(folder)
     index = read_index(folder)
     with quiet_loading():
         models = {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError, Unsupported, first_line
+from ...storage.checksums import check_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,6 +132,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
     if path.suffix.lower() in PICKLES:
         check_suffix(path)
+    check_file(path)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

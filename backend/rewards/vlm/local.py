@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core.errors import BadInput, CheckpointError, RewardFailed, Unsupported, first_line
 from ...core.model_files import folder_fingerprint, quiet_loading, user_path
+from ...storage.checksums import check_folder
 from ..base import inference
 from ..published.checkpoint import placement
 
@@ -244,6 +245,7 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     check_model_folder(folder)
+    check_folder(folder)
     local = {"trust_remote_code": False, "local_files_only": True}
     try:
         with quiet_loading():

@@ -16,6 +16,7 @@ from pydantic import PositiveInt, ValidationError
 from ...core.config import Config, validation_message
 from ...core.errors import CheckpointError, first_line
 from ...core.model_files import quiet_loading
+from ...storage.checksums import check_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +90,8 @@ def load_part(part: str, source: Path | str, load: Callable[[Path | str], Any]) 
     try:
         with quiet_loading():
             return load(source)
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers, tokenizers and safetensors raise many types
         raise CheckpointError(
             f"cannot load the {part} {source}: {first_line(error)}; fetch or train it again"
@@ -99,6 +102,7 @@ def load_t5(source: Path | str) -> tuple[Any, Any]:
     """(T5Model, tokenizer) of a folder or Hugging Face name. Raises CheckpointError for missing weights."""
     from transformers import AutoTokenizer, T5Model
 
+    check_folder(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     loaded: Any = T5Model.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     model, info = loaded

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...core.errors import BadInput, CheckpointError, plain
 from ...core.model_files import user_path
+from ...storage.checksums import check_folder
 from ..decoding import end_tokens, pad_token
 from ..prompting import control_tokens
 from ..reprompt import SETTINGS, load_checkpoint
@@ -294,6 +295,7 @@ class Prip(nn.Module):
             ("decoder", self.decoder, self.decoder_tokenizer),
         ):
             if part == "decoder" and frozen is not None:
+                check_folder(frozen / part)  # a copy gets checksums of its own
                 shutil.copytree(frozen / part, where / part)
                 continue
             model.save_pretrained(where / part)
@@ -304,6 +306,7 @@ class Prip(nn.Module):
             name: tensor.contiguous() for name, tensor in self.state_dict().items() if is_own_weight(name)
         }
         if frozen is not None:
+            check_folder(frozen, deep=False)
             original = read_own_weights(frozen / "model.safetensors")
             weights |= {name: original[name] for name in weights if name.startswith("projector.")}
         save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
@@ -331,6 +334,7 @@ class Prip(nn.Module):
         from transformers import AutoConfig
 
         where = user_path(folder)
+        check_folder(where, deep=False)  # of each part, whoever loads it
         config = read_config(where)
         weights = read_own_weights(where / "model.safetensors")
         decoder_config = load_part(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...core.config import Config, validation_message
 from ...core.errors import BadInput, CheckpointError, first_line
 from ...core.model_files import quiet_loading, user_path
+from ...storage.checksums import check_folder
 
 # CLIP's normalisation, which BLIP-2 uses too.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -107,6 +108,7 @@ class ImagePivot(nn.Module):
                 f"no vision tower at {where}: this refiner was saved without one and "
                 "cannot look at pictures; take one with a folder 'image'"
             )
+        check_folder(where)
         try:
             config = ImageConfig.model_validate_json((where / "config.json").read_bytes())
             with quiet_loading():

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ...core.config import parse_line
 from ...core.errors import BadInput
 from ...core.seeds import seed_of, shuffled_indices
-from ...storage.files import read_text, write_whole
+from ...storage.files import read_json, read_text, write_whole
 
 MAX_LOST = 0.1  # share of the records that may be unusable; beyond it a run is refused
 STARTED_WITH = Path("checkpoints") / "begun.json"
@@ -86,7 +86,12 @@ def check_same_data(run: Path, source: object, now: Mapping[str, Any], resumed: 
     if not resumed:
         write_whole(path, json.dumps(now) + "\n")
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = read_json(path, "begin another run", {})
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{path} is missing, so that the data cannot be compared; begin another run"
+        ) from error
     if any(now.get(name) != value for name, value in stored.items()):
         raise BadInput(
             f"{source} or its pictures changed since {run} began; bring them back, or begin another run"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...core.errors import BadInput
 from ...preferences.store import Pair, RewritePair, Store, canonical_reward_name
-from ...storage.files import write_whole
+from ...storage.files import read_json, write_whole
 from .data import MAX_LOST
 
 P = TypeVar("P", Pair, RewritePair)
@@ -102,7 +102,7 @@ def pairs_of_run(run: Path, recorded: Sequence[P]) -> list[P] | None:
     known |= {pair.id: pair for pair in recorded}  # runs of earlier versions named them by their ids alone
     names = [
         name if isinstance(name, str) else (name[0], canonical_reward_name(name[1]))
-        for name in json.loads(path.read_text("utf-8"))
+        for name in _read_names(path)
     ]
     lost = sum(name not in known for name in names)
     if lost:
@@ -111,6 +111,19 @@ def pairs_of_run(run: Path, recorded: Sequence[P]) -> list[P] | None:
             "more; bring its old pairs back, or begin another run"
         )
     return [known[name] for name in names]
+
+
+def _read_names(path: Path) -> list[Any]:
+    """The [id, reward] of pairs, or ids alone. Raises BadInput."""
+    remedy = "begin another run"
+    found = read_json(path, remedy)
+    if isinstance(found, list) and all(isinstance(name, str) or _is_name(name) for name in found):
+        return found
+    raise BadInput(f"{path} does not say which pairs the run started with; {remedy}")
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, list) and len(name) == 2 and all(isinstance(one, str) for one in name)
 
 
 def keep_pairs_of_run(run: Path, pairs: Sequence[Pair | RewritePair]) -> None:

@@ -18,8 +18,9 @@ from ...reports.training import PICTURES, update_report, write_report
 from ...storage.cache import Cache
 from ...storage.images import read_picture
 from . import distributed
-from .run_folder import append_lines, resume_point, started_from, step_of, write_folder
-from .steps import check_loss, clip_gradient, learning_rates, load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint, step_of
+from .run_folder import append_lines, resume_point, started_from, write_folder
+from .steps import check_loss, clip_gradient, learning_rates
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class StepLoop(ABC):
         from transformers import set_seed
 
         self.config, self.folder, self.log = config, run, log
-        self.checkpoint = resume_point(run, resume)
+        self.checkpoint = resume_point(run, resume, log)
         self.device = self.choose_device()
         self.stopped = False
         set_seed(config.seed)

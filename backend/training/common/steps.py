@@ -1,24 +1,19 @@
-"""The parts of an optimiser step: learning rate, gradient, numbers that diverged, checkpoints."""
+"""The parts of an optimiser step: learning rate, gradient, numbers that diverged."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import TrainingFailed
-from .run_folder import save_error, step_of
 from .settings import Optimisation
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.optim import Optimizer
-
-CHECKPOINTS = 2  # how many are on disk
 
 
 def learning_rates(config: Optimisation, optimizer: Optimizer, steps: int) -> Callable[[int], list[float]]:
@@ -74,64 +69,3 @@ def check_gradient(norm: float, step: int, run: Path) -> None:
 def divergence_error(what: str, run: Path, remedy: str = "lower learning_rate") -> TrainingFailed:
     """--resume would only repeat it: it goes on with the same settings, to the same numbers."""
     return TrainingFailed(f"{what}; {remedy}, and begin another run: {run} keeps its settings")
-
-
-def save_checkpoint(
-    run: Path,
-    step: int,
-    files: Mapping[str, Mapping[str, Tensor]],
-    optimizer: Optimizer,
-    names: Sequence[str],
-    state: Mapping[str, Any],
-) -> None:
-    """Write `checkpoints/checkpoint-STEP`, and delete all but the newest two.
-
-    It holds a safetensors file for each of `files`, AdamW's moments by the `names` of its weights in order,
-    and `state` as JSON. That is the last file: where it is, the checkpoint is whole. Raises TrainingFailed.
-    """
-    from safetensors.torch import save_file
-
-    folder = run / "checkpoints" / f"checkpoint-{step}"
-    stored = optimizer.state_dict()["state"]
-    moments = {
-        f"{name}.{key}": value for i, name in enumerate(names) for key, value in stored.get(i, {}).items()
-    }
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for name, tensors in files.items():
-            whole = {key: one.detach().contiguous() for key, one in tensors.items()}
-            save_file(whole, folder / f"{name}.safetensors")
-        save_file(moments, folder / "optimizer.safetensors")
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, **state}))
-        for path in sorted(folder.parent.glob("checkpoint-*"), key=step_of)[:-CHECKPOINTS]:
-            shutil.rmtree(path)
-    except Exception as error:  # safetensors and the file system raise their own kinds
-        raise save_error(folder, run, error) from error
-
-
-def load_checkpoint(
-    checkpoint: Path,
-    files: Mapping[str, Mapping[str, Tensor]],
-    optimizer: Optimizer,
-    names: Sequence[str],
-    device: str,
-) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote into the tensors of `files` and the optimiser; returns the state."""
-    import torch
-    from safetensors.torch import load_file
-
-    with torch.no_grad():
-        for name, tensors in files.items():
-            stored = load_file(checkpoint / f"{name}.safetensors", device=device)
-            for key, one in tensors.items():
-                one.copy_(stored[key])
-    moments = load_file(checkpoint / "optimizer.safetensors", device=device)
-    whole = optimizer.state_dict()
-    whole["state"] = {
-        i: {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for i, name in enumerate(names)
-        if f"{name}.step" in moments
-    }
-    optimizer.load_state_dict(whole)
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import distributed
+from .checkpoints import CannotWrite, finish_checkpoint, new_checkpoint
 from .lora import merged
 from .run_folder import append_lines, export_rewriter, resume_point, started_from
 from .settings import RewriterTraining, TextTraining
@@ -33,7 +34,7 @@ def trl_arguments(config: RewriterTraining, run: Path, gpu: bool) -> dict[str, A
         "max_grad_norm": config.max_grad_norm,
         "save_strategy": "steps",
         "save_steps": config.save_every,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # transformers would also delete a user's copy, such as checkpoint-50-good
         "logging_strategy": "steps",
         "logging_nan_inf_filter": False,
         "bf16": gpu and torch.cuda.is_bf16_supported(),
@@ -54,16 +55,33 @@ def log_through(trainer: Any, callback: Any) -> None:
     trainer.add_callback(callback)
 
 
-def saves_together(trainer: type) -> type:
-    """The trainer's class with checkpoints that are whole when their last file is there."""
+def saves_whole(trainer: type) -> type:
+    """The trainer's class with checkpoints as `checkpoints` promises them, also in several processes."""
 
-    class Together(trainer):
+    class Whole(trainer):
+        def _save_checkpoint(self, model, trial):
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if not self.args.should_save:
+                super()._save_checkpoint(model, trial)
+                return
+            try:
+                with new_checkpoint(folder, not distributed.is_distributed()):
+                    super()._save_checkpoint(model, trial)
+                    finish_checkpoint(folder)
+            except CannotWrite as error:
+                if error.__cause__ is not None and distributed.is_peer_loss(error.__cause__):
+                    raise error.__cause__ from None
+                raise
+
         def _save_rng_state(self, output_dir):
             super()._save_rng_state(output_dir)
             # The state that is written next says that all is there, also the other processes' own.
             self.accelerator.wait_for_everyone()
 
-    return Together
+        def create_model_card(self, *arguments, **options):
+            pass  # a checkpoint is not for the hub
+
+    return Whole
 
 
 def metrics_callback(path: Path, log: Callable[[str], None]) -> Any:
@@ -100,7 +118,7 @@ class TextLoop(ABC):
         set_seed(config.seed)
         self.model, self.tokenizer, self.settings, self.system = load_rewriter(config.model, config, self.gpu)
         self.load()
-        self.checkpoint = distributed.run_on_main(lambda: resume_point(run, resume))
+        self.checkpoint = distributed.run_on_main(lambda: resume_point(run, resume, log))
         log(f"{self.summary()}; {started_from(self.checkpoint)}")
         shared = {
             "data_seed": config.seed,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import BadInput, CheckpointError, TrainingFailed, first_line
+from ...core.errors import BadInput, RepriseError
 from ...preferences.store import Pair, Store
 from ...renderers.diffusers.call import multiple
 from ...renderers.diffusers.checkpoints import pipeline_fingerprint
 from ...renderers.diffusers.families import Family
 from ...renderers.diffusers.lora import check_layout
 from ...storage.cache import Cache
+from ...storage.checksums import load_tensors, save_tensors
+from ..common.checkpoints import write_error
 from .denoisers import to_latents
 
 if TYPE_CHECKING:
@@ -131,26 +132,11 @@ def _fingerprint(models: dict[str, Any], tokenizers: dict[str, Any]) -> str:
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     """Written whole or not at all, so that a killed run leaves no half entry."""
-    from safetensors.torch import save_file
-
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file(tensors, part)
-        os.replace(part, path)
-    except Exception as error:  # safetensors and the file system raise their own kinds
-        raise TrainingFailed(
-            f"{path} cannot be written: {first_line(error)}; make room, and go on with --resume"
-        ) from error
+        save_tensors(path, tensors)
+    except RepriseError as error:
+        raise write_error(path, error) from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({first_line(error)}); delete it and go on with --resume"
-        ) from error
+    return load_tensors(path, "delete it and go on with --resume")

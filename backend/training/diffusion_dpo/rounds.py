@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.config import save_config
-from ...core.errors import RepriseError, RewardFailed, TrainingFailed
+from ...core.errors import RepriseError, RewardFailed
 from ...core.interfaces import Renderer
 from ...core.seeds import seed_of
 from ...core.types import Job
@@ -20,7 +20,8 @@ from ...preferences.pairing import PairMiner, PictureGroup, ScoredPicture
 from ...preferences.store import PAIRS, Store
 from ...renderers.diffusers.devices import choose_device, choose_training_dtype
 from ...renderers.diffusers.renderer import DiffusersRenderer
-from ...storage.files import write_whole
+from ...storage.files import free_megabytes, write_whole
+from ..common.checkpoints import CannotWrite
 from ..rollouts.evaluation import SHOWN
 from ..rollouts.prompts import TrainingPrompt
 from ..rollouts.scoring import PictureScorer, PictureScores
@@ -121,7 +122,7 @@ class DiffusionDpoRounds(Rounds):
     def _drawn(
         self, scorer: PictureScorer, part: Sequence[tuple[int, TrainingPrompt]]
     ) -> list[dict[str, Any]]:
-        """The lines for the record of some prompts, drawn and scored. Raises TrainingFailed where the
+        """The lines for the record of some prompts, drawn and scored. Raises CannotWrite where the
         pictures cannot be written, which the cache does not raise by itself."""
         count = self.rounds.images
         jobs = [
@@ -130,7 +131,7 @@ class DiffusionDpoRounds(Rounds):
         judge_prompts = [one.judge_prompt for _, one in part for _ in range(count)]
         seen = [whole(view) for view in scorer.score(jobs, judge_prompts)]
         if not self.cache.writable:
-            raise unwritable(self.cache.folder, self.folder)
+            raise unwritable(self.cache.folder)
         return [
             {
                 "prompt": one.prompt,
@@ -151,7 +152,7 @@ class DiffusionDpoRounds(Rounds):
             except RepriseError as error:
                 if store.images.writable:
                     raise
-                raise unwritable(store.images.folder, self.folder) from error
+                raise unwritable(store.images.folder) from error
         return mined
 
     def learn(self, number: int, newest: Path | None) -> Path:
@@ -232,8 +233,10 @@ def whole(view: PictureScores) -> PictureScores:
     return view
 
 
-def unwritable(folder: Path, run: Path) -> TrainingFailed:
-    return TrainingFailed(f"pictures cannot be written to {folder}; make room, and go on with --resume {run}")
+def unwritable(folder: Path) -> CannotWrite:
+    return CannotWrite(
+        f"pictures cannot be written to {folder}: {free_megabytes(folder)} MB are free; make room"
+    )
 
 
 def _file(final: Path) -> Path:

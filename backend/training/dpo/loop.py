@@ -6,7 +6,7 @@ from typing import Any
 
 from ...preferences.store import Store
 from ..common.pairs import keep_pairs_of_run, pairs_of_run
-from ..common.trl import TextLoop
+from ..common.trl import TextLoop, saves_whole
 from .config import DpoConfig
 from .data import encode, usable_rewrites
 
@@ -34,7 +34,7 @@ class DpoLoop(TextLoop):
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 
-        class DpoTrainer(DPOTrainer):
+        class DpoTrainer(saves_whole(DPOTrainer)):
             def _prepare_dataset(self, dataset, *arguments, **options):
                 return dataset  # ours are token ids already
 

@@ -56,7 +56,7 @@ class GrpoLoop:
         from transformers import set_seed
 
         self.config, self.folder, self.resume, self.log = config, run, resume, log
-        self.checkpoint = distributed.run_on_main(lambda: resume_point(run, resume))
+        self.checkpoint = distributed.run_on_main(lambda: resume_point(run, resume, log))
         self.gpu = distributed.use_gpu(config.device)
         rewards = open_rewards((*config.rewards, *config.held_out))
         rewards["structure"] = Structure(config.reasoning)

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from ...reports.training import update_report
 from ..common import distributed
-from ..common.run_folder import append_lines, save_error
+from ..common.run_folder import append_lines
 from ..common.steps import check_gradient, divergence_error
-from ..common.trl import saves_together
+from ..common.trl import saves_whole
 
 # What TRL calls it -> what metrics.jsonl does.
 _LOGGED = {
@@ -63,7 +63,7 @@ def trainer_class() -> type:
     import torch
     from trl import GRPOTrainer
 
-    class GrpoTrainer(saves_together(GRPOTrainer)):
+    class GrpoTrainer(saves_whole(GRPOTrainer)):
         def __init__(self, *, hooks: TrainingHooks, **options: Any):
             super().__init__(**options)
             self.hooks, self._logps = hooks, None
@@ -103,18 +103,6 @@ def trainer_class() -> type:
                 self._metrics["train"]["ratio/mean"].append(found[:, 0].mean().item())
                 self._metrics["train"]["ratio/off"].append(found[:, 1].max().item())
             return loss
-
-        def _save_checkpoint(self, model, trial):
-            try:
-                super()._save_checkpoint(model, trial)
-            except Exception as error:  # safetensors, torch and the file system raise their own kinds
-                if distributed.is_peer_loss(error):
-                    raise
-                run = self.hooks.folder
-                raise save_error(run / "checkpoints", run, error) from error
-
-        def create_model_card(self, *arguments, **options):
-            pass  # a checkpoint is not for the hub
 
     return GrpoTrainer
 

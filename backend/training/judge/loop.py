@@ -229,7 +229,7 @@ class JudgeLoop(StepLoop):
 
     def export(self, folder: Path) -> None:
         config = self.config
-        evaluated = read_lines(self.folder / "evaluations.jsonl")
+        evaluated = read_lines(self.folder / "evaluations.jsonl", needs={"step": int, "calibration": dict})
         learned = {one.line.question for one in self.items}
         settings = {
             "format": 1,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 LOOKS = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75)  # shares of the steps after which previews are stored
 ALIKE = 0.9  # least likeness of a clear preview
+ROW = {"key": str, "prompt": str, "score": float, "image": str, "previews": dict}  # of FILE.rollouts.jsonl
 SPEC = "spec"  # key of the stamp: what the reward's numbers mean
 Progress = Callable[[int, int], None]
 
@@ -344,11 +345,8 @@ def _key(one: PictureSource) -> str:
 
 def _known(rollouts: Path) -> dict[str, dict[str, Any]]:
     """Rows of earlier calls by their keys; a line that a kill left half written is cut."""
-    try:
-        rows = read_lines(rollouts)
-        found = {row["key"]: row for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{rollouts} is damaged ({error}); delete it, or give another --out") from error
+    rows = read_lines(rollouts, "delete this line, and its picture is made again", ROW)
+    found = {row["key"]: row for row in rows}
     if rollouts.exists():
         whole, end, half = rollouts.read_bytes().rpartition(b"\n")
         if half:

@@ -24,6 +24,7 @@ from ...rewards.scales import RunningNorm
 from ...rewriters.prip.model import Prip
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings
 from ...rewriters.reprompt import SETTINGS, read_settings
+from ...storage.checksums import check_folder
 from ..common.losses import (
     clipped_surrogate,
     clipped_value_error,
@@ -320,6 +321,7 @@ class PpoLoop(StepLoop):
             model.to(getattr(torch, config.export_dtype))
         model.save_pretrained(folder, settings=settings, frozen=start if whole else None)
         if (start / "image").is_dir():
+            check_folder(start / "image")  # a copy gets checksums of its own
             shutil.copytree(start / "image", folder / "image")
 
     def progress_line(self, row: Figures) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...core.errors import CheckpointError, TrainingFailed, first_line
+from ...core.errors import CheckpointError, RepriseError, first_line
+from ...storage.checksums import check_tensors, save_tensors
+from ..common.checkpoints import write_error
 
 if TYPE_CHECKING:
     from ...rewriters.prip.model import Prip
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .rollouts import Row
 
 CHUNK = 4096  # prompts whose pivots lie in one file
+AGAIN = "delete it, and --resume makes it again"
 
 
 class ValueHead(nn.Module):
@@ -78,14 +81,16 @@ class WarmPivots:
     """
 
     def __init__(self, folder: Path, prompts: Sequence[str], rewriter: PripRewriter):
-        """Makes those that are not there; `rewriter` must have its first weights. Raises TrainingFailed where
-        they cannot be written."""
+        """Makes those that are not there; `rewriter` must have its first weights. Raises CannotWrite, and
+        CheckpointError for a damaged file."""
         self.folder = folder
         self.places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         order = list(self.places)
         for start in range(0, len(order), CHUNK):
-            if not self._file(start).is_file():
-                self._make(self._file(start), order[start : start + CHUNK], rewriter)
+            path = self._file(start)
+            if not path.is_file():
+                self._make(path, order[start : start + CHUNK], rewriter)
+            check_tensors(path, AGAIN)
 
     def of(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """(B, queries, width). Raises CheckpointError for a damaged file."""
@@ -99,28 +104,19 @@ class WarmPivots:
                 with safe_open(path, "pt") as file:
                     found[prompt] = file.get_slice("pivots")[row : row + 1]
         except (OSError, SafetensorError, IndexError) as error:
-            raise CheckpointError(
-                f"{path} is damaged ({first_line(error)}); delete it, and --resume makes it again"
-            ) from error
+            raise CheckpointError(f"{path} is damaged ({first_line(error)}); {AGAIN}") from error
         return torch.cat([found[prompt] for prompt in prompts]).to(device)
 
     def _file(self, place: int) -> Path:
         return self.folder / f"{place // CHUNK:05}.safetensors"
 
     def _make(self, path: Path, prompts: Sequence[str], rewriter: PripRewriter) -> None:
-        from safetensors.torch import save_file
-
         ids, _ = rewriter.encode_prompts(prompts)
         pivots = rewriter.predict_pivots(ids)
         stacked = torch.stack([pivots[prompt] for prompt in prompts]).to(
             rewriter.model.projector.weight.dtype
         )
-        part = path.with_suffix(".part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"pivots": stacked.contiguous()}, part)
-            part.rename(path)
-        except Exception as error:  # safetensors and the file system raise their own kinds
-            raise TrainingFailed(
-                f"{path} cannot be written: {first_line(error)}; make room, and begin another run"
-            ) from error
+            save_tensors(path, {"pivots": stacked.contiguous()})
+        except RepriseError as error:
+            raise write_error(path, error) from error

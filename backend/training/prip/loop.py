@@ -16,6 +16,7 @@ from ...core.model_files import user_path
 from ...rewriters.prip.presets import build, build_vision_tower, find_preset
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings, check_tower
 from ...rewriters.reprompt import SETTINGS, read_settings
+from ...storage.checksums import check_folder
 from ..common.data import (
     batches_of_step,
     check_lost,
@@ -156,6 +157,7 @@ class StageLoop(StepLoop, Generic[Item]):
         model.save_pretrained(folder, settings=settings, image=self.tower)
         if self.source is not None and config.export_dtype == "same":
             for name in self.frozen:
+                check_folder(self.source / name)  # a copy gets checksums of its own
                 shutil.rmtree(folder / name)
                 shutil.copytree(self.source / name, folder / name)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core.errors import BadInput, CheckpointError, TrainingFailed, first_line
+from ...core.errors import BadInput, CheckpointError, RepriseError, first_line
 from ...storage.cache import Cache
+from ...storage.checksums import check_tensors, save_tensors
 from ...storage.images import read_picture
+from ..common.checkpoints import write_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16  # pictures in one forward pass
 SHARD = 1024  # in one file
+AGAIN = "delete it, and --resume makes it again"
 TOO_ALIKE = 0.05  # of their norm: pivots that vary less between pictures say little about them
 
 
@@ -41,10 +43,9 @@ class Pivots:
     def prepare(self, pictures: Sequence[Path], log: Callable[[str], None]) -> set[Path]:
         """Make the missing ones; returns the pictures that cannot be read.
 
-        Raises TrainingFailed where they cannot be written.
+        Raises CannotWrite.
         """
         import torch
-        from safetensors.torch import save_file
 
         todo = [path for path in dict.fromkeys(pictures) if self._key(path) not in self.places]
         if todo:
@@ -69,15 +70,10 @@ class Pivots:
             if not shard:
                 continue
             where = self.folder / f"{Cache.key('pivots', sorted(shard))[:16]}.safetensors"
-            beside = where.with_suffix(f".{os.getpid()}.part")
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_file(shard, beside)
-                os.replace(beside, where)
-            except Exception as error:  # safetensors and the file system raise their own kinds
-                raise TrainingFailed(
-                    f"{where} cannot be written: {first_line(error)}; make room, and go on with --resume"
-                ) from error
+                save_tensors(where, shard)
+            except RepriseError as error:
+                raise write_error(where, error) from error
             self._list(where)
         return damaged
 
@@ -115,6 +111,7 @@ class Pivots:
     def _list(self, path: Path) -> None:
         from safetensors import safe_open
 
+        check_tensors(path, AGAIN)
         try:
             with safe_open(path, "pt") as file:
                 self.places |= dict.fromkeys(file.keys(), path)
@@ -138,4 +135,4 @@ def fingerprint(tower: ImagePivot) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged ({first_line(error)}); delete it and start again")
+    return CheckpointError(f"{path} is damaged ({first_line(error)}); {AGAIN}")

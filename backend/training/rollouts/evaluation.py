@@ -152,7 +152,7 @@ class Evaluator:
         self, run: Path, row: Mapping[str, Any], export: Callable[[], object], log: Callable[[str], None]
     ) -> bool:
         """Put an evaluation on record; `export` the weights if they are the best so far; whether to stop."""
-        earlier = read_lines(run / "evaluations.jsonl")
+        earlier = read_lines(run / "evaluations.jsonl", needs={"step": int})
         append_lines(run / "evaluations.jsonl", [json.dumps(row)])
         log(f"evaluation at step {row['step']}: {shown_figures(row)}")
         metric = self.metric

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.data import check_lost
-from ..common.trl import TextLoop, saves_together
+from ..common.trl import TextLoop, saves_whole
 from .config import SftConfig
 from .data import encode, read_examples
 
@@ -48,7 +48,7 @@ class SftLoop(TextLoop):
         config = self.config
         lengths = [len(ids) for ids in self.examples["input_ids"]]
 
-        class SftTrainer(saves_together(SFTTrainer)):
+        class SftTrainer(saves_whole(SFTTrainer)):
             def _get_train_sampler(self, *given):
                 if not config.group_by_length:
                     return super()._get_train_sampler(*given)

@@ -22,6 +22,7 @@ def test_each_error_has_its_exit_code():
         "EndpointError": 1,
         "AnswerRefused": 1,
         "TrainingFailed": 1,
+        "DiskFull": 1,
         "Interrupted": 1,
     }
 

@@ -23,8 +23,8 @@ def test_an_incomplete_last_line_is_removed(tmp_path):
 
 
 def test_a_file_that_is_not_json_lines_is_refused(tmp_path):
-    (tmp_path / "lines").write_text("a letter\n")
-    with pytest.raises(BadInput, match="lines is damaged .* delete it"):
+    (tmp_path / "lines").write_text('{"a": 1}\na letter\n{"a": 3}\n')
+    with pytest.raises(BadInput, match="lines, line 2: not JSON .*; delete this line"):
         Journal(tmp_path / "lines")
 
 

@@ -186,7 +186,9 @@ def test_rounds_of_a_renderer_give_pairs(rounds, mined):
     ],
 )
 def test_a_damaged_rollout_line_is_refused_with_its_file(rounds, mined, row):
-    with pytest.raises(BadInput, match=r"1/rollouts.jsonl is damaged \(\w+: .*\); restore") as caught:
+    with pytest.raises(
+        BadInput, match=r"1/rollouts.jsonl(, line 2: | is damaged \(\w+: ).*; restore"
+    ) as caught:
         mined(rounds([ROW, row]))
     assert "\n" not in str(caught.value)
 
@@ -201,7 +203,7 @@ def test_damaged_settings_and_records_are_refused_with_their_file(rounds, render
     run = training([{"prompt": "a dog", "rewrites": [("x", [0.9, 0.1])]}])
     file = run / "rollouts" / "rollouts.jsonl"
     file.write_bytes(file.read_bytes() + b"\xff\n")
-    with pytest.raises(BadInput, match="rollouts.jsonl is damaged .UnicodeDecodeError"):
+    with pytest.raises(BadInput, match="rollouts.jsonl, line 3: not UTF-8 text"):
         mined(run)
 
 

@@ -199,3 +199,26 @@ def test_importing_the_cache_loads_no_library():
     code = "import sys, reprise.backend.storage.cache; print({'torch', 'PIL', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_no_flipped_bit_of_a_picture_goes_unnoticed(tmp_path):
+    """Loading a PNG alone compares no checksum: one flipped bit in thirteen gave another picture."""
+    cache, key = Cache(tmp_path, limit=None), "ab" * 32
+    ramp = torch.linspace(0, 1, 48 * 48).reshape(48, 48, 1)
+    cache.put_image(key, torch.cat([ramp, ramp**2, 1 - ramp], 2))
+    path, (expected, _) = next(tmp_path.rglob("*.png")), cache.get_image(key)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        found = cache.get_image(key)
+        assert found is None or torch.equal(found[0], expected), at
+
+
+def test_only_entries_are_deleted_to_make_room(tmp_path):
+    cache = Cache(tmp_path, limit=3000)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "holiday.png").write_bytes(b"x" * 5000)
+    for number in range(9):
+        cache.put_scores(f"{number:064x}", {"a" * 400: 1.0})
+    assert (tmp_path / "my" / "holiday.png").stat().st_size == 5000
+    assert 0 < len(list(tmp_path.rglob("*.json"))) < 9

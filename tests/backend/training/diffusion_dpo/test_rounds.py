@@ -235,7 +235,9 @@ def test_a_full_disk_says_so(full, values, finished, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Cache, "_write", refused)
-        with pytest.raises(TrainingFailed, match=f"cannot be written to .*{full}; make room, .*--resume"):
+        with pytest.raises(
+            TrainingFailed, match=f"cannot be written to .*{full}: .*; make room, .*--resume .* from"
+        ):
             train(DiffusionDpoConfig(**values), run, log=quiet)
     train(DiffusionDpoConfig(**values), run, resume=True, log=quiet)
     assert same(run, finished[0])

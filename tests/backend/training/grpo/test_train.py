@@ -336,7 +336,9 @@ def test_a_full_disk_stops_the_run_and_it_goes_on(full, values, finished, tmp_pa
                 return opened(self, mode, *rest, **options)
 
             patch.setattr(Path, "open", refuse)
-        with pytest.raises(TrainingFailed, match="cannot be written: .*No space left on device; make room"):
+        with pytest.raises(
+            TrainingFailed, match="no space left to write .*; make room, and --resume .* from step 2"
+        ):
             train(GrpoConfig(**values), run, log=quiet)
     train(GrpoConfig(**values), run, resume=True, log=quiet)
     compare(run, finished)

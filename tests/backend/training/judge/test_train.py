@@ -188,10 +188,11 @@ def test_the_judge_loads_by_its_folder(finished):
     assert right.satisfied and not wrong.satisfied and wrong.critique
     fitted = {question: one._asdict() for question, one in critic.tuned.calibrations.items()}
     assert fitted == kept["calibration"]
+    written = (finished / "final" / "reprise.json").read_bytes()
     (finished / "final" / "reprise.json").write_text('{"calibration": {"match": -1}}')
     with pytest.raises(CheckpointError, match="is damaged"):
         vlm_judge(f"{finished / 'final'}", device="cpu")
-    (finished / "final" / "reprise.json").write_text(json.dumps(kept))
+    (finished / "final" / "reprise.json").write_bytes(written)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4, "dropout": 0.1}])
@@ -344,7 +345,7 @@ def test_a_full_disk(folders, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(step_loop, "save_checkpoint", full)
     said = refused(settings(folders, data), tmp_path / "run", TrainingFailed)
-    assert "checkpoint-2 cannot be written" in said and "make room, and go on with --resume" in said
+    assert "no space left to write" in said and "checkpoint-2: " in said and "make room, and --resume" in said
     monkeypatch.undo()
     run_of(settings(folders, data), tmp_path / "run", resume=True)
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reprise.backend.core.errors import BadInput, CheckpointError, RewardFailed, TrainingFailed
+from reprise.backend.core.errors import BadInput, CheckpointError, DiskFull, RewardFailed, TrainingFailed
 from reprise.backend.preferences.mining import read_runs
 from reprise.backend.rewriters.prip.rewriter import PripRewriter
 from reprise.backend.storage.files import read_lines
+from reprise.backend.training.ppo import policy
 from reprise.backend.training.ppo import train as ppo
 from reprise.backend.training.ppo.config import PpoConfig
 from reprise.backend.training.ppo.loop import PpoLoop
@@ -79,7 +80,7 @@ def test_the_run_folder(finished):
     assert 'http-equiv="refresh"' not in page and "data:image/png" in page
     assert list((finished / "tensorboard").iterdir())
     kept = {path.stem for path in (finished / "checkpoints" / "checkpoint-4").iterdir()}
-    assert kept == {"critic", "encoder", "optimizer", "trainer_state"}
+    assert kept == {"checksums", "critic", "encoder", "optimizer", "trainer_state"}
 
 
 def test_preferences_are_mined_from_a_run(finished):
@@ -308,17 +309,23 @@ def test_a_full_disk_stops_the_run(full, values, finished, tmp_path, monkeypatch
                 return opened(self, mode, *rest, **options)
 
             patch.setattr(Path, "open", refuse)
+        elif full == "warm":
+
+            def no_room(path, tensors):
+                raise DiskFull(f"the disk is full: {path}")
+
+            patch.setattr(policy, "save_tensors", no_room)
         else:
             save = safetensors.torch.save_file
-            name = "00000.part" if full == "warm" else "optimizer.safetensors"
 
             def fail(tensors, path, *rest, **options):
-                if Path(path).name == name and Path(path).parent.name in ("warm", "checkpoint-3"):
+                if Path(path).name == "optimizer.safetensors" and Path(path).parent.name == "checkpoint-3":
                     raise disk
                 return save(tensors, path, *rest, **options)
 
             patch.setattr(safetensors.torch, "save_file", fail)
-        with pytest.raises(TrainingFailed, match="cannot be written: .*No space left on device; make room"):
+        then = "begin again" if full == "warm" else "--resume .* from step 2"
+        with pytest.raises(TrainingFailed, match=f"no space left to write .*; make room, and {then}"):
             train(PpoConfig(**values), run, log=quiet)
     if full == "warm":
         return  # it had not begun

@@ -34,7 +34,10 @@ def test_a_full_disk(log, refiner, tmp_path, monkeypatch):
         return save_file(tensors, path, *rest, **options)
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(TrainingFailed, match="checkpoint-2 cannot be written: .*No space left.*make room"):
+    with pytest.raises(
+        TrainingFailed,
+        match="no space left to write .*checkpoint-2.*make room, and --resume .* from the start",
+    ):
         train("encoder", settings("encoder", log, refiner), tmp_path)
 
 

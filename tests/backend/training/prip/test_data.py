@@ -263,8 +263,8 @@ def test_damaged_pictures_and_files(eye, files, tmp_path, monkeypatch):
     def full(*given):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(TrainingFailed, match="No space left on device.*make room"):
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(TrainingFailed, match="no space left to write .*make room"):
         Pivots(tmp_path / "q", eye).prepare(files, quiet)
 
 
