@@ -163,6 +163,48 @@ def test_a_workflow_of_an_older_version_opens_with_defaults(browser, stub):
     assert not [error for error in browser.errors if "reprise" in error], browser.errors
 
 
+EVIL = "<img src=x onerror=ran()></script><script>ran()</script>\"'><svg onload=ran()> javascript:ran()"
+
+
+def test_no_text_of_a_run_becomes_html(page, stub, recorded):
+    """Whatever a model, a judge or a prompt says; nothing runs, and it is there to be read."""
+
+    def evil(value):
+        if isinstance(value, dict):
+            return {key: evil(part) for key, part in value.items()}
+        return (
+            [evil(part) for part in value]
+            if isinstance(value, list)
+            else EVIL
+            if isinstance(value, str)
+            else value
+        )
+
+    page.js("window.foreign = 0, window.ran = () => window.foreign++")
+    stub.executed(evil(recorded["outputs"]["shapeworld_quick_start"]))
+    shown = f"{view('reprise_rewrite')}.querySelector('.reprise-rewrite')?.textContent"
+    assert page.until(shown) == EVIL
+    page.until(f"{view('reprise_parm')}.textContent.includes('onerror=ran')")
+    assert page.js("document.querySelectorAll('img[src=x], svg[onload], [onerror]').length") == 0
+    assert page.js("window.foreign") == 0
+
+
+def test_a_workflow_with_results_that_are_none_still_opens(browser, stub):
+    broken = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    for node in broken["nodes"]:
+        node["properties"] |= {
+            "reprise_parm": {"reports": [{"candidates": EVIL}], "shown": 0},
+            "reprise_rewrite": {"history": [{"rewrite": 3}], "shown": 0},
+            "reprise_scores": {"reports": 7, "shown": 0},
+        }
+    browser.js("window.foreign = 0, window.ran = () => window.foreign++")
+    browser.js(f"app.loadGraphData({json.dumps(broken)}, true, true, 'broken')")
+    browser.until(f"{view('reprise_parm')}.textContent.includes('after a run')")
+    assert browser.js("app.graph._nodes.length") == len(broken["nodes"])
+    assert browser.js("window.foreign") == 0
+    assert not [error for error in browser.errors if "reprise" in error], browser.errors
+
+
 VARIES = ("options", "python_module")  # installed models, and samplers of this ComfyUI
 
 
