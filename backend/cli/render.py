@@ -16,8 +16,10 @@ from ..core.errors import BadInput
 from ..core.interfaces import Critic
 from ..reports.templates import INDEX_FILES, PAGE
 from . import options
+from .renderer_options import renderer_options
 
 
+@renderer_options
 def render(
     prompts: options.Prompts = None,
     file: options.PromptFile = None,
@@ -77,6 +79,8 @@ def render(
             "for several or for a file.",
         ),
     ] = False,
+    *,
+    drawing_options: dict[str, Any],
 ) -> None:
     """Rewrite a short prompt, draw many candidates, stop the hopeless ones early, mend and keep the best."""
     from ..factory import (
@@ -99,7 +103,7 @@ def render(
     # Every candidate of every round needs a seed.
     checks.check_seeds(seed, best_of * (2 if reflect is None else 1 + reflect))
     mending = checks.correction_named(correction)
-    drawing = renderer_settings(renderer, steps, lora, base, part, comfyui)
+    drawing = renderer_settings(renderer, steps, lora, base, part, comfyui, **drawing_options)
     prune = checks.choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
     judges = parse_judge(judge, weights, renderer)
@@ -131,6 +135,7 @@ def render(
         **({"base": base} if base else {}),
         **({"parts": part} if part else {}),
         **({"comfyui": str(comfyui)} if comfyui else {}),
+        **drawing_options,
         **({"corrector": corrector} if corrector else {}),
         **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),
     }

@@ -11,7 +11,7 @@ from ..core.config import parse_config
 from ..core.errors import BadInput, UnknownName, Unsupported
 from ..core.registry import RENDERERS, resolve
 from ..renderers.diffusers.weight_files import check_suffix, is_weight_file
-from ..renderers.settings import RendererSettings
+from ..renderers.settings import RendererSettings, sides
 from .names import RendererName, split_name
 
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ def renderer_settings(
     base: str | None = None,
     parts: Sequence[str] | None = None,
     comfyui: Path | None = None,
+    **more: Any,
 ) -> RendererSettings:
-    """What the options of a command say of a renderer, checked; `parts` are NAME=FILE. Raises as
-    `check_renderer` does."""
+    """What the options of a command say of a renderer, checked; `parts` are NAME=FILE, `more` are further
+    fields of its settings. Raises as `check_renderer` does."""
     files = {}
     for word in parts or ():
         part, equals, file = word.partition("=")
@@ -65,7 +66,7 @@ def renderer_settings(
             raise BadInput(f"--part {word}: expected NAME=FILE, such as vae=ae.safetensors")
         files[part] = file
     given = {"name": name, "steps": steps, "lora": lora or [], "base": base, "parts": files}
-    settings = parse_config(RendererSettings, {**given, "comfyui": comfyui}, "the renderer")
+    settings = parse_config(RendererSettings, {**given, "comfyui": comfyui, **more}, "the renderer")
     check_renderer(settings)
     return settings
 
@@ -103,7 +104,7 @@ def open_renderer(settings: RendererSettings, device: str = "auto", cache: Cache
     if cache is not None and able.keeps_pictures:
         options["cache"] = cache
     if device != "auto" and able.weights:
-        options["device"] = device
+        options.setdefault("device", device)
     if name.kind == "comfyui":
         options.pop("steps", None)  # the workflow has them
         return made(_workflow(settings), name.url.split(","), **options)
@@ -134,6 +135,8 @@ def pipeline_of(name: str) -> tuple[Path, int | None]:
 def _options(name: RendererName, settings: RendererSettings) -> dict[str, Any]:
     """What the constructor is given of the settings. Raises BadInput for what it does not take."""
     given = settings.model_dump(exclude={"name", "batch"}, exclude_defaults=True)
+    if "size" in given:
+        given["size"] = sides(given["size"])
     able = name.capabilities
     for key, only in able.fixed.items():  # not to be passed on where it is the same
         if given.pop(key, only) != only:

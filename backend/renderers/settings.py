@@ -18,12 +18,15 @@ class RendererSettings(Config):
     of weights, a ComfyUI workflow."""
     steps: PositiveInt | None = None
     """Denoising steps. Fewer than in use are enough, because pictures are compared only within a group."""
-    size: int | None = Field(default=None, ge=64)
-    """Side of a picture in pixels."""
+    size: int | str | None = None
+    """Side of a picture in pixels, or its width and height as 1024x768."""
     guidance: float | None = Field(default=None, ge=0)
     """The pipeline's guidance_scale."""
     true_cfg: float | None = Field(default=None, ge=1)
-    """FLUX only: classifier-free guidance by a second evaluation against the empty prompt."""
+    """For pipelines with a true_cfg_scale, such as FLUX and Qwen-Image: guidance by a second evaluation
+    against the negative prompt."""
+    negative_prompt: str = ""
+    """What the picture should not show; needs guidance."""
     max_sequence_length: PositiveInt | None = None
     """Text tokens that the denoiser reads. A small number is much faster at 512 pixels."""
     lora: list[str] = Field(default_factory=list)
@@ -42,11 +45,34 @@ class RendererSettings(Config):
     """With a single file: files of parts of its pipeline, by name, such as {vae: ae.safetensors}."""
     comfyui: Path | None = None
     """A ComfyUI's folder. Single files may be named as it lists them, and their parts are found there."""
+    scheduler: str | None = None
+    """A class of diffusers that steps instead of the pipeline's own scheduler, with its config, such as
+    EulerAncestralDiscreteScheduler."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of its weights."""
+    device: str | None = None
+    """Where it computes: auto, cpu, cuda, cuda:1 or mps."""
     offload: Literal["auto", "none", "model", "sequential"] | None = None
     """How a diffusers pipeline saves GPU memory."""
     chunk: PositiveInt | None = None
     """Rows that the denoiser evaluates at once."""
+    vae_tiling: bool = False
+    """Decode pictures in tiles: less memory for large ones, and they differ a little where tiles meet."""
     batch: PositiveInt = 64
     """Pictures per call."""
+
+    @field_validator("size")
+    @classmethod
+    def _read_size(cls, size: int | str | None) -> int | str | None:
+        found = sides(size)
+        return found if isinstance(found, int) else size
+
+
+def sides(size: int | str | None) -> int | tuple[int, int] | None:
+    """A size as it is written -> a side or (width, height) in pixels. Raises ValueError."""
+    if size is None:
+        return None
+    found = [int(side) for side in str(size).lower().split("x") if side.isdecimal()]
+    if len(found) != str(size).lower().count("x") + 1 or not 1 <= len(found) <= 2 or min(found) < 64:
+        raise ValueError("expected a side of 64 pixels or more, or WIDTHxHEIGHT like 1024x768")
+    return found[0] if len(found) == 1 else (found[0], found[1])

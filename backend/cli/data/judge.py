@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ...core.errors import BadInput
 from .. import checks, options
+from ..renderer_options import renderer_options
 
 AT_ONCE = 32  # pictures drawn, judged and kept before the next
 
 
+@renderer_options
 def judge(
     source: options.PictureSource,
     out: Annotated[
@@ -85,6 +87,8 @@ def judge(
     ] = False,
     seed: options.Seed = 0,
     as_json: options.Json = False,
+    *,
+    drawing_options: dict[str, Any],
 ) -> None:
     """Draw pictures and previews, and label them for a judge to learn from.
 
@@ -117,7 +121,7 @@ def judge(
         if not source.startswith("shapeworld:"):
             raise BadInput(f"--held-out needs shapeworld:N, got {source}; give --test-share 1 instead")
         test_share, calibration_share = 1.0, 0.0
-    drawing = renderer_settings(name, steps, lora, base, part, comfyui)
+    drawing = renderer_settings(name, steps, lora, base, part, comfyui, **drawing_options)
     able = check_renderer(drawing).capabilities
     if look and not able.previews:
         raise BadInput("a ComfyUI server gives no previews; leave out --look")
@@ -156,6 +160,7 @@ def judge(
                     "renderer": None if drawn else name,
                     "steps": steps,
                     **({"lora": lora} if lora else {}),
+                    **drawing_options,
                 },
                 progress=lambda done, of: tell("draw", done, of),
             )

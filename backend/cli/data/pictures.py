@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ...core.errors import BadInput
 from .. import checks, options
+from ..renderer_options import renderer_options
 
 AT_ONCE = 64  # pictures drawn, judged and kept before the next
 
 
+@renderer_options
 def pictures(
     source: options.PictureSource,
     out: Annotated[
@@ -28,6 +30,8 @@ def pictures(
     steps: options.Steps = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
+    *,
+    drawing_options: dict[str, Any],
 ) -> None:
     """Draw and score the pictures that PRIP learns from.
 
@@ -52,11 +56,11 @@ def pictures(
     from .. import terminal
 
     name = renderer or DEFAULT_RENDERER
-    drawing = renderer_settings(name, steps)
+    drawing = renderer_settings(name, steps, **drawing_options)
     able = check_renderer(drawing).capabilities
     records, judge_prompts = read_source(source)
     drawn = all(record.image is not None for record in records)
-    if drawn and (renderer is not None or steps is not None):
+    if drawn and (renderer is not None or steps is not None or drawing_options):
         raise BadInput(f"all of {source} is drawn already; leave out --renderer and --steps")
     if not reward and (drawn or not able.shapeworld):
         raise BadInput(

@@ -12,6 +12,7 @@ import typer
 
 from ...core.errors import FEW, BadInput, Interrupted, RepriseError, Unsupported
 from .. import checks, options
+from ..renderer_options import renderer_options
 
 if TYPE_CHECKING:
     from ...core.interfaces import Rewriter, TextReward
@@ -23,6 +24,7 @@ AT_ONCE = 32  # pictures drawn, judged and kept before the next
 PICTURES_GB = 20  # kept on disk; beyond it those used longest ago go
 
 
+@renderer_options
 def rewrites(
     prompts: options.PromptSource,
     rewriter: Annotated[
@@ -95,6 +97,8 @@ def rewrites(
     steps: options.Steps = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
+    *,
+    drawing_options: dict[str, Any],
 ) -> None:
     """Have a chat model write the examples that `reprise train sft` learns from.
 
@@ -119,7 +123,7 @@ def rewrites(
         eval_out = eval_out or out.with_name(f"{out.stem}.eval{out.suffix}")
     pictures = 1 if images is None else images
     _check(eval_share, out, eval_out, pictures, seed)
-    if not keep_best and any(option is not None for option in (renderer, reward, images, steps)):
+    if not keep_best and any((renderer, reward, images, steps, drawing_options)):
         raise BadInput("--renderer, --reward, --images and --steps are for pictures; add --keep-best")
     writer, passing = parse_rewriter(rewriter), _filters(filters or [])
     if not writer.capabilities.reasons:
@@ -128,7 +132,7 @@ def rewrites(
             "chat model"
         )
     folder = out.with_name(f"{out.name}.answers")
-    choose = _chooser(folder, renderer, reward, pictures, steps, seed) if keep_best else None
+    choose = _chooser(folder, renderer, reward, pictures, steps, seed, drawing_options) if keep_best else None
     targets = list(filter(None, (out, eval_out)))
     for path in targets:
         prepare_folder(path.parent)
@@ -217,7 +221,13 @@ def _filters(names: list[str]) -> dict[str, TextReward]:
 
 
 def _chooser(
-    folder: Path, renderer: str | None, reward: list[str] | None, images: int, steps: int | None, seed: int
+    folder: Path,
+    renderer: str | None,
+    reward: list[str] | None,
+    images: int,
+    steps: int | None,
+    seed: int,
+    drawing_options: dict[str, Any],
 ) -> Callable[..., tuple[dict[str, list[RewriteExample]], dict[str, int]]]:
     """What keeps each prompt's best example by its pictures. The names are checked here; models are loaded
     when it is called, by which time the rewriter is gone."""
@@ -234,7 +244,7 @@ def _chooser(
 
     name = renderer or DEFAULT_RENDERER
     cache = Cache(folder / "pictures", PICTURES_GB * 2**30)
-    drawing = renderer_settings(name, steps)
+    drawing = renderer_settings(name, steps, **drawing_options)
     able = check_renderer(drawing).capabilities
     elsewhere = able.elsewhere
     if not reward and not able.shapeworld:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ...core.errors import BadInput
 from .. import options
+from ..renderer_options import renderer_options
 
 
+@renderer_options
 def rewriters(
     rows: Annotated[
         list[str],
@@ -35,6 +37,8 @@ def rewriters(
     seed: options.Seed = 0,
     out: options.ResultOut = None,
     as_json: options.Json = False,
+    *,
+    drawing_options: dict[str, Any],
 ) -> None:
     """Compare rewriters by the pictures that their rewrites give.
 
@@ -56,7 +60,7 @@ def rewriters(
 
     tasks, methods = select_tasks(task or []), parse_rows(rows)
     check_rows(methods, baseline)
-    drawing = renderer_settings(renderer, steps)
+    drawing = renderer_settings(renderer, steps, **drawing_options)
     makers = {one: partial(open_rewriter, parse_rewriter(one)) for row in methods.values() for one in row}
     measuring = open_reward(parse_reward(judge))
     with results.claimed("evaluate rewriters", out) as folder:

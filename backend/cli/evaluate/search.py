@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...core.errors import BadInput
 from .. import checks, options, settings
+from ..renderer_options import renderer_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ...storage.cache import Cache
 
 
+@renderer_options
 def search(
     file: Annotated[
         Path | None,
@@ -42,6 +44,8 @@ def search(
     seed: options.Seed = 0,
     out: options.ResultOut = None,
     as_json: options.Json = False,
+    *,
+    drawing_options: dict[str, Any],
 ) -> None:
     """Compare the rows of a file: each a rewriter, a LoRA of the renderer, a judge and a search."""
     from ...evaluation.shapeworld import select_tasks
@@ -61,11 +65,13 @@ def search(
     if file is None:
         raise BadInput("expected reprise evaluate search FILE.yaml; --settings lists what a row may say")
     tasks, rows = select_tasks(task or []), read_rows(file)
-    _check(rows.values(), renderer, steps)
+    _check(rows.values(), renderer, steps, drawing_options)
     measuring = open_reward(parse_reward(judge))
 
     def load_renderer(lora: str | None, cache: Cache) -> Renderer:
-        return open_renderer(renderer_settings(renderer, steps, [lora] if lora else None), cache=cache)
+        return open_renderer(
+            renderer_settings(renderer, steps, [lora] if lora else None, **drawing_options), cache=cache
+        )
 
     loaders = RoleLoaders(load_renderer, open_rewriter, open_reward, reward_mark)
     with results.claimed("evaluate search", out) as folder:
@@ -85,14 +91,14 @@ def search(
         results.finish(result, folder, as_json)
 
 
-def _check(rows: Iterable[TableRow], renderer: str, steps: int | None) -> None:
+def _check(rows: Iterable[TableRow], renderer: str, steps: int | None, drawing: dict[str, Any]) -> None:
     """Raises BadInput and its kin for a name that does not exist, before the first picture is drawn."""
     from ...factory import parse_reward, parse_rewriter, renderer_settings
 
     for row in rows:
         checks.choose_prune(row.prune, renderer)
         for one in row.trainings():
-            renderer_settings(renderer, steps, [one.lora] if one.lora else None)
+            renderer_settings(renderer, steps, [one.lora] if one.lora else None, **drawing)
             for rewriter in filter(None, (one.rewriter, one.corrector)):
                 parse_rewriter(rewriter)
             for name in filter(None, (one.judge, one.previews)):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import checks, options
+from ..renderer_options import renderer_options
 
 
+@renderer_options
 def shapeworld(
     task: options.Tasks = None,
     per_task: options.PerTask = 66,
@@ -26,6 +28,8 @@ def shapeworld(
     seed: options.Seed = 0,
     out: options.ResultOut = None,
     as_json: options.Json = False,
+    *,
+    drawing_options: dict[str, Any],
 ) -> None:
     """Measure what rewriting, best of N, pruning and reflection each add on held-out prompts.
 
@@ -39,7 +43,7 @@ def shapeworld(
 
     tasks = select_tasks(task or [])
     prune = checks.choose_prune(prune, renderer)
-    drawing, writes = renderer_settings(renderer, steps), parse_rewriter(rewriter)
+    drawing, writes = renderer_settings(renderer, steps, **drawing_options), parse_rewriter(rewriter)
     with results.claimed("evaluate shapeworld", out) as folder:
         with results.progress_bars(as_json, folder) as progress:
             result = evaluate_chain(

@@ -71,6 +71,26 @@ def open_pipeline(model: Any, dtype: str, device: str, offload: str, loading: Lo
     return model, weights
 
 
+def new_scheduler(name: str, own: Any) -> Any:
+    """The scheduler of this class of diffusers, with the config of the pipeline's own. Raises BadInput."""
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        like = ", ".join(sorted(one.__name__ for one in own.compatibles)) or type(own).__name__
+        raise BadInput(f"diffusers has no scheduler {name!r}; for this pipeline there are {like}")
+    made: Any = found
+    return made.from_config(own.config)
+
+
+def tile(pipe: Any) -> None:
+    """Have the pipeline's VAE decode in tiles. Raises Unsupported where it cannot."""
+    vae = call.decoder(pipe)
+    if not hasattr(vae, "enable_tiling"):
+        raise Unsupported(f"the decoder of {type(pipe).__name__} cannot work in tiles; drop vae_tiling")
+    vae.enable_tiling()
+
+
 def open_decoder(decoder: Any, pipe: Any) -> Any:
     if not isinstance(decoder, (str, Path)):
         return decoder

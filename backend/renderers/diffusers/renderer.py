@@ -35,11 +35,13 @@ from .loading import Loading, find_lora
 from .pipelines import (
     borrowed,
     family_of_pipeline,
+    new_scheduler,
     open_decoder,
     open_pipeline,
     quiet_copy,
     set_scheduler,
     shortened_warnings,
+    tile,
 )
 from .previews import check_scheduler, knows_x0
 from .prompts import NotJoinable, PromptEncoder, text_encoders
@@ -56,7 +58,8 @@ if TYPE_CHECKING:
 
 # The fields of `RendererSettings` that this renderer takes.
 SETTINGS = frozenset(
-    "steps size guidance true_cfg max_sequence_length lora base parts comfyui dtype offload chunk".split()
+    "steps size guidance true_cfg negative_prompt max_sequence_length scheduler lora base parts comfyui "
+    "dtype device offload chunk vae_tiling".split()
 )
 _PROBE = "a photo"  # the prompt with which a new pipeline is probed
 
@@ -67,6 +70,8 @@ class DiffusersRenderer:
 
     - `guidance` is the pipeline's guidance_scale (for FLUX the embedded one); None takes its default.
     - `true_cfg` > 1 guides FLUX by a second evaluation against `negative_prompt`.
+    - `scheduler` is a class of diffusers that steps instead of the pipeline's own, with its config.
+    - `vae_tiling` decodes pictures in tiles.
     - `size` is a side in pixels or (width, height).
     - `chunk` is the number of rows the denoiser evaluates at once (None: depends on the picture's size). It
       is halved when memory runs out.
@@ -101,10 +106,12 @@ class DiffusersRenderer:
         size: int | tuple[int, int] | None = None,
         negative_prompt: str = "",
         max_sequence_length: int | None = None,
+        scheduler: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
         offload: str = "auto",
         chunk: int | None = None,
+        vae_tiling: bool = False,
         preview_decoder: Any = None,
         lora: Sequence[str | Path] | str | Path | None = None,
         base: str | Path | None = None,
@@ -118,6 +125,11 @@ class DiffusersRenderer:
             model, dtype, device, offload, Loading(loras, base, parts or {}, comfyui)
         )
         pipe = self.pipeline
+        if scheduler is not None:
+            pipe.scheduler = new_scheduler(scheduler, pipe.scheduler)
+        if vae_tiling:
+            tile(pipe)
+        self.vae_tiling = vae_tiling
         self.denoisers = call.denoisers(pipe)
         self.img2img = img2img_class(pipe)
         self.arguments = call.CallArguments(pipe)
@@ -327,6 +339,7 @@ class DiffusersRenderer:
             self.height,
             self.negative_prompt,
             self.max_sequence_length,
+            *(["tiled"] if self.vae_tiling else []),
             str(self.denoisers[0].dtype),
             self.pipeline._execution_device.type,
             diffusers.__version__,
