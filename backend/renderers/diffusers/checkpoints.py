@@ -225,6 +225,7 @@ def pipeline_fingerprint(pipeline: Any) -> str:
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipeline, name, None)
         if tokenizer is not None:
+            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # FLUX.2's is a processor, around one
             vocabulary = sorted(tokenizer.get_vocab().items())
             digest.update(json.dumps([name, type(tokenizer).__name__, vocabulary]).encode())
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import Unsupported
+from ...core.errors import CheckpointError, Unsupported
 from .lora_files import Pair, Target, read_adapter, target_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def save_lora(
 
 
 def read_lora(path: Path, denoiser: nn.Module) -> Adapter:
-    """The adapter of a file in diffusers' names, in float32, its scale in B.
+    """The adapter of a file in diffusers' names, in float32, its scale in B. It may be one that no step has
+    changed yet.
 
     Raises CheckpointError for a file that is damaged, no LoRA, or made for another model.
     """
@@ -109,15 +110,23 @@ def apply_loras(loras: Sequence[tuple[Path, float]], pipeline: Any, denoiser: st
     """Add LoRA files, each with its strength, to a pipeline's denoiser and text encoders, for good. Raises
     CheckpointError and Unsupported, before anything is changed."""
     target = target_of(pipeline, denoiser)
-    for adapter, strength in [(read_adapter(path, target), strength) for path, strength in loras]:
+    for adapter, strength in [(_read_changes(path, target), strength) for path, strength in loras]:
         for (component, module), pair in adapter.items():
             _add(target.modules[component].get_submodule(module), pair, strength, module)
 
 
 def apply_lora(path: Path, denoiser: nn.Module, strength: float = 1.0) -> None:
     """Add one LoRA file in diffusers' names to a denoiser, for good. Raises as `read_lora`."""
-    for (_, module), pair in read_adapter(path, Target({"transformer": denoiser})).items():
+    for (_, module), pair in _read_changes(path, Target({"transformer": denoiser})).items():
         _add(denoiser.get_submodule(module), pair, strength, module)
+
+
+def _read_changes(path: Path, target: Target) -> dict[tuple[str, str], Pair]:
+    """As `read_adapter`; raises CheckpointError for an adapter that changes no picture, too."""
+    found = read_adapter(path, target)
+    if not any(pair.up.any() and pair.down.any() for pair in found.values()):
+        raise CheckpointError(f"{path} changes nothing: all its weights are zero; train it, or copy it anew")
+    return found
 
 
 def _add(layer: nn.Module, pair: Pair, strength: float, name: str) -> None:

@@ -71,7 +71,8 @@ class DiffusionDpoRounds(Rounds):
             }
             if settings.dtype == "auto":
                 shared["dtype"] = choose_training_dtype(config.dtype, choose_device(config.device))
-            lora = _file(newest) if newest else config.start
+            # Until a round has moved something its LoRA changes no picture, and a renderer would refuse it.
+            lora = _moved(newest) if newest else config.start
             changes = {"name": config.model, "lora": [] if lora is None else [str(lora)]}
             renderer = open_renderer(settings.model_copy(update=shared | changes), config.device)
             self.opened = newest, renderer
@@ -242,3 +243,13 @@ def unwritable(folder: Path) -> CannotWrite:
 def _file(final: Path) -> Path:
     (file,) = final.glob("*.safetensors")
     return file
+
+
+def _moved(final: Path) -> Path | None:
+    """A round's LoRA file; None where no step has changed it yet: a new adapter's second factor is zero."""
+    from safetensors import safe_open
+
+    file = _file(final)
+    with safe_open(file, "pt") as weights:
+        ups = [name for name in weights.keys() if "lora_B" in name or "lora_up" in name]  # noqa: SIM118
+        return file if any(weights.get_tensor(name).any() for name in ups) else None

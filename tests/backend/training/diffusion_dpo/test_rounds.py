@@ -286,6 +286,24 @@ def test_a_round_with_too_few_prompts_holds_none_out(values, tmp_path):
     assert rows(tmp_path / "run/metrics.jsonl") and (tmp_path / "run/final").is_dir()
 
 
+def test_a_round_that_moved_nothing_is_followed_by_another(values, tmp_path, monkeypatch):
+    """As after one step at a rate that rises from zero: the next round draws as the first did."""
+    export = DiffusionDpoLoop.export
+
+    def unmoved(self, *given):
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                if "lora_B" in name:
+                    weight.zero_()
+        return export(self, *given)
+
+    monkeypatch.setattr(DiffusionDpoLoop, "export", unmoved)
+    train(changed(values, max_steps=1), tmp_path / "run", log=quiet)
+    (file,) = (tmp_path / "run/rounds/1/final").glob("*.safetensors")
+    assert not any(weight.any() for name, weight in load_file(file).items() if "lora_B" in name)
+    assert (tmp_path / "run/final").is_dir()
+
+
 def test_rounds_without_improvement_stop(values, tmp_path, monkeypatch):
 
     looks = iter([0.5, 0.6, 0.4, 0.3, 0.2])
