@@ -17,6 +17,7 @@ from ..factory import TRAINERS, find_trainer
 from ..factory.trainers import Trainer
 from ..training import shipped_config, shipped_configs
 from ..training.common import distributed
+from ..training.common.run_folder import STARTED_CONFIG
 from . import options
 
 SUMMARIES = {
@@ -99,7 +100,7 @@ def find_config(trainer: str, word: str) -> Path:
 
 def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -> None:
     from ..core.config import load_config, save_config
-    from ..storage.files import slug, write_whole
+    from ..storage.files import read_text, slug, write_whole
     from ..storage.outputs import claim
     from ..training.common.run_folder import WRITTEN
 
@@ -122,7 +123,10 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     held = ExitStack()  # by the first of several processes
 
     def begin() -> None:
-        if resume is None and (run / "config.yaml").exists():
+        # A call that was killed before the run began leaves the same config, and can be given again.
+        config_of_run = run / "config.yaml"
+        other = config_of_run.exists() and read_text(config_of_run, "config", "is") != text
+        if resume is None and (other or (run / STARTED_CONFIG).exists()):
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
         held.enter_context(claim(run, f"train {name}", () if resume else WRITTEN))
         if resume is None:  # what a resumed run may go on with is the trainer's to say, and to write

@@ -65,12 +65,17 @@ def _of(command: Command) -> Iterator[Injection]:
 def _of_the_disk(command: Command, at: Callable[..., Injection]) -> Iterator[Injection]:
     # A training takes seconds where others take tenths, and is tried at fewer places.
     training = command.name.startswith("train")
+    if training:
+        fault = Fault("SIGKILL", name=f"{command.out}/checkpoints/.config.yaml*")
+        yield at(KILLED, "kill -9 before it has begun", harness.killed_in, fault)
     for share in (0.2, 0.7) if training else (0.1, 0.5, 0.9):
         yield at(KILLED, f"kill -9 at {share:.0%}", harness.killed, share)
     for share in (0.45,) if training else (0.3, 0.7):
         yield at(KILLED, f"inside a write at {share:.0%}", harness.killed, share, "torn")
     yield at(TOLD, "SIGTERM at 40%", harness.killed, 0.4, "SIGTERM")
     yield at(TOLD, "SIGINT at 60%", harness.killed, 0.6, "SIGINT")
+    if not training:
+        yield at(TOLD, "nobody reads its output", harness.unread)
     yield at(DISK, "no space at 65%", harness.failing_at, 0.65, "ENOSPC")
     yield at(DISK, "files cannot grow from 35%", harness.failing_at, 0.35, "full")
     if not training:
@@ -85,6 +90,8 @@ def _of_the_disk(command: Command, at: Callable[..., Injection]) -> Iterator[Inj
             yield at(DAMAGED, f"{short}: {damage.NAMES[change]}", harness.damaged, name, change)
     yield at(CLOCK, "a year back", harness.clock, -3.2e7)
     yield at(TWICE, "the second at 50%", harness.together, 0.5)
+    if command.other:
+        yield at(FOREIGN, "another command into the same place", harness.with_other_settings, command.other)
     for name in command.claimed:
         yield at(FOREIGN, name.removeprefix(f"{command.out}/"), harness.beside, name)
 
