@@ -17,7 +17,6 @@ from ..factory import TRAINERS, find_trainer
 from ..factory.trainers import Trainer
 from ..training import shipped_config, shipped_configs
 from ..training.common import distributed
-from ..training.common.run_folder import STARTED_CONFIG
 from . import options
 
 SUMMARIES = {
@@ -102,7 +101,7 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     from ..core.config import load_config, save_config
     from ..storage.files import read_text, slug, write_whole
     from ..storage.outputs import claim
-    from ..training.common.run_folder import WRITTEN
+    from ..training.common.run_folder import STARTED_CONFIG, WRITTEN
 
     named = words.pop(0) if words and "=" not in words[0] else None
     if resume is not None:
