@@ -19,7 +19,7 @@ SHORT = (
     "render: foreign files, another command into the same place",
     "render, chat: server, hangs up after two answers",
     "train sft: killed, kill -9 before it has begun",
-    "train sft: killed, kill -9 at 70%",
+    "train sft: killed, kill -9 at 50%",
     "train sft: full disk, files cannot grow from 35%",
     "train sft: read error, checkpoints/*/trainer_state.json",
     "train sft: damaged file, checkpoints/*/model.safetensors: 64 bytes flipped",
