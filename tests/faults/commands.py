@@ -192,7 +192,7 @@ COMMANDS = [
         "--out questions.jsonl",
         "questions.jsonl",
         ("questions.jsonl", "questions.jsonl.pictures/**/*.png", "questions.jsonl.rollouts.jsonl"),
-        ("questions.jsonl.pictures/**/*.png", "questions.jsonl.rollouts.jsonl"),
+        ("questions.jsonl.pictures/**/*.png", "questions.jsonl.pictures/**/*.json*"),
         claimed=("questions.jsonl", "questions.jsonl.pictures/mine.png"),
     ),
     Command(

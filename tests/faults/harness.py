@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import Command, make_inputs
-from .faults import Fault
+from .faults import Fault, happened
 from .process import Ended, Run, run
 from .services import KINDS, Service
 
@@ -163,15 +163,22 @@ class Case:
         self.first = bench.words(command.line, command)
         self.next = bench.words(command.again or command.line, command)
         self.line = self.next if begun == "half" else self.first
+        self.ignored: set[str] = set()
         (self.folder / OWN).write_text("mine\n")
 
     def run(self, fault: Fault | None = None) -> Ended:
-        return run(self.line, self.folder, fault)
+        happened(self.folder).unlink(missing_ok=True)
+        ended = run(self.line, self.folder, fault)
+        if fault is not None and fault.what:
+            assert happened(self.folder).exists(), f"the fault did not happen: {fault}"
+        return ended
 
     def compare(self) -> str:
         if not (self.folder / OWN).is_file():
             return f"gone: {OWN}"
-        return differences(self.expected, contents(self.folder, self.command.result))
+        found = contents(self.folder, self.command.result)
+        parts = ({k: v for k, v in one.items() if k not in self.ignored} for one in (self.expected, found))
+        return differences(*parts)
 
     def judge(self, ended: Ended, before: set[str] | None = None) -> Outcome | None:
         """The outcome of a run with a fault, as far as it is decided; None: it refused, in one line."""
@@ -234,7 +241,7 @@ def killed_in(bench: Bench, command: Command, fault: Fault) -> Outcome:
                 BROKEN, f"exit {ended.code}, expected {STOPPED[what]} and one line: {_last(ended)}"
             )
     else:
-        assert ended.code is not None and ended.code < 0, f"the fault did not happen: {ended}"
+        assert ended.code is not None and ended.code < 0, f"it was to be killed: {ended}"
     return case.go_on(SURVIVED, _last(ended))
 
 
@@ -344,6 +351,7 @@ def beside(bench: Bench, command: Command, name: str) -> Outcome:
     """A file of the user's own lies where the command is about to write."""
     case, words = Case(bench, command), b"my own work\n"
     path = case.folder / name
+    made = [one for one in path.parents if not one.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(words)
     ended = case.run()
@@ -352,12 +360,14 @@ def beside(bench: Bench, command: Command, name: str) -> Outcome:
         if not any(one.name in ended.stderr for one in aside):  # kept aside, and said so
             return Outcome(LOST, f"{name} was overwritten: exit {ended.code}: {_last(ended)}")
     elif ended.code == 0:
-        case.expected.pop(name, None)
+        case.ignored.add(name)
     decided = case.judge(ended)
     if decided is not None:
         return decided
     path.unlink()
-    case.expected = bench.result(command)
+    for folder in made:
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return case.go_on(REFUSED, _last(ended))
 
 
