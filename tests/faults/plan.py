@@ -67,8 +67,10 @@ def _of_the_disk(command: Command, at: Callable[..., Injection]) -> Iterator[Inj
     # What trainings have in common is tried on one in full; each takes seconds where others take tenths.
     in_full = not training or command.name == "train sft"
     if training:
-        fault = Fault("SIGKILL", name=f"{command.out}/checkpoints/.config.yaml*")
+        fault = Fault("SIGKILL", name=f"{command.out}/checkpoints/config.yaml")
         yield at(KILLED, "kill -9 before it has begun", harness.killed_in, fault)
+        fault = Fault("SIGKILL", name=f"{command.out}/*final.part*")
+        yield at(KILLED, "kill -9 after its last checkpoint", harness.killed_in, fault)
     for share in (0.1, 0.5, 0.9) if in_full else (0.7,):
         yield at(KILLED, f"kill -9 at {share:.0%}", harness.killed, share)
     for share in (0.3, 0.7) if in_full else (0.45,):
