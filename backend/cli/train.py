@@ -122,14 +122,14 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     held = ExitStack()  # by the first of several processes
 
     def begin() -> None:
+        written = run / "config.yaml"
         # A call that was killed before the run began leaves the same config, and can be given again.
-        config_of_run = run / "config.yaml"
-        other = config_of_run.exists() and read_text(config_of_run, "config", "is") != text
-        if resume is None and (other or (run / STARTED_CONFIG).exists()):
+        other = resume is None and written.exists() and read_text(written, "config", "is") != text
+        if other or (resume is None and (run / STARTED_CONFIG).exists()):
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
         held.enter_context(claim(run, f"train {name}", () if resume else WRITTEN))
         if resume is None:  # what a resumed run may go on with is the trainer's to say, and to write
-            write_whole(run / "config.yaml", text)
+            write_whole(written, text)
 
     with held:
         distributed.run_on_main(begin)

@@ -235,7 +235,7 @@ COMMANDS = [
         "--task position --judge redness --out e-rewriters",
         "e-rewriters",
         ("e-rewriters/result.json",),
-        ("e-rewriters/rewrites.jsonl", "e-rewriters/scores.jsonl", "e-rewriters/pictures/**/*.png"),
+        ("e-rewriters/rewrites.jsonl", "e-rewriters/pictures/**/*.png"),
         claimed=("e-rewriters/result.json", "e-rewriters/index.html"),
     ),
     Command(
