@@ -99,9 +99,9 @@ def find_config(trainer: str, word: str) -> Path:
 
 def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -> None:
     from ..core.config import load_config, save_config
-    from ..storage.files import slug, write_whole
+    from ..storage.files import read_text, slug, write_whole
     from ..storage.outputs import claim
-    from ..training.common.run_folder import WRITTEN
+    from ..training.common.run_folder import STARTED_CONFIG, WRITTEN
 
     named = words.pop(0) if words and "=" not in words[0] else None
     if resume is not None:
@@ -122,11 +122,14 @@ def _train(name: str, words: list[str], out: Path | None, resume: Path | None) -
     held = ExitStack()  # by the first of several processes
 
     def begin() -> None:
-        if resume is None and (run / "config.yaml").exists():
+        written = run / "config.yaml"
+        # A call that was killed before the run began leaves the same config, and can be given again.
+        other = resume is None and written.exists() and read_text(written, "config", "is") != text
+        if other or (resume is None and (run / STARTED_CONFIG).exists()):
             raise BadInput(f"{run} holds a run already; go on with --resume {run}, or give another --out")
         held.enter_context(claim(run, f"train {name}", () if resume else WRITTEN))
         if resume is None:  # what a resumed run may go on with is the trainer's to say, and to write
-            write_whole(run / "config.yaml", text)
+            write_whole(written, text)
 
     with held:
         distributed.run_on_main(begin)

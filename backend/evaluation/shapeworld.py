@@ -31,7 +31,7 @@ from ..search.pruning import HalvingSchedule, PruningSchedule, schedule_from
 from ..search.reflection import reflect
 from ..shapeworld.captions import spelled_out
 from ..shapeworld.prompts import TASKS, PromptCase, sample_layout, sample_prompts
-from ..storage.files import write_whole
+from ..storage.files import read_text, write_whole
 from ..storage.outputs import set_aside
 from .journal import Journal
 from .statistics import task_intervals
@@ -342,7 +342,7 @@ def _journal_path(folder: Path, settings: dict[str, Any]) -> Path:
     stamp, lines = folder / "partial-settings.json", folder / "partial.jsonl"
     counted = ("prompts", "seeds", "tasks")
     text = json.dumps({k: v for k, v in settings.items() if k not in counted}, sort_keys=True)
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != text:
+    if not stamp.exists() or read_text(stamp, "settings", "are") != text:
         if aside := set_aside(folder, (lines.name, stamp.name)):
             log.warning("results of other settings were there; they are kept in %s", aside)
         write_whole(stamp, text)

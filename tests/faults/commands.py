@@ -36,6 +36,7 @@ class Command:
     half: Fault | None = None
     claimed: tuple[str, ...] = ()
     asks: str = ""
+    other: str = ""
 
 
 SAVING = "device=cpu save_every=1"
@@ -98,6 +99,8 @@ COMMANDS = [
         ("out/*/record.json", "out/*/best.png", "out/*/candidates/*", "out/*/previews/*", "out/index.html"),
         ("out/*/record.json", "out/*/candidates/*.png", "out/*/best.png", "out/*/previews/*.png"),
         claimed=("out/index.html",),
+        other="render --prompts prompts.txt --renderer fake --steps 4 --best-of 4 --rewriter template "
+        "--judge redness --seed 9 --out out",
     ),
     Command(
         "render, one prompt",
@@ -107,6 +110,7 @@ COMMANDS = [
         ("one/record.json", "one/best.png", "one/candidates/*", "one/index.html"),
         ("one/candidates/*.png",),
         claimed=("one/index.html", "one/best.png", "one/record.json", "one/candidates/00-0.png"),
+        other="render 'a blue star' --renderer fake --steps 3 --best-of 2 --rewriter template --out one",
     ),
     _training(
         "sft",
@@ -188,7 +192,7 @@ COMMANDS = [
         "--out questions.jsonl",
         "questions.jsonl",
         ("questions.jsonl", "questions.jsonl.pictures/**/*.png", "questions.jsonl.rollouts.jsonl"),
-        ("questions.jsonl.pictures/**/*.png", "questions.jsonl.rollouts.jsonl"),
+        ("questions.jsonl.pictures/**/*.png", "questions.jsonl.pictures/**/*.json*"),
         claimed=("questions.jsonl", "questions.jsonl.pictures/mine.png"),
     ),
     Command(
@@ -222,6 +226,7 @@ COMMANDS = [
         "e-shapeworld",
         ("e-shapeworld/result.json",),
         ("e-shapeworld/partial.jsonl", "e-shapeworld/partial-settings.json"),
+        other="evaluate judges redness --data judge.jsonl --out e-shapeworld",
         claimed=("e-shapeworld/result.json", "e-shapeworld/index.html"),
     ),
     Command(
@@ -230,7 +235,7 @@ COMMANDS = [
         "--task position --judge redness --out e-rewriters",
         "e-rewriters",
         ("e-rewriters/result.json",),
-        ("e-rewriters/rewrites.jsonl", "e-rewriters/scores.jsonl", "e-rewriters/pictures/**/*.png"),
+        ("e-rewriters/rewrites.jsonl", "e-rewriters/pictures/**/*.png"),
         claimed=("e-rewriters/result.json", "e-rewriters/index.html"),
     ),
     Command(

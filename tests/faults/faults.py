@@ -51,6 +51,11 @@ class Fault:
         sys.addaudithook(_Hook(self, str(folder), log))
 
 
+def happened(folder: Path | str) -> Path:
+    """The file that says that a fault did happen in `folder`."""
+    return Path(f"{str(folder).rstrip(os.sep)}.happened")
+
+
 class _Hook:
     def __init__(self, fault: Fault, folder: str, log: Path | None):
         self.fault, self.folder, self.seen = fault, folder + os.sep, 0
@@ -80,7 +85,8 @@ class _Hook:
             return
         with self.lock:
             here, self.seen = self.seen == self.fault.at, self.seen + 1
-        if here:
+        if here and self.fault.what:
+            os.close(os.open(happened(self.folder), os.O_WRONLY | os.O_CREAT))
             _happen(self.fault.what, path)
 
 
@@ -92,7 +98,7 @@ def _happen(what: str, path: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     elif what.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, what))
-    elif what:
+    else:
         code = getattr(errno, what)
         raise OSError(code, os.strerror(code), path)
 

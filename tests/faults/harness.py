@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from .commands import Command, make_inputs
-from .faults import Fault
+from .faults import Fault, happened
 from .process import Ended, Run, run
 from .services import KINDS, Service
 
 SURVIVED, REFUSED, LOST, ALTERED, BROKEN = "survived", "refused", "lost", "altered", "broken"
 RIGHT = (SURVIVED, REFUSED)
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}  # exit codes of a command that was told to stop
+UNREAD = 141  # and of one whose output nobody reads
 OWN = "mine.txt"  # a file of the user's own, which nothing may touch
 
 
@@ -65,21 +66,21 @@ class Bench:
 
     def case(self, command: Command, begun: str = "inputs") -> Path:
         """A new folder with the command's inputs, or with its run "half" done, or "done"."""
-        source = self._get(command, begun)
+        source = self.get(command, begun)
         case = self.folder / "case"
         shutil.rmtree(case, ignore_errors=True)
         shutil.copytree(source, case, symlinks=True)
         return case
 
     def result(self, command: Command) -> dict[str, str]:
-        return contents(self._get(command, "done"), command.result)
+        return contents(self.get(command, "done"), command.result)
 
     def operations(self, command: Command) -> int:
         """How many files the command writes, renames and deletes, from nothing to its end."""
-        log = self._get(command, "done").with_suffix(".log")
+        log = self.get(command, "done").with_suffix(".log")
         return sum(line.startswith("write") for line in log.read_text().splitlines())
 
-    def _get(self, command: Command, begun: str) -> Path:
+    def get(self, command: Command, begun: str) -> Path:
         key = ("", begun) if begun == "inputs" else (command.name, begun)
         if key not in self._made:
             made = self.folder / f"{key[0]}.{begun}".replace(" ", "-").replace(",", "")
@@ -88,7 +89,7 @@ class Bench:
                 made.mkdir()
                 make_inputs(made)
             else:
-                shutil.copytree(self._get(command, "inputs"), made)
+                shutil.copytree(self.get(command, "inputs"), made)
                 (made / OWN).write_text("mine\n")
                 getattr(self, f"_make_{begun}")(command, made)
             self._made[key] = made
@@ -162,15 +163,22 @@ class Case:
         self.first = bench.words(command.line, command)
         self.next = bench.words(command.again or command.line, command)
         self.line = self.next if begun == "half" else self.first
+        self.ignored: set[str] = set()
         (self.folder / OWN).write_text("mine\n")
 
     def run(self, fault: Fault | None = None) -> Ended:
-        return run(self.line, self.folder, fault)
+        happened(self.folder).unlink(missing_ok=True)
+        ended = run(self.line, self.folder, fault)
+        if fault is not None and fault.what:
+            assert happened(self.folder).exists(), f"the fault did not happen: {fault}"
+        return ended
 
     def compare(self) -> str:
         if not (self.folder / OWN).is_file():
             return f"gone: {OWN}"
-        return differences(self.expected, contents(self.folder, self.command.result))
+        found = contents(self.folder, self.command.result)
+        parts = ({k: v for k, v in one.items() if k not in self.ignored} for one in (self.expected, found))
+        return differences(*parts)
 
     def judge(self, ended: Ended, before: set[str] | None = None) -> Outcome | None:
         """The outcome of a run with a fault, as far as it is decided; None: it refused, in one line."""
@@ -221,8 +229,11 @@ def _last(ended: Ended) -> str:
 
 def killed(bench: Bench, command: Command, share: float, what: str = "SIGKILL") -> Outcome:
     """Ended by a signal when `share` of its operations are done; then called again."""
-    case = Case(bench, command)
-    fault = Fault(what, at=int(share * bench.operations(command)))
+    return killed_in(bench, command, Fault(what, at=int(share * bench.operations(command))))
+
+
+def killed_in(bench: Bench, command: Command, fault: Fault) -> Outcome:
+    case, what = Case(bench, command), fault.what
     ended = case.run(fault)
     if what in STOPPED:
         if ended.crashed or ended.code != STOPPED[what] or len(ended.refusals) != 1:
@@ -230,7 +241,7 @@ def killed(bench: Bench, command: Command, share: float, what: str = "SIGKILL") 
                 BROKEN, f"exit {ended.code}, expected {STOPPED[what]} and one line: {_last(ended)}"
             )
     else:
-        assert ended.code is not None and ended.code < 0, f"the fault did not happen: {ended}"
+        assert ended.code is not None and ended.code < 0, f"it was to be killed: {ended}"
     return case.go_on(SURVIVED, _last(ended))
 
 
@@ -308,10 +319,39 @@ def together(bench: Bench, command: Command, share: float) -> Outcome:
     return Outcome(LOST, f"the first's: {other}") if other else case.go_on(REFUSED, _last(said))
 
 
+def unread(bench: Bench, command: Command) -> Outcome:
+    """Nobody reads what it prints, as with `| head`."""
+    case = Case(bench, command)
+    ended = Run(case.line, case.folder, heard=False).wait()
+    if ended.code != UNREAD:
+        return case.judge(ended) or Outcome(BROKEN, f"exit {ended.code}: {_last(ended)}")
+    return Outcome(BROKEN, _last(ended)) if ended.crashed else case.go_on(SURVIVED)
+
+
+def with_other_settings(bench: Bench, command: Command, line: str) -> Outcome:
+    """When it is done, another command writes to the same place: every picture and record is still there."""
+    case = Case(bench, command, "done")
+    ended = run(shlex.split(line), case.folder)
+    left = {hashlib.sha256(path.read_bytes()).digest() for path in case.folder.rglob("*") if path.is_file()}
+    done = bench.get(command, "done")
+    lost = [
+        path.relative_to(done).as_posix()
+        for pattern in command.result
+        for path in done.glob(pattern)
+        if path.suffix != ".html" and hashlib.sha256(path.read_bytes()).digest() not in left
+    ]
+    if lost:
+        return Outcome(LOST, f"exit {ended.code}, gone: {', '.join(lost[:4])}; {_last(ended)}")
+    if ended.code == 0 and not ended.crashed:
+        return Outcome(SURVIVED)
+    return case.judge(ended) or Outcome(REFUSED, _last(ended))
+
+
 def beside(bench: Bench, command: Command, name: str) -> Outcome:
     """A file of the user's own lies where the command is about to write."""
     case, words = Case(bench, command), b"my own work\n"
     path = case.folder / name
+    made = [one for one in path.parents if not one.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(words)
     ended = case.run()
@@ -320,12 +360,14 @@ def beside(bench: Bench, command: Command, name: str) -> Outcome:
         if not any(one.name in ended.stderr for one in aside):  # kept aside, and said so
             return Outcome(LOST, f"{name} was overwritten: exit {ended.code}: {_last(ended)}")
     elif ended.code == 0:
-        case.expected.pop(name, None)
+        case.ignored.add(name)
     decided = case.judge(ended)
     if decided is not None:
         return decided
     path.unlink()
-    case.expected = bench.result(command)
+    for folder in made:
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return case.go_on(REFUSED, _last(ended))
 
 

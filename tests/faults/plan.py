@@ -63,37 +63,46 @@ def _of(command: Command) -> Iterator[Injection]:
 
 
 def _of_the_disk(command: Command, at: Callable[..., Injection]) -> Iterator[Injection]:
-    # A training takes seconds where others take tenths, and is tried at fewer places.
     training = command.name.startswith("train")
-    for share in (0.2, 0.7) if training else (0.1, 0.5, 0.9):
+    # What trainings have in common is tried on one in full; each takes seconds where others take tenths.
+    in_full = not training or command.name == "train sft"
+    if training:
+        fault = Fault("SIGKILL", name=f"{command.out}/checkpoints/config.yaml")
+        yield at(KILLED, "kill -9 before it has begun", harness.killed_in, fault)
+        fault = Fault("SIGKILL", name=f"{command.out}/*final.part*")
+        yield at(KILLED, "kill -9 after its last checkpoint", harness.killed_in, fault)
+    for share in (0.1, 0.5, 0.9) if in_full else (0.7,):
         yield at(KILLED, f"kill -9 at {share:.0%}", harness.killed, share)
-    for share in (0.45,) if training else (0.3, 0.7):
+    for share in (0.3, 0.7) if in_full else (0.45,):
         yield at(KILLED, f"inside a write at {share:.0%}", harness.killed, share, "torn")
     yield at(TOLD, "SIGTERM at 40%", harness.killed, 0.4, "SIGTERM")
-    yield at(TOLD, "SIGINT at 60%", harness.killed, 0.6, "SIGINT")
+    if in_full:
+        yield at(TOLD, "SIGINT at 60%", harness.killed, 0.6, "SIGINT")
+        yield at(TOLD, "nobody reads its output", harness.unread)
     yield at(DISK, "no space at 65%", harness.failing_at, 0.65, "ENOSPC")
-    yield at(DISK, "files cannot grow from 35%", harness.failing_at, 0.35, "full")
-    if not training:
+    if in_full:
+        yield at(DISK, "files cannot grow from 35%", harness.failing_at, 0.35, "full")
         yield at(DISK, "write error at 55%", harness.failing_at, 0.55, "EIO")
-    first = next((one for one in command.kept if one.endswith(".safetensors")), "*")
     for name in command.kept:
         short = name.removeprefix(f"{command.out}/")
-        if not training or name.endswith(("metrics.jsonl", "trainer_state.json", first)):
+        if in_full or name.endswith("trainer_state.json"):
             fault = Fault("EIO", on=READ, name=name)
             yield at(READING, short, partial(harness.failing, begun="half"), fault)
-        for change in _damages(name, training):
-            yield at(DAMAGED, f"{short}: {damage.NAMES[change]}", harness.damaged, name, change)
-    yield at(CLOCK, "a year back", harness.clock, -3.2e7)
+        for change in _damages(name) if in_full else _damages(name)[:1]:
+            if in_full or name.endswith((".jsonl", ".safetensors", "optimizer.pt")):
+                yield at(DAMAGED, f"{short}: {damage.NAMES[change]}", harness.damaged, name, change)
+    if in_full:
+        yield at(CLOCK, "a year back", harness.clock, -3.2e7)
     yield at(TWICE, "the second at 50%", harness.together, 0.5)
-    for name in command.claimed:
+    if command.other:
+        yield at(FOREIGN, "another command into the same place", harness.with_other_settings, command.other)
+    for name in command.claimed if in_full else command.claimed[:1]:
         yield at(FOREIGN, name.removeprefix(f"{command.out}/"), harness.beside, name)
 
 
-def _damages(name: str, training: bool) -> tuple[Callable, ...]:
+def _damages(name: str) -> tuple[Callable, ...]:
     if name.endswith(".jsonl"):
-        return (damage.garble,) if name.endswith("metrics.jsonl") else (damage.misencode,)
+        return (damage.garble, damage.misencode)
     if name.endswith(".yaml"):
-        return (damage.empty,)
-    if training:
-        return (damage.cut,) if name.endswith(".json") else (damage.flip,)
+        return (damage.empty, damage.flip)
     return (damage.flip, damage.cut)

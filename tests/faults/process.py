@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,22 @@ class Run:
         folder: Path,
         fault: Fault | None = None,
         log: Path | None = None,
-        environment: Mapping[str, str] | None = None,
+        heard: bool = True,
     ):
+        """`log`: a file for its operations. `heard`: whether anybody reads its stdout."""
         context = _context()
         pipes = [context.Pipe(duplex=False) for _ in range(2)]
         ends = [writer for _, writer in pipes]
-        given = (list(arguments), folder, fault, log, dict(environment or {}), *ends)
+        given = (list(arguments), folder, fault, log, *ends)
         self.process = context.Process(target=_run, args=given)
         self.process.start()
         self._texts: list[list[bytes]] = [[], []]
         self._readers = []
-        for (reader, writer), parts in zip(pipes, self._texts):
+        for (reader, writer), parts, read in zip(pipes, self._texts, (heard, True)):
             writer.close()
+            if not read:
+                reader.close()
+                continue
             self._readers.append(threading.Thread(target=_read, args=(reader, parts), daemon=True))
             self._readers[-1].start()
 
@@ -139,7 +143,6 @@ def _run(
     folder: Path,
     fault: Fault | None,
     log: Path | None,
-    environment: dict[str, str],
     stdout: Any,
     stderr: Any,
 ) -> None:
@@ -150,7 +153,6 @@ def _run(
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ.update(environment)
     os.chdir(folder)
     from reprise.backend.cli.main import main
     from reprise.backend.net import http

@@ -9,11 +9,28 @@ import pytest
 from .harness import RIGHT
 from .plan import plan
 
-SHORT = ()
+SHORT = (
+    "render: killed, kill -9 at 50%",
+    "render: killed, inside a write at 70%",
+    "render: told to stop, SIGTERM at 40%",
+    "render: damaged file, */candidates/*.png: 64 bytes flipped",
+    "render: two processes, the second at 50%",
+    "render: foreign files, index.html",
+    "render: foreign files, another command into the same place",
+    "render, chat: server, hangs up after two answers",
+    "train sft: killed, kill -9 before it has begun",
+    "train sft: killed, kill -9 at 50%",
+    "train sft: full disk, files cannot grow from 35%",
+    "train sft: read error, checkpoints/*/trainer_state.json",
+    "train sft: damaged file, checkpoints/*/model.safetensors: 64 bytes flipped",
+    "preferences mine: killed, kill -9 at 50%",
+)
 
 
 def cases():
-    for injection in plan():
+    injections = plan()
+    assert {one.name for one in injections} >= set(SHORT)
+    for injection in injections:
         marks = [pytest.mark.xdist_group(injection.command)]
         if injection.name not in SHORT:
             marks.append(pytest.mark.faults)

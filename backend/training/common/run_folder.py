@@ -162,7 +162,12 @@ def _not_of_this_run(run: Path, text: str) -> str | None:
     config = run / "config.yaml"
     if config.name in found and config.read_bytes() != text.encode():
         return config.name
-    return next((name for name in WRITTEN if name in found), None)
+    return next((name for name in WRITTEN if name in found and not _is_left_over(run / name)), None)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether it is an empty folder, but for a file that was being written: of a run killed as it began."""
+    return path.is_dir() and all(one.suffix == ".part" for one in path.iterdir())
 
 
 def _changes(run: Path, started: Path, text_before: str, text: str) -> list[str]:

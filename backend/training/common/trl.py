@@ -105,6 +105,21 @@ def metrics_callback(path: Path, log: Callable[[str], None]) -> Any:
     return Metrics()
 
 
+def train_from(trainer: Any, checkpoint: Path | None) -> None:
+    """Train from the start, or from the checkpoint.
+
+    A run that was killed after its last checkpoint has no step left, where transformers would take one more.
+    """
+    from transformers import TrainerState
+
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= state.max_steps:
+            trainer._load_from_checkpoint(str(checkpoint))
+            return
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
 class TextLoop(ABC):
     """One run of a rewriter that learns from given texts. A method fills in which, and by which trainer."""
 
@@ -155,7 +170,7 @@ class TextLoop(ABC):
         """Train from the start or from the checkpoint, and return `final/`."""
         final, trainer = self.folder / "final", self.trainer
         self.prepare()
-        trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        train_from(trainer, self.checkpoint)
 
         def export() -> None:
             model = merged(trainer.accelerator.unwrap_model(trainer.model), self.config.export_dtype)

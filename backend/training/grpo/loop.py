@@ -25,7 +25,7 @@ from ..common.lora import merged
 from ..common.offload import OffloadRole
 from ..common.run_folder import append_lines, export_rewriter, resume_point, started_from
 from ..common.start import load_rewriter, rewriter_folder
-from ..common.trl import log_through, trl_arguments
+from ..common.trl import log_through, train_from, trl_arguments
 from ..rollouts.evaluation import Evaluator, evaluation_prompts
 from ..rollouts.prompts import PromptStream, TrainingPrompt, read_prompts
 from ..rollouts.scoring import open_scorer
@@ -97,7 +97,7 @@ class GrpoLoop:
     def run(self) -> Path:
         """Train from the start or from the checkpoint, and return `final/`."""
         final = self.folder / "final"
-        self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        train_from(self.trainer, self.checkpoint)
         self.timer.enter("update")
         distributed.run_on_main(lambda: self._finish(final))
         self.log(f"saved {final}; as models/reprise/rewriters/NAME nodes and --rewriter know it by name")

@@ -64,10 +64,17 @@ def test_other_changed_settings_are_refused_and_nothing_is_written(changes, name
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_new_run_does_not_begin_among_files_of_others(name, tmp_path):
-    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").mkdir(parents=True)
     with pytest.raises(BadInput, match=f"holds {name} already, which a run would overwrite; choose another"):
         claim_run_folder(tmp_path, changed(), False)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_run_that_was_killed_as_it_began_begins_again(tmp_path):
+    (tmp_path / "config.yaml").write_text(changed())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".x.part").write_text("half")
+    assert claim_run_folder(tmp_path, changed(), False) == []
 
 
 def test_a_config_of_the_users_is_not_overwritten(tmp_path):
