@@ -125,3 +125,19 @@ def test_the_embedded_models_are_as_they_were_made():
         listed = {line.split("  ")[1] for line in (model / CHECKSUMS).read_text().splitlines()}
         there = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
         assert there - {"README.md", CHECKSUMS} == listed, model.name
+
+
+def test_without_xxhash_files_are_loaded_unchecked_which_is_said_once(folder, tmp_path, monkeypatch, caplog):
+    save_tensors(tmp_path / "own.safetensors", {"a": torch.ones(2)})
+    checksums._can_check.cache_clear()
+    monkeypatch.setattr(checksums, "find_spec", lambda name: None)
+    try:
+        flip(folder / "model.safetensors", 9)
+        check_folder(folder)
+        check_file(folder / "model.safetensors")
+        assert load_tensors(tmp_path / "own.safetensors", "again")["a"].tolist() == [1, 1]
+        assert [record.message for record in caplog.records] == [
+            "Reprise loads its weights unchecked: xxhash is not installed; pip install xxhash"
+        ]
+    finally:
+        checksums._can_check.cache_clear()

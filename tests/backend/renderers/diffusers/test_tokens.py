@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from reprise.backend.core.errors import RenderFailed, Unsupported
+from reprise.backend.core.errors import CheckpointError, RenderFailed
 from reprise.backend.core.types import Job
 from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 from reprise.backend.renderers.diffusers.tokens import step_rows, uses_masked_tokens
@@ -173,9 +174,9 @@ def test_decoding_is_upcast_if_the_config_says_so(folders, tmp_path):
     assert torch.equal(picture, draw.render(JOBS[:1]).images[0])
 
 
-def test_a_lora_is_refused_before_anything_is_loaded(folders, tmp_path, monkeypatch):
-    from reprise.backend.renderers.diffusers import pipelines
-
-    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(Unsupported, match="no training is known for AmusedPipeline; .*FLUX"):
-        DiffusersRenderer(folders("amused"), lora=tmp_path / "any.safetensors")
+def test_a_lora_of_another_model_is_refused(folders, tmp_path):
+    file = tmp_path / "flux.safetensors"
+    halves = {f"transformer.x_embedder.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}
+    save_file(halves, file)
+    with pytest.raises(CheckpointError, match="flux.safetensors is no LoRA of this"):
+        DiffusersRenderer(folders("amused"), lora=file)

@@ -48,7 +48,7 @@ class Odd(Colour):
         return -center_crop(picture, 24)
 
 
-def pair(number, better=0.9, worse=0.1, margin=0.8, images=("a", "b"), **scores):
+def pair(number, better=0.9, worse=0.1, margin=0.8, images=("a" * 64, "b" * 64), **scores):
     sides = [
         PairPicture(image=image, drawn_as="x", score=score, scores={k: v[i] for k, v in scores.items()})
         for i, (image, score) in enumerate(zip(images, (better, worse)))

@@ -155,5 +155,5 @@ def test_pictures_are_cut_from_the_middle():
 
 def test_a_family_without_loras_is_refused(store):
     pipe = build("amused")
-    with pytest.raises(Unsupported, match="no layout of a LoRA file is known for aMUSEd"):
+    with pytest.raises(Unsupported, match="no training is known for AmusedPipeline"):
         Encoded(store, pipe, family_of_pipeline(pipe), None, None)

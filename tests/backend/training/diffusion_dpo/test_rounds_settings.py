@@ -63,7 +63,7 @@ def test_impossible_settings(changes, message, values):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "shapeworld-masked"}, "no layout of a LoRA file is known for aMUSEd"),
+        ({"model": "shapeworld-masked"}, "no training is known for AmusedPipeline"),
         ({"model": "/no/where"}, "expected a pipeline's folder"),
         ({"start": 2, "lora": {"r": 4, "targets": "blocks"}}, "adapter of rank 2 .* asks for rank 4"),
         ({"start": 0}, "is empty"),
