@@ -26,24 +26,27 @@ def user_path(text: str | Path) -> Path:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over the names, sizes and contents of all config and weight files.
-
-    Of a file larger than 64 MiB only 17 blocks of 64 KiB are read, spread from its start to its end.
-    """
+    """SHA-256 over the names, sizes and contents of all config and weight files, large ones sampled."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix not in (".json", ".safetensors", ".txt", ".model") or not path.is_file():
             continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
-        with open(path, "rb") as file:
-            if size <= FULL_HASH_BYTES:
-                digest.update(file.read())
-                continue
-            for block in range(17):
-                file.seek(block * (size - 2**16) // 16)
-                digest.update(file.read(2**16))
+        hash_file(digest, path, size)
     return digest.hexdigest()
+
+
+def hash_file(digest: hashlib._Hash, path: Path, size: int) -> None:
+    """Add the content of a file of `size` bytes to a hash. Of a file larger than 64 MiB only 17 blocks of
+    64 KiB are read, spread from its start to its end."""
+    with open(path, "rb") as file:
+        if size <= FULL_HASH_BYTES:
+            digest.update(file.read())
+            return
+        for block in range(17):
+            file.seek(block * (size - 2**16) // 16)
+            digest.update(file.read(2**16))
 
 
 def model_folders() -> list[Path]:

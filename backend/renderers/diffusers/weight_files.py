@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, CheckpointError, Unsupported, first_line
-from ...core.model_files import FULL_HASH_BYTES
+from ...core.model_files import hash_file
 from ...core.parsing import parse_json
 
 if TYPE_CHECKING:
@@ -186,11 +186,5 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     for path in paths:
         size = path.stat().st_size
         digest.update(f"{size}\n".encode())
-        with open(path, "rb") as file:
-            if size <= FULL_HASH_BYTES:
-                digest.update(file.read())
-                continue
-            for block in range(17):
-                file.seek(block * (size - 2**16) // 16)
-                digest.update(file.read(2**16))
+        hash_file(digest, path, size)
     return digest.hexdigest()
