@@ -1,4 +1,4 @@
-"""The folder of `reprise render`: what is finished is kept, what is damaged drawn again, what is others' left."""
+"""The folder of `reprise render`: finished is kept, damaged is drawn again, what others made is left alone."""
 
 import json
 import subprocess
