@@ -1,4 +1,4 @@
-"""The folder of `reprise render`: finished is kept, damaged is drawn again, what others made is left alone."""
+"""The folder of `reprise render`: what is finished stays, what is damaged is drawn again, and no more."""
 
 import json
 import subprocess
