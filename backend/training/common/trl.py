@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import distributed
-from .checkpoints import CannotWrite, finish_checkpoint, new_checkpoint
+from .checkpoints import STATE, CannotWrite, finish_checkpoint, new_checkpoint
 from .lora import merged
 from .run_folder import append_lines, export_rewriter, resume_point, started_from
 from .settings import RewriterTraining, TextTraining
@@ -113,7 +113,7 @@ def train_from(trainer: Any, checkpoint: Path | None) -> None:
     from transformers import TrainerState
 
     if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
         if state.global_step >= state.max_steps:
             trainer._load_from_checkpoint(str(checkpoint))
             return

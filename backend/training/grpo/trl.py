@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ...reports.training import update_report
 from ..common import distributed
+from ..common.checkpoints import STATE
 from ..common.run_folder import append_lines
 from ..common.steps import check_gradient, divergence_error
 from ..common.trl import saves_whole
@@ -124,7 +125,7 @@ def hooks_callback(hooks: TrainingHooks) -> Any:
         def on_train_begin(self, args, state, control, **kwargs):
             state.compute_steps(args, state.max_steps)  # not the checkpoint's: save_every may have changed
             if hooks.checkpoint is not None:
-                stored = json.loads((hooks.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+                stored = json.loads((hooks.checkpoint / STATE).read_text(encoding="utf-8"))
                 hooks.restore(stored["stateful_callbacks"]["Hooks"]["attributes"])
             if distributed.is_main():
                 board = str(hooks.folder / "tensorboard")
