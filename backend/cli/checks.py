@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import BadInput, UnknownName, Unsupported
 from ..core.types import SEED_RANGE
+from . import terminal
 from .options import CORRECTIONS
+
+if TYPE_CHECKING:
+    from ..core.interfaces import Renderer
 
 
 def check_seeds(seed: int, candidates: int) -> None:
@@ -43,6 +48,24 @@ def choose_prune(prune: str | None, renderer: str) -> str:
             "--prune none, or a PARM Best-of-N node in the workflow"
         )
     return prune
+
+
+def prune_with(drawer: Renderer, prune: str, asked: bool) -> str:
+    """`prune` for an opened renderer; "none" for one without previews, which is noted.
+
+    Raises Unsupported where pruning was `asked` for, and is no default.
+    """
+    if prune == "none" or drawer.capabilities.previews:
+        return prune
+    why = drawer.capabilities.no_previews or f"renderer {drawer.name!r} gives no previews"
+    elsewhere = "let a ComfyUI workflow with a PARM Best-of-N node draw: --renderer comfyui:WORKFLOW.json@URL"
+    if asked:
+        raise Unsupported(
+            f"--prune {prune} needs previews, and {why}; take --prune none, another --scheduler, or "
+            f"{elsewhere}"
+        )
+    terminal.note(f"Nothing is pruned: {why}. To prune, take another --scheduler, or {elsewhere}.")
+    return "none"
 
 
 @contextmanager

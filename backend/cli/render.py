@@ -104,7 +104,7 @@ def render(
     checks.check_seeds(seed, best_of * (2 if reflect is None else 1 + reflect))
     mending = checks.correction_named(correction)
     drawing = renderer_settings(renderer, steps, lora, base, part, comfyui, **drawing_options)
-    prune = checks.choose_prune(prune, renderer)
+    wanted, prune = prune, checks.choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
     judges = parse_judge(judge, weights, renderer)
     looks = parse_reward(previews) if previews is not None else None
@@ -152,6 +152,7 @@ def render(
             reflect = 1 if isinstance(judging, Critic) or corrector else 0
         looking = open_reward(looks) if looks and previews != judge else None
         drawer, rewriting = open_renderer(drawing), open_rewriter(writes)
+        prune = checks.prune_with(drawer, prune, asked=bool(wanted or previews))
         from ..search.chain import Chain
         from ..search.reflection import critique_warning
         from .drawing import Drawing
@@ -175,6 +176,7 @@ def render(
         )
         settings = {
             **asked,
+            "prune": prune,
             "rewriter": rewriter or DEFAULT_REWRITER,
             "reflect": reflect,
             "renderer_fingerprint": drawer.fingerprint,

@@ -75,6 +75,7 @@ class RendererCapabilities:
     """What a renderer can do, and which settings its constructor takes."""
 
     previews: bool = True  # shows x0 previews to a watcher, so that candidates can be pruned
+    no_previews: str = ""  # why it shows none, as half a sentence
     image_to_image: bool = False  # jobs may start from pictures
     elsewhere: bool = False  # another process draws: this machine's GPU is free meanwhile
     weights: bool = False  # has weights on this machine: takes `device`

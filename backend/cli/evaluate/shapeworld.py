@@ -42,14 +42,16 @@ def shapeworld(
     from .. import results
 
     tasks = select_tasks(task or [])
-    prune = checks.choose_prune(prune, renderer)
+    wanted, prune = prune, checks.choose_prune(prune, renderer)
     drawing, writes = renderer_settings(renderer, steps, **drawing_options), parse_rewriter(rewriter)
     with results.claimed("evaluate shapeworld", out) as folder:
+        drawer = open_renderer(drawing)
+        prune = checks.prune_with(drawer, prune, asked=wanted is not None)
         with results.progress_bars(as_json, folder) as progress:
             result = evaluate_chain(
                 rewriter=open_rewriter(writes),
                 template=open_rewriter("template"),
-                renderer=open_renderer(drawing),
+                renderer=drawer,
                 judge=open_reward("shapeworld"),
                 per_task=per_task,
                 seeds=seeds,

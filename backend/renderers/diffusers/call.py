@@ -7,6 +7,7 @@ here depends on the class, so a pipeline that is new in diffusers is called like
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ _OFF: Mapping[str, Any] = {
     "enhance_prompt": False,
     "complex_human_instruction": None,
     "use_resolution_binning": False,
+    "_auto_resize": False,
     "clean_caption": False,
     "num_frames": 1,
 }
@@ -101,6 +103,35 @@ def default_side(pipe: Any) -> int:
         height = parameters(pipe).get("height")
         return height if isinstance(height, int) else _USUAL_SIDE
     return (side if isinstance(side, int) else side[0]) * scale
+
+
+def check_size_prepared(pipe: Any, width: int, height: int) -> None:
+    """Have the next call of `pipe`, a copy that nobody else uses, raise BadInput where it makes the noise of
+    pictures of another size than width x height pixels."""
+    own = getattr(pipe, "prepare_latents", None)
+    if own is None or not {"width", "height"} <= inspect.signature(own).parameters.keys():
+        return
+    signature, scale = inspect.signature(own), getattr(pipe, "vae_scale_factor", 1)
+
+    @functools.wraps(own)
+    def prepare_latents(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        sides = given["width"], given["height"]
+        # Some pass the sides of the latents.
+        if sides not in ((width, height), (width // scale, height // scale)):
+            check_size_drawn(pipe, sides, (width, height))
+        return own(*args, **kwargs)
+
+    pipe.prepare_latents = prepare_latents
+
+
+def check_size_drawn(pipe: Any, drawn: tuple[int, int], asked: tuple[int, int]) -> None:
+    """Raises BadInput for a pipeline that draws another (width, height) than it was asked for."""
+    if drawn != asked:
+        raise BadInput(
+            f"{type(pipe).__name__} does not draw {asked[0]}x{asked[1]}, but {drawn[0]}x{drawn[1]}; give "
+            f"--size {drawn[0]}x{drawn[1]}"
+        )
 
 
 def invoke(pipe: Any, arguments: Mapping[str, Any]) -> Tensor | None:
@@ -182,6 +213,7 @@ class CallArguments:
             "num_inference_steps": steps,
             "width": size[0],
             "height": size[1],
+            "max_area": size[0] * size[1],  # to which FLUX Kontext would scale its pictures
             "generator": list(generators),
             "num_images_per_prompt": 1,
         }

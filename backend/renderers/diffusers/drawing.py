@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import RenderFailed
 from ...core.types import Job
-from .call import decoder_name, invoke
+from .call import check_size_drawn, decoder_name, invoke
 from .img2img import accepted_arguments, img2img_pipeline, init_arguments, skipped_calls
 from .pipelines import set_scheduler
 from .prompts import Ragged
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .renderer import DiffusersRenderer
 
-Look = Callable[[int, list[int], "Tensor"], Collection[int]]
+Look = Callable[[int, list[int], Any], Collection[int]]
 
 
 class Drawing:
@@ -59,7 +59,7 @@ class Drawing:
         )
 
     def run(self) -> None:
-        """Draw; the caller has entered `mask`. Afterwards `latents` are those of the last step."""
+        """Draw; the caller has entered `mask`. Afterwards `result` is what the last step returned."""
         pipe, arguments = self.renderer.prepare(self.jobs, self.generators)
         if self.jobs[0].init is not None:
             assert self.renderer.img2img is not None
@@ -79,9 +79,10 @@ class Drawing:
         raise RenderFailed(f"{type(pipe).__name__} ended before its scheduler's last step")
 
     @property
-    def latents(self) -> Tensor:
-        assert self.sampling.latents is not None
-        return self.sampling.latents
+    def result(self) -> Any:
+        """What the scheduler's last step returned, of the whole batch."""
+        assert self.sampling.result is not None
+        return self.sampling.result
 
     @property
     def rows_full(self) -> int:
@@ -91,15 +92,18 @@ class Drawing:
         done = sampling.calls - sampling.first_call
         return self.mask.rows_full * (sampling.total_calls - sampling.first_call) // max(done, 1)
 
-    def decode(self, latents: Tensor, rows: Sequence[int], tiny: Any = None) -> Tensor:
+    def decode(self, latents: Any, rows: Sequence[int], tiny: Any = None) -> Tensor:
         """Latents of the whole batch -> pictures (len(rows), H, W, 3) in 0..1 of these rows, float32, on the
         CPU.
 
-        `tiny` decodes instead of the pipeline's VAE.
+        `latents` is a tensor, or all that a step of the scheduler returned: some pipelines make their
+        pictures of its prediction (LCM, SANA-Sprint). `tiny` decodes instead of the pipeline's VAE. Raises
+        RenderFailed for latents that are not finite, BadInput for pictures of another size than asked for.
         """
         import torch
 
-        if not torch.isfinite(latents[list(rows)]).all():
+        result = self._as_result(latents)
+        if not torch.isfinite(result[0][list(rows)]).all():
             raise RenderFailed(
                 f"{type(self.renderer.pipeline).__name__} gave latents that are not finite; its weights are "
                 "damaged, or its dtype is too narrow (try --dtype bfloat16 or float32)"
@@ -107,29 +111,49 @@ class Drawing:
         step = self.renderer.decode_chunk
         with self.mask.unevaluated(), torch.no_grad(), self.renderer.encoding():
             return torch.cat(
-                [self._decode(latents, rows[i : i + step], tiny) for i in range(0, len(rows), step)]
+                [self._decode(result, rows[i : i + step], tiny) for i in range(0, len(rows), step)]
             )
 
-    def _decode(self, latents: Tensor, rows: Sequence[int], tiny: Any) -> Tensor:
+    def _as_result(self, latents: Any) -> Any:
+        """`latents` as a step of the scheduler returns them, a tuple or an output class."""
+        import torch
+
+        if not isinstance(latents, torch.Tensor):
+            return latents
+        like = self.result
+        if isinstance(like, tuple):
+            return (latents,) * len(like)
+        return type(like)(**{name: latents for name in like})
+
+    def _decode(self, result: Any, rows: Sequence[int], tiny: Any) -> Tensor:
         jobs = [self.jobs[row] for row in rows]
         for cut in (True, False):
             pipe, arguments = self.renderer.prepare(jobs, new_generators(jobs))
-            handing = _HandsOver(pipe.scheduler, latents[list(rows)], self.sampling.result, cut)
+            handing = _HandsOver(pipe.scheduler, result, rows, cut)
             set_scheduler(pipe, handing.scheduler)
             name = decoder_name(pipe)
             if tiny is not None and name is not None:
                 setattr(pipe, name, tiny)
-            pictures = invoke(pipe, arguments)
+            try:
+                pictures = invoke(pipe, arguments)
+            except Exception:
+                # Without a step there is nothing to decode (SANA-Sprint's last timestep starts none).
+                if handing.called or not cut:
+                    raise
+                continue
             if handing.called:
                 break
         assert pictures is not None
+        if tiny is None:
+            height, width = pictures.shape[1:3]
+            check_size_drawn(pipe, (width, height), (self.renderer.width, self.renderer.height))
         return pictures.clamp(0, 1)
 
 
 class _HandsOver:
-    """A scheduler whose step returns `latents`, whatever came. If `cut`, it has one timestep."""
+    """A scheduler whose step returns the `rows` of `result`, whatever came. If `cut`, it has one timestep."""
 
-    def __init__(self, scheduler: Any, latents: Tensor, like: Any, cut: bool):
+    def __init__(self, scheduler: Any, result: Any, rows: Sequence[int], cut: bool):
         self.scheduler = copy.deepcopy(scheduler)
         self.called = False
         set_timesteps, step = self.scheduler.set_timesteps, self.scheduler.step
@@ -142,10 +166,13 @@ class _HandsOver:
         @functools.wraps(step)
         def hand_over(model_output, timestep, sample, *args, **kwargs):
             self.called = True
-            clean = latents.to(sample.dtype)
-            if isinstance(like, tuple):
-                return (clean,) * len(like)
-            return type(like)(**{name: clean for name in like})
+
+            def handed(value: Any) -> Any:
+                return value if value is None else value[list(rows)].to(sample.dtype)
+
+            if isinstance(result, tuple):
+                return tuple(map(handed, result))
+            return type(result)(**{name: handed(value) for name, value in result.items()})
 
         self.scheduler.step = hand_over
         if hasattr(self.scheduler, "scale_model_input"):

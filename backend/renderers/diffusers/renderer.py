@@ -155,6 +155,9 @@ class DiffusersRenderer:
             self.capabilities,
             image_to_image=self.img2img is not None,
             previews=knows_x0(pipe.scheduler),
+            no_previews=""
+            if knows_x0(pipe.scheduler)
+            else f"the clean picture that {type(pipe.scheduler).__name__} predicts at a step is not known",
         )
         # 8 pictures of 512 x 512 at once, or the same number of pixels; decoding takes more memory per
         # picture.
@@ -221,6 +224,7 @@ class DiffusersRenderer:
         jobs = [Job(_PROBE, seed) for seed in seeds]
         pipe, arguments = self.prepare(jobs, new_generators(jobs))
         set_scheduler(pipe, copy.deepcopy(pipe.scheduler))
+        call.check_size_prepared(pipe, self.width, self.height)
         with Forwards(self.denoisers, stop), self.encoding():
             try:
                 call.invoke(pipe, arguments)

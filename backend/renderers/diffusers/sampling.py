@@ -35,7 +35,7 @@ class Sampling:
     """The hooked scheduler of one call (`scheduler`): previews, pruning and progress after each step.
 
     After each of the `watched` steps, `look(step, rows, x0)` is called with x0 of the whole batch and the
-    rows alive, and returns those to keep. `latents` are those of the last step, in the pipeline's own layout.
+    rows alive, and returns those to keep. At the last step it gets the scheduler's `result` instead of x0.
     """
 
     def __init__(
@@ -45,14 +45,13 @@ class Sampling:
         steps: int,
         generators: list[torch.Generator],
         watched: frozenset[int],
-        look: Callable[[int, list[int], Tensor], Collection[int]],
+        look: Callable[[int, list[int], Any], Collection[int]],
         progress: Callable[[int, int], None] | None,
     ):
         check_scheduler(scheduler, watched=bool(watched))
         self.mask, self.steps, self.generators = mask, steps, generators
         self.watched, self.look, self.progress = watched, look, progress
-        self.latents: Tensor | None = None
-        self.result: Any = None  # what the last step returned, as a model of what a step returns
+        self.result: Any = None  # what the last step returned: latents first, in the pipeline's own layout
         self.pruned_at: list[int | None] = [None] * mask.count
         # Image to image skips the first calls; the number is known only once the pipeline has started.
         self.skipped_calls: Callable[[], int] = lambda: 0
@@ -107,8 +106,12 @@ class Sampling:
             result = self._step(model_output, timestep, sample, *args, **{**self._extra, **kwargs})
             if is_watched and reported:
                 clean = result[1]
+        if step >= self.steps:
+            # The picture itself. In half precision, and for schedulers that end before all noise is gone, the
+            # predicted x0 differs from it.
+            clean = result
         self.mask.next_step()
-        self.result, self.latents = result, result[0]
+        self.result = result
         try:
             if is_watched:
                 self._look(step, clean)
@@ -121,7 +124,7 @@ class Sampling:
             raise Leave
         return result
 
-    def _look(self, step: int, clean: Tensor) -> None:
+    def _look(self, step: int, clean: Any) -> None:
         rows = list(self.mask.alive)
         kept = set(self.look(step, rows, clean))
         for row in rows:

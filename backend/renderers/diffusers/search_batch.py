@@ -16,12 +16,10 @@ from .lockstep import Strand, run_in_step
 from .prompts import Ragged
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ...core.interfaces import Watcher
     from .renderer import DiffusersRenderer
 
-Shown = tuple[int, list[int], "Tensor"]  # a step, the rows alive of a batch, x0 of the whole batch
+Shown = tuple[int, list[int], Any]  # a step, the rows alive of a batch, latents of the whole batch
 
 
 class SearchBatch:
@@ -179,7 +177,7 @@ class SearchBatch:
             for row, i in enumerate(group):
                 result.pruned_at[i] = drawing.sampling.pruned_at[row]
             if drawing.mask.alive:
-                pictures = drawing.decode(drawing.latents, drawing.mask.alive).mul(255).round() / 255
+                pictures = drawing.decode(drawing.result, drawing.mask.alive).mul(255).round() / 255
                 for row, picture in zip(drawing.mask.alive, pictures, strict=True):
                     result.images[group[row]] = picture
         return result

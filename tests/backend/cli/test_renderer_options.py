@@ -55,6 +55,25 @@ def test_they_reach_the_renderer_and_the_record(reprise, tmp_path):  # noqa: F81
     assert plain["renderer_fingerprint"] != told["renderer_fingerprint"]
 
 
+def test_pruning_by_default_falls_back_where_x0_is_unknown(reprise, tmp_path):  # noqa: F811
+    import json
+
+    from ..renderers.conftest import build
+
+    build("sd1").save_pretrained(tmp_path / "model")
+    words = ["render", "a red circle", "--renderer", tmp_path / "model", "--scheduler", "EDMEulerScheduler"]
+    words += "--rewriter none --judge shapeworld --best-of 2 --reflect 0 --steps 2 --size 64".split()
+    result = reprise(*words, "--out", tmp_path / "o")
+    assert result.code == 0, result.err
+    told = " ".join(result.err.split())
+    assert "Nothing is pruned: the clean picture that EDMEulerScheduler predicts" in told
+    assert "comfyui:WORKFLOW.json@URL" in told
+    assert json.loads((tmp_path / "o" / "record.json").read_text())["settings"]["prune"] == "none"
+    result = reprise(*words, "--prune", "halving", "--out", tmp_path / "p")
+    assert result.code == 2 and "--prune halving needs previews, and the clean picture" in result.err
+    assert "EDMEulerScheduler" in result.err and not (tmp_path / "p").exists()
+
+
 def test_sizes_are_sides_or_width_and_height():
     assert sides(None) is None and sides("512") == sides(512) == 512 and sides("1024x768") == (1024, 768)
     assert RendererSettings(size="512").size == 512

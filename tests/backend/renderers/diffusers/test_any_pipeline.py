@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 
-from reprise.backend.core.errors import Interrupted, RenderFailed
+from reprise.backend.core.errors import BadInput, Interrupted, RenderFailed
 from reprise.backend.core.types import InitImage, Job
+from reprise.backend.lab.pipelines.every import EVERY
 from reprise.backend.lab.pipelines.recent import RECENT
+from reprise.backend.renderers.diffusers import call
 from reprise.backend.renderers.diffusers.devices import models_of
 from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 
@@ -30,7 +32,7 @@ def tiny():
     def get(name: str):
         if name not in built:
             torch.manual_seed(0)
-            built[name] = RECENT[name]()
+            built[name] = EVERY[name]()
             built[name].set_progress_bar_config(disable=True)
         return built[name]
 
@@ -80,10 +82,38 @@ def test_candidates_are_exact_and_the_pipelines_own(name, tiny, cuts):
     assert "encode_prompt" not in vars(pipe)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", RECENT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in RECENT])
 def test_bfloat16_is_exact_too(name, tiny, cuts):
     check_exact(renderer(copy.deepcopy(tiny(name)), name, dtype="bfloat16"), cuts)
+
+
+def test_the_last_preview_is_the_picture_in_half_precision(tiny, cuts):
+    """FLUX.2 predicted 2.5/255 beside its own picture: x0 and the sampler's last step round differently."""
+    draw = renderer(copy.deepcopy(tiny("flux2")), "flux2", dtype="bfloat16")
+    watcher = cuts({STEPS: [0, 1]})
+    pictures = draw.render(JOBS[:2], watcher).images
+    assert (watcher.seen[-1][2] - torch.stack(pictures)).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_pipeline_may_draw_what_its_scheduler_predicts(tiny, cuts):
+    """SANA-Sprint decodes the second result of the last step, and its last timestep starts no step."""
+    check_exact(renderer(tiny("sana-sprint"), "sana-sprint"), cuts)
+
+
+def test_another_size_than_asked_for_is_refused_before_the_first_step(tiny, monkeypatch):
+    """Kandinsky 5 takes the nearest of its own sizes instead, and only logs it."""
+    draw = renderer(tiny("kandinsky5"), "kandinsky5", size=(32, 64))
+    steps = []
+    with pytest.raises(BadInput, match=r"does not draw 32x64, but 64x128; give --size 64x128"):
+        draw.render(JOBS[:1], progress=lambda step, of: steps.append(step))
+    assert not steps
+    draw = renderer(tiny("kandinsky5"), "kandinsky5", size=(64, 128))
+    assert draw.render(JOBS[:1]).images[0].shape == (128, 64, 3)
+    # Where it cannot be known before: the picture itself is measured.
+    draw = renderer(tiny("kandinsky5"), "kandinsky5", size=(32, 64))
+    monkeypatch.setattr(call, "check_size_prepared", lambda *_: None)
+    with pytest.raises(BadInput, match=r"give --size 64x128"):
+        draw.render(JOBS[:1])
 
 
 @pytest.mark.parametrize("name", EACH)
