@@ -77,6 +77,7 @@ def _comment(value: Any) -> str:
 def _of_video(path: Path) -> dict[str, str]:
     try:
         import av
+        from av.error import FFmpegError
     except ImportError:
         raise BadInput(
             f"{path}: reading a workflow from a video needs PyAV: pip install av; or give the workflow's JSON"
@@ -84,7 +85,7 @@ def _of_video(path: Path) -> dict[str, str]:
     try:
         with av.open(str(path)) as video:
             tags = {key.lower(): text for key, text in video.metadata.items()}
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         raise BadInput(f"{path} is no readable video: {first_line(error)}") from error
     try:
         inside = parse_json(tags.get("comment", ""))
