@@ -107,7 +107,8 @@ def open_renderer(settings: RendererSettings, device: str = "auto", cache: Cache
         options.setdefault("device", device)
     if name.kind == "comfyui":
         options.pop("steps", None)  # the workflow has them
-        return made(_workflow(settings), name.url.split(","), **options)
+        urls = name.url.split(",")
+        return made(_workflow(settings, urls), urls, **options)
     return made(*filter(None, [name.model]), **options)
 
 
@@ -149,9 +150,16 @@ def _options(name: RendererName, settings: RendererSettings) -> dict[str, Any]:
     return given
 
 
-def _workflow(settings: RendererSettings) -> Any:
+def _workflow(settings: RendererSettings, urls: Sequence[str] = ()) -> Any:
+    """The workflow that a name means; None for an editor's one as long as no server is asked."""
+    from ..renderers.comfyui.classes import object_info
+    from ..renderers.comfyui.files import read_saved
     from ..renderers.comfyui.renderer import parse_name
-    from ..renderers.comfyui.workflow import load_workflow
+    from ..renderers.comfyui.workflow import prepare
 
     file, _, sockets = parse_name(settings.name.partition(":")[2])
-    return load_workflow(file, sockets, settings.steps)
+    saved = read_saved(file)
+    if saved.graph is None and not urls:
+        return None
+    graph = saved.to_graph(object_info(urls))
+    return prepare(graph, sockets, settings.steps, str(file))

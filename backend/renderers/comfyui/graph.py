@@ -1,4 +1,4 @@
-"""A saved ComfyUI workflow (API format) as a graph: reading its file, links, and what a node is.
+"""A ComfyUI workflow as the graph that a server runs (API format): its nodes, links, and what a node is.
 
 Nodes are told apart by their inputs' names, which custom nodes share with ComfyUI's own, not by a list of
 classes.
@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
-from ...core.parsing import parse_json
 
 Node = dict[str, Any]  # {"class_type", "inputs", "_meta": {"title"}}; a link is [node's id, output's index]
 Graph = dict[str, Node]
@@ -33,37 +31,24 @@ class Socket:
         return f"{self.node}.{self.input}"
 
 
-def read_workflow(path: Path) -> Graph:
-    """The graph in a file. Raises BadInput for a file that is no workflow in API format."""
-    try:
-        graph = parse_json(path.read_bytes())
-    except OSError as error:
-        raise BadInput(f"cannot read the workflow {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON; give a workflow that ComfyUI saved in API format") from error
-    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise BadInput(
-            f"{path} is a workflow for the editor, which no server can run; open it in ComfyUI, choose "
-            "File > Export (API), and give that file"
-        )
-    if isinstance(graph, dict) and isinstance(graph.get("prompt"), dict):  # as it is posted to a server
-        graph = graph["prompt"]
+def check_graph(graph: Any, where: str) -> Graph:
+    """A graph as a file `where` holds it, without what ComfyUI and packs write beside a node's class, inputs
+    and title, such as `is_changed: [NaN]`. Raises BadInput for what is no graph in API format."""
     if not isinstance(graph, dict) or not graph:
-        raise BadInput(f"{path} holds no nodes; give a workflow that ComfyUI saved in API format")
+        raise BadInput(f"{where} holds no nodes; give a workflow that ComfyUI saved")
     for name, node in graph.items():
         if not (
             isinstance(node, dict)
             and isinstance(node.get("class_type"), str)
             and isinstance(node.get("inputs"), dict)
         ):
-            raise BadInput(f"{path}: node {name!r} has no class_type and inputs; {AGAIN}")
+            raise BadInput(f"{where}: node {name!r} has no class_type and inputs; {AGAIN}")
         for key, value in node["inputs"].items():
             if is_link(value) and value[0] not in graph:
-                missing = f"{path}: {name}.{key} comes from node {value[0]!r}, which is not there"
+                missing = f"{where}: {name}.{key} comes from node {value[0]!r}, which is not there"
                 raise BadInput(f"{missing}; {AGAIN}")
             if not _is_finite(value):
-                raise BadInput(f"{path}: {name}.{key} is NaN or infinite, which no server takes; correct it")
-    # Without what ComfyUI and packs write beside it, such as `is_changed: [NaN]`.
+                raise BadInput(f"{where}: {name}.{key} is NaN or infinite, which no server takes; correct it")
     return {
         name: {key: node[key] for key in ("class_type", "inputs", "_meta") if key in node}
         for name, node in graph.items()

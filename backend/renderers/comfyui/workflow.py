@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
-from .graph import Graph, Socket, is_sampler, read_workflow, title, upstream
+from .files import ObjectInfo, read_workflow
+from .graph import Graph, Socket, is_sampler, title, upstream
 from .sockets import NamedSockets, SocketSearch
 
 SINK = "reprise"  # the id of the node that hands the picture over
@@ -57,9 +58,15 @@ class Workflow:
         return self.titles.get(node, f"node {node}")
 
 
-def load_workflow(path: Path, names: NamedSockets | None = None, steps: int | None = None) -> Workflow:
-    """The workflow in a file; see `read_workflow` and `prepare` for what is refused."""
-    return prepare(read_workflow(path), names or NamedSockets(), steps, str(path))
+def load_workflow(
+    path: Path,
+    names: NamedSockets | None = None,
+    steps: int | None = None,
+    object_info: ObjectInfo | None = None,
+) -> Workflow:
+    """The workflow in a file of any kind that ComfyUI saves; see `read_workflow` and `prepare` for what
+    is refused. `object_info` gives a server's `/object_info`, which an editor's workflow needs."""
+    return prepare(read_workflow(path, object_info), names or NamedSockets(), steps, str(path))
 
 
 def prepare(

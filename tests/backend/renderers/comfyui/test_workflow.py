@@ -448,9 +448,9 @@ def test_files_that_are_not_workflows(tmp_path, content, parts):
     assert "\n" not in str(caught.value) and all(part in str(caught.value) for part in parts)
 
 
-def test_a_workflow_for_the_editor_is_refused_with_the_remedy():
+def test_a_workflow_for_the_editor_needs_a_server():
     for path in (ROOT / "workflows").glob("*.json"):
-        with pytest.raises(BadInput, match=r"for the editor.*Export \(API\)"):
+        with pytest.raises(BadInput, match=r"for the editor.*server.*Export \(API\)"):
             load_workflow(path)
 
 

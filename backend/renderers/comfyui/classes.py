@@ -1,0 +1,41 @@
+"""What the node classes of a ComfyUI server take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from ...core.errors import RenderFailed
+from ...core.parsing import parse_json
+from ...net.http import HttpFault, fetch, quote
+
+LIMITS = {"timeout": 60.0, "max_bytes": 2**26}  # of a server with many packs: some 10 MB
+
+
+def object_info(urls: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
+    """A function that gives the `/object_info` of the first server that answers, which is asked once.
+
+    It raises RenderFailed where none answers.
+    """
+
+    @cache
+    def ask() -> Mapping[str, Any]:
+        reasons = []
+        for url in urls:
+            try:
+                answer = fetch(url, "object_info", **LIMITS)
+                classes = parse_json(answer.body) if answer.status == 200 else None
+            except HttpFault as fault:
+                reasons.append(fault.describe(url))
+                continue
+            except ValueError:
+                classes = None
+            if isinstance(classes, dict) and all(isinstance(about, dict) for about in classes.values()):
+                return classes
+            reasons.append(f"{url} does not list its node classes ({answer.status}: {quote(answer.body)})")
+        raise RenderFailed(
+            f"no ComfyUI server answers ({'; '.join(reasons)}); start one, or correct the address"
+        )
+
+    return ask
