@@ -322,6 +322,23 @@ class ComfyUIClient:
             raise NoPicture(f"{params['filename']!r} cannot be fetched {self._quoted(answer)}")
         return answer.body
 
+    async def upload(self, name: str, content: bytes, folder: str) -> str:
+        """Put a picture into `folder` of the server's input folder; its name for a node that loads pictures.
+
+        Raises ServerLost, and RenderFailed where the server does not take it.
+        """
+        answer = await self._send(
+            "POST",
+            "upload/image",
+            files={"image": (name, content)},
+            data={"subfolder": folder, "type": "input", "overwrite": "true"},
+        )
+        stored = answer.json.get("name")
+        if answer.status != 200 or not isinstance(stored, str):
+            raise RenderFailed(f"{self.url} does not take the picture {name} {self._quoted(answer)}")
+        subfolder = answer.json.get("subfolder")
+        return f"{subfolder}/{stored}" if subfolder else stored
+
     async def _send(self, method: str, path: str, **options: Any) -> HttpAnswer:
         try:
             return await self.http.send(method, path, **options)

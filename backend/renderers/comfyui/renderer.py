@@ -40,9 +40,16 @@ def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
     words, at, rest = text.rpartition("@http")
     if not at:
         raise BadInput(f"expected {NAME_FORM}, got comfyui:{text[:80]}")
-    file, *options = re.split(r",(?=\w+=)", words)
+    file, names = parse_file(words, NAME_FORM)
+    return file, [check_server(url) for url in f"http{rest}".split(",")], names
+
+
+def parse_file(text: str, form: str) -> tuple[Path, NamedSockets]:
+    """(file, what is named) of "WORKFLOW.json[,prompt=6.text][,seed=3.seed][,…]"; `form` is quoted where the
+    file is missing. Raises as `parse_name`."""
+    file, *options = re.split(r",(?=\w+=)", text)
     if not file.strip():
-        raise BadInput(f"expected {NAME_FORM}; the workflow's file is missing")
+        raise BadInput(f"expected {form}; the workflow's file is missing")
     named: dict[str, str] = {}
     for option in options:
         key, _, value = option.partition("=")
@@ -51,7 +58,7 @@ def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
         if key in named or not value.strip():
             raise BadInput(f"{key}= is given once, as NODE.INPUT, several with +; got {option[:80]!r}")
         named[key] = value.strip()
-    return Path(file), [check_server(url) for url in f"http{rest}".split(",")], NamedSockets(**named)
+    return Path(file), NamedSockets(**named)
 
 
 class ComfyUIRenderer:
