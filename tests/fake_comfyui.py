@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import socket
 import struct
 import threading
@@ -69,13 +70,25 @@ def encoded(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def with_metadata(file: bytes, graph: dict) -> bytes:
+    """A picture with its graph in it, as SaveImage writes it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info, out = PngInfo(), io.BytesIO()
+    info.add_text("prompt", json.dumps(graph))
+    Image.open(io.BytesIO(file)).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
 class FakeComfyUI:
     """Answers a run of `GRAPH` as ComfyUI 0.33.0 does.
 
     `delay`: seconds that a run takes. `queued`: runs of others in its queue. `at_run[n]` is called in the
     middle of the n-th run (from 0), `at_other_runs` in that of all others; if it returns messages, they are
     sent instead of the rest. `answers[path]` (status, body) replaces a route's answer. `runs` are the
-    (prompt, seed) of started runs.
+    (prompt, seed) of started runs. `history` is lost with a process; `uploads` are pictures for its input
+    folder. With a `token` only requests that carry it are answered. `refuses(graph)` gives the answer to a
+    graph that is not taken, else None.
     """
 
     def __init__(self, delay: float = 0.0, sink: bool = True, version: str = "0.33.0"):
@@ -88,6 +101,10 @@ class FakeComfyUI:
         self.graphs: list[dict] = []
         self.requests: list[tuple[str, object]] = []  # (path, body) of what was posted
         self.files: dict[str, bytes] = {}
+        self.history: dict[str, dict] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.token: str | None = None
+        self.refuses = None
         self.port = 0
         self.start()
 
@@ -118,6 +135,7 @@ class FakeComfyUI:
         self.pending: list[tuple[str, dict, dict]] = []
         self.running: tuple[str, dict, dict] | None = None
         self.interrupted = False
+        self.history = {}
         self.life = life = object()  # None when stopped; what an earlier one left running ends by itself
         self.sockets: dict[str, socket.socket] = {}
         self.lock = threading.Condition()
@@ -176,7 +194,15 @@ class FakeComfyUI:
             return
         self.send_event(client, "progress", node="5", prompt_id=name, value=STEPS, max=STEPS)
         file = encoded(picture(prompt, seed))
-        if graph["reprise"]["class_type"] == "SaveImageWebsocket":
+        if "reprise" not in graph:  # the workflow as its user has saved it
+            self.files[f"{name}.png"] = with_metadata(file, graph)
+            images = [{"filename": f"{name}.png", "subfolder": "", "type": "output"}]
+            self.send_event(client, "executed", node="7", prompt_id=name, output={"images": images})
+            self.history[name] = {
+                "outputs": {"7": {"images": images}},
+                "status": {"status_str": "success", "completed": True, "messages": []},
+            }
+        elif graph["reprise"]["class_type"] == "SaveImageWebsocket":
             self.binary(client, name, "5", encoded(np.zeros((2, 2, 3), np.uint8)))  # a preview
             self.send_event(client, "executing", node="reprise", prompt_id=name)
             self.binary(client, name, "reprise", file)
@@ -217,6 +243,8 @@ class Handler(BaseHTTPRequestHandler):
         fake, address = self.fake, urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(address.query).items()}
         path = address.path.lstrip("/")
+        if not self.allowed():
+            return self.answer(401, b"who are you?")
         if path in fake.answers:
             return self.answer(*fake.answers[path])
         if path == "ws":
@@ -239,16 +267,26 @@ class Handler(BaseHTTPRequestHandler):
                     + [entry("theirs", {}, {})] * fake.queued,
                 }
             )
+        if path.startswith("history/"):
+            name = path.removeprefix("history/")
+            return self.json({name: fake.history[name]} if name in fake.history else {})
         if path == "view" and query["filename"] in fake.files:
             return self.answer(200, fake.files[query["filename"]])
         self.answer(404, b"not found")
 
     def do_POST(self) -> None:
         fake, path = self.fake, self.path.lstrip("/")
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.allowed():
+            return self.answer(401, b"who are you?")
+        if path == "upload/image":
+            return self.upload(content)
+        body = json.loads(content)
         fake.requests.append((path, body))
         if path in fake.answers:
             return self.answer(*fake.answers[path])
+        if path == "prompt" and fake.refuses and (refusal := fake.refuses(body["prompt"])):
+            return self.answer(400, json.dumps(refusal).encode())
         if path == "prompt":
             with fake.lock:
                 extra = {**body["extra_data"], "client_id": body["client_id"]}
@@ -262,6 +300,24 @@ class Handler(BaseHTTPRequestHandler):
         if path == "interrupt" and fake.running and fake.running[0] == body.get("prompt_id"):
             fake.interrupted = True
         self.answer(200, b"")
+
+    def allowed(self) -> bool:
+        return self.fake.token is None or self.headers.get("Authorization") == f"Bearer {self.fake.token}"
+
+    def upload(self, content: bytes) -> None:
+        """A form as browsers send it: the picture, and where it goes."""
+        boundary = self.headers["Content-Type"].partition("boundary=")[2].encode()
+        fields, name = {}, ""
+        for part in content.split(b"--" + boundary)[1:-1]:
+            head, _, value = part.partition(b"\r\n\r\n")
+            field = re.search(rb' name="([^"]*)"', head)[1].decode()
+            fields[field] = value.removesuffix(b"\r\n")
+            if found := re.search(rb' filename="([^"]*)"', head):
+                name = found[1].decode()
+        folder = fields["subfolder"].decode()
+        self.fake.requests.append(("upload/image", name))
+        self.fake.uploads[f"{folder}/{name}"] = fields["image"]
+        self.json({"name": name, "subfolder": folder, "type": "input"})
 
     def json(self, value) -> None:
         self.answer(200, json.dumps(value).encode())

@@ -179,7 +179,7 @@ def test_a_servers_file_name_is_a_question_to_the_server_alone(tmp_path, monkeyp
             return Answer
 
         client._send = send
-        data = await client._fetch_file({"filename": "../../x.png", "subfolder": "/etc", "type": "output"})
+        data = await client.fetch_file({"filename": "../../x.png", "subfolder": "/etc", "type": "output"})
         await client.close()
         return data
 

@@ -19,7 +19,7 @@ from io import TextIOWrapper
 import typer
 
 from ..core.errors import Interrupted, RepriseError, plain
-from . import data, evaluate, models, preferences, render, rewrite, score, serve, shapeworld, train
+from . import batch, data, evaluate, models, preferences, render, rewrite, score, serve, shapeworld, train
 from .stops import CTRL_C, PIPE_CLOSED, drop_output, open_closed_streams, stopping_like_ctrl_c
 
 EXTRAS_NEED = (3, 11)  # the Python that diffusers 0.42 needs, and so [render], [train] and [serve]
@@ -36,7 +36,7 @@ app = typer.Typer(
 app.command("render", rich_help_panel=DRAW)(render.render)
 app.command("rewrite", rich_help_panel=DRAW)(rewrite.rewrite)
 app.command("score", rich_help_panel=DRAW)(score.score)
-# Here goes `batch`: a saved workflow of ComfyUI over many prompts, on one or more servers.
+app.command("batch", rich_help_panel=DRAW)(batch.batch)
 app.command("models", rich_help_panel=DRAW)(models.models)
 app.add_typer(train.app, name="train", rich_help_panel=LEARN)
 app.add_typer(evaluate.app, name="evaluate", rich_help_panel=LEARN)

@@ -9,8 +9,8 @@ import typer
 
 from ..core.errors import BadInput
 from ..storage.images import read_picture
+from ..storage.prompt_files import check_prompt
 from . import options
-from .prompts import check_prompt
 
 
 def score(

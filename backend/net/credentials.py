@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 
 from ..core.errors import BadInput, EndpointError
@@ -20,16 +21,28 @@ DEFAULT_HOSTS = "api.openai.com"
 
 @dataclass(frozen=True)
 class ServerKind:
-    """The environment's variables for the key and for the hosts that may get it, and a usual address."""
+    """The environment's variables for the key and for the hosts that may get it, and a usual address.
+
+    `header` is the variable with the name of the header that carries the key; without one, or without a name
+    in it, the key is a bearer token.
+    """
 
     keys: tuple[str, ...]
     hosts: str
     default_hosts: str
     example: str
+    header: str = ""
 
 
 CHAT = ServerKind(KEYS, HOSTS, DEFAULT_HOSTS, "http://127.0.0.1:11434/v1")
 REWARDS = ServerKind(("REPRISE_SERVE_KEY",), "REPRISE_SERVE_HOSTS", "", "http://127.0.0.1:8009")
+COMFYUI = ServerKind(
+    ("REPRISE_COMFYUI_TOKEN",),
+    "REPRISE_COMFYUI_HOSTS",
+    "",
+    "http://127.0.0.1:8188",
+    "REPRISE_COMFYUI_HEADER",
+)
 
 
 def check_url(url: str, kind: ServerKind = CHAT) -> str:
@@ -93,6 +106,14 @@ def find_key(url: str, kind: ServerKind = CHAT) -> tuple[str | None, str]:
     if not sendable(key):
         raise EndpointError(f"{name} holds characters that no key has; set it again and start again")
     return key, name
+
+
+def key_header(kind: ServerKind) -> str | None:
+    """The name of the header that carries the key; None for a bearer token. Raises BadInput."""
+    name = os.environ.get(kind.header, "").strip() if kind.header else ""
+    if name and not re.fullmatch(r"[A-Za-z0-9-]+", name):
+        raise BadInput(f"{kind.header} is no header's name; set it to one such as X-Api-Key")
+    return name or None
 
 
 def sendable(key: str) -> bool:

@@ -90,7 +90,8 @@ class HttpClient:
     """Requests to the server at `url`, within one event loop; close it, or use it as a context manager.
 
     `timeout`: seconds for one whole answer. `max_bytes`: of an answer's body. `retries`: how often `request`
-    tries again. `key` is sent as a bearer token, and quotes of the server's words leave it out.
+    tries again. `key` is sent as a bearer token, or in the header `key_header`, and quotes of the server's
+    words leave it out.
     """
 
     url: str
@@ -98,13 +99,13 @@ class HttpClient:
     max_bytes: int
     retries: int = 0
     key: str | None = field(default=None, repr=False)
+    key_header: str | None = None
 
     def __post_init__(self) -> None:
         import httpx
 
         headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}  # max_bytes counts what is sent
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
+        headers.update(self.key_headers)
         plain_and_local = not uses_proxy(self.url) and not self.url.startswith("https:")
         self._client = httpx.AsyncClient(
             headers=headers,
@@ -112,6 +113,13 @@ class HttpClient:
             trust_env=uses_proxy(self.url),
             verify=False if plain_and_local else tls_context(),
         )
+
+    @property
+    def key_headers(self) -> dict[str, str]:
+        """The header that carries the key, where there is one."""
+        if not self.key:
+            return {}
+        return {self.key_header: self.key} if self.key_header else {"Authorization": f"Bearer {self.key}"}
 
     async def __aenter__(self) -> HttpClient:
         return self
@@ -153,9 +161,12 @@ class HttpClient:
         json: Any = None,
         content: bytes | None = None,
         params: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+        files: Mapping[str, tuple[str, bytes]] | None = None,
         timeout: float | None = None,
     ) -> HttpAnswer:
-        """The answer to one request, not tried again. `content` is JSON already encoded. Raises HttpFault."""
+        """The answer to one request, not tried again. `content` is JSON already encoded; `files` are sent as
+        a form, field -> (file's name, content), with the fields of `data`. Raises HttpFault."""
         import httpx
 
         seconds = self.timeout if timeout is None else timeout
@@ -164,7 +175,14 @@ class HttpClient:
         async def exchange() -> HttpAnswer:
             body = bytearray()
             async with self._client.stream(
-                method, f"{self.url}/{path}", json=json, content=content, params=params, headers=headers
+                method,
+                f"{self.url}/{path}",
+                json=json,
+                content=content,
+                params=params,
+                data=data,
+                files=files,
+                headers=headers,
             ) as response:
                 async for chunk in response.aiter_bytes():
                     body += chunk

@@ -56,6 +56,8 @@ def _policy(script: str | None = None, files: bool = False) -> Markup:
     beside = " 'self' file:" if files else ""
     rules = ["default-src 'none'", f"img-src data:{beside}", f"style-src 'unsafe-inline'{beside}"]
     rules += ["base-uri 'none'", "form-action 'none'"]
+    if files:
+        rules.append(f"media-src{beside}")
     if script is not None:
         digest = base64.b64encode(hashlib.sha256(_source(script).encode()).digest()).decode()
         rules.append(f"script-src 'sha256-{digest}'" + (" 'strict-dynamic'" if files else ""))

@@ -3,7 +3,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprise.backend.cli.prompts import check_prompt
 from reprise.backend.factory import (
     check_differentiable,
     find_trainer,
@@ -23,6 +22,7 @@ from reprise.backend.renderers.comfyui.renderer import parse_name
 from reprise.backend.rewards.vlm.judge import parse_source
 from reprise.backend.search.pruning import read_pruning
 from reprise.backend.storage.files import slug
+from reprise.backend.storage.prompt_files import check_prompt
 
 from .inputs import ANY_CHARACTER, long_words, refuses_clearly, texts
 

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprise.backend.cli.prompts import check_prompt, gather, read_prompts
+from reprise.backend.cli.prompts import gather
 from reprise.backend.core.config import load_config, parse_config, save_config
 from reprise.backend.evaluation.tables import TableRow, read_rows
 from reprise.backend.factory import TRAINERS, find_trainer
 from reprise.backend.preferences.table import read_table
 from reprise.backend.rewards.geneval.prompts import read_cases
+from reprise.backend.storage.prompt_files import check_prompt, read_prompts
 from reprise.backend.training.rollouts import picture_log
 from reprise.backend.training.rollouts.prompts import read_prompts as read_training_prompts
 from reprise.backend.training.sft.answers import _read_answers, _read_info

@@ -114,7 +114,7 @@ def test_messages_of_a_server(message):
 )
 def test_refusals_of_a_server(answer):
     if isinstance(answer, dict) and "error" in answer:
-        assert _refusal(prepare(GRAPH), answer)
+        assert _refusal(prepare(GRAPH).title, answer)
 
 
 @given(mangled(b"\x89PNG\r\n\x1a\n"))

@@ -190,9 +190,9 @@ def _by_rows(rewriter: Rewriter) -> RowRewriter:
 
 def _prompts(source: str) -> list[TrainingPrompt]:
     """The prompts, each once, checked."""
+    from ...storage.prompt_files import check_prompt
     from ...training.rollouts.prompts import read_prompts
     from .. import terminal
-    from ..prompts import check_prompt
 
     found, once = read_prompts(source), {}
     for one in found:

@@ -16,12 +16,12 @@ import logging
 import struct
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import RenderFailed, Unsupported, first_line
-from ...net.credentials import check_address
+from ...net.credentials import COMFYUI, check_address, find_key, key_header
 from ...net.http import HttpAnswer, HttpClient, HttpFault, quote, websocket_options
 from .graph import Graph
 from .workflow import SINK, Workflow
@@ -61,14 +61,24 @@ class NoPicture(Exception):
 
 @dataclass
 class QueuedGraph:
-    """A queued graph and its results so far."""
+    """A queued graph and its results so far.
 
-    progress: Callable[[str, float], None]
+    `frames` are pictures that came over the websocket, with the node among `sinks` that sent each. `outputs`
+    are what nodes say that they have saved, as a server's history has it.
+    """
+
+    progress: Callable[[str, float], None] = lambda node, share: None
+    sinks: frozenset[str] = frozenset({SINK})
     last_message: float = field(default_factory=time.monotonic)
-    frames: list[bytes] = field(default_factory=list)
-    files: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[tuple[str, bytes]] = field(default_factory=list)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: Exception | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def files(self, node: str, kind: str = "images") -> list[dict[str, Any]]:
+        """What `node` has saved of a kind: objects with filename, subfolder and type."""
+        found = self.outputs.get(node, {}).get(kind)
+        return [file for file in found if isinstance(file, dict)] if isinstance(found, list) else []
 
     def fail(self, error: Exception) -> None:
         self.error = self.error or error
@@ -80,7 +90,8 @@ class ComfyUIClient:
     after the first attempt to connect, `reason` why it is not connected.
 
     `silence`: seconds without a message about a run, its wait in the queue left out, before the server counts
-    as lost. `client_id` marks all that this client queues.
+    as lost. `client_id` marks all that this client queues. `kept`: names of runs that an earlier process with
+    this `client_id` has queued, and that are not taken back when it connects.
     """
 
     def __init__(self, url: str, client_id: str, silence: float):
@@ -89,7 +100,11 @@ class ComfyUIClient:
         self.was_lost = False  # after it had been connected
         self.version, self.sink = "", FILE_SINK
         self.runs: dict[str, QueuedGraph] = {}
-        self.http = HttpClient(url, timeout=ANSWER_SECONDS, max_bytes=MAX_BYTES)
+        self.kept: set[str] = set()
+        key, self._advice = find_key(url, COMFYUI)
+        self.http = HttpClient(
+            url, timeout=ANSWER_SECONDS, max_bytes=MAX_BYTES, key=key, key_header=key_header(COMFYUI)
+        )
         self._remaining = 0  # runs in its queue, others' included
         self._executing: tuple[str, str] | None = None  # (prompt_id, node)
         self._socket: ClientConnection | None = None
@@ -113,7 +128,7 @@ class ComfyUIClient:
             torch = system.get("pytorch_version", "?")
             self.version = f"ComfyUI {system['comfyui_version']}, torch {torch}, {'+'.join(kinds)}"
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ServerLost(f"it is no ComfyUI {_quoted(answer)}") from error
+            raise ServerLost(f"it is no ComfyUI {self._quoted(answer)}") from error
         return self.version
 
     async def serve(self, changed: Callable[[], None]) -> None:
@@ -130,11 +145,13 @@ class ComfyUIClient:
                 max_size=MAX_BYTES,
                 ping_timeout=ANSWER_SECONDS,
                 close_timeout=1,
+                additional_headers=self.http.key_headers,
                 **websocket_options(self.url),
             ) as socket:
                 features = {"supports_preview_metadata": True}
                 await socket.send(json.dumps({"type": "feature_flags", "data": features}))
-                self._remaining = await self.cancel_runs()  # what it still has of a connection that broke
+                # What it still has of a connection that broke.
+                self._remaining = await self.cancel_runs(self.kept)
                 self.connected, self.tried, self._executing, self._lost = True, True, None, None
                 self._socket = socket
                 if self.was_lost:
@@ -165,30 +182,70 @@ class ComfyUIClient:
     async def draw(self, workflow: Workflow, graph: Graph, progress: Callable[[str, float], None]) -> bytes:
         """The picture of a graph, as an encoded file. `progress(node, share done)` is called as nodes work.
 
-        Raises ServerLost, NoPicture, Unsupported where the server refuses the graph, and RenderFailed where a
-        node fails.
+        Raises as `run`, and NoPicture.
         """
-        run, name = QueuedGraph(progress), str(uuid.uuid4())
+        run = QueuedGraph(progress)
+        await self.run(graph, str(uuid.uuid4()), run, workflow.title)
+        pictures = [frame for _, frame in run.frames] or [
+            await self.fetch_file(file) for file in run.files(SINK)
+        ]
+        if not pictures:
+            raise NoPicture("the run ended without a picture")
+        if len(pictures) > 1:
+            raise Unsupported(
+                f"the workflow gives {len(pictures)} pictures for one seed; set its batch size to 1"
+            )
+        return pictures[0]
+
+    async def run(self, graph: Graph, name: str, run: QueuedGraph, title: Callable[[str], str]) -> None:
+        """Queue a graph as `name`, a UUID, and wait until it is done. `title` names nodes in messages.
+
+        Raises ServerLost, NoPicture where it was stopped, Unsupported where the server refuses the graph, and
+        RenderFailed where a node fails.
+        """
         self.runs[name] = run
         try:
-            await self._queue_graph(workflow, graph, name)
-            await self._wait_for_run(name, run)
-            if isinstance(run.error, _NodeError):
-                raise RenderFailed(f"{self.url}: {workflow.title(run.error.node)} failed: {run.error}")
-            if run.error is not None:
-                raise run.error
-            pictures = run.frames or [await self._fetch_file(file) for file in run.files]
-            if not pictures:
-                raise NoPicture("the run ended without a picture")
-            if len(pictures) > 1:
-                raise Unsupported(
-                    f"the workflow gives {len(pictures)} pictures for one seed; set its batch size to 1"
-                )
-            return pictures[0]
+            await self._queue_graph(title, graph, name)
+            await self._wait(name, run, title)
         finally:
             self.runs.pop(name, None)
 
-    async def _queue_graph(self, workflow: Workflow, graph: Graph, name: str) -> None:
+    async def adopt(self, name: str, run: QueuedGraph, title: Callable[[str], str]) -> bool:
+        """Wait for a run that an earlier process has queued; False where the server does not have it, or it
+        was not finished. Raises as `run`."""
+        self.runs[name] = run
+        try:
+            pending, running = await self._queue()
+            if any(entry[1] == name for entry in pending + running):
+                try:
+                    await self._wait(name, run, title)
+                except NoPicture:
+                    pass  # it left the queue before the first message came
+            if not run.done.is_set() or not (run.outputs or run.frames):
+                run.outputs = await self.history(name)
+            return bool(run.outputs or run.frames)
+        finally:
+            self.kept.discard(name)
+            self.runs.pop(name, None)
+
+    async def history(self, name: str) -> dict[str, dict[str, Any]]:
+        """What the nodes of a finished run have saved; empty where the server knows of no such run."""
+        answer = await self._send("GET", f"history/{name}")
+        entry = answer.json.get(name)
+        if not isinstance(entry, dict):
+            return {}
+        status, outputs = entry.get("status"), entry.get("outputs")
+        finished = isinstance(status, dict) and status.get("status_str") == "success"
+        return outputs if finished and isinstance(outputs, dict) else {}
+
+    async def _wait(self, name: str, run: QueuedGraph, title: Callable[[str], str]) -> None:
+        await self._wait_for_run(name, run)
+        if isinstance(run.error, _NodeError):
+            raise RenderFailed(f"{self.url}: {title(run.error.node)} failed: {run.error}")
+        if run.error is not None:
+            raise run.error
+
+    async def _queue_graph(self, title: Callable[[str], str], graph: Graph, name: str) -> None:
         request = {
             "prompt": graph,
             "client_id": self.client_id,
@@ -198,9 +255,9 @@ class ComfyUIClient:
         answer = await self._send("POST", "prompt", json=request)
         accepted = answer.json
         if answer.status == 400 and "error" in accepted:
-            raise Unsupported(f"{self.url} cannot run the workflow: {_refusal(workflow, accepted)}")
+            raise Unsupported(f"{self.url} cannot run the workflow: {_refusal(title, accepted)}")
         if answer.status != 200 or not isinstance(accepted.get("prompt_id"), str):
-            raise ServerLost(f"it does not take the workflow {_quoted(answer)}")
+            raise ServerLost(f"it does not take the workflow {self._quoted(answer)}")
         if accepted["prompt_id"] != name:
             raise Unsupported(f"{self.url} runs an old ComfyUI, which names runs by itself; update it")
 
@@ -223,12 +280,21 @@ class ComfyUIClient:
             else:
                 missing = True
 
-    async def cancel_runs(self) -> int:
-        """Take what this client has queued out of the queue, and interrupt what runs of it; the number of
-        others' runs, which go on."""
+    def _quoted(self, answer: HttpAnswer) -> str:
+        """An answer that is not what was expected; of a refused token, what to do."""
+        advice = f"; {self._advice}" if answer.status in (401, 403) and not self.http.key else ""
+        return f"({answer.status}: {self.http.quote(answer.body)}{advice})"
+
+    async def cancel_runs(self, kept: Collection[str] = ()) -> int:
+        """Take what this client has queued out of the queue, and interrupt what runs of it, all but `kept`;
+        the number of others' runs and of those, which go on."""
         queue = await self._queue()
         pending, running = (
-            [entry[1] for entry in entries if entry[3].get("client_id") == self.client_id]
+            [
+                entry[1]
+                for entry in entries
+                if entry[3].get("client_id") == self.client_id and entry[1] not in kept
+            ]
             for entries in queue
         )
         if pending:
@@ -247,14 +313,31 @@ class ComfyUIClient:
                 return pending, running
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             pass
-        raise ServerLost(f"it does not show its queue {_quoted(answer)}")
+        raise ServerLost(f"it does not show its queue {self._quoted(answer)}")
 
-    async def _fetch_file(self, file: dict[str, Any]) -> bytes:
+    async def fetch_file(self, file: dict[str, Any]) -> bytes:
         params = {key: str(file.get(key, "")) for key in ("filename", "subfolder", "type")}
         answer = await self._send("GET", "view", params=params)
         if answer.status != 200:
-            raise NoPicture(f"{params['filename']!r} cannot be fetched {_quoted(answer)}")
+            raise NoPicture(f"{params['filename']!r} cannot be fetched {self._quoted(answer)}")
         return answer.body
+
+    async def upload(self, name: str, content: bytes, folder: str) -> str:
+        """Put a picture into `folder` of the server's input folder; its name for a node that loads pictures.
+
+        Raises ServerLost, and RenderFailed where the server does not take it.
+        """
+        answer = await self._send(
+            "POST",
+            "upload/image",
+            files={"image": (name, content)},
+            data={"subfolder": folder, "type": "input", "overwrite": "true"},
+        )
+        stored = answer.json.get("name")
+        if answer.status != 200 or not isinstance(stored, str):
+            raise RenderFailed(f"{self.url} does not take the picture {name} {self._quoted(answer)}")
+        subfolder = answer.json.get("subfolder")
+        return f"{subfolder}/{stored}" if subfolder else stored
 
     async def _send(self, method: str, path: str, **options: Any) -> HttpAnswer:
         try:
@@ -282,9 +365,9 @@ class ComfyUIClient:
             run.last_message = time.monotonic()
             if kind == "progress" and data["max"]:
                 run.progress(str(node), min(1.0, max(0.0, data["value"] / data["max"])))
-            elif kind == "executed" and node == SINK:
-                output = data.get("output") or {}
-                run.files = [file for file in output.get("images") or () if isinstance(file, dict)]
+            elif kind == "executed":
+                if isinstance(data.get("output"), dict):
+                    run.outputs[str(node)] = data["output"]
             elif kind == "execution_error":
                 run.fail(_NodeError(str(data.get("node_id")), _exception_text(data)))
             elif kind == "execution_interrupted":
@@ -313,8 +396,8 @@ class ComfyUIClient:
         run = self.runs.get(source[0]) if source else None
         if run is not None and source is not None:
             run.last_message = time.monotonic()
-            if source[1] == SINK:
-                run.frames.append(picture)
+            if source[1] in run.sinks:
+                run.frames.append((source[1], picture))
 
 
 class _NodeError(Exception):
@@ -339,24 +422,20 @@ def check_server(url: str) -> str:
     return check_address(url, "http://127.0.0.1:8188")
 
 
-def _quoted(answer: HttpAnswer) -> str:
-    return f"({answer.status}: {quote(answer.body)})"
-
-
 def _exception_text(data: dict[str, Any]) -> str:
     kind = str(data.get("exception_type", "")).rpartition(".")[2]
     message = str(data.get("exception_message", "")).strip() or "it gave no reason"
     return f"{kind + ': ' if kind else ''}{quote(message)}"
 
 
-def _refusal(workflow: Workflow, answer: dict[str, Any]) -> str:
+def _refusal(title: Callable[[str], str], answer: dict[str, Any]) -> str:
     """Why a server does not take a graph, in one line: the first error of each node, three at most."""
     faults, node_errors = [], answer.get("node_errors")
     for node, entry in node_errors.items() if isinstance(node_errors, dict) else ():
         errors = entry.get("errors") if isinstance(entry, dict) else None
         if isinstance(errors, list) and errors and isinstance(errors[0], dict):
             text = " ".join(str(errors[0].get(key, "")).strip() for key in ("message", "details"))
-            faults.append(f"{workflow.title(str(node))}: {quote(text)}")
+            faults.append(f"{title(str(node))}: {quote(text)}")
     if faults:
         return "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more nodes" if len(faults) > 3 else "")
     error = answer["error"]

@@ -1,31 +1,25 @@
 """A saved ComfyUI workflow on one or more ComfyUI servers as a renderer.
 
-A job goes to the server with the shortest queue; a second one is queued behind it, so that no server is idle
-between two jobs. A lost server is dropped, its jobs are drawn elsewhere, and it is tried again until it is
-back. An error of a node or of the graph is final once every connected server has reported it.
+`pool.py` shares the jobs among the servers.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import re
-import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core.errors import BadInput, RenderFailed, RepriseError, UnknownName, Unsupported, first_line
+from ...core.errors import BadInput, UnknownName, Unsupported, first_line
 from ...core.types import Job, RendererCapabilities, RenderResult
 from ...net.background import run_in_thread
 from ...storage.cache import Cache, picture_key
 from ...storage.images import check_pixels
 from ..diffusers.renderer import check_jobs
-from .client import ComfyUIClient, NoPicture, ServerLost, check_server, wait_for_event
+from .client import ComfyUIClient, NoPicture, ServerLost, check_server
+from .pool import CANCEL_SECONDS, ServerPool, probe_all
 from .sockets import NamedSockets
 from .workflow import Workflow
 
@@ -34,15 +28,8 @@ if TYPE_CHECKING:
 
     from ...core.interfaces import Watcher
 
-log = logging.getLogger(__name__)
-
 NAME_FORM = "comfyui:WORKFLOW.json@URL, for example comfyui:flow.json@http://127.0.0.1:8188"
 NAME_OPTIONS = ("prompt", "seed", "steps", "output")
-JOBS_PER_SERVER = 2  # of ours in a server's queue, the running one included
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds before a lost server is tried again; doubled each time
-CONNECT_ALL_SECONDS = 2.0  # that all servers have to connect before jobs are assigned
-CANCEL_SECONDS = 5.0  # to take back what is queued
-PROBE_SECONDS = 20.0  # that a server has to show that it is there
 
 
 def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
@@ -53,9 +40,16 @@ def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
     words, at, rest = text.rpartition("@http")
     if not at:
         raise BadInput(f"expected {NAME_FORM}, got comfyui:{text[:80]}")
-    file, *options = re.split(r",(?=\w+=)", words)
+    file, names = parse_file(words, NAME_FORM)
+    return file, [check_server(url) for url in f"http{rest}".split(",")], names
+
+
+def parse_file(text: str, form: str) -> tuple[Path, NamedSockets]:
+    """(file, what is named) of "WORKFLOW.json[,prompt=6.text][,seed=3.seed][,…]"; `form` is quoted where the
+    file is missing. Raises as `parse_name`."""
+    file, *options = re.split(r",(?=\w+=)", text)
     if not file.strip():
-        raise BadInput(f"expected {NAME_FORM}; the workflow's file is missing")
+        raise BadInput(f"expected {form}; the workflow's file is missing")
     named: dict[str, str] = {}
     for option in options:
         key, _, value = option.partition("=")
@@ -64,7 +58,7 @@ def parse_name(text: str) -> tuple[Path, list[str], NamedSockets]:
         if key in named or not value.strip():
             raise BadInput(f"{key}= is given once, as NODE.INPUT, several with +; got {option[:80]!r}")
         named[key] = value.strip()
-    return Path(file), [check_server(url) for url in f"http{rest}".split(",")], NamedSockets(**named)
+    return Path(file), NamedSockets(**named)
 
 
 class ComfyUIRenderer:
@@ -159,101 +153,36 @@ class ComfyUIRenderer:
 
     async def _probe(self) -> str:
         """The version of the first server that answers. Raises RenderFailed where none does."""
-        servers = [ComfyUIClient(url, self.client_id, self.silence) for url in self.urls]
-        try:
-            probes = (asyncio.wait_for(server.probe(), PROBE_SECONDS) for server in servers)
-            answers = await asyncio.gather(*probes, return_exceptions=True)
-        finally:
-            for server in servers:
-                await server.close()
-        versions = []
-        for server, answer in zip(servers, answers, strict=True):
-            if isinstance(answer, str):
-                versions.append(answer)
-            elif isinstance(answer, (ServerLost, asyncio.TimeoutError)):
-                server.reason = str(answer) or f"no answer within {PROBE_SECONDS:g} s"
-            else:
-                raise answer
-        if not versions:
-            raise no_server(servers)
-        if len(set(versions)) > 1:
-            log.warning(
-                "the ComfyUI servers differ (%s), so their pictures may, too",
-                "; ".join(sorted(set(versions))),
-            )
-        for server in servers:
-            if not server.version:
-                log.warning("%s is left out until it answers: %s", server.url, server.reason)
-        return versions[0]
+        return (await probe_all([ComfyUIClient(url, self.client_id, self.silence) for url in self.urls]))[0]
 
 
 class _Batch:
-    """The jobs of one `render`: which are waiting, where the others are drawn, and the pictures."""
+    """The jobs of one `render`, drawn by a pool of servers, and the pictures."""
 
     def __init__(self, renderer: ComfyUIRenderer, jobs: Sequence[Job]):
         self.renderer, self.workflow, self.jobs = renderer, renderer.workflow, list(jobs)
         self.images: list[Tensor | None] = [None] * len(jobs)
-        self.waiting = deque(range(len(jobs)))
-        self.tries = [0] * len(jobs)
-        self.refused: list[dict[ComfyUIClient, RepriseError]] = [{} for _ in jobs]  # by whom, and why
         self.shares = [0.0] * len(jobs)  # how much of each is drawn
-        self.servers: list[ComfyUIClient] = []
-        self.failed: Exception | None = None
+        self.pool = ServerPool(
+            renderer.urls,
+            renderer.client_id,
+            self.draw,
+            lambda number, error: self.pool.stop(error),  # the first failure that is final ends the others
+            lambda number: f"the picture of seed {self.jobs[number].seed}",
+            retries=renderer.retries,
+            silence=renderer.silence,
+            patience=renderer.patience,
+        )
+        self.pool.add(range(len(jobs)))
 
     @property
     def share(self) -> float:
         return sum(self.shares) / len(self.shares)
 
     async def run(self) -> list[Tensor]:
-        """The pictures of all jobs; the first failure that is final ends the others."""
-        renderer = self.renderer
-        self.changed = asyncio.Event()
-        self.servers = [ComfyUIClient(url, renderer.client_id, renderer.silence) for url in renderer.urls]
-        tasks = {asyncio.create_task(self.keep_connected(server)) for server in self.servers}
-        started = last_connected = time.monotonic()
-        try:
-            while self.failed is None and any(image is None for image in self.images):
-                # Not before all were tried, or the first to answer would get too many jobs.
-                late = time.monotonic() > started + CONNECT_ALL_SECONDS
-                ready = late or all(server.tried for server in self.servers)
-                for server, number in self.assign() if ready else ():
-                    task = asyncio.create_task(self.draw(server, number))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                self.changed.clear()
-                await wait_for_event(self.changed, 1.0)
-                if any(server.connected for server in self.servers):
-                    last_connected = time.monotonic()
-                elif time.monotonic() - last_connected > renderer.patience:
-                    raise no_server(self.servers)
-            if self.failed is not None:
-                raise self.failed
-            return [image for image in self.images if image is not None]
-        finally:
-            await self.clean_up(list(tasks))
-
-    def assign(self) -> list[tuple[ComfyUIClient, int]]:
-        """Waiting jobs for the servers with the shortest queues, as many as may be ahead there."""
-        connected = [server for server in self.servers if server.connected]
-        load = {server: server.load for server in connected}
-        ours = {server: len(server.runs) for server in connected}
-        assigned: list[tuple[ComfyUIClient, int]] = []
-        for number in list(self.waiting) if connected else ():
-            able = [server for server in connected if server not in self.refused[number]]
-            if not able:
-                self.fail(next(iter(self.refused[number].values())))
-                break
-            server = min(able, key=lambda server: load[server])
-            # The last ones are not queued behind others: the first server that is free takes them.
-            most = JOBS_PER_SERVER if len(self.waiting) - len(assigned) > len(connected) else 1
-            if ours[server] < most:
-                load[server], ours[server] = load[server] + 1, ours[server] + 1
-                assigned.append((server, number))
-            elif min(ours.values()) >= most:
-                break
-        for _, number in assigned:
-            self.waiting.remove(number)
-        return assigned
+        """The pictures of all jobs."""
+        await self.pool.run()
+        return [image for image in self.images if image is not None]
 
     async def draw(self, server: ComfyUIClient, number: int) -> None:
         """One job on one server."""
@@ -268,65 +197,9 @@ class _Batch:
             image = _decoded(await server.draw(self.workflow, graph, progress))
             self.images[number], self.shares[number] = image, 1.0
             self.renderer.put_in_cache(job, image, server.version)
-        except (ServerLost, NoPicture) as error:
-            if isinstance(error, ServerLost):
-                server.disconnect(error)
-            self.tries[number], self.shares[number] = self.tries[number] + 1, 0.0
-            self.waiting.appendleft(number)
-            if self.tries[number] > self.renderer.retries:
-                times = f"the picture of seed {job.seed} failed {self.tries[number]} times"
-                self.fail(RenderFailed(f"{times}, at last on {server.url}: {error}; its log may say why"))
-        except RepriseError as error:
-            self.refused[number][server] = error
-            self.waiting.appendleft(number)
-        except Exception as error:
-            self.fail(error)
-        finally:
-            self.changed.set()
-
-    async def keep_connected(self, server: ComfyUIClient) -> None:
-        """The server's connection, made anew whenever it breaks."""
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                await server.serve(self.changed.set)
-            except ServerLost as reason:
-                if server.connected:
-                    log.warning("%s is dropped: %s", server.url, reason)
-                    pause = FIRST_PAUSE
-                server.give_up_runs(reason)
-                self.changed.set()
-            except Exception as error:
-                self.fail(error)
-                return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-    def fail(self, error: Exception) -> None:
-        """End the batch; the first error counts."""
-        self.failed = self.failed or error
-        self.changed.set()
-
-    async def clean_up(self, tasks: list[asyncio.Task]) -> None:
-        """Take back what is not finished, also from a lost server, and close all connections."""
-        while tasks:  # wait_for of Python 3.10 and 3.11 may swallow a cancellation
-            for task in tasks:
-                task.cancel()
-            tasks = list((await asyncio.wait(tasks, timeout=0.5))[1])
-        unfinished = any(image is None for image in self.images)
-        cancels = [
-            one.cancel_runs() for one in self.servers if one.was_lost or (unfinished and one.connected)
-        ]
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*cancels, return_exceptions=True), CANCEL_SECONDS)
-        for server in self.servers:
-            await server.close()
-
-
-def no_server(servers: Sequence[ComfyUIClient]) -> RenderFailed:
-    """None of the servers answers: each with its reason."""
-    reasons = "; ".join(f"{server.url}: {server.reason}" for server in servers)
-    return RenderFailed(f"no ComfyUI server answers ({reasons}); start one, or correct the address")
+        except (ServerLost, NoPicture):
+            self.shares[number] = 0.0
+            raise
 
 
 def _decoded(file: bytes) -> Tensor:

@@ -236,11 +236,11 @@ def test_keep_best_by_the_pictures(reprise, tmp_path, large_is_drawn):
 
 def test_keep_best_by_a_workflows_pictures(reprise, tmp_path, monkeypatch):
     """Each picture is kept as it comes: those drawn before a server's fault are not drawn again."""
-    from reprise.backend.renderers.comfyui import renderer as comfyui
+    from reprise.backend.renderers.comfyui import pool
     from reprise.backend.rewards.shapeworld import ShapeWorldSoft
 
     monkeypatch.setattr(ShapeWorldSoft, "score", lambda self, images, _: images.mean((1, 2, 3)).tolist())
-    monkeypatch.setattr(comfyui, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.02)
     (tmp_path / "flow.json").write_text(json.dumps(GRAPH))
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     server = FakeComfyUI()

@@ -20,7 +20,7 @@ from reprise.backend.core.errors import (
 )
 from reprise.backend.core.types import Job
 from reprise.backend.renderers.comfyui import client as client_module
-from reprise.backend.renderers.comfyui import renderer as comfyui
+from reprise.backend.renderers.comfyui import pool
 from reprise.backend.renderers.comfyui.renderer import ComfyUIRenderer, parse_name
 from reprise.backend.renderers.comfyui.sockets import NamedSockets
 from reprise.backend.renderers.comfyui.workflow import prepare
@@ -34,8 +34,8 @@ JOBS = [Job(f"prompt {i}", i) for i in range(8)]
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
-    monkeypatch.setattr(comfyui, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(comfyui, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(pool, "LONGEST_PAUSE", 0.1)
 
 
 @pytest.fixture

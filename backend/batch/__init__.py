@@ -1,0 +1,1 @@
+"""A saved ComfyUI workflow over many prompts and settings, on one or more servers."""
