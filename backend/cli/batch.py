@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOCAL = "http://127.0.0.1:8188"
 TABLE = "runs.csv"
 SHOWN_RUNS = 20  # of a dry run
-FORM = "WORKFLOW.json, as ComfyUI's File > Export (API) writes it"
+FORM = "WORKFLOW, a file that ComfyUI saved: its JSON, a picture or a video"
 
 
 def batch(
@@ -35,8 +35,8 @@ def batch(
         typer.Argument(
             metavar="WORKFLOW",
             show_default=False,
-            help="A workflow that ComfyUI exported (API). Where its prompt or seed is not clear, name it: "
-            "flow.json,prompt=6.text,seed=3.seed",
+            help="A workflow as ComfyUI saves or exports it (JSON), or a picture or video of it. Where "
+            "its prompt or seed is not clear, name it: flow.json,prompt=6.text,seed=3.seed",
         ),
     ],
     file: Annotated[
@@ -159,8 +159,9 @@ def batch(
     from ..batch.table import read_table
     from ..batch.wildcards import Wildcards
     from ..factory import parse_judge, parse_rewriter, parse_weights
+    from ..renderers.comfyui.classes import object_info
     from ..renderers.comfyui.client import check_server
-    from ..renderers.comfyui.graph import read_workflow
+    from ..renderers.comfyui.files import read_workflow
     from ..renderers.comfyui.renderer import parse_file
 
     urls = list(dict.fromkeys(check_server(one) for word in server or [LOCAL] for one in word.split(",")))
@@ -176,7 +177,7 @@ def batch(
     if take is not None and not sweep:
         raise BadInput("--random takes of the values of --sweep; give one")
     writes = parse_rewriter(rewriter) if rewriter not in (None, "none") else None
-    inputs = Inputs(str(path), read_workflow(path), names, _asks(urls))
+    inputs = Inputs(str(path), read_workflow(path, object_info(urls)), names, _asks(urls))
     table = read_table(file, terminal.note) if file is not None else None
     plan = Plan(
         inputs,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core.errors import RenderFailed
 from ...core.parsing import parse_json
+from ...net.credentials import COMFYUI, find_key, key_header
 from ...net.http import HttpFault, fetch, quote
 
 LIMITS = {"timeout": 60.0, "max_bytes": 2**26}  # of a server with many packs: some 10 MB
@@ -24,7 +25,8 @@ def object_info(urls: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
         reasons = []
         for url in urls:
             try:
-                answer = fetch(url, "object_info", **LIMITS)
+                key, _ = find_key(url, COMFYUI)
+                answer = fetch(url, "object_info", key=key, key_header=key_header(COMFYUI), **LIMITS)
                 classes = parse_json(answer.body) if answer.status == 200 else None
             except HttpFault as fault:
                 reasons.append(fault.describe(url))
