@@ -122,6 +122,17 @@ def read_adapter(path: Path, target: Target) -> Adapter:
     return found
 
 
+def changes(adapter: Mapping[Any, Pair]) -> bool:
+    """Whether an adapter changes any weight: the second factor of a new one is zero."""
+    return any(pair.up.any() and pair.down.any() for pair in adapter.values())
+
+
+def changes_something(path: Path) -> bool:
+    """Whether a LoRA file changes any weight."""
+    parts = _parts(path, _tensors(path))
+    return changes({module: _pair(path, module, part) for module, part in parts.items()})
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
