@@ -159,23 +159,21 @@ def _add(layer: nn.Module, pair: Pair, strength: float, name: str) -> None:
                     f"a DoRA scales the rows of weights, and those of {name} are quantised; draw with "
                     "weights that are not, or merge the DoRA first"
                 )
-            weight += (strength * _decomposed(weight.float(), pair)).to(weight)
+            weight += (strength * change_of(weight.float(), pair)).to(weight)
         elif weight.dtype == torch.float32 and not hasattr(weight, "quant_type"):
-            weight += (strength * _product(pair)).to(weight)
+            weight += (strength * change_of(weight, pair)).to(weight)
         else:
             _add_beside(layer, pair.down, strength * pair.up)
 
 
-def _product(pair: Pair) -> Tensor:
-    """B A, in the shape of the weight."""
-    product = pair.up @ pair.down.flatten(1)
-    return product if pair.down.ndim == 2 else product.unflatten(1, tuple(pair.down.shape[1:]))
-
-
-def _decomposed(weight: Tensor, pair: Pair) -> Tensor:
-    """What a DoRA adds (Liu et al. 2024, arXiv 2402.09353, equation 5)."""
-    assert pair.dora is not None
-    adapted = weight + _product(pair).to(weight)
+def change_of(weight: Tensor, pair: Pair) -> Tensor:
+    """What is added to a weight at full strength: B A, or for a DoRA (Liu et al. 2024, arXiv 2402.09353,
+    equation 5) what makes its rows as long as it says."""
+    change = pair.up @ pair.down.flatten(1)
+    change = (change if pair.down.ndim == 2 else change.unflatten(1, tuple(pair.down.shape[1:]))).to(weight)
+    if pair.dora is None:
+        return change
+    adapted = weight + change
     lengths = pair.dora.to(weight)
     if pair.columns:
         norm = adapted.transpose(0, 1).flatten(1).norm(dim=1)

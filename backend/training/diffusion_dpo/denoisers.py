@@ -79,12 +79,12 @@ def _shift_of(config: Mapping[str, Any], own: str, size: tuple[int, int], mu: fl
     """As its pipeline shifts the sigmas of a picture of this size; `own` is what its scheduler calls it."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get(own, 1.0))
-    if mu is None:  # FLUX, SD3.5: linear in the number of 2 x 2 patches
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        slope = (most - base) / (high - low)
-        mu = base + slope * (size[0] * size[1] / 4 - low)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    # FLUX, SD3.5: linear in the number of 2 x 2 patches.
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (most - base) / (high - low)
+    found = base + slope * (size[0] * size[1] / 4 - low) if mu is None else mu
+    return found if config.get("time_shift_type") == "linear" else math.exp(found)
 
 
 def to_latents(pipeline: Any, image: Tensor, tail: Tail | None = None) -> Tensor:
@@ -146,6 +146,7 @@ class FlowDenoiser:
         return torch.cat(found)[order.argsort()]
 
     def conditions(self, rows: Sequence[Condition], device: torch.device, dtype: torch.dtype) -> Any:
+        """Conditions of single samples, as they are: each group is moved when it is evaluated."""
         return rows
 
 
@@ -161,7 +162,7 @@ class Denoiser:
         """(B, C, h, w), (B,) timesteps, conditions of B rows -> the prediction (B, C, h, w)."""
         return self._call(self, noisy, timesteps, conditions)
 
-    def conditions(self, rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Row:
+    def conditions(self, rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Any:
         """Conditions of single samples as those of a batch; masks keep their dtype."""
         import torch
 

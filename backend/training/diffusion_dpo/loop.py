@@ -27,7 +27,7 @@ from ..common.step_loop import Figures, StepLoop
 from .config import DiffusionDpoConfig, JudgeGradient
 from .denoisers import Denoiser, FlowDenoiser, Noising, guidance_of, noising_of
 from .guidance import Guide, clear_enough, importance
-from .own_call import Condition, Waiting
+from .own_call import Waiting
 from .pairs import TEXT, Encoded
 from .start import TARGETS, check_text_length, start_of, trainable
 
@@ -151,9 +151,8 @@ class DiffusionDpoLoop(StepLoop):
         pipe, shift = self.pipeline, self.config.shift
         if not self.family.own_call:
             return noising_of(pipe, (self.shape[1], self.shape[2]), shift)
-        condition = self.encoded.condition(self.pairs[0].condition)
-        assert isinstance(condition, Condition)
-        return noising_of(pipe, (0, 0), shift, self.encoded.call(self.size).mu(condition))
+        mu = self.encoded.call(self.size).mu(self.encoded.condition(self.pairs[0].condition))
+        return noising_of(pipe, (0, 0), shift, mu)
 
     def _denoiser(self) -> Denoiser | FlowDenoiser:
         guidance = self.config.guidance

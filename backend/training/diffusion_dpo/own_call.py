@@ -45,7 +45,7 @@ class Condition:
     """What a pipeline's `encode_prompt` returns for one prompt, and which parts of it carry the batch."""
 
     value: Any  # tensors in lists and tuples
-    layout: Mapping[tuple, int]  # of `prompts.embedding_layout`
+    layout: dict[tuple, int]  # of `prompts.embedding_layout`
 
     def rows(self, count: int, device: torch.device, dtype: torch.dtype) -> Any:
         """The same, for a batch of `count`, on a device; masks keep their dtype."""

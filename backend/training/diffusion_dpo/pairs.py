@@ -16,7 +16,7 @@ from ...renderers.diffusers.lora import check_layout
 from ...storage.cache import Cache
 from ...storage.checksums import load_tensors, save_tensors
 from ..common.checkpoints import write_error
-from .denoisers import Row, to_latents
+from .denoisers import to_latents
 from .own_call import Condition, OwnCall, Tail
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ class Encoded:
     def tail(self, size: tuple[int, int], text: str) -> Tail:
         """How latents of pictures of (width, height) pixels are decoded; `text` has been encoded."""
         if size not in self._tails:
-            condition = self.condition(text)
-            assert isinstance(condition, Condition)
-            self._tails[size] = self.call(size).tail(condition)
+            self._tails[size] = self.call(size).tail(self.condition(text))
         return self._tails[size]
 
     def latent(self, image: str) -> Tensor:
@@ -103,8 +101,9 @@ class Encoded:
         scale = self.pipeline.vae_scale_factor
         return found["latent"].shape[2] * scale, found["latent"].shape[1] * scale
 
-    def condition(self, text: str) -> Row | Condition:
-        """The embeddings of one prompt."""
+    def condition(self, text: str) -> Any:
+        """The embeddings of one prompt, as the denoiser's `conditions` takes them: a `Row`, or a
+        `Condition` of a pipeline's own call."""
         found = _load(self._condition_path(text))
         return Condition.of_tensors(found) if self.family.own_call else found
 
