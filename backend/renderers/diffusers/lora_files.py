@@ -59,11 +59,11 @@ _REFINED = r"(layers|noise_refiner|context_refiner)[._](\d+)[._]attention[._]"
 _JOINED = (
     (
         r"single_blocks[._](\d+)[._]linear1",
-        "single_transformer_blocks.{}",
+        r"single_transformer_blocks.\1",
         ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     ),
-    (_REFINED + "qkv", "{}.{}.attention", ("to_q", "to_k", "to_v")),
-    (_REFINED + "out", "{}.{}.attention", ("to_out.0",)),
+    (_REFINED + "qkv", r"\1.\2.attention", ("to_q", "to_k", "to_v")),
+    (_REFINED + "out", r"\1.\2.attention", ("to_out.0",)),
 )
 # In these, diffusers' converter reads original names best with kohya's underscores.
 _KOHYA = frozenset(
@@ -343,11 +343,11 @@ def _convert(
 
 def _split(name: str, pair: Pair, target: Target) -> Adapter | None:
     """The parts of a layer that `_JOINED` knows, by the rows of each; None for another layer."""
-    known = [(found, *more) for pattern, *more in _JOINED if (found := re.fullmatch(pattern, name))]
+    known = [one for one in _JOINED if re.fullmatch(one[0], name)]
     if not known:
         return None
-    found, block, parts = known[0]
-    made = block.format(*found.groups())
+    pattern, block, parts = known[0]
+    made = re.sub(pattern, block, name)
     names = [f"{made}.{part}" for part in parts]
     if not all(name in target.names for name in names):
         joined = f"{made}.attn.to_qkv_mlp_proj"  # FLUX.2 keeps it joined
