@@ -137,7 +137,7 @@ def error_of(entry: dict) -> dict:
     return next(data for kind, data in entry["status"]["messages"] if kind == "execution_error")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def in_comfyui():
     """Runs a script of tests/nodes inside ComfyUI's own Python and returns the JSON of its last line."""
 

@@ -62,7 +62,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     check_drawable(name)
     for part, source in index.items():
-        if part.startswith("_") or part in _UNUSED or not isinstance(source, list) or source[:1] == [None]:
+        if part.startswith("_") or part in _UNUSED or not _names_a_class(source):
             continue
         if len(source) != 2 or not isinstance(source[1], str) or Path(part).name != part:
             raise CheckpointError(f"{path} is damaged: {part!r} is {source!r:.60}; fetch it anew")
@@ -116,10 +116,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.d
         models = {
             part: load_model(folder / part, source, (others or {}).get(part, dtype))
             for part, source in index.items()
-            if isinstance(source, list)
-            and source[0] is not None
-            and part not in _UNUSED
-            and _has_weights(folder / part, source)
+            if _names_a_class(source) and part not in _UNUSED and _has_weights(folder / part, source)
         }
         unused = {part: None for part in _UNUSED if part in index}
         if "requires_safety_checker" in index:
@@ -132,6 +129,13 @@ def load_pipeline(folder: Path, dtype: torch.dtype, others: Mapping[str, torch.d
             raise CheckpointError(f"{folder} cannot be loaded ({_line(error)}); fetch it anew") from error
     _check_finite(pipeline, folder)
     return pipeline
+
+
+def _names_a_class(source: Any) -> bool:
+    """Whether an entry of model_index.json is a part that is there, and no setting, such as the layers of
+    Krea 2's text encoder."""
+    numbers = isinstance(source, list) and all(isinstance(one, (int, float)) for one in source)
+    return isinstance(source, list) and source[:1] != [None] and not numbers
 
 
 def _has_weights(folder: Path, source: list) -> bool:

@@ -1,14 +1,16 @@
 """What is known of some families of diffusers' text-to-image pipelines, for training and for a good default
 dtype.
 
-Drawing needs no such table: `call.py` reads from any pipeline what it takes. Training calls the denoiser
-itself, so it must know how a family encodes prompts and packs its latents.
+Drawing needs no such table: `call.py` reads from any pipeline what it takes. Of the older families training
+calls the denoiser itself, so it must know how a family encodes prompts and packs its latents; of the newer
+ones it has the pipeline call it (`training/diffusion_dpo/own_call.py`).
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Unsupported
@@ -24,11 +26,12 @@ class Family:
     name: str
     denoiser: str  # name of the component that is evaluated at each step
     # {embedding argument of __call__: its index in encode_prompt's result}
-    embeddings: dict[str, int]
+    embeddings: Mapping[str, int] = field(default_factory=dict)
     half: str = "bfloat16"  # half precision that it was trained in or is known to be stable in
     single_encode: bool = False  # encode_prompt makes no negative embeddings (FLUX)
     has_text_length: bool = True  # takes max_sequence_length
     packed: bool = False  # latents are sequences of 2 x 2 patches
+    own_call: bool = False  # training evaluates it by the pipeline's own call, and needs nothing of the above
 
     def encode(self, pipeline: Any, text: str, length: int | None) -> dict[str, Tensor]:
         """One prompt -> its embeddings by argument name, each (1, …)."""
@@ -53,6 +56,10 @@ class Family:
         if not self.packed:
             return latents
         return pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
+
+
+def _flow(name: str, has_text_length: bool = True) -> Family:
+    return Family(name, "transformer", has_text_length=has_text_length, own_call=True)
 
 
 _POOLED = {"prompt_embeds": 0, "pooled_prompt_embeds": 2}
@@ -88,6 +95,14 @@ FAMILIES: dict[str, Family] = {
         "transformer",
         {"prompt_embeds": 0, "prompt_attention_mask": 1},
     ),
+    "ChromaPipeline": _flow("Chroma"),
+    "Flux2Pipeline": _flow("FLUX.2"),
+    "Flux2KleinPipeline": _flow("FLUX.2"),
+    "Krea2Pipeline": _flow("Krea 2"),
+    "QwenImagePipeline": _flow("Qwen-Image"),
+    "QwenImage21Pipeline": _flow("Qwen-Image-2.1", has_text_length=False),
+    "SanaPipeline": _flow("SANA"),
+    "ZImagePipeline": _flow("Z-Image"),
 }
 # Other classes whose half precision is not bfloat16: their UNets were trained in float16.
 _FLOAT16 = frozenset({"AmusedPipeline", "KolorsPipeline", "LatentConsistencyModelPipeline"})

@@ -2,7 +2,8 @@
 
 | family | keys of the module `a.b.0` | read by |
 |---|---|---|
-| FLUX, SD3 | `transformer.a.b.0.lora_{A,B}.weight` | ComfyUI's loader, diffusers' `load_lora_weights` |
+| FLUX, FLUX.2, SD3, Chroma, Krea 2, Qwen-Image, Z-Image | `transformer.a.b.0.lora_{A,B}.weight` | ComfyUI's \
+loader, diffusers' `load_lora_weights` |
 | SD1.x, SDXL | `lora_unet_a_b_0.{lora_down.weight,lora_up.weight,alpha}` | the same |
 | PixArt-Sigma | `base_model.model.a.b.0.lora_{A,B}.weight` | ComfyUI's loader, peft; none of diffusers' |
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import CheckpointError, Unsupported
-from .lora_files import Pair, Target, read_adapter, target_of
+from .lora_files import Pair, Target, changes, read_adapter, target_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,12 +30,26 @@ if TYPE_CHECKING:
 Adapter = Mapping[str, tuple["Tensor", "Tensor"]]  # module's name -> (A (r, in), B (out, r))
 # Modules of a denoiser that an adapter goes to: linear layers that all readers know by name.
 _BLOCK = r".*transformer_blocks\.\d+\."
-ATTENTION = _BLOCK + r"attn[12]?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
-BLOCKS = f"({ATTENTION})|({_BLOCK}" + r"(ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out))"
+_Z_IMAGE = r"(layers|noise_refiner|context_refiner)\.\d+\."
+_ATTENTION = (
+    _BLOCK + r"attn[12]?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|to_gate)",
+    # FLUX.2's, joined with the feed-forward part.
+    r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
+    _Z_IMAGE + r"attention\.(to_[qkv]|to_out\.0)",
+)
+_FEED_FORWARD = (
+    _BLOCK + r"((ff(_context)?|img_mlp|txt_mlp)\.net\.(0\.proj|2)|proj_mlp|proj_out)",
+    _BLOCK + r"(ff(_context)?\.linear_(in|out)|ff\.(gate|up|down)|img_mlp\.(proj|out|gate_layer))",
+    _Z_IMAGE + r"feed_forward\.w[123]",
+)
+ATTENTION = "|".join(_ATTENTION)
+BLOCKS = "|".join(_ATTENTION + _FEED_FORWARD)
 KOHYA, PEFT = "lora_unet_", "base_model.model."
 PREFIXES = {
-    "FLUX": "transformer.",
-    "SD3": "transformer.",
+    **dict.fromkeys(
+        ("Chroma", "FLUX", "FLUX.2", "Krea 2", "Qwen-Image", "Qwen-Image-2.1", "SANA", "SD3", "Z-Image"),
+        "transformer.",
+    ),
     "PixArt-Sigma": PEFT,
     "SD1.x": KOHYA,
     "SDXL": KOHYA,
@@ -124,7 +139,7 @@ def apply_lora(path: Path, denoiser: nn.Module, strength: float = 1.0) -> None:
 def _read_changes(path: Path, target: Target) -> dict[tuple[str, str], Pair]:
     """As `read_adapter`; raises CheckpointError for an adapter that changes no picture, too."""
     found = read_adapter(path, target)
-    if not any(pair.up.any() and pair.down.any() for pair in found.values()):
+    if not changes(found):
         raise CheckpointError(f"{path} changes nothing: all its weights are zero; train it, or copy it anew")
     return found
 
@@ -144,23 +159,21 @@ def _add(layer: nn.Module, pair: Pair, strength: float, name: str) -> None:
                     f"a DoRA scales the rows of weights, and those of {name} are quantised; draw with "
                     "weights that are not, or merge the DoRA first"
                 )
-            weight += (strength * _decomposed(weight.float(), pair)).to(weight)
+            weight += (strength * change_of(weight.float(), pair)).to(weight)
         elif weight.dtype == torch.float32 and not hasattr(weight, "quant_type"):
-            weight += (strength * _product(pair)).to(weight)
+            weight += (strength * change_of(weight, pair)).to(weight)
         else:
             _add_beside(layer, pair.down, strength * pair.up)
 
 
-def _product(pair: Pair) -> Tensor:
-    """B A, in the shape of the weight."""
-    product = pair.up @ pair.down.flatten(1)
-    return product if pair.down.ndim == 2 else product.unflatten(1, tuple(pair.down.shape[1:]))
-
-
-def _decomposed(weight: Tensor, pair: Pair) -> Tensor:
-    """What a DoRA adds (Liu et al. 2024, arXiv 2402.09353, equation 5)."""
-    assert pair.dora is not None
-    adapted = weight + _product(pair).to(weight)
+def change_of(weight: Tensor, pair: Pair) -> Tensor:
+    """What is added to a weight at full strength: B A, or for a DoRA (Liu et al. 2024, arXiv 2402.09353,
+    equation 5) what makes its rows as long as it says."""
+    change = pair.up @ pair.down.flatten(1)
+    change = (change if pair.down.ndim == 2 else change.unflatten(1, tuple(pair.down.shape[1:]))).to(weight)
+    if pair.dora is None:
+        return change
+    adapted = weight + change
     lengths = pair.dora.to(weight)
     if pair.columns:
         norm = adapted.transpose(0, 1).flatten(1).norm(dim=1)

@@ -53,6 +53,18 @@ _TEXT_UNDERSCORES = {
     "text_encoder_2": ("lora_te2_", "lora_te3_"),
     "text_encoder_3": ("lora_te3_",),
 }
+# Layers that diffusers' converters split for one width only (FLUX.1), or not at all (Z-Image): original name,
+# block in diffusers, its modules in the order of the rows.
+_REFINED = r"(layers|noise_refiner|context_refiner)[._](\d+)[._]attention[._]"
+_JOINED = (
+    (
+        r"single_blocks[._](\d+)[._]linear1",
+        r"single_transformer_blocks.\1",
+        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    ),
+    (_REFINED + "qkv", r"\1.\2.attention", ("to_q", "to_k", "to_v")),
+    (_REFINED + "out", r"\1.\2.attention", ("to_out.0",)),
+)
 # In these, diffusers' converter reads original names best with kohya's underscores.
 _KOHYA = frozenset(
     "FluxPipeline Flux2Pipeline Flux2KleinPipeline ChromaPipeline QwenImagePipeline StableDiffusionPipeline "
@@ -120,6 +132,17 @@ def read_adapter(path: Path, target: Target) -> Adapter:
     for (component, name), pair in found.items():
         _check(path, name, pair, target.modules[component].get_submodule(name))
     return found
+
+
+def changes(adapter: Mapping[Any, Pair]) -> bool:
+    """Whether an adapter changes any weight: the second factor of a new one is zero."""
+    return any(pair.up.any() and pair.down.any() for pair in adapter.values())
+
+
+def changes_something(path: Path) -> bool:
+    """Whether a LoRA file changes any weight."""
+    parts = _parts(path, _tensors(path))
+    return changes({module: _pair(path, module, part) for module, part in parts.items()})
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -286,9 +309,9 @@ def _convert(
             if name.startswith(prefix):
                 name = name.removeprefix(prefix)
                 break
-        # diffusers' converter splits it as for a width of 3072; here as it is.
-        if joined := re.fullmatch(r"single_blocks[._](\d+)[._]linear1", name):
-            found |= _split_single(joined[1], pair, target)
+        split = _split(name, pair, target)
+        if split is not None:
+            found |= split
             continue
         if underscores:
             if not name.startswith("lora_te"):
@@ -318,13 +341,17 @@ def _convert(
     return found
 
 
-def _split_single(block: str, pair: Pair, target: Target) -> Adapter:
-    """FLUX.1's first layer of a single block: queries, keys, values, and the feed-forward part."""
-    made = f"single_transformer_blocks.{block}"
-    names = [f"{made}.attn.to_q", f"{made}.attn.to_k", f"{made}.attn.to_v", f"{made}.proj_mlp"]
+def _split(name: str, pair: Pair, target: Target) -> Adapter | None:
+    """The parts of a layer that `_JOINED` knows, by the rows of each; None for another layer."""
+    known = [one for one in _JOINED if re.fullmatch(one[0], name)]
+    if not known:
+        return None
+    pattern, block, parts = known[0]
+    made = re.sub(pattern, block, name)
+    names = [f"{made}.{part}" for part in parts]
     if not all(name in target.names for name in names):
         joined = f"{made}.attn.to_qkv_mlp_proj"  # FLUX.2 keeps it joined
-        return {target.names[joined]: pair} if joined in target.names else {}
+        return {target.names[joined]: pair} if joined in target.names else None
     modules = [target.modules[target.denoiser].get_submodule(name) for name in names]
     sizes: Any = [getattr(module, "out_features", 0) for module in modules]
     if sum(sizes) != len(pair.up):

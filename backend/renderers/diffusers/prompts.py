@@ -98,12 +98,12 @@ class PromptEncoder:
             self._kept.move_to_end(key)
             results.append(self._kept[key])
             if shared not in self._layouts:
-                self._layouts[shared] = _find_layout(results[0], encode(texts, 2))
+                self._layouts[shared] = embedding_layout(results[0], encode(texts, 2))
         layout = self._layouts[shared]
         kinds = [_shapes(result) for result in results]
         if any(kind != kinds[0] for kind in kinds):
             raise Ragged(kinds)
-        return _join(results, (), layout)
+        return joined(results, (), layout)
 
     @contextlib.contextmanager
     def once(self, encoders: Sequence[nn.Module]):
@@ -162,7 +162,7 @@ def _fixed(value: Any) -> Any:
     return repr(value)
 
 
-def _find_layout(one: Any, two: Any) -> dict[tuple, int]:
+def embedding_layout(one: Any, two: Any) -> dict[tuple, int]:
     """Which results of `encode_prompt` carry the batch, from those for a prompt once and twice.
 
     Raises NotJoinable where they cannot be joined.
@@ -194,7 +194,7 @@ def _compare(one: Any, two: Any, path: tuple, layout: dict[tuple, int]) -> None:
         raise NotJoinable("its prompts' embeddings cannot be joined")
 
 
-def _join(results: list[Any], path: tuple, layout: dict[tuple, int]) -> Any:
+def joined(results: list[Any], path: tuple, layout: dict[tuple, int]) -> Any:
     import torch
 
     first = results[0]
@@ -203,7 +203,7 @@ def _join(results: list[Any], path: tuple, layout: dict[tuple, int]) -> Any:
             return [item for one in results for item in one]
         return torch.cat(results, layout[path])
     if isinstance(first, (list, tuple)):
-        return type(first)(_join([one[i] for one in results], (*path, i), layout) for i in range(len(first)))
+        return type(first)(joined([one[i] for one in results], (*path, i), layout) for i in range(len(first)))
     return first
 
 

@@ -90,7 +90,7 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
     max_sequence_length: PositiveInt | None = None
     """Tokens of text, for renderers without a fixed length; the same as when drawing."""
     guidance: float | None = Field(None, ge=0)
-    """FLUX dev's embedded guidance while training. null: 3.5."""
+    """The embedded guidance of FLUX dev while training. null: 3.5, or what FLUX.2 draws with."""
     beta: PositiveFloat | None = None
     """How closely the denoiser is held to the reference; larger is closer. null: 5000, or 100 for a flow.
     `losses.diffusion_dpo` gives the convention."""

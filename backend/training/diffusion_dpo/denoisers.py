@@ -1,26 +1,27 @@
 """A pipeline as preference training uses it: pictures to latents, the noise of its training, one denoising.
 
-`renderers/diffusers/families.py` says how a family encodes and packs; here is how its denoiser is called, and
-which noise it was trained on.
+`renderers/diffusers/families.py` says how the older families encode and pack; here is how their denoisers are
+called. The others are called by their pipelines (`own_call.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Unsupported
 from ...renderers.diffusers.families import Family
 from ..common.losses import PREDICTIONS
+from .own_call import Condition, OwnCall, Tail
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 
-Conditions = Mapping[str, "Tensor"]  # the embeddings of `Family.encode`, a row for each sample
+Row = Mapping[str, "Tensor"]  # the embeddings of `Family.encode` for one sample, each (1, …)
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Noising:
         return torch.sqrt(level), torch.sqrt(1 - level), times.float()
 
 
-def noising_of(pipeline: Any, size: tuple[int, int], shift: float | None) -> Noising:
-    """The noise of a pipeline's training, by its scheduler's config; `size` is a latent's (h, w).
+def noising_of(pipeline: Any, size: tuple[int, int], shift: float | None, mu: float | None = None) -> Noising:
+    """The noise of a pipeline's training, by its scheduler's config; `size` is a latent's (h, w), and `mu`
+    what the pipeline itself tells its scheduler (`OwnCall.mu`), where that is known.
 
     Raises Unsupported for a scheduler or a kind of prediction that no loss is known for.
     """
@@ -60,7 +62,7 @@ def noising_of(pipeline: Any, size: tuple[int, int], shift: float | None) -> Noi
     steps = int(config.get("num_train_timesteps", 1000))
     if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
         own = "shift" if "FlowMatch" in name else "flow_shift"  # a config may carry the other's, unused
-        return Noising("flow", steps, shift=_shift_of(config, own, size) if shift is None else shift)
+        return Noising("flow", steps, shift=_shift_of(config, own, size, mu) if shift is None else shift)
     prediction = config.get("prediction_type", "epsilon")
     if shift is not None:
         raise Unsupported(f"shift is for flows; {type(pipeline).__name__} predicts {prediction}: drop it")
@@ -73,27 +75,37 @@ def noising_of(pipeline: Any, size: tuple[int, int], shift: float | None) -> Noi
     return Noising(prediction, steps, plain.alphas_cumprod.float())
 
 
-def _shift_of(config: Mapping[str, Any], own: str, size: tuple[int, int]) -> float:
+def _shift_of(config: Mapping[str, Any], own: str, size: tuple[int, int], mu: float | None) -> float:
     """As its pipeline shifts the sigmas of a picture of this size; `own` is what its scheduler calls it."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get(own, 1.0))
-    # FLUX, SD3.5: exp(mu), or mu itself; mu is linear in the number of 2 x 2 patches.
+    # FLUX, SD3.5: linear in the number of 2 x 2 patches.
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (most - base) / (high - low)
-    mu = base + slope * (size[0] * size[1] / 4 - low)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    found = base + slope * (size[0] * size[1] / 4 - low) if mu is None else mu
+    return found if config.get("time_shift_type") == "linear" else math.exp(found)
 
 
-def to_latents(pipeline: Any, image: Tensor) -> Tensor:
-    """A picture (H, W, 3) in 0..1 -> its latent (C, h, w) as the denoiser sees it; the posterior's mean."""
+def to_latents(pipeline: Any, image: Tensor, tail: Tail | None = None) -> Tensor:
+    """A picture (H, W, 3) in 0..1 -> its latent as the denoiser sees it, the posterior's mean: (C, h, w), or
+    with a `tail` in the layout of the pipeline's sampler."""
     import torch
 
     vae = pipeline.vae
     pixels = image.permute(2, 0, 1)[None].to(vae.device, vae.dtype) * 2 - 1
+    if tail is not None:
+        if vae.config.get("in_channels", vae.config.get("input_channels")) == 4:  # with opacity
+            pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+        if len(tail.decoded) == 4:  # a video of one frame
+            pixels = pixels[:, :, None]
     with torch.no_grad():
         encoded = vae.encode(pixels)
-    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    names = ("latents", "latent")
+    latents = next((encoded[name] for name in names if name in encoded), None)
+    latents = encoded.latent_dist.mode() if latents is None else latents
+    if tail is not None:
+        return tail.from_vae(latents.float())[0]
     mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if mean is not None and std is not None:  # some SDXL VAEs
         mean, std = (torch.tensor(value).to(latents).view(1, -1, 1, 1) for value in (mean, std))
@@ -103,23 +115,63 @@ def to_latents(pipeline: Any, image: Tensor) -> Tensor:
     return latents[0].float()
 
 
+def guidance_of(pipeline: Any, family: Family, guidance: float | None) -> float | None:
+    """The embedded guidance to train with. Raises Unsupported for one that the denoiser has no embedding
+    for."""
+    embeds = getattr(pipeline, family.denoiser).config.get("guidance_embeds", False)
+    if guidance is not None and not embeds:
+        raise Unsupported(f"this {type(pipeline).__name__} has no guidance embedding; leave guidance out")
+    return 3.5 if guidance is None and embeds and not family.own_call else guidance
+
+
+class FlowDenoiser:
+    """Evaluates a pipeline's denoiser by the pipeline's own call, for samples of one prompt and time at
+    once."""
+
+    def __init__(self, call: OwnCall):
+        self.call = call
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """(B, …) in the pipeline's own layout, (B,) timesteps, B conditions -> the velocity (B, …)."""
+        import torch
+
+        groups: dict[tuple[int, float], list[int]] = {}
+        for i, (time, condition) in enumerate(zip(timesteps.tolist(), conditions, strict=True)):
+            groups.setdefault((id(condition), time), []).append(i)
+        found = [
+            self.call.velocity(noisy[rows].float(), time, conditions[rows[0]])
+            for (_, time), rows in groups.items()
+        ]
+        order = torch.tensor([i for rows in groups.values() for i in rows], device=noisy.device)
+        return torch.cat(found)[order.argsort()]
+
+    def conditions(self, rows: Sequence[Condition], device: torch.device, dtype: torch.dtype) -> Any:
+        """Conditions of single samples, as they are: each group is moved when it is evaluated."""
+        return rows
+
+
 class Denoiser:
     """Calls `module`, a pipeline's denoiser or an adapter around it, as the pipeline does unguided."""
 
     def __init__(self, pipeline: Any, family: Family, module: nn.Module, guidance: float | None = None):
         self.pipeline, self.family, self.module = pipeline, family, module
-        self.config = getattr(pipeline, family.denoiser).config
-        embeds = family.packed and self.config.guidance_embeds
-        if guidance is not None and not embeds:
-            raise Unsupported(f"this {type(pipeline).__name__} has no guidance embedding; leave guidance out")
-        self.guidance = 3.5 if guidance is None and embeds else guidance
+        self.guidance = guidance_of(pipeline, family, guidance)
         self._call = _CALLS[family.name]
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, conditions: Row) -> Tensor:
         """(B, C, h, w), (B,) timesteps, conditions of B rows -> the prediction (B, C, h, w)."""
         return self._call(self, noisy, timesteps, conditions)
 
-    def _flux(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def conditions(self, rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> Any:
+        """Conditions of single samples as those of a batch; masks keep their dtype."""
+        import torch
+
+        stacked = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
+        return {
+            name: value.to(dtype) if value.is_floating_point() else value for name, value in stacked.items()
+        }
+
+    def _flux(self, noisy: Tensor, timesteps: Tensor, conditions: Row) -> Tensor:
         import torch
 
         pipe, (count, channels, height, width) = self.pipeline, noisy.shape
@@ -138,7 +190,7 @@ class Denoiser:
         scale = pipe.vae_scale_factor
         return pipe._unpack_latents(output, height * scale, width * scale, scale)
 
-    def _sd3(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def _sd3(self, noisy: Tensor, timesteps: Tensor, conditions: Row) -> Tensor:
         return self.module(
             hidden_states=noisy,
             timestep=timesteps,
@@ -147,12 +199,12 @@ class Denoiser:
             return_dict=False,
         )[0]
 
-    def _sd1(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def _sd1(self, noisy: Tensor, timesteps: Tensor, conditions: Row) -> Tensor:
         return self.module(
             noisy, timesteps, encoder_hidden_states=conditions["prompt_embeds"], return_dict=False
         )[0]
 
-    def _sdxl(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def _sdxl(self, noisy: Tensor, timesteps: Tensor, conditions: Row) -> Tensor:
         import torch
 
         high, wide = (side * self.pipeline.vae_scale_factor for side in noisy.shape[2:])
@@ -167,7 +219,7 @@ class Denoiser:
             return_dict=False,
         )[0]
 
-    def _pixart(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def _pixart(self, noisy: Tensor, timesteps: Tensor, conditions: Row) -> Tensor:
         output = self.module(
             noisy,
             encoder_hidden_states=conditions["prompt_embeds"],
@@ -187,11 +239,3 @@ _CALLS = {
     "SDXL": Denoiser._sdxl,
     "PixArt-Sigma": Denoiser._pixart,
 }
-
-
-def stacked(rows: list[dict[str, Tensor]], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Conditions of single samples, each (1, …), as those of a batch; masks keep their dtype."""
-    import torch
-
-    joined = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in joined.items()}

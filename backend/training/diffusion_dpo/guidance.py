@@ -19,7 +19,7 @@ held-out reward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, Unsupported
@@ -89,10 +89,19 @@ def check_gradient(name: str, judge: Reward) -> None:
 class Guide:
     """A frozen judge behind a frozen decoder: latents -> scores that have a gradient."""
 
-    def __init__(self, settings: JudgeGradient, vae: Any, judge: Any, picture: Tensor):
+    def __init__(
+        self,
+        settings: JudgeGradient,
+        vae: Any,
+        judge: Any,
+        picture: Tensor,
+        to_vae: Callable[[Tensor], Tensor] | None = None,
+    ):
         """`picture` (H, W, 3), one of the training pictures, shows whether the judge prepares pictures as
-        this class does. Raises Unsupported where it does not."""
+        this class does. Raises Unsupported where it does not. `to_vae` makes of latents what the VAE decodes;
+        None: as its config scales them."""
         self.settings, self.vae, self.judge = settings, vae, judge
+        self.to_vae = to_vae or (lambda latents: unscale_latents(latents, vae.config))
         name = settings.reward
         check_gradient(name, judge)
         if picture.shape[0] != picture.shape[1]:
@@ -121,7 +130,7 @@ class Guide:
         return (pixels - mean) / std
 
     def __call__(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Predicted clean latents (B, C, h, w) -> scores (B,), 0..1 by the judge's range, 1 best."""
+        """Predicted clean latents (B, …) -> scores (B,), 0..1 by the judge's range, 1 best."""
         import torch
         from torch.utils.checkpoint import checkpoint
 
@@ -134,6 +143,10 @@ class Guide:
         return share if spec.higher_is_better else 1 - share
 
     def _score(self, latent: Tensor, prompt: str, weight: Tensor) -> Tensor:
-        decoded = self.vae.decode(unscale_latents(latent, self.vae.config), return_dict=False)[0] / 2 + 0.5
+        decoded = self.vae.decode(self.to_vae(latent), return_dict=False)[0] / 2 + 0.5
+        if decoded.ndim == 5:  # a video of one frame
+            decoded = decoded[:, :, 0]
+        if decoded.shape[1] == 4:  # with opacity: laid on white
+            decoded = decoded[:, :3] * decoded[:, 3:] + 1 - decoded[:, 3:]
         pixels = self.prepared(decoded.clamp(0, 1))
         return self.judge.rate(pixels.to(weight.device, weight.dtype), [prompt])[0]

@@ -25,8 +25,9 @@ from ..common.losses import denoising_error, denoising_target, diffusion_dpo, no
 from ..common.pairs import keep_pairs_of_run, pairs_of_run, usable_pairs
 from ..common.step_loop import Figures, StepLoop
 from .config import DiffusionDpoConfig, JudgeGradient
-from .denoisers import Denoiser, noising_of, stacked
+from .denoisers import Denoiser, FlowDenoiser, Noising, guidance_of, noising_of
 from .guidance import Guide, clear_enough, importance
+from .own_call import Waiting
 from .pairs import TEXT, Encoded
 from .start import TARGETS, check_text_length, start_of, trainable
 
@@ -78,13 +79,13 @@ class DiffusionDpoLoop(StepLoop):
         self.encoded = Encoded(store, self.pipeline, self.family, config.size, length)
         self.guide: Guide | None = None
         self.shape = self._encode(pairs)
-        self.noising = noising_of(self.pipeline, (self.shape[1], self.shape[2]), config.shift)
+        self.noising = self._noising()
         self.beta = config.beta or BETA[self.noising.prediction]
 
         set_seed(config.seed)  # again, whatever was encoded: of the adapter's first weights
         start = start_of(config, getattr(self.pipeline, self.family.denoiser))
         self.model = self._adapted().to(self.device)
-        self.denoiser = Denoiser(self.pipeline, self.family, self.model, config.guidance)
+        self.denoiser = self._denoiser()
         self.weights = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         self.reference = self._copied(start)
         self.importance = importance(self.pairs, config.weigh_by)
@@ -121,12 +122,12 @@ class DiffusionDpoLoop(StepLoop):
     # What the run is made of
 
     def _encode(self, pairs: Sequence[Pair]) -> tuple[int, ...]:
-        """Encode what no run has encoded yet, let go of the encoders; the one (C, h, w) of all latents."""
+        """Encode what no run has encoded yet, let go of the encoders; the one shape of all latents."""
         pipe, missing = self.pipeline, self.encoded.missing(pairs)
         if missing:
             self.log(f"encoding {missing} pictures and prompts")
             denoiser = getattr(pipe, self.family.denoiser)
-            setattr(pipe, self.family.denoiser, None)  # it waits in main memory
+            setattr(pipe, self.family.denoiser, Waiting(denoiser))
             for name in TEXT:
                 if getattr(pipe, name, None) is not None:
                     getattr(pipe, name).to(self.device)
@@ -139,19 +140,39 @@ class DiffusionDpoLoop(StepLoop):
             if getattr(pipe, name, None) is not None:
                 setattr(pipe, name, None)
         images = {side.image for pair in pairs for side in (pair.chosen, pair.rejected)}
-        shapes = {tuple(self.encoded.latent(image).shape) for image in sorted(images)}
-        if len(shapes) > 1:
-            scale = pipe.vae_scale_factor
-            sides = ", ".join(f"{wide * scale} x {high * scale}" for _, high, wide in sorted(shapes)[:4])
+        sizes = {self.encoded.size(image) for image in sorted(images)}
+        if len(sizes) > 1:
+            sides = ", ".join(f"{wide} x {high}" for wide, high in sorted(sizes, key=lambda s: s[::-1])[:4])
             raise BadInput(f"the pictures have several sizes ({sides}, …); set size to train on one")
-        return shapes.pop()
+        self.size = sizes.pop()
+        return tuple(self.encoded.latent(min(images)).shape)
+
+    def _noising(self) -> Noising:
+        pipe, shift = self.pipeline, self.config.shift
+        if not self.family.own_call:
+            return noising_of(pipe, (self.shape[1], self.shape[2]), shift)
+        mu = self.encoded.call(self.size).mu(self.encoded.condition(self.pairs[0].condition))
+        return noising_of(pipe, (0, 0), shift, mu)
+
+    def _denoiser(self) -> Denoiser | FlowDenoiser:
+        guidance = self.config.guidance
+        if not self.family.own_call:
+            return Denoiser(self.pipeline, self.family, self.model, guidance)
+        # Its adapter is in the layers of the pipeline's own denoiser.
+        guidance = guidance_of(self.pipeline, self.family, guidance)
+        return FlowDenoiser(self.encoded.call(self.size, guidance))
 
     def _guide(self, settings: JudgeGradient, pairs: Sequence[Pair]) -> Guide:
         judge = open_reward(settings.reward, self.config.device)
         if judge.model is not None:
             judge.model.to(self.device)
         vae = self.pipeline.vae.requires_grad_(False).to(self.device)
-        return Guide(settings, vae, judge, self.encoded.picture(pairs[0].chosen.image))
+        picture = self.encoded.picture(pairs[0].chosen.image)
+        to_vae = None
+        if self.family.own_call:
+            high, wide = picture.shape[:2]
+            to_vae = self.encoded.tail((wide, high), pairs[0].condition).to_vae
+        return Guide(settings, vae, judge, picture, to_vae)
 
     def _adapted(self) -> Any:
         """The denoiser, frozen, with a new adapter in float32."""
@@ -217,17 +238,17 @@ class DiffusionDpoLoop(StepLoop):
             yield losses.mean() / count
 
     def _losses(self, pairs: Sequence[Pair], noise: Tensor, u: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Losses (B,) of pairs, each at its noise (B, C, h, w) and share of the way u (B,), and figures."""
+        """Losses (B,) of pairs, each at its noise (B, …) and share of the way u (B,), and figures."""
         import torch
 
         device = self.device
         latents = [self.encoded.latent(pair.chosen.image) for pair in pairs]
         latents += [self.encoded.latent(pair.rejected.image) for pair in pairs]
-        clean = torch.stack(latents).to(device)  # (2B, C, h, w): the better ones, then the worse ones
+        clean = torch.stack(latents).to(device)  # (2B, …): the better ones, then the worse ones
         noise = torch.cat([noise, noise]).to(device)
         signal, sigma, times = (value.to(device) for value in self.noising.at(torch.cat([u, u])))
         rows = [self.encoded.condition(pair.condition) for pair in pairs]
-        conditions = stacked(rows + rows, device, self.dtype)
+        conditions = self.denoiser.conditions(rows + rows, device, self.dtype)
         noisy = noised(clean, noise, signal, sigma).to(self.dtype)
         target = denoising_target(self.noising.prediction, clean, noise, signal, sigma)
 

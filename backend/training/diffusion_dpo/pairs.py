@@ -17,6 +17,7 @@ from ...storage.cache import Cache
 from ...storage.checksums import load_tensors, save_tensors
 from ..common.checkpoints import write_error
 from .denoisers import to_latents
+from .own_call import Condition, OwnCall, Tail
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ENCODED = "encoded"  # folder of the store
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_SIZE = "size"  # of the picture (height, width), beside a latent in a pipeline's own layout
 
 
 class Encoded:
@@ -33,14 +35,17 @@ class Encoded:
     by itself, so that it does not depend on what else is encoded.
     """
 
-    def __init__(self, store: Store, pipeline: Any, family: Family, size: int | None, length: int | None):
+    def __init__(self, store: Store, pipeline: Any, family: Family, side: int | None, length: int | None):
         check_layout(family)
-        self.store, self.pipeline, self.family, self.size, self.length = store, pipeline, family, size, length
+        self.store, self.pipeline, self.family, self.side, self.length = store, pipeline, family, side, length
         self.folder, self.multiple = store.folder / ENCODED, multiple(pipeline)
         encoders = {name: part for name in TEXT if (part := getattr(pipeline, name, None)) is not None}
         tokenizers = {name.replace("text_encoder", "tokenizer"): None for name in encoders}
         self._vae = _fingerprint({"vae": pipeline.vae}, {})
         self._text = _fingerprint(encoders, {name: getattr(pipeline, name, None) for name in tokenizers})
+        # What a pipeline's own call makes depends on its class and settings, too.
+        self._own = [] if not family.own_call else [type(pipeline).__name__, _settings(pipeline)]
+        self._tails: dict[tuple[int, int], Tail] = {}
 
     def missing(self, pairs: Sequence[Pair]) -> int:
         """How many latents and conditions are not encoded yet."""
@@ -48,24 +53,59 @@ class Encoded:
 
     def prepare(self, pairs: Sequence[Pair]) -> None:
         """Encode what is missing. Raises BadInput for pictures that cannot be trained on together."""
-        for image in dict.fromkeys(side.image for pair in pairs for side in (pair.chosen, pair.rejected)):
-            if not (path := self._latent_path(image)).is_file():
-                _save(path, {"latent": to_latents(self.pipeline, self.picture(image)).cpu().contiguous()})
         for text in dict.fromkeys(pair.condition for pair in pairs):
             if not (path := self._condition_path(text)).is_file():
-                import torch
+                _save(path, self._encoded(text))
+        for image in dict.fromkeys(side.image for pair in pairs for side in (pair.chosen, pair.rejected)):
+            if not (path := self._latent_path(image)).is_file():
+                _save(path, self._latent(self.picture(image), pairs[0].condition))
 
-                with torch.no_grad():
-                    rows = self.family.encode(self.pipeline, text, self.length)
-                _save(path, {name: value.cpu().contiguous() for name, value in rows.items()})
+    def _encoded(self, text: str) -> dict[str, Tensor]:
+        import torch
+
+        if self.family.own_call:
+            return self.call((1024, 1024)).encode(text).tensors()
+        with torch.no_grad():
+            rows = self.family.encode(self.pipeline, text, self.length)
+        return {name: value.cpu().contiguous() for name, value in rows.items()}
+
+    def _latent(self, picture: Tensor, text: str) -> dict[str, Tensor]:
+        import torch
+
+        if not self.family.own_call:
+            return {"latent": to_latents(self.pipeline, picture).cpu().contiguous()}
+        high, wide = picture.shape[:2]
+        latent = to_latents(self.pipeline, picture, self.tail((wide, high), text))
+        return {"latent": latent.cpu().contiguous(), _SIZE: torch.tensor([high, wide])}
+
+    def call(self, size: tuple[int, int], guidance: float | None = None) -> OwnCall:
+        """The pipeline's own call for pictures of (width, height) pixels."""
+        return OwnCall(self.pipeline, size, guidance, self.length)
+
+    def tail(self, size: tuple[int, int], text: str) -> Tail:
+        """How latents of pictures of (width, height) pixels are decoded; `text` has been encoded."""
+        if size not in self._tails:
+            self._tails[size] = self.call(size).tail(self.condition(text))
+        return self._tails[size]
 
     def latent(self, image: str) -> Tensor:
-        """(C, h, w), float32."""
+        """(C, h, w), or in the pipeline's own layout; float32."""
         return _load(self._latent_path(image))["latent"]
 
-    def condition(self, text: str) -> dict[str, Tensor]:
-        """The embeddings of one prompt, each (1, …)."""
-        return _load(self._condition_path(text))
+    def size(self, image: str) -> tuple[int, int]:
+        """(width, height) in pixels of an encoded picture."""
+        found = _load(self._latent_path(image))
+        if _SIZE in found:
+            high, wide = found[_SIZE].tolist()
+            return wide, high
+        scale = self.pipeline.vae_scale_factor
+        return found["latent"].shape[2] * scale, found["latent"].shape[1] * scale
+
+    def condition(self, text: str) -> Any:
+        """The embeddings of one prompt, as the denoiser's `conditions` takes them: a `Row`, or a
+        `Condition` of a pipeline's own call."""
+        found = _load(self._condition_path(text))
+        return Condition.of_tensors(found) if self.family.own_call else found
 
     def picture(self, image: str) -> Tensor:
         """(H, W, 3) in 0..1, as it is trained on. Raises BadInput for one that is damaged, or whose sides
@@ -75,15 +115,15 @@ class Encoded:
             raise BadInput(f"the picture {self.store.image_path(image)} is damaged; mine its run again")
         high, wide = picture.shape[:2]
         multiple = self.multiple
-        if self.size is None:
+        if self.side is None:
             if high % multiple or wide % multiple:
                 raise BadInput(
                     f"a picture of {wide} x {high} cannot be encoded, where sides are multiples "
                     f"of {multiple}; set size"
                 )
             return picture
-        check_size(self.size, multiple)
-        return cropped(picture, self.size)
+        check_size(self.side, multiple)
+        return cropped(picture, self.side)
 
     def _paths(self, pairs: Sequence[Pair]) -> list[Path]:
         images = dict.fromkeys(side.image for pair in pairs for side in (pair.chosen, pair.rejected))
@@ -91,10 +131,10 @@ class Encoded:
         return [*map(self._latent_path, images), *map(self._condition_path, texts)]
 
     def _latent_path(self, image: str) -> Path:
-        return self._path("latent", self._vae, image, self.size)
+        return self._path("latent", self._vae, image, self.side, *self._own)
 
     def _condition_path(self, text: str) -> Path:
-        return self._path("condition", self._text, text, self.length)
+        return self._path("condition", self._text, text, self.length, *self._own)
 
     def _path(self, *parts: object) -> Path:
         name = Cache.key(*parts)
@@ -128,6 +168,12 @@ def cropped(picture: Tensor, size: int) -> Tensor:
 
 def _fingerprint(models: dict[str, Any], tokenizers: dict[str, Any]) -> str:
     return pipeline_fingerprint(SimpleNamespace(components=models, **tokenizers))
+
+
+def _settings(pipeline: Any) -> str:
+    """A pipeline's own settings, without its parts."""
+    given = {name: value for name, value in pipeline.config.items() if name not in pipeline.components}
+    return repr(sorted((name, value) for name, value in given.items() if not name.startswith("_")))
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ from ...factory import open_renderer, open_reward
 from ...preferences.pairing import PairMiner, PictureGroup, ScoredPicture
 from ...preferences.store import PAIRS, Store
 from ...renderers.diffusers.devices import choose_device, choose_training_dtype
+from ...renderers.diffusers.lora_files import changes_something
 from ...renderers.diffusers.renderer import DiffusersRenderer
 from ...storage.files import free_megabytes, write_whole
 from ..common.checkpoints import CannotWrite
@@ -55,7 +56,7 @@ class DiffusionDpoRounds(Rounds):
             check_gradient(name, self.rewards.get(name) or open_reward(name, self.device))
         renderer = self.renderer(None)
         assert isinstance(renderer, DiffusersRenderer), "all that can be trained are"
-        check_possible(self.config, renderer.pipeline, renderer.family, renderer.width)
+        check_possible(self.config, renderer.pipeline, renderer.family)
 
     def renderer(self, newest: Path | None) -> Renderer:
         """The one that is trained, with a round's LoRA or the one to start from. It evaluates a round and
@@ -72,7 +73,8 @@ class DiffusionDpoRounds(Rounds):
             if settings.dtype == "auto":
                 shared["dtype"] = choose_training_dtype(config.dtype, choose_device(config.device))
             # Until a round has moved something its LoRA changes no picture, and a renderer would refuse it.
-            lora = _moved(newest) if newest else config.start
+            file = _file(newest) if newest else None
+            lora = (file if changes_something(file) else None) if file else config.start
             changes = {"name": config.model, "lora": [] if lora is None else [str(lora)]}
             renderer = open_renderer(settings.model_copy(update=shared | changes), config.device)
             self.opened = newest, renderer
@@ -243,13 +245,3 @@ def unwritable(folder: Path) -> CannotWrite:
 def _file(final: Path) -> Path:
     (file,) = final.glob("*.safetensors")
     return file
-
-
-def _moved(final: Path) -> Path | None:
-    """A round's LoRA file; None where no step has changed it yet: a new adapter's second factor is zero."""
-    from safetensors import safe_open
-
-    file = _file(final)
-    with safe_open(file, "pt") as weights:
-        ups = [name for name in weights.keys() if "lora_B" in name or "lora_up" in name]  # noqa: SIM118
-        return file if any(weights.get_tensor(name).any() for name in ups) else None

@@ -13,22 +13,20 @@ from ...renderers.diffusers.call import multiple
 from ...renderers.diffusers.checkpoints import read_index
 from ...renderers.diffusers.families import Family, family_of
 from .config import DiffusionDpoConfig
-from .denoisers import Denoiser, noising_of
+from .denoisers import guidance_of, noising_of
 from .pairs import check_size
 
 TARGETS = {"attention": files.ATTENTION, "blocks": files.BLOCKS}
 
 
-def check_possible(config: DiffusionDpoConfig, pipeline: Any, family: Family, side: int) -> None:
-    """Raises now what the loop would raise for these settings once there are pictures of `side` pixels."""
+def check_possible(config: DiffusionDpoConfig, pipeline: Any, family: Family) -> None:
+    """Raises now what the loop would raise for these settings once there are pictures."""
     check_text_length(config, family)
     if config.size is not None:
         check_size(config.size, multiple(pipeline))
-    latent = (config.size or side) // pipeline.vae_scale_factor
-    noising_of(pipeline, (latent, latent), config.shift)
-    denoiser = getattr(pipeline, family.denoiser)
-    Denoiser(pipeline, family, denoiser, config.guidance)
-    start_of(config, denoiser)
+    guidance_of(pipeline, family, config.guidance)
+    noising_of(pipeline, (64, 64), config.shift)  # of any size
+    start_of(config, getattr(pipeline, family.denoiser))
 
 
 def check_text_length(config: DiffusionDpoConfig, family: Family) -> None:

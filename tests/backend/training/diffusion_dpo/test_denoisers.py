@@ -8,7 +8,7 @@ import torch
 from reprise.backend.core.errors import Unsupported
 from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline, unscale_latents
 from reprise.backend.training.common.losses import denoising_target, noised
-from reprise.backend.training.diffusion_dpo.denoisers import Denoiser, noising_of, stacked, to_latents
+from reprise.backend.training.diffusion_dpo.denoisers import Denoiser, noising_of, to_latents
 
 from ...renderers.conftest import build
 
@@ -61,7 +61,9 @@ def test_a_denoiser_is_called_as_its_pipeline_calls_it(pipe):
     ours = Denoiser(pipe, family, module, guidance)
     with torch.no_grad():
         found = ours(hidden, times.expand(len(hidden)), rows)
-        both = ours(torch.cat([hidden, hidden]), times.expand(2), stacked([rows, rows], "cpu", torch.float32))
+        both = ours(
+            torch.cat([hidden, hidden]), times.expand(2), ours.conditions([rows, rows], "cpu", torch.float32)
+        )
     torch.testing.assert_close(found, said, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(both[1:], said, rtol=1e-4, atol=1e-4)
 
