@@ -80,39 +80,6 @@ Steps = Annotated[
         metavar="N", callback=between(1, 1000), show_default="the renderer's own", help="Denoising steps."
     ),
 ]
-Lora = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FILE[:STRENGTH]",
-        help="A LoRA for the renderer, in the layout of any common trainer; may be given several times.",
-    ),
-]
-Comfyui = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        parser=path,
-        help="The folder of your ComfyUI: single files and LoRAs may be named as it lists them, and text "
-        "encoders and VAEs are found there.",
-    ),
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="With a single file: the diffusers folder or Hugging Face name that configs and missing parts "
-        "come from.",
-    ),
-]
-Parts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--part",
-        metavar="NAME=FILE",
-        help="With a single file: the file of one part of its pipeline, such as vae=ae.safetensors; may be "
-        "given several times.",
-    ),
-]
 BestOf = Annotated[
     int,
     typer.Option(

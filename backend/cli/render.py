@@ -24,10 +24,6 @@ def render(
     prompts: options.Prompts = None,
     file: options.PromptFile = None,
     renderer: options.Renderer = "shapeworld",
-    lora: options.Lora = None,
-    comfyui: options.Comfyui = None,
-    base: options.Base = None,
-    part: options.Parts = None,
     steps: options.Steps = None,
     rewriter: options.Rewriter = None,
     variants: options.Variants = 4,
@@ -103,7 +99,7 @@ def render(
     # Every candidate of every round needs a seed.
     checks.check_seeds(seed, best_of * (2 if reflect is None else 1 + reflect))
     mending = checks.correction_named(correction)
-    drawing = renderer_settings(renderer, steps, lora, base, part, comfyui, **drawing_options)
+    drawing = renderer_settings(renderer, steps, **drawing_options)
     wanted, prune = prune, checks.choose_prune(prune, renderer)
     weights = parse_weights(reward or [])
     judges = parse_judge(judge, weights, renderer)
@@ -131,10 +127,6 @@ def render(
         "seed": seed,
         "steps": steps,
         **({"previews": previews} if previews else {}),
-        **({"lora": lora} if lora else {}),
-        **({"base": base} if base else {}),
-        **({"parts": part} if part else {}),
-        **({"comfyui": str(comfyui)} if comfyui else {}),
         **drawing_options,
         **({"corrector": corrector} if corrector else {}),
         **({"correction": correction, "strength": strength} if correction != "draw-again" else {}),

@@ -5,14 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..renderers.settings import RendererSettings
+from .options import path
 
 # Option -> (field of RendererSettings, type, metavar).
 _OPTIONS: dict[str, tuple[str, Any, str | None]] = {
+    "lora": ("lora", list[str], "FILE[:STRENGTH]"),
+    "comfyui": ("comfyui", Path, "DIR"),
+    "base": ("base", str, "NAME"),
+    "part": ("parts", list[str], "NAME=FILE"),
     "size": ("size", str, "WxH"),
     "guidance": ("guidance", float, "SCALE"),
     "true_cfg": ("true_cfg", float, "SCALE"),
@@ -20,6 +26,7 @@ _OPTIONS: dict[str, tuple[str, Any, str | None]] = {
     "max_tokens": ("max_sequence_length", int, "N"),
     "scheduler": ("scheduler", str, "CLASS"),
     "dtype": ("dtype", str, "auto|float32|bfloat16|float16"),
+    "quantize": ("quantize", str, "nf4|int8|fp8"),
     "device": ("device", str, "auto|cpu|cuda|cuda:N|mps"),
     "offload": ("offload", str, "auto|none|model|sequential"),
     "chunk": ("chunk", int, "N"),
@@ -35,7 +42,11 @@ def renderer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_options(*args: Any, **kwargs: Any) -> Any:
         typed = {option: kwargs.pop(option, None) for option in _OPTIONS}
-        used = {_OPTIONS[option][0]: value for option, value in typed.items() if value is not None}
+        used = {
+            _OPTIONS[option][0]: str(value) if isinstance(value, Path) else value
+            for option, value in typed.items()
+            if value not in (None, [])
+        }
         return command(*args, **kwargs, drawing_options=used)
 
     own = [one for one in signature.parameters.values() if one.name != "drawing_options"]
@@ -60,6 +71,7 @@ def _annotation(option: str) -> Any:
     shown = typer.Option(
         name if kind is not bool else f"{name}/--no-{name[2:]}",
         metavar=metavar,
+        parser=path if kind is Path else None,
         help=text,
         show_default="the renderer's own",
         rich_help_panel="How it draws",

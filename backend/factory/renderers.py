@@ -49,24 +49,19 @@ def parse_renderer(name: str) -> RendererName:
 
 
 def renderer_settings(
-    name: str,
-    steps: int | None = None,
-    lora: Sequence[str] | None = None,
-    base: str | None = None,
-    parts: Sequence[str] | None = None,
-    comfyui: Path | None = None,
-    **more: Any,
+    name: str, steps: int | None = None, parts: Sequence[str] = (), **more: Any
 ) -> RendererSettings:
     """What the options of a command say of a renderer, checked; `parts` are NAME=FILE, `more` are further
     fields of its settings. Raises as `check_renderer` does."""
     files = {}
-    for word in parts or ():
+    for word in parts:
         part, equals, file = word.partition("=")
         if not (part and equals and file):
             raise BadInput(f"--part {word}: expected NAME=FILE, such as vae=ae.safetensors")
         files[part] = file
-    given = {"name": name, "steps": steps, "lora": lora or [], "base": base, "parts": files}
-    settings = parse_config(RendererSettings, {**given, "comfyui": comfyui, **more}, "the renderer")
+    settings = parse_config(
+        RendererSettings, {"name": name, "steps": steps, "parts": files, **more}, "the renderer"
+    )
     check_renderer(settings)
     return settings
 
@@ -84,6 +79,10 @@ def check_renderer(settings: RendererSettings) -> RendererName:
         from ..renderers.diffusers.loading import find_file
 
         find_file(name.model, ComfyuiFolders(settings.comfyui) if settings.comfyui else None)
+    if settings.quantize is not None:
+        from ..renderers.diffusers.quantization import check_quantize
+
+        check_quantize(settings.quantize)
     if settings.lora:
         from ..renderers.diffusers.loading import find_lora
 

@@ -31,7 +31,7 @@ class RendererSettings(Config):
     """Text tokens that the denoiser reads. A small number is much faster at 512 pixels."""
     lora: list[str] = Field(default_factory=list)
     """LoRA files, in the layout of any common trainer: FILE, or FILE:STRENGTH such as style.safetensors:0.8.
-    """
+    Several add up."""
 
     @field_validator("lora", mode="before")
     @classmethod
@@ -50,6 +50,9 @@ class RendererSettings(Config):
     EulerAncestralDiscreteScheduler."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of its weights."""
+    quantize: Literal["nf4", "int8", "fp8"] | None = None
+    """Keep the denoiser's and large text encoders' weights in 4 or 8 bits, to save memory. nf4 needs the
+    package bitsandbytes."""
     device: str | None = None
     """Where it computes: auto, cpu, cuda, cuda:1 or mps."""
     offload: Literal["auto", "none", "model", "sequential"] | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput, DiskFull, RepriseError
+from ..core.parsing import parse_json
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -117,12 +118,12 @@ def read_json(path: Path, remedy: str, needs: Mapping[str, type] | None = None) 
     """A JSON file; with `needs` an object that has these keys, as in `read_lines`. Raises BadInput, whose
     message ends in `remedy`; a missing file is FileNotFoundError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; {remedy}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{path}: {_not_json(error)}; {remedy}") from error
     if needs is not None and (lacking := _lacking(found, needs)):
         raise BadInput(f"{path}: expected {lacking}; {remedy}")

@@ -25,10 +25,6 @@ def judge(
         ),
     ] = Path("judge.jsonl"),
     renderer: options.DataRenderer = None,
-    lora: options.Lora = None,
-    comfyui: options.Comfyui = None,
-    base: options.Base = None,
-    part: options.Parts = None,
     steps: options.Steps = None,
     renders: options.Renders = 8,
     reward: Annotated[
@@ -121,14 +117,16 @@ def judge(
         if not source.startswith("shapeworld:"):
             raise BadInput(f"--held-out needs shapeworld:N, got {source}; give --test-share 1 instead")
         test_share, calibration_share = 1.0, 0.0
-    drawing = renderer_settings(name, steps, lora, base, part, comfyui, **drawing_options)
+    drawing = renderer_settings(name, steps, **drawing_options)
     able = check_renderer(drawing).capabilities
     if look and not able.previews:
         raise BadInput("a ComfyUI server gives no previews; leave out --look")
     sources = read_sources(source, renders, seed, "held-out" if held_out else "train")
     drawn = all(one.load is not None for one in sources)
-    if drawn and (renderer is not None or steps is not None or look or lora):
-        raise BadInput(f"all of {source} is drawn already; leave out --renderer, --lora, --steps and --look")
+    if drawn and (renderer is not None or steps is not None or look or drawing_options):
+        raise BadInput(
+            f"all of {source} is drawn already; leave out --renderer, its options, --steps and --look"
+        )
     if reward is None and not able.shapeworld:
         raise BadInput(
             "name what labels these pictures with --reward; the embedded detector reads ShapeWorld "
@@ -159,7 +157,6 @@ def judge(
                 made_by={
                     "renderer": None if drawn else name,
                     "steps": steps,
-                    **({"lora": lora} if lora else {}),
                     **drawing_options,
                 },
                 progress=lambda done, of: tell("draw", done, of),

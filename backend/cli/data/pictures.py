@@ -61,7 +61,7 @@ def pictures(
     records, judge_prompts = read_source(source)
     drawn = all(record.image is not None for record in records)
     if drawn and (renderer is not None or steps is not None or drawing_options):
-        raise BadInput(f"all of {source} is drawn already; leave out --renderer and --steps")
+        raise BadInput(f"all of {source} is drawn already; leave out --renderer, its options and --steps")
     if not reward and (drawn or not able.shapeworld):
         raise BadInput(
             "say what scores these pictures with --reward; the embedded judge reads ShapeWorld pictures only"

@@ -124,7 +124,9 @@ def rewrites(
     pictures = 1 if images is None else images
     _check(eval_share, out, eval_out, pictures, seed)
     if not keep_best and any((renderer, reward, images, steps, drawing_options)):
-        raise BadInput("--renderer, --reward, --images and --steps are for pictures; add --keep-best")
+        raise BadInput(
+            "--renderer and its options, --reward, --images and --steps are for pictures; add --keep-best"
+        )
     writer, passing = parse_rewriter(rewriter), _filters(filters or [])
     if not writer.capabilities.reasons:
         raise Unsupported(

@@ -70,7 +70,7 @@ def search(
 
     def load_renderer(lora: str | None, cache: Cache) -> Renderer:
         return open_renderer(
-            renderer_settings(renderer, steps, [lora] if lora else None, **drawing_options), cache=cache
+            renderer_settings(renderer, steps, **_with_lora(drawing_options, lora)), cache=cache
         )
 
     loaders = RoleLoaders(load_renderer, open_rewriter, open_reward, reward_mark)
@@ -98,8 +98,13 @@ def _check(rows: Iterable[TableRow], renderer: str, steps: int | None, drawing: 
     for row in rows:
         checks.choose_prune(row.prune, renderer)
         for one in row.trainings():
-            renderer_settings(renderer, steps, [one.lora] if one.lora else None, **drawing)
+            renderer_settings(renderer, steps, **_with_lora(drawing, one.lora))
             for rewriter in filter(None, (one.rewriter, one.corrector)):
                 parse_rewriter(rewriter)
             for name in filter(None, (one.judge, one.previews)):
                 parse_reward(name)
+
+
+def _with_lora(drawing: dict[str, Any], lora: str | None) -> dict[str, Any]:
+    """The options with a row's LoRA, which comes after those of all rows."""
+    return drawing if lora is None else {**drawing, "lora": [*drawing.get("lora", ()), lora]}

@@ -30,6 +30,8 @@ class Loading:
     base: str | Path | None = None
     parts: Mapping[str, Path] = field(default_factory=dict)
     comfyui: Path | None = None
+    quantize: str | None = None
+    """A method of `quantization.METHODS`."""
 
 
 def parse_lora(text: str | Path) -> tuple[Path, float]:

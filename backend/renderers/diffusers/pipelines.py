@@ -17,6 +17,7 @@ from .devices import choose_device, choose_dtype, models_of, place
 from .families import Family, check_call, family_of, half_precision
 from .loading import Loading, find_source
 from .lora import apply_loras
+from .quantization import check_quantize, quantize
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,8 @@ def open_pipeline(model: Any, dtype: str, device: str, offload: str, loading: Lo
     import torch
 
     if isinstance(model, (str, Path)):
+        if loading.quantize is not None:
+            check_quantize(loading.quantize)
         source = find_source(model, loading)
         name, target = source.pipeline_class, choose_device(device)
         pipe, weights = source.load(choose_dtype(dtype, target, half_precision(name)))
@@ -52,6 +55,9 @@ def open_pipeline(model: Any, dtype: str, device: str, offload: str, loading: Lo
             strengths = [strength for _, strength in loading.loras]
             # One LoRA at full strength is named as it always was.
             weights = Cache.key(weights, *files, *([] if strengths == [1.0] else strengths))
+        if loading.quantize is not None:
+            quantize(pipe, call.denoisers(pipe), loading.quantize)
+            weights = Cache.key(weights, "quantize", loading.quantize)
         place(pipe, target, offload)
         return pipe, weights
     if loading != Loading():

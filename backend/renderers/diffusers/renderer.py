@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 # The fields of `RendererSettings` that this renderer takes.
 SETTINGS = frozenset(
     "steps size guidance true_cfg negative_prompt max_sequence_length scheduler lora base parts comfyui "
-    "dtype device offload chunk vae_tiling".split()
+    "dtype quantize device offload chunk vae_tiling".split()
 )
 _PROBE = "a photo"  # the prompt with which a new pipeline is probed
 
@@ -72,6 +72,7 @@ class DiffusersRenderer:
     - `true_cfg` > 1 guides FLUX by a second evaluation against `negative_prompt`.
     - `scheduler` is a class of diffusers that steps instead of the pipeline's own, with its config.
     - `vae_tiling` decodes pictures in tiles.
+    - `quantize` is nf4, int8 or fp8; see `quantization`.
     - `size` is a side in pixels or (width, height).
     - `chunk` is the number of rows the denoiser evaluates at once (None: depends on the picture's size). It
       is halved when memory runs out.
@@ -108,6 +109,7 @@ class DiffusersRenderer:
         max_sequence_length: int | None = None,
         scheduler: str | None = None,
         dtype: str = "auto",
+        quantize: str | None = None,
         device: str = "auto",
         offload: str = "auto",
         chunk: int | None = None,
@@ -122,7 +124,7 @@ class DiffusersRenderer:
         lora = [lora] if isinstance(lora, (str, Path)) else lora
         loras = tuple(find_lora(one, comfyui) for one in lora or ())
         self.pipeline, weights = open_pipeline(
-            model, dtype, device, offload, Loading(loras, base, parts or {}, comfyui)
+            model, dtype, device, offload, Loading(loras, base, parts or {}, comfyui, quantize)
         )
         pipe = self.pipeline
         if scheduler is not None:

@@ -7,7 +7,6 @@ from a base folder in diffusers' layout, and from the ComfyUI that was named.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ...core.clip_vocabulary import clip_vocabulary
 from ...core.errors import BadInput, CheckpointError, Unsupported, first_line
 from ...core.model_files import quiet_loading
+from ...storage.files import read_json
 from . import model_configs as configs
-from .checkpoints import load_model
+from .checkpoints import load_model, read_index
 from .comfyui_folders import ComfyuiFolders
 from .converters import build, from_open_clip, own_memory
 from .layouts import LAYOUTS, VAE, Text, recognise, text_kind, under, vae_kind
@@ -64,7 +64,7 @@ class SingleFile:
         """Raises BadInput, CheckpointError, and Unsupported for a file that is no denoiser known here."""
         self.path, self.rest = path, rest
         self.header = read_header(path)
-        self.index = None if rest.base is None else _read_json(rest.base / "model_index.json")
+        self.index = None if rest.base is None else read_index(rest.base)
         found = recognise(self.header.shapes)
         if found is None:
             raise Unsupported(_unknown(path, self.header))
@@ -183,7 +183,7 @@ class SingleFile:
         if self.rest.base is not None:
             path = self.rest.base / component / "config.json"
             if path.is_file():
-                return _read_json(path)
+                return read_json(path, "fetch its folder anew", {})
         try:
             return read()
         except (KeyError, IndexError, ValueError, StopIteration) as error:
@@ -295,13 +295,6 @@ class SingleFile:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in tensors.items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(f"{path} is not there or damaged; fetch its folder anew") from None
 
 
 def _unknown(path: Path, header: Header) -> str:

@@ -8,21 +8,48 @@ from reprise.backend.renderers.settings import RendererSettings, sides
 
 from .conftest import reprise  # noqa: F401
 
-COMMANDS = [
-    ("render",),
-    *[("evaluate", name) for name in ("search", "shapeworld", "rewriters")],
-    *[("data", name) for name in ("pictures", "rewrites", "judge")],
-]
 OPTIONS = (
-    "--size --guidance --true-cfg --negative --max-tokens --scheduler --dtype --device --offload --chunk "
-    "--vae-tiling"
+    "--size --guidance --true-cfg --negative --max-tokens --scheduler --dtype --quantize --device --offload "
+    "--chunk --vae-tiling --lora --comfyui --base --part"
 ).split()
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_that_draws_has_them(command, reprise):  # noqa: F811
-    said = reprise(*command, "--help").out
-    assert all(option in said for option in OPTIONS)
+def commands(group, path=()):
+    """(words, command) of all commands, whatever their depth."""
+    for name, command in group.commands.items():
+        if name == "lab":  # measures, with settings of its own
+            continue
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_command_that_takes_a_renderer_has_all_of_them():
+    import typer
+
+    from reprise.backend.cli.main import app
+
+    drawing = {}
+    for words, command in commands(typer.main.get_command(app)):
+        names = {option for one in command.params for option in one.opts}
+        if "--renderer" in names:
+            drawing[" ".join(words)] = [one for one in OPTIONS if one not in names]
+    assert not any(drawing.values()), drawing
+    assert {
+        "render",
+        "evaluate search",
+        "evaluate rewriters",
+        "data pictures",
+        "data judge",
+    } <= drawing.keys()
+
+
+def test_each_of_them_is_a_setting_of_a_trainings_renderer():
+    from reprise.backend.cli.renderer_options import _OPTIONS
+
+    fields = {field for field, *_ in _OPTIONS.values()}
+    assert fields | {"name", "steps", "batch"} == RendererSettings.model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -34,6 +61,10 @@ def test_every_command_that_draws_has_them(command, reprise):  # noqa: F811
         (["--scheduler", "Nope"], "no scheduler 'Nope'; for this pipeline there are FlowMatchEuler"),
         (["--device", "gpu"], "device is 'auto', 'cpu', 'cuda'"),
         (["--renderer", "fake", "--guidance", "2"], "'fake' does not take guidance"),
+        (["--renderer", "fake", "--quantize", "int8"], "'fake' does not take quantize"),
+        (["--quantize", "int3"], "'nf4', 'int8' or 'fp8', got 'int3'"),
+        (["--comfyui", ""], "got an empty name"),
+        (["--part", "vae"], "--part vae: expected NAME=FILE"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(options, says, reprise):  # noqa: F811
@@ -46,12 +77,13 @@ def test_they_reach_the_renderer_and_the_record(reprise, tmp_path):  # noqa: F81
 
     words = "--rewriter none --best-of 1 --reflect 0 --steps 2".split()
     records = []
-    for options in ([], ["--negative", "blue", "--true-cfg", "2"]):
+    for options in ([], ["--negative", "blue", "--true-cfg", "2", "--quantize", "int8"]):
         out = tmp_path / str(len(records))
         reprise("render", "a red circle", *words, "--out", out, *options)
         records.append(json.loads((out / "record.json").read_text()))
     plain, told = (record["settings"] for record in records)
     assert (told["negative_prompt"], told["true_cfg"]) == ("blue", 2.0) and "true_cfg" not in plain
+    assert told["quantize"] == "int8"
     assert plain["renderer_fingerprint"] != told["renderer_fingerprint"]
 
 
