@@ -185,10 +185,8 @@ class Inputs:
             inputs = self.graph[name]["inputs"]
             if is_link(inputs.get("guider")):
                 inputs = self.graph[inputs["guider"][0]]["inputs"]
-            link = inputs.get("negative")
-            if is_link(link):  # as that of a sampler that has it for its positive
-                reader = {"class_type": "", "inputs": {"positive": link}}
-                found += texts_of({**self.graph, "": reader}, "")
+            if is_link(inputs.get("negative")):
+                found += texts_of(self.graph, name, side="negative")
         found = [one for one in dict.fromkeys(found) if one not in self.prompts_or_none()]
         if not found:
             raise BadInput(f"{self.where} has no negative prompt of its own; name its input as NODE.INPUT")

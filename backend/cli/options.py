@@ -61,8 +61,8 @@ Renderer = Annotated[
         metavar="NAME",
         help="shapeworld (an embedded FLUX), shapeworld-sd (Stable Diffusion) or "
         "shapeworld-masked (aMUSEd), a diffusers folder or Hugging Face name, a single .safetensors or .gguf "
-        "file, or "
-        "comfyui:WORKFLOW.json@URL (a workflow saved in API format; several servers with commas).",
+        "file, or comfyui:WORKFLOW@URL (a workflow, or a picture that ComfyUI saved; several servers with "
+        "commas).",
     ),
 ]
 DataRenderer = Annotated[

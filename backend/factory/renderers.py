@@ -160,5 +160,5 @@ def _workflow(settings: RendererSettings, urls: Sequence[str] = ()) -> Any:
     saved = read_saved(file)
     if saved.graph is None and not urls:
         return None
-    graph = saved.to_graph(object_info(urls))
-    return prepare(graph, sockets, settings.steps, str(file))
+    classes = object_info(urls) if urls else None
+    return prepare(saved.to_graph(classes), sockets, settings.steps, str(file), classes)

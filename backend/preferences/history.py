@@ -23,8 +23,9 @@ from ..core.types import RewardSpec
 from ..factory import reward_spec
 from ..net.credentials import check_address
 from ..net.http import HttpFault, fetch, quote
+from ..renderers.comfyui.classes import object_info, output_names
 from ..renderers.comfyui.graph import Graph, Socket, is_link, is_sampler, upstream
-from ..renderers.comfyui.texts import REWRITER_NODES, text_at, texts_of
+from ..renderers.comfyui.texts import REWRITER_NODES, OutputNames, text_at, texts_of
 from ..storage.images import decode_picture
 from .pairing import PictureGroup, ScoredPicture, score_range
 from .store import canonical_reward_name
@@ -121,11 +122,11 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
         raise BadInput(f"{url} is no ComfyUI server: its /history is not JSON") from error
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
         raise BadInput(f"{url} is no ComfyUI server: its /history is no object of runs")
-    total = 0
+    total, names = 0, output_names(object_info([url]))
     for name, run in runs.items():
         try:
             graph, outputs = run["prompt"][2], run["outputs"]
-            groups = [group for node in outputs for group in _node_groups(url, graph, outputs, node)]
+            groups = [group for node in outputs for group in _node_groups(url, graph, outputs, node, names)]
             lost = _nodes_without_pictures(graph, outputs)
         except ValidationError as error:
             note(f"{url}: run {name} is left out; a node's report is damaged: {validation_message(error)}")
@@ -159,11 +160,13 @@ def _nodes_without_pictures(graph: Graph, outputs: Outputs) -> list[str]:
     ]
 
 
-def _node_groups(url: str, graph: Graph, outputs: Outputs, node: str) -> list[PictureGroup]:
+def _node_groups(
+    url: str, graph: Graph, outputs: Outputs, node: str, names: OutputNames
+) -> list[PictureGroup]:
     """The groups of a node. With a list of prompts or judges it ran once for each: a group each."""
     found: dict[tuple[str, RewardSpec], list[ScoredPicture]] = {}
     for read in (_parm_pictures, _reflection_pictures, _scorer_pictures):
-        for prompt, report, picture in read(partial(_view, url), graph, outputs, node):
+        for prompt, report, picture in read(partial(_view, url), graph, outputs, node, names):
             found.setdefault((prompt.strip(), report.spec), []).append(picture)
     return [
         PictureGroup(
@@ -174,7 +177,9 @@ def _node_groups(url: str, graph: Graph, outputs: Outputs, node: str) -> list[Pi
     ]
 
 
-def _parm_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
+def _parm_pictures(
+    view: View, graph: Graph, outputs: Outputs, node: str, names: OutputNames
+) -> Iterator[ReportedPicture]:
     """The finished candidates of PARM Best-of-N."""
     reports = _node_reports(_ParmReport, outputs[node].get("reprise_parm"))
     if not reports or node not in graph:
@@ -186,7 +191,7 @@ def _parm_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Ite
         one_of_many = len(reports) > 1 and is_link(graph[node]["inputs"]["prompt"])
         prompt = report.prompt or ("" if one_of_many else typed)
         finished = {c.index: c for c in report.candidates if c.score is not None}
-        words, reason = _drawn_text(graph, outputs, [node], number, typed, prompt)
+        words, reason = _drawn_text(graph, outputs, [node], number, typed, prompt, names)
         for index in rank(report.spec, {i: c.score or 0.0 for i, c in finished.items()}):
             file = next(kept, None)
             if file is not None and words:
@@ -194,7 +199,9 @@ def _parm_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Ite
                 yield prompt, report, _scored_picture(view, file, words, report, one.score, one.seed, reason)
 
 
-def _reflection_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
+def _reflection_pictures(
+    view: View, graph: Graph, outputs: Outputs, node: str, names: OutputNames
+) -> Iterator[ReportedPicture]:
     """The rounds of a Reflection Loop. Each drew another prompt, so they pair by the user's prompt.
 
     The nodes of its expansion report parts of the same rounds; they are not in the graph and are skipped.
@@ -213,7 +220,9 @@ def _reflection_pictures(view: View, graph: Graph, outputs: Outputs, node: str) 
             )
 
 
-def _scorer_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> Iterator[ReportedPicture]:
+def _scorer_pictures(
+    view: View, graph: Graph, outputs: Outputs, node: str, names: OutputNames
+) -> Iterator[ReportedPicture]:
     """The pictures of a Reward Scorer. Which seed drew which picture of a batch is not known."""
     reports = _node_reports(_ScorerReport, outputs[node].get("reprise_scores"))
     link = graph[node]["inputs"].get("images") if node in graph else None
@@ -224,7 +233,7 @@ def _scorer_pictures(view: View, graph: Graph, outputs: Outputs, node: str) -> I
     given = _image_files(graph, outputs, link)
     ranked = iter(given or _image_files(graph, outputs, [node, SCORER_RANKED]))
     for number, report in enumerate(reports):
-        words, reason = _drawn_text(graph, outputs, samplers, number, typed, report.prompt)
+        words, reason = _drawn_text(graph, outputs, samplers, number, typed, report.prompt, names)
         for index in range(len(report.scores)) if given else report.ranking:
             file = next(ranked, None)
             if file is not None and words:
@@ -264,14 +273,20 @@ def _image_files(graph: Graph, outputs: Outputs, link: list[Any]) -> list[File]:
 
 
 def _drawn_text(
-    graph: Graph, outputs: Outputs, samplers: list[str], number: int, typed: str, prompt: str
+    graph: Graph,
+    outputs: Outputs,
+    samplers: list[str],
+    number: int,
+    typed: str,
+    prompt: str,
+    names: OutputNames,
 ) -> tuple[str, str | None]:
     """(text that the samplers drew, its rewriter's reason) in run `number` of a node; "" if several texts.
 
     A text equal to the judge's own input `typed` stands for this run's `prompt`: `typed` may be of a list.
     """
     found: dict[str, str | None] = {}
-    for socket in (socket for name in samplers for socket in texts_of(graph, name)):
+    for socket in (socket for name in samplers for socket in texts_of(graph, name, names)):
         value = graph[socket.node]["inputs"][socket.input]
         if not is_link(value):
             if value.strip():

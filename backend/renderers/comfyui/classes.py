@@ -41,3 +41,20 @@ def object_info(urls: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
         )
 
     return ask
+
+
+def output_names(object_info: Callable[[], Mapping[str, Any]] | None) -> Callable[[str], Sequence[str]]:
+    """A function that gives the names of a class's outputs; none where no server says them."""
+
+    @cache
+    def classes() -> Mapping[str, Any]:
+        try:
+            return object_info() if object_info is not None else {}
+        except RenderFailed:
+            return {}
+
+    def names(kind: str) -> Sequence[str]:
+        listed = (classes().get(kind) or {}).get("output_name")
+        return listed if isinstance(listed, list) else ()
+
+    return names

@@ -17,6 +17,13 @@ Node = dict[str, Any]  # {"class_type", "inputs", "_meta": {"title"}}; a link is
 Graph = dict[str, Node]
 
 SEEDS = ("seed", "noise_seed")
+PIPES = (
+    "pipe",
+    "basic_pipe",
+    "detailer_pipe",
+    "sdxl_tuple",
+    "context",
+)  # packs' bundles of model and prompts
 AGAIN = "export it again in API format"
 
 
@@ -87,11 +94,26 @@ def upstream(graph: Graph, link: Sequence[Any]) -> Graph:
 
 
 def is_sampler(node: Node) -> bool:
-    """Whether the node draws from noise: a seed or a noise, with a model or a guider."""
+    """Whether the node draws from noise: it has a seed or is given noise, and a conditioning or steps.
+
+    Others with a seed choose wildcards or write texts; a number called `noise` is an amount.
+    """
     inputs = node["inputs"]
-    return any(key in inputs for key in (*SEEDS, "noise")) and any(
-        is_link(inputs.get(key)) for key in ("model", "guider")
-    )
+    if not (any(key in inputs for key in SEEDS) or is_link(inputs.get("noise"))):
+        return False
+    if any(is_link(inputs.get(key)) for key in ("guider", "positive")):
+        return True
+    drawn = any(is_link(inputs.get(key)) for key in ("model", *PIPES))
+    return drawn and any(key in inputs for key in ("steps", "sigmas", "latent_image"))
+
+
+def split_socket(graph: Graph, text: str) -> tuple[str, str]:
+    """(node, input) that a text names, as "6.text"; both may have dots. The input is "" for a node alone."""
+    nodes = [text[:at] for at, letter in enumerate(text) if letter == "." and text[:at] in graph]
+    if nodes and text not in graph:
+        return nodes[0], text[len(nodes[0]) + 1 :]
+    node, dot, key = text.rpartition(".")
+    return (node, key) if dot and text not in graph else (text, "")
 
 
 def value_at(graph: Graph, socket: Socket) -> Any:

@@ -16,7 +16,7 @@ from ...core.errors import BadInput, UnknownName, Unsupported, first_line
 from ...core.types import Job, RendererCapabilities, RenderResult
 from ...net.background import run_in_thread
 from ...storage.cache import Cache, picture_key
-from ...storage.images import check_pixels
+from ...storage.images import decode_picture
 from ..diffusers.renderer import check_jobs
 from .client import ComfyUIClient, NoPicture, ServerLost, check_server
 from .pool import CANCEL_SECONDS, ServerPool, probe_all
@@ -203,15 +203,8 @@ class _Batch:
 
 
 def _decoded(file: bytes) -> Tensor:
-    """An encoded picture as (H, W, 3) in 0..1."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
+    """An encoded picture as (H, W, 3) in 0..1, on white where it is transparent."""
     try:
-        with Image.open(BytesIO(file)) as picture:
-            check_pixels(picture)
-            pixels = np.array(picture.convert("RGB"))
-    except Exception as error:  # Pillow raises many kinds for what is no picture
-        raise NoPicture(f"the picture cannot be read: {first_line(error)}") from error
-    return torch.from_numpy(pixels).float() / 255
+        return decode_picture(BytesIO(file))
+    except (ValueError, OSError, MemoryError) as error:
+        raise NoPicture(f"the picture cannot be read: it {first_line(error)}") from error

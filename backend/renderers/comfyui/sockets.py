@@ -6,14 +6,29 @@ one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import FEW, BadInput, UnknownName, Unsupported
-from .graph import SEEDS, Graph, Socket, describe, is_link, is_sampler, may_hold, shorten, upstream, value_at
-from .texts import TEXTS, encoders, text_at, text_sockets
+from .graph import (
+    SEEDS,
+    Graph,
+    Socket,
+    describe,
+    is_link,
+    is_sampler,
+    may_hold,
+    shorten,
+    split_socket,
+    upstream,
+    value_at,
+)
+from .texts import TEXTS, OutputNames, conditioning, no_names, text_at, text_keys, text_sockets, texts_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,11 +44,13 @@ class NamedSockets:
 
 @dataclass
 class SocketSearch:
-    """Finds the inputs of one workflow. `where`: its file, for messages; `names`: what the user named."""
+    """Finds the inputs of one workflow. `where`: its file, for messages; `names`: what the user named;
+    `outputs`: the names of a class's outputs, where a server says them."""
 
     where: str
     graph: Graph
     names: NamedSockets
+    outputs: OutputNames = no_names
 
     def output(self) -> tuple[str, int]:
         """The link to the picture that is saved, or previewed where none is saved."""
@@ -49,6 +66,14 @@ class SocketSearch:
             pictures = pictures or self._pictures(
                 name for name, node in self.graph.items() if word in node["class_type"].lower()
             )
+        if not pictures:  # what packs end a workflow with: a websocket, a viewer, a video
+            used = {
+                value[0]
+                for node in self.graph.values()
+                for value in node["inputs"].values()
+                if is_link(value)
+            }
+            pictures = self._pictures(name for name in self.graph if name not in used)
         if not pictures:
             raise BadInput(f"{self.where} saves no picture; add a Save Image node and export it again")
         if len(pictures) > 1:
@@ -56,31 +81,49 @@ class SocketSearch:
         return next(iter(pictures))
 
     def _pictures(self, names: Iterable[str]) -> dict[tuple[str, int], str]:
-        """Link to a picture -> the first of the nodes `names` that gets it."""
+        """Link to a picture -> the first of the nodes `names` that gets it; for one that gets a video, what
+        that is made from."""
         pictures: dict[tuple[str, int], str] = {}
         for name in names:
+            inputs = self.graph[name]["inputs"]
+            if is_link(inputs.get("video")):
+                inputs = self.graph[inputs["video"][0]]["inputs"]
             for key in ("images", "image"):
-                link = self.graph[name]["inputs"].get(key)
+                link = inputs.get(key)
                 if is_link(link):
                     pictures.setdefault((link[0], link[1]), name)
         return pictures
 
     def prompts(self, samplers: Sequence[str]) -> list[Socket]:
         """Where the prompt goes: one text, in all the inputs that hold it."""
+        behind = {name: conditioning(self.graph, name, self.outputs) for name in samplers}
+        zeroed = [(name, one.zeroed[0]) for name, one in behind.items() if one.zeroed and not one.encoders]
         if self.names.prompt is not None:
+            if zeroed and not any(one.encoders for one in behind.values()):
+                log.warning("%s", self._no_effect(*zeroed[0]))
             return self._named("prompt", self.names.prompt, str, TEXTS)
-        groups = self._encoded_texts(samplers)
+        groups = self._encoded_texts(
+            list(dict.fromkeys(found for one in behind.values() for found in one.encoders))
+        )
+        if not groups and zeroed:
+            raise BadInput(
+                f"{self._no_effect(*zeroed[0])}; give the sampler the text encoder's own output, or name an "
+                "input with prompt=NODE.INPUT"
+            )
         if not groups:
-            texts = self._literals()
+            texts = self._literals(any_name=True)
             if not texts:
                 raise BadInput(f"{self.where} has no input for a prompt: no text reaches a sampler")
             raise self._ambiguous("prompt", {str(socket): text for socket, text in texts.items()})
         if len(groups) > 1:
             raise self._ambiguous("prompt", self._with_texts(sockets[0] for sockets in groups.values()))
         sockets = next(iter(groups.values()))
-        texts = {text_at(self.graph, socket) for socket in sockets} - {""}
+        texts = {text for socket in sockets if (text := text_at(self.graph, socket)).strip()}
         # A judge or a second encoder that holds the same text gets the prompt, too.
-        sockets += [socket for socket, text in self._literals().items() if text in texts]
+        negative = {one for name in samplers for one in texts_of(self.graph, name, self.outputs, "negative")}
+        sockets += [
+            socket for socket, text in self._literals().items() if text in texts and socket not in negative
+        ]
         for name, node in self.graph.items():
             if is_link(node["inputs"].get("judge")) and may_hold(node["inputs"].get("prompt"), str):
                 judged = text_sockets(self.graph, Socket(name, "prompt"))
@@ -88,30 +131,39 @@ class SocketSearch:
                     raise self._ambiguous("prompt", self._with_texts((sockets[0], judged[0])))
         return list(dict.fromkeys(sockets))
 
-    def _encoded_texts(self, samplers: Sequence[str]) -> dict[str, list[Socket]]:
-        """Each text that reaches a sampler -> the inputs that hold it. An encoder of several texts counts as
-        one: it gets the prompt in all its inputs but the empty ones."""
+    def _no_effect(self, sampler: str, zero: str) -> str:
+        nodes = [f"node {name} ({describe(self.graph[name])})" for name in (zero, sampler)]
+        return f"{self.where}: the prompt has no effect: {nodes[0]} zeroes what reaches {nodes[1]}"
+
+    def _encoded_texts(self, encoders: Sequence[tuple[str, str]]) -> dict[str, list[Socket]]:
+        """Each text of the encoders (node, side) -> the inputs that hold it. An encoder of several texts
+        counts as one: it gets the prompt in all its inputs but the empty ones."""
         groups: dict[str, list[Socket]] = {}
-        for node in dict.fromkeys(node for name in samplers for node in encoders(self.graph, name)):
+        for node, side in encoders:
             sockets: list[Socket] = []
-            for key in TEXTS:
-                if may_hold(self.graph[node]["inputs"].get(key), str):
-                    origins = text_sockets(self.graph, Socket(node, key))
-                    if len({text_at(self.graph, origin) for origin in origins}) > 1:
-                        raise self._ambiguous("prompt", self._with_texts(origins))
-                    sockets += origins
-            sockets = [socket for socket in sockets if text_at(self.graph, socket).strip()] or sockets
+            for key in text_keys(self.graph[node]["inputs"], side):
+                own = Socket(node, key)
+                origins = text_sockets(self.graph, own, side)
+                if len({text_at(self.graph, origin, side) for origin in origins}) > 1:
+                    # The encoder's own input comes first: there the prompt stands as it is given.
+                    raise self._ambiguous("prompt", {str(own): "", **self._with_texts(origins)})
+                sockets += origins
+            sockets = [socket for socket in sockets if self._holds_something(socket, side)] or sockets
             if sockets:
-                texts = sorted({text_at(self.graph, socket) for socket in sockets})
+                texts = sorted({text_at(self.graph, socket, side) for socket in sockets})
                 groups.setdefault("\n".join(texts), []).extend(sockets)
         return groups
 
-    def _literals(self) -> dict[Socket, str]:
-        """All texts that stand in an input themselves."""
+    def _holds_something(self, socket: Socket, side: str) -> bool:
+        """A text, or a link to what makes one."""
+        return is_link(value_at(self.graph, socket)) or bool(text_at(self.graph, socket, side).strip())
+
+    def _literals(self, any_name: bool = False) -> dict[Socket, str]:
+        """All texts that stand in an input themselves, of the usual names or of any that means a text."""
         return {
             Socket(name, key): node["inputs"][key]
             for name, node in self.graph.items()
-            for key in TEXTS
+            for key in (text_keys(node["inputs"]) if any_name else TEXTS)
             if isinstance(node["inputs"].get(key), str)
         }
 
@@ -224,15 +276,13 @@ class SocketSearch:
         """The sockets that the user named, checked."""
         sockets = []
         for word in words.split("+"):
-            node, dot, key = word.strip().rpartition(".")
-            if not dot:
-                node = key
+            node, key = split_socket(self.graph, word.strip())
             if node not in self.graph:
                 raise UnknownName(
                     f"node for {what} among those that make the picture of {self.where}:", node, self.graph
                 )
             inputs = self.graph[node]["inputs"]
-            if not dot:
+            if not key:
                 fit = [name for name in usual if may_hold(inputs.get(name), kind)]
                 if len(fit) != 1:
                     has = {f"{node}.{name}": value for name, value in inputs.items() if may_hold(value, kind)}
@@ -253,7 +303,7 @@ class SocketSearch:
         """The error that lists every candidate with what it holds, and says how to name one."""
         listed = []
         for name, value in list(candidates.items())[:FEW]:
-            node = self.graph[name if name in self.graph else name.rpartition(".")[0]]
+            node = self.graph[split_socket(self.graph, name)[0]]
             text = "" if value == "" or is_link(value) else f" {shorten(value)}"
             listed.append(f"{name}{text} ({describe(node)})")
         more = f" and {len(candidates) - FEW} more" if len(candidates) > FEW else ""

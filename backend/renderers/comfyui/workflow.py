@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
+from .classes import output_names
 from .files import ObjectInfo, read_workflow
 from .graph import Graph, Socket, is_sampler, title, upstream
 from .sockets import NamedSockets, SocketSearch
@@ -66,19 +67,25 @@ def load_workflow(
 ) -> Workflow:
     """The workflow in a file of any kind that ComfyUI saves; see `read_workflow` and `prepare` for what
     is refused. `object_info` gives a server's `/object_info`, which an editor's workflow needs."""
-    return prepare(read_workflow(path, object_info), names or NamedSockets(), steps, str(path))
+    graph = read_workflow(path, object_info)
+    return prepare(graph, names or NamedSockets(), steps, str(path), object_info)
 
 
 def prepare(
-    graph: Graph, names: NamedSockets = NamedSockets(), steps: int | None = None, where: str = "flow"
+    graph: Graph,
+    names: NamedSockets = NamedSockets(),
+    steps: int | None = None,
+    where: str = "flow",
+    object_info: ObjectInfo | None = None,
 ) -> Workflow:
     """Find what is not named, cut the graph down to the picture, and set `steps` where they are given.
 
-    `where` is the file's name for messages. Raises BadInput where something is not found or not clear,
+    `where` is the file's name for messages; `object_info` is asked for the names of outputs that a graph does
+    not have. Raises BadInput where something is not found or not clear,
     UnknownName for a node or input that is not there, Unsupported where steps cannot be set.
     """
     titles = {name: title(name, node) for name, node in graph.items()}
-    search = SocketSearch(where, graph, names)
+    search = SocketSearch(where, graph, names, output_names(object_info))
     picture = search.output()
     try:
         search.graph = graph = copy.deepcopy(upstream(graph, picture))

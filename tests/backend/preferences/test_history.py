@@ -182,6 +182,12 @@ def test_pictures_of_a_reward_scorer_pair(mined):
     assert (pair.prompt, pair.condition, pair.chosen.score) == ("a cat", "a large cat", 0.8)
     assert pair.chosen.seed is None
     assert found.store.image(pair.chosen.image).min() == 1
+    # A node on the way that gives model, positive and negative.
+    graph["3"] = {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["1", 1]}}
+    both = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0]}
+    graph["4"] = {"class_type": "ApplyFace", "inputs": both}
+    graph["5"]["inputs"].update(model=["4", 0], positive=["4", 1], negative=["4", 2])
+    assert mined(graph, outputs, {"best.png": 255, "mid.png": 100, "last.png": 0}).pairs == [pair]
     # If the scorer's input pictures were saved, they are used, in input order.
     graph["8"]["inputs"]["images"] = ["6", 0]
     outputs["8"]["images"] = files("last.png", "best.png", "mid.png")

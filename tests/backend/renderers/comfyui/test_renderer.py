@@ -1,5 +1,6 @@
 """The renderer of saved workflows: servers that are slow, die, come back, refuse and send invalid answers."""
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reprise.backend.core.errors import (
     BadInput,
@@ -21,7 +23,7 @@ from reprise.backend.core.errors import (
 from reprise.backend.core.types import Job
 from reprise.backend.renderers.comfyui import client as client_module
 from reprise.backend.renderers.comfyui import pool
-from reprise.backend.renderers.comfyui.renderer import ComfyUIRenderer, parse_name
+from reprise.backend.renderers.comfyui.renderer import ComfyUIRenderer, _decoded, parse_name
 from reprise.backend.renderers.comfyui.sockets import NamedSockets
 from reprise.backend.renderers.comfyui.workflow import prepare
 from reprise.backend.storage.cache import Cache
@@ -489,3 +491,9 @@ def test_invalid_names(text, parts):
         parse_name(text)
     assert isinstance(caught.value, RepriseError) and "secret" not in str(caught.value)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_a_transparent_picture_is_laid_on_white():
+    file = io.BytesIO()
+    Image.new("RGBA", (2, 1), (0, 0, 255, 0)).save(file, "PNG")
+    assert _decoded(file.getvalue()).tolist() == [[[1.0, 1.0, 1.0]] * 2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reprise.backend.core.errors import BadInput, UnknownName, Unsupported
+from reprise.backend.core.errors import BadInput, RenderFailed, Unsupported
 from reprise.backend.renderers.comfyui.sockets import NamedSockets
 from reprise.backend.renderers.comfyui.workflow import load_workflow, prepare
 
@@ -218,6 +218,170 @@ TABLE = {
         4,
         8,
     ),
+    # Which of two prompts an output is, is carried from the sampler on: positions differ between nodes.
+    "a node that gives model, positive and negative": (
+        changed(
+            n8=node("ApplyFace", model=["1", 0], positive=["2", 0], negative=["3", 0], weight=0.8),
+            n5=sampler(model=["8", 0], positive=["8", 1], negative=["8", 2]),
+        ),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "prompts that are taken the other way round": (
+        {**CONTROL, "5": sampler(positive=["11", 1], negative=["11", 0])},
+        ["3.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a pack's bundle": (
+        changed(
+            n8=node("ToBundle", model=["1", 0], clip=["1", 1], positive=["2", 0], negative=["3", 0]),
+            n9=node("FromBundle", basic_pipe=["8", 0]),
+            n5=sampler(model=["9", 0], positive=["9", 3], negative=["9", 4]),
+        ),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a sampler that is given a bundle alone": (
+        changed(
+            n8=node("ToBundle", model=["1", 0], clip=["1", 1], positive=["2", 0], negative=["3", 0]),
+            n5=node("DrawBundle", basic_pipe=["8", 0], seed=1, steps=4, cfg=7.0, latent_image=["4", 0]),
+        ),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "an encoder of both prompts": (
+        changed(
+            n2=node("BothEncode", positive_prompt="a cat", negative_prompt="blurry", t5=["1", 1]),
+            n3=None,
+            n5=node("VideoSampler", model=["1", 0], text_embeds=["2", 0], seed=1, steps=4, cfg=6.0),
+        ),
+        ["2.positive_prompt"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a text that is styled on both sides": (
+        changed(
+            n8=node("Styler", text_positive="a cat", text_negative="blurry", style="photo", log_prompt="No"),
+            n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
+            n3=node("CLIPTextEncode", text=["8", 1], clip=["1", 1]),
+        ),
+        ["8.text_positive"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a text that is made from a picture": (
+        changed(
+            n8=node("LoadImage", image="ref.png"),
+            n9=node("Tagger", model="wd-vit-v3", exclude_tags="", threshold=0.3, image=["8", 0]),
+            n2=node("CLIPTextEncode", text=["9", 0], clip=["1", 1]),
+        ),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a text that is read from a file": (
+        changed(
+            n9=node("LoadText", file="prompts.txt", source="C:\\texts\\mine.txt"),
+            n2=node("CLIPTextEncode", text=["9", 0], clip=["1", 1]),
+        ),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "an encoder that has a seed for its wildcards": (
+        changed(
+            n2=node(
+                "WildcardEncode",
+                model=["1", 0],
+                clip=["1", 1],
+                wildcard_text="a __pet__",
+                populated_text="a cat",
+                mode="populate",
+                seed=3,
+                **{"Select to add LoRA": "Select the LoRA"},
+            ),
+            n5=sampler(model=["2", 0], positive=["2", 2]),
+        ),
+        ["2.populated_text", "2.wildcard_text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a number called noise": (
+        changed(n8=node("ApplyAdapter", weight=1.0, noise=0.3, model=["1", 0]), n5=sampler(model=["8", 0])),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a text box in capitals": (
+        changed(n8=node("Box", Text="a cat"), n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1])),
+        ["8.Text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a blank that both prompts end with": (
+        changed(
+            n8=node("Text", text=" "),
+            n9=node("Text", text=" "),
+            n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
+            n3=node("CLIPTextEncode", text=["9", 0], clip=["1", 1]),
+        ),
+        ["8.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a negative prompt of the same words": (
+        changed(n3=node("CLIPTextEncode", text="a cat", clip=["1", 1])),
+        ["2.text"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a name with a dot": (
+        changed(
+            n2=None,
+            n8=node("Encode", **{"model.prompt": "a cat", "model": "large"}),
+            n5=sampler(positive=["8", 0]),
+        ),
+        ["8.model.prompt"],
+        ["5.seed"],
+        4,
+        8,
+    ),
+    "a subgraph's ids, and a node that passes everything on": (
+        {
+            f"57:{name}": {
+                "class_type": made["class_type"],
+                "inputs": {
+                    key: [f"57:{value[0]}", value[1]] if isinstance(value, list) else value
+                    for key, value in made["inputs"].items()
+                },
+            }
+            for name, made in changed(
+                n8=node("Context", model=["1", 0], positive=["2", 0], negative=["3", 0], latent=["4", 0]),
+                n5=sampler(model=["8", 1], positive=["8", 4], negative=["8", 5]),
+            ).items()
+        },
+        ["57:2.text"],
+        ["57:5.seed"],
+        4,
+        8,
+    ),
     "a loader with texts of its own": (
         changed(
             n1=node("Efficient Loader", ckpt_name="x.safetensors", positive="a cat", negative="blurry"),
@@ -283,6 +447,44 @@ def test_a_job_is_the_graph_with_prompt_and_seed():
     assert found.job("a cat", 5, "PreviewImage")["5"] == job["5"]
 
 
+@pytest.mark.parametrize("case", ["a number called noise", "an encoder that has a seed for its wildcards"])
+def test_what_only_has_a_noise_or_a_seed_is_no_sampler(case):
+    assert prepare(TABLE[case][0]).samplers == ("5",)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"n7": node("SendOverSocket", images=["6", 0])},
+        {"n7": node("SaveImageWebsocket", images=["6", 0])},
+        {"n7": node("VideoCombine", images=["6", 0], frame_rate=8)},
+        {"n7": node("SaveVideo", video=["8", 0]), "n8": node("CreateVideo", images=["6", 0], fps=8.0)},
+    ],
+)
+def test_an_end_that_is_no_save_image_node(ends):
+    found = prepare(changed(**ends))
+    assert found.picture == ("6", 0) and list(map(str, found.prompts)) == ["2.text"]
+
+
+def test_a_server_says_which_output_is_which():
+    """The positive input of a sampler may be given a node's second output alone: only its name tells."""
+    graph = {**CONTROL, "5": sampler(positive=["11", 1])}
+    names = {"ControlNetApplyAdvanced": {"output_name": ["positive", "negative"]}}
+    assert list(map(str, prepare(graph).prompts)) == ["2.text"]
+    assert list(map(str, prepare(graph, object_info=lambda: names).prompts)) == ["3.text"]
+
+    def no_server():
+        raise RenderFailed("no ComfyUI server answers")
+
+    assert list(map(str, prepare(graph, object_info=no_server).prompts)) == ["2.text"]
+
+
+def test_a_prompt_that_is_named_and_zeroed_is_drawn_with_a_warning(caplog):
+    graph = REFUSED["a conditioning that is zeroed"][0]
+    assert list(map(str, prepare(graph, NamedSockets(prompt="2.text")).prompts)) == ["2.text"]
+    assert "the prompt has no effect: node 8" in caplog.text
+
+
 def test_one_picture_a_job():
     assert prepare(FLUX).graph["9"]["inputs"]["batch_size"] == 1
 
@@ -336,6 +538,51 @@ def test_steps_are_set_in_the_input_that_holds_them():
 
 
 REFUSED = {
+    "a conditioning that is zeroed": (
+        changed(n8=node("ConditioningZeroOut", conditioning=["2", 0]), n5=sampler(positive=["8", 0])),
+        NamedSockets(),
+        ["the prompt has no effect", "node 8 (ConditioningZeroOut) zeroes what reaches node 5 (KSampler)"],
+    ),
+    # The encoder's own input is offered first; settings and names are not.
+    "a text that a language model writes": (
+        changed(
+            n8=node("Connect", url="http://127.0.0.1:11434", model="qwen3:8b", keep_alive_unit="minutes"),
+            n9=node("Generate", system="You expand.", prompt="a cat", format="text", connectivity=["8", 0]),
+            n2=node("CLIPTextEncode", "Positive", text=["9", 0], clip=["1", 1]),
+        ),
+        NamedSockets(),
+        [
+            "it could be 2.text (Positive, CLIPTextEncode), 9.system 'You expand.' (Generate), "
+            "9.prompt 'a cat' (Generate);"
+        ],
+    ),
+    "a text in which something is replaced": (
+        changed(
+            n9=node("Replace", string="a CAT", regex_pattern="CAT", replace="cat", case_insensitive=True),
+            n2=node("CLIPTextEncode", text=["9", 0], clip=["1", 1]),
+        ),
+        NamedSockets(),
+        ["it could be 2.text (CLIPTextEncode), 9.string 'a CAT'", "9.replace 'cat'"],
+    ),
+    "a text that a node shows, and the one it showed": (
+        changed(
+            n8=node("PrimitiveStringMultiline", value="a cat"),
+            n9=node("ShowText", text=["8", 0], text_0="a dog"),
+            n2=node("CLIPTextEncode", text=["9", 0], clip=["1", 1]),
+        ),
+        NamedSockets(),
+        ["it could be 2.text", "8.value 'a cat'", "9.text_0 'a dog'"],
+    ),
+    "two ends that are no Save node": (
+        changed(
+            n7=node("SendOverSocket", images=["6", 0]),
+            n8=sampler(seed=2),
+            n9=node("VAEDecode", samples=["8", 0], vae=["1", 2]),
+            n10=node("VideoCombine", images=["9", 0]),
+        ),
+        NamedSockets(),
+        ["picture is not clear", "7 (SendOverSocket)", "10 (VideoCombine)", "flow,output=7"],
+    ),
     "two texts": (
         changed(
             n8=node("CLIPTextEncode", "Style", text="in oil", clip=["1", 1]),
@@ -467,5 +714,4 @@ def test_links_in_a_circle_end():
         n2=node("CLIPTextEncode", text=["8", 0], clip=["1", 1]),
         n5=sampler(steps=["8", 0]),
     )
-    with pytest.raises((BadInput, UnknownName)):
-        prepare(graph)
+    assert list(map(str, prepare(graph).prompts)) == ["2.text"]  # no text is behind it
