@@ -16,6 +16,8 @@ from reprise.backend.renderers.diffusers.families import FAMILIES
 from reprise.backend.renderers.diffusers.lora import BLOCKS, change_of, lora_tensors, save_lora
 from reprise.backend.renderers.diffusers.lora_files import Target, read_adapter
 
+from ..backend.renderers.diffusers.original_layouts import flux
+
 pytestmark = pytest.mark.comfyui
 
 _BFL = {
@@ -173,6 +175,40 @@ MODELS = {
 }
 
 
+# Two levels, the lower one with attention.
+MODELS["SD1.x"] = (
+    "StableDiffusionPipeline",
+    "UNet2DConditionModel",
+    {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+    },
+    "SD15",
+    {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 32,
+        "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2],
+        "transformer_depth": [0, 1],
+        "transformer_depth_output": [0, 0, 1, 1],
+        "transformer_depth_middle": 1,
+        "num_heads": 2,
+        "context_dim": 16,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "legacy": False,
+        "adm_in_channels": None,
+    },
+)
+TRAINED = ("FLUX", "FLUX.2", "Chroma", "Z-Image", "Krea 2", "Qwen-Image")
+
+
 @pytest.fixture(scope="module")
 def denoisers():
     import diffusers
@@ -208,6 +244,10 @@ def theirs(folder, name):
             re.sub(r"(norms?\.(\w+_norm|\d+))\.weight", r"\1.scale", key): value
             for key, value in found.items()
         }
+    if name == "SD1.x":  # more of it is in the file than in the pipeline
+        config = {**MODELS[name][2], "time_cond_proj_dim": None, "class_embed_type": None}
+        config |= {"addition_embed_type": None, "num_class_embeds": None}
+        return convert(MODELS[name][1], found, config)
     return found if name == "Qwen-Image" else convert(MODELS[name][1], found, MODELS[name][2])
 
 
@@ -215,7 +255,8 @@ def ours(folder, name, denoiser):
     """{module: what is added to its weight}."""
     import diffusers
 
-    target = Target({"transformer": denoiser}, getattr(diffusers, MODELS[name][0]), denoiser.config)
+    component = "unet" if name == "SD1.x" else "transformer"
+    target = Target({component: denoiser}, getattr(diffusers, MODELS[name][0]), denoiser.config)
     found = read_adapter(folder / "lora.safetensors", target)
     return {
         module: change_of(denoiser.get_submodule(module).weight, one) for (_, module), one in found.items()
@@ -238,7 +279,7 @@ def compare(ours, theirs):
 def test_the_core_adds_what_was_trained(denoisers, in_comfyui, tmp_path):
     """Files as training writes them, with all modules that an adapter may go to."""
     adapters = {}
-    for name in MODELS:
+    for name in TRAINED:
         denoiser = denoisers(name)
         adapters[name] = {
             module: pair(*layer.weight.shape)
@@ -278,6 +319,21 @@ def loha(name, out, into):
         f"{name}.hada_w2_b": second[0][:, :into],
         f"{name}.alpha": torch.tensor(2.0),
     }
+
+
+def conv(name, out, into, side=3):
+    down, up = pair(out, into * side * side)
+    return {
+        f"{name}.lora_down.weight": down.unflatten(1, (into, side, side)),
+        f"{name}.lora_up.weight": up[:, :, None, None],
+        f"{name}.alpha": torch.tensor(1.0),
+    }
+
+
+def dora(name, out, into, columns=False):
+    lengths = torch.rand(into if columns else out, generator=torch.Generator().manual_seed(1)) + 0.5
+    scale = {f"{name}.dora_scale": lengths[None] if columns else lengths[:, None]}
+    return {**lora(name, out, into, False), **scale}
 
 
 def lokr(name, out, into, whole=False):
@@ -403,18 +459,54 @@ def cases():
             **lora("lora_unet_single_blocks_0_linear1", 7 * wide, wide, False),
         },
     )
+    yield (
+        "SD1.x LoCon, LoHa and LoKr",
+        "SD1.x",
+        {
+            **conv("lora_unet_down_blocks_0_resnets_0_conv1", 32, 32),
+            **conv("lora_unet_down_blocks_1_resnets_0_conv_shortcut", 64, 32, 1),
+            **loha("lora_unet_mid_block_resnets_0_conv2", 64, 64 * 9),
+            **lokr("lora_unet_mid_block_resnets_1_conv1", 64, 64 * 9),
+            **lora("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", 64, 16, False),
+            **loha("lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2", 64, 256),
+        },
+    )
+    yield (
+        "SD1.x of Stability",
+        "SD1.x",
+        lora("lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q", 64, 64, False),
+    )
+    yield (
+        "FLUX DoRA by columns",
+        "FLUX",
+        dora("lora_transformer_transformer_blocks_0_attn_to_out_0", wide, wide, columns=True),
+    )
 
 
 CASES = {case: (name, tensors) for case, name, tensors in cases()}
+DORA = ("FLUX", dora("lora_transformer_transformer_blocks_0_attn_to_out_0", 256, 256))
+CLIP = {
+    key: value.contiguous()
+    for part, wide in (("lora_te1", 768), ("lora_te2", 1280))
+    for key, value in {
+        **lora(f"{part}_text_model_encoder_layers_0_self_attn_q_proj", wide, wide, False),
+        **lokr(f"{part}_text_model_encoder_layers_0_mlp_fc1", 4 * wide, wide),
+    }.items()
+}
 
 
 @pytest.fixture(scope="module")
-def compared(in_comfyui, tmp_path_factory):
+def compared(in_comfyui, denoisers, tmp_path_factory):
     """ComfyUI's answer for all cases at once, and where its changes lie."""
     folder = tmp_path_factory.mktemp("files")
-    for case, (name, tensors) in CASES.items():
+    for case, (name, tensors) in {**CASES, "DoRA": DORA}.items():
         made = model_file(folder / case, name)
         save_file({key: value.contiguous() for key, value in tensors.items()}, made / "lora.safetensors")
+        if "DoRA" in case:
+            save_file(flux(denoisers(name).state_dict()), made / "weights.safetensors")
+    (folder / "clip").mkdir()
+    (folder / "clip" / "model.json").write_text('{"class": "clip"}')
+    save_file(CLIP, folder / "clip" / "lora.safetensors")
     return folder, in_comfyui("inside_deltas.py", str(folder))
 
 
@@ -424,3 +516,44 @@ def test_other_trainers_files_change_the_same_weights(case, compared, denoisers)
     name, _ = CASES[case]
     assert found[case]["warnings"] == [] and found[case]["patches"] > 0
     compare(ours(folder / case, name, denoisers(name)), theirs(folder / case, name))
+
+
+def test_text_encoders(compared):
+    """Of SDXL: CLIP-L and CLIP-G, as wide as they are, with one layer."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder, found = compared
+    encoders = {}
+    for name, wide, heads in (("text_encoder", 768, 12), ("text_encoder_2", 1280, 20)):
+        config = CLIPTextConfig(
+            vocab_size=10,
+            hidden_size=wide,
+            intermediate_size=4 * wide,
+            num_hidden_layers=1,
+            num_attention_heads=heads,
+        )
+        encoders[name] = CLIPTextModel(config)
+    target = Target({"unet": torch.nn.Module(), **encoders})
+    ours = read_adapter(folder / "clip" / "lora.safetensors", target)
+    theirs = load_file(folder / "clip" / "deltas.safetensors")
+    assert found["clip"]["warnings"] == [] and len(ours) == len(theirs) == 4
+    for (component, module), one in ours.items():
+        layer = encoders[component].get_submodule(module)
+        core = "clip_l" if component == "text_encoder" else "clip_g"
+        key = f"{core}.transformer.text_model.{module.removeprefix('text_model.')}.weight"
+        torch.testing.assert_close(theirs[key], change_of(layer.weight, one).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dora_is_that_of_its_paper(compared, denoisers):
+    """ComfyUI divides by the length of the base's rows, where the paper, peft and LyCORIS divide by that of
+    the adapted ones: the direction of each row is the same, and its length differs by that quotient."""
+    folder, found = compared
+    layer = denoisers("FLUX").get_submodule("transformer_blocks.0.attn.to_out.0")
+    (change,) = ours(folder / "DoRA", "FLUX", denoisers("FLUX")).values()
+    assert found["DoRA"]["warnings"] == []
+    weight = layer.weight.detach()
+    core = weight + theirs(folder / "DoRA", "FLUX")["transformer_blocks.0.attn.to_out.0.weight"]
+    down, up = pair(256, 256)
+    adapted = weight + 0.5 * up @ down
+    quotient = adapted.norm(dim=1, keepdim=True) / weight.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(core, (weight + change.detach()) * quotient, rtol=1e-3, atol=1e-4)

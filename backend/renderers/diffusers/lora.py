@@ -2,14 +2,14 @@
 
 | family | keys of the module `a.b.0` | read by |
 |---|---|---|
-| FLUX, FLUX.2, SD3, Chroma, Krea 2, Qwen-Image, Z-Image | `transformer.a.b.0.lora_{A,B}.weight` | ComfyUI's \
-loader, diffusers' `load_lora_weights` |
-| SD1.x, SDXL | `lora_unet_a_b_0.{lora_down.weight,lora_up.weight,alpha}` | the same |
+| Chroma, FLUX, FLUX.2, Krea 2, Qwen-Image, SD3, Z-Image | `transformer.a.b.0.lora_{A,B}.weight` | (1) |
+| Qwen-Image-2.1, SANA | the same | diffusers' loader; ComfyUI does not know the models |
+| SD1.x, SDXL | `lora_unet_a_b_0.{lora_down.weight,lora_up.weight,alpha}` | (1) |
 | PixArt-Sigma | `base_model.model.a.b.0.lora_{A,B}.weight` | ComfyUI's loader, peft; none of diffusers' |
 
-(ComfyUI does not know diffusers' own layout for UNets, `unet.a.b.0.lora_A.weight`.) The adapter's scale
-alpha / r is multiplied into B, so that readers that ignore alpha, and those that divide by the rank, get the
-same weights.
+(1) ComfyUI's loader and diffusers' `load_lora_weights`. (ComfyUI does not know that of diffusers for UNets,
+`unet.a.b.0.lora_A.weight`.) The adapter's scale alpha / r is multiplied into B, so that readers that ignore
+alpha, and those that divide by the rank, get the same weights.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ rank r², and a Kronecker product of two matrices factors into two Kronecker pro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -367,8 +368,8 @@ def _check(path: Path, name: str, pair: Pair, module: nn.Module) -> None:
 
     if isinstance(module, nn.Conv2d):
         size: Any = module.out_channels, module.in_channels // module.groups, *module.kernel_size
-        if pair.down.ndim == 2:
-            pair.down = pair.down[:, :, None, None]
+        if pair.down.ndim == 2 and pair.down[0].numel() == math.prod(size[1:]):
+            pair.down = pair.down.unflatten(1, size[1:])
         made = (len(pair.up), *pair.down.shape[1:])
     elif hasattr(module, "in_features"):
         size = module.out_features, module.in_features

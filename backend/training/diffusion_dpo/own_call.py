@@ -132,10 +132,13 @@ class OwnCall:
     guidance: float | None = None  # of an embedding; None: the pipeline's default
     length: int | None = None  # tokens of text; None: the pipeline's default
 
-    def encode(self, text: str) -> Condition:
-        """What the pipeline makes of a prompt."""
-        one, two = (self._encoded([text] * count) for count in (1, 2))
-        return Condition(one, embedding_layout(one, two))
+    def encode(self, text: str, layout: dict[tuple, int] | None = None) -> Condition:
+        """What the pipeline makes of a prompt. `layout` is that of another of its prompts; None: found out
+        by encoding the prompt a second time."""
+        one = self._encoded([text])
+        if layout is None:
+            layout = embedding_layout(one, self._encoded([text] * 2))
+        return Condition(one, layout)
 
     def mu(self, condition: Condition | None = None) -> float | None:
         """By how much it shifts the sigmas of its default number of steps, where it tells its scheduler."""

@@ -46,6 +46,7 @@ class Encoded:
         # What a pipeline's own call makes depends on its class and settings, too.
         self._own = [] if not family.own_call else [type(pipeline).__name__, _settings(pipeline)]
         self._tails: dict[tuple[int, int], Tail] = {}
+        self._layout: dict[tuple, int] | None = None  # of the pipeline's embeddings
 
     def missing(self, pairs: Sequence[Pair]) -> int:
         """How many latents and conditions are not encoded yet."""
@@ -64,7 +65,9 @@ class Encoded:
         import torch
 
         if self.family.own_call:
-            return self.call((1024, 1024)).encode(text).tensors()
+            condition = self.call((1024, 1024)).encode(text, self._layout)  # before any size counts
+            self._layout = condition.layout
+            return condition.tensors()
         with torch.no_grad():
             rows = self.family.encode(self.pipeline, text, self.length)
         return {name: value.cpu().contiguous() for name, value in rows.items()}

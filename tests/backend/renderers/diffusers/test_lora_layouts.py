@@ -6,6 +6,8 @@ from safetensors.torch import save_file
 
 from reprise.backend.core.errors import BadInput, CheckpointError, Unsupported
 from reprise.backend.core.types import Job
+from reprise.backend.lab.pipelines.recent import RECENT
+from reprise.backend.renderers.diffusers.call import CallArguments, invoke
 from reprise.backend.renderers.diffusers.lora import apply_loras
 from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 
@@ -124,6 +126,62 @@ def test_flux_in_original_names_as_diffusers_reads_it(dotted, tmp_path):
     expected = drawn(other)
     assert (expected - plain).abs().max() > 0.01
     torch.testing.assert_close(adapted(pipe, tmp_path / "l.safetensors"), expected, rtol=1e-4, atol=1e-4)
+
+
+# {family: {module in the file: size}}, as ai-toolkit and ComfyUI name them
+RECENT_FILES = {
+    "z-image": {"layers.0.attention.to_q": (32, 32), "layers.0.feed_forward.w2": (32, 85)},
+    "krea2": {"blocks.0.attn.wq": (32, 32), "blocks.0.attn.gate": (32, 32), "blocks.0.mlp.down": (32, 32)},
+    "qwen-image": {
+        "transformer_blocks.0.attn.add_k_proj": (32, 32),
+        "transformer_blocks.0.img_mlp.net.2": (32, 128),
+    },
+    "flux2-klein": {
+        "double_blocks.0.img_attn.qkv": (96, 32),
+        "double_blocks.0.txt_mlp.0": (192, 32),
+        "single_blocks.0.linear1": (288, 32),
+    },
+}
+
+
+@pytest.mark.parametrize("family", RECENT_FILES)
+def test_recent_families_as_diffusers_reads_them(family, tmp_path):
+    def picture(pipe):
+        call = CallArguments(pipe)
+        arguments = call.of(
+            ["a red cat"],
+            [torch.Generator().manual_seed(3)],
+            steps=2,
+            size=(16, 16),
+            guidance=None if family == "qwen-image" else 0.0,
+            true_cfg=1.0 if call.true_cfg else None,
+            negative="",
+            length=60,
+        )
+        return invoke(pipe, arguments)
+
+    def made():
+        torch.manual_seed(0)
+        pipe = RECENT[family]()
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    tensors = {}
+    for module, size in RECENT_FILES[family].items():
+        down, up = matrices(*size)
+        tensors |= {
+            f"diffusion_model.{module}.lora_A.weight": down,
+            f"diffusion_model.{module}.lora_B.weight": up,
+        }
+    save_file(tensors, tmp_path / "l.safetensors")
+    pipe, other = made(), made()
+    plain = picture(pipe)
+    apply_loras([(tmp_path / "l.safetensors", 0.5)], pipe, "transformer")
+    other.load_lora_weights(dict(tensors), adapter_name="one")
+    other.set_adapters(["one"], [0.5])
+    expected = picture(other)
+    assert (expected - plain).abs().max() > 0.01
+    torch.testing.assert_close(picture(pipe), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_flux_joined_layers_of_any_width(tmp_path):

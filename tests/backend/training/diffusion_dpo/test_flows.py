@@ -9,14 +9,16 @@ from safetensors.torch import load_file
 
 from reprise.backend.core.config import save_config
 from reprise.backend.core.errors import Unsupported
+from reprise.backend.core.registry import REWARDS
 from reprise.backend.lab.pipelines.language import TextProcessor, qwen3
-from reprise.backend.lab.pipelines.recent import RECENT, flow, flux2_transformer, flux2_vae
+from reprise.backend.lab.pipelines.recent import RECENT, flow, flux2_klein, flux2_transformer, flux2_vae
 from reprise.backend.renderers.diffusers.call import CallArguments
 from reprise.backend.renderers.diffusers.lora import apply_lora
 from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline
 from reprise.backend.training.common.losses import denoising_target, noised
 from reprise.backend.training.common.run_folder import claim_run_folder
 from reprise.backend.training.diffusion_dpo import loop as loops
+from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig
 from reprise.backend.training.diffusion_dpo.denoisers import FlowDenoiser, noising_of, to_latents
 from reprise.backend.training.diffusion_dpo.loop import DiffusionDpoLoop
 from reprise.backend.training.diffusion_dpo.own_call import Condition, OwnCall
@@ -24,6 +26,7 @@ from reprise.backend.training.diffusion_dpo.train import train
 
 from ..conftest import half_write
 from .conftest import answer, lora_of, quiet, rows, same, settings
+from .test_guidance import Colour
 
 
 def flux2_dev():
@@ -321,3 +324,55 @@ def test_bfloat16_and_checkpointing(folders, store, tmp_path):
     found = rows(tmp_path / "run")
     assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and found[1]["loss"] != found[0]["loss"]
     assert {one.dtype for one in load_file(lora_of(tmp_path / "run")).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["z-image", pytest.param("krea2", marks=pytest.mark.long)])
+def test_a_judges_gradient_reaches_the_adapter(name, folders, store, tmp_path, monkeypatch):
+    monkeypatch.setitem(REWARDS, "colour", f"{Colour.__module__}:Colour")
+    config = flow_settings(
+        name, folders(name), store, times="logit_normal", judge={"reward": "colour", "until": 1}
+    )
+    loop = DiffusionDpoLoop(config, tmp_path, False, quiet)
+    clean = loop.encoded.latent(loop.pairs[0].chosen.image)[None]
+    picture = loop.encoded.picture(loop.pairs[0].chosen.image)
+    decoded = loop.guide.vae.decode(loop.guide.to_vae(clean))[0]
+    vae = loop.guide.vae
+    pixels = picture.permute(2, 0, 1)[None] * 2 - 1
+    latents = vae.encode(pixels if decoded.ndim == 4 else pixels[:, :, None]).latent_dist.mode()
+    torch.testing.assert_close(decoded, vae.decode(latents)[0], rtol=1e-3, atol=1e-3)
+    noise, u = loop._noise([0, 1])
+    losses, figures = loop._losses(loop.pairs[:2], noise, u)
+    assert 0 < figures["judge"] < 1 and figures["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    losses.sum().backward()
+    assert any(one.grad is not None and one.grad.abs().max() > 0 for one in loop.weights.values())
+
+
+@pytest.mark.long
+def test_rounds(values, folders, tmp_path):
+    """It draws, judges, pairs and learns, twice over, with the LoRA of the round before."""
+    given = {key: value for key, value in values.items() if key != "max_sequence_length"}
+    given["rounds"] = {**values["rounds"], "renderer": {"steps": 2, "size": 64, "guidance": 1.0, "batch": 8}}
+    config = DiffusionDpoConfig(**{**given, "model": str(folders("z-image"))})
+    final = train(config, tmp_path / "run", log=quiet)
+    looks = rows(tmp_path / "run", "evaluations.jsonl")
+    assert [row["round"] for row in looks] == [0, 1, 2]
+    assert len({row["held-out/redness"] for row in looks}) == 3, "every round drew with another LoRA"
+    assert (final / "lora.safetensors").is_file()
+
+
+@pytest.mark.long
+def test_the_distilled_twin_draws_with_it(pipes, folders, store, tmp_path):
+    """Trained on klein base, loaded by the renderer on klein, which is the same class with other settings."""
+    from reprise.backend.core.types import Job
+    from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
+
+    final = train(flow_settings("flux2-klein", folders("flux2-klein"), store), tmp_path / "run", log=quiet)
+    torch.manual_seed(7)
+    flux2_klein(distilled=True).save_pretrained(tmp_path / "twin")
+    options = {"steps": 2, "size": 16, "device": "cpu", "max_sequence_length": 100}
+    plain, with_lora = (
+        DiffusersRenderer(tmp_path / "twin", lora=lora, **options)
+        for lora in (None, final / "lora.safetensors")
+    )
+    one, other = (renderer.render([Job("a red cat", 3)]).images[0] for renderer in (plain, with_lora))
+    assert (one - other).abs().max() > 0.003
