@@ -62,6 +62,7 @@ def a_set(out, prompts, cfgs=(2.0, 3.0, 4.0), steps=(4, 8, 16, 32), scored=True,
     }
     gallery = Gallery(out, PICTURES, about, {row["run"]: i for i, row in enumerate(rows)})
     (out / PICTURES).mkdir(parents=True)
+    gallery.begin()
     for i, row in enumerate(rows):
         Image.new("RGB", (8, 8), (i % 255, 100, 200)).save(out / PICTURES / row["files"][0]["name"])
     return gallery, rows
