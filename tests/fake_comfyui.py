@@ -339,13 +339,15 @@ class Handler(BaseHTTPRequestHandler):
         self.fake.sockets[client] = self.connection
         self.fake.status()
         try:
-            while head := self.rfile.read(2):  # ignore the client's messages, wait until it closes
+            while head := self.rfile.read(2):  # answer pings, ignore messages, wait until it closes
                 length = head[1] & 127
                 if length == 126:
                     length = int.from_bytes(self.rfile.read(2), "big")
-                self.rfile.read(4 + length)
+                mask, content = self.rfile.read(4), self.rfile.read(length)
                 if head[0] & 15 == 8:
                     break
+                if head[0] & 15 == 9:
+                    self.fake.frame(client, 0x8A, bytes(one ^ mask[i % 4] for i, one in enumerate(content)))
         except (OSError, IndexError):
             pass
         self.close_connection = True

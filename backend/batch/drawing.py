@@ -35,6 +35,7 @@ from .tally import BatchTally
 MOST_RESULTS = 32  # runs whose files wait in memory to be written
 REWRITE_TOGETHER = 8  # prompts
 FAILED_ALIKE = 8  # runs that fail for one reason, with none that succeeds, before the command ends
+PATIENCE = 600.0  # seconds that all servers may be away in the middle: one may be starting again
 JUDGE_SECONDS = 0.5  # of judging before the next look at what has come
 SINK_CLASS = "SaveImageWebsocket"
 FOLDER_ON_SERVER = "reprise"  # in a server's input folder
@@ -90,6 +91,7 @@ class BatchDrawing:
         self._uploaded: dict[tuple[str, str], str] = {}  # (server, SHA-256) -> its name there
         self._uploading: dict[tuple[str, str], asyncio.Lock] = {}
         self._last: dict[str, float] = {}  # when a server has finished its last run
+        self._page(self.gallery.begin)
         self._unfed = self._keep_finished()
         self._sinks = frozenset(
             name for name, node in self.plan.graph.items() if node["class_type"] == SINK_CLASS
@@ -103,6 +105,7 @@ class BatchDrawing:
             self._alike,
             retries=self.retries,
             silence=self.silence,
+            patience=PATIENCE,
         )
         self.pool.holds_back = lambda: self._results.qsize() >= MOST_RESULTS
         try:

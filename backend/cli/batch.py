@@ -241,6 +241,7 @@ def batch(
             stack.enter_context(_progress(tally)),
         )
         if watch:
+            gallery.begin()
             _watch(gallery.path)
         try:
             drawing.run()
@@ -345,11 +346,8 @@ def _progress(tally: BatchTally) -> Iterator[Callable[[], None]]:
 def _watch(page: Path) -> None:
     import webbrowser
 
-    def show() -> None:
-        if not webbrowser.open(page.absolute().as_uri()):
-            terminal.note(f"there is no browser here; open {page}")
-
-    show()
+    if not webbrowser.open(page.absolute().as_uri()):
+        terminal.note(f"there is no browser here; open {page}")
 
 
 def _show_plan(plan: Plan, runs: Sequence[Run], urls: Sequence[str], out: Path) -> None:

@@ -9,6 +9,8 @@ const axes = [find("#x"), find("#y")], size = find("#size"), only = find("#only"
 const pictures = []; // by their place in the lists
 const stamps = {}; // of the lists that were read
 const chosen = new Map(); // column -> value
+let several = false; // whether any group has more than one picture with a score
+let aspect = 1; // of the pictures, as the first one has it
 let about = null, state = null, shown = [], tiles = new Map(), columns = [], at = -1;
 
 window.reprise = {
@@ -88,26 +90,30 @@ function findColumns() {
     axis.replaceChildren(new Option("–", ""), ...columns.map(({ name }) => new Option(short(name, 24), name)));
     axis.value = columns.some(({ name }) => name === now) ? now : "";
   }
-  only.hidden = !pictures.some(({ score }) => score !== null);
-  for (const option of order.options) option.disabled = only.hidden && ["best", "worst"].includes(option.value);
+  const scored = pictures.some(({ score }) => score !== null);
+  for (const option of order.options) option.disabled = !scored && ["best", "worst"].includes(option.value);
 }
 
 const inOrder = () => [...pictures].sort((one, other) => one.rank - other.rank || one.place - other.place);
 const better = (one, other) => (about.higherIsBetter ? other.score - one.score : one.score - other.score);
 
+/** The best picture of each group. One that is alone is the best, too, but is not marked. */
 function best(list) {
-  const found = new Map();
+  const found = new Map(), counts = new Map();
   for (const picture of list) {
     if (picture.score === null) continue;
     const now = found.get(picture.group);
+    counts.set(picture.group, (counts.get(picture.group) || 0) + 1);
     if (!now || better(now, picture) > 0) found.set(picture.group, picture);
   }
+  several = [...counts.values()].some((many) => many > 1);
   return found;
 }
 
 function show() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   const winners = best(pictures);
+  only.hidden = !several;
   pictures.forEach((picture) => { picture.best = winners.get(picture.group) === picture; });
   shown = inOrder().filter((picture) => words.every((word) => picture.hay.includes(word))
     && [...chosen].every(([name, value]) => String(valueOf(picture, name)) === value)
@@ -136,7 +142,7 @@ function clear() {
 
 function layOut() {
   const width = wall.clientWidth, many = Math.max(1, Math.floor((width + GAP) / (Number(size.value) + GAP)));
-  const side = (width - GAP * (many - 1)) / many, high = side + UNDER + GAP;
+  const side = (width - GAP * (many - 1)) / many, tall = side / aspect + UNDER, high = tall + GAP;
   wall.style.height = `${Math.ceil(shown.length / many) * high}px`;
   const top = -wall.getBoundingClientRect().top, first = Math.max(0, Math.floor(top / high) - 1) * many;
   const last = Math.min(shown.length, (Math.ceil((top + innerHeight) / high) + 1) * many);
@@ -144,13 +150,13 @@ function layOut() {
   for (let place = first; place < last; place++) {
     let tile = tiles.get(place);
     if (!tile) { tile = tileOf(shown[place], place); tiles.set(place, tile); wall.append(tile); }
-    tile.style.cssText = `left:${(place % many) * (side + GAP)}px;top:${Math.floor(place / many) * high}px;width:${side}px;height:${side + UNDER}px`;
+    tile.style.cssText = `left:${(place % many) * (side + GAP)}px;top:${Math.floor(place / many) * high}px;width:${side}px;height:${tall}px`;
   }
 }
 
 function tileOf(picture, place, words = caption(picture)) {
   const frame = element("span", "frame", pictureOf(picture, true));
-  if (picture.score !== null) frame.append(element("b", picture.best ? "score best" : "score", number(picture.score)));
+  if (picture.score !== null) frame.append(element("b", picture.best && several ? "score best" : "score", number(picture.score)));
   const tile = element("button", "tile", frame);
   if (words) tile.append(element("span", "under", ...words));
   tile.title = picture.prompt;
@@ -173,8 +179,17 @@ function pictureOf(picture, small) {
     Object.assign(shows, { preload: "metadata", muted: true, loop: true, controls: !small });
     if (small) { shows.onmouseenter = () => shows.play(); shows.onmouseleave = () => shows.pause(); }
   } else { shows.alt = ""; shows.loading = small ? "lazy" : "eager"; shows.decoding = "async"; }
+  if (small) shows.onload = () => setAspect(shows.naturalWidth / shows.naturalHeight);
   shows.src = small && picture.small ? `${FILES}${encodeURIComponent(picture.name)}.webp` : PICTURES + encodeURIComponent(picture.name);
   return shows;
+}
+
+/** Frames have the shape of the first picture: most sets have one. */
+function setAspect(found) {
+  if (document.body.style.getPropertyValue("--aspect") || !found) return;
+  aspect = Math.min(2, Math.max(0.5, found));
+  document.body.style.setProperty("--aspect", aspect);
+  if (!wall.hidden) layOut();
 }
 
 // Grids: a column of the set from left to right, another from top to bottom
@@ -233,7 +248,7 @@ function open(place) {
   const facts = [];
   if (picture.text && picture.text !== picture.prompt) facts.push(["asked for", picture.prompt]);
   if (picture.reason) facts.push(["reason", picture.reason]);
-  if (picture.score !== null) facts.push(["score", number(picture.score) + (picture.best ? ", the best of its seeds" : "")]);
+  if (picture.score !== null) facts.push(["score", number(picture.score) + (picture.best && several ? ", the best of its seeds" : "")]);
   if (Object.keys(picture.scores).length > 1) for (const [name, score] of Object.entries(picture.scores)) facts.push([name, number(score)]);
   if (picture.seed !== null) facts.push(["seed", picture.seed]);
   facts.push(...Object.entries(picture.settings), ...Object.entries(picture.labels));

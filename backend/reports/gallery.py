@@ -48,7 +48,6 @@ class Gallery:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """A finished run, as a line of runs.jsonl."""
-        self._begin()
         self._by_run[row["run"]] = row
         self._place[row["run"]] = len(self._files)
         for i, file in enumerate(row["files"]):
@@ -78,14 +77,14 @@ class Gallery:
         self._progress = progress or self._progress
         self._publish(running=False)
 
-    def _begin(self) -> None:
-        if self._begun:
-            return
+    def begin(self) -> None:
+        """Write the page, of no pictures yet."""
         self._begun = True
         about = json.dumps(self.about, ensure_ascii=False)
         write_whole(self.out / INDEX_FILES / "about.js", f"reprise.about({about});\n")
         page = template("gallery.html.jinja").render(title=self.about["title"], version=_version())
         write_made(self.out, self.path, page)
+        self._publish(running=True)
 
     def _publish(self, running: bool) -> None:
         self._written = time.monotonic()

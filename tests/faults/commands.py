@@ -281,6 +281,23 @@ COMMANDS = [
         asks="comfyui",
     ),
     Command(
+        "batch",
+        "batch workflow.json --prompts prompts.txt --server URL --seeds 2 --judge redness --out batch",
+        "batch",
+        ("batch/pictures/*.png", "batch/index.html"),
+        (
+            "batch/set.json",
+            "batch/runs.jsonl",
+            "batch/queued.jsonl",
+            "batch/scores.jsonl",
+            "batch/pictures/*.png",
+        ),
+        claimed=("batch/index.html", "batch/runs.jsonl", "batch/pictures"),
+        asks="comfyui",
+        other="render --prompts prompts.txt --renderer fake --steps 4 --best-of 2 --rewriter template "
+        "--judge redness --out batch",
+    ),
+    Command(
         "render, served judge",
         "render --prompts prompts.txt --renderer fake --steps 4 --best-of 2 --rewriter template "
         "--judge remote:redness@URL --out judged",

@@ -31,13 +31,15 @@ def needed() -> tuple[Path, Path]:
 
 
 class Server:
-    """A running ComfyUI. `run` queues an API-format graph and returns its history entry."""
+    """A running ComfyUI, at a free port or `port`. `run` queues an API-format graph and returns its history
+    entry."""
 
-    def __init__(self, base: Path):
+    def __init__(self, base: Path, port: int = 0):
         folder, python = needed()
         self.base, self.log = base, base / "server.log"
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))
             self.port = free.getsockname()[1]
         packs = base / "custom_nodes"
         packs.mkdir(parents=True)

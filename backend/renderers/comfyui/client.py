@@ -105,6 +105,7 @@ class ComfyUIClient:
         self.http = HttpClient(
             url, timeout=ANSWER_SECONDS, max_bytes=MAX_BYTES, key=key, key_header=key_header(COMFYUI)
         )
+        self._left_out: set[str] = set()  # what was said of parts of workflows
         self._remaining = 0  # runs in its queue, others' included
         self._executing: tuple[str, str] | None = None  # (prompt_id, node)
         self._socket: ClientConnection | None = None
@@ -260,6 +261,11 @@ class ComfyUIClient:
             raise ServerLost(f"it does not take the workflow {self._quoted(answer)}")
         if accepted["prompt_id"] != name:
             raise Unsupported(f"{self.url} runs an old ComfyUI, which names runs by itself; update it")
+        if accepted.get("node_errors"):  # it draws what it can of several outputs
+            left_out = _refusal(title, {"error": "", **accepted})
+            if left_out not in self._left_out:
+                self._left_out.add(left_out)
+                log.warning("%s leaves out a part of the workflow: %s", self.url, left_out)
 
     async def _wait_for_run(self, name: str, run: QueuedGraph) -> None:
         missing = False

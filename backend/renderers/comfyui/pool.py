@@ -25,6 +25,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds before a lost server is tried 
 CONNECT_ALL_SECONDS = 2.0  # that all servers have to connect before jobs are assigned
 CANCEL_SECONDS = 5.0  # to take back what is queued
 PROBE_SECONDS = 20.0  # that a server has to show that it is there
+FIRST_PATIENCE = 20.0  # seconds that all may be away at the start: an address may be wrong
 
 
 class ServerPool:
@@ -35,7 +36,7 @@ class ServerPool:
     is equal for jobs that a server refuses alike, such as those with the same models.
 
     `retries`: how often a job is tried again after its server was lost or gave nothing. `silence`: see
-    `ComfyUIClient`. `patience`: seconds to wait for any server when all are lost.
+    `ComfyUIClient`. `patience`: seconds to wait for any server when all are lost; fewer at the start.
     """
 
     def __init__(
@@ -115,12 +116,16 @@ class ServerPool:
                 await wait_for_event(self._changed, 1.0)
                 if any(server.connected for server in self.servers):
                     last_connected = time.monotonic()
-                elif time.monotonic() - last_connected > self.patience:
+                elif time.monotonic() - last_connected > self._patience():
                     raise no_server(self.servers)
             if self._error is not None:
                 raise self._error
         finally:
             await self._clean_up(list(tasks))
+
+    def _patience(self) -> float:
+        seen = any(server.was_lost for server in self.servers)
+        return self.patience if seen else min(self.patience, FIRST_PATIENCE)
 
     def _assign(self) -> list[tuple[ComfyUIClient, int]]:
         """Waiting jobs for the servers with the shortest queues, as many as may be ahead there."""

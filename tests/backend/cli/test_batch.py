@@ -246,8 +246,7 @@ def test_the_token_goes_to_named_hosts_only(reprise, flow, servers, monkeypatch)
     one = servers()
     one.token = "secret-7"
     words = ("batch", "flow.json", "--prompts", "p.txt", "--server", one.url, "--out", "o", "--retries", 0)
-    monkeypatch.setattr("reprise.backend.renderers.comfyui.pool.ServerPool.__init__.__kwdefaults__",
-        {"retries": 2, "silence": 600.0, "patience": 0.3})  # fmt: skip
+    monkeypatch.setattr(pool, "FIRST_PATIENCE", 0.3)
     done = reprise(*words)
     assert done.code == 1 and "set REPRISE_COMFYUI_TOKEN in the environment" in done.err
     monkeypatch.setenv("REPRISE_COMFYUI_TOKEN", "secret-7")
