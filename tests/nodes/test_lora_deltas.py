@@ -276,25 +276,13 @@ def compare(ours, theirs):
             torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_core_adds_what_was_trained(denoisers, in_comfyui, tmp_path):
-    """Files as training writes them, with all modules that an adapter may go to."""
-    adapters = {}
-    for name in TRAINED:
-        denoiser = denoisers(name)
-        adapters[name] = {
-            module: pair(*layer.weight.shape)
-            for module, layer in denoiser.named_modules()
-            if re.fullmatch(BLOCKS, module)
-        }
-        family = FAMILIES[MODELS[name][0]]
-        folder = model_file(tmp_path / "files" / name, name)
-        save_lora(folder, family, lora_tensors(family, adapters[name], 2.0), {})
-    found = in_comfyui("inside_deltas.py", str(tmp_path / "files"))
-    for name, adapter in adapters.items():
-        seen = found[name]
-        assert (seen["patches"], seen["warnings"]) == (len(adapter), []), name
-        expected = {module: 2.0 * b @ a for module, (a, b) in adapter.items()}
-        compare(expected, theirs(tmp_path / "files" / name, name))
+def adapter(denoiser):
+    """Random weights for every module that an adapter may go to."""
+    return {
+        module: pair(*layer.weight.shape)
+        for module, layer in denoiser.named_modules()
+        if re.fullmatch(BLOCKS, module)
+    }
 
 
 # Files of other trainers ----------------------------------------------------------------------------------
@@ -504,10 +492,25 @@ def compared(in_comfyui, denoisers, tmp_path_factory):
         save_file({key: value.contiguous() for key, value in tensors.items()}, made / "lora.safetensors")
         if "DoRA" in case:
             save_file(flux(denoisers(name).state_dict()), made / "weights.safetensors")
+    for name in TRAINED:
+        family = FAMILIES[MODELS[name][0]]
+        made = model_file(folder / f"trained {name}", name)
+        save_lora(made, family, lora_tensors(family, adapter(denoisers(name)), 2.0), {})
     (folder / "clip").mkdir()
     (folder / "clip" / "model.json").write_text('{"class": "clip"}')
     save_file(CLIP, folder / "clip" / "lora.safetensors")
     return folder, in_comfyui("inside_deltas.py", str(folder))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_core_adds_what_was_trained(name, compared, denoisers):
+    """Files as training writes them, with all modules that an adapter may go to."""
+    folder, found = compared
+    made, seen = adapter(denoisers(name)), found[f"trained {name}"]
+    assert (seen["patches"], seen["warnings"]) == (len(made), [])
+    compare(
+        {module: 2.0 * b @ a for module, (a, b) in made.items()}, theirs(folder / f"trained {name}", name)
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -99,6 +99,7 @@ FAMILIES: dict[str, Family] = {
     "Flux2Pipeline": _flow("FLUX.2"),
     "Flux2KleinPipeline": _flow("FLUX.2"),
     "Krea2Pipeline": _flow("Krea 2"),
+    "Lumina2Pipeline": _flow("Lumina 2"),
     "QwenImagePipeline": _flow("Qwen-Image"),
     "QwenImage21Pipeline": _flow("Qwen-Image-2.1", has_text_length=False),
     "SanaPipeline": _flow("SANA"),

@@ -3,7 +3,7 @@
 | family | keys of the module `a.b.0` | read by |
 |---|---|---|
 | Chroma, FLUX, FLUX.2, Krea 2, Qwen-Image, SD3, Z-Image | `transformer.a.b.0.lora_{A,B}.weight` | (1) |
-| Qwen-Image-2.1, SANA | the same | diffusers' loader; ComfyUI does not know the models |
+| Lumina 2, Qwen-Image-2.1, SANA | the same | diffusers' loader; not ComfyUI's |
 | SD1.x, SDXL | `lora_unet_a_b_0.{lora_down.weight,lora_up.weight,alpha}` | (1) |
 | PixArt-Sigma | `base_model.model.a.b.0.lora_{A,B}.weight` | ComfyUI's loader, peft; none of diffusers' |
 
@@ -30,26 +30,35 @@ if TYPE_CHECKING:
 Adapter = Mapping[str, tuple["Tensor", "Tensor"]]  # module's name -> (A (r, in), B (out, r))
 # Modules of a denoiser that an adapter goes to: linear layers that all readers know by name.
 _BLOCK = r".*transformer_blocks\.\d+\."
-_Z_IMAGE = r"(layers|noise_refiner|context_refiner)\.\d+\."
+_REFINED = r"(layers|noise_refiner|context_refiner)\.\d+\."  # Z-Image, Lumina 2
 _ATTENTION = (
     _BLOCK + r"attn[12]?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|to_gate)",
     # FLUX.2's, joined with the feed-forward part.
     r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
-    _Z_IMAGE + r"attention\.(to_[qkv]|to_out\.0)",
+    _REFINED + r"(attn|attention)\.(to_[qkv]|to_out\.0)",
 )
 _FEED_FORWARD = (
     _BLOCK + r"((ff(_context)?|img_mlp|txt_mlp)\.net\.(0\.proj|2)|proj_mlp|proj_out)",
     _BLOCK + r"(ff(_context)?\.linear_(in|out)|ff\.(gate|up|down)|img_mlp\.(proj|out|gate_layer))",
-    _Z_IMAGE + r"feed_forward\.w[123]",
+    _REFINED + r"feed_forward\.(w|linear_)[123]",
 )
 ATTENTION = "|".join(_ATTENTION)
 BLOCKS = "|".join(_ATTENTION + _FEED_FORWARD)
 KOHYA, PEFT = "lora_unet_", "base_model.model."
+TRANSFORMERS = (
+    "Chroma",
+    "FLUX",
+    "FLUX.2",
+    "Krea 2",
+    "Lumina 2",
+    "Qwen-Image",
+    "Qwen-Image-2.1",
+    "SANA",
+    "SD3",
+    "Z-Image",
+)
 PREFIXES = {
-    **dict.fromkeys(
-        ("Chroma", "FLUX", "FLUX.2", "Krea 2", "Qwen-Image", "Qwen-Image-2.1", "SANA", "SD3", "Z-Image"),
-        "transformer.",
-    ),
+    **dict.fromkeys(TRANSFORMERS, "transformer."),
     "PixArt-Sigma": PEFT,
     "SD1.x": KOHYA,
     "SDXL": KOHYA,

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from reprise.backend.core.config import save_config
 from reprise.backend.core.errors import Unsupported
 from reprise.backend.core.registry import REWARDS
-from reprise.backend.lab.pipelines.language import TextProcessor, qwen3
-from reprise.backend.lab.pipelines.recent import RECENT, flow, flux2_klein, flux2_transformer, flux2_vae
+from reprise.backend.lab.pipelines.every import EVERY
+from reprise.backend.lab.pipelines.recent import flux2_klein
 from reprise.backend.renderers.diffusers.call import CallArguments
 from reprise.backend.renderers.diffusers.lora import apply_lora
 from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline
@@ -28,28 +28,17 @@ from ..conftest import half_write
 from .conftest import answer, lora_of, quiet, rows, same, settings
 from .test_guidance import Colour
 
-
-def flux2_dev():
-    """With another language model than Mistral, which is read in the same way."""
-    from diffusers import Flux2Pipeline
-
-    return Flux2Pipeline(
-        scheduler=flow(use_dynamic_shifting=True),
-        vae=flux2_vae(),
-        text_encoder=qwen3(31, causal=True),
-        tokenizer=TextProcessor(),
-        transformer=flux2_transformer(48, guidance_embeds=True),
-    )
-
-
-MADE = {**RECENT, "flux2-dev": flux2_dev}
-# What a model's output is multiplied by to be the velocity, and its time of a sigma.
-NEGATED = {"z-image"}
-TIMES = {"z-image": lambda sigma: 1 - sigma, "sana": lambda sigma: 1000 * sigma}
-SIZES = {"qwen-image-2.1": (96, 64), "sana": (96, 64)}
-LENGTH = {"flux2-dev": 150, "krea2": 40, "qwen-image": 60, "flux2-klein": 100, "chroma": 20}
+# What a model's output is multiplied by to be the velocity, and sigma by its time.
+NEGATED = {"z-image", "lumina2"}
+SIGMAS = {
+    "z-image": lambda time: 1 - time,
+    "lumina2": lambda time: 1 - time,
+    "sana": lambda time: time / 1000,
+}
+SIZES = {"qwen-image-2.1": (96, 64), "sana": (96, 64), "lumina2": (96, 64)}
+LENGTH = {"flux2": 150, "krea2": 40, "qwen-image": 60, "flux2-klein": 100, "chroma": 20}
 QUICK = ["z-image", "krea2", "qwen-image", "flux2-klein"]
-SLOW = ["qwen-image-2.1", "flux2-dev", "chroma", "sana"]
+SLOW = ["qwen-image-2.1", "flux2", "chroma", "sana", "lumina2"]
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in SLOW)]
 
 
@@ -66,7 +55,7 @@ def pipes():
     def get(name):
         if name not in made:
             torch.manual_seed(0)
-            made[name] = MADE[name]()
+            made[name] = EVERY[name]()
             made[name].set_progress_bar_config(disable=True)
         return made[name]
 
@@ -116,7 +105,7 @@ def draw(name, pipe, steps=3, **more):
 def test_it_is_called_as_when_it_draws(name, pipes):
     """What a scheduler gets at the second step of a drawing, asked through ours; alone and in a batch."""
     pipe = pipes(name)
-    guidance = 2.5 if name == "flux2-dev" else None
+    guidance = 2.5 if name == "flux2" else None
     _, seen = draw(name, pipe, **({"guidance": guidance} if guidance else {}))
     said, time, sample = seen[1]
     call = own_call(name, pipe, guidance)
@@ -157,8 +146,8 @@ def test_a_perfect_denoiser_has_no_error_and_draws_the_picture(name, pipes, monk
         """(x - x0) / sigma, as the model would say it."""
         listed = isinstance(hidden_states, list)
         noisy = torch.stack([one[:, 0] for one in hidden_states]) if listed else hidden_states
-        sigma = torch.as_tensor(timestep).float()
-        sigma = {"z-image": 1 - sigma, "sana": sigma / 1000}.get(name, sigma)
+        time = torch.as_tensor(timestep).float()
+        sigma = SIGMAS[name](time) if name in SIGMAS else time
         said = (noisy - clean) / sigma.reshape(-1, *[1] * clean.ndim)
         said = -said if name in NEGATED else said
         return ([one[:, None] for one in said],) if listed else (said,)
@@ -219,7 +208,7 @@ def folders(pipes, tmp_path_factory):
 
 def flow_settings(name, folder, store, **changes):
     length = {} if name in ("qwen-image-2.1", "z-image") else {"max_sequence_length": LENGTH.get(name, 40)}
-    side = {"size": 64} if name in ("qwen-image-2.1", "sana") else {}
+    side = {"size": 64} if name in SIZES else {}
     return settings(folder, store, **{**length, **side, **changes})
 
 
@@ -228,7 +217,7 @@ def loaded(monkeypatch, pipes):
     """Pipelines whose processors cannot be saved are given as they are."""
 
     def load(name):
-        if name in ("qwen-image-2.1", "flux2-dev"):
+        if name in ("qwen-image-2.1", "flux2"):
             monkeypatch.setattr(loops, "load_pipeline", lambda *_: copy.deepcopy(pipes(name)))
 
     return load
