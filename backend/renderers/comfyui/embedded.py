@@ -13,6 +13,7 @@ from typing import Any
 
 from ...core.errors import BadInput, first_line
 from ...core.parsing import parse_json
+from ...storage.images import check_pixels
 
 KEYS = ("prompt", "workflow", "parameters")
 VIDEOS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"}
@@ -53,8 +54,9 @@ def _of_picture(picture: Any) -> dict[str, str]:
         comment = _comment(text)
         if "Steps:" in comment:
             found.setdefault("parameters", comment)
-    if picture.format == "PNG" and getattr(picture, "is_animated", False):
-        picture.seek(picture.n_frames - 1)
+    if picture.format == "PNG" and not found:  # one of a single frame is not told from a still picture
+        check_pixels(picture)
+        picture.seek(getattr(picture, "n_frames", 1) - 1)
         picture.load()
         for kind, data, *_ in picture.private_chunks:
             key, zero, text = data.partition(b"\0")

@@ -63,7 +63,21 @@ def video(path, **texts):
             made.mux(packet)
 
 
-FILES = [("a.png", png), ("a.webp", webp), ("b.png", animated_png), ("a.mp4", video), ("a.webm", video)]
+def animated_png_of_one_frame(path, **texts):
+    chunks = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        chunks.add(b"comf", key.encode("latin-1") + b"\0" + text.encode("latin-1"), after_idat=True)
+    picture().save(path, pnginfo=chunks)
+
+
+FILES = [
+    ("c.png", animated_png_of_one_frame),
+    ("a.png", png),
+    ("a.webp", webp),
+    ("b.png", animated_png),
+    ("a.mp4", video),
+    ("a.webm", video),
+]
 
 
 @pytest.mark.parametrize("name,save", FILES)
