@@ -92,9 +92,11 @@ class ComfyuiFolders:
         hints: Sequence[str],
         option: str,
         what: str,
+        needs_hint: bool = False,
     ) -> Path | None:
         """The one file of these kinds that fits; of several, the one whose name has one of the hints, and of
-        copies in several precisions the largest. Raises BadInput where that leaves more than one."""
+        copies in several precisions the largest. With `needs_hint` none without a hint. Raises BadInput where
+        that leaves more than one."""
         fitting = []
         for kind in kinds:
             for path in self.files(kind):
@@ -104,7 +106,7 @@ class ComfyuiFolders:
                 except RepriseError:
                     continue  # a damaged file, or GGUF without its package, is only skipped here
         hinted = [path for path in fitting if any(hint in path.name.lower() for hint in hints)]
-        fitting = hinted or fitting
+        fitting = hinted if needs_hint else hinted or fitting
         if len({_PRECISION.sub("", path.stem.lower()) for path in fitting}) == 1:
             fitting = [max(fitting, key=lambda path: path.stat().st_size)]
         if len(fitting) > 1:

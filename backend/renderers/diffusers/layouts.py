@@ -28,6 +28,7 @@ class Text:
     width: Callable[[Mapping[str, Any]], int | None]  # hidden size that goes with a denoiser's config
     length: int = 77  # of the tokenizer
     pad: str = "<|endoftext|>"
+    unused: int = 0  # last layers that are not evaluated
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Layout:
     scheduler: tuple[str, Mapping[str, Any]]
     text: Mapping[str, Text]
     vae_hints: tuple[str, ...] = ()  # words in the names of its VAE's files
+    needs_hint: bool = False  # VAEs of other families have the same shapes
+    packed: bool = False  # in_channels counts 2 x 2 patches of latents
+    base_only: bool = False  # its configs are not read off its weights
+    fits: Callable[[Shapes], bool] = lambda shapes: True  # beside `marks`
     component: str = "transformer"
     options: Mapping[str, Any] = field(default_factory=dict)  # of the pipeline's constructor
 
@@ -56,6 +61,15 @@ _DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True}
 
 def _clip_l(inside: str, model: str = "CLIPTextModel", width: int | None = 768) -> Text:
     return Text("clip", model, "tokenizer", inside, lambda config: config.get("pooled_projection_dim", width))
+
+
+def _projected(kind: str, tokenizer: str, inside: str, width: int, pad: str) -> Text:
+    return Text(kind, "CLIPTextModelWithProjection", tokenizer, inside, lambda config: width, pad=pad)
+
+
+def _linear(shapes: Shapes) -> bool:
+    """Whether a UNet projects by linear layers, as all but SD 1."""
+    return len(shapes["middle_block.1.proj_in.weight"]) == 2
 
 
 def _t5(tokenizer: str, length: int) -> Text:
@@ -72,9 +86,11 @@ LAYOUTS = (
         configs.chroma,
         "AutoencoderKL",
         _FLUX_VAE,
+        # comfy/supported_models.py: Chroma has no shift of its own, and its template there sets none.
         (_FLOW, {"shift": 1.0}),
         {"text_encoder": _t5("tokenizer", 512)},
         vae_hints=("flux", "ae"),
+        packed=True,
     ),
     Layout(
         "FLUX.2",
@@ -84,7 +100,7 @@ LAYOUTS = (
         configs.flux2,
         "AutoencoderKLFlux2",
         {},
-        (_FLOW, _DYNAMIC),
+        (_FLOW, _DYNAMIC),  # the pipeline computes the shift (compute_empirical_mu)
         # The hidden states of three layers, side by side.
         {
             "text_encoder": Text(
@@ -97,6 +113,7 @@ LAYOUTS = (
             )
         },
         vae_hints=("flux2", "flux.2"),
+        packed=True,
     ),
     Layout(
         "FLUX",
@@ -112,6 +129,7 @@ LAYOUTS = (
             "text_encoder_2": _t5("tokenizer_2", 512),
         },
         vae_hints=("ae", "flux"),
+        packed=True,
     ),
     Layout(
         "Krea 2",
@@ -121,6 +139,7 @@ LAYOUTS = (
         configs.krea2,
         "AutoencoderKLQwenImage",
         {},
+        # comfy/supported_models.py: 1.15, which the pipeline takes for the distilled one at any size.
         (_FLOW, {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}),
         {
             "text_encoder": Text(
@@ -133,6 +152,7 @@ LAYOUTS = (
             )
         },
         vae_hints=("qwen",),
+        packed=True,
     ),
     Layout(
         "Z-Image",
@@ -184,6 +204,7 @@ LAYOUTS = (
             )
         },
         vae_hints=("qwen",),
+        packed=True,
     ),
     Layout(
         "SDXL",
@@ -196,17 +217,70 @@ LAYOUTS = (
         ("EulerDiscreteScheduler", _BETAS),
         {
             "text_encoder": _clip_l("conditioner.embedders.0.transformer."),
-            "text_encoder_2": Text(
-                "open-clip",
-                "CLIPTextModelWithProjection",
-                "tokenizer_2",
-                "conditioner.embedders.1.model.",
-                lambda config: 1280,
-                pad="!",
+            "text_encoder_2": _projected(
+                "open-clip", "tokenizer_2", "conditioner.embedders.1.model.", 1280, "!"
             ),
         },
         component="unet",
         options={"add_watermarker": False},
+    ),
+    Layout(
+        "SD3",
+        "StableDiffusion3Pipeline",
+        "SD3Transformer2DModel",
+        ("joint_blocks.0.context_block.attn.qkv.weight", "y_embedder.mlp.0.weight"),
+        configs.sd3,
+        "AutoencoderKL",
+        {"scaling_factor": 1.5305, "shift_factor": 0.0609},  # comfy/latent_formats.py, SD3
+        (_FLOW, {"shift": 3.0}),  # comfy/supported_models.py, SD3
+        {
+            "text_encoder": _projected(
+                "clip", "tokenizer", "text_encoders.clip_l.transformer.", 768, "<|endoftext|>"
+            ),
+            "text_encoder_2": _projected(
+                "open-clip", "tokenizer_2", "text_encoders.clip_g.transformer.", 1280, "!"
+            ),
+            "text_encoder_3": _t5("tokenizer_3", 512),
+        },
+        vae_hints=("sd3",),
+        needs_hint=True,
+    ),
+    Layout(
+        "SANA",
+        "SanaPipeline",
+        "SanaTransformer2DModel",
+        ("attention_y_norm.weight", "blocks.0.mlp.inverted_conv.conv.weight"),
+        lambda shapes: {},
+        "AutoencoderDC",
+        {},
+        ("DPMSolverMultistepScheduler", {}),
+        {"text_encoder": Text("gemma2", "Gemma2Model", "tokenizer", "text_encoders.", lambda config: None)},
+        base_only=True,
+    ),
+    Layout(
+        "SD2.x",
+        "StableDiffusionPipeline",
+        "UNet2DConditionModel",
+        ("input_blocks.0.0.weight", "middle_block.1.proj_in.weight"),
+        configs.unet,
+        "AutoencoderKL",
+        {"scaling_factor": 0.18215},
+        ("DDIMScheduler", {**_BETAS, "clip_sample": False, "set_alpha_to_one": False}),
+        {
+            # The last but one layer's states, normed: its last layer is not used.
+            "text_encoder": Text(
+                "open-clip",
+                "CLIPTextModel",
+                "tokenizer",
+                "cond_stage_model.model.",
+                lambda config: config["cross_attention_dim"],
+                pad="!",
+                unused=1,
+            )
+        },
+        fits=_linear,
+        component="unet",
+        options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     ),
     Layout(
         "SD1.x",
@@ -228,7 +302,7 @@ def recognise(shapes: Shapes) -> tuple[Layout, str] | None:
     """(layout, prefix of the denoiser's keys) of a file with a denoiser in its original names."""
     for prefix in DENOISER:
         for layout in LAYOUTS:
-            if all(prefix + mark in shapes for mark in layout.marks):
+            if all(prefix + mark in shapes for mark in layout.marks) and layout.fits(under(prefix, shapes)):
                 return layout, prefix
     return None
 

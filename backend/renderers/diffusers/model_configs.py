@@ -7,6 +7,7 @@ text encoders those of transformers.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -66,6 +67,31 @@ def unet(shapes: Shapes) -> Config:
     elif linear:
         config["sample_size"] = 96
     return config
+
+
+def sd3(shapes: Shapes) -> Config:
+    """SD3 and SD3.5; their heads have 64 channels."""
+    hidden, channels, patch, _ = shapes["x_embedder.proj.weight"]
+    norm = shapes.get("joint_blocks.0.x_block.attn.ln_q.weight")
+    head = 64 if norm is None else norm[0]
+    layers = count(shapes, r"joint_blocks\.(\d+)\.")
+    return {
+        "sample_size": 128,
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": shapes["final_layer.linear.weight"][0] // patch**2,
+        "num_layers": layers,
+        "attention_head_dim": head,
+        "num_attention_heads": hidden // head,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "caption_projection_dim": shapes["context_embedder.weight"][0],
+        "pooled_projection_dim": shapes["y_embedder.mlp.0.weight"][1],
+        "pos_embed_max_size": math.isqrt(shapes["pos_embed"][1]),
+        "dual_attention_layers": [
+            layer for layer in range(layers) if f"joint_blocks.{layer}.x_block.attn2.qkv.weight" in shapes
+        ],
+        "qk_norm": None if norm is None else "rms_norm",
+    }
 
 
 def flux(shapes: Shapes) -> Config:
@@ -199,6 +225,11 @@ def autoencoder(shapes: Shapes) -> Config:
     }
 
 
+def wan_autoencoder(shapes: Shapes) -> Config:
+    """The VAE of Wan and Qwen-Image; all but its width is the same in all."""
+    return {"base_dim": shapes["encoder.conv1.weight"][0], "z_dim": shapes["conv2.weight"][0]}
+
+
 def open_clip(shapes: Shapes) -> Config:
     """OpenCLIP's text models, in transformers' names."""
     return {**clip(shapes), "hidden_act": "gelu"}
@@ -242,14 +273,14 @@ def t5(shapes: Shapes) -> Config:
     }
 
 
-def qwen3(shapes: Shapes, prefix: str = "model.") -> Config:
-    layer = f"{prefix}layers.0"
+def qwen3(shapes: Shapes) -> Config:
+    layer = "model.layers.0"
     head = shapes[f"{layer}.self_attn.q_norm.weight"][0]
     return {
-        "vocab_size": shapes[f"{prefix}embed_tokens.weight"][0],
-        "hidden_size": shapes[f"{prefix}embed_tokens.weight"][1],
+        "vocab_size": shapes["model.embed_tokens.weight"][0],
+        "hidden_size": shapes["model.embed_tokens.weight"][1],
         "intermediate_size": shapes[f"{layer}.mlp.gate_proj.weight"][0],
-        "num_hidden_layers": count(shapes, rf"{re.escape(prefix)}layers\.(\d+)\."),
+        "num_hidden_layers": count(shapes, r"model\.layers\.(\d+)\."),
         "head_dim": head,
         "num_attention_heads": shapes[f"{layer}.self_attn.q_proj.weight"][0] // head,
         "num_key_value_heads": shapes[f"{layer}.self_attn.k_proj.weight"][0] // head,
@@ -257,4 +288,52 @@ def qwen3(shapes: Shapes, prefix: str = "model.") -> Config:
         "rope_theta": 1000000.0,
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": "lm_head.weight" not in shapes,
+    }
+
+
+# Pictures are drawn from words: the vision models of text encoders are left out, so this one is small.
+_UNUSED_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 1}
+
+
+def qwen3_vl(shapes: Shapes) -> Config:
+    """Qwen3-VL's language model; its rotations as in comfy/text_encoders/qwen3vl.py and llama.py."""
+    text = qwen3(shapes)
+    head = text["head_dim"]
+    return {
+        "vision_config": {**_UNUSED_VISION, "out_hidden_size": text["hidden_size"]},
+        "text_config": {
+            **text,
+            "max_position_embeddings": 262144,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5000000.0,
+                # 24, 20 and 20 for heads of 128
+                "mrope_section": [head // 2 - 2 * (head * 5 // 32), head * 5 // 32, head * 5 // 32],
+                "mrope_interleaved": True,
+            },
+        },
+    }
+
+
+def qwen25_vl(shapes: Shapes) -> Config:
+    """Qwen2.5-VL, whose heads have 128 channels; see comfy/text_encoders/llama.py, Qwen25_7BVLI_Config."""
+    layer, embedding = "model.layers.0", shapes["model.embed_tokens.weight"]
+    return {
+        "tie_word_embeddings": "lm_head.weight" not in shapes,
+        "vision_config": {**_UNUSED_VISION, "out_hidden_size": embedding[1]},
+        "text_config": {
+            "vocab_size": embedding[0],
+            "hidden_size": embedding[1],
+            "intermediate_size": shapes[f"{layer}.mlp.gate_proj.weight"][0],
+            "num_hidden_layers": count(shapes, r"model\.layers\.(\d+)\."),
+            "num_attention_heads": shapes[f"{layer}.self_attn.q_proj.weight"][0] // 128,
+            "num_key_value_heads": shapes[f"{layer}.self_attn.k_proj.weight"][0] // 128,
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1000000.0,
+                "mrope_section": [16, 24, 24],
+            },
+        },
     }

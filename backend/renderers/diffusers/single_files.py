@@ -36,7 +36,21 @@ _TOKENIZERS = {
     "qwen3-vl": ("text_encoders/qwen25_tokenizer", "Qwen2TokenizerFast"),
     "qwen2.5-vl": ("text_encoders/qwen25_tokenizer", "Qwen2TokenizerFast"),
 }
-_READ_TEXT = {"clip": configs.clip, "open-clip": configs.open_clip, "t5": configs.t5, "qwen3": configs.qwen3}
+_READ_TEXT = {
+    "clip": configs.clip,
+    "open-clip": configs.open_clip,
+    "t5": configs.t5,
+    "qwen3": configs.qwen3,
+    "qwen3-vl": configs.qwen3_vl,
+    "qwen2.5-vl": configs.qwen25_vl,
+}
+# ComfyUI's tokenizer has Qwen2.5's template, which speaks of a helpful assistant. This is Qwen3's for one
+# message: comfy/text_encoders/z_image.py with thinking, flux.py (klein) without.
+_QWEN3_TEMPLATE = (
+    "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,13 @@ class SingleFile:
         if found is None:
             raise Unsupported(_unknown(path, self.header))
         self.layout, self.prefix = found
+        if self.index is None and self.layout.base_only:
+            raise Unsupported(_needs_base(path, self.layout.name))
         shapes = under(self.prefix, self.header.shapes)
         self.config = self._config(self.layout.component, lambda: self.layout.read(shapes))
         if self.index is None and self.config.get("guidance_embeds") and self.layout.name == "FLUX.2":
-            raise Unsupported(f"{path} is FLUX.2 dev: give its diffusers folder or hub name with --base")
+            raise Unsupported(_needs_base(path, "FLUX.2 dev"))
+        self.predicts_v = "v_pred" in self.header.shapes  # how NoobAI and others mark it
         self.used: dict[str, Path] = {self.layout.component: path}
 
     @property
@@ -106,6 +123,7 @@ class SingleFile:
                     parts[name] = self._text(name, layout.text[name], tensors, file, dtype)
             own = under(self.prefix, inside)
             del inside
+            self._read_prediction(own)
             parts[layout.component] = build(layout.denoiser, self.config, own, self.path, dtype)
             for text in layout.text.values():
                 parts[text.tokenizer] = self._tokenizer(text)
@@ -133,7 +151,7 @@ class SingleFile:
         def fits(header: Header) -> bool:
             return vae_kind(header.shapes) == (self.layout.vae, channels)
 
-        return self._place("vae", what, fits, ("vae",), self.layout.vae_hints)
+        return self._place("vae", what, fits, ("vae",), self.layout.vae_hints, self.layout.needs_hint)
 
     def _place_text(self, name: str) -> tuple[str, Path | None, str]:
         text = self.layout.text[name]
@@ -149,7 +167,13 @@ class SingleFile:
         return self._place(name, f"a text encoder ({text.kind}, width {width})", fits, ("text_encoders",), ())
 
     def _place(
-        self, name: str, what: str, fits: Any, folders: tuple[str, ...], hints: tuple[str, ...]
+        self,
+        name: str,
+        what: str,
+        fits: Any,
+        folders: tuple[str, ...],
+        hints: tuple[str, ...],
+        needs_hint: bool = False,
     ) -> Any:
         if (file := self.rest.files.get(name)) is not None:
             if not fits(read_header(file)):
@@ -158,15 +182,14 @@ class SingleFile:
         if self.index is not None and self.rest.base is not None and (self.rest.base / name).is_dir():
             return "", None, ""
         if self.rest.comfyui is not None:
-            found = self.rest.comfyui.find(folders, fits, hints, f"--part {name}=FILE", what)
+            found = self.rest.comfyui.find(folders, fits, hints, f"--part {name}=FILE", what, needs_hint)
             if found is not None:
                 return "", found, ""
         return what, None, ""
 
     def _latent_channels(self) -> int:
         channels = self.config["in_channels"]
-        packed = self.layout.pipeline not in ("ZImagePipeline",) and self.layout.component == "transformer"
-        return channels // 4 if packed else channels
+        return channels // 4 if self.layout.packed else channels
 
     def _missing(self, missing: Mapping[str, str]) -> str:
         wanted = "; ".join(f"{name}: {what}" for name, what in missing.items())
@@ -197,7 +220,7 @@ class SingleFile:
 
         def read() -> dict[str, Any]:
             if layout.vae == "AutoencoderKLQwenImage":
-                return {}  # one size only
+                return configs.wan_autoencoder(_shapes(tensors))
             return {**configs.autoencoder(_shapes(tensors)), **layout.vae_config}
 
         return build(layout.vae, self._config("vae", read), tensors, file, dtype)
@@ -209,14 +232,18 @@ class SingleFile:
             tensors = from_open_clip(tensors)
         if text.kind == "t5" and "shared.weight" not in tensors and "encoder.embed_tokens.weight" in tensors:
             tensors["shared.weight"] = tensors["encoder.embed_tokens.weight"]
-        if text.kind not in _READ_TEXT and self.rest.base is None:
-            raise Unsupported(
-                f"the size of a {text.kind} text encoder cannot be read off {file.name}; give --base FOLDER "
-                "in diffusers' layout, whose configs are read"
-            )
+        if text.kind.startswith("qwen"):
+            tensors = _language_model(tensors)
         settings = self._config(name, lambda: _READ_TEXT[text.kind](_shapes(tensors)))
+        if text.unused:
+            layers = configs.count(_shapes(tensors), r"text_model\.encoder\.layers\.(\d+)\.")
+            settings = {**settings, "num_hidden_layers": layers - text.unused}
+            gone = tuple(f"text_model.encoder.layers.{layers - 1 - i}." for i in range(text.unused))
+            tensors = {key: value for key, value in tensors.items() if not key.startswith(gone)}
         made = getattr(transformers, text.model)
         config = made.config_class(**settings)
+        if text.kind.startswith("qwen"):
+            tensors = _named_as(made, tensors)
         try:
             model, report = made.from_pretrained(
                 None,
@@ -230,8 +257,9 @@ class SingleFile:
                 f"{file} cannot be read as {text.model} ({first_line(error)}); copy it anew"
             ) from error
         for kind in ("missing_keys", "mismatched_keys"):
-            # A text encoder's last projection, or head, is not used where its file lacks it.
-            wrong = [key for key in sorted(map(str, report.get(kind) or ())) if not key.startswith("lm_head")]
+            # Neither a language model's head nor its vision model is used.
+            found = sorted(map(str, report.get(kind) or ()))
+            wrong = [key for key in found if not key.startswith("lm_head") and "visual." not in key]
             if wrong:
                 raise CheckpointError(
                     f"{file} does not fit {text.model} ({kind.replace('_', ' ')}: {len(wrong)}, first "
@@ -260,9 +288,20 @@ class SingleFile:
                 f"{self.path.name} needs the tokenizer of its {text.kind} text encoder: give --comfyui DIR, "
                 "whose code has it, or --base FOLDER in diffusers' layout"
             )
-        return getattr(transformers, made).from_pretrained(
+        tokenizer = getattr(transformers, made).from_pretrained(
             place, local_files_only=True, model_max_length=text.length
         )
+        if text.kind == "qwen3":
+            tokenizer.chat_template = _QWEN3_TEMPLATE
+        return tokenizer
+
+    def _read_prediction(self, own: Mapping[str, Tensor]) -> None:
+        """SD 2 predicts noise at 512 pixels, or v at 768. Its files do not say which; what tells them apart
+        is from comfy/supported_models.py, SD20."""
+        bias = own.get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
+        if self.layout.name == "SD2.x" and self.index is None:
+            self.predicts_v = bias is not None and bool(bias.float().std(unbiased=False) > 0.09)
+            self.config["sample_size"] = 96 if self.predicts_v else 64
 
     def _scheduler(self) -> Any:
         import diffusers
@@ -274,9 +313,10 @@ class SingleFile:
         settings, shapes = dict(settings), self.header.shapes
         if self.layout.name == "FLUX" and not self.config["guidance_embeds"]:
             settings = {"shift": 1.0}  # schnell
+        # Their scheduler_config.json: 3 of the Turbo, 6 of the base (invoke-ai/InvokeAI#8799).
         if self.layout.name == "Z-Image" and not self._named("turbo"):
             settings["shift"] = 6.0
-        if "v_pred" in shapes:  # how NoobAI and others mark it
+        if self.predicts_v:
             settings |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
         return getattr(diffusers, name)(**settings)
 
@@ -295,6 +335,32 @@ class SingleFile:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def _language_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without a vision model, in the names of a language model alone."""
+    made = {key: value for key, value in tensors.items() if ".visual." not in f".{key}"}
+    for start in ("model.language_model.", "language_model."):
+        if any(key.startswith(start) for key in made):
+            return {
+                f"model.{key.removeprefix(start)}" if key.startswith(start) else key: value
+                for key, value in made.items()
+            }
+    return made
+
+
+def _named_as(made: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A language model's weights in the names of a class that has it inside, or alone."""
+    inside = {"Qwen3Model": "", "Qwen3VLModel": "language_model.", "Qwen3ForCausalLM": "model."}
+    start = inside.get(made.__name__, "model.language_model.")
+    return {
+        start + key.removeprefix("model.") if key.startswith("model.") else key: value
+        for key, value in tensors.items()
+    }
+
+
+def _needs_base(path: Path, what: str) -> str:
+    return f"{path} is {what}: give its diffusers folder or hub name with --base"
 
 
 def _unknown(path: Path, header: Header) -> str:

@@ -141,7 +141,7 @@ def flux(state) -> dict:
         for half in ("weight", "bias"):
             if f"{ours}.{half}" in state:
                 made[f"{theirs}.{half}"] = state.pop(f"{ours}.{half}")
-    for half in ("weight", "bias"):
+    for half in ("weight", "bias") if "norm_out.linear.weight" in state else ():  # Chroma has none
         scale, shift = state.pop(f"norm_out.linear.{half}").chunk(2)
         made[f"final_layer.adaLN_modulation.1.{half}"] = torch.cat([shift, scale])
     double = {
@@ -226,3 +226,268 @@ def checkpoint(pipe, family: str) -> dict:
 def t5(state) -> dict:
     """Without the embedding's second name."""
     return {key: value for key, value in state.items() if key != "encoder.embed_tokens.weight"}
+
+
+def chroma(state) -> dict:
+    guidance = {key: value for key, value in state.items() if key.startswith("distilled_guidance_layer.")}
+    made = flux({key: value for key, value in state.items() if key not in guidance})
+    for key, value in guidance.items():
+        key = key.replace("linear_1", "in_layer").replace("linear_2", "out_layer")
+        made[key.replace("weight", "scale") if ".norms." in key else key] = value
+    return made
+
+
+def z_image(state) -> dict:
+    made = {}
+    for key, value in state.items():
+        if ".to_k." in key or ".to_v." in key:
+            continue
+        if ".to_q." in key:
+            value = torch.cat([state[key.replace("to_q", f"to_{name}")] for name in "qkv"])
+            key = key.replace("to_q", "qkv")
+        key = key.replace("all_final_layer.2-1.", "final_layer.").replace(
+            "all_x_embedder.2-1.", "x_embedder."
+        )
+        key = key.replace("to_out.0", "out").replace("norm_q", "q_norm").replace("norm_k", "k_norm")
+        made[key] = value
+    return made
+
+
+def krea2(state) -> dict:
+    names = {
+        "img_in.": "first.",
+        "time_embed.linear_1.": "tmlp.0.",
+        "time_embed.linear_2.": "tmlp.2.",
+        "time_mod_proj.": "tproj.1.",
+        "txt_in.norm.weight": "txtmlp.0.scale",
+        "txt_in.linear_1.": "txtmlp.1.",
+        "txt_in.linear_2.": "txtmlp.3.",
+        "text_fusion.": "txtfusion.",
+        "transformer_blocks.": "blocks.",
+        "final_layer.linear.": "last.linear.",
+        "final_layer.norm.weight": "last.norm.scale",
+        "final_layer.scale_shift_table": "last.modulation.lin",
+    }
+    parts = {
+        ".attn.to_q.": ".attn.wq.",
+        ".attn.to_k.": ".attn.wk.",
+        ".attn.to_v.": ".attn.wv.",
+        ".attn.to_out.0.": ".attn.wo.",
+        ".attn.to_gate.": ".attn.gate.",
+        ".attn.norm_q.weight": ".attn.qknorm.qnorm.scale",
+        ".attn.norm_k.weight": ".attn.qknorm.knorm.scale",
+        ".ff.": ".mlp.",
+        ".norm1.weight": ".prenorm.scale",
+        ".norm2.weight": ".postnorm.scale",
+        ".scale_shift_table": ".mod.lin",
+    }
+    made = {}
+    for key, value in state.items():
+        if key.startswith("transformer_blocks.") and key.endswith("scale_shift_table"):
+            value = value.flatten()
+        for ours, theirs in names.items():
+            if key.startswith(ours):
+                key = theirs + key.removeprefix(ours)
+                break
+        for ours, theirs in parts.items():
+            key = key.replace(ours, theirs)
+        made[key] = value
+    return made
+
+
+def flux2(state) -> dict:
+    names = {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+        "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+        "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+        "modulation_img.linear": "modulation_img.lin",
+        "modulation_txt.linear": "modulation_txt.lin",
+        "single_stream_modulation.linear": "single_stream_modulation.lin",
+        "norm_out.linear": "final_layer.adaLN_modulation.1",
+    }
+    double = {
+        "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+        "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+        "attn.to_out.0": "img_attn.proj",
+        "ff.linear_in": "img_mlp.0",
+        "ff.linear_out": "img_mlp.2",
+        "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+        "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+        "attn.to_add_out": "txt_attn.proj",
+        "ff_context.linear_in": "txt_mlp.0",
+        "ff_context.linear_out": "txt_mlp.2",
+        "attn.to_q": "img_attn.qkv",
+        "attn.add_q_proj": "txt_attn.qkv",
+    }
+    single = {
+        "attn.to_qkv_mlp_proj": "linear1",
+        "attn.to_out": "linear2",
+        "attn.norm_q.weight": "norm.query_norm.scale",
+        "attn.norm_k.weight": "norm.key_norm.scale",
+    }
+    made = {}
+    for key, value in state.items():
+        if re.search(r"to_[kv]\.|add_[kv]_proj", key):
+            continue
+        if ".to_q." in key or ".add_q_proj." in key:
+            both = [re.sub(r"(to|add)_q", rf"\1_{name}", key) for name in "qkv"]
+            value = torch.cat([state[one] for one in both])
+        if key.startswith("norm_out"):
+            value = torch.cat(value.chunk(2)[::-1])
+        if key.startswith("transformer_blocks."):
+            key = key.replace("transformer_blocks", "double_blocks")
+            table = double
+        elif key.startswith("single_transformer_blocks."):
+            key = key.replace("single_transformer_blocks", "single_blocks")
+            table = single
+        else:
+            table = names
+            key = "final_layer.linear.weight" if key == "proj_out.weight" else key
+        for ours, theirs in table.items():
+            if ours in key:
+                key = key.replace(ours, theirs)
+                break
+        made[key] = value
+    return made
+
+
+def sd3(state) -> dict:
+    """Stability's names; its norms have shift before scale."""
+    made, layers = (
+        {},
+        1 + max(int(key.split(".")[1]) for key in state if key.startswith("transformer_blocks.")),
+    )
+    outer = {
+        "pos_embed.pos_embed": "pos_embed",
+        "pos_embed.proj": "x_embedder.proj",
+        "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+        "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+        "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+        "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+        "context_embedder": "context_embedder",
+        "proj_out": "final_layer.linear",
+        "norm_out.linear": "final_layer.adaLN_modulation.1",
+    }
+    inner = {
+        "norm1.linear": "x_block.adaLN_modulation.1",
+        "norm1_context.linear": "context_block.adaLN_modulation.1",
+        "attn.to_q": "x_block.attn.qkv",
+        "attn.add_q_proj": "context_block.attn.qkv",
+        "attn2.to_q": "x_block.attn2.qkv",
+        "attn.to_out.0": "x_block.attn.proj",
+        "attn2.to_out.0": "x_block.attn2.proj",
+        "attn.to_add_out": "context_block.attn.proj",
+        "attn.norm_q": "x_block.attn.ln_q",
+        "attn.norm_k": "x_block.attn.ln_k",
+        "attn2.norm_q": "x_block.attn2.ln_q",
+        "attn2.norm_k": "x_block.attn2.ln_k",
+        "attn.norm_added_q": "context_block.attn.ln_q",
+        "attn.norm_added_k": "context_block.attn.ln_k",
+        "ff.net.0.proj": "x_block.mlp.fc1",
+        "ff.net.2": "x_block.mlp.fc2",
+        "ff_context.net.0.proj": "context_block.mlp.fc1",
+        "ff_context.net.2": "context_block.mlp.fc2",
+    }
+    for key, value in state.items():
+        if re.search(r"to_[kv]\.|add_[kv]_proj", key):
+            continue
+        if ".to_q." in key or ".add_q_proj." in key:
+            value = torch.cat([state[re.sub(r"(to|add)_q", rf"\1_{name}", key)] for name in "qkv"])
+        if key.startswith(("norm_out", f"transformer_blocks.{layers - 1}.norm1_context")):
+            value = torch.cat(value.chunk(2)[::-1])
+        if key.startswith("transformer_blocks."):
+            block, module, half = re.match(r"transformer_blocks\.(\d+)\.(.*)\.(\w+)$", key).groups()
+            made[f"joint_blocks.{block}.{inner[module]}.{half}"] = value
+        elif key in outer:
+            made[outer[key]] = value
+        else:
+            module, _, half = key.rpartition(".")
+            made[f"{outer[module]}.{half}"] = value
+    return made
+
+
+def sana(state) -> dict:
+    outer = {
+        "patch_embed.proj": "x_embedder.proj",
+        "time_embed.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+        "time_embed.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+        "time_embed.linear": "t_block.1",
+        "caption_projection.linear_1": "y_embedder.y_proj.fc1",
+        "caption_projection.linear_2": "y_embedder.y_proj.fc2",
+        "caption_norm": "attention_y_norm",
+        "proj_out": "final_layer.linear",
+    }
+    inner = {
+        "attn1.to_q": "attn.qkv",
+        "attn1.to_out.0": "attn.proj",
+        "attn2.to_q": "cross_attn.q_linear",
+        "attn2.to_k": "cross_attn.kv_linear",
+        "attn2.to_out.0": "cross_attn.proj",
+        "ff.conv_inverted": "mlp.inverted_conv.conv",
+        "ff.conv_depth": "mlp.depth_conv.conv",
+        "ff.conv_point": "mlp.point_conv.conv",
+    }
+    made = {"pos_embed": torch.zeros(1), "y_embedder.y_embedding": torch.zeros(1)}  # neither is read
+    for key, value in state.items():
+        if key == "scale_shift_table":
+            made["final_layer.scale_shift_table"] = value
+        elif key.startswith("transformer_blocks.") and key.endswith("scale_shift_table"):
+            made[key.replace("transformer_blocks", "blocks")] = value
+        elif key.startswith("transformer_blocks."):
+            block, module, half = re.match(r"transformer_blocks\.(\d+)\.(.*)\.(\w+)$", key).groups()
+            if module in ("attn1.to_k", "attn1.to_v", "attn2.to_v"):
+                continue
+            joined = {"attn1.to_q": "qkv", "attn2.to_k": "kv"}.get(module)
+            if joined:
+                value = torch.cat([state[re.sub(r"to_[qk]", f"to_{name}", key)] for name in joined])
+            made[f"blocks.{block}.{inner[module]}.{half}"] = value
+        else:
+            module, _, half = key.rpartition(".")
+            made[f"{outer[module]}.{half}"] = value
+    return made
+
+
+def wan_vae(state) -> dict:
+    """The VAE of four levels in Wan's names."""
+    layers = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
+    made = {}
+    for key, value in state.items():
+        key = re.sub(r"^quant_conv", "conv1", re.sub(r"^post_quant_conv", "conv2", key))
+        key = key.replace("coder.conv_in", "coder.conv1").replace("norm_out", "head.0")
+        key = key.replace("conv_out", "head.2").replace("mid_block.attentions.0", "middle.1")
+        key = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"middle.{2 * int(found[1])}", key)
+        key = key.replace("encoder.down_blocks", "encoder.downsamples").replace("conv_shortcut", "shortcut")
+        key = re.sub(
+            r"decoder\.up_blocks\.(\d)\.resnets\.(\d)",
+            lambda found: f"decoder.upsamples.{4 * int(found[1]) + int(found[2])}",
+            key,
+        )
+        key = re.sub(
+            r"decoder\.up_blocks\.(\d)\.upsamplers\.0",
+            lambda found: f"decoder.upsamples.{4 * int(found[1]) + 3}",
+            key,
+        )
+        if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.(norm|conv)[12]\.", key):
+            key = re.sub(r"\.(norm[12]|conv[12])\.", lambda found: f".{layers[found[1]]}.", key)
+        made[key] = value
+    return made
+
+
+def flux2_vae(state, levels: int) -> dict:
+    own = {key: value for key, value in state.items() if key.startswith("bn.running_")}
+    return {**vae({key: value for key, value in state.items() if not key.startswith("bn.")}, levels), **own}
+
+
+def text(model) -> dict:
+    """A text encoder as ComfyUI has it: a language model's names begin with model."""
+    state = model.state_dict()
+    if type(model).__name__ == "T5EncoderModel":
+        return t5(state)
+    made = {}
+    for key, value in state.items():
+        key = key.removeprefix("model.").removeprefix("language_model.")
+        made[key if key.startswith(("visual.", "lm_head.")) else f"model.{key}"] = value
+    return {key: value for key, value in made.items() if not key.startswith("lm_head.")}

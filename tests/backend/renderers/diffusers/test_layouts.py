@@ -1,13 +1,11 @@
 """Denoisers of current families in original names: recognised, configs read off, weights renamed."""
 
-import re
-
 import pytest
 import torch
 
 from reprise.backend.renderers.diffusers.converters import build, convert
 from reprise.backend.renderers.diffusers.layouts import recognise, under, vae_kind
-from reprise.backend.renderers.diffusers.model_configs import autoencoder
+from reprise.backend.renderers.diffusers.model_configs import autoencoder, wan_autoencoder
 
 from . import original_layouts as original
 
@@ -24,19 +22,7 @@ def z_image():
         cap_feat_dim=48,
         axes_dims=[8, 12, 12],
     )
-    state, made = model.state_dict(), {}
-    for key, value in state.items():
-        if ".to_k." in key or ".to_v." in key:
-            continue
-        if ".to_q." in key:
-            value = torch.cat([state[key.replace("to_q", f"to_{name}")] for name in "qkv"])
-            key = key.replace("to_q", "qkv")
-        key = key.replace("all_final_layer.2-1.", "final_layer.").replace(
-            "all_x_embedder.2-1.", "x_embedder."
-        )
-        key = key.replace("to_out.0", "out").replace("norm_q", "q_norm").replace("norm_k", "k_norm")
-        made[key] = value
-    return "Z-Image", model, made
+    return "Z-Image", model, original.z_image(model.state_dict())
 
 
 def qwen_image():
@@ -71,45 +57,7 @@ def krea2():
         num_refiner_text_blocks=1,
         axes_dims_rope=(8, 12, 12),
     )
-    names = {
-        "img_in.": "first.",
-        "time_embed.linear_1.": "tmlp.0.",
-        "time_embed.linear_2.": "tmlp.2.",
-        "time_mod_proj.": "tproj.1.",
-        "txt_in.norm.weight": "txtmlp.0.scale",
-        "txt_in.linear_1.": "txtmlp.1.",
-        "txt_in.linear_2.": "txtmlp.3.",
-        "text_fusion.": "txtfusion.",
-        "transformer_blocks.": "blocks.",
-        "final_layer.linear.": "last.linear.",
-        "final_layer.norm.weight": "last.norm.scale",
-        "final_layer.scale_shift_table": "last.modulation.lin",
-    }
-    parts = {
-        ".attn.to_q.": ".attn.wq.",
-        ".attn.to_k.": ".attn.wk.",
-        ".attn.to_v.": ".attn.wv.",
-        ".attn.to_out.0.": ".attn.wo.",
-        ".attn.to_gate.": ".attn.gate.",
-        ".attn.norm_q.weight": ".attn.qknorm.qnorm.scale",
-        ".attn.norm_k.weight": ".attn.qknorm.knorm.scale",
-        ".ff.": ".mlp.",
-        ".norm1.weight": ".prenorm.scale",
-        ".norm2.weight": ".postnorm.scale",
-        ".scale_shift_table": ".mod.lin",
-    }
-    made = {}
-    for key, value in model.state_dict().items():
-        if key.startswith("transformer_blocks.") and key.endswith("scale_shift_table"):
-            value = value.flatten()
-        for ours, theirs in names.items():
-            if key.startswith(ours):
-                key = theirs + key.removeprefix(ours)
-                break
-        for ours, theirs in parts.items():
-            key = key.replace(ours, theirs)
-        made[key] = value
-    return "Krea 2", model, made
+    return "Krea 2", model, original.krea2(model.state_dict())
 
 
 def flux2():
@@ -126,60 +74,7 @@ def flux2():
         axes_dims_rope=(8, 8, 8, 8),
         guidance_embeds=False,
     )
-    names = {
-        "x_embedder": "img_in",
-        "context_embedder": "txt_in",
-        "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
-        "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
-        "modulation_img.linear": "modulation_img.lin",
-        "modulation_txt.linear": "modulation_txt.lin",
-        "single_stream_modulation.linear": "single_stream_modulation.lin",
-        "norm_out.linear": "final_layer.adaLN_modulation.1",
-    }
-    double = {
-        "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
-        "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
-        "attn.to_out.0": "img_attn.proj",
-        "ff.linear_in": "img_mlp.0",
-        "ff.linear_out": "img_mlp.2",
-        "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
-        "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
-        "attn.to_add_out": "txt_attn.proj",
-        "ff_context.linear_in": "txt_mlp.0",
-        "ff_context.linear_out": "txt_mlp.2",
-        "attn.to_q": "img_attn.qkv",
-        "attn.add_q_proj": "txt_attn.qkv",
-    }
-    single = {
-        "attn.to_qkv_mlp_proj": "linear1",
-        "attn.to_out": "linear2",
-        "attn.norm_q.weight": "norm.query_norm.scale",
-        "attn.norm_k.weight": "norm.key_norm.scale",
-    }
-    state, made = model.state_dict(), {}
-    for key, value in state.items():
-        if re.search(r"to_[kv]\.|add_[kv]_proj", key):
-            continue
-        if ".to_q." in key or ".add_q_proj." in key:
-            both = [re.sub(r"(to|add)_q", rf"\1_{name}", key) for name in "qkv"]
-            value = torch.cat([state[one] for one in both])
-        if key.startswith("norm_out"):
-            value = torch.cat(value.chunk(2)[::-1])
-        if key.startswith("transformer_blocks."):
-            key = key.replace("transformer_blocks", "double_blocks")
-            table = double
-        elif key.startswith("single_transformer_blocks."):
-            key = key.replace("single_transformer_blocks", "single_blocks")
-            table = single
-        else:
-            table = names
-            key = "final_layer.linear.weight" if key == "proj_out.weight" else key
-        for ours, theirs in table.items():
-            if ours in key:
-                key = key.replace(ours, theirs)
-                break
-        made[key] = value
-    return "FLUX.2", model, made
+    return "FLUX.2", model, original.flux2(model.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
@@ -220,4 +115,19 @@ def test_the_vae_of_flux2(tmp_path):
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     assert vae_kind(shapes) == ("AutoencoderKLFlux2", 8)
     read = build("AutoencoderKLFlux2", autoencoder(shapes), tensors, tmp_path / "vae", torch.float32)
+    assert all(torch.equal(read.state_dict()[key], value) for key, value in state.items())
+
+
+def test_the_vae_of_qwen_image_and_wan(tmp_path):
+    from diffusers import AutoencoderKLQwenImage
+
+    torch.manual_seed(0)
+    model = AutoencoderKLQwenImage(base_dim=8)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    tensors = original.wan_vae(state)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    assert vae_kind(shapes) == ("AutoencoderKLQwenImage", 16)
+    config = wan_autoencoder(shapes)
+    read = build("AutoencoderKLQwenImage", config, tensors, tmp_path / "vae", torch.float32)
+    assert read.state_dict().keys() == state.keys()
     assert all(torch.equal(read.state_dict()[key], value) for key, value in state.items())
