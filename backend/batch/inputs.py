@@ -18,9 +18,18 @@ from typing import Any
 
 from ..core.errors import FEW, BadInput, UnknownName
 from ..core.types import SEED_RANGE
-from ..renderers.comfyui.graph import Graph, Socket, describe, is_link, is_sampler, shorten, value_at
+from ..renderers.comfyui.graph import (
+    Graph,
+    Socket,
+    describe,
+    is_link,
+    is_sampler,
+    shorten,
+    split_socket,
+    value_at,
+)
 from ..renderers.comfyui.sockets import NamedSockets, SocketSearch
-from ..renderers.comfyui.texts import text_at, texts_of
+from ..renderers.comfyui.texts import OutputNames, no_names, text_at, texts_of
 
 PROMPT, NEGATIVE, SEED = "prompt", "negative", "seed"
 # A usual name -> the names of inputs in ComfyUI's own nodes.
@@ -61,7 +70,8 @@ class Picture:
 
 class Inputs:
     """The inputs of the workflow `graph`, which stands in the file `where`; `names` are those that the user
-    named. `kinds` is asked where the workflow does not say what an input holds."""
+    named. `kinds` is asked where the workflow does not say what an input holds, `outputs` for the names of
+    a class's outputs."""
 
     def __init__(
         self,
@@ -69,9 +79,10 @@ class Inputs:
         graph: Graph,
         names: NamedSockets = NamedSockets(),
         kinds: Kinds = lambda kind, name: None,
+        outputs: OutputNames = no_names,
     ):
         self.where, self.graph, self.names, self.kinds = where, graph, names, kinds
-        self._search = SocketSearch(where, graph, names)
+        self._search = SocketSearch(where, graph, names, outputs)
         self._pictures: dict[Path, Picture] = {}
 
     @cached_property
@@ -116,10 +127,10 @@ class Inputs:
             return self.seeds
         if name == NEGATIVE:
             return self._negative()
-        node, dot, key = name.rpartition(".")
-        if dot and (sockets := self._of_node(node, key)):
+        node, key = split_socket(self.graph, name)
+        if key and (sockets := self._of_node(node, key)):
             return sockets
-        if dot and node.isdigit():
+        if key and node.isdigit():
             raise UnknownName(f"node in {self.where}{of and f' for {of}'}:", node, self.graph)
         return self._by_input(name)
 
@@ -186,7 +197,7 @@ class Inputs:
             if is_link(inputs.get("guider")):
                 inputs = self.graph[inputs["guider"][0]]["inputs"]
             if is_link(inputs.get("negative")):
-                found += texts_of(self.graph, name, side="negative")
+                found += texts_of(self.graph, name, self._search.outputs, "negative")
         found = [one for one in dict.fromkeys(found) if one not in self.prompts_or_none()]
         if not found:
             raise BadInput(f"{self.where} has no negative prompt of its own; name its input as NODE.INPUT")

@@ -159,7 +159,7 @@ def batch(
     from ..batch.table import read_table
     from ..batch.wildcards import Wildcards
     from ..factory import parse_judge, parse_rewriter, parse_weights
-    from ..renderers.comfyui.classes import object_info
+    from ..renderers.comfyui.classes import object_info, output_names
     from ..renderers.comfyui.client import check_server
     from ..renderers.comfyui.files import read_workflow
     from ..renderers.comfyui.renderer import parse_file
@@ -177,7 +177,8 @@ def batch(
     if take is not None and not sweep:
         raise BadInput("--random takes of the values of --sweep; give one")
     writes = parse_rewriter(rewriter) if rewriter not in (None, "none") else None
-    inputs = Inputs(str(path), read_workflow(path, object_info(urls)), names, _asks(urls))
+    classes = object_info(urls)
+    inputs = Inputs(str(path), read_workflow(path, classes), names, _asks(urls), output_names(classes))
     table = read_table(file, terminal.note) if file is not None else None
     plan = Plan(
         inputs,

@@ -52,7 +52,8 @@ NO_CONDITIONING = (
 REWRITER_NODES = ("RepriseRewriter", "RepriseRefiner")
 SIDES = {"positive": "negative", "negative": "positive"}
 # Words of an input's name: what holds a text, and what does not although it is one to the server.
-_WORDS = re.compile(r"text|prompt|string|caption|description|tags|wildcard|populated")
+_WORDS = re.compile(r"(^|[^a-z])(text|prompt|string|caption|description|tag|wildcard|populated)s?([^a-z]|$)")
+_CONDITIONING = re.compile(r"(^|[^a-z])(text|prompt|cond|conditioning)s?([^a-z]|$)")
 _NO_TEXT = re.compile(
     r"(^|[_ ])(delimiter|separator|file|filename|path|folder|dir|directory|url|host|model|encoder|name|type|"
     r"mode|format|device|dtype|precision|language|task|preset|font|colou?r|style|action|log|debug|key|id|"
@@ -175,11 +176,13 @@ def conditioning(
         if not links and text_keys(inputs, side):
             found.encoders.append((name, side))
             continue
-        todo += links or [
-            (*value, side)
+        others = {
+            key: (*value, side)
             for key, value in inputs.items()
             if is_link(value) and not key.startswith(NO_CONDITIONING) and SIDES[side] not in key.lower()
-        ]
+        }
+        named = [link for key, link in others.items() if _CONDITIONING.search(key.lower())]
+        todo += links or named or list(others.values())
     found.encoders = list(dict.fromkeys(found.encoders))
     return found
 

@@ -195,3 +195,14 @@ def test_values_with_commas_stand_in_quotes():
     assert axis.values == ("ugly, blurry", "plain")
     axis = parse_axis("--set", "prompt=a cat, black", Inputs("flow.json", GRAPH), several=False)
     assert axis.values == ("a cat, black",)
+
+
+def test_columns_find_the_negative_behind_a_pack_and_an_input_with_a_dot(tmp_path):
+    graph = copy.deepcopy(GRAPH)
+    both = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "how.strength": 0.5}
+    graph["8"] = {"class_type": "ApplyFace", "inputs": both}
+    graph["5"]["inputs"].update(model=["8", 0], positive=["8", 1], negative=["8", 2])
+    row = {"prompt": "a dog", "negative": "ugly", "8.how.strength": "0.7"}
+    [made] = jobs(planned([row], graph=graph, tmp_path=tmp_path))
+    assert (made["2"]["inputs"]["text"], made["3"]["inputs"]["text"]) == ("a dog", "ugly")
+    assert made["8"]["inputs"]["how.strength"] == 0.7

@@ -261,7 +261,16 @@ TABLE = {
         changed(
             n2=node("BothEncode", positive_prompt="a cat", negative_prompt="blurry", t5=["1", 1]),
             n3=None,
-            n5=node("VideoSampler", model=["1", 0], text_embeds=["2", 0], seed=1, steps=4, cfg=6.0),
+            n8=node("ContextOptions", context_schedule="uniform_standard", note="my own"),
+            n5=node(
+                "VideoSampler",
+                model=["1", 0],
+                text_embeds=["2", 0],
+                context_options=["8", 0],
+                seed=1,
+                steps=4,
+                cfg=6.0,
+            ),
         ),
         ["2.positive_prompt"],
         ["5.seed"],
