@@ -5,19 +5,25 @@ import { addView, bar, describeJudge, el, number, pager, relativeScores } from "
 
 export const KEY = "reprise_scores";
 
+/** A row below a picture's, as wide as the table. */
+function critique(text) {
+  const cell = el("td", "reprise-wide reprise-warning", text);
+  cell.colSpan = 4;
+  return el("tr", "", cell);
+}
+
 function table(report) {
   const { judge, scores, ranking, critiques } = report;
   const lengths = relativeScores(report, scores);
-  const rows = ranking.map((i, rank) =>
+  const rows = ranking.flatMap((i, rank) => [
     el("tr", rank === 0 ? "reprise-winner" : "", [
       el("td", "", String(rank + 1)),
       el("td", "", `#${i}`),
       el("td", "", number(scores[i])),
-      el("td", "reprise-wide", [
-        bar(lengths[i]),
-        critiques?.[i] ? el("div", "reprise-warning", critiques[i]) : null,
-      ]),
-    ]));
+      el("td", "reprise-wide", bar(lengths[i])),
+    ]),
+    critiques?.[i] ? critique(critiques[i]) : null,
+  ]);
   const head = el("tr", "", ["", label("image"), judge, ""].map((text) => el("th", "", text)));
   head.title = describeJudge(report);
   return el("table", "reprise-table", [el("thead", "", head), el("tbody", "", rows)]);

@@ -31,9 +31,27 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,  # a run of days goes on with the pages that it began with
     )
     made.globals.update(script=_script, policy=_policy)
+    made.filters["in_words"] = _in_words
     return made
+
+
+def _in_words(value: object) -> str:
+    """A setting as people write it: "yes" for True, "a, b" for a list, "a: 1, b: 2" for a mapping."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        parts = [
+            f"{key}: ({_in_words(one)})" if isinstance(one, dict) else f"{key}: {_in_words(one)}"
+            for key, one in value.items()
+            if one is not None
+        ]
+        return ", ".join(parts)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_in_words(one) for one in value)
+    return str(value)
 
 
 def _script(name: str) -> Markup:

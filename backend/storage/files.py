@@ -27,7 +27,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not named by `path`: its name may be as long as the file system allows.
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".reprise-", suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -40,6 +40,11 @@ def write_whole(path: Path, data: bytes | str) -> None:
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name is one that `write_whole` had not finished when its process was killed."""
+    return re.fullmatch(r"\.reprise-[a-z0-9_]{8}\.part", name) is not None
 
 
 def append_line(path: Path, line: str) -> None:

@@ -2,7 +2,8 @@
 
 `.reprise/` in the folder holds `lock`, which the operating system frees when its process ends, however it
 ends; `holder.json`, who holds it; and `made.json`, which command wrote here and the SHA-256 of single files
-that it wrote, such as the page. A file with another checksum is somebody else's, or was changed since.
+that it wrote, such as the page. A file with another checksum is somebody else's, or was changed since. Where
+a process was killed, the next one that holds the folder removes the files that were half written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..core.errors import BadInput, plain
-from .files import cannot_write, prepare_folder, write_whole
+from .files import cannot_write, is_part, prepare_folder, write_whole
 
 MARK, LOCK, HOLDER, MADE = ".reprise", "lock", "holder.json", "made.json"
 REPLACED = "replaced-{}"  # where a later call puts what an earlier one made
@@ -105,6 +106,8 @@ def lock(folder: Path, wait: float = 0.0, tidy: bool = False) -> Iterator[None]:
         raise cannot_write(mark, error) from error
     _held.add(key)
     try:
+        if any(name == HOLDER or is_part(name) for name in os.listdir(mark)):
+            _remove_parts(folder)  # who held it before was killed
         write_whole(mark / HOLDER, json.dumps(_myself()) + "\n")
         yield
     finally:
@@ -118,6 +121,18 @@ def lock(folder: Path, wait: float = 0.0, tidy: bool = False) -> Iterator[None]:
         if tidy:
             with suppress(OSError):  # it is not empty
                 mark.rmdir()
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove what `write_whole` left unfinished in and below a folder that is held.
+
+    Folders in it that have a lock of their own are left out: another process may be writing there.
+    """
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not os.path.lexists(Path(place, name, MARK))]
+        for name in filter(is_part, names):
+            with suppress(OSError):
+                os.unlink(Path(place, name))
 
 
 def check_made(folder: Path, *paths: Path) -> None:

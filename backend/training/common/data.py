@@ -94,8 +94,13 @@ def check_same_data(run: Path, source: object, now: Mapping[str, Any], resumed: 
         ) from error
     if any(now.get(name) != value for name, value in stored.items()):
         raise BadInput(
-            f"{source} or its pictures changed since {run} began; bring them back, or begin another run"
+            f"{source}, or what it names, changed since {run} began; bring it back, or begin another run"
         )
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """SHA-256 of texts without line breaks, such as lines of JSON, for `check_same_data`."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def pictures_digest(pictures: Iterable[Path]) -> str:

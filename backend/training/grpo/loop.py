@@ -21,6 +21,7 @@ from ...rewards.text import Structure
 from ...rewriters.prompting import prompt_ids
 from ...rewriters.reprompt import RePromptRewriter, load_checkpoint
 from ..common import distributed
+from ..common.data import check_same_data, lines_digest
 from ..common.lora import merged
 from ..common.offload import OffloadRole
 from ..common.run_folder import append_lines, export_rewriter, resume_point, started_from
@@ -97,6 +98,7 @@ class GrpoLoop:
     def run(self) -> Path:
         """Train from the start or from the checkpoint, and return `final/`."""
         final = self.folder / "final"
+        distributed.run_on_main(self._check_prompts)
         train_from(self.trainer, self.checkpoint)
         self.timer.enter("update")
         distributed.run_on_main(lambda: self._finish(final))
@@ -132,6 +134,10 @@ class GrpoLoop:
 
         distributed.run_on_main(make)
         return start
+
+    def _check_prompts(self) -> None:
+        now = {"prompts": lines_digest(one.model_dump_json() for one in self.rollouts.stream.prompts)}
+        check_same_data(self.folder, self.config.prompts, now, self.checkpoint is not None)
 
     def _prompts(self) -> tuple[list[TrainingPrompt], dict[str, list[TrainingPrompt]]]:
         config = self.config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from ...rewards.vlm.judge import CRITIQUE_TOKENS, SETTINGS, find_folder, vlm_pic
 from ...rewards.vlm.local import LocalVLM
 from ...storage.files import read_lines
 from ...storage.images import read_picture
-from ..common.data import batches_of_step, check_same_data, pictures_digest
+from ..common.data import batches_of_step, check_same_data, lines_digest, pictures_digest
 from ..common.lora import merged, training_dtype
 from ..common.step_loop import Figures, StepLoop
 from ..common.steps import autocast
@@ -101,7 +100,7 @@ class JudgeLoop(StepLoop):
         lines = [one.line.model_dump_json() for one in examples]
         now = {
             "examples": len(lines),
-            "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+            "sha256": lines_digest(lines),
             "pictures": pictures_digest(one.picture for one in examples),
         }
         check_same_data(self.folder, self.config.data, now, self.checkpoint is not None)

@@ -25,6 +25,7 @@ from ...rewriters.prip.model import Prip
 from ...rewriters.prip.rewriter import EMBEDDED_REFINER, PripRewriter, RefinerSettings
 from ...rewriters.reprompt import SETTINGS, read_settings
 from ...storage.checksums import check_folder
+from ..common.data import check_same_data, lines_digest
 from ..common.losses import (
     clipped_surrogate,
     clipped_value_error,
@@ -90,6 +91,10 @@ class PpoLoop(StepLoop):
 
     def summary(self) -> str:
         return f"{len(self.prompts)} prompts"
+
+    def prepare(self) -> None:
+        now = {"prompts": lines_digest(one.model_dump_json() for one in self.prompts)}
+        check_same_data(self.folder, self.config.prompts, now, self.checkpoint is not None)
 
     # What the run is made of
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..common.data import check_lost
+from ..common import distributed
+from ..common.data import check_lost, check_same_data, lines_digest
 from ..common.trl import TextLoop, saves_whole
 from .config import SftConfig
 from .data import encode, read_examples
@@ -19,17 +20,24 @@ class SftLoop(TextLoop):
     config: SftConfig
 
     def load(self) -> None:
-        self.examples = self._dataset(self.config.data)
-        self.held_out = self._dataset(self.config.eval_data) if self.config.eval_data else None
+        self.read: dict[str, str] = {}  # SHA-256 of the examples by the setting that names their file
+        self.examples = self._dataset("data", self.config.data)
+        held_out = self.config.eval_data
+        self.held_out = self._dataset("eval_data", held_out) if held_out else None
 
     def summary(self) -> str:
         return f"{len(self.examples)} examples"
 
-    def _dataset(self, path: Path) -> Any:
+    def prepare(self) -> None:
+        resumed = self.checkpoint is not None
+        distributed.run_on_main(lambda: check_same_data(self.folder, self.config.data, self.read, resumed))
+
+    def _dataset(self, setting: str, path: Path) -> Any:
         from datasets import Dataset
 
-        config = self.config
-        rows = [encode(one, self.tokenizer, self.system, config.reasoning) for one in read_examples(path)]
+        config, examples = self.config, read_examples(path)
+        self.read[setting] = lines_digest(one.model_dump_json() for one in examples)
+        rows = [encode(one, self.tokenizer, self.system, config.reasoning) for one in examples]
         short = [row for row in rows if len(row["input_ids"]) <= config.max_length]
         longest = max(len(row["input_ids"]) for row in rows)
         check_lost(

@@ -230,7 +230,12 @@ def test_the_page_of_an_evaluation():
         {
             "name": "shapeworld",
             "rows": [row, {**row, "gain": None, "gain_kept": None, "judge": None}],
-            "settings": {"seeds": 4},
+            "settings": {
+                "seeds": 4,
+                "tasks": ["counting", "<b>"],
+                "cuts": {"2": 8, "4": {"a": True}},
+                "off": None,
+            },
             "versions": {},
             "timing": {"wall_share": 0.3},
             "rank_correlation": {"10": [0.9, 0.8, 1.0], "2": [0.5, 0.4, 0.6]},
@@ -244,6 +249,9 @@ def test_the_page_of_an_evaluation():
         "0.10–0.30",
         "terse &lt;x&gt;",
         "2:8",
+        "<dd>counting, &lt;b&gt;</dd>",
+        "<dd>2: 8, 4: (a: yes)</dd>",
     ):
         assert part in html, part
+    assert "off" not in html
     assert html.index("step 2") < html.index("step 10") and not re.search(r"https?:", html)

@@ -58,6 +58,39 @@ def test_the_lock_of_a_process_that_is_gone_is_no_obstacle(holder, tmp_path, how
     assert not (tmp_path / "o" / ".reprise" / "holder.json").exists()
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from reprise.backend.storage.files import write_whole
+from reprise.backend.storage.outputs import claim
+
+out = Path(sys.argv[1])
+with claim(out, "render"):
+    write_whole(out / "whole", "whole")
+    os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+    write_whole(out / "candidates" / "0.png", "half")
+"""
+
+
+def test_half_written_files_of_a_killed_process_are_removed_and_no_others(tmp_path):
+    out, inner = tmp_path / "o", tmp_path / "o" / "inner"
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == -signal.SIGKILL
+    (half,) = (out / "candidates").iterdir()
+    others = [out / ".a1b2c3d4.part", out / "film.part", out / ".reprise-film.part", tmp_path / half.name]
+    with outputs.claim(inner, "render"):  # held by another process, for all that `out` knows
+        others.append(inner / half.name)
+        for other in others:
+            other.write_text("half")
+        with outputs.claim(out, "render"):
+            assert not half.exists() and (out / "whole").read_text() == "whole"
+            assert all(other.read_text() == "half" for other in others)
+            half.write_text("half")
+        with outputs.claim(out, "render"):
+            assert half.exists(), "nobody was killed: nothing is looked for"
+
+
 def test_one_process_may_hold_a_folder_twice_and_again(tmp_path):
     for _ in range(2):
         with outputs.claim(tmp_path / "o", "render"), outputs.lock(tmp_path / "o"):

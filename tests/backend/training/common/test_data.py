@@ -23,13 +23,13 @@ def test_a_resumed_run_learns_from_the_data_it_started_with(tmp_path):
     check_same_data(tmp_path, "log.jsonl", now, True)
     file.write_bytes(b"two")
     later = {"lines": 3, "pictures": pictures_digest([file])}
-    with pytest.raises(BadInput, match="log.jsonl or its pictures changed since"):
+    with pytest.raises(BadInput, match="log.jsonl, or what it names, changed since"):
         check_same_data(tmp_path, "log.jsonl", later, True)
     (tmp_path / STARTED_WITH).write_text(
         json.dumps({"lines": 3})
     )  # earlier versions knew nothing of pictures
     check_same_data(tmp_path, "log.jsonl", later, True)
-    with pytest.raises(BadInput, match="log.jsonl or its pictures changed since"):
+    with pytest.raises(BadInput, match="log.jsonl, or what it names, changed since"):
         check_same_data(tmp_path, "log.jsonl", {**later, "lines": 2}, True)
     with pytest.raises(BadInput, match="cannot read the picture .*gone.png: No such file"):
         pictures_digest([tmp_path / "gone.png"])

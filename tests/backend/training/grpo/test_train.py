@@ -1,5 +1,6 @@
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -253,9 +254,21 @@ def test_an_adapter_resumes_exactly(values, tmp_path):
     compare(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_works(values, finished, tmp_path):
-    import shutil
+def test_changed_prompts_stop_a_resumed_run(values, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "final")
+    prompts = Path(values["prompts"])
+    before = prompts.read_text()
+    prompts.write_text(before + "one more\n")
+    try:
+        with pytest.raises(BadInput, match="or what it names, changed since .* began; bring it back"):
+            train(GrpoConfig(**values), run, resume=True, log=quiet)
+    finally:
+        prompts.write_text(before)
+    assert train(GrpoConfig(**values), run, resume=True, log=quiet).is_dir()
 
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_works(values, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "final")
     newest = run / "checkpoints" / "checkpoint-4"

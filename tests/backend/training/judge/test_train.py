@@ -235,7 +235,7 @@ def test_changed_pictures_stop_a_resumed_run(folders, data, tmp_path):
         train(config, tmp_path / "run", log=stop)
     before = (own / "0.png").read_bytes()
     (own / "0.png").write_bytes((own / "1.png").read_bytes())
-    with pytest.raises(BadInput, match="judge.jsonl or its pictures changed since .* began; bring them back"):
+    with pytest.raises(BadInput, match="judge.jsonl, or what it names, changed since .*; bring it back"):
         run_of(config, tmp_path / "run", resume=True)
     (own / "0.png").write_bytes(before)
     run_of(config, tmp_path / "run", resume=True)

@@ -212,6 +212,20 @@ def test_stopped_by_hand_in_a_step_and_resumed(values, finished, tmp_path, monke
     compare(tmp_path / "run", finished)
 
 
+def test_changed_prompts_stop_a_resumed_run(values, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "final")
+    prompts = Path(values["prompts"])
+    before = prompts.read_text()
+    prompts.write_text(before + "one more\n")
+    try:
+        with pytest.raises(BadInput, match="or what it names, changed since .* began; bring it back"):
+            train(PpoConfig(**values), run, resume=True, log=quiet)
+    finally:
+        prompts.write_text(before)
+    assert train(PpoConfig(**values), run, resume=True, log=quiet).is_dir()
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_works(values, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "final")

@@ -115,10 +115,10 @@ def test_a_changed_log_stops_a_resumed_run(refiner, tmp_path):
         train("decoder", config, tmp_path / "run", log=stop)
     lines, files = log.read_text(), sorted((log.parent / "pictures").iterdir())
     log.write_text(lines.replace(" white background", " pale background"))
-    with pytest.raises(BadInput, match="or its pictures changed since .* began"):
+    with pytest.raises(BadInput, match="or what it names, changed since .* began"):
         train("decoder", config, tmp_path / "run", resume=True)
     log.write_text(lines)
     for file in files:
         file.write_bytes(files[0].read_bytes())
-    with pytest.raises(BadInput, match="or its pictures changed since .* began"):
+    with pytest.raises(BadInput, match="or what it names, changed since .* began"):
         train("decoder", config, tmp_path / "run", resume=True)

@@ -268,6 +268,21 @@ def test_resume_with_changed_settings_goes_on_or_changes_nothing(finished, model
     assert command(["train", "sft", "--resume", str(run)]) == 0
 
 
+def test_a_resumed_run_learns_from_the_examples_it_started_with(model, data, tmp_path):
+    """In its first epoch as in any later one; blank lines are no examples."""
+    own, held_out, run = tmp_path / "own.jsonl", tmp_path / "held-out.jsonl", tmp_path / "run"
+    for path in (own, held_out):
+        path.write_bytes(data.read_bytes())
+    settings = config(model, own, eval_data=held_out)
+    stop_at(3, settings, run)
+    for path in (own, held_out):
+        path.write_text("\n".join(map(json.dumps, ROWS[1:])))
+        with pytest.raises(BadInput, match="own.jsonl, or what it names, changed since .* bring it back"):
+            train(settings, run, resume=True, log=lambda line: None)
+        path.write_bytes(data.read_bytes() + b"\n\n")
+    train(settings, run, resume=True, log=lambda line: None)
+
+
 def test_the_command_line_may_have_written_the_config(model, data, tmp_path):
     settings = config(model, data, max_steps=1)
     (tmp_path / "config.yaml").write_text(save_config(settings))
