@@ -17,8 +17,10 @@ from reprise.backend.renderers.comfyui.client import (
     ServerLost,
     _refusal,
 )
+from reprise.backend.renderers.comfyui.files import read_workflow
 from reprise.backend.renderers.comfyui.renderer import _decoded
 from reprise.backend.renderers.comfyui.sockets import NamedSockets
+from reprise.backend.renderers.comfyui.widgets import first_choices
 from reprise.backend.renderers.comfyui.workflow import SINK, load_workflow, prepare
 
 from ..fake_comfyui import GRAPH
@@ -43,6 +45,61 @@ def test_workflow_files(scratch, data, named, steps):
             job = workflow.job("a cube", 7, "PreviewImage")
             assert job[SINK]["inputs"]["images"] == list(workflow.picture)
             json.dumps(job, allow_nan=False)  # as it is posted
+
+
+EDITOR = {
+    "nodes": [
+        {
+            "id": 1,
+            "type": "Text",
+            "mode": 0,
+            "inputs": [{"name": "value", "type": "STRING", "link": 2, "widget": {"name": "value"}}],
+            "outputs": [{"name": "", "type": "STRING", "links": [1]}],
+            "widgets_values": ["a cube", 7, "fixed", "by side", 3],
+        },
+        {"id": 2, "type": "Reroute", "mode": 4, "inputs": [{"name": "", "type": "*", "link": 1}]},
+        {"id": 3, "type": "sub", "mode": 0, "inputs": [{"name": "text", "link": 1}], "widgets_values": ["x"]},
+        {"id": 4, "type": "PrimitiveNode", "outputs": [{"type": "STRING", "links": [2]}]},
+    ],
+    "links": [[1, 1, 0, 3, 0, "STRING"], [2, 4, 0, 1, 0, "STRING"]],
+    "definitions": {
+        "subgraphs": [
+            {
+                "id": "sub",
+                "inputs": [{"name": "text", "type": "STRING", "linkIds": [1]}],
+                "outputs": [{"name": "out", "linkIds": [1]}],
+                "nodes": [{"id": 1, "type": "Text", "inputs": [{"name": "value", "link": 1}], "outputs": []}],
+                "links": [{"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 1, "target_slot": 0}],
+            }
+        ]
+    },
+}
+SHOWN = [{"key": "by side", "inputs": {"required": {"side": ["INT", {}]}}}]
+CLASSES = {
+    "Text": {
+        "input": {
+            "required": {
+                "value": ["STRING", {"dynamicPrompts": True}],
+                "seed": ["INT", {}],
+                "how": ["COMFY_DYNAMICCOMBO_V3", {"options": SHOWN}],
+            }
+        },
+        "output": ["STRING"],
+    }
+}
+
+
+@given(documents(EDITOR) | changed(EDITOR).map(as_json))
+def test_workflows_of_the_editor(scratch, data):
+    (scratch / "flow.json").write_bytes(data)
+    graph = refuses_clearly(read_workflow, scratch / "flow.json", lambda: CLASSES)
+    if graph is not None:
+        json.dumps(graph, allow_nan=False)
+
+
+@given(texts)
+def test_choices_of_a_text(text):
+    assert len(first_choices(text)) <= len(text)
 
 
 def chain(length, width=1):

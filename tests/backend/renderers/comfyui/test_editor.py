@@ -254,6 +254,13 @@ def test_ids_that_stand_twice_are_named_as_the_editor_names_them():
     assert inputs(workflow).keys() == {"3", "9:10"}
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_subgraph_that_holds_itself_is_refused(times):
+    itself = subgraph([node(n, "sub") for n in range(times)], [])
+    with pytest.raises(BadInput, match="subgraphs are more than 50 deep, or hold 20,000 nodes"):
+        convert(flow(node(1, "sub"), subgraphs=[itself]), CLASSES, "flow.json")
+
+
 @pytest.mark.parametrize(
     "workflow,said",
     [
