@@ -35,7 +35,6 @@ from .tally import BatchTally
 MOST_RESULTS = 32  # runs whose files wait in memory to be written
 REWRITE_TOGETHER = 8  # prompts
 FAILED_ALIKE = 8  # runs that fail for one reason, with none that succeeds, before the command ends
-PATIENCE = 600.0  # seconds that all servers may be away in the middle: one may be starting again
 JUDGE_SECONDS = 0.5  # of judging before the next look at what has come
 SINK_CLASS = "SaveImageWebsocket"
 FOLDER_ON_SERVER = "reprise"  # in a server's input folder
@@ -73,6 +72,7 @@ class BatchDrawing:
     rewriting: Rewriting | None = None
     retries: int = 2
     silence: float = 600.0
+    patience: float = 600.0
     progress: Callable[[], None] = lambda: None
     _to_judge: list[tuple[Run, Row, Row]] = field(default_factory=list)  # run, its row, its file
     _failures: dict[str, int] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class BatchDrawing:
             self._alike,
             retries=self.retries,
             silence=self.silence,
-            patience=PATIENCE,
+            patience=self.patience,
         )
         self.pool.holds_back = lambda: self._results.qsize() >= MOST_RESULTS
         try:

@@ -141,6 +141,14 @@ def batch(
             help="Without a word about a run, before its server counts as lost.",
         ),
     ] = 600.0,
+    patience: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            callback=options.between(0, 86_400),
+            help="While no server answers, before the command ends; one may be starting again.",
+        ),
+    ] = 600.0,
     out: options.Out = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs and where everything goes, and stop.")
@@ -237,9 +245,10 @@ def batch(
             terminal.few_notes(12),
             judging,
             rewriting,
-            retries,
-            silence,
-            stack.enter_context(_progress(tally)),
+            retries=retries,
+            silence=silence,
+            patience=patience,
+            progress=stack.enter_context(_progress(tally)),
         )
         if watch:
             gallery.begin()
