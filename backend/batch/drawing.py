@@ -127,7 +127,7 @@ class BatchDrawing:
             ) from stop
         finally:
             self.journal.compact()
-            self._page(self.gallery.close)
+            self._page(self.gallery.close, self.tally.summary())
         if self._failures:
             raise RenderFailed(
                 f"{self.tally.failed:,} of {self.tally.total:,} runs failed, the rest is in {self.out}; the "
@@ -144,6 +144,10 @@ class BatchDrawing:
             else:
                 damaged += run.name in self.journal.rows
                 unfinished.append(number)
+        planned = {run.name for run in self.runs}
+        for name, row in self.journal.rows.items():
+            if name not in planned:  # of an earlier call with other prompts or settings
+                self._page(self.gallery.add, row)
         if damaged:
             self.note(f"drawn again: the files of {damaged} runs in {self.out} are gone or damaged")
         if self.tally.kept:
