@@ -36,6 +36,7 @@ MOST_RESULTS = 32  # runs whose files wait in memory to be written
 REWRITE_TOGETHER = 8  # prompts
 FAILED_ALIKE = 8  # runs that fail for one reason, with none that succeeds, before the command ends
 JUDGE_SECONDS = 0.5  # of judging before the next look at what has come
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SINK_CLASS = "SaveImageWebsocket"
 FOLDER_ON_SERVER = "reprise"  # in a server's input folder
 
@@ -251,7 +252,7 @@ class BatchDrawing:
         """A finished run: to be judged, and on the page."""
         if self.judging is not None:
             for file in row["files"]:
-                if not self.journal.judged(file, self.judging.mark):
+                if ending_of(file["name"]) in IMAGES and not self.journal.judged(file, self.judging.mark):
                     file.pop("score", None)
                     file.pop("scores", None)
                     self._to_judge.append((run, row, file))
@@ -352,7 +353,7 @@ class BatchDrawing:
 
 def _check_picture(name: str, content: bytes) -> None:
     """Raises NoPicture for a PNG, JPEG or WebP that is cut off or damaged."""
-    if ending_of(name) not in (".png", ".jpg", ".jpeg", ".webp"):
+    if ending_of(name) not in IMAGES:
         return
     from PIL import Image
 
