@@ -35,8 +35,8 @@ from .tally import BatchTally
 MOST_RESULTS = 32  # runs whose files wait in memory to be written
 REWRITE_TOGETHER = 8  # prompts
 FAILED_ALIKE = 8  # runs that fail for one reason, with none that succeeds, before the command ends
-PATIENCE = 600.0  # seconds that all servers may be away in the middle: one may be starting again
 JUDGE_SECONDS = 0.5  # of judging before the next look at what has come
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SINK_CLASS = "SaveImageWebsocket"
 FOLDER_ON_SERVER = "reprise"  # in a server's input folder
 
@@ -73,6 +73,7 @@ class BatchDrawing:
     rewriting: Rewriting | None = None
     retries: int = 2
     silence: float = 600.0
+    patience: float = 600.0
     progress: Callable[[], None] = lambda: None
     _to_judge: list[tuple[Run, Row, Row]] = field(default_factory=list)  # run, its row, its file
     _failures: dict[str, int] = field(default_factory=dict)
@@ -105,7 +106,7 @@ class BatchDrawing:
             self._alike,
             retries=self.retries,
             silence=self.silence,
-            patience=PATIENCE,
+            patience=self.patience,
         )
         self.pool.holds_back = lambda: self._results.qsize() >= MOST_RESULTS
         try:
@@ -127,7 +128,7 @@ class BatchDrawing:
             ) from stop
         finally:
             self.journal.compact()
-            self._page(self.gallery.close)
+            self._page(self.gallery.close, self.tally.summary())
         if self._failures:
             raise RenderFailed(
                 f"{self.tally.failed:,} of {self.tally.total:,} runs failed, the rest is in {self.out}; the "
@@ -144,6 +145,10 @@ class BatchDrawing:
             else:
                 damaged += run.name in self.journal.rows
                 unfinished.append(number)
+        planned = {run.name for run in self.runs}
+        for name, row in self.journal.rows.items():
+            if name not in planned:  # of an earlier call with other prompts or settings
+                self._page(self.gallery.add, row)
         if damaged:
             self.note(f"drawn again: the files of {damaged} runs in {self.out} are gone or damaged")
         if self.tally.kept:
@@ -247,7 +252,7 @@ class BatchDrawing:
         """A finished run: to be judged, and on the page."""
         if self.judging is not None:
             for file in row["files"]:
-                if not self.journal.judged(file, self.judging.mark):
+                if ending_of(file["name"]) in IMAGES and not self.journal.judged(file, self.judging.mark):
                     file.pop("score", None)
                     file.pop("scores", None)
                     self._to_judge.append((run, row, file))
@@ -348,7 +353,7 @@ class BatchDrawing:
 
 def _check_picture(name: str, content: bytes) -> None:
     """Raises NoPicture for a PNG, JPEG or WebP that is cut off or damaged."""
-    if ending_of(name) not in (".png", ".jpg", ".jpeg", ".webp"):
+    if ending_of(name) not in IMAGES:
         return
     from PIL import Image
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any
 
 from ..core.errors import FEW, BadInput, UnknownName
 from ..core.types import SEED_RANGE
+from ..renderers.comfyui.classes import input_types, output_names
+from ..renderers.comfyui.files import ObjectInfo
 from ..renderers.comfyui.graph import (
     Graph,
     Socket,
@@ -29,7 +31,7 @@ from ..renderers.comfyui.graph import (
     value_at,
 )
 from ..renderers.comfyui.sockets import NamedSockets, SocketSearch
-from ..renderers.comfyui.texts import OutputNames, no_names, text_at, texts_of
+from ..renderers.comfyui.texts import text_at, texts_of
 
 PROMPT, NEGATIVE, SEED = "prompt", "negative", "seed"
 # A usual name -> the names of inputs in ComfyUI's own nodes.
@@ -52,8 +54,6 @@ USUAL = {
 }
 CLOSE = 0.8  # how like a known name an unknown one must be to be taken for a slip of the pen
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-Kinds = Callable[[str, str], str | None]
-"""(class of a node, name of an input) -> its type as a server names it, or None where nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,19 @@ class Picture:
 
 class Inputs:
     """The inputs of the workflow `graph`, which stands in the file `where`; `names` are those that the user
-    named. `kinds` is asked where the workflow does not say what an input holds, `outputs` for the names of
-    a class's outputs."""
+    named. `object_info`, a server's node classes, is asked where the workflow does not say what an input
+    holds or an output is."""
 
     def __init__(
         self,
         where: str,
         graph: Graph,
         names: NamedSockets = NamedSockets(),
-        kinds: Kinds = lambda kind, name: None,
-        outputs: OutputNames = no_names,
+        object_info: ObjectInfo | None = None,
     ):
-        self.where, self.graph, self.names, self.kinds = where, graph, names, kinds
-        self._search = SocketSearch(where, graph, names, outputs)
+        self.where, self.graph, self.names = where, graph, names
+        self._type, self._outputs = input_types(object_info), output_names(object_info)
+        self._search = SocketSearch(where, graph, names, self._outputs)
         self._pictures: dict[Path, Picture] = {}
 
     @cached_property
@@ -165,7 +165,7 @@ class Inputs:
             return picture
         kind = type(now)
         if is_link(now) or now is None or (kind is int and not _is_whole(value)):
-            said = self.kinds(node["class_type"], socket.input)
+            said = self._type(node["class_type"], socket.input)
             kind = {"INT": int, "FLOAT": float, "BOOLEAN": bool, "STRING": str, "COMBO": str}.get(
                 said or "", kind
             )
@@ -197,11 +197,11 @@ class Inputs:
             if is_link(inputs.get("guider")):
                 inputs = self.graph[inputs["guider"][0]]["inputs"]
             if is_link(inputs.get("negative")):
-                found += texts_of(self.graph, name, self._search.outputs, "negative")
+                found += texts_of(self.graph, name, self._outputs, "negative")
         found = [one for one in dict.fromkeys(found) if one not in self.prompts_or_none()]
         if not found:
             raise BadInput(f"{self.where} has no negative prompt of its own; name its input as NODE.INPUT")
-        if len({text_at(self.graph, one) for one in found}) > 1:
+        if len({text_at(self.graph, one, "negative") for one in found}) > 1:
             raise self._ambiguous(NEGATIVE, found)
         return tuple(found)
 

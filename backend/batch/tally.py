@@ -51,6 +51,12 @@ class BatchTally:
             return None
         return 60 * (self.total - self.done) * (self.pictures / self.drawn) / pace
 
+    def summary(self) -> str:
+        """How far it is when the command ends: "412 of 2,000 runs, stopped"."""
+        if self.done >= self.total:
+            return f"{self.total:,} runs" + (f", {self.failed:,} failed" if self.failed else "")
+        return f"{self.done:,} of {self.total:,} runs, stopped"
+
     def progress(self) -> str:
         """As "412 of 2,000 runs, 12.4 pictures a minute, about 2 h 08 min left"."""
         if self.done >= self.total:

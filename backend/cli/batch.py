@@ -141,6 +141,14 @@ def batch(
             help="Without a word about a run, before its server counts as lost.",
         ),
     ] = 600.0,
+    patience: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            callback=options.between(0, 86_400),
+            help="While no server answers, before the command ends; one may be starting again.",
+        ),
+    ] = 600.0,
     out: options.Out = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs and where everything goes, and stop.")
@@ -159,7 +167,7 @@ def batch(
     from ..batch.table import read_table
     from ..batch.wildcards import Wildcards
     from ..factory import parse_judge, parse_rewriter, parse_weights
-    from ..renderers.comfyui.classes import object_info, output_names
+    from ..renderers.comfyui.classes import object_info
     from ..renderers.comfyui.client import check_server
     from ..renderers.comfyui.files import read_workflow
     from ..renderers.comfyui.renderer import parse_file
@@ -178,7 +186,7 @@ def batch(
         raise BadInput("--random takes of the values of --sweep; give one")
     writes = parse_rewriter(rewriter) if rewriter not in (None, "none") else None
     classes = object_info(urls)
-    inputs = Inputs(str(path), read_workflow(path, classes), names, _asks(urls), output_names(classes))
+    inputs = Inputs(str(path), read_workflow(path, classes), names, classes)
     table = read_table(file, terminal.note) if file is not None else None
     plan = Plan(
         inputs,
@@ -237,9 +245,10 @@ def batch(
             terminal.few_notes(12),
             judging,
             rewriting,
-            retries,
-            silence,
-            stack.enter_context(_progress(tally)),
+            retries=retries,
+            silence=silence,
+            patience=patience,
+            progress=stack.enter_context(_progress(tally)),
         )
         if watch:
             gallery.begin()
@@ -254,33 +263,6 @@ def batch(
         return
     _print_summary(tally, [journal.rows[run.name] for run in runs if run.name in journal.rows])
     terminal.out().print(f"open [bold]{escape(str(gallery.path))}[/bold]", soft_wrap=True)
-
-
-def _asks(urls: Sequence[str]) -> Callable[[str, str], str | None]:
-    """Asks the first server that answers what type an input has."""
-    from ..net.credentials import COMFYUI, find_key, key_header
-    from ..net.http import HttpFault, fetch
-
-    known: dict[str, dict[str, Any]] = {}
-
-    def kind(node: str, name: str) -> str | None:
-        for url in urls if node not in known else ():
-            key, _ = find_key(url, COMFYUI)
-            limits = {"timeout": 20.0, "max_bytes": 2**24, "key": key, "key_header": key_header(COMFYUI)}
-            try:
-                found = fetch(url, f"object_info/{node}", **limits).json.get(node)
-            except HttpFault:
-                continue
-            if isinstance(found, dict):
-                known[node] = found
-                break
-        given = known.setdefault(node, {}).get("input")
-        for part in given.values() if isinstance(given, dict) else ():
-            if isinstance(part, dict) and isinstance(part.get(name), list) and part[name]:
-                return part[name][0] if isinstance(part[name][0], str) else "COMBO"
-        return None
-
-    return kind
 
 
 def _axes(inputs: Inputs, sets: Sequence[str], sweep: Sequence[str]) -> list[Axis]:

@@ -62,7 +62,12 @@ function sorted(values) {
 
 /** The columns with more than one value, and their values: numbers in their order, words as they come. */
 function findColumns() {
-  const names = ["prompt", ...about.columns, "seed", ...about.labels, "server"];
+  const settings = new Set(about.columns), labels = new Set(about.labels);
+  for (const picture of pictures) {
+    Object.keys(picture.settings).forEach((name) => settings.add(name));
+    Object.keys(picture.labels).forEach((name) => labels.add(name));
+  }
+  const names = [...new Set(["prompt", ...settings, "seed", ...labels, "server"])];
   columns = [];
   for (const name of names) {
     const values = new Map();

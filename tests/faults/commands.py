@@ -282,14 +282,14 @@ COMMANDS = [
     ),
     Command(
         "batch",
-        "batch workflow.json --prompts prompts.txt --server URL --seeds 2 --judge redness --out batch",
+        "batch workflow.json --prompts prompts.txt --server URL --seeds 2 --judge redness --patience 5 "
+        "--out batch",
         "batch",
         ("batch/pictures/*.png", "batch/index.html"),
         (
             "batch/set.json",
             "batch/runs.jsonl",
             "batch/queued.jsonl",
-            "batch/scores.jsonl",
             "batch/pictures/*.png",
         ),
         claimed=("batch/index.html", "batch/runs.jsonl", "batch/pictures"),

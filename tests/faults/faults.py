@@ -43,6 +43,8 @@ class Fault:
 
     def arm(self, folder: Path, log: Path | None = None) -> None:
         """Begin to count operations on files below `folder`; with `log` write each there, one a line."""
+        # Here, because files may be written in a thread that may set no handler.
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if self.what == "torn" else signal.SIG_IGN)
         if self.clock:
             now, now_ns = time.time, time.time_ns
             time.time = lambda: now() + self.clock
@@ -94,7 +96,6 @@ def _happen(what: str, path: str) -> None:
     if what in ("torn", "full"):
         size = (os.path.getsize(path) if os.path.isfile(path) else 0) + INSIDE
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if what == "torn" else signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     elif what.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, what))

@@ -45,7 +45,32 @@ def object_info(urls: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
 
 def output_names(object_info: Callable[[], Mapping[str, Any]] | None) -> Callable[[str], Sequence[str]]:
     """A function that gives the names of a class's outputs; none where no server says them."""
+    classes = _classes(object_info)
 
+    def names(kind: str) -> Sequence[str]:
+        listed = (classes().get(kind) or {}).get("output_name")
+        return listed if isinstance(listed, list) else ()
+
+    return names
+
+
+def input_types(object_info: Callable[[], Mapping[str, Any]] | None) -> Callable[[str, str], str | None]:
+    """A function that gives the type of a class's input, such as "FLOAT", "COMBO" for a choice; None where no
+    server says it."""
+    classes = _classes(object_info)
+
+    def kind(node: str, name: str) -> str | None:
+        parts = (classes().get(node) or {}).get("input")
+        for part in parts.values() if isinstance(parts, dict) else ():
+            about = part.get(name) if isinstance(part, dict) else None
+            if isinstance(about, list) and about:
+                return about[0] if isinstance(about[0], str) else "COMBO"
+        return None
+
+    return kind
+
+
+def _classes(object_info: Callable[[], Mapping[str, Any]] | None) -> Callable[[], Mapping[str, Any]]:
     @cache
     def classes() -> Mapping[str, Any]:
         try:
@@ -53,8 +78,4 @@ def output_names(object_info: Callable[[], Mapping[str, Any]] | None) -> Callabl
         except RenderFailed:
             return {}
 
-    def names(kind: str) -> Sequence[str]:
-        listed = (classes().get(kind) or {}).get("output_name")
-        return listed if isinstance(listed, list) else ()
-
-    return names
+    return classes

@@ -184,7 +184,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, settings, part):
 def test_a_server_says_what_a_whole_number_may_be():
     graph = copy.deepcopy(GRAPH)
     graph["5"]["inputs"]["cfg"] = 7
-    inputs = Inputs("flow.json", graph, kinds=lambda kind, name: "FLOAT" if name == "cfg" else "INT")
+    about = {"KSampler": {"input": {"required": {"cfg": ["FLOAT", {}], "steps": ["INT", {"min": 1}]}}}}
+    inputs = Inputs("flow.json", graph, object_info=lambda: about)
     assert parse_axis("--sweep", "cfg=2.5,3", inputs, several=True).values == (2.5, 3)
     with pytest.raises(BadInput, match="takes a whole number"):
         parse_axis("--sweep", "steps=2.5", inputs, several=True)

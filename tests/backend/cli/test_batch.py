@@ -166,6 +166,34 @@ def test_rewritten_prompts_are_drawn_and_kept(reprise, flow, servers):
     assert "4 runs: 4 kept" in again.out and len(one.runs) == 4
 
 
+def test_several_outputs_and_a_video_are_kept(reprise, flow, servers):
+    """What is only shown is left out, where the workflow saves something."""
+    one = servers()
+    with Image.new("RGB", (4, 4), "red") as image:
+        image.save(flow / "red.png")
+    one.files = {f"{name}.png": (flow / "red.png").read_bytes() for name in "ab"} | {"c.mp4": b"a video"}
+    saved = [{"filename": f"{name}.png", "subfolder": "", "type": "output"} for name in "ab"]
+    shown = [{"filename": "a.png", "subfolder": "", "type": "temp"}]
+    video = [{"filename": "c.mp4", "subfolder": "", "type": "output"}]
+    one.at_other_runs = lambda: [
+        ("executed", {"node": "8", "output": {"images": shown}}),
+        ("executed", {"node": "10", "output": {"gifs": video, "animated": [True]}}),
+        ("executed", {"node": "7", "output": {"images": saved}}),
+        ("execution_success", {}),
+    ]
+    words = ("batch", "flow.json", "--set", "prompt=a cat", "--server", one.url, "--out", "o")
+    assert reprise(*words).code == 0
+    [row] = rows(flow / "o")
+    assert [file["node"] for file in row["files"]] == ["7", "7", "10"]
+    assert [file["name"][-6:] for file in row["files"]] == ["-1.png", "-2.png", "-3.mp4"]
+    assert (flow / "o" / PICTURES / row["files"][2]["name"]).read_bytes() == b"a video"
+    judged = reprise(*words, "--judge", "redness")
+    assert judged.code == 0 and "2 pictures judged" in judged.out, judged.err
+    one.at_other_runs = lambda: [("execution_success", {})]
+    done = reprise(*words, "--seed", 5, "--retries", 0)
+    assert done.code == 1 and "the run saved nothing; add a Save Image node" in done.err
+
+
 def test_a_picture_is_uploaded_once(reprise, flow, servers):
     one, two = servers(delay=0.02), servers(delay=0.02)
     graph = copy.deepcopy(GRAPH)
