@@ -220,6 +220,10 @@ class ReflectionStep(io.ComfyNode):
         import torch
 
         graph = GraphBuilder()
+        if not isinstance(report, LiveReport):  # in a workflow by hand
+            raise BadInput(
+                "only Reflection Loop can make a Reflection Step; put a Reflection Loop in its place"
+            )
         past = json.loads(history)
         picture = image[:1, ..., :3].float().cpu()
         load_to_device(judge)

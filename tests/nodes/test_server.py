@@ -307,3 +307,15 @@ def test_an_interrupt_stops_within_a_step(server, graph):
     assert entry["status"]["status_str"] == "error"
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
     assert time.monotonic() - started < 30
+
+
+def test_a_reflection_step_by_hand_is_refused_before_it_reads_anything(server, graph):
+    nodes = graph("reflection_loop")
+    nodes["90"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0},
+    }
+    nodes["8"]["class_type"] = "RepriseReflectionStep"
+    nodes["8"]["inputs"] |= {"image": ["90", 0], "history": "[" * 100_000, "report": "x"}
+    error = error_of(server.run(nodes))
+    assert error["node_id"] == "8" and "put a Reflection Loop in its place" in error["exception_message"]
