@@ -13,8 +13,8 @@ from .renderers import (
     open_renderer,
     parse_pipeline,
     parse_renderer,
-    pipeline_of,
     renderer_settings,
+    source_of,
 )
 from .rewards import (
     DEFAULT_JUDGE,
@@ -62,8 +62,8 @@ __all__ = [
     "parse_rewriter",
     "parse_weights",
     "picture_rewards",
-    "pipeline_of",
     "renderer_settings",
+    "source_of",
     "reward_mark",
     "reward_spec",
 ]

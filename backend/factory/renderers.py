@@ -16,6 +16,7 @@ from .names import RendererName, split_name
 
 if TYPE_CHECKING:
     from ..core.interfaces import Renderer
+    from ..renderers.diffusers.loading import Loading, Source
     from ..storage.cache import Cache
 
 DEFAULT_RENDERER = "shapeworld"
@@ -120,16 +121,15 @@ def parse_pipeline(name: str) -> RendererName:
     return found
 
 
-def pipeline_of(name: str) -> tuple[Path, int | None]:
-    """(folder of a renderer's pipeline, tokens of text that an embedded one was trained with). Raises what
-    `parse_pipeline` does, and CheckpointError."""
+def source_of(name: str, loading: Loading | None = None) -> tuple[Source, int | None]:
+    """(a renderer's weights, not yet loaded; tokens of text that an embedded one was trained with). Raises
+    what `parse_pipeline` does, and BadInput, CheckpointError, Unsupported."""
+    from ..renderers.diffusers.loading import Loading, find_source
+
     found = parse_pipeline(name)
     made = resolve("renderer", RENDERERS, found.kind)
-    if found.kind == "diffusers":
-        from ..renderers.diffusers.checkpoints import find_pipeline
-
-        return find_pipeline(name), None
-    return made.folder, made.capabilities.fixed.get("max_sequence_length")
+    model = name if found.kind == "diffusers" else made.folder
+    return find_source(model, loading or Loading()), made.capabilities.fixed.get("max_sequence_length")
 
 
 def _options(name: RendererName, settings: RendererSettings) -> dict[str, Any]:

@@ -67,9 +67,9 @@ class Source(Protocol):
     pipeline_class: str
     """The name of a pipeline class of diffusers."""
 
-    def load(self, dtype: torch.dtype) -> tuple[Any, str]:
-        """(pipeline on the CPU in eval mode, fingerprint of its weights). Raises CheckpointError,
-        Unsupported, and BadInput for parts that are nowhere."""
+    def load(self, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> tuple[Any, str]:
+        """(pipeline on the CPU in eval mode, fingerprint of its weights); parts named in `others` have the
+        dtype given there. Raises CheckpointError, Unsupported, and BadInput for parts that are nowhere."""
         ...
 
 
@@ -80,8 +80,8 @@ class Folder:
         self.folder = folder
         self.pipeline_class = str(read_index(folder)["_class_name"])
 
-    def load(self, dtype: torch.dtype) -> tuple[Any, str]:
-        return load_pipeline(self.folder, dtype), folder_fingerprint(self.folder)
+    def load(self, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> tuple[Any, str]:
+        return load_pipeline(self.folder, dtype, others), folder_fingerprint(self.folder)
 
 
 class Files:
@@ -92,8 +92,8 @@ class Files:
         self.file = SingleFile(path, rest)
         self.pipeline_class = self.file.pipeline_class
 
-    def load(self, dtype: torch.dtype) -> tuple[Any, str]:
-        opened = self.file.load(dtype)
+    def load(self, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> tuple[Any, str]:
+        opened = self.file.load(dtype, others)
         places = dict.fromkeys(opened.files.values())
         marks = [fingerprint_files(path for path in places if path.is_file())]
         if self.rest.base is not None:  # its configs count, too

@@ -96,9 +96,9 @@ class SingleFile:
     def pipeline_class(self) -> str:
         return self.layout.pipeline if self.index is None else str(self.index["_class_name"])
 
-    def load(self, dtype: torch.dtype) -> Opened:
-        """The pipeline, on the CPU, in eval mode. Raises what the constructor does, and BadInput that names
-        the parts that are nowhere."""
+    def load(self, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> Opened:
+        """The pipeline, on the CPU, in eval mode; parts named in `others` in the dtype given there. Raises
+        what the constructor does, and BadInput that names the parts that are nowhere."""
         import diffusers
 
         layout = self.layout
@@ -110,17 +110,18 @@ class SingleFile:
             inside = read_tensors(self.path)
             parts: dict[str, Any] = {}
             for name, (_, file, prefix) in places.items():
+                kind = (others or {}).get(name, dtype)
                 if file is None:
                     assert self.rest.base is not None and self.index is not None
-                    parts[name] = load_model(self.rest.base / name, self.index[name], dtype)
+                    parts[name] = load_model(self.rest.base / name, self.index[name], kind)
                     self.used[name] = self.rest.base / name
                     continue
                 tensors = under(prefix, inside if file == self.path else read_tensors(file))
                 self.used[name] = file
                 if name == "vae":
-                    parts[name] = self._vae(tensors, file, dtype)
+                    parts[name] = self._vae(tensors, file, kind)
                 else:
-                    parts[name] = self._text(name, layout.text[name], tensors, file, dtype)
+                    parts[name] = self._text(name, layout.text[name], tensors, file, kind)
             own = under(self.prefix, inside)
             del inside
             self._read_prediction(own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -58,15 +58,20 @@ class RendererRounds(RoundSettings):
         """`check` sees to it, which knows what draws."""
         return self
 
-    def check(self, model: str, reward: str | None, weigh_by: str | None) -> None:
+    def check(self, trained: dict[str, Any], reward: str | None, weigh_by: str | None) -> None:
         """Raises ValueError for another renderer than the trained one, a reward that reads rewrites, of which
         there are none, and a judge that no round uses."""
-        if self.renderer.name not in (model, RendererSettings().name):
-            raise ValueError(f"rounds draw with what is trained, {model}; leave rounds.renderer.name out")
+        if self.renderer.name not in (trained["name"], RendererSettings().name):
+            raise ValueError(
+                f"rounds draw with what is trained, {trained['name']}; leave rounds.renderer.name out"
+            )
+        for name in ("base", "parts", "comfyui"):
+            if getattr(self.renderer, name):
+                raise ValueError(f"{name} is that of what is trained; leave rounds.renderer.{name} out")
         if self.renderer.lora:
             raise ValueError("the LoRA that rounds go on from is `start`; leave rounds.renderer.lora out")
-        trained = self.renderer.model_copy(update={"name": model})
-        check_roles(trained, self.rewards, self.held_out, reads="images")
+        drawn = self.renderer.model_copy(update=trained)
+        check_roles(drawn, self.rewards, self.held_out, reads="images")
         if reward is not None:
             raise ValueError("the pairs of rounds are those of rounds.rewards; leave reward out")
         if weigh_by not in (None, MARGIN, *self.rewards, *self.held_out):
@@ -79,7 +84,13 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
     """Settings of `reprise train diffusion-dpo`."""
 
     model: str
-    """The renderer: a diffusers folder, a hub name, or shapeworld for the embedded one."""
+    """The renderer: a diffusers folder, a hub name, a .safetensors file, or shapeworld, the embedded one."""
+    base: str | None = None
+    """With a single file: the folder or hub name that configs and missing parts come from."""
+    parts: dict[str, Path] = Field(default_factory=dict)
+    """With a single file: files of parts of its pipeline, by name, such as {vae: ae.safetensors}."""
+    comfyui: Path | None = None
+    """With a single file: a ComfyUI's folder, where it and its parts are found."""
     rounds: RendererRounds | None = None
     """Draw and judge the pairs as well, again and again with the newest LoRA. All other settings then hold
     for each round."""
@@ -123,6 +134,11 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
     """Precision of the LoRA in `final/`."""
     save_every: PositiveInt = 50
 
+    @property
+    def renderer(self) -> dict[str, Any]:
+        """What names the renderer among `RendererSettings`."""
+        return {"name": self.model, "base": self.base, "parts": self.parts, "comfyui": self.comfyui}
+
     @field_validator("model")
     @classmethod
     def _can_be_trained(cls, model: str) -> str:
@@ -137,6 +153,6 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
         if (self.preferences is None) == (self.rounds is None):
             raise ValueError("pairs come from a folder, preferences, or from rounds; give one of the two")
         if self.rounds is not None:
-            self.rounds.check(self.model, self.reward, self.weigh_by)
+            self.rounds.check(self.renderer, self.reward, self.weigh_by)
             check_offload(self.device, self.rounds.offload)
         return self

@@ -18,7 +18,6 @@ from ...core.seeds import seed_of
 from ...factory import open_reward
 from ...preferences.store import Pair, Store
 from ...renderers.diffusers import lora as files
-from ...renderers.diffusers.checkpoints import load_pipeline
 from ...renderers.diffusers.devices import choose_device, choose_training_dtype
 from ..common.data import batches_of_step, nothing_left, split_by_prompt
 from ..common.losses import denoising_error, denoising_target, diffusion_dpo, noised, predicted_clean
@@ -71,9 +70,9 @@ class DiffusionDpoLoop(StepLoop):
         store = Store(config.preferences)
         pairs = self._pairs(store)
         self.dtype = getattr(torch, choose_training_dtype(config.dtype, self.device))
-        folder, length, self.family = trainable(config.model)
+        source, length, self.family = trainable(config)
         # Pictures are encoded and decoded in float32: some VAEs overflow in half precision.
-        self.pipeline = load_pipeline(folder, self.dtype, {"vae": torch.float32})
+        self.pipeline, _ = source.load(self.dtype, {"vae": torch.float32})
         length = config.max_sequence_length or (length if self.family.has_text_length else None)
         check_text_length(config, self.family)
         self.encoded = Encoded(store, self.pipeline, self.family, config.size, length)

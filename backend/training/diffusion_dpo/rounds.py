@@ -50,7 +50,7 @@ class DiffusionDpoRounds(Rounds):
         """Refuse settings now that a training would refuse once a round is drawn."""
         from .start import check_possible, trainable
 
-        trainable(self.config.model)
+        trainable(self.config)
         if self.config.judge is not None:
             name = self.config.judge.reward
             check_gradient(name, self.rewards.get(name) or open_reward(name, self.device))
@@ -75,7 +75,7 @@ class DiffusionDpoRounds(Rounds):
             # Until a round has moved something its LoRA changes no picture, and a renderer would refuse it.
             file = _file(newest) if newest else None
             lora = (file if changes_something(file) else None) if file else config.start
-            changes = {"name": config.model, "lora": [] if lora is None else [str(lora)]}
+            changes = {**config.renderer, "lora": [] if lora is None else [str(lora)]}
             renderer = open_renderer(settings.model_copy(update=shared | changes), config.device)
             self.opened = newest, renderer
         return self.opened[1]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput, Unsupported
-from ...factory import pipeline_of
+from ...factory import source_of
 from ...renderers.diffusers import lora as files
 from ...renderers.diffusers.call import multiple
-from ...renderers.diffusers.checkpoints import read_index
 from ...renderers.diffusers.families import Family, family_of
+from ...renderers.diffusers.loading import Loading, Source
 from .config import DiffusionDpoConfig
 from .denoisers import guidance_of, noising_of
 from .pairs import check_size
@@ -51,10 +50,16 @@ def start_of(config: DiffusionDpoConfig, denoiser: Any) -> files.Adapter | None:
     return found
 
 
-def trainable(model: str) -> tuple[Path, int | None, Family]:
-    """The folder of a renderer, the length of text that an embedded one was trained with, and its family.
-    Raises Unsupported for a family that no adapter is known for."""
-    folder, length = pipeline_of(model)
-    family = family_of(read_index(folder)["_class_name"])
+def trainable(config: DiffusionDpoConfig) -> tuple[Source, int | None, Family]:
+    """The weights of the renderer, not yet loaded, the length of text that an embedded one was trained with,
+    and its family. Raises Unsupported for a family that no adapter is known for, and for quantised files."""
+    places = Loading(base=config.base, parts=config.parts, comfyui=config.comfyui)
+    source, length = source_of(config.model, places)
+    family = family_of(source.pipeline_class)
     files.check_layout(family)
-    return folder, length, family
+    if config.model.lower().endswith(".gguf"):
+        raise Unsupported(
+            f"{config.model} is quantised, and a LoRA is trained on whole weights; give the .safetensors "
+            "file, and draw with the .gguf and --lora afterwards"
+        )
+    return source, length, family

@@ -84,14 +84,13 @@ def test_a_name(check, stop_at, things, tmp_path, monkeypatch, place, kind):
 def test_what_is_trained(things, name, expected):
     """`model` of train diffusion-dpo: what draws here, with weights."""
     from reprise.backend.core.errors import RepriseError
-    from reprise.backend.factory import pipeline_of
-    from reprise.backend.training.diffusion_dpo.start import trainable
+    from reprise.backend.factory import source_of
 
     name = name.format(pipeline=things.pipeline, flow=things.flow, away=AWAY)
     if expected is None:
-        folder, length, family = trainable(name)
-        assert (folder, length) == pipeline_of(name) and folder.is_dir() and family.name
+        source, length = source_of(name)
+        assert source.pipeline_class == "StableDiffusionPipeline" and length is None
         return
     with pytest.raises(RepriseError, match=expected) as caught:
-        trainable(name)
+        source_of(name)
     assert caught.value.exit_code == 2

@@ -12,12 +12,12 @@ from reprise.backend.core.errors import Unsupported
 from reprise.backend.core.registry import REWARDS
 from reprise.backend.lab.pipelines.every import EVERY
 from reprise.backend.lab.pipelines.recent import flux2_klein
+from reprise.backend.renderers.diffusers import loading
 from reprise.backend.renderers.diffusers.call import CallArguments
 from reprise.backend.renderers.diffusers.lora import apply_lora
 from reprise.backend.renderers.diffusers.pipelines import family_of_pipeline
 from reprise.backend.training.common.losses import denoising_target, noised
 from reprise.backend.training.common.run_folder import claim_run_folder
-from reprise.backend.training.diffusion_dpo import loop as loops
 from reprise.backend.training.diffusion_dpo.config import DiffusionDpoConfig
 from reprise.backend.training.diffusion_dpo.denoisers import FlowDenoiser, noising_of, to_latents
 from reprise.backend.training.diffusion_dpo.loop import DiffusionDpoLoop
@@ -218,7 +218,7 @@ def loaded(monkeypatch, pipes):
 
     def load(name):
         if name in ("qwen-image-2.1", "flux2"):
-            monkeypatch.setattr(loops, "load_pipeline", lambda *_: copy.deepcopy(pipes(name)))
+            monkeypatch.setattr(loading, "load_pipeline", lambda *_: copy.deepcopy(pipes(name)))
 
     return load
 

@@ -334,3 +334,30 @@ def test_a_loss_of_nan_stops_the_run(folders, store, tmp_path):
 def test_impossible_settings(changes, message):
     with pytest.raises(BadInput, match=message):
         parse_config(DiffusionDpoConfig, {"model": "shapeworld", "preferences": "p", **changes}, "test")
+
+
+def test_a_single_file_is_trained_as_its_folder(folders, store, tmp_path):
+    from safetensors.torch import save_file
+
+    from ...renderers.diffusers import original_layouts as original
+
+    folder, file = folders("flux"), tmp_path / "flux.safetensors"
+    save_file(original.checkpoint(build("flux"), "flux"), file)
+    made = {}
+    for name, model in (("file", {"model": str(file), "base": str(folder)}), ("folder", {})):
+        config = settings(folder, store, max_steps=2, learning_rate=2e-3, **model)
+        claim_run_folder(tmp_path / name, save_config(config), False)
+        loop = DiffusionDpoLoop(config, tmp_path / name, False, quiet)
+        loop.run()
+        made[name] = load_file(lora_of(tmp_path / name))
+    assert made["file"].keys() == made["folder"].keys() and made["file"]
+    assert all(torch.equal(value, made["folder"][key]) for key, value in made["file"].items())
+
+
+def test_what_is_no_model_of_its_own_is_refused(folders, store, tmp_path):
+    from reprise.backend.training.diffusion_dpo.start import trainable
+
+    with pytest.raises(BadInput, match="--base completes a single file"):
+        trainable(settings(folders("flux"), store, base=str(folders("flux"))))
+    with pytest.raises(BadInput, match="there is no file"):
+        trainable(settings(tmp_path / "none.safetensors", store))
