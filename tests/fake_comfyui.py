@@ -87,7 +87,8 @@ class FakeComfyUI:
     middle of the n-th run (from 0), `at_other_runs` in that of all others; if it returns messages, they are
     sent instead of the rest. `answers[path]` (status, body) replaces a route's answer. `runs` are the
     (prompt, seed) of started runs. `history` is lost with a process; `uploads` are pictures for its input
-    folder. With a `token` only requests that carry it are answered. `refuses(graph)` gives the answer to a
+    folder. With a `token` only requests that carry it in `header` are answered; `path` is what all addresses
+    begin with. `refuses(graph)` gives the answer to a
     graph that is not taken, else None.
     """
 
@@ -104,13 +105,14 @@ class FakeComfyUI:
         self.history: dict[str, dict] = {}
         self.uploads: dict[str, bytes] = {}
         self.token: str | None = None
+        self.header, self.path = "Authorization", ""
         self.refuses = None
         self.port = 0
         self.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.path}"
 
     def posted(self, path: str) -> list:
         return [body for at, body in self.requests if at == path]
@@ -242,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fake, address = self.fake, urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(address.query).items()}
-        path = address.path.lstrip("/")
+        path = address.path.removeprefix(fake.path).lstrip("/")
         if not self.allowed():
             return self.answer(401, b"who are you?")
         if path in fake.answers:
@@ -275,7 +277,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(404, b"not found")
 
     def do_POST(self) -> None:
-        fake, path = self.fake, self.path.lstrip("/")
+        fake, path = self.fake, self.path.removeprefix(self.fake.path).lstrip("/")
         content = self.rfile.read(int(self.headers["Content-Length"]))
         if not self.allowed():
             return self.answer(401, b"who are you?")
@@ -302,7 +304,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, b"")
 
     def allowed(self) -> bool:
-        return self.fake.token is None or self.headers.get("Authorization") == f"Bearer {self.fake.token}"
+        token, bearer = self.fake.token, "Bearer " if self.fake.header == "Authorization" else ""
+        return token is None or self.headers.get(self.fake.header) == bearer + token
 
     def upload(self, content: bytes) -> None:
         """A form as browsers send it: the picture, and where it goes."""

@@ -96,8 +96,8 @@ def batch(
         typer.Option(
             metavar="FOLDER",
             parser=options.path,
-            help="Text files: __animals__ in a prompt is a line of animals.txt. {a|b} is one of its words "
-            "in any case.",
+            help="Text files: __animals__ in a prompt is a line of animals.txt. {a|b} is one of its words, "
+            "and needs no folder.",
         ),
     ] = None,
     literal: Annotated[

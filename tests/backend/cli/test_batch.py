@@ -290,6 +290,21 @@ def test_the_token_goes_to_named_hosts_only(reprise, flow, servers, monkeypatch)
     ]
 
 
+def test_a_server_behind_a_path_with_a_header(reprise, flow, servers, monkeypatch):
+    one = servers()
+    one.path, one.header, one.token = "/studio/comfy", "X-Api-Key", "k-1"
+    monkeypatch.setattr(pool, "FIRST_PATIENCE", 0.3)
+    monkeypatch.setenv("REPRISE_COMFYUI_TOKEN", "k-1")
+    words = ("batch", "flow.json", "--prompts", "p.txt", "--server", one.url, "--out", "o")
+    assert reprise(*words).code == 1  # as a bearer token
+    monkeypatch.setenv("REPRISE_COMFYUI_HEADER", "X-Api-Key")
+    done = reprise(*words)
+    assert done.code == 0, done.err
+    check(flow / "o", 3)
+    monkeypatch.setenv("REPRISE_COMFYUI_HEADER", "X Api: Key")
+    refused(reprise(*words, "--seed", 4), "REPRISE_COMFYUI_HEADER is no header's name")
+
+
 def start(*words, cwd):
     return subprocess.Popen(
         [sys.executable, "-m", "reprise", "batch", *map(str, words)],
