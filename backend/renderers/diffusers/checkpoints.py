@@ -203,6 +203,8 @@ def _check_finite(pipeline: Any, folder: Path) -> None:
         if weight_bytes(model) > FULL_HASH_BYTES:
             continue
         for key, weight in model.state_dict().items():
+            if type(weight) not in (torch.Tensor, torch.nn.Parameter):
+                continue  # a quantised one of torchao's or quanto's, which has no such check
             if weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise CheckpointError(
                     f"weights in {folder / name} are damaged: {key} is not finite; fetch them anew"

@@ -252,3 +252,24 @@ def test_a_quantisation_that_cannot_be_read_is_named(settings, message, damaged,
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
     said = refused(folder, Unsupported)
     assert message in said and "tampered" not in said
+
+
+def test_quantised_tensors_are_not_searched_for_what_is_not_finite(tmp_path):
+    """Those of torchao have no such operation."""
+    from types import SimpleNamespace
+
+    from reprise.backend.renderers.diffusers.checkpoints import _check_finite
+
+    class Stored(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.isfinite:
+                raise NotImplementedError("no such operation")
+            return super().__torch_function__(func, types, args, kwargs)
+
+    layer = torch.nn.Linear(2, 2)
+    layer.weight = torch.nn.Parameter(torch.ones(2, 2).as_subclass(Stored), requires_grad=False)
+    _check_finite(SimpleNamespace(components={"transformer": layer}), tmp_path)
+    layer.bias.data[0] = torch.nan
+    with pytest.raises(CheckpointError, match="bias is not finite"):
+        _check_finite(SimpleNamespace(components={"transformer": layer}), tmp_path)
