@@ -190,6 +190,14 @@ class CallArguments:
             guidance = default if isinstance(default, (int, float)) else None
         return guidance, true_cfg
 
+    def without_guidance(
+        self, guidance: float | None, true_cfg: float | None
+    ) -> tuple[float | None, float | None]:
+        """(guidance, true_cfg) that leave out guidance where none was asked for."""
+        if guidance is None and true_cfg is None:
+            return (None, 1.0) if self.true_cfg else (0.0 if self.guidance_name else None, None)
+        return guidance, true_cfg
+
     @property
     def guidance_name(self) -> str | None:
         return next((n for n in ("guidance_scale", "distilled_guidance_scale") if n in self.known), None)
@@ -225,6 +233,11 @@ class CallArguments:
             given["negative_prompt"] = [negative] * len(prompts)
         if length is not None:
             given["max_sequence_length"] = length
+        if guidance is None and isinstance(schedule := self.known.get("guidance_schedule"), (list, tuple)):
+            # A scale for each step (Ideogram 4), for another number of steps.
+            given["guidance_schedule"] = [schedule[i * len(schedule) // steps] for i in range(steps)]
+        elif guidance is not None:
+            given["guidance_schedule"] = None
         if steps != 2:
             given["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps
         return {name: value for name, value in given.items() if name in self.known}

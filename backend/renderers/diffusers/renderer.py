@@ -28,6 +28,7 @@ from ...core.types import SEED_RANGE, Job, RendererCapabilities, RenderResult
 from ...storage.cache import Cache, picture_key
 from . import call
 from .batch_layout import FirstCall, Layout, NotMaskable, find_layout
+from .distilled import distilled, embeds_guidance
 from .drawing import new_generators
 from .families import Family
 from .img2img import check_init, img2img_class
@@ -68,7 +69,8 @@ class DiffusersRenderer:
     """Draws with a diffusers pipeline: `model` is its folder, its Hugging Face id, a single file of weights,
     or the object itself.
 
-    - `guidance` is the pipeline's guidance_scale (for FLUX the embedded one); None takes its default.
+    - `steps` and `guidance`, the pipeline's guidance_scale (for FLUX the embedded one): None takes its
+      default; of a model that was distilled to few steps (`distilled`), few steps without guidance.
     - `true_cfg` > 1 guides FLUX by a second evaluation against `negative_prompt`.
     - `scheduler` is a class of diffusers that steps instead of the pipeline's own, with its config.
     - `vae_tiling` decodes pictures in tiles.
@@ -135,13 +137,17 @@ class DiffusersRenderer:
         self.denoisers = call.denoisers(pipe)
         self.img2img = img2img_class(pipe)
         self.arguments = call.CallArguments(pipe)
-        self.steps = self.arguments.known["num_inference_steps"] if steps is None else steps
+        self.distilled = distilled(pipe, str(model) if isinstance(model, (str, Path)) else "")
+        usual = self.distilled.steps if self.distilled else self.arguments.known["num_inference_steps"]
+        self.steps = usual if steps is None else steps
         _check_count("steps", self.steps)
         if chunk is not None:
             _check_count("chunk", chunk)
         self.width, self.height = _check_size(
             call.default_side(pipe) if size is None else size, call.multiple(pipe), pipe
         )
+        if self.distilled and not embeds_guidance(pipe):
+            guidance, true_cfg = self.arguments.without_guidance(guidance, true_cfg)
         self.guidance, self.true_cfg = self.arguments.check_guidance(guidance, true_cfg)
         self.negative_prompt = negative_prompt.strip()
         if self.negative_prompt and not self.guided:
@@ -194,8 +200,7 @@ class DiffusersRenderer:
         """Whether each step also evaluates the negative prompt: two rows a candidate instead of one."""
         if self.arguments.true_cfg:
             return (self.true_cfg or 1.0) > 1
-        distilled = self.denoisers[0].config.get("time_cond_proj_dim") is not None
-        return self.guidance is not None and self.guidance > 1 and not distilled
+        return self.guidance is not None and self.guidance > 1 and not embeds_guidance(self.pipeline)
 
     @property
     def layout(self) -> Layout | None:
