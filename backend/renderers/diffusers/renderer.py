@@ -210,6 +210,8 @@ class DiffusersRenderer:
         """
         if not self._probed:
             try:
+                if "pag_scale" in self.arguments.known:
+                    raise NotMaskable("its attention ties a candidate's rows together")
                 self._layout = find_layout(self._first_call([1, 2]), self._first_call([3, 2, 4]))
             except NotJoinable:
                 self.prompts.stop_joining()
@@ -330,6 +332,8 @@ class DiffusersRenderer:
                     "--offload model or a smaller chunk"
                 ) from error
             cause = " ".join(str(error).split()) or type(error).__name__
+            if type(error) is NameError:  # diffusers imports a package only where it is installed
+                cause = f"it needs the package {error.name}: pip install {error.name}"
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
 
     def _fingerprint(self, weights: str) -> str:
