@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .flows import FLOWS
 from .known import KNOWN
+from .modular import MODULAR
 from .older import OLDER
 from .recent import RECENT
 
-EVERY = {**KNOWN, **RECENT, **FLOWS, **OLDER}
+EVERY = {**KNOWN, **RECENT, **FLOWS, **OLDER, **MODULAR}
 SIDE = 32  # pixels of a picture's side
 SIDES = {  # where 32 are too few for a pipeline
     "lumina2": 64,
@@ -18,4 +19,5 @@ SIDES = {  # where 32 are too few for a pipeline
     "bria-fibo": 64,
     "lumina": 64,
     "ernie": 64,
+    "anima": 64,
 }

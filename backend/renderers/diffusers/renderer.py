@@ -42,6 +42,7 @@ from .pipelines import (
     quiet_copy,
     set_scheduler,
     shortened_warnings,
+    silenced,
     tile,
 )
 from .previews import check_scheduler, knows_x0
@@ -219,6 +220,11 @@ class DiffusersRenderer:
             except NotMaskable:
                 self._layout = None
             except Exception:
+                if call.is_modular(self.pipeline) and not self.arguments.one_prompt:
+                    # FLUX 3 takes one prompt, and several pictures of it.
+                    self.arguments.one_prompt = True
+                    self.prompts.stop_joining()
+                    return self.layout
                 self._first_call([1])  # raises the same, unless the pipeline draws only one picture a call
                 self._layout = None
             self._probed = True
@@ -234,7 +240,8 @@ class DiffusersRenderer:
         pipe, arguments = self.prepare(jobs, new_generators(jobs))
         set_scheduler(pipe, copy.deepcopy(pipe.scheduler))
         call.check_size_prepared(pipe, self.width, self.height)
-        with Forwards(self.denoisers, stop), self.encoding():
+        quiet = silenced("diffusers.modular_pipelines.modular_pipeline")
+        with Forwards(self.denoisers, stop), self.encoding(), quiet:
             try:
                 call.invoke(pipe, arguments)
             except FirstCall as first:
@@ -247,6 +254,8 @@ class DiffusersRenderer:
         """A copy of the pipeline for one call, which shares its parts, and the arguments of the call."""
         pipe = quiet_copy(self.pipeline)
         self.prompts.install(pipe)
+        if self.arguments.guider is not None:
+            pipe.guider = self.arguments.guider.new(guidance_scale=self.guidance)
         return pipe, self.call_arguments([job.prompt for job in jobs], generators)
 
     def call_arguments(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> dict[str, Any]:
@@ -333,7 +342,8 @@ class DiffusersRenderer:
                 ) from error
             cause = " ".join(str(error).split()) or type(error).__name__
             if type(error) is NameError:  # diffusers imports a package only where it is installed
-                cause = f"it needs the package {error.name}: pip install {error.name}"
+                package = "torchvision" if error.name == "transforms" else error.name
+                cause = f"it needs the package {package}: pip install {package}"
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
 
     def _fingerprint(self, weights: str) -> str:
