@@ -82,7 +82,8 @@ def test_candidates_are_exact_and_the_pipelines_own(name, tiny, cuts):
     full = check_exact(draw, cuts)
     arguments = draw.call_arguments([JOBS[1].prompt], [torch.Generator().manual_seed(JOBS[1].seed)])
     plain = call.invoke(draw.prepare([JOBS[1]], [torch.Generator()])[0], arguments)[0]
-    assert (plain - full.images[1]).abs().max() <= 0.5 / 255 + 1e-6
+    # Its rows are evaluated two at once, so they differ by rounding beside that to 8 bits.
+    assert (plain - full.images[1]).abs().max() <= 0.5 / 255 + 1e-4
     assert all("forward" not in vars(module) for module in draw.denoisers)
     assert "encode_prompt" not in vars(pipe)
 
