@@ -144,6 +144,11 @@ def render(
             reflect = 1 if isinstance(judging, Critic) or corrector else 0
         looking = open_reward(looks) if looks and previews != judge else None
         drawer, rewriting = open_renderer(drawing), open_rewriter(writes)
+        few = getattr(drawer, "distilled", None)
+        if (
+            few and steps is None and getattr(drawer, "folder", None) is None
+        ):  # embedded ones have their steps
+            terminal.note(f"Few steps without guidance: {few.why}. --steps and --guidance say otherwise.")
         prune = checks.prune_with(drawer, prune, asked=bool(wanted or previews))
         from ..search.chain import Chain
         from ..search.reflection import critique_warning

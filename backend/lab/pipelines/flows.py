@@ -84,7 +84,7 @@ def longcat():
     from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
 
     transformer = LongCatImageTransformer2DModel(
-        in_channels=16,
+        in_channels=64,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -95,7 +95,7 @@ def longcat():
     )
     return LongCatImagePipeline(
         scheduler=flow(use_dynamic_shifting=True),
-        vae=autoencoder(4, shift_factor=0.1),
+        vae=autoencoder(16, shift_factor=0.1),
         text_encoder=qwen25_vl(),
         tokenizer=byte_tokenizer(),
         text_processor=TextProcessor(),
@@ -207,9 +207,9 @@ def bria_fibo():
     vae = AutoencoderKLWan(
         base_dim=8,
         z_dim=4,
-        dim_mult=[1, 1, 1, 1],
+        dim_mult=[1, 1, 1, 1, 1],
         num_res_blocks=1,
-        temperal_downsample=[False, False, False],
+        temperal_downsample=[False] * 4,
         latents_mean=[0.1, 0.0, 0.0, 0.1],
         latents_std=[1.0, 1.0, 1.1, 1.0],
     )
@@ -217,7 +217,7 @@ def bria_fibo():
         transformer=lively(transformer, 2),
         scheduler=flow(use_dynamic_shifting=True),
         vae=lively(vae, 1.5),
-        text_encoder=llama(2, causal=True),
+        text_encoder=llama(2, causal=True, vocab_size=128_001),  # an empty prompt is token 128,000
         tokenizer=byte_tokenizer(),
     )
 
@@ -320,7 +320,7 @@ def ernie():
         rope_axes_dim=(8, 4, 4),
     )
     return ErnieImagePipeline(
-        transformer=lively(transformer, 1.5),
+        transformer=lively(transformer, 1.5, zeros=0.2),
         vae=flux2_vae(levels=4),
         text_encoder=llama(3),
         tokenizer=byte_tokenizer(),
@@ -346,7 +346,7 @@ def nucleus():
         capacity_factors=2.0,
     )
     return NucleusMoEImagePipeline(
-        transformer=lively(transformer, 1.5),
+        transformer=lively(transformer, 1),
         scheduler=flow(use_dynamic_shifting=True),
         vae=qwen_vae(),
         text_encoder=qwen3_vl(8),
@@ -382,9 +382,18 @@ def ideogram4():
     )
 
 
+def flux2_klein_kv():
+    from diffusers import Flux2KleinKVPipeline
+
+    from .recent import flux2_klein
+
+    return Flux2KleinKVPipeline(**flux2_klein().components)
+
+
 FLOWS = {
     "sana-sprint": sana_sprint,
     "flux2": flux2,
+    "flux2-klein-kv": flux2_klein_kv,
     "flux-kontext": flux_kontext,
     "ovis": ovis,
     "longcat": longcat,

@@ -25,15 +25,19 @@ _TEMPLATE = (
 )
 
 
-def byte_tokenizer(length: int = 1024):
-    """A token for each byte, with a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def byte_tokenizer(length: int = 1024, begins: bool = False):
+    """A token for each byte, with a chat template. If it `begins`, no words are a token, too."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     pieces = _SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{_SPECIAL[1]} $A", special_tokens=[(_SPECIAL[1], 1)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         additional_special_tokens=_SPECIAL,
@@ -75,10 +79,11 @@ def gemma2(layers: int = 2):
     return lively(Gemma2Model(Gemma2Config(**causal_config(layers))), 2)
 
 
-def llama(layers: int = 2, causal: bool = False):
+def llama(layers: int = 2, causal: bool = False, **more: Any):
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-    return lively((LlamaForCausalLM if causal else LlamaModel)(LlamaConfig(**causal_config(layers))), 2)
+    config = LlamaConfig(**causal_config(layers, **more))
+    return lively((LlamaForCausalLM if causal else LlamaModel)(config), 2)
 
 
 _VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4}
@@ -117,6 +122,7 @@ class TextProcessor:
         return self.tokenizer(text, **options)
 
     def apply_chat_template(self, messages: Any, **options: Any) -> Any:
-        # A processor returns a batch for a single conversation, too.
-        batch = messages if isinstance(messages[0], list) else [messages]
-        return self.tokenizer.apply_chat_template(batch, **options)
+        # A processor returns a batch of tokens for a single conversation, too, but a single text.
+        single = not isinstance(messages[0], list)
+        told = self.tokenizer.apply_chat_template([messages] if single else messages, **options)
+        return told[0] if single and not options.get("tokenize", True) else told

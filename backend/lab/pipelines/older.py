@@ -82,7 +82,7 @@ def hunyuan_dit():
         text_len_t5=256,
     )
     return HunyuanDiTPipeline(
-        vae=autoencoder(4),
+        vae=eightfold_vae(4),
         text_encoder=bert(),
         tokenizer=bert_tokenizer(),
         transformer=lively(transformer, 1.5),
@@ -137,7 +137,7 @@ def cogview4():
         rope_axes_dim=(16, 16),
     )
     return CogView4Pipeline(
-        tokenizer=byte_tokenizer(),
+        tokenizer=byte_tokenizer(begins=True),
         text_encoder=lively(GlmModel(GlmConfig(**causal_config(2))), 2),
         vae=autoencoder(4, shift_factor=0.0),
         transformer=lively(transformer, 1.5),
@@ -184,12 +184,12 @@ def hidream():
         text_emb_dim=32,
         num_routed_experts=2,
         num_activated_experts=1,
-        axes_dims_rope=(4, 4),
+        axes_dims_rope=(4, 2, 2),
         max_resolution=(32, 32),
         llama_layers=(0, 1),
         force_inference_output=True,
     )
-    return HiDreamImagePipeline(
+    pipe = HiDreamImagePipeline(
         scheduler=flow(),
         vae=autoencoder(4, shift_factor=0.0),
         text_encoder=clip(True, length=128),
@@ -202,6 +202,8 @@ def hidream():
         tokenizer_4=byte_tokenizer(),
         transformer=lively(transformer, 1.5),
     )
+    pipe.default_sample_size = 16  # draws pictures of this many latents, whatever is asked for
+    return pipe
 
 
 def omnigen():
@@ -242,11 +244,11 @@ def lumina():
         cross_attention_dim=16,
     )
     return LuminaPipeline(
-        transformer=lively(transformer, 1.5),
+        transformer=lively(transformer, 1),
         scheduler=flow(),
         vae=eightfold_vae(4),
-        text_encoder=lively(GemmaModel(GemmaConfig(**causal_config(2))), 2),
-        tokenizer=byte_tokenizer(),
+        text_encoder=lively(GemmaModel(GemmaConfig(**causal_config(2))), 1),
+        tokenizer=byte_tokenizer(begins=True),
     )
 
 
@@ -295,7 +297,7 @@ def deepfloyd():
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
         in_channels=3,
         out_channels=6,
-        cross_attention_dim=16,
+        cross_attention_dim=32,
         encoder_hid_dim=16,
         attention_head_dim=8,
         addition_embed_type="text",
@@ -344,7 +346,32 @@ def sd3_pag():
 
     from .known import sd3
 
-    return StableDiffusion3PAGPipeline(**sd3().components)
+    parts = sd3().components
+    return StableDiffusion3PAGPipeline(
+        **{name: parts[name] for name in parts if name not in ("image_encoder", "feature_extractor")}
+    )
+
+
+def pixart_sigma_pag():
+    from diffusers import PixArtSigmaPAGPipeline
+
+    from .known import pixart
+
+    return PixArtSigmaPAGPipeline(**pixart().components)
+
+
+def sana_pag():
+    from diffusers import SanaPAGPipeline
+
+    from .recent import sana
+
+    return SanaPAGPipeline(**sana().components)
+
+
+def hunyuan_dit_pag():
+    from diffusers import HunyuanDiTPAGPipeline
+
+    return HunyuanDiTPAGPipeline(**hunyuan_dit().components, requires_safety_checker=False)
 
 
 OLDER = {
@@ -362,4 +389,7 @@ OLDER = {
     "sd1-pag": sd1_pag,
     "sdxl-pag": sdxl_pag,
     "sd3-pag": sd3_pag,
+    "pixart-sigma-pag": pixart_sigma_pag,
+    "sana-pag": sana_pag,
+    "hunyuan-dit-pag": hunyuan_dit_pag,
 }

@@ -111,12 +111,16 @@ def unet(cross: int, **more):
     )
 
 
-def lively(model: Any, gain: float) -> Any:
+def lively(model: Any, gain: float, zeros: float = 0.0) -> Any:
+    """The model with weights times `gain`, and biases away from zero. Weights that start as zero, such as
+    gates, stay so unless they get a spread of `zeros`."""
     import torch
 
     with torch.no_grad():
         for weight in model.parameters():
-            if weight.ndim > 1:
+            if weight.ndim > 1 and zeros and not weight.any():
+                weight.normal_(0, zeros)
+            elif weight.ndim > 1:
                 weight.mul_(gain)
             else:
                 weight.add_(torch.randn_like(weight) * 0.05)

@@ -7,6 +7,7 @@ here depends on the class, so a pipeline that is new in diffusers is called like
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -46,8 +47,23 @@ def is_modular(pipe: Any) -> bool:
 def parameters(pipe: Any) -> dict[str, Any]:
     """{argument of a call: its default}."""
     if is_modular(pipe):
-        return {one.name: one.default for one in pipe._blocks.inputs if one.name}
+        return {one.name: one.default for one in blocks(pipe).inputs if one.name}
     return {name: one.default for name, one in inspect.signature(type(pipe).__call__).parameters.items()}
+
+
+def blocks(pipe: Any) -> Any:
+    """A copy of the blocks of a modular pipeline, which shows no progress and does not rewrite the prompt, as
+    FLUX 3 does."""
+    own = copy.deepcopy(pipe._blocks)
+    for name in [name for name, one in own.sub_blocks.items() if "PromptUpsample" in type(one).__name__]:
+        own.sub_blocks.pop(name)
+    waiting = [own]
+    while waiting:
+        block = waiting.pop()
+        if hasattr(block, "set_progress_bar_config"):
+            block.set_progress_bar_config(disable=True)
+        waiting += getattr(block, "sub_blocks", {}).values()
+    return own
 
 
 def part(pipe: Any, name: str) -> Any:
@@ -162,6 +178,8 @@ class CallArguments:
         self.known, self.name = parameters(pipe), type(pipe).__name__
         self.embeds = bool(denoisers(pipe)[0].config.get("guidance_embeds", True))
         self.true_cfg = "true_cfg_scale" in self.known
+        self.guider = getattr(pipe, "guider", None) if is_modular(pipe) else None
+        self.one_prompt = False  # takes one prompt, from which it draws several pictures (FLUX 3)
 
     def check_guidance(
         self, guidance: float | None, true_cfg: float | None
@@ -173,6 +191,8 @@ class CallArguments:
                 raise BadInput(f"{name} is a number of 0 or more; got {value}")
         if not self.true_cfg and true_cfg not in (None, 1.0):
             raise Unsupported(f"{self.name} has no true_cfg; it is guided by guidance={true_cfg}")
+        if self.guider is not None:
+            return getattr(self.guider, "guidance_scale", None) if guidance is None else guidance, true_cfg
         if not self.guidance_name and guidance is not None:
             other = f"; use true_cfg={guidance}" if self.true_cfg else ""
             raise Unsupported(f"{self.name} takes no guidance{other}")
@@ -188,6 +208,16 @@ class CallArguments:
         if guidance is None and self.guidance_name:
             default = self.known[self.guidance_name]
             guidance = default if isinstance(default, (int, float)) else None
+        return guidance, true_cfg
+
+    def without_guidance(
+        self, guidance: float | None, true_cfg: float | None
+    ) -> tuple[float | None, float | None]:
+        """(guidance, true_cfg) that leave out guidance where none was asked for."""
+        if guidance is None and true_cfg is None:
+            if self.guider is not None:
+                return 1.0, None
+            return (None, 1.0) if self.true_cfg else (0.0 if self.guidance_name else None, None)
         return guidance, true_cfg
 
     @property
@@ -217,14 +247,21 @@ class CallArguments:
             "generator": list(generators),
             "num_images_per_prompt": 1,
         }
+        if self.one_prompt:
+            given |= {"prompt": prompts[0], "num_images_per_prompt": len(prompts)}
         if guidance is not None and self.guidance_name:
             given[self.guidance_name] = guidance
         if true_cfg is not None:
             given["true_cfg_scale"] = true_cfg
         if negative or (self.true_cfg and (true_cfg or 1.0) > 1):
-            given["negative_prompt"] = [negative] * len(prompts)
+            given["negative_prompt"] = negative if self.one_prompt else [negative] * len(prompts)
         if length is not None:
             given["max_sequence_length"] = length
+        if guidance is None and isinstance(schedule := self.known.get("guidance_schedule"), (list, tuple)):
+            # A scale for each step (Ideogram 4), for another number of steps.
+            given["guidance_schedule"] = [schedule[i * len(schedule) // steps] for i in range(steps)]
+        elif guidance is not None:
+            given["guidance_schedule"] = None
         if steps != 2:
             given["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps
         return {name: value for name, value in given.items() if name in self.known}

@@ -46,6 +46,11 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"expected a pipeline's folder at {folder}, found {what}; "
             "give a folder made by save_pretrained, or a Hugging Face id"
         )
+    if (folder / "modular_model_index.json").is_file() and not path.is_file():
+        raise Unsupported(
+            f"{folder} is a modular pipeline, which can be drawn with as an object in Python alone; let a "
+            "ComfyUI workflow draw: --renderer comfyui:WORKFLOW.json@URL"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is no diffusers pipeline: it has no model_index.json; give the folder that holds it"

@@ -47,7 +47,8 @@ class Drawing:
     ):
         self.renderer, self.jobs, self.rows = renderer, jobs, rows
         self.generators = new_generators(jobs)
-        self.mask = RowMask(renderer.denoisers, len(jobs), renderer.chunk, renderer.layout)
+        alone = renderer.layout is None
+        self.mask = RowMask(renderer.denoisers, len(jobs), renderer.chunk, renderer.layout, whole=alone)
         self.sampling = Sampling(
             renderer.pipeline.scheduler,
             self.mask,

@@ -129,6 +129,21 @@ def unscale_latents(latents: Tensor, config: Any) -> Tensor:
 
 
 @contextlib.contextmanager
+def silenced(module: str):
+    """Drops the log messages of `module`: modular pipelines log an error that is expected here."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger(module)
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
+
+
+@contextlib.contextmanager
 def shortened_warnings(module: str):
     """Shortens the log messages of `module`: pipelines log everything that they cut off a long prompt."""
 
@@ -150,6 +165,8 @@ def quiet_copy(pipe: Any) -> Any:
     """A pipeline with the same parts, whose attributes may be set without changing `pipe`. It shows no
     progress."""
     twin = copy.copy(pipe)
+    if call.is_modular(pipe):
+        twin._blocks = call.blocks(pipe)
     twin.set_progress_bar_config(**{**(getattr(pipe, "_progress_bar_config", None) or {}), "disable": True})
     # Freeing re-installs offload hooks, and with them forward methods, so it waits until the row mask is off.
     twin.maybe_free_model_hooks = lambda: None

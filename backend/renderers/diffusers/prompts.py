@@ -81,11 +81,12 @@ class PromptEncoder:
             return own(**given)
         count = len(prompt)
         each = [name for name, value in given.items() if _is_texts(value) and len(value) == count]
-        rest = {name: value for name, value in given.items() if name not in each}
+        rest = {name: value for name, value in given.items() if name not in (*each, "batch_size")}
         shared = (pipeline, tuple((name, _fixed(value)) for name, value in sorted(rest.items())), tuple(each))
 
         def encode(texts: tuple[str, ...], times: int = 1) -> Any:
-            return own(**rest, **{name: [text] * times for name, text in zip(each, texts)})
+            size = {"batch_size": times} if "batch_size" in given else {}  # HunyuanImage is told it
+            return own(**rest, **size, **{name: [text] * times for name, text in zip(each, texts)})
 
         results = []
         for i in range(count):

@@ -28,6 +28,7 @@ from ...core.types import SEED_RANGE, Job, RendererCapabilities, RenderResult
 from ...storage.cache import Cache, picture_key
 from . import call
 from .batch_layout import FirstCall, Layout, NotMaskable, find_layout
+from .distilled import distilled, embeds_guidance
 from .drawing import new_generators
 from .families import Family
 from .img2img import check_init, img2img_class
@@ -41,6 +42,7 @@ from .pipelines import (
     quiet_copy,
     set_scheduler,
     shortened_warnings,
+    silenced,
     tile,
 )
 from .previews import check_scheduler, knows_x0
@@ -68,7 +70,8 @@ class DiffusersRenderer:
     """Draws with a diffusers pipeline: `model` is its folder, its Hugging Face id, a single file of weights,
     or the object itself.
 
-    - `guidance` is the pipeline's guidance_scale (for FLUX the embedded one); None takes its default.
+    - `steps` and `guidance`, the pipeline's guidance_scale (for FLUX the embedded one): None takes its
+      default; of a model that was distilled to few steps (`distilled`), few steps without guidance.
     - `true_cfg` > 1 guides FLUX by a second evaluation against `negative_prompt`.
     - `scheduler` is a class of diffusers that steps instead of the pipeline's own, with its config.
     - `vae_tiling` decodes pictures in tiles.
@@ -135,13 +138,17 @@ class DiffusersRenderer:
         self.denoisers = call.denoisers(pipe)
         self.img2img = img2img_class(pipe)
         self.arguments = call.CallArguments(pipe)
-        self.steps = self.arguments.known["num_inference_steps"] if steps is None else steps
+        self.distilled = distilled(pipe, str(model) if isinstance(model, (str, Path)) else "")
+        usual = self.distilled.steps if self.distilled else self.arguments.known["num_inference_steps"]
+        self.steps = usual if steps is None else steps
         _check_count("steps", self.steps)
         if chunk is not None:
             _check_count("chunk", chunk)
         self.width, self.height = _check_size(
             call.default_side(pipe) if size is None else size, call.multiple(pipe), pipe
         )
+        if self.distilled and not embeds_guidance(pipe):
+            guidance, true_cfg = self.arguments.without_guidance(guidance, true_cfg)
         self.guidance, self.true_cfg = self.arguments.check_guidance(guidance, true_cfg)
         self.negative_prompt = negative_prompt.strip()
         if self.negative_prompt and not self.guided:
@@ -194,8 +201,7 @@ class DiffusersRenderer:
         """Whether each step also evaluates the negative prompt: two rows a candidate instead of one."""
         if self.arguments.true_cfg:
             return (self.true_cfg or 1.0) > 1
-        distilled = self.denoisers[0].config.get("time_cond_proj_dim") is not None
-        return self.guidance is not None and self.guidance > 1 and not distilled
+        return self.guidance is not None and self.guidance > 1 and not embeds_guidance(self.pipeline)
 
     @property
     def layout(self) -> Layout | None:
@@ -205,6 +211,8 @@ class DiffusersRenderer:
         """
         if not self._probed:
             try:
+                if "pag_scale" in self.arguments.known:
+                    raise NotMaskable("its attention ties a candidate's rows together")
                 self._layout = find_layout(self._first_call([1, 2]), self._first_call([3, 2, 4]))
             except NotJoinable:
                 self.prompts.stop_joining()
@@ -212,6 +220,11 @@ class DiffusersRenderer:
             except NotMaskable:
                 self._layout = None
             except Exception:
+                if call.is_modular(self.pipeline) and not self.arguments.one_prompt:
+                    # FLUX 3 takes one prompt, and several pictures of it.
+                    self.arguments.one_prompt = True
+                    self.prompts.stop_joining()
+                    return self.layout
                 self._first_call([1])  # raises the same, unless the pipeline draws only one picture a call
                 self._layout = None
             self._probed = True
@@ -227,7 +240,8 @@ class DiffusersRenderer:
         pipe, arguments = self.prepare(jobs, new_generators(jobs))
         set_scheduler(pipe, copy.deepcopy(pipe.scheduler))
         call.check_size_prepared(pipe, self.width, self.height)
-        with Forwards(self.denoisers, stop), self.encoding():
+        quiet = silenced("diffusers.modular_pipelines.modular_pipeline")
+        with Forwards(self.denoisers, stop), self.encoding(), quiet:
             try:
                 call.invoke(pipe, arguments)
             except FirstCall as first:
@@ -240,6 +254,8 @@ class DiffusersRenderer:
         """A copy of the pipeline for one call, which shares its parts, and the arguments of the call."""
         pipe = quiet_copy(self.pipeline)
         self.prompts.install(pipe)
+        if self.arguments.guider is not None:
+            pipe.guider = self.arguments.guider.new(guidance_scale=self.guidance)
         return pipe, self.call_arguments([job.prompt for job in jobs], generators)
 
     def call_arguments(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> dict[str, Any]:
@@ -325,6 +341,9 @@ class DiffusersRenderer:
                     "--offload model or a smaller chunk"
                 ) from error
             cause = " ".join(str(error).split()) or type(error).__name__
+            if type(error) is NameError:  # diffusers imports a package only where it is installed
+                package = "torchvision" if error.name == "transforms" else error.name
+                cause = f"it needs the package {package}: pip install {package}"
             raise RenderFailed(f"{names} broke while drawing: {cause[:300]}") from error
 
     def _fingerprint(self, weights: str) -> str:

@@ -15,6 +15,7 @@ evaluation has the same shape, and pruned, unpruned and single runs are bit-iden
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,27 @@ class RowMask:
     several times (pipelines that concatenate [negative; positive]): row r is candidate r % count. Call
     `next_step` after each step of the sampler: pruned rows are filled from the same call of the step before.
     `rows` counts evaluated rows, `rows_full` requested rows. `layout` says which arguments carry the batch.
+    `whole` evaluates all rows of a call at once, whatever `chunk` says: where they depend on each other.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], count: int, chunk: int, layout: Layout | None = None):
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        count: int,
+        chunk: int,
+        layout: Layout | None = None,
+        whole: bool = False,
+    ):
         assert count >= 1 and chunk >= 1
-        self.modules, self.count, self.chunk = modules, count, chunk
+        self.modules, self.count, self.chunk, self.whole = modules, count, chunk, whole
         self.layout = _USUAL if layout is None else layout
         self.alive = list(range(count))
         self.rows = self.rows_full = 0
         self._call = 0  # number of calls since the sampler's last step
         self._last: dict[int, Any] = {}  # {call: output of the step before}
-        self._like: Any = None  # an output of one row, and the function that makes a forward's result of it
+        # {call: an output of one row}, which differs between two denoisers (Ideogram 4), and the function
+        # that makes a forward's result of it.
+        self._likes: dict[int, Any] = {}
         self._rebuild: Callable[[Any], Any] = lambda value: (value,)
 
     def __enter__(self) -> RowMask:
@@ -65,11 +76,13 @@ class RowMask:
     def unevaluated(self) -> Forwards:
         """A context in which a forward evaluates nothing: its output has the right shape and no meaning."""
 
+        calls = itertools.cycle(sorted(self._likes))
+
         def forward(_: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-            batch = self._batch(call_arguments(args, kwargs))
-            if isinstance(self._like, list):
-                return self._rebuild(self._like * batch)
-            return self._rebuild(self._like.expand(batch, *self._like.shape[1:]))
+            batch, like = self._batch(call_arguments(args, kwargs)), self._likes[next(calls)]
+            if isinstance(like, list):
+                return self._rebuild(like * batch)
+            return self._rebuild(like.expand(batch, *like.shape[1:]))
 
         return Forwards(self.modules, forward)
 
@@ -94,14 +107,20 @@ class RowMask:
         rows = [row for row in range(batch) if row % self.count in alive]
         self.rows += len(rows)
         self.rows_full += batch
-        output = self._evaluate(forward, args, kwargs, rows, batch)
+        output = self._evaluate(forward, args, kwargs, rows, batch, call)
         if len(rows) < batch:
-            output = self._spread(output, rows, batch, self._last.get(call))
+            output = self._spread(output, rows, batch, call)
         self._last[call] = output
         return self._rebuild(output)
 
     def _evaluate(
-        self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], rows: list[int], batch: int
+        self,
+        forward: Callable[..., Any],
+        args: tuple,
+        kwargs: dict[str, Any],
+        rows: list[int],
+        batch: int,
+        call: int,
     ) -> Any:
         """The rows' outputs, in micro-batches that halve when memory runs out; None for no rows."""
         import torch
@@ -110,7 +129,7 @@ class RowMask:
         layout: Layout | None = None
         done = 0
         while done < len(rows):
-            part = rows[done : done + self.chunk]
+            part = rows if self.whole else rows[done : done + self.chunk]
             try:
                 if len(part) == batch:
                     result = forward(*args, **kwargs)
@@ -121,7 +140,7 @@ class RowMask:
                     positional = [chosen.pop(i) for i in range(len(args))]
                     result = forward(*positional, **chosen)
             except torch.OutOfMemoryError as error:
-                if len(part) == 1:
+                if len(part) == 1 or self.whole:
                     raise RenderFailed(
                         "not enough memory for one row of the denoiser; use a smaller size, "
                         "--offload sequential or a smaller dtype"
@@ -135,21 +154,23 @@ class RowMask:
                     "masked, but a ComfyUI workflow can draw with it (--renderer "
                     "comfyui:WORKFLOW.json@URL)"
                 )
-            self._like = value[:1]
+            self._likes[call] = value[:1]
             parts.append(value)
             done += len(part)
         if len(parts) < 2:
             return parts[0] if parts else None
         return [one for part in parts for one in part] if isinstance(parts[0], list) else torch.cat(parts)
 
-    def _spread(self, output: Any, rows: list[int], batch: int, last: Any) -> Any:
-        """The rows' outputs in the whole batch. The other rows get `last`, or zeros, which are never used."""
-        if isinstance(self._like, list):
-            whole = list(last) if last is not None else [self._like[0]] * batch
+    def _spread(self, output: Any, rows: list[int], batch: int, call: int) -> Any:
+        """The rows' outputs in the whole batch. The other rows get those of the step before, or zeros, which
+        are never used."""
+        last, like = self._last.get(call), self._likes[call]
+        if isinstance(like, list):
+            whole = list(last) if last is not None else [like[0]] * batch
             for row, value in zip(rows, output or (), strict=True):
                 whole[row] = value
             return whole
-        whole = last.clone() if last is not None else self._like.new_zeros((batch, *self._like.shape[1:]))
+        whole = last.clone() if last is not None else like.new_zeros((batch, *like.shape[1:]))
         if output is not None:
             whole[rows] = output
         return whole

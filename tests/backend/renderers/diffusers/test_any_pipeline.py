@@ -9,7 +9,8 @@ import torch
 
 from reprise.backend.core.errors import BadInput, Interrupted, RenderFailed
 from reprise.backend.core.types import InitImage, Job
-from reprise.backend.lab.pipelines.every import EVERY
+from reprise.backend.lab.pipelines.every import EVERY, SIDE, SIDES
+from reprise.backend.lab.pipelines.known import KNOWN
 from reprise.backend.lab.pipelines.recent import RECENT
 from reprise.backend.renderers.diffusers import call
 from reprise.backend.renderers.diffusers.devices import models_of
@@ -19,9 +20,15 @@ from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 JOBS = [Job("a red cat", 11), Job("two blue dogs", 12), Job("a red cat", 13), Job("one egg", 14)]
 STEPS = 4
 # Those that `make test` draws: lists of tensors, prompts of different lengths, ids with a batch, a cache.
-SHORT = ("z-image", "qwen-image", "flux2-klein", "qwen-image-2.1")
-EACH = [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in RECENT]
-SIDES = {"lumina2": 64}
+SHORT = ("z-image", "qwen-image", "flux2-klein", "qwen-image-2.1", "sana-sprint", "flux3")
+# They want packages that are not installed, or their weights are not finite at this size.
+NOT_DRAWN = ("prx", "prx-pixel", "omnigen", "nucleus")
+EACH = [
+    pytest.param(name, marks=[] if name in SHORT else pytest.mark.long)
+    for name in EVERY
+    if name not in (*KNOWN, *NOT_DRAWN)
+]
+MOST_USED = [pytest.param(n, marks=[] if n in SHORT[:4] else pytest.mark.long) for n in (*RECENT, "sd3")]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,7 @@ def tiny():
 
 
 def renderer(pipe, name: str, **settings):
-    return DiffusersRenderer(pipe, **{"steps": STEPS, "size": SIDES.get(name, 32), "chunk": 1, **settings})
+    return DiffusersRenderer(pipe, **{"steps": STEPS, "size": SIDES.get(name, SIDE), "chunk": 1, **settings})
 
 
 def check_exact(draw, cuts):
@@ -74,15 +81,14 @@ def test_candidates_are_exact_and_the_pipelines_own(name, tiny, cuts):
     draw = renderer(pipe, name)
     full = check_exact(draw, cuts)
     arguments = draw.call_arguments([JOBS[1].prompt], [torch.Generator().manual_seed(JOBS[1].seed)])
-    plain = torch.from_numpy(pipe(**arguments, output_type="np", return_dict=False)[0])[0]
-    if plain.shape[-1] == 4:
-        plain = plain[..., :3] * plain[..., 3:] + 1 - plain[..., 3:]
-    assert (plain - full.images[1]).abs().max() <= 0.5 / 255 + 1e-6
+    plain = call.invoke(draw.prepare([JOBS[1]], [torch.Generator()])[0], arguments)[0]
+    # Its rows are evaluated two at once, so they differ by rounding beside that to 8 bits.
+    assert (plain - full.images[1]).abs().max() <= 0.5 / 255 + 1e-4
     assert all("forward" not in vars(module) for module in draw.denoisers)
     assert "encode_prompt" not in vars(pipe)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in RECENT])
+@pytest.mark.parametrize("name", [pytest.param(*one.values, marks=pytest.mark.long) for one in MOST_USED])
 def test_bfloat16_is_exact_too(name, tiny, cuts):
     check_exact(renderer(copy.deepcopy(tiny(name)), name, dtype="bfloat16"), cuts)
 
@@ -93,11 +99,6 @@ def test_the_last_preview_is_the_picture_in_half_precision(tiny, cuts):
     watcher = cuts({STEPS: [0, 1]})
     pictures = draw.render(JOBS[:2], watcher).images
     assert (watcher.seen[-1][2] - torch.stack(pictures)).abs().max() <= 0.5 / 255 + 1e-6
-
-
-def test_a_pipeline_may_draw_what_its_scheduler_predicts(tiny, cuts):
-    """SANA-Sprint decodes the second result of the last step, and its last timestep starts no step."""
-    check_exact(renderer(tiny("sana-sprint"), "sana-sprint"), cuts)
 
 
 def test_another_size_than_asked_for_is_refused_before_the_first_step(tiny, monkeypatch):
@@ -116,7 +117,7 @@ def test_another_size_than_asked_for_is_refused_before_the_first_step(tiny, monk
         draw.render(JOBS[:1])
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", MOST_USED)
 def test_offload_hooks_change_nothing(name, tiny, cuts):
     """accelerate's hooks, which move a module's weights at each forward; here from the CPU to the CPU."""
     from accelerate import cpu_offload
