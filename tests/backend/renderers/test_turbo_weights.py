@@ -36,7 +36,7 @@ def test_a_candidate_costs_one_row_a_step(renderer):
 def test_survivors_are_the_pictures_of_the_unpruned_run(renderer, cuts):
     jobs = [Job("a photo of two stars", seed) for seed in range(4)]
     full, pruned = renderer.render(jobs), renderer.render(jobs, cuts({1: [0, 2, 3], 2: [2]}))
-    assert pruned.pruned_at == [2, 1, None, 2] and pruned.denoiser_rows == 4 + 3 + 1 + 1 + 1
+    assert pruned.pruned_at == [2, 1, None, 2] and pruned.denoiser_rows == 4 + 3 + 1 + 1
     assert torch.equal(pruned.images[2], full.images[2])
     assert torch.equal(renderer.render([jobs[2]]).images[0], full.images[2])
 
