@@ -59,10 +59,10 @@ Renderer = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="shapeworld (an embedded FLUX), shapeworld-sd (Stable Diffusion) or "
-        "shapeworld-masked (aMUSEd), a diffusers folder or Hugging Face name, a single .safetensors or .gguf "
-        "file, or comfyui:WORKFLOW@URL (a workflow, or a picture that ComfyUI saved; several servers with "
-        "commas).",
+        help="shapeworld (an embedded FLUX), shapeworld-sd (Stable Diffusion), "
+        "shapeworld-masked (aMUSEd) or shapeworld-turbo (Chroma, in 4 steps), a diffusers folder or Hugging "
+        "Face name, a single .safetensors or .gguf file, or comfyui:WORKFLOW@URL (a workflow, or a picture "
+        "that ComfyUI saved; several servers with commas).",
     ),
 ]
 DataRenderer = Annotated[

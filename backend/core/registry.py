@@ -26,6 +26,7 @@ RENDERERS: dict[str, str] = {
     "shapeworld": ".renderers.shapeworld:ShapeWorldRenderer",
     "shapeworld-sd": ".renderers.shapeworld:ShapeWorldSDRenderer",
     "shapeworld-masked": ".renderers.shapeworld:ShapeWorldMaskedRenderer",
+    "shapeworld-turbo": ".renderers.shapeworld:ShapeWorldTurboRenderer",
     "shapeworld-styled": ".renderers.shapeworld:StyledRenderer",
     "shapeworld-sd-styled": ".renderers.shapeworld:StyledSDRenderer",
     "diffusers": ".renderers.diffusers.renderer:DiffusersRenderer",

@@ -1,4 +1,4 @@
-"""The embedded renderers of ShapeWorld: a tiny FLUX, a tiny Stable Diffusion and a tiny aMUSEd.
+"""The embedded renderers of ShapeWorld: a tiny FLUX, Stable Diffusion and aMUSEd, and a tiny few-step Chroma.
 
 They use diffusers' own pipeline classes. The first two also come in a version trained on the styles of
 `shapeworld/styles.py`.
@@ -17,6 +17,7 @@ from .diffusers.renderer import DiffusersRenderer
 WEIGHTS = EMBEDDED_WEIGHTS / "renderer"
 SD_WEIGHTS = WEIGHTS.with_name("renderer-sd")
 MASKED_WEIGHTS = WEIGHTS.with_name("renderer-masked")
+TURBO_WEIGHTS = WEIGHTS.with_name("renderer-turbo")
 
 
 class ShapeWorldRenderer(DiffusersRenderer):
@@ -132,6 +133,48 @@ class ShapeWorldMaskedRenderer(DiffusersRenderer):
             chunk=chunk,
             dtype=dtype,
             device=device,
+            cache=cache,
+            **settings,
+        )
+
+
+class ShapeWorldTurboRenderer(DiffusersRenderer):
+    """A tiny Chroma, distilled from the tiny FLUX to four steps without guidance: one denoiser row a step."""
+
+    name = "shapeworld-turbo"
+    SIZE = 128
+    STEPS = 4  # or a multiple
+    GUIDANCE = 1.0  # none
+    TEXT_LENGTH = 48  # tokens, as the tiny FLUX
+    CHUNK = 64
+    capabilities = replace(
+        DiffusersRenderer.capabilities,
+        shapeworld=True,
+        fixed={"size": SIZE, "max_sequence_length": TEXT_LENGTH},
+    )
+    folder: Path = TURBO_WEIGHTS
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        chunk: int = CHUNK,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: Cache | None = None,
+        **settings: Any,
+    ):
+        super().__init__(
+            Path(folder or self.folder),
+            steps=steps,
+            guidance=guidance,
+            size=self.SIZE,
+            chunk=chunk,
+            dtype=dtype,
+            device=device,
+            max_sequence_length=self.TEXT_LENGTH,
             cache=cache,
             **settings,
         )

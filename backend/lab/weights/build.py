@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import amused, judge, refiner
+from . import amused, judge, refiner, turbo
 from .assemble import assemble_pipeline, replace_folder
 from .autoencoder import train_autoencoder, train_decoder
 from .flux import train_renderer
@@ -18,9 +18,9 @@ from .text_encoders import train_text_encoders
 def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
     """Trains what `work` does not hold yet, and writes the embedded models into `out`.
 
-    They are `renderer`, `renderer-sd`, their `-styled` versions, `renderer-masked`, `rewriter`, and, trained
-    on the package's own embedded renderers, `judge`, `judge-base` and `refiner`. A stopped build resumes from
-    its last checkpoint, at most two minutes back.
+    They are `renderer`, `renderer-sd`, their `-styled` versions, `renderer-masked`, `renderer-turbo`,
+    `rewriter`, and, trained on the package's own embedded renderers, `judge`, `judge-base` and `refiner`. A
+    stopped build resumes from its last checkpoint, at most two minutes back.
     """
     work.mkdir(parents=True, exist_ok=True)
     for name, stage in (
@@ -41,6 +41,9 @@ def build(work: Path, out: Path, seed: int = 0, log: Callable[[str], None] = pri
     amused.train_text_encoder(work, seed, log=log)
     amused.train_transformer(work, seed, log=log)
     amused.assemble_masked(work, out / "renderer-masked")
+    log("stage: few-step renderer")
+    turbo.train_turbo(work / "turbo", out / "renderer", seed, log=log)
+    turbo.assemble_turbo(work / "turbo", out / "renderer", out / "renderer-turbo")
     log("stage: styled renderers")
     train_styled_autoencoder(work, out / "renderer", seed, log=log)
     train_styled_decoder(work, seed, log=log)

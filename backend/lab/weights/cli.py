@@ -93,6 +93,14 @@ def judge(
 
 
 @app.command()
+def turbo(work: Work) -> None:
+    """The few-step renderer, distilled from the embedded FLUX."""
+    from .turbo import build
+
+    _print(build(work, terminal.note))
+
+
+@app.command()
 def ablation(
     work: Work,
     names: Annotated[

@@ -8,14 +8,14 @@ from ..cli.conftest import reprise  # noqa: F401
 @pytest.fixture
 def calls(monkeypatch):
     """What the recipes are asked for; nothing is trained."""
-    from reprise.backend.lab.weights import ablation, build, judge, refiner, rewriter
+    from reprise.backend.lab.weights import ablation, build, judge, refiner, rewriter, turbo
 
     asked = []
     for module in (ablation, refiner):
         monkeypatch.setattr(module, "build", lambda work, name, log: asked.append((str(work), name)) or work)
     monkeypatch.setattr(refiner, "swap", lambda work: asked.append((str(work), "swap")) or {"lost": 1})
-    monkeypatch.setattr(rewriter, "build", lambda work, log: asked.append((str(work),)) or work)
-    monkeypatch.setattr(judge, "build", lambda work, log: asked.append((str(work),)) or work)
+    for module in (rewriter, judge, turbo):
+        monkeypatch.setattr(module, "build", lambda work, log: asked.append((str(work),)) or work)
     monkeypatch.setattr(judge, "tune", lambda work, log, seed: asked.append((str(work), seed)) or work)
     monkeypatch.setattr(build, "build", lambda *given: asked.append(tuple(map(str, given[:3]))))
     return asked
@@ -25,6 +25,7 @@ def calls(monkeypatch):
     ("words", "asked"),
     [
         (["rewriter", "w"], [("w",)]),
+        (["turbo", "w"], [("w",)]),
         (["judge", "w", "1", "2"], [("w",), ("w", 1), ("w", 2)]),
         (["refiner", "w", "log", "ppo-0"], [("w", "log"), ("w", "ppo-0")]),
         (["ablation", "w", "sft-rl-1"], [("w", "sft-rl-1")]),

@@ -2,12 +2,12 @@
 
 from reprise.backend.core.model_files import EMBEDDED_WEIGHTS
 
-MOST = 64e6  # bytes; docs/decisions/the-size-of-the-weights.md says why
+MOST = 66e6  # bytes; docs/decisions/the-size-of-the-weights.md says why
 
 
 def test_every_model_has_a_card():
     models = [folder for folder in EMBEDDED_WEIGHTS.iterdir() if folder.is_dir()]
-    assert len(models) >= 13
+    assert len(models) >= 14
     assert not [folder.name for folder in models if not (folder / "README.md").is_file()]
 
 
