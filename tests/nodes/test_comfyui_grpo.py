@@ -9,7 +9,7 @@ from PIL import Image
 
 from reprise.backend.cli.main import run as reprise
 from reprise.backend.renderers.comfyui import client as client_module
-from reprise.backend.renderers.comfyui import renderer as comfyui
+from reprise.backend.renderers.comfyui.pool import JOBS_PER_SERVER
 from reprise.backend.rewriters.reprompt import EMBEDDED_REWRITER, RePromptRewriter
 from reprise.backend.storage.files import read_lines
 
@@ -154,7 +154,7 @@ def test_a_killed_server_does_not_change_the_training(
     # The bodies of its last pictures were lost with it, and drawn by the other one: nothing else was.
     came, lost = ([row for row in draws if row[3] is ok] for ok in (True, False))
     assert sorted(row[1:3] for row in came) == sorted(map(list, jobs(alone).values()))
-    assert 1 <= len(lost) <= comfyui.JOBS_PER_SERVER and {row[0] for row in lost} == {url(second)}
+    assert 1 <= len(lost) <= JOBS_PER_SERVER and {row[0] for row in lost} == {url(second)}
     assert {row[0] for row in came} == {url(server), url(second)}  # both had their part
     assert f"{url(second)} is dropped" in caplog.text
     assert rollouts(run) == rollouts(alone) and pictures(run) == pictures(alone)

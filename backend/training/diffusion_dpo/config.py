@@ -88,7 +88,7 @@ class DiffusionDpoConfig(Pairs, Batches, Steps, HeldOutShare, Optimisation, Run,
     base: str | None = None
     """With a single file: the folder or hub name that configs and missing parts come from."""
     parts: dict[str, Path] = Field(default_factory=dict)
-    """With a single file: files of parts of its pipeline, by name, such as {vae: ae.safetensors}."""
+    """With a single file: further files of its pipeline, as --part takes them: {vae: ae.safetensors}."""
     comfyui: Path | None = None
     """With a single file: a ComfyUI's folder, where it and its parts are found."""
     rounds: RendererRounds | None = None

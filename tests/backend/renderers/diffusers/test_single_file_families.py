@@ -167,6 +167,8 @@ def test_the_parts_of_a_comfyui_are_enough(family, comfyui, tmp_path):
     for option in ("is_distilled", "text_encoder_select_layers"):
         assert read.config.get(option) == pipe.config.get(option)
     settings = {"max_sequence_length": 40} if family == "chroma" else {"max_sequence_length": 64}
+    if "turbo" in name:  # a file of this name is not guided, and a pipeline has no name
+        settings["guidance"] = 0.0
     expected = picture(pipe, **settings)
     assert torch.equal(picture(f"{name}.safetensors", comfyui=root, **settings), expected)
 
