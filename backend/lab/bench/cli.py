@@ -123,6 +123,33 @@ def nodes(
 
 
 @app.command()
+def renderers(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            show_default="seven of today's",
+            help="Tiny pipelines, as `lab pipelines` has.",
+        ),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(metavar="PIXELS", callback=options.between(16), help="Width and height.")
+    ] = 256,
+    pairs: Pairs = 5,
+    steps: options.Steps = 8,
+    out: Out = None,
+    as_json: options.Json = False,
+) -> None:
+    """Drawing with any pipeline of diffusers, beside the pipeline's own call and its VAE's decode."""
+    from . import renderers
+
+    def measure(progress: Progress) -> dict[str, Any]:
+        return renderers.bench(names or (), pairs=pairs, steps=steps or 8, size=size, progress=progress)
+
+    _run("renderers", measure, out, as_json)
+
+
+@app.command()
 def rewards(
     judges: Annotated[
         list[str] | None,
