@@ -13,13 +13,11 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput
 from ..renderers.comfyui.graph import Graph
-from ..reports.templates import INDEX_FILES
 from ..storage.checksums import file_checksum
 from ..storage.files import append_line, is_inside, read_json, read_lines, write_whole
 
@@ -45,7 +43,6 @@ class Journal:
 
     def __init__(self, out: Path, mark: str, workflow: str, graph: Graph):
         self.out = out
-        _remove_parts(out)
         self.client_id = self._open_set(mark, workflow, graph)
         self.rows: dict[str, Row] = {
             row["run"]: row for row in self._lines(RUNS, {"run": str, "files": list})
@@ -142,14 +139,6 @@ class Journal:
             return is_inside(self.out / PICTURES, path) and file_checksum(path) == file["xxh128"]
         except (OSError, KeyError, TypeError):
             return False
-
-
-def _remove_parts(out: Path) -> None:
-    """Remove files that a killed process was about to write; the caller holds the folder."""
-    for folder in (out, out / PICTURES, out / INDEX_FILES):
-        for path in folder.glob(".*.part"):
-            with suppress(OSError):
-                path.unlink()
 
 
 def _picture(file: Row) -> str:
