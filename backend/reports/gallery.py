@@ -82,7 +82,7 @@ class Gallery:
         self._begun = True
         about = json.dumps(self.about, ensure_ascii=False)
         write_whole(self.out / INDEX_FILES / "about.js", f"reprise.about({about});\n")
-        page = template("gallery.html.jinja").render(title=self.about["title"], version=_version())
+        page = template("gallery.html.jinja").render(title=self.about["title"])
         write_made(self.out, self.path, page)
         self._publish(running=True)
 
@@ -162,9 +162,3 @@ def _kind(name: str) -> str:
     if ending in SOUND:
         return "sound"
     return "picture" if ending in (".png", ".jpg", ".jpeg", ".webp", ".gif") else "file"
-
-
-def _version() -> str:
-    from ... import __version__
-
-    return __version__

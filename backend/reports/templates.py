@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ... import __version__
+
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
     from markupsafe import Markup
@@ -33,7 +35,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,  # a run of days goes on with the pages that it began with
     )
-    made.globals.update(script=_script, policy=_policy)
+    made.globals.update(script=_script, policy=_policy, version=__version__)
     made.filters["in_words"] = _in_words
     return made
 
