@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .tally import BatchTally
 
 MOST_RESULTS = 32  # runs whose files wait in memory to be written
 REWRITE_TOGETHER = 8  # prompts
+LOOK_AHEAD = 1_000  # runs, for prompts to rewrite together
 FAILED_ALIKE = 8  # runs that fail for one reason, with none that succeeds, before the command ends
 JUDGE_SECONDS = 0.5  # of judging before the next look at what has come
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -201,10 +203,10 @@ class BatchDrawing:
             return
         enough = 4 * len(self.urls) + 4
         while self._unfed and len(self.pool.waiting) < enough:
-            ahead = [self.runs[number].prompt or "" for number in self._unfed]
-            unknown = [prompt for prompt in dict.fromkeys(ahead[:1_000]) if not self.rewriting.known(prompt)]
-            if unknown and not self.rewriting.known(ahead[0]):
-                self.rewriting.write(unknown[:REWRITE_TOGETHER])
+            ahead = [self.runs[number].prompt or "" for number in self._unfed[:LOOK_AHEAD]]
+            if not self.rewriting.known(ahead[0]):
+                unknown = (prompt for prompt in dict.fromkeys(ahead) if not self.rewriting.known(prompt))
+                self.rewriting.write(list(islice(unknown, REWRITE_TOGETHER)))
             count = next(
                 (i for i, prompt in enumerate(ahead) if i >= enough or not self.rewriting.known(prompt)),
                 len(ahead),
