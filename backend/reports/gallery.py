@@ -52,11 +52,12 @@ class Gallery:
         self._place[row["run"]] = len(self._files)
         for i, file in enumerate(row["files"]):
             source = picture_path(self.out / self.pictures, file["name"])
-            has = source is not None and _kind(file["name"]) == "picture"
-            thumbnail = self.out / INDEX_FILES / f"{file['name']}.webp"
-            small = int(has and source is not None and save_thumbnail(source, thumbnail, THUMBNAIL_SIDE))
+            small = False
+            if source is not None and _kind(file["name"]) == "picture":
+                thumbnail = self.out / INDEX_FILES / f"{file['name']}.webp"
+                small = save_thumbnail(source, thumbnail, THUMBNAIL_SIDE)
             self._changed.add(len(self._files) // IN_A_LIST)
-            self._files.append((row["run"], i, small))
+            self._files.append((row["run"], i, int(small)))
 
     def change(self, row: Mapping[str, Any]) -> None:
         """A run whose scores are new."""
