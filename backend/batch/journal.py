@@ -142,7 +142,7 @@ class Journal:
 
 
 def _picture(file: Row) -> str:
-    """A picture by its content: a score does not depend on its name."""
+    """A picture by its name, which has its run's, and its content: drawn again, it is judged again."""
     return f"{file['name']} {file['xxh128']}"
 
 
