@@ -187,10 +187,17 @@ class BatchDrawing:
                 result = self._results.get_nowait()
             except queue.Empty:
                 break
-            if isinstance(result, Drawn):
-                self._save(result)
-            else:
-                self._fail(result)
+            try:
+                if isinstance(result, Drawn):
+                    self._save(result)
+                else:
+                    self._fail(result)
+            except KeyboardInterrupt:
+                if not self.journal.is_whole(self.runs[result.number].name):
+                    self._results.put(
+                        result
+                    )  # its files may be there without its line: `run` saves it at the end
+                raise
         self.pool.wake()
 
     def _feed(self) -> None:
