@@ -7,13 +7,14 @@ meanwhile, ten times a second; where it falls behind, nothing more is queued for
 from __future__ import annotations
 
 import asyncio
-import queue
 import shlex
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .tally import BatchTally
 
 MOST_RESULTS = 32  # runs whose files wait in memory to be written
 REWRITE_TOGETHER = 8  # prompts
+LOOK_AHEAD = 1_000  # runs, for prompts to rewrite together
 FAILED_ALIKE = 8  # runs that fail for one reason, with none that succeeds, before the command ends
 JUDGE_SECONDS = 0.5  # of judging before the next look at what has come
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -88,7 +90,7 @@ class BatchDrawing:
         Raises RenderFailed where runs failed or no server is left, Unsupported where servers refuse the
         workflow, and Interrupted when it is stopped.
         """
-        self._results: queue.SimpleQueue[Drawn | Failed] = queue.SimpleQueue()
+        self._results: deque[Drawn | Failed] = deque()
         self._uploaded: dict[tuple[str, str], str] = {}  # (server, SHA-256) -> its name there
         self._uploading: dict[tuple[str, str], asyncio.Lock] = {}
         self._last: dict[str, float] = {}  # when a server has finished its last run
@@ -101,14 +103,14 @@ class BatchDrawing:
             self.urls,
             self.journal.client_id,
             self._draw,
-            lambda number, error: self._results.put(Failed(number, error)),
+            lambda number, error: self._results.append(Failed(number, error)),
             lambda number: f"the run of {(self.runs[number].prompt or 'seed')[:60]!r}",
             self._alike,
             retries=self.retries,
             silence=self.silence,
             patience=self.patience,
         )
-        self.pool.holds_back = lambda: self._results.qsize() >= MOST_RESULTS
+        self.pool.holds_back = lambda: len(self._results) >= MOST_RESULTS
         try:
             try:
                 if self._unfed:
@@ -180,15 +182,18 @@ class BatchDrawing:
         self._page(self.gallery.update, self.tally.progress())
 
     def _take_results(self) -> None:
-        while True:
-            try:
-                result = self._results.get_nowait()
-            except queue.Empty:
-                break
-            if isinstance(result, Drawn):
-                self._save(result)
-            else:
+        while self._results:
+            result = self._results[
+                0
+            ]  # it stays until it is saved: Ctrl-C may come between its files and its line
+            if isinstance(result, Failed):
+                self._results.popleft()
                 self._fail(result)
+                continue
+            row = self._save(result)
+            self._results.popleft()
+            self.tally.add(len(row["files"]))
+            self._shown(self.runs[result.number], row)
         self.pool.wake()
 
     def _feed(self) -> None:
@@ -201,10 +206,10 @@ class BatchDrawing:
             return
         enough = 4 * len(self.urls) + 4
         while self._unfed and len(self.pool.waiting) < enough:
-            ahead = [self.runs[number].prompt or "" for number in self._unfed]
-            unknown = [prompt for prompt in dict.fromkeys(ahead[:1_000]) if not self.rewriting.known(prompt)]
-            if unknown and not self.rewriting.known(ahead[0]):
-                self.rewriting.write(unknown[:REWRITE_TOGETHER])
+            ahead = [self.runs[number].prompt or "" for number in self._unfed[:LOOK_AHEAD]]
+            if not self.rewriting.known(ahead[0]):
+                unknown = (prompt for prompt in dict.fromkeys(ahead) if not self.rewriting.known(prompt))
+                self.rewriting.write(list(islice(unknown, REWRITE_TOGETHER)))
             count = next(
                 (i for i, prompt in enumerate(ahead) if i >= enough or not self.rewriting.known(prompt)),
                 len(ahead),
@@ -216,8 +221,8 @@ class BatchDrawing:
         if not self._unfed:
             self.pool.add([], more=False)
 
-    def _save(self, drawn: Drawn) -> None:
-        """Write a run's files, then its line."""
+    def _save(self, drawn: Drawn) -> Row:
+        """Write a run's files, then its line, which is returned."""
         run, files = self.runs[drawn.number], []
         for i, (node, name, content) in enumerate(drawn.files):
             made = file_name(run, i, len(drawn.files) > 1, ending_of(name))
@@ -245,8 +250,7 @@ class BatchDrawing:
             "files": files,
         }
         self.journal.finish(row)
-        self.tally.add(len(files))
-        self._shown(run, row)
+        return row
 
     def _shown(self, run: Run, row: Row) -> None:
         """A finished run: to be judged, and on the page."""
@@ -333,7 +337,7 @@ class BatchDrawing:
         now = time.monotonic()
         seconds = now - max(started, self._last.get(server.url, 0.0))
         self._last[server.url] = now
-        self._results.put(Drawn(number, server.url, name, seconds, files))
+        self._results.append(Drawn(number, server.url, name, seconds, files))
 
     def _title(self, node: str) -> str:
         return title(node, self.plan.graph[node]) if node in self.plan.graph else f"node {node}"

@@ -99,21 +99,16 @@ class Inputs:
         """Where the seed goes. Raises BadInput where that is not clear."""
         return tuple(self._search.seeds(self.samplers))
 
-    @property
+    @cached_property
     def own_prompt(self) -> str | None:
         """The prompt in the workflow itself; None where it is not clear which."""
-        try:
-            return text_at(self.graph, self.prompts[0]).strip() or None
-        except BadInput:
-            return None
+        prompts = self.prompts_or_none()
+        return text_at(self.graph, prompts[0]).strip() or None if prompts else None
 
-    @property
+    @cached_property
     def own_seed(self) -> int:
         """The seed in the workflow itself, else 0."""
-        try:
-            found = [value_at(self.graph, socket) for socket in self.seeds]
-        except BadInput:
-            return 0
+        found = [value_at(self.graph, socket) for socket in self.seeds_or_none()]
         return next((one for one in found if isinstance(one, int) and 0 <= one < SEED_RANGE), 0)
 
     def find(self, name: str, of: str = "") -> tuple[Socket, ...] | None:
@@ -179,12 +174,22 @@ class Inputs:
             ) from None
 
     def prompts_or_none(self) -> tuple[Socket, ...]:
+        return self._prompts_or_none
+
+    def seeds_or_none(self) -> tuple[Socket, ...]:
+        return self._seeds_or_none
+
+    # Each run asks for both: a search that finds nothing is kept, too.
+
+    @cached_property
+    def _prompts_or_none(self) -> tuple[Socket, ...]:
         try:
             return self.prompts
         except BadInput:
             return ()
 
-    def seeds_or_none(self) -> tuple[Socket, ...]:
+    @cached_property
+    def _seeds_or_none(self) -> tuple[Socket, ...]:
         try:
             return self.seeds
         except BadInput:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput
 from ..renderers.comfyui.graph import Graph
-from ..reports.templates import INDEX_FILES
 from ..storage.checksums import file_checksum
 from ..storage.files import append_line, is_inside, read_json, read_lines, write_whole
 
@@ -45,7 +43,6 @@ class Journal:
 
     def __init__(self, out: Path, mark: str, workflow: str, graph: Graph):
         self.out = out
-        _remove_parts(out)
         self.client_id = self._open_set(mark, workflow, graph)
         self.rows: dict[str, Row] = {
             row["run"]: row for row in self._lines(RUNS, {"run": str, "files": list})
@@ -144,16 +141,8 @@ class Journal:
             return False
 
 
-def _remove_parts(out: Path) -> None:
-    """Remove files that a killed process was about to write; the caller holds the folder."""
-    for folder in (out, out / PICTURES, out / INDEX_FILES):
-        for path in folder.glob(".*.part"):
-            with suppress(OSError):
-                path.unlink()
-
-
 def _picture(file: Row) -> str:
-    """A picture by its content: a score does not depend on its name."""
+    """A picture by its name, which has its run's, and its content: drawn again, it is judged again."""
     return f"{file['name']} {file['xxh128']}"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput
-from ..core.interfaces import CompositeReward, Reward, Rewriter
-from ..core.scoring import image_scores, reward_fingerprint
+from ..core.interfaces import Reward, Rewriter
+from ..core.scoring import named_scores, reward_fingerprint
 from ..storage.images import read_picture
 from .journal import Journal
 
@@ -29,13 +29,8 @@ class Judging:
 
         Raises BadInput where the judge cannot read this prompt or picture, and as `image_scores`.
         """
-        images, prompts = read_picture(path)[None], [prompt]
-        if isinstance(self.reward, CompositeReward):
-            parts = self.reward.parts(images, prompts)
-            [score] = self.reward.combine(parts)
-            return {name: values[0] for name, values in parts.items()}, score
-        [score] = image_scores(self.reward, images, prompts)
-        return {self.name: score}, score
+        named, [score] = named_scores(self.reward, read_picture(path)[None], [prompt])
+        return {name: values[0] for name, values in named.items()}, score
 
 
 class Rewriting:

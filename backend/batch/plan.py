@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import BadInput
@@ -105,10 +106,9 @@ class Plan:
                     f"(it has {', '.join(self.table.columns[:8])}); name one `prompt`, or NODE.INPUT"
                 )
         self._check_conflicts()
-        count = len(self.table.rows if self.table else [0]) * self.seeds
-        for axis in self.axes:
-            count *= max(1, len(axis.values))
-        count = min(count, len(self.table.rows if self.table else [0]) * self.seeds * (self.take or count))
+        points = math.prod(max(1, len(axis.values)) for axis in self.axes)
+        rows = len(self.table.rows) if self.table is not None else 1
+        count = rows * self.seeds * min(points, self.take or points)
         if count > MOST_RUNS:
             raise BadInput(f"that would be {count:,} runs; the limit is {MOST_RUNS:,}")
         if self.take is None and (free := next((one for one in self.axes if not one.values), None)):
@@ -184,9 +184,9 @@ class Plan:
         values: dict[Socket, Any] = {}
         template, base = None, self.seed
         given = [(name, self.columns[name], row[name]) for name in self.columns if name in row]
-        folder = self.table.source.parent if self.table is not None else None
+        folder = self.table.source.parent if self.table is not None else Path()
         for name, sockets, raw in given:
-            value = inputs.value(sockets, raw, place, *filter(None, [folder]))
+            value = inputs.value(sockets, raw, place, folder)
             if prompts and set(sockets) == prompts:
                 template = check_prompt(str(value), f"{place}: the prompt")
             elif name == SEED:

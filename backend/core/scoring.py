@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import RepriseError, RewardFailed
-from .interfaces import Critic, HasPreviewJudge, PreviewReward, Reward, TextReward
+from .interfaces import CompositeReward, Critic, HasPreviewJudge, PreviewReward, Reward, TextReward
 from .types import RewardSpec, Rewrite, Verdict
 
 if TYPE_CHECKING:
@@ -23,6 +23,18 @@ def image_scores(reward: Reward | PreviewReward, images: Tensor, prompts: Sequen
     this package, for example for a prompt that the judge cannot read, pass through unchanged.
     """
     return _checked(reward.spec.name, lambda: reward.score(images, prompts), len(prompts))
+
+
+def named_scores(
+    reward: Reward, images: Tensor, prompts: Sequence[str]
+) -> tuple[dict[str, list[float]], list[float]]:
+    """(the scores of a mix's parts by their names, or the reward's own by its name; the scores that count) of
+    `images` (B, H, W, 3), checked as in `image_scores`. Each part of a mix is called once."""
+    if isinstance(reward, CompositeReward):
+        parts = reward.parts(images, prompts)
+        return parts, reward.combine(parts)
+    scores = image_scores(reward, images, prompts)
+    return {reward.spec.name: scores}, scores
 
 
 def text_scores(reward: TextReward, rewrites: Sequence[Rewrite], prompts: Sequence[str]) -> list[float]:

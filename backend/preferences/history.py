@@ -21,7 +21,7 @@ from ..core.parsing import parse_json
 from ..core.scoring import rank
 from ..core.types import RewardSpec
 from ..factory import reward_spec
-from ..net.credentials import check_address
+from ..net.credentials import COMFYUI, check_address
 from ..net.http import HttpFault, fetch, quote
 from ..renderers.comfyui.classes import object_info, output_names
 from ..renderers.comfyui.graph import Graph, Socket, is_link, is_sampler, upstream
@@ -105,7 +105,7 @@ def read_history(url: str, note: Callable[[str], None]) -> Iterator[PictureGroup
     A run that cannot be read is left out, and `note` is called with the reason. Raises BadInput if no server
     answers, or the answer is not ComfyUI's.
     """
-    url = check_address(url, "http://127.0.0.1:8188")
+    url = check_address(url, COMFYUI.example)
     try:
         answer = fetch(url, "history", **LIMITS)
         if answer.status != 200:

@@ -18,15 +18,12 @@ def write_figures(out: Path, result: dict[str, Any]) -> Path:
 
 
 def render_figures(result: dict[str, Any]) -> str:
-    from ... import __version__
-
     rows = result["rows"]
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
     costs = list(dict.fromkeys(name for row in rows for name in row_counts(row)))
     high = max([1.0, *(row["overall"][2] for row in rows)])
     return template("figures.html.jinja").render(
         name=result["name"],
-        version=__version__,
         tasks=tasks,
         costs=costs,
         rows=[_row(row, tasks, costs, high) for row in rows],

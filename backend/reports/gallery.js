@@ -1,9 +1,7 @@
-// Fills the gallery from index_files/: about.js, state.js, then lists of pictures. They are scripts that call
-// `reprise`, because a page that was opened as a file may not read other files. Text is only ever set as text.
-const FILES = "index_files/", PICTURES = "pictures/", AGAIN = 3000; // milliseconds between two looks
+// Fills the gallery from index_files/: about.js, state.js, then lists of pictures. Needs lists.js.
+const PICTURES = "pictures/", AGAIN = 3000; // milliseconds between two looks
 const MOST_CHOICES = 300, MOST_TABLES = 30, MOST_ROWS = 200, MOST_COLUMNS = 40;
 const UNDER = 46, GAP = 16; // pixels below a picture for its words, and between two
-const find = (selector) => document.querySelector(selector);
 const wall = find("#wall"), grids = find("#grids"), search = find("input[type=search]"), order = find("#order");
 const axes = [find("#x"), find("#y")], size = find("#size"), only = find("#only"), nothing = find("p.nothing"), dialog = find("dialog");
 const pictures = []; // by their place in the lists
@@ -24,24 +22,6 @@ window.reprise = {
 function entry(place, name, kind, small, group, prompt, text, seed, settings, labels, set, score, scores, server, seconds, reason, rank) {
   const hay = [prompt, text, ...Object.values(settings), ...Object.values(labels)].join("\n").toLowerCase();
   return { place, name, kind, small, group, prompt, text, seed, settings, labels, set, score, scores, server, seconds, reason, rank, hay };
-}
-
-/** Runs a script of index_files; the number in its address keeps an older version from being shown. */
-function load(name) {
-  const script = document.createElement("script");
-  script.src = `${FILES}${name}?${Date.now()}`;
-  return new Promise((resolve, reject) => {
-    script.onload = resolve;
-    script.onerror = () => reject(new Error(`${FILES}${name} is missing`));
-    document.head.append(script);
-  }).finally(() => script.remove());
-}
-
-function element(tag, className, ...content) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...content);
-  return made;
 }
 
 const number = (value) => Math.abs(value) < 10 ? value.toFixed(2) : Math.abs(value) < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
@@ -337,7 +317,4 @@ for (const [what, kind] of [[search, "input"], [order, "change"], [only, "change
 size.addEventListener("input", () => (grids.hidden ? layOut() : grids.style.setProperty("--side", `${size.value}px`)));
 addEventListener("scroll", () => { if (!wall.hidden) layOut(); }, { passive: true });
 addEventListener("resize", () => { if (!wall.hidden) layOut(); });
-load("about.js").then(update).catch((error) => {
-  nothing.hidden = false;
-  nothing.textContent = `The folder index_files was not moved along with this page: ${error.message}.`;
-});
+load("about.js").then(update).catch(showFault);

@@ -52,11 +52,12 @@ class Gallery:
         self._place[row["run"]] = len(self._files)
         for i, file in enumerate(row["files"]):
             source = picture_path(self.out / self.pictures, file["name"])
-            has = source is not None and _kind(file["name"]) == "picture"
-            thumbnail = self.out / INDEX_FILES / f"{file['name']}.webp"
-            small = int(has and source is not None and save_thumbnail(source, thumbnail, THUMBNAIL_SIDE))
+            small = False
+            if source is not None and _kind(file["name"]) == "picture":
+                thumbnail = self.out / INDEX_FILES / f"{file['name']}.webp"
+                small = save_thumbnail(source, thumbnail, THUMBNAIL_SIDE)
             self._changed.add(len(self._files) // IN_A_LIST)
-            self._files.append((row["run"], i, small))
+            self._files.append((row["run"], i, int(small)))
 
     def change(self, row: Mapping[str, Any]) -> None:
         """A run whose scores are new."""
@@ -82,7 +83,7 @@ class Gallery:
         self._begun = True
         about = json.dumps(self.about, ensure_ascii=False)
         write_whole(self.out / INDEX_FILES / "about.js", f"reprise.about({about});\n")
-        page = template("gallery.html.jinja").render(title=self.about["title"], version=_version())
+        page = template("gallery.html.jinja").render(title=self.about["title"])
         write_made(self.out, self.path, page)
         self._publish(running=True)
 
@@ -162,9 +163,3 @@ def _kind(name: str) -> str:
     if ending in SOUND:
         return "sound"
     return "picture" if ending in (".png", ".jpg", ".jpeg", ".webp", ".gif") else "file"
-
-
-def _version() -> str:
-    from ... import __version__
-
-    return __version__

@@ -1,7 +1,5 @@
-// Fills the overview from index_files/: state.js, then the lists of prompts. They are scripts that call
-// `reprise`, because a page that was opened as a file may not read other files. Text is only ever set as text.
-const FILES = "index_files/", AGAIN = 5000; // milliseconds between two looks at a run that goes on
-const find = (selector) => document.querySelector(selector);
+// Fills the overview from index_files/: state.js, then the lists of prompts. Needs lists.js.
+const AGAIN = 5000; // milliseconds between two looks at a run that goes on
 const grid = find(".cards"), search = find("input"), order = find("select"), nothing = find("p.nothing");
 const prompts = []; // {text, score, card}, in the order of the prompts
 let state = null;
@@ -12,24 +10,6 @@ window.reprise = {
     rows.slice(prompts.length - number * state.inAList).forEach((row) => prompts.push(entry(...row)));
   },
 };
-
-/** Runs a script of index_files; the number in its address keeps an older version from being shown. */
-function load(name) {
-  const script = document.createElement("script");
-  script.src = `${FILES}${name}?${Date.now()}`;
-  return new Promise((resolve, reject) => {
-    script.onload = resolve;
-    script.onerror = () => reject(new Error(`${FILES}${name} is missing`));
-    document.head.append(script);
-  }).finally(() => script.remove());
-}
-
-function element(tag, className, ...content) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...content);
-  return made;
-}
 
 /** A row of a list: the name of its folder ("" if it was passed over), and why it was. */
 function entry(name, text, shown, score, hasPicture, why) {
@@ -115,7 +95,4 @@ update().then(() => {
     at.scrollIntoView({ block: "center", behavior: "instant" });
     at.classList.add("at");
   }
-}).catch((error) => {
-  nothing.hidden = false;
-  nothing.textContent = `The folder index_files was not moved along with this page: ${error.message}.`;
-});
+}).catch(showFault);

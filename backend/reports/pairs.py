@@ -50,12 +50,9 @@ def closest_pairs(pairs: Sequence[AnyPair], most: int) -> list[AnyPair]:
 
 def render_pairs(store: Store, pairs: Sequence[AnyPair], recorded: int, beside: bool = False) -> str:
     """The page as HTML; `beside` if it will lie in the store's folder."""
-    from ... import __version__
-
     struck = store.struck_ids()
     return template("pairs.html.jinja").render(
         name=store.folder.resolve().name,
-        version=__version__,
         recorded=recorded,
         folder=shlex.quote(str(store.folder)),
         beside=beside,

@@ -101,7 +101,7 @@ class RenderPages:
         self._begun = True
         write_whole(self.out / INDEX_FILES / "page.css", template("page.css.jinja").render())
         self._write_state(running=True)
-        page = template("overview.html.jinja").render(total=self.tally.total, version=_version())
+        page = template("overview.html.jinja").render(total=self.tally.total)
         write_made(self.out, self.path, page)
 
     def _list(self, row: list[Any]) -> None:
@@ -164,7 +164,6 @@ def render_page(
         running=running,
         passed_over=passed_over or [],
         in_overview=in_overview,
-        version=_version(),
     )
 
 
@@ -173,9 +172,3 @@ def _beside(folder: Path, name: str | None, side: int) -> str | None:
     if picture_path(folder, name) is None:
         return None
     return quote(f"../{folder.name}/{name}")
-
-
-def _version() -> str:
-    from ... import __version__
-
-    return __version__

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ... import __version__
+
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
     from markupsafe import Markup
@@ -33,7 +35,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,  # a run of days goes on with the pages that it began with
     )
-    made.globals.update(script=_script, policy=_policy)
+    made.globals.update(script=_script, policy=_policy, version=__version__)
     made.filters["in_words"] = _in_words
     return made
 
@@ -54,15 +56,15 @@ def _in_words(value: object) -> str:
     return str(value)
 
 
-def _script(name: str) -> Markup:
-    """A script file of this folder as an element of the page."""
+def _script(*names: str) -> Markup:
+    """Script files of this folder as one element of the page."""
     from markupsafe import Markup
 
-    return Markup(f"<script>{_source(name)}</script>")  # noqa: S704  a file of ours
+    return Markup(f"<script>{_source(*names)}</script>")  # noqa: S704  files of ours
 
 
-def _policy(script: str | None = None, files: bool = False) -> Markup:
-    """The Content-Security-Policy of a page with the script file `script`.
+def _policy(*scripts: str, files: bool = False) -> Markup:
+    """The Content-Security-Policy of a page with the script files `scripts`.
 
     Escaping keeps foreign text out of the markup. Should it ever fail, this keeps foreign scripts, requests
     and forms out: only the script with this checksum runs. With `files` the page may show pictures that lie
@@ -76,13 +78,13 @@ def _policy(script: str | None = None, files: bool = False) -> Markup:
     rules += ["base-uri 'none'", "form-action 'none'"]
     if files:
         rules.append(f"media-src{beside}")
-    if script is not None:
-        digest = base64.b64encode(hashlib.sha256(_source(script).encode()).digest()).decode()
+    if scripts:
+        digest = base64.b64encode(hashlib.sha256(_source(*scripts).encode()).digest()).decode()
         rules.append(f"script-src 'sha256-{digest}'" + (" 'strict-dynamic'" if files else ""))
     meta = f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">'
     return Markup(meta)  # noqa: S704  words of ours
 
 
 @cache
-def _source(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+def _source(*names: str) -> str:
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in names)

@@ -100,15 +100,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _render(
     run: Path, finished: bool, steps: Sequence[Row], evaluations: Sequence[Row], settings: Row
 ) -> str:
-    from ... import __version__
-
     evaluated = {f"{name}, evaluated": keys for name, keys in _evaluated(evaluations).items()}
     curves = [_curve(title, evaluations, keys) for title, keys in evaluated.items()]
     curves += [_curve(title, steps, keys or _rewards(steps)) for title, keys in CURVES.items()]
     rows = [*steps, *evaluations]
     return template("training.html.jinja").render(
         name=run.name,
-        version=__version__,
         finished=finished,
         settings=settings,
         rounds=_rounds(run),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import BadInput
-from ..core.interfaces import CompositeReward, Renderer, Reward
-from ..core.scoring import image_scores, judge_for_previews, rank
+from ..core.interfaces import Renderer, Reward
+from ..core.scoring import judge_for_previews, named_scores, rank
 from ..core.types import SEED_RANGE, Candidate, Cost, InitImage, Job
 from .pruning import FullSchedule, PruningSchedule, PruningWatcher
 
@@ -81,15 +81,7 @@ def score_candidates(judge: Reward, prompt: str, finished: list[Candidate], cost
     import torch
 
     images = torch.stack([c.image for c in finished if c.image is not None])
-    prompts = [prompt] * len(finished)
-    if isinstance(
-        judge, CompositeReward
-    ):  # a mix's score is computed from its parts, so that each part is called once
-        named = judge.parts(images, prompts)
-        scores = judge.combine(named)
-    else:
-        scores = image_scores(judge, images, prompts)
-        named = {judge.spec.name: scores}
+    named, scores = named_scores(judge, images, [prompt] * len(finished))
     cost.judge_calls += len(finished)
     for i, candidate in enumerate(finished):
         candidate.score = scores[i]

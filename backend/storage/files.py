@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,17 +27,17 @@ def write_whole(path: Path, data: bytes | str) -> None:
         data = data.encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not named by `path`: its name may be as long as the file system allows.
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".reprise-", suffix=".part")
+        # Not named by `path`: its name may be as long as the file system allows. And named before it is made,
+        # or Ctrl-C in between would leave it.
+        part = path.parent / f".reprise-{secrets.token_hex(4)}.part"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with part.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            apply_umask(Path(part))
             os.replace(part, path)
         except BaseException:
-            Path(part).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -172,7 +173,7 @@ def slug(text: str, salt: str = "", length: int = 40) -> str:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file the mode that `open` gives: mkstemp and safetensors make files only the owner can read."""
+    """Give a file the mode that `open` gives: safetensors makes files that only the owner can read."""
     os.chmod(path, 0o666 & ~_umask())
 
 

@@ -425,7 +425,7 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
 
 def check_server(url: str) -> str:
     """A server's address. Raises BadInput where it is none."""
-    return check_address(url, "http://127.0.0.1:8188")
+    return check_address(url, COMFYUI.example)
 
 
 def _exception_text(data: dict[str, Any]) -> str:

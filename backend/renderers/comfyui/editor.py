@@ -256,16 +256,13 @@ class _Conversion:
 
     def hosted(self, instance: Mapping[str, Any], place: Place) -> dict[str, Any]:
         """The values that a subgraph node holds for its inputs with widgets, by the inputs' names."""
-        names = [port["name"] for i, port in enumerate(place.ports) if self.widget_of(place, i)]
+        targets = [(port["name"], self.widget_of(place, i)) for i, port in enumerate(place.ports)]
+        names = [name for name, target in targets if target is not None]
         saved, named = instance.get("widgets_values"), instance.get("widgets_values_named")
         values = dict(zip(names, saved if isinstance(saved, list) else ()))
         if isinstance(named, dict):
             values |= {name: named[name] for name in names if name in named}
-        sources = {}
-        for i, port in enumerate(place.ports):
-            target = self.widget_of(place, i)
-            if target is not None:
-                sources[str(target[0]["id"]), target[1]] = port["name"]
+        sources = {(str(target[0]["id"]), target[1]): name for name, target in targets if target is not None}
         for (node, key), value in place.proxied:
             name = key if node == "-1" else sources.get((node, key))
             if name is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reprise.backend.batch.journal import PICTURES, QUEUED, RUNS, SCORES
+from reprise.backend.batch.journal import PICTURES, QUEUED, RUNS, SCORES, Journal
 from reprise.backend.core.registry import REWARDS
 from reprise.backend.renderers.comfyui import pool
 
@@ -349,6 +349,24 @@ def test_a_stopped_command_goes_on(reprise, flow, servers, number):
         assert len(drawn) == 18 == len(set(drawn))
     else:  # what was interrupted in the middle is drawn again
         assert len(set(drawn)) == 18 and len(drawn) <= 18 + len(both) * 2
+
+
+def test_ctrl_c_between_the_files_of_a_run_and_its_line(reprise, flow, servers, monkeypatch):
+    """The run is finished all the same: every picture has its line, and nothing is drawn again."""
+    server, finish = servers(), Journal.finish
+
+    def interrupted(self, row):
+        monkeypatch.setattr(Journal, "finish", finish)
+        raise KeyboardInterrupt
+
+    words = ("batch", "flow.json", "--prompts", "p.txt", "--server", server.url, "--out", "o")
+    monkeypatch.setattr(Journal, "finish", interrupted)
+    assert reprise(*words).code == 130
+    lines = (flow / "o" / RUNS).read_text().splitlines()
+    named = [file["name"] for line in lines for file in json.loads(line)["files"]]
+    assert named and sorted(named) == sorted(path.name for path in (flow / "o" / PICTURES).glob("*.png"))
+    assert reprise(*words).code == 0
+    assert len(server.runs) == len(set(server.runs))
 
 
 def test_a_server_that_dies_and_comes_back(reprise, flow, servers):
