@@ -111,9 +111,8 @@ class Drawing:
             )
         step = self.renderer.decode_chunk
         with self.mask.unevaluated(), torch.no_grad(), self.renderer.encoding():
-            return torch.cat(
-                [self._decode(result, rows[i : i + step], tiny) for i in range(0, len(rows), step)]
-            )
+            parts = [self._decode(result, rows[i : i + step], tiny) for i in range(0, len(rows), step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _as_result(self, latents: Any) -> Any:
         """`latents` as a step of the scheduler returns them, a tuple or an output class."""

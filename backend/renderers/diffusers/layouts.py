@@ -57,10 +57,13 @@ _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _FLUX_VAE = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
 _DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True}
+_UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def _clip_l(inside: str, model: str = "CLIPTextModel", width: int | None = 768) -> Text:
-    return Text("clip", model, "tokenizer", inside, lambda config: config.get("pooled_projection_dim", width))
+def _clip_l(inside: str) -> Text:
+    return Text(
+        "clip", "CLIPTextModel", "tokenizer", inside, lambda config: config.get("pooled_projection_dim", 768)
+    )
 
 
 def _projected(kind: str, tokenizer: str, inside: str, width: int, pad: str) -> Text:
@@ -280,7 +283,7 @@ LAYOUTS = (
         },
         fits=_linear,
         component="unet",
-        options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+        options=_UNCHECKED,
     ),
     Layout(
         "SD1.x",
@@ -293,7 +296,7 @@ LAYOUTS = (
         ("PNDMScheduler", {**_BETAS, "skip_prk_steps": True, "set_alpha_to_one": False}),
         {"text_encoder": _clip_l("cond_stage_model.transformer.")},
         component="unet",
-        options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+        options=_UNCHECKED,
     ),
 )
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,21 +130,21 @@ def unscale_latents(latents: Tensor, config: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def silenced(module: str):
-    """Drops the log messages of `module`: modular pipelines log an error that is expected here."""
-
-    def drop(record: logging.LogRecord) -> bool:
-        return False
-
+def _filtered(module: str, keep: Callable[[logging.LogRecord], bool]):
+    """A context in which the log messages of `module` pass through `keep`."""
     logger = logging.getLogger(module)
-    logger.addFilter(drop)
+    logger.addFilter(keep)
     try:
         yield
     finally:
-        logger.removeFilter(drop)
+        logger.removeFilter(keep)
 
 
-@contextlib.contextmanager
+def silenced(module: str):
+    """Drops the log messages of `module`: modular pipelines log an error that is expected here."""
+    return _filtered(module, lambda record: False)
+
+
 def shortened_warnings(module: str):
     """Shortens the log messages of `module`: pipelines log everything that they cut off a long prompt."""
 
@@ -153,12 +154,7 @@ def shortened_warnings(module: str):
             record.msg, record.args = text[:240] + "…", ()
         return True
 
-    logger = logging.getLogger(module)
-    logger.addFilter(shorten)
-    try:
-        yield
-    finally:
-        logger.removeFilter(shorten)
+    return _filtered(module, shorten)
 
 
 def quiet_copy(pipe: Any) -> Any:

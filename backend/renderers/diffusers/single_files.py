@@ -90,7 +90,6 @@ class SingleFile:
         if self.index is None and self.config.get("guidance_embeds") and self.layout.name == "FLUX.2":
             raise Unsupported(_needs_base(path, "FLUX.2 dev"))
         self.predicts_v = "v_pred" in self.header.shapes  # how NoobAI and others mark it
-        self.used: dict[str, Path] = {self.layout.component: path}
 
     @property
     def pipeline_class(self) -> str:
@@ -109,15 +108,16 @@ class SingleFile:
         with quiet_loading():
             inside = read_tensors(self.path)
             parts: dict[str, Any] = {}
+            used = {layout.component: self.path}
             for name, (_, file, prefix) in places.items():
                 kind = (others or {}).get(name, dtype)
                 if file is None:
                     assert self.rest.base is not None and self.index is not None
                     parts[name] = load_model(self.rest.base / name, self.index[name], kind)
-                    self.used[name] = self.rest.base / name
+                    used[name] = self.rest.base / name
                     continue
                 tensors = under(prefix, inside if file == self.path else read_tensors(file))
-                self.used[name] = file
+                used[name] = file
                 if name == "vae":
                     parts[name] = self._vae(tensors, file, kind)
                 else:
@@ -137,14 +137,14 @@ class SingleFile:
                     f"{self.path} and its parts make no {self.pipeline_class} ({first_line(error)}); "
                     "check that --base is of the same family"
                 ) from error
-        return Opened(pipeline, dict(sorted(self.used.items())))
+        return Opened(pipeline, dict(sorted(used.items())))
 
     # Where the parts are: (what is missing or "", file or None for the base, prefix in it)
 
     def _place_vae(self) -> tuple[str, Path | None, str]:
-        for prefix in VAE:
-            if vae_kind(under(prefix, self.header.shapes)):
-                if "vae" not in self.rest.files:
+        if "vae" not in self.rest.files:
+            for prefix in VAE:
+                if vae_kind(under(prefix, self.header.shapes)):
                     return "", self.path, prefix
         channels = self._latent_channels()
         what = f"a VAE ({self.layout.vae}, {channels} channels)"
@@ -218,13 +218,10 @@ class SingleFile:
 
     def _vae(self, tensors: dict[str, Tensor], file: Path, dtype: torch.dtype) -> Any:
         layout = self.layout
-
-        def read() -> dict[str, Any]:
-            if layout.vae == "AutoencoderKLQwenImage":
-                return configs.wan_autoencoder(_shapes(tensors))
-            return {**configs.autoencoder(_shapes(tensors)), **layout.vae_config}
-
-        return build(layout.vae, self._config("vae", read), tensors, file, dtype)
+        wan = layout.vae == "AutoencoderKLQwenImage"
+        read = configs.wan_autoencoder if wan else configs.autoencoder
+        config = self._config("vae", lambda: {**read(_shapes(tensors)), **layout.vae_config})
+        return build(layout.vae, config, tensors, file, dtype)
 
     def _text(self, name: str, text: Text, tensors: dict[str, Tensor], file: Path, dtype: torch.dtype) -> Any:
         import transformers

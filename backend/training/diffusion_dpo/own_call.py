@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Unsupported
 from ...renderers.diffusers.call import CallArguments, decoder
+from ...renderers.diffusers.distilled import embeds_guidance
 from ...renderers.diffusers.pipelines import quiet_copy, set_scheduler
 from ...renderers.diffusers.prompts import embedding_layout, joined
 
@@ -258,7 +259,7 @@ class OwnCall:
         set_scheduler(twin, copy.deepcopy(twin.scheduler))
         set_up(twin)
         call = CallArguments(twin)
-        embeds = bool(getattr(twin.transformer.config, "guidance_embeds", False))
+        embeds = embeds_guidance(twin)
         default = call.known.get("guidance_scale")
         # A scale of 0 turns classifier-free guidance off, in all of them.
         scale = (self.guidance if self.guidance is not None else default) if embeds else default and 0.0

@@ -90,5 +90,12 @@ class Cuts:
 
 
 @pytest.fixture
+def offline(monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("nothing may be fetched"))
+
+
+@pytest.fixture
 def cuts():
     return Cuts

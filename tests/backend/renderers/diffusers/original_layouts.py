@@ -124,6 +124,11 @@ def open_clip(state) -> dict:
     return made
 
 
+def _qkv(state, key: str):
+    """The queries of a layer, named by their key, joined with its keys and values."""
+    return torch.cat([state[re.sub(r"(to|add)_q", rf"\1_{name}", key)] for name in "qkv"])
+
+
 def flux(state) -> dict:
     """FLUX.1's transformer in BFL's names."""
     state, made = dict(state), {}
@@ -243,7 +248,7 @@ def z_image(state) -> dict:
         if ".to_k." in key or ".to_v." in key:
             continue
         if ".to_q." in key:
-            value = torch.cat([state[key.replace("to_q", f"to_{name}")] for name in "qkv"])
+            value = _qkv(state, key)
             key = key.replace("to_q", "qkv")
         key = key.replace("all_final_layer.2-1.", "final_layer.").replace(
             "all_x_embedder.2-1.", "x_embedder."
@@ -333,8 +338,7 @@ def flux2(state) -> dict:
         if re.search(r"to_[kv]\.|add_[kv]_proj", key):
             continue
         if ".to_q." in key or ".add_q_proj." in key:
-            both = [re.sub(r"(to|add)_q", rf"\1_{name}", key) for name in "qkv"]
-            value = torch.cat([state[one] for one in both])
+            value = _qkv(state, key)
         if key.startswith("norm_out"):
             value = torch.cat(value.chunk(2)[::-1])
         if key.startswith("transformer_blocks."):
@@ -395,7 +399,7 @@ def sd3(state) -> dict:
         if re.search(r"to_[kv]\.|add_[kv]_proj", key):
             continue
         if ".to_q." in key or ".add_q_proj." in key:
-            value = torch.cat([state[re.sub(r"(to|add)_q", rf"\1_{name}", key)] for name in "qkv"])
+            value = _qkv(state, key)
         if key.startswith(("norm_out", f"transformer_blocks.{layers - 1}.norm1_context")):
             value = torch.cat(value.chunk(2)[::-1])
         if key.startswith("transformer_blocks."):

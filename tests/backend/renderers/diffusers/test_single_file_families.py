@@ -16,14 +16,9 @@ from reprise.backend.renderers.diffusers.single_files import Rest, SingleFile
 from . import by_the_book as book
 from . import original_layouts as original
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 JOB = Job("a red cat, and a blue dog", 3)
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    import socket
-
-    monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("nothing may be fetched"))
 
 
 def picture(model, **settings):

@@ -17,12 +17,7 @@ from . import by_the_book
 from . import original_layouts as original
 from .drawing import drawn
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    import socket
-
-    monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("nothing may be fetched"))
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def same_weights(pipe, other):
