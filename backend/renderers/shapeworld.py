@@ -6,11 +6,13 @@ They use diffusers' own pipeline classes. The first two also come in a version t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core.model_files import EMBEDDED_WEIGHTS
+from ..core.types import RendererCapabilities
 from ..storage.cache import Cache
 from .diffusers.renderer import DiffusersRenderer
 
@@ -20,164 +22,66 @@ MASKED_WEIGHTS = WEIGHTS.with_name("renderer-masked")
 TURBO_WEIGHTS = WEIGHTS.with_name("renderer-turbo")
 
 
-class ShapeWorldRenderer(DiffusersRenderer):
-    """A tiny FLUX: 128-pixel pictures of coloured shapes, on a CPU in seconds.
+def _capabilities(**fixed: int) -> RendererCapabilities:
+    return replace(DiffusersRenderer.capabilities, shapeworld=True, fixed={"size": 128, **fixed})
+
+
+class EmbeddedRenderer(DiffusersRenderer):
+    """128-pixel pictures of coloured shapes, on a CPU in seconds. The weights were trained with what
+    `capabilities` has as fixed."""
+
+    STEPS = 16
+    GUIDANCE: Mapping[str, float]  # the argument that guides this pipeline, and its value
+    CHUNK = 64  # rows evaluated at once; a row's activations are a few megabytes
+    folder: Path
+
+    def __init__(self, folder: str | Path | None = None, *, cache: Cache | None = None, **settings: Any):
+        given = {"steps": self.STEPS, **self.GUIDANCE, "chunk": self.CHUNK, **settings}
+        fixed: Mapping[str, Any] = self.capabilities.fixed
+        super().__init__(Path(folder or self.folder), cache=cache, **given, **fixed)
+
+
+class ShapeWorldRenderer(EmbeddedRenderer):
+    """A tiny FLUX.
 
     It is guided by true CFG against an empty prompt, so a candidate costs two denoiser rows per step.
     """
 
     name = "shapeworld"
-    SIZE = 128
-    STEPS = 16
-    CFG = 3.0
+    GUIDANCE = {"true_cfg": 3.0}
     TEXT_LENGTH = 48  # tokens; its text encoders were trained with this length
-    CHUNK = 64  # rows evaluated at once; a row's activations are a few megabytes
-    capabilities = replace(
-        DiffusersRenderer.capabilities,
-        shapeworld=True,
-        fixed={"size": SIZE, "max_sequence_length": TEXT_LENGTH},
-    )
-    folder: Path = WEIGHTS
-
-    def __init__(
-        self,
-        folder: str | Path | None = None,
-        *,
-        steps: int = STEPS,
-        true_cfg: float = CFG,
-        chunk: int = CHUNK,
-        dtype: str = "auto",
-        device: str = "auto",
-        cache: Cache | None = None,
-        **settings: Any,
-    ):
-        super().__init__(
-            Path(folder or self.folder),
-            steps=steps,
-            true_cfg=true_cfg,
-            size=self.SIZE,
-            chunk=chunk,
-            dtype=dtype,
-            device=device,
-            max_sequence_length=self.TEXT_LENGTH,
-            cache=cache,
-            **settings,
-        )
+    capabilities = _capabilities(max_sequence_length=TEXT_LENGTH)
+    folder = WEIGHTS
 
 
-class ShapeWorldSDRenderer(DiffusersRenderer):
+class ShapeWorldSDRenderer(EmbeddedRenderer):
     """A tiny Stable Diffusion that draws the same pictures, to see whether what helps one architecture helps
     the other."""
 
     name = "shapeworld-sd"
-    SIZE = 128
-    STEPS = 16
-    GUIDANCE = 3.0  # against an empty prompt: two denoiser rows per step
-    CHUNK = 64
-    capabilities = replace(DiffusersRenderer.capabilities, shapeworld=True, fixed={"size": SIZE})
-    folder: Path = SD_WEIGHTS
-
-    def __init__(
-        self,
-        folder: str | Path | None = None,
-        *,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        chunk: int = CHUNK,
-        dtype: str = "auto",
-        device: str = "auto",
-        cache: Cache | None = None,
-        **settings: Any,
-    ):
-        super().__init__(
-            Path(folder or self.folder),
-            steps=steps,
-            guidance=guidance,
-            size=self.SIZE,
-            chunk=chunk,
-            dtype=dtype,
-            device=device,
-            cache=cache,
-            **settings,
-        )
+    GUIDANCE = {"guidance": 3.0}  # against an empty prompt: two denoiser rows per step
+    capabilities = _capabilities()
+    folder = SD_WEIGHTS
 
 
-class ShapeWorldMaskedRenderer(DiffusersRenderer):
+class ShapeWorldMaskedRenderer(EmbeddedRenderer):
     """A tiny aMUSEd that draws the same pictures from masked tokens, the kind of model PARM was made for."""
 
     name = "shapeworld-masked"
-    SIZE = 128
-    STEPS = 16
-    GUIDANCE = 1.25  # against an empty prompt: two rows per step; a larger scale distorts outlines
-    CHUNK = 64
-    capabilities = replace(DiffusersRenderer.capabilities, shapeworld=True, fixed={"size": SIZE})
-    folder: Path = MASKED_WEIGHTS
-
-    def __init__(
-        self,
-        folder: str | Path | None = None,
-        *,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        chunk: int = CHUNK,
-        dtype: str = "auto",
-        device: str = "auto",
-        cache: Cache | None = None,
-        **settings: Any,
-    ):
-        super().__init__(
-            Path(folder or self.folder),
-            steps=steps,
-            guidance=guidance,
-            size=self.SIZE,
-            chunk=chunk,
-            dtype=dtype,
-            device=device,
-            cache=cache,
-            **settings,
-        )
+    # Against an empty prompt: two rows per step; a larger scale distorts outlines.
+    GUIDANCE = {"guidance": 1.25}
+    capabilities = _capabilities()
+    folder = MASKED_WEIGHTS
 
 
-class ShapeWorldTurboRenderer(DiffusersRenderer):
+class ShapeWorldTurboRenderer(EmbeddedRenderer):
     """A tiny Chroma, distilled from the tiny FLUX to four steps without guidance: one denoiser row a step."""
 
     name = "shapeworld-turbo"
-    SIZE = 128
     STEPS = 4  # or a multiple
-    GUIDANCE = 1.0  # none
-    TEXT_LENGTH = 48  # tokens, as the tiny FLUX
-    CHUNK = 64
-    capabilities = replace(
-        DiffusersRenderer.capabilities,
-        shapeworld=True,
-        fixed={"size": SIZE, "max_sequence_length": TEXT_LENGTH},
-    )
-    folder: Path = TURBO_WEIGHTS
-
-    def __init__(
-        self,
-        folder: str | Path | None = None,
-        *,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        chunk: int = CHUNK,
-        dtype: str = "auto",
-        device: str = "auto",
-        cache: Cache | None = None,
-        **settings: Any,
-    ):
-        super().__init__(
-            Path(folder or self.folder),
-            steps=steps,
-            guidance=guidance,
-            size=self.SIZE,
-            chunk=chunk,
-            dtype=dtype,
-            device=device,
-            max_sequence_length=self.TEXT_LENGTH,
-            cache=cache,
-            **settings,
-        )
+    GUIDANCE = {"guidance": 1.0}  # none
+    capabilities = _capabilities(max_sequence_length=ShapeWorldRenderer.TEXT_LENGTH)
+    folder = TURBO_WEIGHTS
 
 
 class StyledRenderer(ShapeWorldRenderer):

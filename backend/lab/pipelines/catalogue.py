@@ -10,22 +10,17 @@ from collections.abc import Iterator
 # A call ends by returning one of these classes or fields; those that hold pictures.
 _RETURNED = re.compile(r"return (\w*Output)\((\w+)[=)]")
 _ON_PICTURES = re.compile(
-    "Edit|Refiner|Upscale|SuperResolution|Pix2Pix|Layered|GLIGENTextImage|Inpaint|Img2Img|Omni|ToImageRefiner"
+    "Edit|Refiner|Upscale|SuperResolution|Pix2Pix|Layered|GLIGENTextImage|Inpaint|Img2Img|Omni"
 )
-_SEVERAL_STAGES = ("prior_prior", "prior", "super_res_first", "decoder_pipe", "prior_pipe")
+_SEVERAL_STAGES = ("prior_prior", "prior")
 # What cannot be read from a class.
 _REASONS = {
     "OmniGenPipeline": "needs the package torchvision",
-    "PRXPipeline": "needs the package ftfy",
-    "PRXPixelPipeline": "needs the package ftfy",
     "GlmImagePipeline": "a language model draws tokens first; no tiny one here",
     "TextToVideoZeroPipeline": "draws a video",
     "TextToVideoZeroSDXLPipeline": "draws a video",
     "HeliosPipeline": "draws a video",
     "HeliosPyramidPipeline": "draws a video",
-    "DreamLitePipeline": "no tiny one here",
-    "DreamLiteMobilePipeline": "no tiny one here",
-    "BriaFibo2Pipeline": "no tiny one here",
     "KolorsPipeline": "its text encoder ChatGLM has no small config here",
     "KolorsPAGPipeline": "its text encoder ChatGLM has no small config here",
 }
@@ -55,7 +50,7 @@ def why_not(made: type) -> str:
         return _REASONS[name]
     if "controlnet" in parts or "adapter" in parts or "control" in name.lower():
         return "needs a control picture"
-    if _ON_PICTURES.search(name) or _takes_a_picture(made):
+    if _ON_PICTURES.search(name):
         return "works on a picture that is given"
     if any(part in parts for part in _SEVERAL_STAGES):
         return "several stages, each with a denoiser and a scheduler"
@@ -89,8 +84,3 @@ def _results(made: type) -> Iterator[tuple[str, str]]:
             function = inspect.unwrap(vars(base)["__call__"])
             yield from _RETURNED.findall(inspect.getsource(function))
             return
-
-
-def _takes_a_picture(made: type) -> bool:
-    parts = inspect.signature(made.__init__).parameters
-    return "image_encoder" in parts and "unclip" in made.__name__.lower()

@@ -7,9 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from .known import flux
 from .language import TextProcessor, byte_tokenizer, causal_config, gemma2, llama, qwen3, qwen3_vl, qwen25_vl
-from .parts import autoencoder, clip, clip_tokenizer, lively, t5, t5_tokenizer
-from .recent import eightfold_vae, flow, flux2_transformer, flux2_vae, qwen_vae, sana_transformer, sana_vae
+from .parts import (
+    autoencoder,
+    clip,
+    clip_tokenizer,
+    eightfold_vae,
+    flow,
+    flux2_vae,
+    lively,
+    qwen_vae,
+    sana_vae,
+    t5,
+    t5_tokenizer,
+    wan_vae,
+)
+from .recent import flux2_klein, flux2_transformer, sana_transformer
 
 
 def flux2():
@@ -41,9 +55,7 @@ def flux2():
 def flux_kontext():
     from diffusers import FluxKontextPipeline
 
-    from .known import flux
-
-    return FluxKontextPipeline(**{**flux(True).components})
+    return FluxKontextPipeline(**flux(True).components)
 
 
 def sana_sprint():
@@ -192,7 +204,7 @@ def bria():
 
 
 def bria_fibo():
-    from diffusers import AutoencoderKLWan, BriaFiboPipeline, BriaFiboTransformer2DModel
+    from diffusers import BriaFiboPipeline, BriaFiboTransformer2DModel
 
     transformer = BriaFiboTransformer2DModel(
         in_channels=4,
@@ -204,15 +216,7 @@ def bria_fibo():
         text_encoder_dim=16,
         axes_dims_rope=[4, 4, 8],
     )
-    vae = AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False] * 4,
-        latents_mean=[0.1, 0.0, 0.0, 0.1],
-        latents_std=[1.0, 1.0, 1.1, 1.0],
-    )
+    vae = wan_vae(8, [False] * 4)
     return BriaFiboPipeline(
         transformer=lively(transformer, 2),
         scheduler=flow(use_dynamic_shifting=True),
@@ -275,17 +279,9 @@ def prx_pixel():
 
 
 def wan():
-    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+    from diffusers import WanPipeline, WanTransformer3DModel
 
-    vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, 0.0, 0.0, 0.1],
-        latents_std=[1.0, 1.0, 1.1, 1.0],
-    )
+    vae = wan_vae(4, [False, True, True])
     transformer = WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -332,6 +328,7 @@ def ernie():
 
 def nucleus():
     from diffusers import NucleusMoEImagePipeline, NucleusMoEImageTransformer2DModel
+    from torch import nn
 
     transformer = NucleusMoEImageTransformer2DModel(
         in_channels=16,
@@ -345,6 +342,9 @@ def nucleus():
         moe_intermediate_dim=16,
         capacity_factors=2.0,
     )
+    for name, weight in transformer.named_parameters():
+        if ".experts." in name:  # diffusers leaves these as the memory was
+            nn.init.xavier_normal_(weight)
     return NucleusMoEImagePipeline(
         transformer=lively(transformer, 1),
         scheduler=flow(use_dynamic_shifting=True),
@@ -384,8 +384,6 @@ def ideogram4():
 
 def flux2_klein_kv():
     from diffusers import Flux2KleinKVPipeline
-
-    from .recent import flux2_klein
 
     return Flux2KleinKVPipeline(**flux2_klein().components)
 

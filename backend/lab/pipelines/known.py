@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from .parts import autoencoder, clip, clip_tokenizer, lively, t5, t5_tokenizer, t5_wide, unet, vqvae
+from .parts import autoencoder, clip, clip_tokenizer, flow, lively, t5, t5_tokenizer, t5_wide, unet, vqvae
 
 
 def flux(guidance_embeds: bool):
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FluxPipeline, FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -24,7 +24,7 @@ def flux(guidance_embeds: bool):
         guidance_embeds=guidance_embeds,
     )
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
+        scheduler=flow(),
         vae=autoencoder(4, shift_factor=0.1),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(),
@@ -35,7 +35,7 @@ def flux(guidance_embeds: bool):
 
 
 def sd3():
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -51,7 +51,7 @@ def sd3():
     )
     return StableDiffusion3Pipeline(
         transformer=lively(transformer, 2),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
+        scheduler=flow(),
         vae=autoencoder(4, shift_factor=0.1),
         text_encoder=clip(True),
         tokenizer=clip_tokenizer(),
@@ -106,8 +106,8 @@ def sdxl():
     )
 
 
-def pixart_transformer():
-    from diffusers import PixArtTransformer2DModel
+def pixart():
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
     transformer = PixArtTransformer2DModel(
         sample_size=8,
@@ -124,14 +124,8 @@ def pixart_transformer():
         norm_elementwise_affine=False,
         use_additional_conditions=False,
     )
-    return lively(transformer, 2)
-
-
-def pixart():
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
-
     return PixArtSigmaPipeline(
-        transformer=pixart_transformer(),
+        transformer=lively(transformer, 2),
         vae=autoencoder(4),
         scheduler=DPMSolverMultistepScheduler(),
         text_encoder=t5(),

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from .language import TextProcessor, byte_tokenizer, qwen3, qwen3_vl
-from .parts import lively, t5_tokenizer
-from .recent import flow, flux2_vae, qwen_vae
+from .parts import flow, flux2_vae, lively, qwen_vae, t5_tokenizer
 
 
 def flux3():

@@ -5,22 +5,16 @@
 
 from __future__ import annotations
 
-from .known import pixart_transformer
+from .known import pixart, sd1, sd3, sdxl
 from .language import byte_tokenizer, causal_config, llama
-from .parts import autoencoder, clip, clip_tokenizer, lively, t5, t5_tokenizer, unet
-from .recent import eightfold_vae, flow
+from .parts import autoencoder, clip, clip_tokenizer, eightfold_vae, flow, lively, t5, t5_tokenizer, unet
+from .recent import sana
 
 
 def pixart_alpha():
-    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
+    from diffusers import PixArtAlphaPipeline
 
-    return PixArtAlphaPipeline(
-        transformer=pixart_transformer(),
-        vae=autoencoder(4),
-        scheduler=DPMSolverMultistepScheduler(),
-        text_encoder=t5(),
-        tokenizer=t5_tokenizer(),
-    )
+    return PixArtAlphaPipeline(**pixart().components)
 
 
 def latent_consistency():
@@ -328,23 +322,17 @@ def deepfloyd():
 def sd1_pag():
     from diffusers import StableDiffusionPAGPipeline
 
-    from .known import sd1
-
     return StableDiffusionPAGPipeline(**sd1().components, requires_safety_checker=False)
 
 
 def sdxl_pag():
     from diffusers import StableDiffusionXLPAGPipeline
 
-    from .known import sdxl
-
     return StableDiffusionXLPAGPipeline(**sdxl().components, add_watermarker=False)
 
 
 def sd3_pag():
     from diffusers import StableDiffusion3PAGPipeline
-
-    from .known import sd3
 
     parts = sd3().components
     return StableDiffusion3PAGPipeline(
@@ -355,15 +343,11 @@ def sd3_pag():
 def pixart_sigma_pag():
     from diffusers import PixArtSigmaPAGPipeline
 
-    from .known import pixart
-
     return PixArtSigmaPAGPipeline(**pixart().components)
 
 
 def sana_pag():
     from diffusers import SanaPAGPipeline
-
-    from .recent import sana
 
     return SanaPAGPipeline(**sana().components)
 

@@ -1,4 +1,5 @@
-"""Text encoders, tokenizers and autoencoders of a few thousand random weights.
+"""Text encoders, tokenizers, autoencoders and a scheduler: what pipelines share, at a few thousand random
+weights.
 
 Weights are scaled up so that the text and the guidance visibly change the picture; at their default
 initialisation the tiny models would draw the same grey for everything.
@@ -90,6 +91,87 @@ def autoencoder(channels: int, levels: int = 2, **more: Any):
     )
 
 
+def eightfold_vae(channels: int):
+    """An autoencoder of the usual scale, for pipelines that take it for granted."""
+    return autoencoder(channels, levels=4, shift_factor=0.0)
+
+
+def flux2_vae(levels: int = 2):
+    from diffusers import AutoencoderKLFlux2
+
+    return lively(
+        AutoencoderKLFlux2(
+            block_out_channels=(8,) * levels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+        ),
+        1,
+    )
+
+
+def qwen_vae():
+    from diffusers import AutoencoderKLQwenImage
+
+    return lively(
+        AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, -0.1, 0.2, 0.0],
+            latents_std=[1.0, 1.1, 0.9, 1.0],
+        ),
+        1.5,
+    )
+
+
+def sana_vae():
+    from diffusers import AutoencoderDC
+
+    return lively(
+        AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types="ResBlock",
+            decoder_block_types="ResBlock",
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), ()),
+            decoder_qkv_multiscales=((), ()),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.5,
+        ),
+        1.5,
+    )
+
+
+def wan_vae(width: int, downsample: list[bool]):
+    """Not `lively` yet."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=width,
+        z_dim=4,
+        dim_mult=[1] * (len(downsample) + 1),
+        num_res_blocks=1,
+        temperal_downsample=downsample,
+        latents_mean=[0.1, 0.0, 0.0, 0.1],
+        latents_std=[1.0, 1.0, 1.1, 1.0],
+    )
+
+
 def unet(cross: int, **more):
     from diffusers import UNet2DConditionModel
 
@@ -168,3 +250,9 @@ def vqvae():
         model.decoder.conv_out.weight.mul_(0.3)
         model.decoder.conv_out.bias.add_(0.5)
     return model
+
+
+def flow(**config: Any):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**config)

@@ -9,13 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .language import TextProcessor, byte_tokenizer, gemma2, qwen3, qwen3_vl, qwen25_vl
-from .parts import autoencoder, lively, t5, t5_tokenizer
-
-
-def flow(**config: Any):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(**config)
+from .parts import autoencoder, eightfold_vae, flow, flux2_vae, lively, qwen_vae, sana_vae, t5, t5_tokenizer
 
 
 def z_image():
@@ -38,23 +32,6 @@ def z_image():
         text_encoder=qwen3(),
         tokenizer=byte_tokenizer(),
         transformer=lively(transformer, 1.5),
-    )
-
-
-def qwen_vae():
-    from diffusers import AutoencoderKLQwenImage
-
-    return lively(
-        AutoencoderKLQwenImage(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[0.1, -0.1, 0.2, 0.0],
-            latents_std=[1.0, 1.1, 0.9, 1.0],
-        ),
-        1.5,
     )
 
 
@@ -106,25 +83,6 @@ def qwen_image_21():
         text_encoder=qwen3_vl(),
         processor=TextProcessor(),
         transformer=lively(transformer, 2),
-    )
-
-
-def flux2_vae(levels: int = 2):
-    from diffusers import AutoencoderKLFlux2
-
-    return lively(
-        AutoencoderKLFlux2(
-            block_out_channels=(8,) * levels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=2,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            mid_block_add_attention=False,
-        ),
-        1,
     )
 
 
@@ -215,31 +173,6 @@ def chroma():
     )
 
 
-def sana_vae():
-    from diffusers import AutoencoderDC
-
-    return lively(
-        AutoencoderDC(
-            latent_channels=4,
-            attention_head_dim=2,
-            encoder_block_types="ResBlock",
-            decoder_block_types="ResBlock",
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-            downsample_block_type="conv",
-            upsample_block_type="interpolate",
-            decoder_norm_types="rms_norm",
-            decoder_act_fns="silu",
-            scaling_factor=0.5,
-        ),
-        1.5,
-    )
-
-
 def sana_transformer(**more: Any):
     from diffusers import SanaTransformer2DModel
 
@@ -298,11 +231,6 @@ def lumina2():
         text_encoder=gemma2(),
         tokenizer=byte_tokenizer(),
     )
-
-
-def eightfold_vae(channels: int):
-    """An autoencoder of the usual scale, for pipelines that take it for granted."""
-    return autoencoder(channels, levels=4, shift_factor=0.0)
 
 
 RECENT = {

@@ -38,7 +38,7 @@ from ...shapeworld.tokenizers import clip_tokenizer
 from .assemble import write_pipeline
 from .autoencoder import SCENES, reconstruction_error, to_tensor
 from .flux import LayoutHead, layout
-from .muon import Muon
+from .muon import Muon, muon_and_adamw
 from .stable_diffusion import TEXT_LENGTH, TEXT_STEPS, TEXT_WIDTH, ground_text_encoder, read_text, tokenize
 from .training import WeightsLoop, update_average
 
@@ -327,15 +327,6 @@ def random_mask(tokens: torch.Tensor) -> torch.Tensor:
     return (rank < (share * SIDE * SIDE).ceil().clamp(min=1)).view_as(tokens)
 
 
-def optimizers_for(model: AmusedWithLayout) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices, others = [], []
-    for name, p in model.named_parameters():
-        inside = "_block." in name or "transformer_layers." in name
-        (matrices if inside and p.ndim == 2 else others).append(p)
-    return [Muon(matrices, lr=RATE), torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)]
-
-
 def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES, log=print) -> Path:
     """Trains on autoencoder and frozen text encoder in `work/masked`; saves `work/masked/transformer`."""
     from transformers import CLIPTextModelWithProjection
@@ -350,9 +341,8 @@ def train_transformer(work: Path, seed: int = 0, steps: int = STEPS, scenes: int
     model, words = AmusedWithLayout().train(), clip_tokenizer(TEXT_LENGTH)
     average = copy.deepcopy(model).requires_grad_(False)
     both = nn.ModuleDict({"model": model, "average": average})
-    loop = WeightsLoop(
-        both, optimizers_for(model), work / "masked" / "transformer.ckpt", steps, seed, log=log
-    )
+    optimizers = muon_and_adamw(model, "_block.", "transformer_layers.", rate=RATE)
+    loop = WeightsLoop(both, optimizers, work / "masked" / "transformer.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         chosen = [rng.randrange(len(known)) for _ in range(BATCH)]

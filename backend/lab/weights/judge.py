@@ -33,7 +33,7 @@ from ...shapeworld.tokenizers import vocabulary_words
 from .assemble import replace_folder
 from .grounding import MERGED, PATCH, TOKENS, NounGrounding, patch_naming, to_pixels
 from .judge_data import DESCRIBE, by_task, sample_batch
-from .muon import Muon
+from .muon import muon_and_adamw
 from .training import WeightsLoop
 
 SEED = 11
@@ -132,14 +132,6 @@ def untrained(folder: Path) -> None:
     made.save_pretrained(folder)
 
 
-def optimizers_for(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices, others = [], []
-    for name, p in model.named_parameters():
-        (matrices if ".layers." in name and p.ndim == 2 else others).append(p)
-    return [Muon(matrices, lr=rate), torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
-
-
 def train_vision(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Callable = print) -> Path:
     """The first stage; saves `work/see`."""
     done = work / "see"
@@ -158,7 +150,7 @@ def train_vision(work: Path, seed: int = SEED, steps: int = SEE_STEPS, log: Call
         part.requires_grad_(True)
     eyes.scale.requires_grad_(True)
     trained = nn.ModuleDict({"vision": model.model.vision_model, "connector": model.model.connector})
-    optimizers = optimizers_for(trained, SEE_RATE)
+    optimizers = muon_and_adamw(trained, ".layers.", rate=SEE_RATE)
     optimizers[1].add_param_group({"params": [eyes.scale, model.get_input_embeddings().weight]})
     loop = WeightsLoop(eyes, optimizers, work / "see.ckpt", steps, seed, log=log)
 
@@ -191,7 +183,8 @@ def train_base(work: Path, seed: int = SEED, steps: int = BASE_STEPS, log: Calla
     cases, recent = by_task(), defaultdict[str, list[float]](list)
     finding = NounGrounding(vlm.model, vlm.tokenizer)
     both = nn.ModuleDict({"eyes": eyes, "finding": finding})
-    loop = WeightsLoop(both, optimizers_for(both, BASE_RATE), work / "base.ckpt", steps, seed, log=log)
+    optimizers = muon_and_adamw(both, ".layers.", rate=BASE_RATE)
+    loop = WeightsLoop(both, optimizers, work / "base.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         asks, scenes = sample_batch(rng, cases, BASE_BATCH)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -50,3 +50,16 @@ class Muon(torch.optim.Optimizer):
                 for (p, _), u in zip(pairs, orthogonalise(stacked), strict=True):
                     u = (u.mT if tall else u).reshape(p.shape)
                     p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(u, alpha=scale)
+
+
+def muon_and_adamw(
+    model: nn.Module, *inside: str, rate: float, decay: float = 0.01, kernels: bool = False
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices (and convolution `kernels`) with one of `inside` in their names, AdamW with the
+    weight `decay` for everything else."""
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        chosen = any(part in name for part in inside) and (p.ndim == 2 or kernels and p.ndim > 2)
+        (matrices if chosen else others).append(p)
+    adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=decay)
+    return [Muon(matrices, lr=rate), adam]

@@ -24,7 +24,7 @@ from ...shapeworld.tokenizers import clip_tokenizer
 from .assemble import write_pipeline
 from .autoencoder import SCENES, encoded_scenes
 from .flux import LATENT_CHANNELS, LATENT_SIZE, LAYOUT_WEIGHT, LayoutHead, layout
-from .muon import Muon
+from .muon import muon_and_adamw
 from .text_encoders import Reader, captioned_scenes
 from .training import WeightsLoop, update_average
 
@@ -103,11 +103,7 @@ def ground_text_encoder(work: Path, projected: bool, seed: int, steps: int, log=
     work.mkdir(exist_ok=True)
     torch.manual_seed(seed)
     model, tokenizer = ClipGrounding(new_text_encoder(projected)), clip_tokenizer(TEXT_LENGTH)
-    matrices, others = [], []
-    for name, p in model.named_parameters():
-        (matrices if "encoder.layers" in name and p.ndim == 2 else others).append(p)
-    adam = torch.optim.AdamW(others, lr=TEXT_RATE, weight_decay=0.01, betas=(0.9, 0.98))
-    optimizers = [Muon(matrices, lr=TEXT_RATE), adam]
+    optimizers = muon_and_adamw(model, "encoder.layers", rate=TEXT_RATE)
     loop = WeightsLoop(model, optimizers, work / "text.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
@@ -180,14 +176,6 @@ class UNetWithLayout(nn.Module):
         return self.layout.loss(self.features, layouts)
 
 
-def optimizers_for(model: UNetWithLayout) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices and kernels inside the blocks, AdamW for everything else."""
-    matrices, others = [], []
-    for name, p in model.named_parameters():
-        (matrices if "_blocks." in name and p.ndim > 1 else others).append(p)
-    return [Muon(matrices, lr=RATE), torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)]
-
-
 def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCENES, log=print) -> Path:
     """Trains on the frozen text encoder in `work/sd` and the autoencoder in `work`; saves `work/sd/unet`."""
     from diffusers import AutoencoderTiny
@@ -206,7 +194,8 @@ def train_unet(work: Path, seed: int = 0, steps: int = STEPS, scenes: int = SCEN
     model, tokenizer, scheduler = UNetWithLayout().train(), clip_tokenizer(TEXT_LENGTH), new_scheduler()
     average = copy.deepcopy(model).requires_grad_(False)
     both = nn.ModuleDict({"model": model, "average": average})
-    loop = WeightsLoop(both, optimizers_for(model), work / "sd" / "unet.ckpt", steps, seed, log=log)
+    optimizers = muon_and_adamw(model, "_blocks.", rate=RATE, kernels=True)
+    loop = WeightsLoop(both, optimizers, work / "sd" / "unet.ckpt", steps, seed, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
         chosen = [rng.randrange(len(known)) for _ in range(BATCH)]

@@ -29,7 +29,7 @@ from ...shapeworld.prompts import prompts
 from ...shapeworld.scenes import GROUNDS, random_scene
 from .assemble import write_pipeline
 from .flux import image_ids
-from .muon import Muon
+from .muon import muon_and_adamw
 from .text_encoders import TEXT_LENGTH, tokenize
 from .training import WeightsLoop, save_whole, update_average
 
@@ -138,11 +138,7 @@ def teach_grounds(pipeline: Any, work: Path, seed: int, steps: int, log=print) -
         return T5EncoderModel.from_pretrained(done).eval()
     before, tokenizer = pipeline.text_encoder_2, pipeline.tokenizer_2
     encoder = copy.deepcopy(before)
-    matrices, others = [], []
-    for name, p in encoder.named_parameters():
-        (matrices if name.startswith("encoder.block") and p.ndim == 2 else others).append(p)
-    adam = torch.optim.AdamW(others, GROUND_RATE, (0.9, 0.98), weight_decay=0.0)
-    optimizers = [Muon(matrices, lr=GROUND_RATE), adam]
+    optimizers = muon_and_adamw(encoder, "encoder.block.", rate=GROUND_RATE, decay=0.0)
     loop = WeightsLoop(encoder, optimizers, work / "text.ckpt", steps, seed, warmup=20, log=log)
 
     def take_step(rng: random.Random, step: int) -> float:
@@ -270,7 +266,8 @@ def train_turbo(
     average = copy.deepcopy(student).requires_grad_(False)
     both = nn.ModuleDict({"model": student, "average": average})
     denoise = torch.compile(student) if compiled else student
-    loop = WeightsLoop(both, _optimizers(student), work / "turbo.ckpt", steps, seed, warmup=30, log=log)
+    optimizers = muon_and_adamw(student, "blocks.", rate=RATE, decay=0.0)
+    loop = WeightsLoop(both, optimizers, work / "turbo.ckpt", steps, seed, warmup=30, log=log)
     fixed = {"txt_ids": torch.zeros(TEXT_LENGTH, 3), "img_ids": image_ids(), "return_dict": False}
 
     def error(model: Any, chosen: list[int], window: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -309,14 +306,6 @@ def train_turbo(
     loop.run(take_step, log_every=25)
     average.eval().save_pretrained(done)
     return done
-
-
-def _optimizers(student: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices, others = [], []
-    for name, p in student.named_parameters():
-        (matrices if p.ndim == 2 and "blocks." in name else others).append(p)
-    return [Muon(matrices, lr=RATE), torch.optim.AdamW(others, RATE, (0.9, 0.98), weight_decay=0.0)]
 
 
 def chroma_pipeline(flux: Any, transformer: Any, text_encoder: Any) -> Any:

@@ -98,13 +98,14 @@ class PromptEncoder:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
             results.append(self._kept[key])
-            if shared not in self._layouts:
-                self._layouts[shared] = embedding_layout(results[0], encode(texts, 2))
-        layout = self._layouts[shared]
+            # A mask is left out where it hides nothing, so results of one pipeline may be of several kinds.
+            kind = (shared, _kind(results[-1]))
+            if kind not in self._layouts:
+                self._layouts[kind] = embedding_layout(results[-1], encode(texts, 2))
         kinds = [_shapes(result) for result in results]
         if any(kind != kinds[0] for kind in kinds):
             raise Ragged(kinds)
-        return joined(results, (), layout)
+        return joined(results, (), self._layouts[shared, _kind(results[0])])
 
     @contextlib.contextmanager
     def once(self, encoders: Sequence[nn.Module]):
@@ -213,6 +214,15 @@ def _shapes(value: Any) -> Any:
         return tuple(value.shape)
     if isinstance(value, (list, tuple)):
         return tuple(map(_shapes, value))
+    return type(value).__name__
+
+
+def _kind(value: Any) -> Any:
+    """A result of `encode_prompt` without its sizes."""
+    if hasattr(value, "ndim"):
+        return value.ndim
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
     return type(value).__name__
 
 

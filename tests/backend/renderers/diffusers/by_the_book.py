@@ -3,7 +3,7 @@ that their configs can be read off their weights."""
 
 import torch
 
-from reprise.backend.lab.pipelines.parts import lively, t5_tokenizer
+from reprise.backend.lab.pipelines.parts import flow, lively, t5_tokenizer
 
 
 def clip(hidden: int, projection: bool = False):
@@ -142,7 +142,7 @@ def sdxl():
 
 
 def flux(guidance_embeds: bool = True):
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FluxPipeline, FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
         in_channels=64,
@@ -156,7 +156,7 @@ def flux(guidance_embeds: bool = True):
         guidance_embeds=guidance_embeds,
     )
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
+        scheduler=flow(
             shift=3.0,
             use_dynamic_shifting=True,
             base_shift=0.5,
@@ -164,9 +164,7 @@ def flux(guidance_embeds: bool = True):
             base_image_seq_len=256,
             max_image_seq_len=4096,
         ),
-        vae=autoencoder(
-            16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
-        ),
+        vae=flux_vae(),
         text_encoder=clip(64),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5(),
@@ -234,12 +232,6 @@ def sd3(second: bool = False):
         text_encoder_3=t5(192),
         tokenizer_3=t5_tokenizer(),
     )
-
-
-def flow(**config):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(**config)
 
 
 def flux_vae():

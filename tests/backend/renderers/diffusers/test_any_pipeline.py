@@ -14,6 +14,7 @@ from reprise.backend.lab.pipelines.known import KNOWN
 from reprise.backend.lab.pipelines.recent import RECENT
 from reprise.backend.renderers.diffusers import call
 from reprise.backend.renderers.diffusers.devices import models_of
+from reprise.backend.renderers.diffusers.prompts import PromptEncoder
 from reprise.backend.renderers.diffusers.renderer import DiffusersRenderer
 
 # Prompts of different lengths: their embeddings have different shapes in most of these pipelines.
@@ -21,8 +22,8 @@ JOBS = [Job("a red cat", 11), Job("two blue dogs", 12), Job("a red cat", 13), Jo
 STEPS = 4
 # Those that `make test` draws: lists of tensors, prompts of different lengths, ids with a batch, a cache.
 SHORT = ("z-image", "qwen-image", "flux2-klein", "qwen-image-2.1", "sana-sprint", "flux3")
-# They want packages that are not installed, or their weights are not finite at this size.
-NOT_DRAWN = ("prx", "prx-pixel", "omnigen", "nucleus")
+# They want packages that are not installed.
+NOT_DRAWN = ("prx", "prx-pixel", "omnigen")
 EACH = [
     pytest.param(name, marks=[] if name in SHORT else pytest.mark.long)
     for name in EVERY
@@ -115,6 +116,19 @@ def test_another_size_than_asked_for_is_refused_before_the_first_step(tiny, monk
     monkeypatch.setattr(call, "check_size_prepared", lambda *_: None)
     with pytest.raises(BadInput, match=r"give --size 64x128"):
         draw.render(JOBS[:1])
+
+
+def test_a_mask_that_only_some_prompts_have_is_each_prompts_own(tiny):
+    """NucleusMoE leaves it out where a prompt fills its length. After such a prompt all of a batch had
+    the mask of the first."""
+    own = tiny("nucleus").encode_prompt
+    pipe = copy.copy(tiny("nucleus"))
+    PromptEncoder(pipe).install(pipe)
+    assert pipe.encode_prompt(["a photo"])[1] is None
+    prompts = ["a red cat", "two blue dogs"]
+    mask = pipe.encode_prompt(prompts)[1]
+    assert mask.sum(1).tolist() == [306, 310]
+    assert torch.equal(mask, torch.cat([own([prompt])[1] for prompt in prompts]))
 
 
 @pytest.mark.parametrize("name", MOST_USED)
